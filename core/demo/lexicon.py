@@ -1,15 +1,69 @@
 """The words of the demo world: who, what, where, and what follows from what."""
 
-GIRLS = "Mia Lily Anna Rosa Emma Zoe Ella Ivy Nora Ruby Clara Lucy".split()
-BOYS = "Tom Ben Max Sam Leo Jack Finn Hugo Oscar Adam Paul Noah".split()
+GIRLS = [
+    "Mia",
+    "Lily",
+    "Anna",
+    "Rosa",
+    "Emma",
+    "Zoe",
+    "Ella",
+    "Ivy",
+    "Nora",
+    "Ruby",
+    "Clara",
+    "Lucy",
+]
+BOYS = ["Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Finn", "Hugo", "Oscar", "Adam", "Paul", "Noah"]
 NAMES = GIRLS + BOYS
 ADULTS = ["Grandma", "Grandpa", "Mom", "Dad", "Aunt May", "Uncle Bob"]
 
-COLOURS = "red blue green yellow white black brown pink purple orange grey golden".split()
-THINGS = (
-    "ball kite hat book cup box doll drum bell lamp boat ring scarf bag basket spoon blanket key "
-    "robot flute brush mirror ribbon bucket shovel whistle map clock pillow mask"
-).split()
+COLOURS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "white",
+    "black",
+    "brown",
+    "pink",
+    "purple",
+    "orange",
+    "grey",
+    "golden",
+]
+THINGS = [
+    "ball",
+    "kite",
+    "hat",
+    "book",
+    "cup",
+    "box",
+    "doll",
+    "drum",
+    "bell",
+    "lamp",
+    "boat",
+    "ring",
+    "scarf",
+    "bag",
+    "basket",
+    "spoon",
+    "blanket",
+    "key",
+    "robot",
+    "flute",
+    "brush",
+    "mirror",
+    "ribbon",
+    "bucket",
+    "shovel",
+    "whistle",
+    "map",
+    "clock",
+    "pillow",
+    "mask",
+]
 
 COUNTABLES = {
     "apple": "apples",
@@ -29,10 +83,22 @@ COUNTABLES = {
     "marble": "marbles",
     "feather": "feathers",
 }
-EDIBLE = "apple pear plum nut cookie cherry carrot cake".split()
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve"
-).split()
+EDIBLE = ["apple", "pear", "plum", "nut", "cookie", "cherry", "carrot", "cake"]
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 
 PLACES = {
     "garden": "in",
@@ -80,8 +146,21 @@ SIGHTS = {
 }
 SPOTS = ["under a tree", "behind a wall", "near the path", "on the ground", "on a bench"]
 
-ANIMALS = "cat dog rabbit duck mouse fox owl frog hen goat pony turtle".split()
-PETS = "Biscuit Pepper Coco Fluffy Shadow Snowy Lucky Sunny".split()
+ANIMALS = [
+    "cat",
+    "dog",
+    "rabbit",
+    "duck",
+    "mouse",
+    "fox",
+    "owl",
+    "frog",
+    "hen",
+    "goat",
+    "pony",
+    "turtle",
+]
+PETS = ["Biscuit", "Pepper", "Coco", "Fluffy", "Shadow", "Snowy", "Lucky", "Sunny"]
 SIZES = ["small", "big", "little", "fat", "thin"]
 ANTICS = [
     "jumped over a log",
@@ -93,7 +172,7 @@ ANTICS = [
     "looked for food",
     "chased a leaf",
 ]
-TRAITS = "kind brave clever shy funny quiet cheerful curious".split()
+TRAITS = ["kind", "brave", "clever", "shy", "funny", "quiet", "cheerful", "curious"]
 
 NEEDS = {
     "hungry": ("ate some bread", "eat some bread"),

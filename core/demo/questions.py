@@ -1,0 +1,72 @@
+"""Multiple-choice questions over the demo world, for several skills.
+
+A question is an unseen story, cut where it asks about itself: the context is the story's text up
+to the answer, the choices are continuations of it, so a language model answers by giving one
+continuation a higher log-likelihood than the others. The stories are of the split ``questions``,
+which shares none with training, calibration or the held-out text.
+
+Wrong choices are the tempting ones: other names, places and colours of the same story first, the
+nearest other numbers. The number of choices per skill is fixed, so chance is known (`CHANCE`).
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from core.demo.world import Probe, tell
+
+CHOICES: dict[str, int] = {
+    "possession": 3,
+    "counting": 4,
+    "location": 4,
+    "colour": 4,
+    "order": 4,
+    "cause": 4,
+    "opposite": 4,
+    "compare": 2,
+}
+"""How many choices the questions of each skill have."""
+
+SKILLS: tuple[str, ...] = tuple(CHOICES)
+"""possession: who has a thing after it changed hands; counting: how many after adding or taking;
+location: where somebody or something is; colour: recall; order: where somebody was before;
+cause: what a feeling leads to or comes from; opposite: of a word; compare: who has more."""
+
+CHANCE: dict[str, float] = {skill: 1 / count for skill, count in CHOICES.items()}
+"""The accuracy of guessing."""
+
+
+def question(context: str, probe: Probe, rng: random.Random) -> dict[str, Any]:
+    """Return one question with its choices in random order."""
+    choices = [probe.answer, *probe.others[: CHOICES[probe.skill] - 1]]
+    rng.shuffle(choices)
+    return {
+        "skill": probe.skill,
+        "context": context,
+        "choices": choices,
+        "answer": choices.index(probe.answer),
+    }
+
+
+def questions(skill: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return ``count`` questions of a skill, each from another story.
+
+    Each has ``skill``, ``context`` (it ends without a space), ``choices`` (each begins with one)
+    and ``answer``, the index of the right choice. The same seed gives the same questions.
+
+    Raises:
+        ValueError: There is no such skill.
+    """
+    if skill not in CHOICES:
+        raise ValueError(f"There is no skill {skill!r}; there are {', '.join(SKILLS)}.")
+    rng = random.Random(f"depthcut {skill} {seed}")
+    told = tell(seed, "questions")
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        story = next(told)
+        probes = [probe for probe in story.probes if probe.skill == skill]
+        if probes:
+            probe = rng.choice(probes)
+            found.append(question(story.text[: probe.start], probe, rng))
+    return found

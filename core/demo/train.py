@@ -1,0 +1,279 @@
+"""Train the demo checkpoint from nothing: ``python -m core.demo.train --out DIR``.
+
+A plain recipe: a tokenizer trained on the stories, a randomly initialised LlamaForCausalLM,
+AdamW on next-token cross entropy over packed rows, warm-up, a constant rate, then a linear decay.
+No dropout, no layer drop, no edited weights. The defaults are what the bundled checkpoint was
+trained with. Every step depends on the seed and its number alone, so ``--resume`` goes on where
+the last save was, to the same result as a run without a break on the same device and threads.
+
+DIR gets a Hugging Face folder `checkpoint/`, the loss curve `training.csv`, and
+`training.pt` (optimizer state, for ``--resume``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from core.demo.tokenizer import CONTEXT, train_tokenizer
+from core.demo.world import stories
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how."""
+
+    steps: int = 3600
+    """Optimizer steps."""
+    seed: int = 1234
+    """Seed of the weights, the text and the order of the rows."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 1
+    """CPU threads of torch."""
+    blocks: int = 16
+    """Decoder blocks."""
+    hidden: int = 128
+    """Width of the residual stream."""
+    intermediate: int = 256
+    """Width of the MLP."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 2
+    """Key/value heads."""
+    vocabulary: int = 1280
+    """Tokens of the byte-level BPE."""
+    stories: int = 40000
+    """Training stories; they are gone through again, in a new order, when used up."""
+    length: int = 512
+    """Tokens per row."""
+    batch: int = 4
+    """Rows per step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    decay: float = 0.3
+    """Share of the steps over which the rate falls linearly to zero at the end."""
+    weight_decay: float = 0.1
+    """AdamW's decay of the matrices; norms are not decayed."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    every: int = 100
+    """Steps between measurements of the held-out loss, each with a save."""
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return a model with random weights, outputs of the branches scaled by 1/sqrt(2 blocks)."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.blocks,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                weight.normal_(0.0, weight.shape[1] ** -0.5)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_((2 * recipe.blocks) ** -0.5)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=0.8,
+    )
+    return model
+
+
+def pack(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
+    """Return the texts as rows ``[rows, length]``: each story between BOS and EOS, end to end."""
+    stream: list[int] = []
+    for encoded in tokenizer._tokenizer.encode_batch(texts):
+        stream += [*encoded.ids, tokenizer.eos_token_id]
+    rows = len(stream) // length
+    return torch.tensor(stream[: rows * length]).view(rows, length)
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Return the rate of a step: linear warm-up, constant, linear decay to zero."""
+    left = (recipe.steps - step) / max(1.0, recipe.steps * recipe.decay)
+    return recipe.lr * min(1.0, (step + 1) / recipe.warmup, left)
+
+
+def batch_rows(step: int, rows: int, recipe: Recipe) -> torch.Tensor:
+    """Return the row numbers of a step: each pass over the rows has its own random order."""
+    per_pass = rows // recipe.batch
+    turn, place = divmod(step, per_pass)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(recipe.seed + turn))
+    return order[place * recipe.batch : (place + 1) * recipe.batch]
+
+
+def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean next-token cross entropy of rows ``[batch, tokens]``, in nats."""
+    logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def heldout_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
+    """Return the mean loss over held-out rows."""
+    return sum(loss_of(model, part).item() * len(part) for part in rows.split(16)) / len(rows)
+
+
+def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices but not norms."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+
+
+def save_checkpoint(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Write a Hugging Face folder; it appears whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def save_state(path: Path, state: dict[str, object]) -> None:
+    """Write the state of the training; the old file stays until the new one is whole."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    """Write the loss curve as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(curve[0]))
+        writer.writeheader()
+        writer.writerows(curve)
+
+
+def train(recipe: Recipe, out: Path, resume: bool = False, stop: int | None = None) -> float:
+    """Train by the recipe and return the last held-out loss in nats per token.
+
+    Args:
+        recipe: What is trained, and how.
+        out: The folder that gets `checkpoint/`, `training.csv` and `training.pt`.
+        resume: Go on from `training.pt` where there is one.
+        stop: Save and stop before this step, as an interruption would.
+    """
+    torch.set_num_threads(recipe.threads)
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    out.mkdir(parents=True, exist_ok=True)
+    texts = stories(recipe.stories, recipe.seed, "train")
+    tokenizer = train_tokenizer(texts[:4000], recipe.vocabulary)
+    rows = pack(texts, tokenizer, recipe.length)
+    heldout = pack(stories(100, recipe.seed, "heldout"), tokenizer, recipe.length).to(device)
+    print(f"{rows.numel():,} training tokens, {heldout.numel():,} held out", file=sys.stderr)
+
+    model = build_model(recipe, tokenizer).to(device)
+    optimizer = optimizer_for(model, recipe)
+    state_file = out / "training.pt"
+    first, curve, spent = 0, [], 0.0
+    if resume and state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, curve, spent = state["step"], state["curve"], state["seconds"]
+
+    started, losses = time.monotonic() - spent, []
+    last = min(recipe.steps, stop or recipe.steps)
+    measured = math.nan
+    for step in range(first, last):
+        rate = learning_rate(step, recipe)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of(model, rows[batch_rows(step, len(rows), recipe)].to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        done = step + 1
+        if done % recipe.every and done != last:
+            continue
+        measured = heldout_loss(model, heldout)
+        curve.append(
+            {
+                "step": done,
+                "tokens": done * recipe.batch * recipe.length,
+                "loss": round(sum(losses) / len(losses), 4),
+                "heldout_loss": round(measured, 4),
+                "lr": round(rate, 7),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
+        losses = []
+        print(json.dumps(curve[-1]), file=sys.stderr, flush=True)
+        save_state(
+            state_file,
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": done,
+                "curve": curve,
+                "seconds": time.monotonic() - started,
+            },
+        )
+        save_checkpoint(model, tokenizer, out / "checkpoint")
+        write_curve(out / "training.csv", curve)
+    return measured
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the recipe from the command line; every field of `Recipe` is an option."""
+    parser = argparse.ArgumentParser(prog="python -m core.demo.train", description=Recipe.__doc__)
+    for option in fields(Recipe):
+        flag = "--" + option.name.replace("_", "-")
+        kind = type(option.default)
+        parser.add_argument(flag, type=kind, default=option.default, help=f"({option.default})")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="go on from the last save")
+    given = vars(parser.parse_args(arguments))
+    out, resume = given.pop("out"), given.pop("resume")
+    train(Recipe(**given), out, resume)
+
+
+if __name__ == "__main__":
+    main()
