@@ -1,0 +1,40 @@
+"""``python -m core inspect CHECKPOINT``: what a checkpoint is, as JSON."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from core import checkpoint
+from core.progress import Progress
+from core.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSpec:
+    """Tell what a checkpoint is, from its config and headers."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+
+
+class StderrProgress(Progress):
+    """Progress of a command that leaves no run directory: lines on standard error."""
+
+    def log(self, message: str) -> None:
+        """Print one line."""
+        print(message, file=sys.stderr, flush=True)
+
+
+def run(spec: InspectSpec) -> dict[str, Any]:
+    """Return what is printed: `CheckpointInfo.to_dict` with the schema version.
+
+    Raises `CheckpointError` for anything that keeps the checkpoint from being used.
+    """
+    name = spec.checkpoint
+    if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+        from core import hub
+
+        return {"schema": 1, **hub.inspect(name, StderrProgress()).to_dict()}
+    folder = checkpoint.resolve(name, StderrProgress(), allow_config_only=True)
+    return {"schema": 1, **checkpoint.inspect(folder).to_dict()}
