@@ -1,0 +1,1 @@
+"""Choosing blocks and cutting them out."""

@@ -1,0 +1,274 @@
+"""Which blocks to drop: by a criterion, protection, and how much to remove.
+
+A plan is a choice, not a cut: it names blocks in removal order and what will be left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.checkpoint import CheckpointInfo
+from core.errors import DataError, PlanError
+from core.prune.scores import BlockScores, canonical
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice of blocks; parameters and ratio are None where no checkpoint was given."""
+
+    drop: tuple[int, ...]
+    """Blocks to remove, in removal order (an angular range: ascending)."""
+    keep: tuple[int, ...]
+    criterion: str
+    protected: tuple[int, ...]
+    """Blocks that were not offered for removal."""
+    params: int | None
+    """Parameters left."""
+    ratio: float | None
+    """Share of all parameters that is removed."""
+    params_before: int | None
+    blocks: int
+    available: int
+    """The most blocks that could be dropped under this protection."""
+    requested: dict[str, float | int]
+    """What was asked for: count, ratio or params."""
+    protect_first: int
+    protect_last: int
+    scores: str | None
+    checkpoint: str | None
+    seed: int | None
+    """Of the random control; None for all others."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        value = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+
+
+def default_protection(blocks: int) -> tuple[int, int]:
+    """Return how many first and last blocks are protected unless said otherwise.
+
+    The first 4 and last 2 (Kim et al., arXiv 2402.02834) from 12 blocks up, 1 and 1 below, none
+    with 2 blocks or fewer.
+    """
+    if blocks >= 12:
+        return 4, 2
+    return (1, 1) if blocks > 2 else (0, 0)
+
+
+def parameters_after(info: CheckpointInfo, drop: Sequence[int]) -> int:
+    """Return the exact number of parameters left without the blocks ``drop``."""
+    return info.parameters - sum(info.block_parameters[block] for block in set(drop))
+
+
+def check_drop(drop: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """Return ``drop`` if these blocks can be dropped from ``blocks``; raises `PlanError`."""
+    for block in drop:
+        if not 0 <= block < blocks:
+            raise PlanError(
+                f"There is no block {block}: the checkpoint has {blocks} blocks.",
+                f"Blocks are counted from 0 to {blocks - 1}.",
+            )
+    twice = sorted({block for block in drop if list(drop).count(block) > 1})
+    if twice:
+        raise PlanError(f"Block {twice[0]} is named twice.", "Name each block once.")
+    if not drop:
+        raise PlanError("No blocks are selected.", "Name at least one block to drop.")
+    if len(drop) >= blocks:
+        raise PlanError(
+            f"All {blocks} blocks are selected.", "Leave at least one block in the model."
+        )
+    return tuple(drop)
+
+
+def choose(
+    scores: BlockScores | None,
+    criterion: str,
+    *,
+    count: int | None = None,
+    ratio: float | None = None,
+    params: int | None = None,
+    info: CheckpointInfo | None = None,
+    protect_first: int | None = None,
+    protect_last: int | None = None,
+    seed: int = 1234,
+) -> Plan:
+    """Choose blocks by ``criterion`` and exactly one of ``count``, ``ratio`` and ``params``.
+
+    ``ratio`` (share of all parameters to remove) and ``params`` (parameters to be left) take the
+    nearest reachable number of blocks, at least one, and need ``info``. ``scores`` may be None for
+    the controls ``last`` and ``random`` when ``info`` is given.
+
+    Raises `PlanError` where more is asked for than protection leaves, `DataError` where the scores
+    do not serve.
+    """
+    name = canonical(criterion)
+    blocks = _blocks(scores, info)
+    first, last = _protection(blocks, protect_first, protect_last)
+    protected = (*range(first), *range(blocks - last, blocks))
+    available = min(blocks - first - last, blocks - 1)
+    if scores is None and name not in ("last", "random"):
+        raise DataError(f"The criterion {name} needs scores.", "Give an importance run or a CSV.")
+    pick = _picker(scores, name, blocks, first, last, seed)
+    requested = _requested(count, ratio, params)
+    number = _number(requested, pick, available, info, first, last)
+    drop = pick(number)
+    left = parameters_after(info, drop) if info else None
+    return Plan(
+        drop=drop,
+        keep=tuple(block for block in range(blocks) if block not in drop),
+        criterion=name,
+        protected=protected,
+        params=left,
+        ratio=1 - left / info.parameters if info and left is not None else None,
+        params_before=info.parameters if info else None,
+        blocks=blocks,
+        available=available,
+        requested=requested,
+        protect_first=first,
+        protect_last=last,
+        scores=scores.source if scores else None,
+        checkpoint=info.path if info else None,
+        seed=seed if name == "random" else None,
+    )
+
+
+def _blocks(scores: BlockScores | None, info: CheckpointInfo | None) -> int:
+    if scores and info and scores.blocks != info.blocks:
+        raise PlanError(
+            f"{scores.source} scores {scores.blocks} blocks, the checkpoint has {info.blocks}.",
+            "Give the scores of this checkpoint.",
+        )
+    if info:
+        return info.blocks
+    if scores:
+        return scores.blocks
+    raise PlanError("A plan needs scores or a checkpoint.", "Give at least one of them.")
+
+
+def _protection(blocks: int, first: int | None, last: int | None) -> tuple[int, int]:
+    defaults = default_protection(blocks)
+    first = defaults[0] if first is None else first
+    last = defaults[1] if last is None else last
+    if first < 0 or last < 0 or first + last > blocks:
+        raise PlanError(
+            f"Protecting the first {first} and last {last} of {blocks} blocks is not possible.",
+            f"Together they can be at most {blocks}, each at least 0.",
+        )
+    return first, last
+
+
+def _requested(
+    count: int | None, ratio: float | None, params: int | None
+) -> dict[str, float | int]:
+    given = {
+        name: value
+        for name, value in (("count", count), ("ratio", ratio), ("params", params))
+        if value is not None
+    }
+    if len(given) != 1:
+        raise PlanError(
+            f"{len(given)} of --count, --ratio and --params are given.", "Give exactly one of them."
+        )
+    if count is not None and count < 1:
+        raise PlanError(f"--count {count} drops nothing.", "Ask for at least 1 block.")
+    if ratio is not None and not 0 < ratio < 1:
+        raise PlanError(f"--ratio {ratio} is not between 0 and 1.", "Write 0.2 for a fifth.")
+    if params is not None and params < 1:
+        raise PlanError(f"--params {params} is not above 0.", "Give the parameters to be left.")
+    return given
+
+
+Picker = Callable[[int], tuple[int, ...]]
+
+
+def _picker(
+    scores: BlockScores | None, name: str, blocks: int, first: int, last: int, seed: int
+) -> Picker:
+    """Return a function from a number of blocks to the blocks, in removal order."""
+    if name == "angular":
+        assert scores is not None
+        return lambda length: angular_range(scores, length, first, last)
+    order: Sequence[int]
+    if name == "last":
+        order = range(blocks - 1, -1, -1)
+    elif name == "random":
+        # Shuffled before protection, so that the order does not depend on what is protected.
+        order = random.Random(seed).sample(range(blocks), blocks)
+    else:
+        assert scores is not None
+        order = scores.order(name)
+    free = tuple(block for block in order if first <= block < blocks - last)
+    return lambda number: free[:number]
+
+
+def angular_range(scores: BlockScores, length: int, first: int, last: int) -> tuple[int, ...]:
+    """Return the ``length`` blocks in a row whose input and output differ least in angle.
+
+    Only ranges clear of the first ``first`` and last ``last`` blocks count; equal distances take
+    the lowest start (Gromov et al., arXiv 2403.17887). Raises `DataError` where the distances are
+    missing or NaN.
+    """
+    starts = range(first, scores.blocks - last - length + 1)
+    distances = {s: scores.angular.get((s, length)) for s in starts}
+    for start, value in distances.items():
+        if value is None or math.isnan(value):
+            raise DataError(
+                f"{scores.source} has no angular distance for {length} blocks from block {start}"
+                + (" on (it is NaN)." if value is not None else " on."),
+                "Score the checkpoint with the metric angular, or choose another criterion.",
+            )
+    start = min(starts, key=lambda s: (distances[s], s))
+    return tuple(range(start, start + length))
+
+
+def _number(
+    requested: dict[str, float | int],
+    pick: Picker,
+    available: int,
+    info: CheckpointInfo | None,
+    first: int,
+    last: int,
+) -> int:
+    """Return how many blocks meet the request best; raises `PlanError` where none can."""
+    (kind, value), *_ = requested.items()
+    limit = (
+        f"At most {available} blocks can be dropped with the first {first} and last {last} "
+        "protected"
+    )
+    way = (
+        "lower --protect-first and --protect-last, or ask for less."
+        if first or last
+        else "one block has to stay."
+    )
+    if kind == "count":
+        if value > available:
+            raise PlanError(f"--count {value} is more than can be had.", f"{limit}: {way}")
+        return int(value)
+    if info is None:
+        raise PlanError(
+            f"--{kind} needs to know the checkpoint's parameters.",
+            "Add --checkpoint, or give --count.",
+        )
+    target = value if kind == "params" else info.parameters * (1 - value)
+    left = {0: info.parameters}
+    left |= {k: parameters_after(info, pick(k)) for k in range(1, available + 1)}
+    if kind == "params" and target >= info.parameters:
+        raise PlanError(
+            f"--params {value:,} is no less than the {info.parameters:,} there are.",
+            "Ask for fewer.",
+        )
+    least = left[available]
+    half = (left[max(available - 1, 0)] - least) / 2
+    if available < 1 or target < least - half:
+        removed = 1 - least / info.parameters
+        raise PlanError(
+            f"--{kind} {value} is more than can be had.",
+            f"{limit} (ratio {removed:.3f}, {least:,} parameters left): {way}",
+        )
+    return min(range(1, available + 1), key=lambda k: (abs(left[k] - target), k))

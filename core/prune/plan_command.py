@@ -1,0 +1,91 @@
+"""``python -m core plan SCORES --criterion NAME --count K``: the blocks to drop, as JSON."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from core import checkpoint
+from core.errors import CheckpointError
+from core.inspect_command import StderrProgress
+from core.prune import plan
+from core.prune import scores as block_scores
+from core.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """Choose the blocks to drop."""
+
+    scores: str = option(
+        positional=True, help="An importance run's folder, or a CSV of per-block scores."
+    )
+    criterion: str = option(help="What ranks the blocks: " + ", ".join(block_scores.CRITERIA) + ".")
+    count: int | None = option(None, help="Number of blocks to drop.")
+    ratio: float | None = option(
+        None, help="Share of all parameters to remove; the nearest number of blocks is taken."
+    )
+    params: int | None = option(
+        None, help="Parameters to be left; the nearest number of blocks is taken."
+    )
+    checkpoint: str | None = option(
+        None, help="The checkpoint that was scored; a folder with only config.json will do."
+    )
+    protect_first: int | None = option(
+        None, help="First blocks to keep. Default: 4 from 12 blocks up, 1 below, 0 of 2."
+    )
+    protect_last: int | None = option(
+        None, help="Last blocks to keep. Default: 2 from 12 blocks up, 1 below, 0 of 2."
+    )
+    seed: int = option(1234, help="Seed of the criterion random.")
+
+
+def run(spec: PlanSpec) -> dict[str, Any]:
+    """Return what is printed: `Plan.to_dict` with the schema version."""
+    scores = block_scores.load(spec.scores)
+    choice = plan.choose(
+        scores,
+        spec.criterion,
+        count=spec.count,
+        ratio=spec.ratio,
+        params=spec.params,
+        info=_info(spec, scores),
+        protect_first=spec.protect_first,
+        protect_last=spec.protect_last,
+        seed=spec.seed,
+    )
+    print(_sentence(choice), file=sys.stderr)
+    return {"schema": 1, **choice.to_dict()}
+
+
+def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> checkpoint.CheckpointInfo | None:
+    """Return what the checkpoint is: the one given, else the run's own where it is still there."""
+    if spec.checkpoint:
+        name = spec.checkpoint
+        if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+            from core import hub
+
+            return hub.inspect(name, StderrProgress())
+        folder = checkpoint.resolve(
+            name, StderrProgress(), allow_config_only=True, need_tokenizer=False
+        )
+        return checkpoint.inspect(folder)
+    folder_or_none = checkpoint.local_folder(scores.checkpoint) if scores.checkpoint else None
+    if folder_or_none is None:
+        return None
+    try:
+        info = checkpoint.inspect(folder_or_none)
+    except CheckpointError:
+        return None
+    return info if info.blocks == scores.blocks else None
+
+
+def _sentence(choice: plan.Plan) -> str:
+    text = (
+        f"Drop {len(choice.drop)} of {choice.blocks} blocks by {choice.criterion}; "
+        f"first {choice.protect_first} and last {choice.protect_last} protected"
+    )
+    if choice.params is not None and choice.ratio is not None:
+        text += f"; {choice.params:,} parameters left, ratio {choice.ratio:.4f}"
+    return text + "."

@@ -1,0 +1,233 @@
+"""Per-block scores: from an importance run's folder, or a CSV file from elsewhere.
+
+Lower scores mean "remove first" for every criterion. Angular distance scores contiguous ranges
+(Gromov et al.): ``angular[(start, length)]``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core import workspace
+from core.errors import DataError, OptionError
+
+CRITERIA = (
+    "ppl",
+    "taylor",
+    "magnitude",
+    "block-influence",
+    "angular",
+    "relative-update",
+    "last",
+    "random",
+)
+"""All criteria of a plan; the last two are controls that need no scores."""
+CONTROLS = ("last", "random")
+GENERIC = "score"
+"""The column of a CSV that does not say which criterion it holds."""
+_ID_COLUMNS = ("block", "block_name", "removed_block")
+_COLUMNS = {
+    "ppl": "ppl",
+    "ppl_bookcorpus": "ppl",
+    "taylor": "taylor",
+    "magnitude": "magnitude",
+    "block_influence": "block-influence",
+    "relative_update": "relative-update",
+    "block_score": GENERIC,
+    "score": GENERIC,
+}
+_PREFIX = "model.layers."
+
+
+def canonical(criterion: str) -> str:
+    """Return a criterion's name in full.
+
+    ``taylor+`` and its like are the same order (the plus is the protection, which plans apply by
+    default), underscores are hyphens. Raises `OptionError` for an unknown name.
+    """
+    name = criterion.strip().lower().replace("_", "-").removesuffix("+").removesuffix("-plus")
+    name = {"reverse": "last", "bi": "block-influence"}.get(name, name)
+    if name not in CRITERIA:
+        raise OptionError(
+            f"There is no criterion '{criterion}'.", f"Choose: {', '.join(CRITERIA)}."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """Scores of every block of one model."""
+
+    source: str
+    """The folder or file they came from."""
+    blocks: int
+    columns: Mapping[str, tuple[float | None, ...]]
+    """Criterion -> one score a block, None where the file has an empty cell."""
+    angular: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """(start, length) -> distance between the input of block start and of start + length."""
+    checkpoint: str | None = None
+    """The checkpoint that was scored, where the run says so."""
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """The criteria that these scores can rank by."""
+        named = [c for c in self.columns if c != GENERIC and self._any(c)]
+        if self._any(GENERIC):
+            named.append(GENERIC)
+        return (*named, *(("angular",) if self.angular else ()))
+
+    def _any(self, column: str) -> bool:
+        return any(value is not None for value in self.columns.get(column, ()))
+
+    def values(self, criterion: str) -> tuple[float, ...]:
+        """Return one finite-or-infinite score a block.
+
+        Raises `DataError` where the criterion was not scored, or a score is missing or NaN.
+        """
+        name = canonical(criterion)
+        column = self.columns.get(name) if self._any(name) else self.columns.get(GENERIC)
+        if column is None or all(value is None for value in column):
+            raise DataError(
+                f"{self.source} has no {name} scores.",
+                f"It has: {', '.join(self.available) or 'none'}.",
+            )
+        checked: list[float] = []
+        for block, value in enumerate(column):
+            if value is None or math.isnan(value):
+                what = "missing" if value is None else "NaN"
+                raise DataError(
+                    f"The {name} score of block {block} in {self.source} is {what}.",
+                    "Score the checkpoint again, or choose another criterion.",
+                )
+            checked.append(value)
+        return tuple(checked)
+
+    def order(self, criterion: str) -> tuple[int, ...]:
+        """Return all blocks, the one to remove first in front; equal scores by block number."""
+        scores = self.values(criterion)
+        return tuple(sorted(range(self.blocks), key=lambda block: (scores[block], block)))
+
+
+def load(path: str | Path) -> BlockScores:
+    """Read an importance run's folder (or its id in the workspace), or a CSV of block scores.
+
+    CSV files may have the columns ``block,score``, ``block_name,block_score``,
+    ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
+    the head are ignored. Raises `DataError` where there is nothing to read or it is inconsistent.
+    """
+    given = Path(path).expanduser()
+    if not given.exists() and (workspace.default_root() / str(path)).is_dir():
+        given = workspace.default_root() / str(path)
+    if not given.exists():
+        raise DataError(
+            f"There are no scores at {path}.", "Give an importance run's folder or a CSV file."
+        )
+    if not given.is_dir():
+        return _from_csv(given, str(path))
+    if not (given / "blocks.csv").is_file():
+        raise DataError(
+            f"{path} has no blocks.csv, so it is not a finished importance run.",
+            "Give a finished importance run's folder or a CSV file.",
+        )
+    scores = _from_csv(given / "blocks.csv", str(path))
+    return BlockScores(
+        scores.source,
+        scores.blocks,
+        scores.columns,
+        _angular(given / "angular.csv", scores.blocks),
+        _checkpoint_of(given),
+    )
+
+
+def _checkpoint_of(folder: Path) -> str | None:
+    saved = workspace.read_json(folder / workspace.BOOKKEEPING / "spec.json") or {}
+    summary = workspace.read_json(folder / "summary.json") or {}
+    name = (saved.get("spec") or {}).get("checkpoint") or summary.get("checkpoint")
+    return str(name) if name else None
+
+
+def _rows(path: Path, name: str) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            return [dict(row) for row in csv.DictReader(handle)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read the scores in {name}: {error}.", "Give a CSV file.") from None
+
+
+def _from_csv(path: Path, name: str) -> BlockScores:
+    rows = _rows(path, name)
+    header = [key for key in (rows[0] if rows else {}) if key]
+    id_column = next((column for column in _ID_COLUMNS if column in header), None)
+    known = {column: _COLUMNS[column] for column in header if column in _COLUMNS}
+    if id_column is None or not known:
+        raise DataError(
+            f"{name} is no table of block scores: its columns are {', '.join(header) or 'none'}.",
+            "It needs block,score, or block_name,block_score, or removed_block,ppl_bookcorpus.",
+        )
+    table: dict[str, dict[int, float | None]] = {column: {} for column in known}
+    for line, row in enumerate(rows, start=2):
+        block = _block(row[id_column], name, line)
+        if block is None:
+            continue
+        for column in known:
+            if block in table[column]:
+                raise DataError(f"{name} has block {block} twice.", "Give each block one row.")
+            table[column][block] = _number(row[column], name, line)
+    first = table[next(iter(known))]
+    absent = sorted(set(range(max(first, default=-1) + 1)) - set(first))
+    if not first or absent:
+        raise DataError(
+            f"{name} has no row for block {absent[0] if absent else 0}.", "Give each block one row."
+        )
+    columns = {known[c]: tuple(table[c][b] for b in range(len(first))) for c in known}
+    return BlockScores(name, len(first), columns)
+
+
+def _block(text: str | None, name: str, line: int) -> int | None:
+    """Read ``3``, ``3.0`` or ``model.layers.3``; None for rows that are no block."""
+    text = (text or "").strip()
+    if text.startswith(_PREFIX):
+        text = text[len(_PREFIX) :].split(".")[0]
+    elif text.startswith(("model.", "lm_head")):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value != value or value < 0 or value != int(value):
+        raise DataError(f"{name}, line {line}: '{text}' is not a block number.", "Write 0, 1, 2.")
+    return int(value)
+
+
+def _number(text: str | None, name: str, line: int) -> float | None:
+    text = (text or "").strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(
+            f"{name}, line {line}: '{text}' is not a number.", "Give every block a number."
+        ) from None
+
+
+def _angular(path: Path, blocks: int) -> dict[tuple[int, int], float]:
+    if not path.is_file():
+        return {}
+    result: dict[tuple[int, int], float] = {}
+    for line, row in enumerate(_rows(path, str(path)), start=2):
+        try:
+            start, length = int(row["start"]), int(row["length"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(
+                f"{path}, line {line}: start and length must be whole numbers.",
+                "Score the checkpoint again.",
+            ) from None
+        value = _number(row.get("distance"), str(path), line)
+        if value is not None and length >= 1 and start + length <= blocks:
+            result[start, length] = value
+    return result
