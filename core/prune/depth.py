@@ -1,0 +1,366 @@
+"""Write a checkpoint without some of its blocks, by copying byte ranges.
+
+No tensor is loaded: the kept ones are copied from file to file in the order of their bytes, under
+new block numbers, so memory stays flat whatever the model's size. The result only looks like a
+checkpoint once it is complete: everything is written into a ``.partial`` folder first, and
+config.json is the last file to appear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from core import checkpoint, families, processes, workspace
+from core.checkpoint import CheckpointInfo, TensorEntry, TensorIndex
+from core.errors import CheckpointError, OutputError
+from core.progress import SILENT, Progress
+from core.prune import model_card
+from core.prune.plan import check_drop, parameters_after
+
+RECORD = "pruning.json"
+_CHUNK = 8 << 20
+_KERNEL_CHUNK = 64 << 20
+_SPARE_BYTES = 16 << 20
+# What goes with the weights unchanged: tokenizer, generation defaults, custom code, licence.
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+# What a checkpoint written here consists of; replaced as a whole when it is written over.
+_OURS = (*_COMPANIONS, "*.safetensors", checkpoint.INDEX, RECORD, "README.md", "config.json")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file to write: its name, and which tensors under which names."""
+
+    file: str
+    metadata: dict[str, str]
+    tensors: tuple[tuple[str, TensorEntry], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(entry.end - entry.start for _, entry in self.tensors)
+
+
+def prune(
+    source: str | Path,
+    drop: Sequence[int],
+    out: str | Path,
+    *,
+    criterion: str | None = None,
+    plan: dict[str, Any] | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write the checkpoint in folder ``source`` without the blocks ``drop`` into ``out``.
+
+    ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is what the user called the
+    source (default: its path). Returns what is written to pruning.json.
+
+    Raises `PlanError` (blocks that cannot be dropped), `CheckpointError` (a damaged source) and
+    `OutputError` (an output that exists or cannot be written, too little space). Nothing is left
+    behind then, nor when the run is cancelled.
+    """
+    folder, target = Path(source), Path(out)
+    info = checkpoint.inspect(folder, allow_config_only=False)
+    chosen = check_drop(drop, info.blocks)
+    _check_output(folder, target, overwrite)
+    config = families.without_blocks(checkpoint.read_config(folder / "config.json"), chosen)
+    record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
+    parts = list(_parts(TensorIndex.read(folder), chosen))
+    with _partial_folder(target) as partial:
+        _check_space(folder, partial, parts)
+        _write_weights(folder, partial, parts, progress)
+        companions = _copy_companions(folder, partial)
+        custom = any(file.endswith(".py") for file in companions)
+        card = model_card.depth_card(record, custom_code=custom)
+        _write(partial / "README.md", card)
+        _write(partial / RECORD, json.dumps(record, indent=2) + "\n")
+        _write(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        checkpoint.inspect(partial, allow_config_only=False)
+        progress.check_cancel()
+        _publish(partial, target)
+    return record
+
+
+def make_record(
+    folder: Path,
+    info: CheckpointInfo,
+    drop: Sequence[int],
+    *,
+    criterion: str | None = None,
+    plan: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Return the content of pruning.json.
+
+    ``original_blocks`` are the kept blocks' numbers in the first model of the line, also where the
+    source is itself a variant; ``lineage`` holds the earlier cuts, the oldest first.
+    """
+    earlier = workspace.read_json(folder / RECORD) or {}
+    original = earlier.get("original_blocks")
+    if not isinstance(original, list) or len(original) != info.blocks:
+        original = list(range(info.blocks))
+    keep = [block for block in range(info.blocks) if block not in set(drop)]
+    after = parameters_after(info, drop)
+    source = name or str(folder)
+    lineage = list(earlier.get("lineage") or [])
+    if earlier:
+        lineage.append({k: earlier.get(k) for k in ("method", "source", "criterion", "dropped")})
+    return {
+        "schema": workspace.SCHEMA,
+        "method": "depth",
+        "source": source,
+        "base_model": str(earlier.get("base_model") or source),
+        "source_key": info.key,
+        "criterion": criterion,
+        "dropped": list(drop),
+        "kept": keep,
+        "dropped_original": [original[block] for block in drop],
+        "original_blocks": [original[block] for block in keep],
+        "blocks_before": info.blocks,
+        "blocks_after": len(keep),
+        "parameters_before": info.parameters,
+        "parameters_after": after,
+        "ratio": 1 - after / info.parameters,
+        "plan": plan,
+        "lineage": lineage,
+    }
+
+
+def _check_output(folder: Path, target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file.", "Give a folder with --out.")
+    if target.exists() and target.resolve() == folder.resolve():
+        raise OutputError(f"{target} is the checkpoint itself.", "Give another folder with --out.")
+    if target.is_dir() and not overwrite:
+        ours = (workspace.BOOKKEEPING, _inner(target).name)
+        if any(p.name not in ours for p in target.iterdir()):
+            raise OutputError(
+                f"{target} exists and is not empty.", "Give another --out, or add --overwrite."
+            )
+
+
+def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
+    """Yield the files to write: the source's shards without the dropped blocks, renumbered."""
+    gone = set(drop)
+    blocks = {b for b in map(families.block_of, index.entries) if b is not None}
+    number = {old: new for new, old in enumerate(sorted(blocks - gone))}
+    kept = []
+    for shard in index.shards:
+        tensors = tuple(
+            (entry.name if block is None else families.renamed(entry.name, number[block]), entry)
+            for entry in shard.tensors
+            if (block := families.block_of(entry.name)) not in gone
+        )
+        if tensors:
+            kept.append((shard, tensors))
+    for position, (shard, tensors) in enumerate(kept, start=1):
+        file = checkpoint.SINGLE
+        if len(kept) > 1:
+            file = f"model-{position:05d}-of-{len(kept):05d}.safetensors"
+        yield _Part(file, {"format": "pt", **shard.metadata}, tensors)
+
+
+def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress: Progress) -> None:
+    total = sum(part.size for part in parts)
+    mib, done = 1 << 20, 0
+
+    def copied(size: int) -> None:
+        nonlocal done
+        done += size
+        progress.step(done // mib, max(total // mib, 1), "MiB copied")
+
+    for part in parts:
+        sources = {entry.file for _, entry in part.tensors}
+        (file,) = sources
+        with (folder / file).open("rb") as read, (partial / part.file).open("wb") as write:
+            write.write(header_bytes(part.tensors, part.metadata))
+            write.flush()
+            for start, end in _ranges(entry for _, entry in part.tensors):
+                copy_range(read, write, start, end, copied)
+    if len(parts) > 1:
+        weight_map = {name: part.file for part in parts for name, _ in part.tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write(partial / checkpoint.INDEX, json.dumps(index, indent=2) + "\n")
+
+
+_CODES = {name: code for code, (name, _) in checkpoint._STORED.items()}
+
+
+def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str]) -> bytes:
+    """Return the start of a safetensors file: 8-byte length and JSON, padded to 8 bytes.
+
+    The tensors lie one after the other in the order given.
+    """
+    table: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, entry in tensors:
+        end = offset + entry.end - entry.start
+        table[name] = {
+            "dtype": _CODES.get(entry.dtype, entry.dtype.upper()),
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _ranges(entries: Iterable[TensorEntry]) -> Iterator[tuple[int, int]]:
+    """Join neighbouring byte ranges, so that a run of kept blocks is one copy."""
+    start = end = -1
+    for entry in entries:
+        if entry.start == end:
+            end = entry.end
+            continue
+        if end > start:
+            yield start, end
+        start, end = entry.start, entry.end
+    if end > start:
+        yield start, end
+
+
+def copy_range(
+    read: BinaryIO,
+    write: BinaryIO,
+    start: int,
+    end: int,
+    copied: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Append bytes ``start`` to ``end`` of one file to another, inside the kernel where it can.
+
+    Raises `CheckpointError` where the source ends early.
+    """
+    at = start
+    in_kernel = hasattr(os, "copy_file_range")
+    read.seek(start)
+    while at < end:
+        if in_kernel:
+            try:
+                size = os.copy_file_range(
+                    read.fileno(), write.fileno(), min(_KERNEL_CHUNK, end - at), at
+                )
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+                    raise
+                size = 0
+            if size == 0:
+                in_kernel = False
+                read.seek(at)
+                continue
+        else:
+            chunk = read.read(min(_CHUNK, end - at))
+            write.write(chunk)
+            write.flush()
+            size = len(chunk)
+            if size == 0:
+                raise CheckpointError(
+                    f"{Path(read.name).name} ended while it was copied.",
+                    "Do not change the source meanwhile; start again.",
+                )
+        at += size
+        copied(size)
+
+
+def _copy_companions(folder: Path, partial: Path) -> list[str]:
+    """Copy tokenizer, generation config, custom code and licence; return their names."""
+    names = sorted({p.name for pattern in _COMPANIONS for p in folder.glob(pattern)})
+    for name in names:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, partial / templates.name)
+    return names
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _check_space(folder: Path, partial: Path, parts: Sequence[_Part]) -> None:
+    needed = sum(part.size for part in parts) + _SPARE_BYTES
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise OutputError(
+            f"The variant takes {needed / 2**30:.2f} GiB, {partial.parent} has "
+            f"{free / 2**30:.2f} GiB free.",
+            "Free space, or give an --out on another disk.",
+        )
+
+
+# ------------------------------------------------------------------------- the unfinished folder
+
+
+def _inner(target: Path) -> Path:
+    return target / "unfinished.partial"
+
+
+@contextlib.contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, on the target's own disk; it is gone when this ends.
+
+    Inside the target where that exists (a run directory), else beside it. What an ended process
+    left there is removed; a living one's is respected.
+    """
+    partial = _inner(target) if target.is_dir() else target.with_name(target.name + ".partial")
+    owner = partial / ".owner.json"
+    try:
+        if partial.exists():
+            left = workspace.read_json(owner) or {}
+            if left.get("pid") != os.getpid() and processes.is_alive(
+                left.get("pid"), left.get("pid_started")
+            ):
+                raise OutputError(
+                    f"Another process is writing {target}.", "Wait for it, or give another --out."
+                )
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        workspace.write_json(owner, dict(processes.identity()))
+        yield partial
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {target}: {error.strerror or error}.",
+            "Free space, or give another --out folder that you may write to.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Make the finished folder appear; config.json, by which it is known, comes last."""
+    (partial / ".owner.json").unlink()
+    if not target.exists():
+        partial.rename(target)
+        return
+    (target / "config.json").unlink(missing_ok=True)
+    for stale in {p for pattern in _OURS for p in target.glob(pattern) if p.is_file()}:
+        stale.unlink()
+    for path in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
+        if path.is_dir() and (target / path.name).is_dir():
+            shutil.rmtree(target / path.name)
+        path.rename(target / path.name)

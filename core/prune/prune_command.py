@@ -1,0 +1,119 @@
+"""``python -m core prune CHECKPOINT --drop 3,5 --out DIR``: write a checkpoint without blocks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint
+from core.checkpoint import CheckpointInfo
+from core.errors import PlanError
+from core.inspect_command import StderrProgress
+from core.prune import depth
+from core.prune.plan import check_drop
+from core.spec import option
+
+if TYPE_CHECKING:
+    from core.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec:
+    """Write a checkpoint without some of its blocks."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    drop: tuple[int, ...] = option((), help="Blocks to drop, as 3,5 or 4-8.")
+    plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
+    out: str = option(help="Folder to write the smaller checkpoint into.")
+    dry_run: bool = option(False, help="Say what would be written, and write nothing.")
+
+
+def run(spec: PruneSpec, run: Run) -> None:
+    """Write the variant into the run directory; the runner has checked that it may."""
+    folder = checkpoint.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
+    info = checkpoint.inspect(folder, allow_config_only=False)
+    drop, plan = selection(spec, info)
+    record = depth.prune(
+        folder,
+        drop,
+        run.dir,
+        criterion=plan.get("criterion") if plan else None,
+        plan=plan or None,
+        name=_name(spec.checkpoint, folder),
+        overwrite=True,
+        progress=run.progress,
+    )
+    run.progress.log(
+        f"Wrote {record['blocks_after']} of {record['blocks_before']} blocks, "
+        f"{record['parameters_after']:,} of {record['parameters_before']:,} parameters "
+        f"(ratio {record['ratio']:.4f}), to {run.dir}."
+    )
+
+
+def dry_run(spec: PruneSpec) -> dict[str, Any]:
+    """Return what pruning.json would say; config.json alone is enough."""
+    name = spec.checkpoint
+    if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+        from core import hub
+
+        info = hub.inspect(name, StderrProgress())
+        folder = Path(name)
+    else:
+        folder = checkpoint.resolve(
+            name, StderrProgress(), allow_config_only=True, need_tokenizer=False
+        )
+        info = checkpoint.inspect(folder)
+    drop, plan = selection(spec, info)
+    criterion = plan.get("criterion") if plan else None
+    record = depth.make_record(
+        folder, info, drop, criterion=criterion, plan=plan or None, name=_name(name, folder)
+    )
+    left = record["parameters_after"]
+    widths = checkpoint.DTYPE_BYTES
+    return record | {
+        "dry_run": True,
+        "out": spec.out,
+        "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
+    }
+
+
+def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return the blocks to drop and the plan they come from (empty for ``--drop``).
+
+    Raises `PlanError` where neither or both are given, or the blocks cannot be dropped.
+    """
+    if bool(spec.drop) == bool(spec.plan):
+        both = "Both --drop and --plan are" if spec.plan else "Neither --drop nor --plan is"
+        raise PlanError(f"{both} given.", "Give the blocks with --drop 3,5 or a plan's file.")
+    if not spec.plan:
+        return check_drop(spec.drop, info.blocks), {}
+    plan = _read_plan(spec.plan)
+    blocks = plan.get("blocks")
+    if isinstance(blocks, int) and blocks != info.blocks:
+        raise PlanError(
+            f"The plan {spec.plan} is for {blocks} blocks, the checkpoint has {info.blocks}.",
+            "Give the checkpoint that was planned for.",
+        )
+    return check_drop(plan["drop"], info.blocks), plan
+
+
+def _read_plan(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser()
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(
+            f"Cannot read the plan {name}: {error}.", "Give the file that plan printed."
+        ) from None
+    drop = plan.get("drop") if isinstance(plan, dict) else None
+    if not isinstance(drop, list) or not all(type(block) is int for block in drop):
+        raise PlanError(f"{name} has no list 'drop' of block numbers.", "Give a plan's file.")
+    return plan
+
+
+def _name(given: str, folder: Path) -> str:
+    """Return the name to record: a Hub id and demo as given, a folder as found."""
+    return given if given == "demo" or checkpoint.is_hub_id(given) else str(folder)
