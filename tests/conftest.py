@@ -1,0 +1,60 @@
+"""Fixtures shared by all tests: tiny checkpoints, written once a session, and the real inputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# No test may go out to the Hub; those that need one start a server of their own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory):
+    """A function from a variant (and options of tiny.write) to its folder, each written once."""
+    root = tmp_path_factory.mktemp("tiny")
+    written = {}
+
+    def get(variant="gqa", **options):
+        key = (variant, *sorted(options.items()))
+        if key not in written:
+            written[key] = tiny.write(root / str(len(written)) / variant, variant, **options)
+        return written[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_dir):
+    """A LLaMA with as many key/value heads as query heads, untied: 5 blocks, hidden 32."""
+    return tiny_dir("mha")
+
+
+@pytest.fixture(scope="session")
+def tiny_gqa(tiny_dir):
+    """A LLaMA with grouped-query attention: 4 query and 2 key/value heads."""
+    return tiny_dir("gqa")
+
+
+@pytest.fixture(scope="session")
+def tiny_families(tiny_dir):
+    """One checkpoint of each family: name -> folder."""
+    return {tiny.VARIANTS[variant][0]: tiny_dir(variant) for variant in tiny.FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def real_dir():
+    """The folder of real inputs beside the project; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "real"
+    if not folder.is_dir():
+        pytest.skip("the real inputs are not on this machine")
+    return folder
