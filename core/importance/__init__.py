@@ -1,0 +1,1 @@
+"""Block importance: what each transformer block is worth."""

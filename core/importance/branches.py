@@ -1,0 +1,249 @@
+"""Losses of a model for many sets of left-out blocks at once, computing what they share once.
+
+Keep a stack of hidden states. Sets that agree so far share one state; where they part at a block,
+the state from before the block is copied for those that leave it out. Each block is applied to all
+states that need it, so its weights are read once, in order: METHODS 1, "One sweep".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.blocks import BlockView
+from core.errors import DataError
+from core.importance.forward import (
+    FastBlock,
+    Head,
+    Scratch,
+    StockBlock,
+    chunk_rows,
+    compute_dtype,
+    is_plain,
+)
+from core.progress import SILENT, Progress
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Called as (block, before, after) with the dense states [rows, tokens, hidden] of a block."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Calibration rows as tensors; shorter rows are padded on the right and the padding ignored."""
+
+    ids: Tensor
+    """Token ids [rows, tokens]."""
+    lengths: Tensor
+    """True length of each row [rows]."""
+
+    @property
+    def predictions(self) -> int:
+        """Number of next-token predictions over all rows."""
+        return int((self.lengths - 1).sum())
+
+    @property
+    def valid(self) -> Tensor:
+        """Which positions hold a token, [rows, tokens] bool."""
+        at = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return at[None] < self.lengths[:, None]
+
+
+def make_batch(rows: Sequence[Sequence[int]], view: BlockView) -> Batch:
+    """Return ``rows`` of token ids as a `Batch` on the model's device.
+
+    Raises:
+        DataError: There is no row, a row has fewer than two tokens, or an id that the model's
+            vocabulary does not have.
+    """
+    if not rows or min(len(row) for row in rows) < 2:
+        raise DataError(
+            "Calibration needs at least one row, and two tokens in every row.",
+            "Give a longer text or rows with more tokens.",
+        )
+    size = int(view.config.vocab_size)
+    largest, least = max(max(row) for row in rows), min(min(row) for row in rows)
+    if largest >= size or least < 0:
+        raise DataError(
+            f"Token id {largest if largest >= size else least} is outside the model's vocabulary "
+            f"of {size}.",
+            "Use the tokenizer that belongs to this checkpoint.",
+        )
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(list(row))
+    lengths = torch.tensor([len(row) for row in rows])
+    return Batch(ids.to(view.device), lengths.to(view.device))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of every set, per row."""
+
+    nll_sum: Tensor
+    """Summed negative log-likelihood [sets, rows], float64, on the CPU."""
+    counts: Tensor
+    """Predictions per row [rows]."""
+
+    @property
+    def sample_nll(self) -> list[list[float]]:
+        """Mean negative log-likelihood per set and row."""
+        return (self.nll_sum / self.counts).tolist()
+
+    @property
+    def perplexity(self) -> list[float]:
+        """Perplexity per set: exp of the mean over all predictions."""
+        return (self.nll_sum.sum(1) / self.counts.sum()).exp().tolist()
+
+
+def losses_without(
+    view: BlockView,
+    batch: Batch,
+    sets: Sequence[frozenset[Any]],
+    progress: Progress = SILENT,
+    *,
+    observe: Observer | None = None,
+    sublayers: bool = False,
+    want_losses: bool = True,
+    label: str = "Block",
+) -> Losses | None:
+    """Return the losses of the model without each of ``sets`` of blocks, in one pass.
+
+    Args:
+        view: The model.
+        batch: Calibration rows.
+        sets: Left-out units; a unit is a block number, or with ``sublayers`` a pair
+            ``(block, "attention" | "mlp")``. Equal sets are computed once.
+        progress: Told of every block; cancelling takes effect between chunks of rows.
+        observe: Sees the dense states around every block; needs the empty set as the first.
+        sublayers: Units are attention and feed-forward parts.
+        want_losses: Leave the head out when False and return None.
+        label: What a step is called in messages.
+
+    Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights.
+    """
+    with torch.inference_mode():
+        walk = _Walk(view, batch, sets, progress, sublayers)
+        for block in range(len(view)):
+            walk.run(block, observe, label)
+        if not want_losses:
+            progress.step(walk.total, walk.total, "Scores")
+            return None
+        return walk.losses()
+
+
+class _Walk:
+    """The pass itself: a stack of states, and which sets each of them stands for."""
+
+    def __init__(
+        self,
+        view: BlockView,
+        batch: Batch,
+        sets: Sequence[frozenset[Any]],
+        progress: Progress,
+        sublayers: bool,
+    ) -> None:
+        self.view, self.batch, self.sets, self.progress = view, batch, sets, progress
+        self.sublayers = sublayers
+        self.dtype = compute_dtype(view.device, view.dtype)
+        self.scratch = Scratch()
+        rows, tokens = batch.ids.shape
+        distinct = len(set(sets))
+        self.states = torch.empty(
+            distinct, rows, tokens, view.hidden_size, dtype=self.dtype, device=view.device
+        )
+        self.states[0] = view.embed(batch.ids).to(self.dtype)
+        self.members: list[list[int]] = [list(range(len(sets)))]
+        self.chunk = chunk_rows(view.device, tokens)
+        self.done, self.total = 0, _work(view, sets, sublayers)
+
+    def units(self, block: int) -> list[tuple[Any, Callable[[Tensor], None]]]:
+        """Return (unit, in-place function) of the block's parts."""
+        if is_plain(self.view.blocks[block]):
+            fast = FastBlock(self.view, block, self.dtype, self.scratch)
+            if self.sublayers:
+                return [((block, "attention"), fast.attention_), ((block, "mlp"), fast.mlp_)]
+
+            def both(hidden: Tensor) -> None:
+                fast.attention_(hidden)
+                fast.mlp_(hidden)
+
+            return [(block, both)]
+        return [(block, StockBlock(self.view, block, self.dtype))]
+
+    def run(self, block: int, observe: Observer | None, label: str) -> None:
+        """Apply the block to every state that has it."""
+        before = self.states[0].clone() if observe else None
+        for unit, function in self.units(block):
+            for first, last in self._split(unit):
+                flat = self.states[first:last].flatten(0, 1)
+                for piece in flat.split(self.chunk):
+                    self.progress.check_cancel()
+                    function(piece)
+                self.done += last - first
+        if observe and before is not None:
+            observe(block, before, self.states[0])
+        self.progress.step(self.done, self.total, f"{label} {block + 1} of {len(self.view)}")
+
+    def _split(self, unit: Any) -> list[tuple[int, int]]:
+        """Part the sets that leave ``unit`` out; return the slot ranges to run it on."""
+        run: list[int] = []
+        for slot in range(len(self.members)):
+            out = [m for m in self.members[slot] if unit in self.sets[m]]
+            stay = [m for m in self.members[slot] if unit not in self.sets[m]]
+            if out and stay:
+                self.states[len(self.members)].copy_(self.states[slot])
+                self.members.append(out)
+                self.members[slot] = stay
+            if stay:
+                run.append(slot)
+        ranges: list[tuple[int, int]] = []
+        for slot in run:
+            if ranges and ranges[-1][1] == slot:
+                ranges[-1] = (ranges[-1][0], slot + 1)
+            else:
+                ranges.append((slot, slot + 1))
+        return ranges
+
+    def losses(self) -> Losses:
+        """Run the head on the positions that predict a token."""
+        batch, slots = self.batch, len(self.members)
+        head = Head(self.view, self.dtype, self.scratch)
+        predicts = batch.valid[:, 1:]
+        targets = batch.ids[:, 1:][predicts]
+        row_of = torch.arange(batch.ids.shape[0], device=batch.ids.device)[:, None]
+        row_of = row_of.expand_as(predicts)[predicts]
+        hidden = torch.cat([self.states[slot, :, :-1][predicts] for slot in range(slots)])
+        normed = head.normed_(hidden)
+        nll = head.losses(normed, targets.repeat(slots), self.progress.check_cancel)
+        nll = nll.view(slots, -1).cpu().double()
+        sums = torch.zeros(slots, batch.ids.shape[0], dtype=torch.float64)
+        sums.index_add_(1, row_of.cpu(), nll)
+        result = torch.empty(len(self.sets), batch.ids.shape[0], dtype=torch.float64)
+        for slot, members in enumerate(self.members):
+            result[members] = sums[slot]
+        self.progress.step(self.total, self.total, "Losses")
+        return Losses(result, (batch.lengths - 1).cpu())
+
+
+def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> int:
+    """Return the number of unit passes, plus the head's share in the same measure."""
+    units: list[Any] = list(range(len(view)))
+    if sublayers:
+        units = [(b, part) for b in units for part in ("attention", "mlp")]
+    passes, seen = 0, {frozenset(): list(set(sets))}
+    groups = list(seen.values())
+    for unit in units:
+        split: list[list[frozenset[Any]]] = []
+        for group in groups:
+            stay = [s for s in group if unit not in s]
+            out = [s for s in group if unit in s]
+            passes += bool(stay)
+            split += [part for part in (stay, out) if part]
+        groups = split
+    block = sum(p.numel() for p in view.blocks[0].parameters())
+    return passes + max(1, round(len(groups) * view.head_weight.numel() / block))

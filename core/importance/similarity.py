@@ -1,0 +1,71 @@
+"""Scores from the dense hidden states alone: how much a block, or a run of blocks, turns them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from core.errors import NotFiniteError
+from core.importance.branches import Batch
+
+
+class Similarity:
+    """Gathers Block Influence, relative update and angular distance while a pass goes by.
+
+    Means over tokens count every true token of every row once; sums in float64.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        """Prepare for rows of ``batch``."""
+        self._valid = batch.valid
+        self._last = batch.lengths - 1
+        self._ends: list[Tensor] = []
+        self.block_influence: list[float] = []
+        """1 - mean cosine of a block's input and output, per block (ShortGPT, eq. 1)."""
+        self.relative_update: list[float] = []
+        """Mean of norm(output - input) / norm(output), per block."""
+
+    def observe(self, block: int, before: Tensor, after: Tensor) -> None:
+        """Take in a block's dense input and output, [rows, tokens, hidden].
+
+        The last block's output is the state before the final norm.
+        """
+        x, y = before[self._valid].float(), after[self._valid].float()
+        if not bool(torch.isfinite(y).all()):
+            raise NotFiniteError(
+                f"NaN or infinity in the hidden states after block {block}.",
+                "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
+            )
+        cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)).clamp_min(1e-30)
+        self.block_influence.append(1.0 - float(_mean(cosine)))
+        update = (y - x).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-30)
+        self.relative_update.append(float(_mean(update)))
+        if not self._ends:
+            self._ends.append(self._at_last(before))
+        self._ends.append(self._at_last(after))
+
+    def _at_last(self, hidden: Tensor) -> Tensor:
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        return hidden[rows, self._last].cpu().double()
+
+    def angular(self) -> list[tuple[int, int, float]]:
+        """Return (start, length, distance): arccos(cos(h_start, h_start+length)) / pi.
+
+        At the last token of each row, averaged over rows; in [0, 1] (Gromov et al., eq. 7).
+        """
+        states = torch.nn.functional.normalize(torch.stack(self._ends, 1), dim=-1)
+        cosine = torch.einsum("rid,rjd->rij", states, states).clamp(-1.0, 1.0)
+        distance = (torch.arccos(cosine) / math.pi).mean(0)
+        count = len(self._ends) - 1
+        return [
+            (start, length, float(distance[start, start + length]))
+            for length in range(1, count + 1)
+            for start in range(count + 1 - length)
+        ]
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean, summed in float64 where the device has it."""
+    return values.cpu().double().mean()

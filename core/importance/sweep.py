@@ -1,0 +1,68 @@
+"""One pass over the weights: leave-one-out perplexity of all blocks and what the dense run tells.
+
+Perplexity: Kim et al., Shortened LLaMA, arXiv 2402.02834. Block Influence: Men et al., ShortGPT.
+Angular distance: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.blocks import BlockView
+from core.importance.branches import Batch, losses_without
+from core.importance.similarity import Similarity
+from core.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What one sweep gives. Lists run over blocks unless said otherwise."""
+
+    ppl: list[float]
+    """Perplexity without each block; empty when it was not asked for."""
+    dense_ppl: float | None
+    sample_nll: list[list[float]]
+    """Mean negative log-likelihood [1 + blocks][rows]; the first is the dense model."""
+    block_influence: list[float]
+    relative_update: list[float]
+    angular: list[tuple[int, int, float]]
+    """(start, length, distance) for every start and length."""
+    tokens: int
+    """Next-token predictions that every perplexity is the mean of."""
+
+
+def sweep(
+    view: BlockView,
+    batch: Batch,
+    progress: Progress = SILENT,
+    *,
+    perplexity: bool = True,
+) -> SweepResult:
+    """Score every block of ``view`` on ``batch`` in one pass over the weights.
+
+    Args:
+        view: The model.
+        batch: Calibration rows.
+        progress: Told of every block.
+        perplexity: Also compute leave-one-out perplexities, the costly part.
+
+    Raises:
+        NotFiniteError: The dense model's hidden states are NaN or infinite after a block.
+    """
+    seen = Similarity(batch)
+    sets = [frozenset[int]()]
+    if perplexity:
+        sets += [frozenset({block}) for block in range(len(view))]
+    losses = losses_without(
+        view, batch, sets, progress, observe=seen.observe, want_losses=perplexity
+    )
+    values = losses.perplexity if losses else []
+    return SweepResult(
+        ppl=values[1:],
+        dense_ppl=values[0] if values else None,
+        sample_nll=losses.sample_nll if losses else [],
+        block_influence=seen.block_influence,
+        relative_update=seen.relative_update,
+        angular=seen.angular(),
+        tokens=batch.predictions,
+    )
