@@ -79,6 +79,16 @@ class Shard:
     """In the order of their bytes."""
 
 
+def dtype_name(code: str) -> str:
+    """Return transformers' name of a safetensors dtype: BF16 -> bfloat16."""
+    return _STORED.get(code, (code.lower(), 0))[0]
+
+
+def dtype_code(name: str) -> str:
+    """Return the safetensors code of a dtype: bfloat16 -> BF16."""
+    return next((code for code, (known, _) in _STORED.items() if known == name), name.upper())
+
+
 def parse_header(file: str, size: int, header: bytes) -> Shard:
     """Read a safetensors header (the JSON after the 8-byte length) of a file of ``size`` bytes.
 

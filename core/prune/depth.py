@@ -207,9 +207,6 @@ def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress
         _write(partial / checkpoint.INDEX, json.dumps(index, indent=2) + "\n")
 
 
-_CODES = {name: code for code, (name, _) in checkpoint._STORED.items()}
-
-
 def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str]) -> bytes:
     """Return the start of a safetensors file: 8-byte length and JSON, padded to 8 bytes.
 
@@ -220,7 +217,7 @@ def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str,
     for name, entry in tensors:
         end = offset + entry.end - entry.start
         table[name] = {
-            "dtype": _CODES.get(entry.dtype, entry.dtype.upper()),
+            "dtype": checkpoint.dtype_code(entry.dtype),
             "shape": list(entry.shape),
             "data_offsets": [offset, end],
         }
