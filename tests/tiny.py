@@ -77,7 +77,7 @@ def text(rows: int = 400, seed: int = 7) -> str:
 
 
 def tokenizer(size: int = 320) -> Any:
-    """Train a byte-level BPE tokenizer of at most ``size`` tokens with <unk>, <s> and </s>."""
+    """Train a byte-level BPE tokenizer of at most ``size`` tokens with <unk>, <s>, </s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +86,8 @@ def tokenizer(size: int = 320) -> Any:
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=["<unk>", "<s>", "</s>"],
+        # The last is what transformers adds to every tokenizer of a Qwen2 checkpoint.
+        special_tokens=["<unk>", "<s>", "</s>", "<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
