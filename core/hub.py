@@ -62,7 +62,9 @@ def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) 
             return folder
         files = _wanted(name, sizes, config_only)
         progress.log(f"Fetching {name} from the Hub ({_size(sum(sizes[f] for f in files))}).")
-        return _download(repo, commit, {file: sizes[file] for file in files}, progress)
+        folder = _download(repo, commit, {file: sizes[file] for file in files}, progress)
+        _note_revision(repo, revision)
+        return folder
 
 
 def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
@@ -141,6 +143,13 @@ def _download(repo: str, commit: str, sizes: dict[str, int], progress: Progress)
         done += size
         progress.step(*_mib(done, total), f"MiB, {file}")
     return folder
+
+
+def _note_revision(repo: str, revision: str | None) -> None:
+    """Let the cache note which commit the revision is, for when the Hub cannot be reached."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(repo, "config.json", revision=revision)
 
 
 def _mib(done: int, total: int) -> tuple[int, int]:
