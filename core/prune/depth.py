@@ -337,7 +337,7 @@ def _partial_folder(target: Path) -> Iterator[Path]:
                 )
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-        workspace.write_json(owner, dict(processes.identity()))
+        _write(owner, json.dumps(processes.identity()))
         yield partial
     except OSError as error:
         raise OutputError(
