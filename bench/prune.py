@@ -3,8 +3,8 @@
     python bench/prune.py [--gib 2] [--repeats 3] [--folder DIR]
 
 Writes a LLaMA-shaped checkpoint of random bytes, then takes turns between copying its weight files
-(shutil.copyfile, what `cp` does) and dropping every fourth block. Each prune runs in a process of
-its own, which reports the growth of its own peak memory. Rates are of the bytes written, the
+(shutil.copyfile, what `cp` does) and dropping every fourth block. Each runs in a process of its
+own; a prune reports the growth of its own peak memory. Rates are of the bytes written, the
 median of the repeats, from a warm page cache, both without waiting for the disk (fsync).
 """
 
@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -36,6 +35,17 @@ before, start = usage(), time.perf_counter()
 depth.prune(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])
 seconds, peak = time.perf_counter() - start, usage()
 print(json.dumps({"s": seconds, "peak_mib": peak, "grown": peak - before}))
+"""
+
+
+COPY = """
+import json, pathlib, shutil, sys, time
+source, target = map(pathlib.Path, sys.argv[1:])
+start = time.perf_counter()
+target.mkdir()
+for path in source.glob("*.safetensors"):
+    shutil.copyfile(path, target / path.name)
+print(json.dumps({"s": time.perf_counter() - start}))
 """
 
 
@@ -76,12 +86,12 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def copy(source: Path, target: Path) -> float:
-    target.mkdir()
-    start = time.perf_counter()
-    for path in source.glob("*.safetensors"):
-        shutil.copyfile(path, target / path.name)
-    return time.perf_counter() - start
+def child(code: str, *arguments: object) -> dict[str, float]:
+    """Run code in a process of its own; return the JSON it prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -100,16 +110,11 @@ def main() -> None:
         peak = grown = 0.0
         for turn in range(options.repeats + 1):
             out = root / "out"
-            seconds = copy(source, out)
+            seconds = child(COPY, source, out)["s"]
             rates["copy"].append(weight_bytes(out) / seconds / 2**30)
             shutil.rmtree(out)
             for way, label in (("kernel", "prune"), ("plain", "prune without kernel copy")):
-                command = [sys.executable, "-c", CHILD, source, json.dumps(drop), out, way]
-                environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-                done = subprocess.run(
-                    command, env=environment, capture_output=True, text=True, check=True
-                )
-                said = json.loads(done.stdout)
+                said = child(CHILD, source, json.dumps(drop), out, way)
                 rates[label].append(weight_bytes(out) / said["s"] / 2**30)
                 peak, grown = max(peak, said["peak_mib"]), max(grown, said["grown"])
                 shutil.rmtree(out)

@@ -27,6 +27,7 @@ from core.prune.plan import check_drop, parameters_after
 
 RECORD = "pruning.json"
 _CHUNK = 8 << 20
+_PIECE = 256 << 10
 _KERNEL_CHUNK = 64 << 20
 _SPARE_BYTES = 16 << 20
 # What goes with the weights unchanged: tokenizer, generation defaults, custom code, licence.
@@ -270,10 +271,7 @@ def copy_range(
                 read.seek(at)
                 continue
         else:
-            chunk = read.read(min(_CHUNK, end - at))
-            write.write(chunk)
-            write.flush()
-            size = len(chunk)
+            size = _copy_chunks(read, write, min(_CHUNK, end - at))
             if size == 0:
                 raise CheckpointError(
                     f"{Path(read.name).name} ended while it was copied.",
@@ -281,6 +279,16 @@ def copy_range(
                 )
         at += size
         copied(size)
+
+
+def _copy_chunks(read: BinaryIO, write: BinaryIO, length: int) -> int:
+    """Copy up to ``length`` bytes in pieces that stay in the processor's cache; return how many."""
+    done = 0
+    while done < length and (piece := read.read(min(_PIECE, length - done))):
+        write.write(piece)
+        done += len(piece)
+    write.flush()
+    return done
 
 
 def _copy_companions(folder: Path, partial: Path) -> list[str]:
