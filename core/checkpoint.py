@@ -1,15 +1,14 @@
 """What a checkpoint is, from config.json and the safetensors headers alone.
 
 `resolve` turns what the user typed into a folder, `TensorIndex` knows where every tensor's bytes
-lie, and `inspect` tells what they add up to. Nothing here imports torch or transformers.
+lie (core.tensors), and `inspect` tells what they add up to. Nothing here imports torch or
+transformers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,18 +19,41 @@ from typing import Any
 from core import families
 from core.errors import CheckpointError
 from core.progress import SILENT, Progress
+from core.tensors import (
+    INDEX,
+    SINGLE,
+    Shard,
+    TensorEntry,
+    TensorIndex,
+    content_key,
+    dtype_code,
+    dtype_name,
+    read_config,
+)
+from core.tokenizer_files import TOKENIZER_FILES, tokenizer_info
 from core.workspace import BOOKKEEPING, default_root, read_json
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+__all__ = [
+    "DTYPE_BYTES",
+    "INDEX",
+    "SINGLE",
+    "TOKENIZER_FILES",
+    "CheckpointInfo",
+    "Shard",
+    "TensorEntry",
+    "TensorIndex",
+    "check",
+    "content_key",
+    "dtype_code",
+    "dtype_name",
+    "inspect",
+    "is_hub_id",
+    "local_folder",
+    "read_config",
+    "resolve",
+    "tokenizer_info",
+]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STORED = {
-    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "I64": ("int64", 8),
-    "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
-    "BOOL": ("bool", 1), "U16": ("uint16", 2), "U32": ("uint32", 4), "U64": ("uint64", 8),
-}  # fmt: skip
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -42,214 +64,7 @@ _SIZES = (
     "max_position_embeddings",
     "head_dim",
 )
-_MAX_HEADER = 100_000_000
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?$")
-_SAMPLE = 1024
-_CHUNK = 8 << 20
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor lies."""
-
-    name: str
-    file: str
-    dtype: str
-    """As transformers writes it: float32, bfloat16, ..."""
-    shape: tuple[int, ...]
-    start: int
-    """First byte, counted from the start of the file."""
-    end: int
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file."""
-
-    file: str
-    size: int
-    """Bytes."""
-    metadata: dict[str, str]
-    tensors: tuple[TensorEntry, ...]
-    """In the order of their bytes."""
-
-
-def dtype_name(code: str) -> str:
-    """Return transformers' name of a safetensors dtype: BF16 -> bfloat16."""
-    return _STORED.get(code, (code.lower(), 0))[0]
-
-
-def dtype_code(name: str) -> str:
-    """Return the safetensors code of a dtype: bfloat16 -> BF16."""
-    return next((code for code, (known, _) in _STORED.items() if known == name), name.upper())
-
-
-def parse_header(file: str, size: int, header: bytes) -> Shard:
-    """Read a safetensors header (the JSON after the 8-byte length) of a file of ``size`` bytes.
-
-    Raises `CheckpointError` where it is damaged or does not describe exactly the file's bytes.
-    """
-    base = 8 + len(header)
-    try:
-        table = json.loads(header)
-        metadata = {str(k): str(v) for k, v in (table.pop("__metadata__", None) or {}).items()}
-        tensors = sorted(
-            (_entry(file, name, item, base) for name, item in table.items()),
-            key=lambda tensor: (tensor.start, tensor.end),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: its header cannot be read ({error}).", "Download it again."
-        ) from error
-    end = base
-    for tensor in tensors:
-        if tensor.start != end:
-            raise CheckpointError(
-                f"{file} is damaged: '{tensor.name}' starts at byte {tensor.start:,}, not {end:,}.",
-                "Download it again.",
-            )
-        end = tensor.end
-    if end != size:
-        state = "truncated" if size < end else "damaged"
-        raise CheckpointError(
-            f"{file} is {state}: it has {size:,} bytes, its header describes {end:,}.",
-            "Download it again.",
-        )
-    return Shard(file, size, metadata, tuple(tensors))
-
-
-def _entry(file: str, name: str, item: Mapping[str, Any], base: int) -> TensorEntry:
-    dtype, width = _STORED.get(item["dtype"], (str(item["dtype"]).lower(), 0))
-    shape = tuple(int(n) for n in item["shape"])
-    start, end = (int(n) for n in item["data_offsets"])
-    if width and end - start != math.prod(shape) * width:
-        raise ValueError(f"'{name}' takes {end - start} bytes, its shape {list(shape)} another")
-    return TensorEntry(name, file, dtype, shape, base + start, base + end)
-
-
-def read_shard(path: Path) -> Shard:
-    """Read one safetensors file's header; raises `CheckpointError` where it is damaged."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or not 0 < length <= min(_MAX_HEADER, size - 8):
-                raise CheckpointError(
-                    f"{path.name} is truncated or no safetensors file ({size:,} bytes).",
-                    "Download it again.",
-                )
-            header = handle.read(length)
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}.", "Check that the file is there and readable."
-        ) from error
-    return parse_header(path.name, size, header)
-
-
-@dataclass(frozen=True)
-class TensorIndex:
-    """Every tensor of a checkpoint: name -> file, dtype, shape, byte range."""
-
-    folder: Path | None
-    shards: tuple[Shard, ...]
-
-    @property
-    def entries(self) -> dict[str, TensorEntry]:
-        """All tensors by name."""
-        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
-
-    @classmethod
-    def read(cls, folder: Path) -> TensorIndex:
-        """Read the headers of all shards.
-
-        Raises `CheckpointError` for a missing or damaged shard, a tensor that is not where the
-        index says, and weights that are only there as pickles.
-        """
-        index = folder / INDEX
-        if (folder / SINGLE).is_file():
-            return cls(folder, (read_shard(folder / SINGLE),))
-        if not index.is_file():
-            raise _no_weights(folder)
-        weight_map = _weight_map(index)
-        files = sorted(set(weight_map.values()))
-        absent = [file for file in files if not (folder / file).is_file()]
-        if absent:
-            raise CheckpointError(
-                f"{len(absent)} of {len(files)} weight files are missing in {folder}: "
-                f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}.",
-                "Download them again into this folder.",
-            )
-        result = cls(folder, tuple(read_shard(folder / file) for file in files))
-        return result.checked(weight_map)
-
-    def checked(self, weight_map: Mapping[str, str]) -> TensorIndex:
-        """Return self if every tensor lies where the index file says, else raise."""
-        entries = self.entries
-        for name, file in weight_map.items():
-            if name not in entries or entries[name].file != file:
-                raise CheckpointError(
-                    f"{INDEX} says that '{name}' is in {file}, but it is not.",
-                    "Download the checkpoint again; its files do not belong together.",
-                )
-        return self
-
-    def read_bytes(self, entry: TensorEntry) -> bytes:
-        """Return one tensor's bytes."""
-        assert self.folder is not None, "remote weights have headers only"
-        with (self.folder / entry.file).open("rb") as handle:
-            handle.seek(entry.start)
-            return handle.read(entry.end - entry.start)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    table = read_config(index)
-    weight_map = table.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.", "Download it again.")
-    for file in weight_map.values():
-        if Path(str(file)).name != file:
-            raise CheckpointError(
-                f"{index} names '{file}', which is not a file beside it.", "Download it again."
-            )
-    return weight_map
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-    pickles = sorted(p.name for pattern in patterns for p in folder.glob(pattern))
-    pickles = [name for name in pickles if name not in ("training_args.bin", "optimizer.pt")]
-    if pickles:
-        return CheckpointError(
-            f"The weights in {folder} are only there as a pickle ({pickles[0]}), which may run "
-            "code when loaded.",
-            "Only safetensors are read: load it once with transformers and save_pretrained it.",
-        )
-    return CheckpointError(
-        f"{folder} has a config.json but no weights ({SINGLE} or {INDEX}).",
-        "Give a folder with weights; config.json alone will do for dry runs and random weights.",
-    )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint; raises `CheckpointError` where it is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}.", "Check that the file is there and readable."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}).", "Download it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", "Download it again.")
-    return value
 
 
 # ---------------------------------------------------------------------------------------- resolve
@@ -619,98 +434,3 @@ def _warnings(
         yield "The weights are stored in more than one dtype; dtype names the most common."
     if index and tied and any(families.part_of(n) == "head" for n in index.entries):
         yield "The head is tied to the embedding; the stored lm_head is not used or counted."
-
-
-# -------------------------------------------------------------------------------------- tokenizer
-
-
-def tokenizer_info(folder: Path) -> dict[str, Any] | None:
-    """Return the tokenizer's kind, file and size (highest id + 1), or None without one.
-
-    Raises `CheckpointError` where its file is broken.
-    """
-    for file in TOKENIZER_FILES:
-        path = folder / file
-        if not path.is_file():
-            continue
-        kind, ids = _token_ids(path)
-        extra = folder / "added_tokens.json"
-        if file != "tokenizer.json" and extra.is_file():
-            ids += [int(i) for i in read_config(extra).values()]
-        return {"kind": kind, "file": file, "size": max(ids, default=-1) + 1}
-    return None
-
-
-def _token_ids(path: Path) -> tuple[str, list[int]]:
-    if path.name == "tokenizer.model":
-        return "sentencepiece", list(range(_sentencepiece_size(path.read_bytes())))
-    table = read_config(path)
-    if path.name == "vocab.json":
-        return "BPE", [int(i) for i in table.values()]
-    model = table.get("model") or {}
-    vocab = model.get("vocab") or {}
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [int(token["id"]) for token in table.get("added_tokens") or []]
-    return str(model.get("type") or "BPE"), ids
-
-
-def _sentencepiece_size(data: bytes) -> int:
-    """Count the pieces of a sentencepiece model: field 1 of its protocol buffer, repeated."""
-    pieces = position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        if tag & 7 == 2:
-            length, position = _varint(data, position)
-            position += length
-            pieces += tag >> 3 == 1
-        elif tag & 7 == 0:
-            _, position = _varint(data, position)
-        else:
-            position += 8 if tag & 7 == 1 else 4
-    return pieces
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(data):
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-    return value, position
-
-
-# ------------------------------------------------------------------------------------ content key
-
-
-def content_key(path: str | Path, index: TensorIndex | None = None, *, full: bool = False) -> str:
-    """Return a hash (32 hex digits) of the weights' content, whatever way they are sharded.
-
-    Names, dtypes, shapes and three samples of 1 KiB per tensor; with ``full`` every byte.
-    """
-    folder = Path(path)
-    index = index or TensorIndex.read(folder)
-    digest = hashlib.sha256()
-    handles = {shard.file: (folder / shard.file).open("rb") for shard in index.shards}
-    try:
-        for name, entry in sorted(index.entries.items()):
-            digest.update(f"{name}|{entry.dtype}|{entry.shape}|".encode())
-            handle = handles[entry.file]
-            for start, length in _pieces(entry.start, entry.end, full):
-                handle.seek(start)
-                digest.update(handle.read(length))
-    finally:
-        for handle in handles.values():
-            handle.close()
-    return digest.hexdigest()[:32]
-
-
-def _pieces(start: int, end: int, full: bool) -> Iterable[tuple[int, int]]:
-    if full:
-        return [(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK)]
-    if end - start <= 3 * _SAMPLE:
-        return [(start, end - start)]
-    middle = (start + end - _SAMPLE) // 2
-    return [(start, _SAMPLE), (middle, _SAMPLE), (end - _SAMPLE, _SAMPLE)]
