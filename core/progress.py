@@ -12,7 +12,7 @@ class Progress:
     """Silent progress; subclasses write it somewhere."""
 
     def step(self, done: int, total: int, message: str = "") -> None:
-        """Say that ``done`` of ``total`` steps are finished; raises `Cancelled` if asked to stop."""
+        """Say that ``done`` of ``total`` steps are finished; raises `Cancelled` if asked to."""
 
     def metric(self, **values: float | int | str | None) -> None:
         """Append one line of named values to the run's metrics."""

@@ -1,4 +1,4 @@
-"""One frozen dataclass per command; the command line, the widgets and the saved spec derive from it.
+"""One frozen dataclass per command: command line, widgets and saved spec derive from it.
 
 A field is declared once::
 

@@ -1,0 +1,41 @@
+# Depthcut: `make run` opens the dashboard, `make test` passes the tests; both do all the set-up.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8501
+
+.PHONY: setup run test check proof bench bench-gpu screenshots clean
+setup: $(VENV)/.setup-done
+
+$(VENV)/.setup-done: requirements.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or give PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python tests/browser/find_browser.py --install
+	touch $@
+
+run: setup
+	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
+
+check: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+proof: setup
+	$(BIN)/python -m bench.proof
+
+bench: setup
+	$(BIN)/python -m bench.importance --save
+
+bench-gpu: setup
+	$(BIN)/python -m bench.gpu
+
+screenshots: setup
+	$(BIN)/python -m bench.screenshots
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,96 @@
+"""The command line: ``python -m core COMMAND ...``. Each button on a page runs one of these.
+
+Results that are not files are printed as JSON on standard output; progress goes to standard
+error. Exit status: 0 done, 2 bad input, 1 failed, 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+from core import __version__, commands
+from core.errors import DepthcutError, OptionError
+from core.spec import add_arguments, from_namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one sentence, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(
+            f"{message[0].upper()}{message[1:]}.", f"See: python -m core {self.prog} --help."
+        )
+
+
+def _overview() -> str:
+    width = max(map(len, commands.COMMANDS))
+    lines = [f"  {c.name:<{width}}  {c.help}" for c in commands.COMMANDS.values()]
+    return (
+        f"depthcut {__version__}: depth pruning of language models\n\n"
+        "usage: python -m core COMMAND [options]\n\n" + "\n".join(lines) + "\n\n"
+        "python -m core COMMAND --help shows a command's options."
+    )
+
+
+def _parser(command: commands.Command) -> argparse.ArgumentParser:
+    spec_class = command.spec_class
+    usage_name = f"python -m core {command.name}"
+    parser = _Parser(prog=command.name, description=f"{usage_name}: {command.help}")
+    add_arguments(parser, spec_class)
+    names = {f.name for f in dataclasses.fields(spec_class)}
+    if "out" in names and "overwrite" not in names:
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Replace what a finished run left in --out."
+        )
+    parser.add_argument("--workspace", help="Folder of the runs. Default: workspace.")
+    return parser
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    command = commands.get(argv[0])
+    namespace = _parser(command).parse_args(argv[1:])
+    if namespace.workspace:
+        os.environ["DEPTHCUT_WORKSPACE"] = namespace.workspace
+    spec = from_namespace(command.spec_class, namespace)
+    if getattr(spec, "dry_run", False):
+        _print_json(command.load().dry_run(spec))
+        return 0
+    if not command.is_run:
+        _print_json(command.load().run(spec))
+        return 0
+    from core.run import execute
+
+    return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
+
+
+def _print_json(value: dict[str, Any] | None) -> None:
+    print(json.dumps(value or {}, indent=2, default=str))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except DepthcutError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("Cancelled on request.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""One computing run at a time on each device: a kernel file lock per user and device.
+
+The lock lives outside any workspace, so two workspaces share it, and the kernel releases it when
+its holder dies, however it dies. Waiting runs stand in line: each holds a lock on its own ticket
+file, and the oldest live ticket goes next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+POLL_S = 0.2
+
+
+def lock_dir() -> Path:
+    """Return the folder of the locks: ``$DEPTHCUT_LOCK_DIR``, else one per user in /tmp."""
+    given = os.environ.get("DEPTHCUT_LOCK_DIR")
+    base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    path = Path(given) if given else base / f"depthcut-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def _try_lock(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether some process holds the lock on ``path``."""
+    try:
+        with path.open("r+") as handle:
+            return not _try_lock(handle)
+    except OSError:
+        return False
+
+
+class DeviceLock:
+    """The right to compute on one device; ``acquire`` waits in line for it."""
+
+    def __init__(self, device: str, owner: dict[str, Any] | None = None) -> None:
+        """Prepare a lock on ``device``; ``owner`` is what others are shown while we hold it."""
+        self.device = device
+        self.owner = {"pid": os.getpid(), **(owner or {})}
+        name = device.replace(":", "-")
+        self._path = lock_dir() / f"{name}.lock"
+        self._holder = lock_dir() / f"{name}.holder.json"
+        self._queue = lock_dir() / f"{name}.queue"
+        self._handle: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the device."""
+        return self._handle is not None
+
+    def acquire(self, on_wait: Callable[[str], None] | None = None) -> None:
+        """Take the device, waiting in line; ``on_wait`` is called with what is in front.
+
+        ``on_wait`` may raise to give up waiting.
+        """
+        if self.held:
+            return
+        self._queue.mkdir(exist_ok=True)
+        ticket = self._queue / f"{time.time_ns():020d}-{os.getpid()}"
+        with ticket.open("w") as mine:
+            fcntl.flock(mine, fcntl.LOCK_EX)
+            mine.write(json.dumps(self.owner, default=str))
+            mine.flush()
+            try:
+                while not (self._is_first(ticket) and self._take()):
+                    if on_wait:
+                        on_wait(self._describe(ticket))
+                    time.sleep(POLL_S)
+            finally:
+                ticket.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give the device back; harmless when it is not held."""
+        if self._handle is not None:
+            self._holder.unlink(missing_ok=True)
+            self._handle.close()
+            self._handle = None
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Return the owners that stand in line, first one first."""
+        return [self._read(path) for path in self._live_tickets()]
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return who holds the device now, or None."""
+        return (self._read(self._holder) or {"pid": 0}) if _is_locked(self._path) else None
+
+    def _take(self) -> bool:
+        handle = self._path.open("a+")
+        if not _try_lock(handle):
+            handle.close()
+            return False
+        temporary = self._holder.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.owner, default=str))
+        temporary.replace(self._holder)
+        self._handle = handle
+        return True
+
+    def _live_tickets(self) -> list[Path]:
+        if not self._queue.is_dir():
+            return []
+        live = []
+        for path in sorted(self._queue.iterdir()):
+            if _is_locked(path):
+                live.append(path)
+            elif time.time() - _modified(path) > 5:
+                path.unlink(missing_ok=True)
+        return live
+
+    def _is_first(self, ticket: Path) -> bool:
+        older = [p for p in self._live_tickets() if p.name < ticket.name]
+        return not older
+
+    def _describe(self, ticket: Path) -> str:
+        ahead = [self.holder()] + [
+            self._read(p) for p in self._live_tickets() if p.name < ticket.name
+        ]
+        names = [str(o.get("run") or f"process {o.get('pid')}") for o in ahead if o]
+        return ", ".join(names)
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text() or "{}")
+        except (OSError, ValueError):
+            return {}
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()

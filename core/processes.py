@@ -1,0 +1,42 @@
+"""Is a process still the one we knew? A pid alone is reused; a pid with its start time is not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def start_time(pid: int) -> float | None:
+    """Return a value that stays the same for a process's life and differs for a successor.
+
+    None where there is no such process, or it has ended and only waits to be reaped.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else float(fields[19])
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def identity() -> dict[str, float | int | None]:
+    """Return this process's pid and start time, as kept in status files."""
+    return {"pid": os.getpid(), "pid_started": start_time(os.getpid())}
+
+
+def is_alive(pid: object, started: object) -> bool:
+    """Whether the process with this pid and start time still runs."""
+    if not isinstance(pid, int):
+        return False
+    now = start_time(pid)
+    if now is None:
+        return False
+    return not isinstance(started, (int, float)) or abs(now - started) < 1.5

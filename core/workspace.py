@@ -1,0 +1,332 @@
+"""Run directories on disk: where they are, what they say, and how files in them are written.
+
+A run directory holds plain results; the program's own bookkeeping lives in its ``.run`` folder
+(see docs/architecture.md). Reading never changes anything; writing is atomic: a temporary file
+in the same folder, flushed, then renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from core import processes
+from core.errors import InputError, OutputError
+
+SCHEMA = 1
+FINAL_STATES = ("done", "failed", "cancelled")
+LIVE_STATES = ("starting", "queued", "running")
+HEARTBEAT_S = 2.0
+REMOTE_SILENCE_S = 60.0
+BOOKKEEPING = ".run"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically; raises `OutputError` where the folder cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            "Free space, or give another --out folder that you may write to.",
+        ) from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with the schema version in front."""
+    write_text(path, json.dumps({"schema": SCHEMA, **value}, indent=2, default=str) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file atomically; ``None`` becomes an empty cell, floats keep every digit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or None where the file is absent or not (yet) readable."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def default_root() -> Path:
+    """Return the workspace folder: ``$DEPTHCUT_WORKSPACE``, else ``workspace``."""
+    return Path(os.environ.get("DEPTHCUT_WORKSPACE") or "workspace")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory said when it was read."""
+
+    path: Path
+    command: str
+    spec: dict[str, Any]
+    argv: list[str]
+    state: str
+    """starting, queued, running, done, failed, cancelled, or lost."""
+    status: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        """The name the user gave, else the id."""
+        given = read_json(self.path / BOOKKEEPING / "name.json") or {}
+        return str(given.get("name") or self.id)
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in one sentence; empty when nothing did."""
+        return str(self.status.get("error") or "")
+
+    @property
+    def hint(self) -> str:
+        """What to do about `error`."""
+        return str(self.status.get("hint") or "")
+
+    @property
+    def device(self) -> str:
+        """The device the run holds, held, or waits for."""
+        return str(self.status.get("device") or "")
+
+    @property
+    def waiting_for(self) -> str:
+        """What a queued run waits behind."""
+        return str(self.status.get("waiting_for") or "")
+
+    @property
+    def started(self) -> float:
+        """Seconds since the epoch when the run was created."""
+        return float(self.status.get("created") or 0.0)
+
+    @property
+    def finished(self) -> float | None:
+        """Seconds since the epoch when the run ended; None while it lives."""
+        value = self.status.get("finished")
+        return float(value) if value else None
+
+    @property
+    def progress(self) -> tuple[int, int, str]:
+        """Steps done, steps in all, and what is being done."""
+        step = self.status.get("progress") or {}
+        return int(step.get("done") or 0), int(step.get("total") or 0), str(step.get("message", ""))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the pace so far; None before the first step or after the end."""
+        step = self.status.get("progress") or {}
+        done, total = step.get("done") or 0, step.get("total") or 0
+        began = step.get("since")
+        first = step.get("first") or 0
+        if self.state != "running" or not began or done <= first or total <= 0:
+            return None
+        pace = (float(step["at"]) - float(began)) / (done - first)
+        return max(0.0, pace * (total - done) - (time.time() - float(step["at"])))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run is starting, queued or running."""
+        return self.state in LIVE_STATES
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the last lines of the log; reads at most 64 KiB from its end."""
+        try:
+            with (self.path / BOOKKEEPING / "log.txt").open("rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(max(0, size - 65536))
+                text = handle.read().decode("utf-8", errors="replace")
+        except OSError:
+            return ""
+        kept = [line.rsplit("\r", 1)[-1] for line in text.splitlines()]
+        return "\n".join(kept[-lines:])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metric lines; a half-written last line is left out."""
+        return list(_json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
+
+    def disk_bytes(self) -> int:
+        """Return the bytes that the run's files take."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+    def holds_checkpoint(self) -> bool:
+        """Whether the folder itself is a checkpoint (pruned, width-pruned)."""
+        return (self.path / "config.json").is_file()
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _state_of(path: Path, status: dict[str, Any]) -> str:
+    """Return the state, with `lost` for a run whose process is gone without a final one."""
+    state = str(status.get("state") or "starting")
+    if state in FINAL_STATES:
+        return state
+    if status.get("host") not in (None, socket.gethostname()):
+        return state if _heartbeat_age(path) < REMOTE_SILENCE_S else "lost"
+    owner = status
+    if not status.get("pid"):
+        owner = read_json(path / BOOKKEEPING / "launch.json") or {}
+        if not owner:
+            young = time.time() - float(status.get("created") or 0) < 15
+            return state if young else "lost"
+    return state if processes.is_alive(owner.get("pid"), owner.get("pid_started")) else "lost"
+
+
+def _heartbeat_age(path: Path) -> float:
+    try:
+        return time.time() - (path / BOOKKEEPING / "heartbeat").stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def read_run(path: Path) -> RunRecord | None:
+    """Read one run directory; None where ``path`` is not one."""
+    book = path / BOOKKEEPING
+    spec = read_json(book / "spec.json")
+    if spec is None:
+        return None
+    status = read_json(book / "status.json") or {}
+    state = _state_of(path, status)
+    if state == "lost":  # the end may have been written between the two looks
+        status = read_json(book / "status.json") or {}
+        state = _state_of(path, status)
+    return RunRecord(
+        path=path,
+        command=str(spec.get("command", "")),
+        spec=dict(spec.get("spec") or {}),
+        argv=list(spec.get("argv") or []),
+        state=state,
+        status=status,
+    )
+
+
+class Workspace:
+    """A folder of run directories."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        """Use ``root``, else ``$DEPTHCUT_WORKSPACE``, else ``workspace``; made when first used."""
+        self.root = Path(root) if root else default_root()
+
+    def new_dir(self, command: str) -> Path:
+        """Make and return an empty run directory named after the command and the time."""
+        for _ in range(10):
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            path = self.root / f"{command}-{stamp}-{secrets.token_hex(2)}"
+            try:
+                (path / BOOKKEEPING).mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError(
+                    f"Cannot make a run directory in {self.root}: {error.strerror}.",
+                    "Give another folder with --workspace or DEPTHCUT_WORKSPACE.",
+                ) from error
+            return path
+        raise OutputError(f"No free run name in {self.root}.", "Try again.")
+
+    def runs(self, command: str = "") -> list[RunRecord]:
+        """Return the runs, newest first; only those of ``command`` where given."""
+        if not self.root.is_dir():
+            return []
+        found = []
+        for path in self.root.iterdir():
+            if not path.name.startswith(".") and path.is_dir():
+                record = read_run(path)
+                if record and (not command or record.command == command):
+                    found.append(record)
+        return sorted(found, key=lambda r: (r.started, r.id), reverse=True)
+
+    def find(self, run: str) -> RunRecord:
+        """Return a run by id, by its given name, or by path; raises `InputError` naming it."""
+        for path in (self.root / run, Path(run)):
+            record = read_run(path) if path.is_dir() else None
+            if record:
+                return record
+        named = [r for r in self.runs() if r.name == run]
+        if len(named) == 1:
+            return named[0]
+        raise InputError(
+            f"No run '{run}' in {self.root}.", "See them with: python -m core jobs list."
+        )
+
+    def rename(self, record: RunRecord, name: str) -> None:
+        """Give a run a name for people; its folder keeps its id."""
+        clean = " ".join(name.split())[:80]
+        if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
+            raise InputError(f"Another run is called '{clean}' already.", "Choose another name.")
+        write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
+
+    def children(self, record: RunRecord) -> list[RunRecord]:
+        """Return the runs whose spec names this run's folder (or something in it)."""
+        target = record.path.resolve()
+        return [r for r in self.runs() if r.path != record.path and _mentions(r.spec, target)]
+
+    def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
+        """Remove a run's folder; refused while it lives, or while other runs build on it."""
+        current = read_run(record.path)
+        if current and current.is_live:
+            raise InputError(f"Run {record.id} is {current.state}.", "Cancel it first.")
+        children = self.children(record)
+        if children and not orphan:
+            names = ", ".join(r.name for r in children[:5])
+            raise InputError(
+                f"Run {record.id} is used by {len(children)} other run(s): {names}.",
+                "Delete those first.",
+            )
+        doomed = record.path.with_name(f".deleted-{record.id}-{secrets.token_hex(2)}")
+        try:
+            record.path.rename(doomed)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot delete {record.path}: {error.strerror}.", "Check its permissions."
+            ) from error
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _mentions(value: Any, target: Path) -> bool:
+    """Whether a spec value is ``target`` or a path below it."""
+    if isinstance(value, dict):
+        return any(_mentions(v, target) for v in value.values())
+    if isinstance(value, list):
+        return any(_mentions(v, target) for v in value)
+    if not isinstance(value, str) or not value:
+        return False
+    path = Path(value).absolute()
+    return path == target or target in path.parents
