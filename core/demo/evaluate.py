@@ -43,15 +43,15 @@ def story_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) -> tup
 
 @torch.no_grad()
 def answer(model: LlamaForCausalLM, tokenizer: Any, question: dict[str, Any]) -> int:
-    """Return the index of the choice with the highest log-likelihood."""
+    """Return the index of the choice with the highest log-likelihood, its tokens summed."""
     context = tokenizer(question["context"]).input_ids
-    scores = []
-    for choice in question["choices"]:
-        ending = tokenizer(choice, add_special_tokens=False).input_ids
-        rows = torch.tensor([context + ending])
-        logits = model(input_ids=rows, use_cache=False).logits[0, len(context) - 1 : -1]
-        taken = logits.float().log_softmax(-1).gather(1, torch.tensor(ending)[:, None])
-        scores.append(taken.sum().item())
+    endings = [tokenizer(c, add_special_tokens=False).input_ids for c in question["choices"]]
+    longest = max(map(len, endings))
+    padded = [[*ending, *[0] * (longest - len(ending))] for ending in endings]
+    rows = torch.tensor([context + ending for ending in padded])
+    logits = model(input_ids=rows, use_cache=False).logits[:, len(context) - 1 : -1]
+    taken = logits.float().log_softmax(-1).gather(2, torch.tensor(padded)[..., None])[..., 0]
+    scores = [taken[i, : len(ending)].sum().item() for i, ending in enumerate(endings)]
     return scores.index(max(scores))
 
 

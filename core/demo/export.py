@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from core.demo import DATA
@@ -20,7 +20,7 @@ from core.demo.world import instructions, stories
 SEED = 0
 
 
-def as_jsonl(rows: Iterable[dict[str, object]]) -> str:
+def as_jsonl(rows: Iterable[Mapping[str, object]]) -> str:
     """Return one JSON object a line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 

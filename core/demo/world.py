@@ -480,7 +480,7 @@ class Teller:
     def where(self) -> bool:
         """Ask where a child is, or a thing that lies somewhere."""
         lying = [thing for thing in self.things if not thing.owner]
-        if lying and self.pick([True, False]):
+        if bool(lying) and self.pick([True, False]):
             thing = self.pick(lying)
             question, place = f"the {thing.name}", thing.place
         else:
@@ -614,7 +614,7 @@ def instructions(count: int, seed: int, split: Split = "train") -> list[dict[str
     """
     told = tell(seed, split)
     rng = random.Random(f"depthcut instructions {split} {seed}")
-    tasks = []
+    tasks: list[dict[str, str]] = []
     while len(tasks) < count:
         story = next(told)
         kind = rng.choice(["question", "question", "continue", "story", "opposite"])
