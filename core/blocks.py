@@ -129,11 +129,11 @@ class BlockView:
         """Return (cos, sin), each [1, tokens, head width], computed once for a length."""
         key = (tokens, dtype, device)
         if key not in self._rotary:
-            positions = torch.arange(tokens, device=device)[None]
-            like = torch.empty(0, dtype=dtype, device=device)
             with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(tokens, device=device)[None]
+                like = torch.empty(0, dtype=dtype, device=device)
                 cos, sin = self._body.rotary_emb(like, positions)
-            self._rotary[key] = (cos.clone(), sin.clone())
+                self._rotary[key] = (cos.clone(), sin.clone())
         return self._rotary[key]
 
     def window(self, block: int) -> int | None:
@@ -159,9 +159,10 @@ class BlockView:
             return None
         key = (tokens, window, device)
         if key not in self._masks:
-            at = torch.arange(tokens, device=device)
-            back = at[:, None] - at[None, :]
-            self._masks[key] = ((back >= 0) & (back < window))[None, None]
+            with torch.inference_mode(False):
+                at = torch.arange(tokens, device=device)
+                back = at[:, None] - at[None, :]
+                self._masks[key] = ((back >= 0) & (back < window))[None, None]
         return self._masks[key]
 
     def run_block(self, block: int, hidden: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class BlockView:
         return self.call_layer(self.blocks[block], block, hidden)
 
     def call_layer(self, layer: Any, block: int, hidden: Tensor) -> Tensor:
-        """Run ``layer`` as block number ``block``: any callable with a decoder layer's signature."""
+        """Run ``layer``, any callable with a decoder layer's signature, as block ``block``."""
         tokens, device = hidden.shape[1], hidden.device
         mask = self.mask(block, tokens, device)
         if getattr(self.config, "_attn_implementation", "sdpa") != "sdpa":

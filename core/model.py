@@ -144,6 +144,7 @@ def load_model(
     """
     folder = Path(path)
     config = _read_config(folder)
+    _quiet()
     options: dict[str, Any] = {
         "use_safetensors": True,
         "attn_implementation": "sdpa",
@@ -171,6 +172,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = Path(path)
+    _quiet()
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -179,6 +181,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"{folder} has no tokenizer that can be read: {first}",
             "Copy tokenizer.json and tokenizer_config.json into it.",
         ) from error
+
+
+def _quiet() -> None:
+    """Keep the library's bars and remarks out of our logs; its errors still come."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

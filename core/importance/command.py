@@ -1,0 +1,228 @@
+"""``python -m core importance CHECKPOINT --out DIR``: score every block of a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint, data
+from core.errors import OptionError
+from core.importance import estimate as work
+from core.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from core.importance.sweep import SweepResult
+    from core.importance.taylor import WeightScore
+    from core.run import Run
+
+METRICS = ("ppl", "taylor", "magnitude", "block-influence", "angular", "relative-update")
+SIMILARITY = ("block-influence", "angular", "relative-update")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceSpec(DeviceOptions):
+    """Score every block of a checkpoint by several criteria in one run."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    out: str = option(help="Run directory to write.")
+    metrics: tuple[str, ...] = option(
+        METRICS, help="Criteria to compute, with commas.", choices=METRICS
+    )
+    calibration: str = option(
+        "demo",
+        help="Text to calibrate on: demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
+    )
+    samples: int = option(10, help="Calibration rows.", low=1, high=100000)
+    length: int = option(128, help="Tokens in a row.", low=2, high=1048576, unit="tokens")
+    seed: int = option(1234, help="Draws the rows and the crops.", low=0)
+    dry_run: bool = option(False, help="Say what it will take, and do nothing.")
+
+
+def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
+    """Return the estimated operations, memory and time; headers are enough."""
+    folder = checkpoint.resolve(spec.checkpoint, allow_config_only=True)
+    info = checkpoint.inspect(folder)
+    _check_length(spec, info.context)
+    dtype = info.dtype if spec.dtype == "auto" else spec.dtype
+    rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype)
+    seconds = work.seconds(rows.flops, spec.device)
+    return {
+        "blocks": info.blocks,
+        "metrics": list(spec.metrics),
+        "calibration": spec.calibration,
+        "samples": spec.samples,
+        "length": spec.length,
+        "dtype": dtype,
+        "flops": rows.flops,
+        "memory_mib": round(rows.memory_mib, 1),
+        "seconds": seconds,
+        "kind": "estimated",
+        "seconds_from": "the rate of the last run in this workspace" if seconds else None,
+    }
+
+
+def _check_length(spec: ImportanceSpec, context: int) -> None:
+    if context and spec.length > context:
+        raise OptionError(
+            f"--length: {spec.length} tokens are more than the model's context of {context}.",
+            f"Give {context} or fewer.",
+        )
+
+
+def run(spec: ImportanceSpec, run: Run) -> None:
+    """Compute the metrics and write the files of the contract into the run directory."""
+    from core import model as models
+    from core.blocks import BlockView
+    from core.importance.branches import make_batch
+
+    folder = checkpoint.resolve(spec.checkpoint, run.progress)
+    info = checkpoint.inspect(folder, allow_config_only=False)
+    _check_length(spec, info.context)
+    tokenizer = models.load_tokenizer(folder)
+    rows = data.calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
+    device = models.resolve_device(spec.device)
+    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    models.reset_peak_memory(device)
+    run.progress.log(f"Loading {spec.checkpoint} to {device} as {models.dtype_name(dtype)}.")
+    view = BlockView(models.load_model(folder, device, dtype))
+    batch = make_batch(rows, view)
+    with models.out_of_memory_explained("scoring blocks"):
+        results = _compute(spec, run, view, batch)
+    _write(run, results, len(view))
+    summary = _summary(spec, info, results)
+    summary |= {
+        "device": str(device),
+        "dtype": models.dtype_name(dtype),
+        "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+        "tokens": batch.predictions,
+        **_versions(device),
+    }
+    run.write_json("summary.json", summary)
+
+
+@dataclass
+class _Results:
+    """What has been computed so far; None for what was not asked for."""
+
+    sweep: SweepResult | None = None
+    taylor: list[WeightScore] | None = None
+    magnitude: list[WeightScore] | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def _compute(spec: ImportanceSpec, run: Run, view: Any, batch: Any) -> _Results:
+    from core.importance.sweep import sweep
+    from core.importance.taylor import magnitude, taylor
+
+    wanted, results = set(spec.metrics), _Results()
+    if wanted & {"ppl", *SIMILARITY}:
+        began = time.perf_counter()
+        results.sweep = sweep(view, batch, run.progress, perplexity="ppl" in wanted)
+        results.seconds["sweep"] = time.perf_counter() - began
+        if results.sweep.dense_ppl is not None:
+            run.progress.log(f"Dense perplexity {results.sweep.dense_ppl:.4f}.")
+    if "taylor" in wanted:
+        began = time.perf_counter()
+        results.taylor = taylor(view, batch, run.progress)
+        results.seconds["taylor"] = time.perf_counter() - began
+    if "magnitude" in wanted:
+        began = time.perf_counter()
+        results.magnitude = magnitude(view)
+        results.seconds["magnitude"] = time.perf_counter() - began
+    return _only(spec, results)
+
+
+def _only(spec: ImportanceSpec, results: _Results) -> _Results:
+    """Leave out what the sweep gives for nothing but was not asked for."""
+    if results.sweep is not None:
+        empty: dict[str, Any] = {}
+        if "block-influence" not in spec.metrics:
+            empty["block_influence"] = []
+        if "relative-update" not in spec.metrics:
+            empty["relative_update"] = []
+        if "angular" not in spec.metrics:
+            empty["angular"] = []
+        results.sweep = dataclasses.replace(results.sweep, **empty)
+    return results
+
+
+def _write(run: Run, results: _Results, blocks: int) -> None:
+    from core.importance.taylor import block_sums
+
+    found, none = results.sweep, [None] * blocks
+    columns: dict[str, list[Any]] = {
+        "block": list(range(blocks)),
+        "ppl": (found.ppl if found else []) or none,
+        "taylor": block_sums(results.taylor, blocks) if results.taylor else none,
+        "magnitude": block_sums(results.magnitude, blocks) if results.magnitude else none,
+        "block_influence": (found.block_influence if found else []) or none,
+        "relative_update": (found.relative_update if found else []) or none,
+    }
+    if results.taylor or results.magnitude:
+        named = results.taylor or results.magnitude or []
+        taylor = [s.value for s in results.taylor] if results.taylor else [None] * len(named)
+        size = [s.value for s in results.magnitude] if results.magnitude else [None] * len(named)
+        run.write_csv(
+            "weights.csv",
+            ("name", "block", "module", "taylor", "magnitude"),
+            [
+                (s.name, s.block, s.module, t, m)
+                for s, t, m in zip(named, taylor, size, strict=True)
+            ],
+        )
+    if found and found.sample_nll:
+        run.write_csv(
+            "samples.csv",
+            ("block", "sample", "nll"),
+            [
+                (branch - 1, sample, nll)
+                for branch, row in enumerate(found.sample_nll)
+                for sample, nll in enumerate(row)
+            ],
+        )
+    if found and found.angular:
+        run.write_csv("angular.csv", ("start", "length", "distance"), found.angular)
+    run.write_csv("blocks.csv", list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _summary(
+    spec: ImportanceSpec, info: checkpoint.CheckpointInfo, results: _Results
+) -> dict[str, Any]:
+    flops = work.estimate(info, spec.metrics, spec.samples, spec.length, info.dtype).flops
+    spent = sum(results.seconds.values())
+    return {
+        "checkpoint": spec.checkpoint,
+        "checkpoint_key": info.key,
+        "family": info.family,
+        "blocks": info.blocks,
+        "dense_ppl": results.sweep.dense_ppl if results.sweep else None,
+        "metrics": list(spec.metrics),
+        "calibration": spec.calibration,
+        "calibration_content": data.describe(spec.calibration)["content"],
+        "samples": spec.samples,
+        "length": spec.length,
+        "seed": spec.seed,
+        "seconds": {name: round(value, 4) for name, value in results.seconds.items()},
+        "flops": flops,
+        "flops_per_s": flops / spent if spent > 0 and flops > 0 else None,
+    }
+
+
+def _versions(device: Any) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from core import __version__
+    from core.importance.forward import compute_dtype
+    from core.model import dtype_name
+
+    return {
+        "compute_dtype_on_cpu": dtype_name(compute_dtype(device, torch.float32)),
+        "versions": {
+            "depthcut": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

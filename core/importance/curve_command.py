@@ -1,0 +1,132 @@
+"""``python -m core curve CHECKPOINT --scores SCORES --out DIR``: quality against depth.
+
+Perplexity after removing the first k blocks, for several criteria. All block sets go through one
+pass over the weights, which computes once whatever they have in common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint, data, workspace
+from core.errors import OptionError, PlanError
+from core.prune import plan, scores
+from core.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from core.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSpec(DeviceOptions):
+    """Measure perplexity after removing the first k blocks, for several criteria."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    scores: str = option(help="Importance run, or a CSV of block scores.")
+    out: str = option(help="Run directory to write.")
+    criteria: tuple[str, ...] = option(("ppl", "taylor"), help="Criteria to compare.")
+    counts: tuple[int, ...] = option((), help="Numbers of blocks, as 1-8. All that can be.", low=0)
+    protect_first: int | None = option(None, help="First blocks that stay.", low=0)
+    protect_last: int | None = option(None, help="Last blocks that stay.", low=0)
+    calibration: str = option("", help="Text to judge by. As in the importance run, else demo.")
+    samples: int | None = option(None, help="Rows. As in the importance run, else 10.", low=1)
+    length: int | None = option(None, help="Tokens in a row. As there, else 128.", low=2)
+    seed: int | None = option(None, help="Draws rows and crops. As there, else 1234.", low=0)
+
+
+def _plans(
+    spec: CurveSpec, info: checkpoint.CheckpointInfo, found: scores.BlockScores
+) -> list[plan.Plan]:
+    """Return one plan for every criterion and count."""
+    if found.blocks != info.blocks:
+        raise PlanError(
+            f"The scores are of {found.blocks} blocks, the checkpoint has {info.blocks}.",
+            "Give the scores of this checkpoint.",
+        )
+    first, last = plan.default_protection(info.blocks)
+    first = first if spec.protect_first is None else spec.protect_first
+    last = last if spec.protect_last is None else spec.protect_last
+    most = min(info.blocks - first - last, info.blocks - 1)
+    counts = sorted({c for c in spec.counts if c > 0}) or list(range(1, most + 1))
+    if not spec.criteria:
+        raise OptionError("--criteria: none given.", "Give for instance ppl,taylor.")
+    return [
+        plan.choose(
+            found, criterion, count=count, info=info, protect_first=first, protect_last=last
+        )
+        for criterion in spec.criteria
+        for count in counts
+    ]
+
+
+def run(spec: CurveSpec, run: Run) -> None:
+    """Measure all sets in one pass and write curve.csv and summary.json."""
+    from core import model as models
+    from core.blocks import BlockView
+    from core.importance.branches import losses_without, make_batch
+
+    folder = checkpoint.resolve(spec.checkpoint, run.progress)
+    info = checkpoint.inspect(folder, allow_config_only=False)
+    plans = _plans(spec, info, scores.load(spec.scores))
+    text = _text(spec)
+    rows = data.calibration_rows(
+        text["calibration"],
+        models.load_tokenizer(folder),
+        text["samples"],
+        text["length"],
+        text["seed"],
+    )
+    device = models.resolve_device(spec.device)
+    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    models.reset_peak_memory(device)
+    view = BlockView(models.load_model(folder, device, dtype))
+    batch = make_batch(rows, view)
+    sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
+    with models.out_of_memory_explained("measuring the curve"):
+        losses = losses_without(view, batch, sets, run.progress)
+    assert losses is not None
+    values = losses.perplexity
+    table: list[tuple[Any, ...]] = [
+        (criterion, 0, 0.0, info.parameters, values[0]) for criterion in spec.criteria
+    ]
+    table += [
+        (p.criterion, len(p.drop), p.ratio, p.params, value)
+        for p, value in zip(plans, values[1:], strict=True)
+    ]
+    order = {scores.canonical(name): at for at, name in enumerate(spec.criteria)}
+    table.sort(key=lambda row: (order[scores.canonical(row[0])], row[1]))
+    run.write_csv("curve.csv", ("criterion", "count", "ratio", "params", "ppl"), table)
+    run.write_json(
+        "summary.json",
+        {
+            "checkpoint": spec.checkpoint,
+            "checkpoint_key": info.key,
+            "scores": spec.scores,
+            "dense_ppl": values[0],
+            "protected": list(plans[0].protected) if plans else [],
+            "drops": {f"{p.criterion} {len(p.drop)}": list(p.drop) for p in plans},
+            **text,
+            "calibration_content": data.describe(text["calibration"])["content"],
+            "tokens": batch.predictions,
+            "device": str(device),
+            "dtype": models.dtype_name(dtype),
+            "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+        },
+    )
+
+
+def _text(spec: CurveSpec) -> dict[str, Any]:
+    """Return calibration, samples, length and seed: given ones, else the importance run's."""
+    from pathlib import Path
+
+    folder = Path(spec.scores)
+    if not folder.is_dir():
+        folder = workspace.default_root() / spec.scores
+    there = workspace.read_json(folder / "summary.json") or {}
+    defaults = {"calibration": "demo", "samples": 10, "length": 128, "seed": 1234}
+    given = {name: getattr(spec, name) for name in defaults}
+    return {
+        name: given[name] if given[name] not in (None, "") else there.get(name, default)
+        for name, default in defaults.items()
+    }

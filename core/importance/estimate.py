@@ -1,0 +1,79 @@
+"""What an importance run or a curve will take, from headers alone; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core import workspace
+from core.checkpoint import CheckpointInfo
+
+ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and memory of a run; all of it estimated."""
+
+    flops: float
+    memory_mib: float
+
+
+def block_flops(info: CheckpointInfo, block: int, rows: int, tokens: int) -> float:
+    """Return the operations of one pass of a block over ``rows`` rows of ``tokens`` tokens.
+
+    Two per weight and token, and the two attention products (causal: half of the square).
+    """
+    shape = info.block_shapes[block]
+    attention = 2.0 * rows * tokens * tokens * shape["heads"] * info.head_dim
+    return 2.0 * info.block_parameters[block] * rows * tokens + attention
+
+
+def head_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
+    """Return the operations of the output matrix over all predicting positions."""
+    return 2.0 * info.vocab * info.hidden * rows * (tokens - 1)
+
+
+def sweep_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
+    """Return the operations of the leave-one-out sweep: N(N+1)/2 block passes, N+1 heads."""
+    passes = sum(
+        (block + 1) * block_flops(info, block, rows, tokens) for block in range(info.blocks)
+    )
+    return passes + (info.blocks + 1) * head_flops(info, rows, tokens)
+
+
+def taylor_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
+    """Return the operations of Taylor: forward, again, and backward (twice) of every block."""
+    once = sum(block_flops(info, block, rows, tokens) for block in range(info.blocks))
+    return 4 * once + 2 * head_flops(info, rows, tokens)
+
+
+def estimate(
+    info: CheckpointInfo, metrics: tuple[str, ...], rows: int, tokens: int, dtype: str
+) -> Work:
+    """Return the work of an importance run of ``metrics``."""
+    width = ACTIVATION_BYTES.get(dtype, 4)
+    state = rows * tokens * info.hidden * width
+    largest = max(info.block_parameters) * width
+    flops, extra = 0.0, 0.0
+    if "ppl" in metrics:
+        flops += sweep_flops(info, rows, tokens)
+        extra = (info.blocks + 1) * state + largest
+    elif {"block-influence", "angular", "relative-update"} & set(metrics):
+        flops += sum(block_flops(info, b, rows, tokens) for b in range(info.blocks))
+        extra = 2 * state + largest
+    if "taylor" in metrics:
+        flops += taylor_flops(info, rows, tokens)
+        extra = max(extra, (info.blocks + 2) * state + 3 * largest)
+    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"])
+    return Work(flops, (weights + extra) / 2**20)
+
+
+def seconds(flops: float, device: str) -> float | None:
+    """Return the time at the rate of the last finished run of this workspace, or None."""
+    for record in workspace.Workspace().runs("importance"):
+        summary = workspace.read_json(record.path / "summary.json") or {}
+        rate = summary.get("flops_per_s")
+        same = device == "auto" or str(summary.get("device", "")).startswith(device)
+        if record.state == "done" and rate and same:
+            return flops / float(rate)
+    return None
