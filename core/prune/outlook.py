@@ -1,0 +1,141 @@
+"""What a checkpoint will be without some blocks: size, memory, and what is known of its quality.
+
+Plain arithmetic on headers and on finished runs; nothing is loaded, so a page can follow every
+click.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import workspace
+from core.checkpoint import DTYPE_BYTES, CheckpointInfo
+from core.prune.plan import parameters_after
+
+_TEXT = ("checkpoint_key", "calibration", "samples", "length", "seed", "dtype")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Sizes of a checkpoint without the dropped blocks."""
+
+    blocks: int
+    parameters: int
+    ratio: float
+    """Share of the parameters that is gone."""
+    weight_bytes: int
+    kv_bytes: int
+    """Key/value cache of all sequences at full context."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and cache together; activations come on top."""
+        return self.weight_bytes + self.kv_bytes
+
+
+def outlook(
+    info: CheckpointInfo, drop: Sequence[int], *, batch: int, context: int, dtype: str
+) -> Outlook:
+    """Return the sizes without ``drop`` at ``batch`` sequences of ``context`` tokens.
+
+    ``drop`` may name all blocks (a page shows that too), but only blocks that exist.
+    """
+    gone = set(drop)
+    width = DTYPE_BYTES[dtype]
+    left = parameters_after(info, tuple(gone))
+    heads = sum(s["kv_heads"] for b, s in enumerate(info.block_shapes) if b not in gone)
+    return Outlook(
+        blocks=info.blocks - len(gone),
+        parameters=left,
+        ratio=1 - left / info.parameters,
+        weight_bytes=left * width,
+        kv_bytes=2 * heads * info.head_dim * width * batch * context,
+    )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A perplexity and how it is known."""
+
+    ppl: float
+    kind: str
+    """measured or estimated."""
+    source: str
+    """The run that measured it, or how it was estimated."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One row of a curve run's curve.csv, with the blocks it removed."""
+
+    criterion: str
+    count: int
+    ppl: float
+    drop: tuple[int, ...]
+    run: str
+
+
+def curve_points(folder: Path) -> list[CurvePoint]:
+    """Return the rows of a finished curve run; empty where it has none that can be read."""
+    summary = workspace.read_json(folder / "summary.json") or {}
+    drops = summary.get("drops") or {}
+    try:
+        with (folder / "curve.csv").open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        return [
+            CurvePoint(
+                row["criterion"],
+                int(row["count"]),
+                float(row["ppl"]),
+                tuple(drops.get(f"{row['criterion']} {row['count']}") or ()),
+                folder.name,
+            )
+            for row in rows
+            if row["ppl"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def same_text(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    """Whether two runs' summaries judged the same weights by the same text in the same way."""
+    return all(one.get(name) == other.get(name) for name in _TEXT)
+
+
+def quality(
+    drop: Sequence[int],
+    dense_ppl: float | None,
+    without: Sequence[float | None],
+    points: Iterable[CurvePoint] = (),
+    source: str = "",
+) -> Quality | None:
+    """Return what is known of the perplexity without ``drop``; None where nothing is.
+
+    ``without``: perplexity without each single block. Measured are no block, one block, and the
+    sets of ``points``; anything else is estimated by adding up each block's own rise of the mean
+    negative log-likelihood to that of the dense model, as if the blocks did not depend on one
+    another. The truth is mostly higher.
+    """
+    wanted = frozenset(drop)
+    if not wanted:
+        return Quality(dense_ppl, "measured", source) if dense_ppl else None
+    if len(wanted) == 1:
+        (block,) = wanted
+        single = without[block] if block < len(without) else None
+        if single is not None and not math.isnan(single):
+            return Quality(single, "measured", source)
+    for point in points:
+        if point.count == len(wanted) and frozenset(point.drop) == wanted:
+            return Quality(point.ppl, "measured", point.run)
+    values = [without[b] if b < len(without) else None for b in wanted]
+    if not dense_ppl or any(v is None or not v > 0 or math.isinf(v) for v in values):
+        return None
+    rise = sum(math.log(v) - math.log(dense_ppl) for v in values if v is not None)
+    exponent = math.log(dense_ppl) + rise
+    if exponent > 700:
+        return None
+    return Quality(math.exp(exponent), "estimated", "each block's own rise added up")
