@@ -22,9 +22,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours: one sentence, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise OptionError(
-            f"{message[0].upper()}{message[1:]}.", f"See: python -m core {self.prog} --help."
-        )
+        raise OptionError(f"{message[0].upper()}{message[1:]}.", f"See: {self.prog} --help.")
 
 
 def _overview() -> str:
@@ -40,7 +38,7 @@ def _overview() -> str:
 def _parser(command: commands.Command) -> argparse.ArgumentParser:
     spec_class = command.spec_class
     usage_name = f"python -m core {command.name}"
-    parser = _Parser(prog=command.name, description=f"{usage_name}: {command.help}")
+    parser = _Parser(prog=usage_name, description=command.help, allow_abbrev=False)
     add_arguments(parser, spec_class)
     names = {f.name for f in dataclasses.fields(spec_class)}
     if "out" in names and "overwrite" not in names:
@@ -51,6 +49,18 @@ def _parser(command: commands.Command) -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse flags and positional arguments in any order."""
+    if "--" in argv:
+        return parser.parse_args(argv)
+    try:
+        return parser.parse_intermixed_args(argv)
+    except OptionError as error:
+        if "are required" in error.message:  # it names the flags only; this names everything
+            parser.parse_args(argv)
+        raise
+
+
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -59,7 +69,7 @@ def _dispatch(argv: list[str]) -> int:
         print(__version__)
         return 0
     command = commands.get(argv[0])
-    namespace = _parser(command).parse_args(argv[1:])
+    namespace = _parse(_parser(command), argv[1:])
     if namespace.workspace:
         os.environ["DEPTHCUT_WORKSPACE"] = namespace.workspace
     spec = from_namespace(command.spec_class, namespace)
@@ -88,8 +98,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Cancelled on request.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output has gone, as in ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        from core.run import as_known
+
+        if os.environ.get("DEPTHCUT_DEBUG"):
+            raise
+        known = as_known(error, "DEPTHCUT_DEBUG=1 shows the traceback.")
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from core.errors import OutputError
+
 POLL_S = 0.2
 
 
@@ -24,23 +26,32 @@ def lock_dir() -> Path:
     given = os.environ.get("DEPTHCUT_LOCK_DIR")
     base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
     path = Path(given) if given else base / f"depthcut-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        usable = given or path.stat().st_uid == os.getuid()
+    except OSError:
+        usable = False
+    if not usable:
+        raise OutputError(
+            f"The folder of the device locks, {path}, cannot be used.",
+            "Name another one of yours in DEPTHCUT_LOCK_DIR.",
+        )
     return path
 
 
-def _try_lock(handle: IO[str]) -> bool:
+def _try_lock(handle: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on ``path``."""
+    """Whether some process holds the lock on ``path``; those who look do not see each other."""
     try:
-        with path.open("r+") as handle:
-            return not _try_lock(handle)
+        with path.open("r") as handle:
+            return not _try_lock(handle, fcntl.LOCK_SH)
     except OSError:
         return False
 
@@ -130,7 +141,7 @@ class DeviceLock:
             self._read(p) for p in self._live_tickets() if p.name < ticket.name
         ]
         names = [str(o.get("run") or f"process {o.get('pid')}") for o in ahead if o]
-        return ", ".join(names)
+        return ", ".join(names) or "another run"
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from core import commands, processes, workspace
-from core.errors import InputError
+from core.errors import InputError, RunError
 from core.run import DETACHED, save_spec
 from core.spec import build, to_arguments
 from core.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
@@ -36,9 +37,15 @@ class Launcher(Protocol):
 class LocalLauncher:
     """A process of its own session on this machine."""
 
+    def __init__(self, *, root: Path | None = None, cwd: Path | None = None) -> None:
+        """Let runs find others by id in the workspace ``root``; start them in ``cwd``."""
+        self._root, self._cwd = root, cwd
+
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process; its pid and start time go to launch.json."""
-        env = {**os.environ, DETACHED: "1", "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, DETACHED: str(folder), "PYTHONUNBUFFERED": "1"}
+        if self._root:
+            env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
         with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
             process = subprocess.Popen(
@@ -47,6 +54,7 @@ class LocalLauncher:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=self._cwd,
                 env=env,
             )
         started = processes.start_time(process.pid)
@@ -56,11 +64,12 @@ class LocalLauncher:
         threading.Thread(target=process.wait, daemon=True).start()
 
     def kill(self, record: RunRecord) -> bool:
-        """Send SIGKILL to the run's process group (it leads its own session)."""
+        """Send SIGKILL to the run's process group (it leads its own session) and see it gone."""
         owner = record.status if record.status.get("pid") else None
         owner = owner or workspace.read_json(record.path / BOOKKEEPING / "launch.json") or {}
-        pid = owner.get("pid")
-        if not processes.is_alive(pid, owner.get("pid_started")) or not isinstance(pid, int):
+        pid, started = owner.get("pid"), owner.get("pid_started")
+        here = record.status.get("host") in (None, socket.gethostname())
+        if not here or not isinstance(pid, int) or not processes.is_alive(pid, started):
             return False
         try:
             if os.getpgid(pid) == pid:
@@ -69,7 +78,22 @@ class LocalLauncher:
                 os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return False
+        except PermissionError as error:
+            raise RunError(
+                f"Process {pid} of run {record.id} belongs to another user.", "Ask them to stop it."
+            ) from error
+        _until(lambda: not processes.is_alive(pid, started), 5.0)
         return True
+
+
+def _until(true: Callable[[], bool], seconds: float) -> bool:
+    """Wait at most ``seconds`` for ``true()``; return whether it came."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def launch(
@@ -84,38 +108,61 @@ def launch(
     """
     where = where or Workspace()
     entry = commands.get(command)
+    if not entry.is_run:
+        raise InputError(f"{command} leaves no run behind.", "Call it directly.")
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         values = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
     build(entry.spec_class, {**values, "out": "checked"})  # refuse before anything is written
+    if values.get("dry_run"):
+        raise InputError("A dry run is no run.", "Call the command's dry_run.")
     folder = where.new_dir(command)
     spec = build(entry.spec_class, {**values, "out": str(folder)})
     save_spec(folder, entry, spec)
-    workspace.write_json(
-        folder / BOOKKEEPING / "status.json",
-        {"state": "starting", "created": time.time(), "host": socket.gethostname()},
-    )
-    argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
-    (launcher or LocalLauncher()).start(argv, folder)
+    _start(launcher or LocalLauncher(root=where.root), command, spec, folder, {})
     record = read_run(folder)
     assert record is not None
     return record
 
 
+def _start(
+    launcher: Launcher, command: str, spec: Any, folder: Path, before: dict[str, Any]
+) -> None:
+    """Announce the run, then start it; a run that cannot even be started is a failed one."""
+    status: dict[str, Any] = {
+        "state": "starting",
+        "created": time.time(),
+        "host": socket.gethostname(),
+        "files": before.get("files") or [],
+    }
+    path = folder / BOOKKEEPING / "status.json"
+    (folder / BOOKKEEPING / "launch.json").unlink(missing_ok=True)
+    workspace.write_json(path, status)
+    argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
+    try:
+        launcher.start(argv, folder)
+    except OSError as error:
+        failed = RunError(
+            f"Cannot start the run: {error.strerror or error}.", "Free memory or disk space."
+        )
+        end = {"state": "failed", "finished": time.time(), "hint": failed.hint}
+        workspace.write_json(path, {**status, **end, "error": failed.message})
+        raise failed from error
+
+
 def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
-    """Start a failed, cancelled or lost run again in its own folder."""
+    """Start a failed, cancelled or lost run again in its own folder, from where it was started."""
     if record.state not in ("failed", "cancelled", "lost"):
         raise InputError(
             f"Run {record.id} is {record.state}.", "Only a failed, cancelled or lost run restarts."
         )
     entry = commands.get(record.command)
-    spec = build(entry.spec_class, record.spec)
-    argv = [sys.executable, "-m", "core", record.command, *to_arguments(spec)]
-    (record.path / BOOKKEEPING / "cancel").unlink(missing_ok=True)
-    workspace.write_json(
-        record.path / BOOKKEEPING / "status.json",
-        {"state": "starting", "created": time.time(), "host": socket.gethostname()},
-    )
-    (launcher or LocalLauncher()).start(argv, record.path)
+    folder = record.path.absolute()
+    spec = build(entry.spec_class, {**record.spec, "out": str(folder)})
+    (folder / BOOKKEEPING / "cancel").unlink(missing_ok=True)
+    given = (workspace.read_json(folder / BOOKKEEPING / "spec.json") or {}).get("cwd")
+    cwd = Path(str(given)) if given and Path(str(given)).is_dir() else None
+    launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
+    _start(launcher, record.command, spec, folder, record.status)
     again = read_run(record.path)
     assert again is not None
     return again
@@ -124,35 +171,42 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
 def request_cancel(record: RunRecord) -> None:
     """Ask a run to stop; it ends itself by force when its grace is over."""
     if record.is_live:
-        (record.path / BOOKKEEPING / "cancel").touch()
+        try:
+            (record.path / BOOKKEEPING / "cancel").touch()
+        except OSError as error:
+            raise workspace.cannot_write(record.path, error) from error
 
 
-def cancel(record: RunRecord, grace_s: float | None = None) -> RunRecord:
-    """Ask a run to stop, wait ``grace_s``, then kill it; returns its final record.
+def cancel(
+    record: RunRecord, grace_s: float | None = None, launcher: Launcher | None = None
+) -> RunRecord:
+    """Ask a run to stop, wait ``grace_s`` (default: its command's), then kill it.
 
-    A run that has ended already, or is lost, is returned as it is.
+    Returns its final record. A run that has ended already, or is lost, is returned as it is; one
+    on another machine is asked, never killed, and returned as it is when the wait is over.
     """
     if not record.is_live:
         return record
     request_cancel(record)
-    known = record.command in commands.COMMANDS
-    grace = commands.get(record.command).grace_s + 3 if grace_s is None and known else grace_s
-    deadline = time.time() + (20.0 if grace is None else grace)
-    current: RunRecord | None = record
-    while time.time() < deadline:
+    if grace_s is None:
+        entry = commands.COMMANDS.get(record.command)
+        grace_s = (entry.grace_s if entry else 20.0) + 3.0
+
+    def ended() -> bool:
         current = read_run(record.path)
-        if current is None or not current.is_live:
-            break
-        time.sleep(0.1)
-    if current is not None and current.state != "lost" and current.is_live:
-        LocalLauncher().kill(current)
-        time.sleep(0.2)
+        return current is None or not current.is_live
+
+    if not _until(ended, grace_s):
+        current = read_run(record.path)
+        if current is None or not (launcher or LocalLauncher()).kill(current):
+            return current or record
     current = read_run(record.path)
-    if current is not None and (current.is_live or current.state == "lost"):
-        status = {**current.status, "state": "cancelled", "finished": time.time()}
-        status["error"] = "Killed: it did not stop when asked."
-        workspace.write_json(record.path / BOOKKEEPING / "status.json", status)
-        (record.path / BOOKKEEPING / "cancel").unlink(missing_ok=True)
+    if current is not None and current.state == "lost":
+        end = {"state": "cancelled", "finished": time.time(), "waiting_for": "", "hint": ""}
+        end["error"] = "Killed: it did not stop when asked."
+        path = current.path / BOOKKEEPING
+        workspace.write_json(path / "status.json", {**current.status, **end})
+        (path / "cancel").unlink(missing_ok=True)
         current = read_run(record.path)
     return current or record
 

@@ -45,6 +45,7 @@ def describe(record: RunRecord, *, full: bool = False) -> dict[str, Any]:
     }
     if full:
         value |= {"argv": record.argv, "spec": record.spec, "log": record.log_tail().splitlines()}
+        value["metrics"] = record.metrics()[-5:]
     return value
 
 
@@ -54,7 +55,9 @@ def run(spec: JobsSpec) -> dict[str, Any]:
     if spec.action == "list":
         return {"workspace": str(where.root), "runs": [describe(r) for r in where.runs()]}
     if not spec.run:
-        raise OptionError(f"jobs {spec.action} needs a run.", "See them with: jobs list.")
+        raise OptionError(
+            f"jobs {spec.action} needs a run.", "See them with: python -m core jobs list."
+        )
     record = where.find(spec.run)
     if spec.action == "cancel":
         record = jobs.cancel(record, spec.grace)

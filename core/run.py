@@ -6,6 +6,8 @@ The same function serves the foreground command line and a detached process star
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -20,12 +22,13 @@ from typing import Any
 from core import processes, workspace
 from core.commands import Command
 from core.device_lock import DeviceLock
-from core.errors import Cancelled, DepthcutError, OutOfMemoryError, OutputError
+from core.errors import Cancelled, DepthcutError, OutOfMemoryError, OutputError, RunError
 from core.progress import Progress
 from core.spec import to_arguments, to_dict
 from core.workspace import BOOKKEEPING
 
 DETACHED = "DEPTHCUT_DETACHED"
+"""Environment variable of a detached run: the ``--out`` it was started for."""
 STATUS_EVERY_S = 0.25
 
 
@@ -36,7 +39,6 @@ class RunProgress(Progress):
         """Report on ``run``."""
         self._run = run
         self._written = 0.0
-        self._phase = ""
         self._metrics = run.book / "metrics.jsonl"
 
     def step(self, done: int, total: int, message: str = "") -> None:
@@ -50,16 +52,18 @@ class RunProgress(Progress):
         self._run.status["progress"] = step
         if now - self._written >= STATUS_EVERY_S or done >= total:
             self._written = now
-            self._run.write_status()
+            with contextlib.suppress(OutputError):  # a full disk shows when results are written
+                self._run.write_status()
         self._show(done, total, message)
 
     def metric(self, **values: float | int | str | None) -> None:
         """Append one JSON line; a single write, so a reader sees whole lines."""
-        import json
-
         line = json.dumps({"time": round(time.time(), 3), **values})
-        with self._metrics.open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        try:
+            with self._metrics.open("a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+        except OSError as error:
+            raise workspace.cannot_write(self._metrics, error) from error
 
     def log(self, message: str) -> None:
         """Write one line to the log and to standard error."""
@@ -87,6 +91,7 @@ class Run:
         self.book = folder / BOOKKEEPING
         self.status: dict[str, Any] = {}
         self.device_lock: DeviceLock | None = None
+        self.detached = is_detached(folder)
         self._lock = threading.Lock()
         self._stop_signal = False
         self._cancel_seen: float | None = None
@@ -99,24 +104,41 @@ class Run:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON result atomically, with its schema version."""
+        self._note(name)
         workspace.write_json(self.dir / name, value)
 
     def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV result atomically."""
+        self._note(name)
         workspace.write_csv(self.dir / name, columns, rows)
 
+    def _note(self, name: str) -> None:
+        """Remember that ``name`` is this run's, so that a later one here replaces it."""
+        files = self.status.setdefault("files", [])
+        if name not in files:
+            files.append(name)
+            self.write_status()
+
     def write_status(self, **changes: Any) -> None:
-        """Update status.json."""
+        """Update status.json; changes that come after the end are left out."""
         with self._lock:
-            self.status.update(changes)
-            workspace.write_json(self.book / "status.json", dict(self.status))
+            if not self._ended.is_set():
+                self.status.update(changes)
+                self._put_status()
+
+    def _put_status(self) -> None:
+        workspace.write_json(self.book / "status.json", dict(self.status), durable=False)
 
     def log(self, message: str) -> None:
         """Write one line to the run's log, and to standard error in the foreground."""
         line = f"{time.strftime('%H:%M:%S')} {message}"
-        print(line, file=sys.stderr, flush=True)
-        if not os.environ.get(DETACHED):
-            with (self.book / "log.txt").open("a", encoding="utf-8") as handle:
+        with contextlib.suppress(OSError):  # a full disk, or a terminal that has gone
+            print(line, file=sys.stderr, flush=True)
+        if not self.detached:  # a detached run's standard error is the log
+            with (
+                contextlib.suppress(OSError),
+                (self.book / "log.txt").open("a", encoding="utf-8") as handle,
+            ):
                 handle.write(line + "\n")
 
     def cancel_requested(self) -> bool:
@@ -158,16 +180,34 @@ class Run:
                 continue
             self._cancel_seen = self._cancel_seen or time.time()
             if time.time() - self._cancel_seen > self.command.grace_s:
-                self.finish("cancelled", error="Ended by force: it did not stop when asked.")
-                os._exit(Cancelled.exit_status)
+                try:
+                    self.log("Ended by force: it did not stop when asked.")
+                    self.finish("cancelled", error="Ended by force: it did not stop when asked.")
+                finally:
+                    os._exit(Cancelled.exit_status)
 
     def finish(self, state: str, error: str = "", hint: str = "") -> None:
-        """Write the final state and free the device."""
-        self._ended.set()
-        self.write_status(state=state, error=error, hint=hint, finished=time.time(), waiting_for="")
-        (self.book / "cancel").unlink(missing_ok=True)
-        if self.device_lock:
-            self.device_lock.release()
+        """Write the final state and free the device; the first call counts."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+            self.status.update(
+                state=state, error=error, hint=hint, finished=time.time(), waiting_for=""
+            )
+            try:
+                self._put_status()
+                (self.book / "cancel").unlink(missing_ok=True)
+            except (OutputError, OSError):  # a full disk: the run will be shown as lost
+                print(f"Cannot write the final state {state}.", file=sys.stderr)
+            finally:
+                if self.device_lock:
+                    self.device_lock.release()
+
+
+def is_detached(folder: Path) -> bool:
+    """Whether this process was started by a launcher for a run in ``folder``."""
+    return os.environ.get(DETACHED) == str(folder)
 
 
 def prepare(folder: Path, *, overwrite: bool = False) -> None:
@@ -177,28 +217,61 @@ def prepare(folder: Path, *, overwrite: bool = False) -> None:
     run failed, was cancelled or lost (it can be started again). A finished result is kept unless
     ``overwrite`` is given.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file.", "Give a folder with --out.")
-    record = workspace.read_run(folder) if folder.is_dir() else None
-    ours = record and record.status.get("pid") in (None, os.getpid())
-    if record and record.is_live and not ours:
-        raise OutputError(
-            f"A run is going on in {folder} ({record.command}, {record.state}).",
-            "Wait for it, cancel it, or give another --out.",
-        )
-    occupied = folder.is_dir() and any(p.name != BOOKKEEPING for p in folder.iterdir())
-    restart = record is not None and record.state in ("failed", "cancelled", "lost")
-    if occupied and not restart and not overwrite:
-        raise OutputError(
-            f"{folder} exists and is not empty.", "Give another --out, or add --overwrite."
-        )
     try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file.", "Give a folder with --out.")
+        record = workspace.read_run(folder) if folder.is_dir() else None
+        if record and record.is_live and not _is_own(folder, record):
+            raise _busy(folder, f" ({record.command}, {record.state})")
+        occupied = folder.is_dir() and any(p.name != BOOKKEEPING for p in folder.iterdir())
+        restart = record is not None and record.state in ("failed", "cancelled", "lost")
+        if occupied and not (restart or overwrite or _is_own(folder, record)):
+            raise OutputError(
+                f"{folder} exists and is not empty.", "Give another --out, or add --overwrite."
+            )
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"Cannot write to {folder}: {error.strerror}.",
-            "Give a folder that you may write to with --out.",
-        ) from error
+        raise workspace.cannot_write(folder, error) from error
+
+
+def _is_own(folder: Path, record: workspace.RunRecord | None) -> bool:
+    """Whether the run that ``folder`` announces is the one this process was started for."""
+    if record is None or not record.is_live:
+        return False
+    pid = record.status.get("pid")
+    return pid == os.getpid() or (pid is None and is_detached(folder))
+
+
+def _busy(folder: Path, what: str = "") -> OutputError:
+    return OutputError(
+        f"A run is going on in {folder}{what}.", "Wait for it, cancel it, or give another --out."
+    )
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's own kernel lock, so that two runs cannot start in it at the same time."""
+    try:
+        handle = (folder / BOOKKEEPING / "lock").open("a")
+    except OSError as error:
+        raise workspace.cannot_write(folder, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(folder) from None
+        except OSError:
+            pass  # a file system without locks; the status is the only guard there
+        yield
+
+
+def _clear(folder: Path, status: dict[str, Any]) -> None:
+    """Remove what an earlier run in ``folder`` wrote, so that its results do not mix with ours."""
+    for name in status.get("files") or []:
+        (folder / str(name)).unlink(missing_ok=True)
+    for place in (folder, folder / BOOKKEEPING):
+        for left in place.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
@@ -208,26 +281,38 @@ def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
     their traceback in the log.
     """
     folder = Path(spec.out)
-    resume = bool(getattr(spec, "resume", False) or getattr(spec, "overwrite", False))
-    prepare(folder, overwrite=overwrite or resume)
-    run = Run(command, spec, folder)
-    created = (workspace.read_json(run.book / "status.json") or {}).get("created")
-    fresh = (workspace.read_json(run.book / "launch.json") or {}).get("pid") == os.getpid()
-    if not fresh:
-        (run.book / "cancel").unlink(missing_ok=True)
-    if not resume:
-        (run.book / "metrics.jsonl").unlink(missing_ok=True)
-    save_spec(folder, command, spec)
-    (run.book / "heartbeat").touch()
+    resume = bool(getattr(spec, "resume", False))
+    replace = overwrite or resume or bool(getattr(spec, "overwrite", False))
+    prepare(folder, overwrite=replace)
+    with _only_one(folder):
+        run = Run(command, spec, folder)
+        _open(run, resume=resume)
+        threading.Thread(target=run.beat, daemon=True).start()
+        with _signals(run):
+            return _carry_out(command, spec, run)
+
+
+def _open(run: Run, *, resume: bool) -> None:
+    """Write the bookkeeping of a run that begins."""
+    before = workspace.read_json(run.book / "status.json") or {}
+    created = before.get("created") if run.detached else None
+    try:
+        if not run.detached:  # what a page asked of this run while it started still counts
+            (run.book / "cancel").unlink(missing_ok=True)
+        if not resume:
+            (run.book / "metrics.jsonl").unlink(missing_ok=True)
+            _clear(run.dir, before)
+        (run.book / "heartbeat").touch()
+    except OSError as error:
+        raise workspace.cannot_write(run.dir, error) from error
+    save_spec(run.dir, run.command, run.spec)
     run.write_status(
         state="running",
-        created=created if fresh and created else time.time(),
+        created=created or time.time(),
         host=socket.gethostname(),
+        files=list(before.get("files") or []) if resume else [],
         **processes.identity(),
     )
-    threading.Thread(target=run.beat, daemon=True).start()
-    with _signals(run):
-        return _carry_out(command, spec, run)
 
 
 def _carry_out(command: Command, spec: Any, run: Run) -> int:
@@ -243,22 +328,19 @@ def _carry_out(command: Command, spec: Any, run: Run) -> int:
             _print_json(result)
         return 0
     except (Cancelled, KeyboardInterrupt):
+        run.log("Cancelled on request.")
         run.finish("cancelled", error="Cancelled on request.")
-        print("Cancelled on request.", file=sys.stderr)
         return Cancelled.exit_status
-    except DepthcutError as error:
-        run.finish("failed", error=error.message, hint=error.hint)
-        run.log(f"Error: {error}")
-        return error.exit_status
     except BaseException as error:
-        known = _as_known(error)
-        run.log(traceback.format_exc())
-        run.finish("failed", error=known.message, hint=known.hint)
+        known = error if isinstance(error, DepthcutError) else as_known(error)
+        if known is not error:
+            run.log(traceback.format_exc().rstrip())
         run.log(f"Error: {known}")
+        run.finish("failed", error=known.message, hint=known.hint)
         return known.exit_status
 
 
-def _as_known(error: BaseException) -> DepthcutError:
+def as_known(error: BaseException, hint: str = "The log has the traceback.") -> DepthcutError:
     """Turn an unexpected exception into one sentence with a way out."""
     name = type(error).__name__
     text = (str(error).splitlines() or [""])[0][:300]
@@ -267,7 +349,7 @@ def _as_known(error: BaseException) -> DepthcutError:
             f"Out of memory: {text or name}.",
             "Use a smaller dtype, fewer samples or shorter rows, or another device.",
         )
-    return DepthcutError(f"Unexpected {name}: {text}.", "The log has the traceback.")
+    return RunError(f"Unexpected {name}: {text or 'no message'}.", hint)
 
 
 @contextlib.contextmanager
@@ -287,11 +369,9 @@ def _signals(run: Run) -> Iterator[None]:
 def save_spec(folder: Path, command: Command, spec: Any) -> None:
     """Write spec.json: the command, its options, and the argv that gives them."""
     argv = ["python", "-m", "core", command.name, *to_arguments(spec)]
-    value = {"command": command.name, "spec": to_dict(spec), "argv": argv}
+    value = {"command": command.name, "spec": to_dict(spec), "argv": argv, "cwd": os.getcwd()}
     workspace.write_json(folder / BOOKKEEPING / "spec.json", value)
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    import json
-
     print(json.dumps(value, indent=2, default=str))

@@ -10,7 +10,8 @@ A field is declared once::
 and from that come ``--drop 3,5`` on the command line, the label and help text of the widget, and
 the saved ``spec.json``. Supported types: str, int, float, bool, their ``| None`` forms,
 ``tuple[str, ...]``, ``tuple[int, ...]`` and ``tuple[float, ...]``; a tuple is written with commas,
-integers also as ranges (``1-8``). ``repeat=True`` makes a tuple out of a repeated flag.
+integers also as ranges (``1-8``). ``repeat=True`` makes a tuple out of a repeated flag. ``none``
+on the command line is None where a field may be None but is not by default.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import numbers
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from core.errors import OptionError
 
 _MISSING = dataclasses.MISSING
+_MOST_NUMBERS = 100_000
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def option(
@@ -84,15 +90,19 @@ def parse_numbers(text: str, flag: str = "value") -> tuple[int, ...]:
             ) from None
         if high < low:
             raise OptionError(f"{flag}: the range '{part}' runs backwards.", "Write 1-8.")
+        if high - low >= _MOST_NUMBERS:
+            raise OptionError(f"{flag}: the range '{part}' is too long.", "Write 1-8.")
         numbers.extend(range(low, high + 1))
     return tuple(numbers)
 
 
 def _scalar(text: str, kind: type, flag: str) -> Any:
+    if kind is str:
+        return text
     try:
         return kind(text)
     except ValueError:
-        word = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        word = _WORDS[kind]
         raise OptionError(f"{flag}: '{text}' is not {word}.", f"Give {flag} {word}.") from None
 
 
@@ -102,6 +112,26 @@ def _convert(text: str, kind: type, many: bool, flag: str) -> Any:
     if kind is int:
         return parse_numbers(text, flag)
     return tuple(_scalar(p.strip(), kind, flag) for p in text.split(",") if p.strip())
+
+
+def _typed(value: Any, kind: type, flag: str) -> Any:
+    """Return a value from a widget or from JSON as ``kind``; raises `OptionError` if it is not."""
+    if kind is str and isinstance(value, (str, Path)):
+        return str(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if isinstance(value, numbers.Integral):
+            return kind(int(value))
+        number = float(value)
+        if math.isfinite(number) and (kind is float or number.is_integer()):
+            return kind(number)
+    raise OptionError(f"{flag}: '{value}' is not {_WORDS[kind]}.", f"Give {flag} {_WORDS[kind]}.")
+
+
+def _flag(name: str, meta: Any) -> str:
+    """Return how messages name a field: ``CHECKPOINT`` or ``--drop``."""
+    return name.upper() if meta["positional"] else flag_of(name)
 
 
 def hints_of(spec_class: type) -> dict[str, Any]:
@@ -129,7 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser, spec_class: type) -> None:
             parser.add_argument(
                 flag_of(field.name),
                 dest=field.name,
-                action=argparse.BooleanOptionalAction if field.default else "store_true",
+                action="store_true" if field.default is False else argparse.BooleanOptionalAction,
+                required=field.default is _MISSING,
                 default=None,
                 help=text,
             )
@@ -153,12 +184,14 @@ def from_namespace(spec_class: type, namespace: argparse.Namespace) -> Any:
         raw = getattr(namespace, field.name, None)
         if raw is None or (raw == [] and field.metadata["positional"]):
             continue
-        kind, many, _ = _base(hints[field.name])
-        flag = field.name.upper() if field.metadata["positional"] else flag_of(field.name)
+        kind, many, optional = _base(hints[field.name])
+        flag = _flag(field.name, field.metadata)
         if isinstance(raw, bool):
             values[field.name] = raw
+        elif optional and field.default is not None and raw == "none":
+            values[field.name] = None
         elif isinstance(raw, list):
-            values[field.name] = tuple(_scalar(item, kind, flag) for item in raw)
+            values[field.name] = tuple(_scalar(item, kind, flag) for item in raw if item)
         else:
             values[field.name] = _convert(raw, kind, many, flag)
     return build(spec_class, values)
@@ -172,11 +205,23 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
         raise OptionError(
             f"Unknown option {', '.join(unknown)}.", f"Known: {', '.join(sorted(fields))}."
         )
+    absent = [n for n, f in fields.items() if f.default is _MISSING and n not in values]
+    if absent:
+        flags = ", ".join(_flag(name, fields[name].metadata) for name in absent)
+        raise OptionError(f"{flags} must be given.", f"Add {flags}.")
     hints = hints_of(spec_class)
     clean: dict[str, Any] = {}
     for name, value in values.items():
-        _, many, _ = _base(hints[name])
-        clean[name] = tuple(value) if many and value is not None else value
+        kind, many, optional = _base(hints[name])
+        flag = _flag(name, fields[name].metadata)
+        if value is None and optional:
+            clean[name] = None
+        elif many:
+            if isinstance(value, str) or not hasattr(value, "__iter__"):
+                raise OptionError(f"{flag}: '{value}' is not a list.", "Give a list of values.")
+            clean[name] = tuple(_typed(item, kind, flag) for item in value)
+        else:
+            clean[name] = _typed(value, kind, flag)
     spec = spec_class(**clean)
     for name, field in fields.items():
         _check(name, getattr(spec, name), field.metadata)
@@ -184,10 +229,13 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
 
 
 def _check(name: str, value: Any, meta: Any) -> None:
-    flag = name.upper() if meta["positional"] else flag_of(name)
+    flag = _flag(name, meta)
+    one_by_one = meta["positional"] or meta["repeat"]
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue
+        if isinstance(value, tuple) and isinstance(item, str) and not one_by_one and "," in item:
+            raise OptionError(f"{flag}: '{item}' has a comma.", "Commas separate the values.")
         if meta["choices"] and item not in meta["choices"]:
             known = ", ".join(meta["choices"])
             raise OptionError(f"{flag}: '{item}' is not known.", f"Choose from: {known}.")
@@ -211,24 +259,40 @@ def to_arguments(spec: Any) -> list[str]:
     hints = hints_of(type(spec))
     positional: list[str] = []
     flags: list[str] = []
-    for field in dataclasses.fields(spec):
+    fields = dataclasses.fields(spec)
+    last = max(
+        (
+            place
+            for place, field in enumerate(fields)
+            if field.metadata["positional"] and getattr(spec, field.name) != field.default
+        ),
+        default=-1,
+    )
+    for place, field in enumerate(fields):
         value = getattr(spec, field.name)
-        kind, many, _ = _base(hints[field.name])
+        kind, _, _ = _base(hints[field.name])
         if field.metadata["positional"]:
-            if value is not None:
-                positional.extend(str(v) for v in value) if many else positional.append(str(value))
+            if place <= last and value is not None:
+                positional += [str(v) for v in (value if isinstance(value, tuple) else (value,))]
             continue
-        if value == field.default or value is None:
+        if value == field.default:
             continue
-        if kind is bool:
+        if kind is bool and value is not None:
             no = "--no-" + field.name.replace("_", "-")
             flags.append(flag_of(field.name) if value else no)
-        elif field.metadata["repeat"]:
+        elif field.metadata["repeat"] and value:
             for item in value:
-                flags += [flag_of(field.name), str(item)]
+                flags += _with_value(flag_of(field.name), str(item))
         else:
-            flags += [flag_of(field.name), _show(value)]
+            flags += _with_value(flag_of(field.name), "none" if value is None else _show(value))
+    if any(text.startswith("-") for text in positional):
+        return [*flags, "--", *positional]
     return positional + flags
+
+
+def _with_value(flag: str, text: str) -> list[str]:
+    """Return a flag and its value, joined where the value would read as a flag."""
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ in the same folder, flushed, then renamed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -31,27 +32,40 @@ REMOTE_SILENCE_S = 60.0
 BOOKKEEPING = ".run"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` atomically; raises `OutputError` where the folder cannot be written."""
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for a file or folder that cannot be written."""
+    return OutputError(
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Free space, or give another --out folder that you may write to.",
+    )
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write ``text`` atomically; raises `OutputError` where the folder cannot be written.
+
+    ``durable`` waits until the bytes are on the disk, so that results outlive a power cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="") as handle:
             handle.write(text)
             handle.flush()
-            os.fsync(handle.fileno())
+            if durable:
+                os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Free space, or give another --out folder that you may write to.",
-        ) from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
     """Write a JSON object atomically, with the schema version in front."""
-    write_text(path, json.dumps({"schema": SCHEMA, **value}, indent=2, default=str) + "\n")
+    text = json.dumps({"schema": SCHEMA, **value}, indent=2, default=str) + "\n"
+    write_text(path, text, durable=durable)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -103,12 +117,14 @@ class RunRecord:
     @property
     def error(self) -> str:
         """What went wrong, in one sentence; empty when nothing did."""
-        return str(self.status.get("error") or "")
+        lost = "Its process is gone without having said why." if self.state == "lost" else ""
+        return str(self.status.get("error") or lost)
 
     @property
     def hint(self) -> str:
         """What to do about `error`."""
-        return str(self.status.get("hint") or "")
+        lost = "It may have been killed or out of memory: see its log, then restart it."
+        return str(self.status.get("hint") or (lost if self.state == "lost" else ""))
 
     @property
     def device(self) -> str:
@@ -163,7 +179,8 @@ class RunRecord:
                 text = handle.read().decode("utf-8", errors="replace")
         except OSError:
             return ""
-        kept = [line.rsplit("\r", 1)[-1] for line in text.splitlines()]
+        rows = text.rstrip().split("\n")[1 if size > 65536 else 0 :]
+        kept = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in rows]  # a bar's last look
         return "\n".join(kept[-lines:])
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -172,7 +189,12 @@ class RunRecord:
 
     def disk_bytes(self) -> int:
         """Return the bytes that the run's files take."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        total = 0
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                with contextlib.suppress(OSError):  # a file that has just gone
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def holds_checkpoint(self) -> bool:
         """Whether the folder itself is a checkpoint (pruned, width-pruned)."""
@@ -296,7 +318,12 @@ class Workspace:
     def children(self, record: RunRecord) -> list[RunRecord]:
         """Return the runs whose spec names this run's folder (or something in it)."""
         target = record.path.resolve()
-        return [r for r in self.runs() if r.path != record.path and _mentions(r.spec, target)]
+        roots = (Path(), self.root)
+        return [
+            r
+            for r in self.runs()
+            if r.path.resolve() != target and _mentions(r.spec, target, roots)
+        ]
 
     def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
         """Remove a run's folder; refused while it lives, or while other runs build on it."""
@@ -320,13 +347,13 @@ class Workspace:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _mentions(value: Any, target: Path) -> bool:
-    """Whether a spec value is ``target`` or a path below it."""
+def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:
+    """Whether a spec value is ``target`` or a path below it, seen from any of ``roots``."""
     if isinstance(value, dict):
-        return any(_mentions(v, target) for v in value.values())
+        return any(_mentions(v, target, roots) for v in value.values())
     if isinstance(value, list):
-        return any(_mentions(v, target) for v in value)
-    if not isinstance(value, str) or not value:
+        return any(_mentions(v, target, roots) for v in value)
+    if not isinstance(value, str) or target.name not in value:
         return False
-    path = Path(value).absolute()
-    return path == target or target in path.parents
+    paths = [(root / value).resolve() for root in roots]
+    return any(path == target or target in path.parents for path in paths)
