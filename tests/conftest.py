@@ -58,3 +58,29 @@ def real_dir():
     if not folder.is_dir():
         pytest.skip("the real inputs are not on this machine")
     return folder
+
+
+@pytest.fixture()
+def place(tmp_path, monkeypatch):
+    """A workspace and a lock folder of the test's own, where every process knows ``wait``.
+
+    Returns the `core.workspace.Workspace`; runs that still live at the end are killed.
+    """
+    from core import commands, jobs
+    from core.workspace import Workspace
+
+    machinery = Path(__file__).parent / "machinery"
+    monkeypatch.syspath_prepend(str(machinery))
+    import slow_commands
+
+    for name, command in slow_commands.REGISTRY.items():
+        monkeypatch.setitem(commands.COMMANDS, name, command)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(machinery), str(ROOT))))
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.delenv("DEPTHCUT_DETACHED", raising=False)
+    where = Workspace()
+    yield where
+    for record in where.runs():
+        if record.is_live:
+            jobs.LocalLauncher().kill(record)

@@ -1,0 +1,61 @@
+"""Commands for tests of the machinery: they wait, fail, ignore cancelling, fill the disk."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.commands import COMMANDS, Command
+from core.errors import DataError
+from core.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitSpec:
+    """Wait in steps, as a computing command would work in steps."""
+
+    out: str = option(help="Run directory.")
+    steps: int = option(5, help="Steps.", low=0)
+    pause: float = option(0.05, help="Pause in a step.", unit="s", low=0)
+    device: str = option("", help="Device to take; none where empty.")
+    go: str = option("", help="File that must appear before the work ends.")
+    deaf: bool = option(False, help="Never look whether to stop.")
+    fail: str = option("", help="error, crash or memory.")
+    megabytes: int = option(0, help="Size of the result.")
+
+
+def run(spec: WaitSpec, run) -> None:
+    """Step, then write result.csv."""
+    if spec.device:
+        run.take_device(spec.device)
+    run.progress.log("work begins")
+    for step in range(spec.steps):
+        time.sleep(spec.pause)
+        run.progress.metric(step=step + 1, loss=1.0 / (step + 1))
+        if not spec.deaf:
+            run.progress.step(step + 1, spec.steps, f"step {step + 1}")
+    while spec.go and not Path(spec.go).exists():
+        time.sleep(0.02)
+        if not spec.deaf:
+            run.progress.check_cancel()
+    if spec.fail == "error":
+        raise DataError("The text has 3 tokens, 10 are needed.", "Give a longer text.")
+    if spec.fail == "crash":
+        raise ZeroDivisionError("seven by zero")
+    if spec.fail == "memory":
+        raise MemoryError
+    if spec.megabytes:
+        run.write_csv("big.csv", ("x",), [["0" * 1023] for _ in range(1024 * spec.megabytes)])
+    run.write_csv("result.csv", ("step", "value"), [(i, None) for i in range(spec.steps)])
+
+
+REGISTRY = {
+    name: Command(name, __name__, "WaitSpec", "Wait (tests).", grace_s=grace)
+    for name, grace in (("wait", 20.0), ("stubborn", 1.0))
+}
+
+
+def register() -> None:
+    """Add ``wait`` (20 s of grace) and ``stubborn`` (1 s) to the commands of this process."""
+    COMMANDS.update(REGISTRY)
