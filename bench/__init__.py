@@ -1,0 +1,1 @@
+"""Benchmarks against the naive way, run by hand: ``python -m bench.NAME``."""
