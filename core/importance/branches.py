@@ -235,8 +235,8 @@ def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> i
     units: list[Any] = list(range(len(view)))
     if sublayers:
         units = [(b, part) for b in units for part in ("attention", "mlp")]
-    passes, seen = 0, {frozenset(): list(set(sets))}
-    groups = list(seen.values())
+    passes = 0
+    groups: list[list[frozenset[Any]]] = [list(set(sets))]
     for unit in units:
         split: list[list[frozenset[Any]]] = []
         for group in groups:
