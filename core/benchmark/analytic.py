@@ -1,0 +1,168 @@
+"""What a model should cost, from its shapes alone: memory exactly, latency as a roofline.
+
+Torch-free, so that a page can show figures while a slider moves. A decoding step reads every
+weight once and the key/value cache once; it takes the longer of reading and multiplying, plus
+what this machine was measured to spend per block and per step on anything else (`Rates`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+ROUGH_PCT = 30.0
+SAMPLING_BYTES = 24
+"""Bytes a logit costs while sampling by top-k and top-p: float32 logits, their sorted copy,
+probabilities and cumulated ones (4 each), and the sorting order (8)."""
+
+
+class Shapes(Protocol):
+    """What is needed of `core.checkpoint.CheckpointInfo`."""
+
+    @property
+    def hidden(self) -> int:
+        """Hidden size."""
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the head."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements in all."""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Elements of embedding, blocks, norm and head."""
+
+    @property
+    def block_shapes(self) -> tuple[dict[str, int], ...]:
+        """heads, kv_heads and intermediate of each block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What one device was measured to do, in one dtype."""
+
+    bandwidth_bytes_per_s: float
+    """Weights read by a matrix-vector product."""
+    matmul_flops_per_s: float
+    """Square matrix product."""
+    block_overhead_s: float = 0.0
+    """A decoding step's cost per block when the block is almost empty."""
+    step_overhead_s: float = 0.0
+    """A decoding step's cost beside its blocks."""
+    sampling_s_per_logit: float = 0.0
+    """Sorting for top-k and top-p, per logit."""
+    dtype: str = "float32"
+
+
+def weight_bytes(info: Shapes, dtype: str) -> int:
+    """Return the bytes of all parameters held in ``dtype``; tied embeddings counted once."""
+    return info.parameters * WIDTH[dtype]
+
+
+def kv_bytes(info: Shapes, batch: int, context: int, dtype: str) -> int:
+    """Return the bytes of keys and values of ``batch`` sequences of ``context`` tokens."""
+    heads = sum(shape["kv_heads"] for shape in info.block_shapes)
+    return 2 * heads * info.head_dim * batch * context * WIDTH[dtype]
+
+
+def activation_bytes(info: Shapes, batch: int, input_tokens: int, context: int, dtype: str) -> int:
+    """Return the estimated peak of what lives beside weights and cache.
+
+    The larger of the prompt's widest block (its hidden state twice, gate, up and their product)
+    and a step's logits while sampling; to that comes one block's cache, which is copied when it
+    grows.
+    """
+    width = WIDTH[dtype]
+    widest = max((s["intermediate"] for s in info.block_shapes), default=0)
+    heads = max((s["kv_heads"] for s in info.block_shapes), default=0)
+    prompt = batch * input_tokens * (2 * info.hidden + 3 * widest) * width
+    sampling = batch * info.vocab * (SAMPLING_BYTES + width)
+    return max(prompt, sampling) + 2 * heads * info.head_dim * batch * context * width
+
+
+def memory_bytes(
+    info: Shapes, batch: int, input_tokens: int, output_tokens: int, dtype: str
+) -> dict[str, int]:
+    """Return weights, key/value cache, activations and their sum, at the end of generation."""
+    context = input_tokens + output_tokens
+    parts = {
+        "weights": weight_bytes(info, dtype),
+        "kv_cache": kv_bytes(info, batch, context, dtype),
+        "activations": activation_bytes(info, batch, input_tokens, context, dtype),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def largest_batch(
+    info: Shapes, capacity_bytes: float, input_tokens: int, output_tokens: int, dtype: str
+) -> int:
+    """Return the largest batch whose estimated memory is within ``capacity_bytes``; 0 for none."""
+    empty = memory_bytes(info, 0, input_tokens, output_tokens, dtype)["total"]
+    each = memory_bytes(info, 1, input_tokens, output_tokens, dtype)["total"] - empty
+    return max(0, int((capacity_bytes - empty) // each)) if each else 0
+
+
+def _read_per_step(info: Shapes) -> int:
+    """Return the parameters a step reads: all but the embedding table, unless it is the head."""
+    return info.parameters - (0 if info.tied else info.parts["embedding"])
+
+
+def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
+    """Return the seconds of one forward pass over ``tokens`` new tokens a sequence."""
+    width = WIDTH[rates.dtype]
+    head = info.vocab * info.hidden
+    body = _read_per_step(info) - head
+    attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)
+    flops = batch * (tokens * (2 * body + attention) + 2 * head)
+    read = (body + head) * width + kv_bytes(info, batch, context, rates.dtype)
+    seconds = max(flops / rates.matmul_flops_per_s, read / rates.bandwidth_bytes_per_s)
+    other = rates.step_overhead_s + len(info.block_shapes) * rates.block_overhead_s
+    return seconds + other + batch * info.vocab * rates.sampling_s_per_logit
+
+
+def latency_s(
+    info: Shapes, rates: Rates, batch: int, input_tokens: int = 12, output_tokens: int = 128
+) -> float:
+    """Return the seconds of one whole generation: the prompt, then a step for every token."""
+    prompt = step_s(info, rates, batch, input_tokens, input_tokens)
+    middle = input_tokens + output_tokens / 2  # a step's cost is linear in the context
+    return prompt + (output_tokens - 1) * step_s(info, rates, batch, int(middle))
+
+
+def latency_ms(
+    info: Shapes, rates: Rates, batch: int, input_tokens: int = 12, output_tokens: int = 128
+) -> float:
+    """Return `latency_s` in milliseconds."""
+    return 1000.0 * latency_s(info, rates, batch, input_tokens, output_tokens)
+
+
+def errors(pairs: Iterable[tuple[float, float]]) -> dict[str, Any]:
+    """Return how far estimates are from measurements, over (estimated, measured) pairs.
+
+    ``median_error_pct`` and ``worst_error_pct`` are of abs(estimate / measured - 1);
+    ``rough`` says that the median is above 30 %.
+    """
+    off = [100.0 * abs(e / m - 1.0) for e, m in pairs if m > 0]
+    if not off:
+        return {"points": 0, "median_error_pct": None, "worst_error_pct": None, "rough": None}
+    middle = statistics.median(off)
+    return {
+        "points": len(off),
+        "median_error_pct": middle,
+        "worst_error_pct": max(off),
+        "rough": middle > ROUGH_PCT,
+    }

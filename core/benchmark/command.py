@@ -1,0 +1,419 @@
+"""``python -m core benchmark CHECKPOINT ... --out DIR``: latency, throughput and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint
+from core.benchmark import analytic, protocol
+from core.benchmark.protocol import Cell, CellResult
+from core.errors import DepthcutError, OptionError, RunError
+from core.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from core.checkpoint import CheckpointInfo
+    from core.progress import Progress
+    from core.run import Run
+
+PROJECT = Path(__file__).resolve().parents[2]
+CPU_LIMIT_S = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec(DeviceOptions):
+    """Latency, throughput and memory of checkpoints, side by side."""
+
+    checkpoints: tuple[str, ...] = option(positional=True, help="Folders, runs, Hub ids, or demo.")
+    out: str = option(help="Run directory to write.")
+    batch_sizes: tuple[int, ...] = option((1, 4, 16), help="Prompts at once.", low=1, high=65536)
+    input_tokens: int = option(12, help="Length of the prompt.", low=1, unit="tokens")
+    output_tokens: tuple[int, ...] = option(
+        (128,), help="Forced length of the output.", low=2, unit="tokens"
+    )
+    warmup: int = option(10, help="Runs before the timed ones, over all visits.", low=0)
+    runs: int = option(20, help="Timed runs of a point, over all visits.", low=2)
+    visits: int = option(2, help="Times each variant is measured, in reversed order.", low=2)
+    time_limit_s: float | None = option(
+        None,
+        help="Time for all points; at least two runs a visit are made. Default: 90 on a CPU, "
+        "else no limit.",
+        low=1,
+        unit="seconds",
+    )
+    memory_limit_mib: int | None = option(
+        None, help="Measure as if the device had only this much memory.", low=1, unit="MiB"
+    )
+    largest_batch: bool = option(
+        True, help="Find the largest batch that fits, on a GPU or under a memory limit."
+    )
+    random_weights: bool = option(False, help="Random weights; config.json is enough.")
+    seed: int = option(1234, help="Draws random weights and samples.", low=0)
+    dry_run: bool = option(False, help="Say what will run and what it should cost.")
+
+
+@dataclass
+class Variant:
+    """One checkpoint and what was found out about it."""
+
+    name: str
+    folder: Path
+    info: CheckpointInfo
+    results: dict[Cell, list[CellResult]] = field(default_factory=dict)
+    loaded: dict[str, Any] = field(default_factory=dict)
+    largest: dict[str, Any] | None = None
+
+    def dtype(self, asked: str) -> str:
+        """Return the dtype that was loaded, or, before that, the one that will be."""
+        known = self.loaded.get("dtype") or (self.info.dtype if asked == "auto" else asked)
+        return known if known in analytic.WIDTH else "float32"
+
+
+def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[Variant]:
+    """Resolve and inspect the checkpoints; names are their folders', made different."""
+    config_only = spec.random_weights or spec.dry_run
+    found: list[Variant] = []
+    longest = spec.input_tokens + max(spec.output_tokens)
+    for given in spec.checkpoints:
+        options: dict[str, Any] = {"allow_config_only": config_only, "need_tokenizer": False}
+        folder = checkpoint.resolve(given, **options)
+        info = checkpoint.inspect(folder, allow_config_only=config_only)
+        if info.context and longest > info.context:
+            raise OptionError(
+                f"--output-tokens: {longest} tokens with the prompt are more than the context of "
+                f"{given}, {info.context}.",
+                "Give shorter prompts or outputs.",
+            )
+        name = given if given == "demo" else folder.resolve().name
+        if name == "merged":
+            name = f"{folder.resolve().parent.name}-merged"
+        same = [v for v in found if v.name == name or v.name.startswith(f"{name}#")]
+        found.append(Variant(f"{name}#{len(same) + 1}" if same else name, folder, info))
+    return found
+
+
+def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
+    """Return what would be measured and the analytic memory of every point (no torch)."""
+    variants = variants_of(spec)
+    grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
+    rows = []
+    for variant in variants:
+        dtype = variant.dtype(spec.dtype)
+        for cell in grid:
+            parts = analytic.memory_bytes(
+                variant.info, cell.batch_size, spec.input_tokens, cell.output_tokens, dtype
+            )
+            mib = {f"{k}_mib": round(v / 2**20, 2) for k, v in parts.items()}
+            rows.append(
+                {"variant": variant.name, **dataclasses.asdict(cell), "dtype": dtype, **mib}
+            )
+    order = protocol.visit_order([v.name for v in variants], spec.visits)
+    return {
+        "order": [name for _, name in order],
+        "generations": len(variants) * len(grid) * (spec.runs + spec.warmup),
+        "time_limit_s": spec.time_limit_s,
+        "points": rows,
+        "kind": "estimated",
+    }
+
+
+def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Run one worker and yield its events; it is ended when the caller stops listening.
+
+    The last event is ``ended`` with the exit status.
+    """
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "core.benchmark.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            progress.check_cancel()
+            yield json.loads(line)
+        yield {"event": "ended", "status": process.wait()}
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+
+
+class Session:
+    """One benchmark: the plan, the workers one after another, and what they said."""
+
+    def __init__(self, spec: BenchmarkSpec, progress: Progress, device: str) -> None:
+        """Prepare the grid and the time of a point."""
+        self.spec, self.progress, self.device = spec, progress, device
+        self.variants = variants_of(spec)
+        self.grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
+        self.total = len(self.variants) * len(self.grid) * spec.visits
+        self.done = 0
+        self.skipped: list[dict[str, Any]] = []
+        self.order: list[str] = []
+        limit = spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
+        self.cell_limit_s = limit / self.total if limit else None
+
+    def request(self, variant: Variant, **changes: Any) -> dict[str, Any]:
+        """Return a worker's request for one visit."""
+        spec = self.spec
+        return {
+            "folder": str(variant.folder),
+            "device": self.device,
+            "dtype": spec.dtype,
+            "random_weights": spec.random_weights,
+            "input_tokens": spec.input_tokens,
+            "min_runs": 2,
+            "seed": spec.seed,
+            "warmup": 1,
+            "runs": 1,
+            "cell_limit_s": self.cell_limit_s,
+            "memory_limit_mib": spec.memory_limit_mib,
+            **changes,
+        }
+
+    def rates(self) -> analytic.Rates | None:
+        """Measure what the device does, in a worker of its own."""
+        for event in _talk(self.request(self.variants[0], measure_rates=True), self.progress):
+            if event.pop("event") == "rates":
+                return analytic.Rates(**event)
+        self.progress.log("The device's rates could not be measured; there are no estimates.")
+        return None
+
+    def visit(self, visit: int, variant: Variant) -> None:
+        """Measure one variant once, restarting the worker where the system killed it."""
+        spec = self.spec
+        known_full = {c for c, rs in variant.results.items() if any(r.oom for r in rs)}
+        left = [
+            c for c in self.grid if visit == 0 or (c in variant.results and c not in known_full)
+        ]
+        self.done += len(self.grid) - len(left)
+        can_run_out = self.device.startswith("cuda") or spec.memory_limit_mib is not None
+        find = spec.largest_batch and can_run_out and visit == 0
+        self.order.append(variant.name)
+        warmup = max(1, protocol.share(spec.warmup, spec.visits, visit)) if spec.warmup else 0
+        while left:
+            request = self.request(
+                variant,
+                cells=[(c.batch_size, c.output_tokens) for c in left],
+                warmup=warmup,
+                runs=protocol.share(spec.runs, spec.visits, visit),
+                find_largest=find,
+            )
+            killed_at = self._listen(request, visit, variant, left)
+            if killed_at is None:
+                return
+            full = killed_at  # the system's out-of-memory killer: the same verdict as an error
+            larger = [
+                c
+                for c in left
+                if c.batch_size >= full.batch_size and c.output_tokens >= full.output_tokens
+            ]
+            self._skip(variant, [c for c in larger if c != full])
+            left = [c for c in left if c not in larger]
+
+    def _skip(self, variant: Variant, cells: list[Cell]) -> None:
+        for cell in cells:
+            self.skipped.append({"variant": variant.name, **dataclasses.asdict(cell)})
+            self.done += 1
+
+    def _listen(
+        self, request: dict[str, Any], visit: int, variant: Variant, left: list[Cell]
+    ) -> Cell | None:
+        """Take in one worker's events; returns the cell at which it was killed, if it was."""
+        spec, current, cell = self.spec, None, None
+        for event in _talk(request, self.progress):
+            kind = event.pop("event")
+            if kind in ("cell", "result", "skipped"):
+                cell = Cell(event.pop("batch_size"), event.pop("output_tokens"))
+                current = cell if kind == "cell" else None
+            if kind == "loaded":
+                variant.loaded = event
+            elif kind == "cell":
+                assert cell is not None
+                what = f"batch {cell.batch_size}, {cell.output_tokens} tokens"
+                label = f"{variant.name}, visit {visit + 1} of {spec.visits}: {what}"
+                self.progress.step(self.done, self.total, label)
+            elif kind == "skipped":
+                assert cell is not None
+                self._skip(variant, [cell])
+                left.remove(cell)
+            elif kind == "result":
+                assert cell is not None
+                self._take(variant, CellResult(cell, visit, **_tuples(event)))
+                left.remove(cell)
+            elif kind == "largest":
+                variant.largest = event
+            elif kind == "failed" and event["oom"]:
+                return self._nothing_fits(variant, visit, left)
+            elif kind == "failed":
+                error = DepthcutError(event["message"], event["hint"])
+                error.exit_status = event["status"]
+                raise error
+            elif kind == "ended" and event["status"]:
+                killed = event["status"] in (-9, -6)  # SIGKILL, or abort of a failed allocation
+                if not killed:
+                    raise RunError(
+                        f"Measuring {variant.name} ended with status {event['status']}.",
+                        "The log has the traceback.",
+                    )
+                if current is None:
+                    if left:
+                        return self._nothing_fits(variant, visit, left)
+                    continue
+                self._take(variant, CellResult(current, visit, oom=True))
+                return current
+        left.clear()
+        return None
+
+    def _nothing_fits(self, variant: Variant, visit: int, left: list[Cell]) -> Cell | None:
+        """Note that the weights alone were too much."""
+        self.progress.log(f"{variant.name}: the weights alone do not fit.")
+        first = left[0]
+        self._take(variant, CellResult(first, visit, oom=True))
+        self._skip(variant, left[1:])
+        left.clear()
+        if variant.largest is None:
+            variant.largest = {"batch_size": 0, "fails_at": 1}
+        return first
+
+    def _take(self, variant: Variant, result: CellResult) -> None:
+        variant.results.setdefault(result.cell, []).append(result)
+        self.done += 1
+        cell = result.cell
+        if result.oom:
+            self.progress.log(f"{variant.name}: out of memory at batch {cell.batch_size}.")
+            return
+        self.progress.metric(
+            variant=variant.name,
+            visit=result.visit,
+            **dataclasses.asdict(cell),
+            latency_s=protocol.percentile(result.latencies_s, 0.5),
+        )
+
+
+def _tuples(event: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in event.items()}
+
+
+def _rows(session: Session, rates: analytic.Rates | None) -> list[dict[str, Any]]:
+    """Return the rows of points.csv, measured beside estimated."""
+    spec, rows = session.spec, []
+    for variant in session.variants:
+        dtype = variant.dtype(spec.dtype)
+        for cell in (c for c in session.grid if c in variant.results):
+            shape = (cell.batch_size, spec.input_tokens, cell.output_tokens)
+            memory = analytic.memory_bytes(variant.info, *shape, dtype)["total"] / 2**20
+            estimate = {
+                "estimated_latency_s": (
+                    analytic.latency_s(variant.info, rates, *shape) if rates else None
+                ),
+                "estimated_memory_mib": memory,
+            }
+            results = variant.results[cell]
+            rows.append(protocol.point(variant.name, spec.input_tokens, results, estimate))
+    return rows
+
+
+def _errors(rows: list[dict[str, Any]], estimated: str, measured: str) -> dict[str, Any]:
+    known = [r for r in rows if r[estimated] is not None and r[measured]]
+    return analytic.errors((r[estimated], r[measured]) for r in known)
+
+
+def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
+    """Measure all variants and write points.csv, runs.csv and summary.json."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from core.model import resolve_device
+
+    began = time.time()
+    device = resolve_device(spec.device)
+    session = Session(spec, run.progress, str(device))
+    for visit, name in protocol.visit_order([v.name for v in session.variants], spec.visits):
+        session.visit(visit, next(v for v in session.variants if v.name == name))
+        write(session, run, None)
+    rates = session.rates()
+    rows = write(session, run, rates)
+    run.progress.step(session.total, session.total, "Done.")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    summary = {
+        "device": str(device),
+        "device_name": gpu or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "prompt": protocol.PROMPT,
+        "input_tokens": spec.input_tokens,
+        "sampling": {"top_k": protocol.TOP_K, "top_p": protocol.TOP_P},
+        "seed": spec.seed,
+        "random_weights": spec.random_weights,
+        "runs_asked": spec.runs,
+        "warmup_asked": spec.warmup,
+        "order": session.order,
+        "memory_limit_mib": spec.memory_limit_mib,
+        "skipped": session.skipped,
+        "seconds": round(time.time() - began, 1),
+        "variants": [
+            {
+                "name": v.name,
+                "path": str(v.folder),
+                "parameters": v.info.parameters,
+                "blocks": v.info.blocks,
+                "dtype": v.dtype(spec.dtype),
+                "weight_bytes": v.loaded.get("weight_bytes"),
+                "capacity_mib": v.loaded.get("capacity_mib"),
+                "largest_batch": v.largest,
+            }
+            for v in session.variants
+        ],
+        "rates": dataclasses.asdict(rates) if rates else None,
+        "analytic": {
+            "latency": _errors(rows, "estimated_latency_s", "latency_s_mean"),
+            "memory": _errors(rows, "estimated_memory_mib", "peak_memory_mib"),
+        },
+    }
+    run.write_json("summary.json", summary)
+    return {"points": len(rows), "out_of_memory": sum(r["oom"] for r in rows)}
+
+
+def write(session: Session, run: Run, rates: analytic.Rates | None) -> list[dict[str, Any]]:
+    """Write what is known so far to points.csv and runs.csv; returns the points."""
+    rows = _rows(session, rates)
+    columns = protocol.POINT_COLUMNS
+    run.write_csv("points.csv", columns, [[_cell(r[c]) for c in columns] for r in rows])
+    singles = [
+        [v.name, c.batch_size, session.spec.input_tokens, c.output_tokens, r.visit, n, t, f]
+        for v in session.variants
+        for c, results in v.results.items()
+        for r in results
+        for n, (t, f) in enumerate(zip(r.latencies_s, r.first_tokens_s, strict=True))
+    ]
+    run.write_csv("runs.csv", protocol.RUN_COLUMNS, singles)
+    return rows
+
+
+def _cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,143 @@
+"""One timed generation: forced length, the paper's sampling, the first token's time apart."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from core.benchmark.protocol import PROMPT, TOP_K, TOP_P
+from core.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _FirstToken:
+    """A stopping criterion that never stops and notes when it is first asked."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.mark: Any = None
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if self.mark is None:
+            self.mark = self.clock.mark()
+        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+
+class Clock:
+    """Time on one device: CUDA events, elsewhere the wall clock after the device is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Measure on ``device``."""
+        self.device = device
+
+    def wait(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def mark(self) -> Any:
+        """Return a point in the device's time."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            return event
+        self.wait()
+        return time.perf_counter()
+
+    def between_s(self, first: Any, last: Any) -> float:
+        """Return the seconds from one mark to another; CUDA: wait for the device before."""
+        if self.device.type == "cuda":
+            return float(first.elapsed_time(last)) / 1000.0
+        return float(last - first)
+
+
+def force_length(model: PreTrainedModel, output_tokens: int) -> Any:
+    """Return a generation config of exactly ``output_tokens`` new tokens, and give it the model.
+
+    It has no end token, so nothing ends early and nothing is spent on suppressing one.
+    """
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=output_tokens,
+        do_sample=True,
+        top_k=TOP_K,
+        top_p=TOP_P,
+        use_cache=True,
+        pad_token_id=0,
+    )
+    model.generation_config = config
+    return config
+
+
+def prompt_ids(tokenizer: Any, vocab: int, input_tokens: int) -> list[int]:
+    """Return ``input_tokens`` ids: the paper's prompt, repeated or cut.
+
+    Without a tokenizer they are a fixed walk through the vocabulary.
+    """
+    ids = [(7 + 31 * n) % vocab for n in range(input_tokens)]
+    if tokenizer is not None:
+        text = tokenizer.encode(PROMPT)
+        ids = [text[n % len(text)] for n in range(input_tokens)]
+    return ids
+
+
+def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float, float]:
+    """Generate once and return (seconds in all, seconds to the first token).
+
+    Args:
+        model: The model, on the device of ``ids``.
+        ids: Prompts ``[batch, tokens]``.
+        config: From `force_length`.
+
+    Raises:
+        RunError: the output has another length than was forced.
+    """
+    from transformers import StoppingCriteriaList
+
+    clock = Clock(ids.device)
+    first = _FirstToken(clock)
+    clock.wait()
+    start = clock.mark()
+    with torch.inference_mode():
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([first]),
+        )
+    end = clock.mark()
+    clock.wait()
+    wanted = ids.shape[1] + config.max_new_tokens
+    if output.shape[1] != wanted:
+        raise RunError(
+            f"The output has {output.shape[1]} tokens where {wanted} were forced.",
+            "This model's generate() does not keep to max_new_tokens; it cannot be compared.",
+        )
+    return clock.between_s(start, end), clock.between_s(start, first.mark)
+
+
+def tiny_model(blocks: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a LLaMA with next to nothing in its blocks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+    )
+    return LlamaForCausalLM(config).to(device, dtype).eval()
+
+
+def import_and_settle(device: torch.device) -> None:
+    """Generate once with a tiny model, so that libraries are not counted as a model's memory."""
+    model = tiny_model(1, device, torch.float32)
+    timed(model, torch.ones(1, 4, dtype=torch.long, device=device), force_length(model, 3))

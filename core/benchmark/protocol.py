@@ -1,0 +1,125 @@
+"""What is measured, in which order, and how single runs become points (no torch).
+
+The paper's protocol (Shortened LLaMA, arXiv 2402.02834, section 4): one prompt repeated B times,
+a forced output length, sampling with top-k 50 and top-p 0.95, warm-up runs that are not counted.
+Each variant is visited at least twice, in reversed order, so that drift falls on all alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+PROMPT = "The Leaning Tower of Pisa is known for"
+TOP_K = 50
+TOP_P = 0.95
+
+POINT_COLUMNS = (
+    "variant", "batch_size", "input_tokens", "output_tokens", "latency_s_mean", "latency_s_std",
+    "latency_s_p50", "first_token_s", "tokens_per_s", "peak_memory_mib", "utilisation_pct", "oom",
+    "runs", "latency_s_p10", "latency_s_p90", "per_token_s", "reserved_mib", "process_mib",
+    "utilisation_max_pct", "visits", "estimated_latency_s", "estimated_memory_mib",
+)  # fmt: skip
+RUN_COLUMNS = (
+    "variant", "batch_size", "input_tokens", "output_tokens", "visit", "run", "latency_s",
+    "first_token_s",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    batch_size: int
+    output_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CellResult:
+    """What one visit measured at one cell; ``oom`` cells have no runs."""
+
+    cell: Cell
+    visit: int
+    latencies_s: tuple[float, ...] = ()
+    first_tokens_s: tuple[float, ...] = ()
+    allocated_mib: float | None = None
+    reserved_mib: float | None = None
+    process_mib: float | None = None
+    utilisation_pct: tuple[float, ...] = ()
+    oom: bool = False
+
+
+def visit_order(variants: Sequence[str], visits: int) -> list[tuple[int, str]]:
+    """Return (visit, variant) in the order of measuring: A B C, C B A, A B C, ..."""
+    order: list[tuple[int, str]] = []
+    for visit in range(visits):
+        step = 1 if visit % 2 == 0 else -1
+        order += [(visit, name) for name in variants[::step]]
+    return order
+
+
+def cells(batch_sizes: Sequence[int], output_tokens: Sequence[int]) -> list[Cell]:
+    """Return the grid: for each output length the batches from small to large."""
+    return [Cell(b, o) for o in sorted(set(output_tokens)) for b in sorted(set(batch_sizes))]
+
+
+def share(total: int, visits: int, visit: int) -> int:
+    """Return how many of ``total`` runs fall on a visit; all of them add up to ``total``."""
+    return total // visits + (1 if visit < total % visits else 0)
+
+
+def percentile(values: Sequence[float], at: float) -> float:
+    """Return the value at ``at`` (0 to 1) with linear interpolation between neighbours."""
+    ordered = sorted(values)
+    place = at * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return max(known) if known else None
+
+
+def point(
+    variant: str,
+    input_tokens: int,
+    results: Sequence[CellResult],
+    estimate: dict[str, float | None],
+) -> dict[str, Any]:
+    """Merge the visits of one cell into a row of points.csv.
+
+    Out of memory in any visit makes the point out of memory. Times are over all visits' runs;
+    memory is the largest seen.
+    """
+    cell = results[0].cell
+    row: dict[str, Any] = dict.fromkeys(POINT_COLUMNS)
+    row |= {"variant": variant, "input_tokens": input_tokens, **dataclasses.asdict(cell)}
+    row |= {"oom": any(r.oom for r in results), "runs": 0, "visits": len(results), **estimate}
+    if row["oom"]:
+        return row
+    times = [t for r in results for t in r.latencies_s]
+    firsts = [t for r in results for t in r.first_tokens_s]
+    busy = [u for r in results for u in r.utilisation_pct]
+    mean, first = statistics.fmean(times), statistics.fmean(firsts)
+    rest = cell.output_tokens - 1
+    return row | {
+        "latency_s_mean": mean,
+        "latency_s_std": statistics.stdev(times) if len(times) > 1 else None,
+        "latency_s_p50": statistics.median(times),
+        "latency_s_p10": percentile(times, 0.1),
+        "latency_s_p90": percentile(times, 0.9),
+        "first_token_s": first,
+        "per_token_s": (mean - first) / rest if rest else None,
+        "tokens_per_s": cell.batch_size * cell.output_tokens / mean,
+        "peak_memory_mib": _largest([r.allocated_mib for r in results]),
+        "reserved_mib": _largest([r.reserved_mib for r in results]),
+        "process_mib": _largest([r.process_mib for r in results]),
+        "utilisation_pct": statistics.fmean(busy) if busy else None,
+        "utilisation_max_pct": max(busy) if busy else None,
+        "runs": len(times),
+    }

@@ -1,0 +1,285 @@
+"""One visit of one variant in a process of its own: ``python -m core.benchmark.worker``.
+
+Reads one JSON request (`Request`) from standard input's first line and ends when that pipe closes;
+writes one JSON event a line: ``loaded``, ``cell``, ``run``, ``result``, ``largest``, ``rates``,
+``failed``. Anything else that prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.benchmark.protocol import Cell
+from core.errors import DepthcutError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST_TRIED = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a worker is to do."""
+
+    folder: str
+    device: str
+    dtype: str
+    random_weights: bool
+    input_tokens: int
+    warmup: int
+    runs: int
+    min_runs: int
+    seed: int
+    cells: tuple[tuple[int, int], ...] = ()
+    """(batch size, output tokens), in order."""
+    cell_limit_s: float | None = None
+    memory_limit_mib: int | None = None
+    find_largest: bool = False
+    measure_rates: bool = False
+
+
+Emit = Callable[..., None]
+
+
+def load(request: Request, device: torch.device) -> Any:
+    """Load the checkpoint, or give its config random weights on the device."""
+    import torch
+
+    from core import model as loading
+
+    folder = Path(request.folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = loading.resolve_dtype(request.dtype, device, config)
+    if not request.random_weights:
+        return loading.load_model(folder, device, dtype, check=False)
+    from transformers import AutoConfig
+
+    chosen = loading.model_class(config)
+    own = hasattr(chosen, "config_class") and chosen.config_class is not None
+    settings = (chosen.config_class if own else AutoConfig).from_pretrained(folder)
+    before = torch.get_default_dtype()
+    torch.manual_seed(request.seed)
+    try:
+        torch.set_default_dtype(dtype)
+        with loading.out_of_memory_explained("making random weights"), device:
+            made = (chosen._from_config if own else chosen.from_config)(settings)
+    finally:
+        torch.set_default_dtype(before)
+    return made.to(device, dtype).eval().requires_grad_(False)
+
+
+def _free(device: torch.device) -> None:
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+class Visit:
+    """The measuring of one loaded model."""
+
+    def __init__(self, request: Request, emit: Emit) -> None:
+        """Load what ``request`` names, under its memory limit."""
+        from core import model as loading
+        from core.benchmark import generate, memory
+
+        self.request, self.emit = request, emit
+        self.device = loading.resolve_device(request.device)
+        generate.import_and_settle(self.device)
+        self.meter = memory.MemoryMeter(self.device)
+        if request.memory_limit_mib:
+            memory.limit(self.device, request.memory_limit_mib)
+        self.model = load(request, self.device)
+        tokenizer = None
+        with contextlib.suppress(DepthcutError):
+            tokenizer = loading.load_tokenizer(request.folder)
+        vocab = int(self.model.config.vocab_size)
+        self.ids = generate.prompt_ids(tokenizer, vocab, request.input_tokens)
+        weights = {p.data_ptr(): p for p in self.model.parameters()}.values()
+        emit(
+            "loaded",
+            device=str(self.device),
+            dtype=loading.dtype_name(self.model.dtype),
+            weight_bytes=sum(p.numel() * p.element_size() for p in weights),
+            prompt_ids=self.ids,
+            capacity_mib=request.memory_limit_mib or memory.capacity_mib(self.device),
+        )
+
+    def prompts(self, batch: int) -> torch.Tensor:
+        """Return the prompt ``batch`` times: ``[batch, input tokens]``."""
+        import torch
+
+        return torch.tensor([self.ids], device=self.device).repeat(batch, 1)
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Warm up, then time runs until enough are made or the cell's time is spent."""
+        from core.benchmark import generate
+        from core.benchmark.utilisation import UtilisationSampler
+
+        request, ids = self.request, self.prompts(cell.batch_size)
+        config = generate.force_length(self.model, cell.output_tokens)
+        limit = request.cell_limit_s or float("inf")
+        began = time.perf_counter()
+        for _ in range(request.warmup):
+            generate.timed(self.model, ids, config)
+            if time.perf_counter() - began > limit / 3:
+                break
+        times: list[tuple[float, float]] = []
+        self.meter.reset()
+        sampler = UtilisationSampler(self.device)
+        sampler.start()
+        try:
+            while len(times) < request.runs:
+                times.append(generate.timed(self.model, ids, config))
+                self.emit("run", latency_s=times[-1][0])
+                if len(times) >= request.min_runs and time.perf_counter() - began > limit:
+                    break
+        finally:
+            sampler.stop()
+        peaks = self.meter.read()
+        return {
+            "latencies_s": [t for t, _ in times],
+            "first_tokens_s": [f for _, f in times],
+            **dataclasses.asdict(peaks),
+            "utilisation_pct": sampler.samples,
+        }
+
+    def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
+        """Do ``work``; (False, None) where memory ran out."""
+        from core.model import out_of_memory_explained
+
+        try:
+            with out_of_memory_explained("generating"):
+                result = work()
+        except OutOfMemoryError:
+            result = None
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            result = None
+        if result is None:
+            _free(self.device)
+        return result is not None, result
+
+    def cells(self) -> int:
+        """Measure every cell; after running out, larger ones are skipped. Returns what fitted."""
+        full: list[Cell] = []
+        largest = 0
+        for batch, output in self.request.cells:
+            cell = Cell(batch, output)
+            if any(c.batch_size <= batch and c.output_tokens <= output for c in full):
+                self.emit("skipped", **dataclasses.asdict(cell))
+                continue
+            self.emit("cell", **dataclasses.asdict(cell))
+            ok, result = self.fits(lambda cell=cell: self.measure(cell))  # type: ignore[misc]
+            if ok:
+                largest = max(largest, batch)
+            else:
+                full.append(cell)
+            self.emit("result", **dataclasses.asdict(cell), oom=not ok, **(result or {}))
+        return largest
+
+    def holds(self, batch: int, output: int) -> bool:
+        """Whether a generation at its end fits: full cache, one prompt's work, one sampling.
+
+        The cache is filled by chunks as long as the prompt, which takes a tenth of the time of
+        generating it and as much memory.
+        """
+        import torch
+
+        from core.benchmark import generate
+
+        def work() -> bool:
+            ids, cache, left = self.prompts(batch), None, len(self.ids) + output - 1
+            with torch.inference_mode():
+                while left:
+                    chunk = ids[:, :left]
+                    out = self.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    cache, left = out.past_key_values, left - chunk.shape[1]
+                generate.timed(self.model, ids[:, :1], generate.force_length(self.model, 1))
+            return cache is not None
+
+        return self.fits(work)[0]
+
+    def largest(self, start: int) -> None:
+        """Find the largest batch that fits by doubling and halving, confirmed by generating."""
+        from core.benchmark import generate
+
+        output = max(o for _, o in self.request.cells)
+        low, high = 0, max(1, start)
+        while high <= LARGEST_TRIED and self.holds(high, output):
+            low, high = high, high * 2
+        while high <= LARGEST_TRIED and high - low > max(1, low // 32):
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.holds(middle, output) else (low, middle)
+        config = generate.force_length(self.model, output)
+        while low:
+            prompts = functools.partial(self.prompts, low)
+            if self.fits(lambda made=prompts: generate.timed(self.model, made(), config))[0]:  # type: ignore[misc]
+                break
+            high, low = low, low - max(1, low // 32)
+        self.emit("largest", batch_size=low, fails_at=high, output_tokens=output)
+
+
+def work(request: Request, emit: Emit) -> None:
+    """Carry out a request, telling ``emit`` of every step."""
+    if request.measure_rates:
+        from core import model as loading
+        from core.benchmark import rates
+
+        device = loading.resolve_device(request.device)
+        config = json.loads((Path(request.folder) / "config.json").read_text(encoding="utf-8"))
+        found = rates.measure(device, loading.resolve_dtype(request.dtype, device, config))
+        emit("rates", **dataclasses.asdict(found))
+        return
+    visit = Visit(request, emit)
+    largest = visit.cells()
+    if request.find_largest:
+        visit.largest(largest)
+
+
+def _end_with_the_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Serve one request and return 0, or the exit status of what went wrong."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: str, **values: Any) -> None:
+        events.write(json.dumps({"event": event, **values}) + "\n")
+        events.flush()
+
+    request = Request(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        work(request, emit)
+    except DepthcutError as error:
+        oom = isinstance(error, OutOfMemoryError)
+        emit("failed", message=error.message, hint=error.hint, oom=oom, status=error.exit_status)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stderr.flush()
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # a daemon thread waits on standard input

@@ -1,0 +1,99 @@
+"""The benchmark command in whole: files, columns, order, and real out-of-memory errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from core import checkpoint
+from core.__main__ import main
+from core.benchmark import analytic
+
+ROOT = __file__.rsplit("/tests/", 1)[0]
+
+
+def bench(tmp_path, *arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEPTHCUT_LOCK_DIR": str(tmp_path / "locks")}
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "core", "benchmark", *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--device", "cpu"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with (out / "points.csv").open() as handle:
+        points = list(csv.DictReader(handle))
+    with (out / "runs.csv").open() as handle:
+        runs = list(csv.DictReader(handle))
+    return points, runs, json.loads((out / "summary.json").read_text())
+
+
+def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir):
+    one, two = tiny_dir("gqa"), tiny_dir("mha")
+    points, runs, summary = bench(
+        tmp_path, one, two, "--batch-sizes", "1,3", "--output-tokens", "8", "--runs", "5",
+        "--warmup", "2",
+    )  # fmt: skip
+    assert summary["order"] == ["gqa", "mha", "mha", "gqa"]
+    assert [(p["variant"], p["batch_size"]) for p in points] == [
+        ("gqa", "1"), ("gqa", "3"), ("mha", "1"), ("mha", "3"),
+    ]  # fmt: skip
+    for point in points:
+        mine = [
+            float(r["latency_s"])
+            for r in runs
+            if (r["variant"], r["batch_size"]) == (point["variant"], point["batch_size"])
+        ]
+        assert len(mine) == int(point["runs"]) == 5
+        assert float(point["latency_s_mean"]) == pytest.approx(statistics.fmean(mine))
+        rate = int(point["batch_size"]) * 8 / float(point["latency_s_mean"])
+        assert float(point["tokens_per_s"]) == pytest.approx(rate)
+        assert point["oom"] == "false"
+        assert float(point["utilisation_pct"]) > 0
+        assert float(point["process_mib"]) > float(point["peak_memory_mib"])
+    info = checkpoint.inspect(one)
+    assert summary["variants"][0]["weight_bytes"] == analytic.weight_bytes(info, "float32")
+    pairs = [(float(p["estimated_latency_s"]), float(p["latency_s_mean"])) for p in points]
+    worst = max(100 * abs(e / m - 1) for e, m in pairs)
+    assert summary["analytic"]["latency"]["worst_error_pct"] == pytest.approx(worst)
+
+
+def test_running_out_of_memory_is_a_result(tmp_path, tiny_dir):
+    folder = tiny_dir("gqa", vocab_size=20000)
+    points, _, summary = bench(
+        tmp_path, folder, "--batch-sizes", "1,2000,4000", "--output-tokens", "2", "--runs", "2",
+        "--warmup", "0", "--memory-limit-mib", "400", "--random-weights",
+    )  # fmt: skip
+    assert [(p["batch_size"], p["oom"]) for p in points] == [("1", "false"), ("2000", "true")]
+    assert points[1]["latency_s_mean"] == ""
+    assert [s["batch_size"] for s in summary["skipped"]] == [4000]
+    largest = summary["variants"][0]["largest_batch"]
+    assert 1 < largest["batch_size"] < largest["fails_at"] <= 2000
+
+
+def test_a_dry_run_says_what_will_run_from_a_config(tmp_path, tiny_dir, capsys):
+    (tmp_path / "config.json").write_text((tiny_dir("gqa") / "config.json").read_text())
+    arguments = ["benchmark", str(tmp_path), "--out", str(tmp_path / "x"), "--dry-run"]
+    assert main([*arguments, "--random-weights", "--batch-sizes", "2"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    info = checkpoint.inspect(tmp_path)
+    weights = analytic.weight_bytes(info, "float32") / 2**20
+    assert said["points"][0]["weights_mib"] == pytest.approx(weights, abs=0.01)
+    assert said["generations"] == 30
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_long_for_the_context_is_one_sentence(tmp_path, tiny_dir, capsys):
+    folder = str(tiny_dir("gqa"))
+    assert main(["benchmark", folder, "--out", str(tmp_path / "x"), "--output-tokens", "300"]) == 2
+    assert "312 tokens" in capsys.readouterr().err
