@@ -25,7 +25,7 @@ class Variant:
     record: RunRecord | None
     folder: Path | None
     parent: str = ""
-    """What the run took, as its spec has it."""
+    """What the run took, as its spec has it; for a dense checkpoint its own name."""
     dropped: tuple[int, ...] = ()
     blocks: int | None = None
     parameters: int | None = None
@@ -95,7 +95,7 @@ def _root_key(name: str) -> str:
 def _dense(name: str) -> Variant:
     folder = checkpoint.local_folder(name)
     label = name if folder is None or name == "demo" else folder.name
-    root = Variant(label, None, folder, disk_bytes=disk_bytes(folder) if folder else 0)
+    root = Variant(label, None, folder, name, disk_bytes=disk_bytes(folder) if folder else 0)
     config = workspace.read_json(folder / "config.json") if folder else None
     blocks = (config or {}).get("num_hidden_layers")
     root.blocks = blocks if isinstance(blocks, int) else None

@@ -1,0 +1,182 @@
+"""One run as a card: state, progress, log, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+
+import streamlit as st
+
+from core import jobs
+from core.errors import DepthcutError
+from core.ui import state
+from core.workspace import BOOKKEEPING, RunRecord
+
+LOOKS = {
+    "starting": (":material/hourglass_top:", "blue"),
+    "queued": (":material/schedule:", "orange"),
+    "running": (":material/play_circle:", "blue"),
+    "done": (":material/check_circle:", "green"),
+    "failed": (":material/error:", "red"),
+    "cancelled": (":material/cancel:", "gray"),
+    "lost": (":material/link_off:", "violet"),
+}
+"""Icon and colour of each state; the word itself is always written too."""
+PAGES = {
+    "importance": "pages/importance.py",
+    "curve": "pages/prune.py",
+    "prune": "pages/prune.py",
+}
+"""The page that launches each command."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: 8 s, 3 min 5 s, 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def card(record: RunRecord, *, opened: bool = False) -> None:
+    """Draw one run."""
+    icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
+    with st.container(border=True):
+        head, buttons = st.columns([3, 2], vertical_alignment="center")
+        head.markdown(
+            f":{colour}-badge[{icon} {record.state}] **{plain(record.name)}** "
+            f":gray[{record.command}]"
+        )
+        head.caption(_when(record))
+        with buttons.container(horizontal=True, horizontal_alignment="right"):
+            _actions(record)
+        _progress(record)
+        if record.state == "lost":
+            st.warning(
+                "The process of this run is gone without having said how it ended: it was killed, "
+                "or the machine was restarted. The device is free. Restart it, or delete it."
+            )
+        elif record.error and record.state == "failed":
+            st.error(f"{record.error} {record.hint}".strip())
+        elif record.error:
+            st.caption(record.error)
+        with st.expander("Log, command and settings", expanded=opened):
+            _details(record)
+
+
+def plain(text: str) -> str:
+    """Return text with Markdown's own characters escaped."""
+    return "".join("\\" + c if c in "\\`*_{}[]()#+!|<>$~:" else c for c in text)
+
+
+def _when(record: RunRecord) -> str:
+    parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started))]
+    if record.finished:
+        parts.append(f"took {duration(record.finished - record.started)}")
+    elif record.is_live:
+        parts.append(f"for {duration(time.time() - record.started)}")
+    if record.device:
+        parts.append(f"on {record.device}")
+    if name := record.spec.get("checkpoint"):
+        parts.append(plain(str(name)))
+    return " · ".join(parts)
+
+
+def _progress(record: RunRecord) -> None:
+    done, total, message = record.progress
+    if record.state == "queued":
+        st.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
+    elif record.is_live and total:
+        eta = record.eta_s
+        left = f", {duration(eta)} left" if eta is not None else ""
+        st.progress(min(1.0, done / total), f"{message} ({done} of {total}{left})")
+    elif record.is_live:
+        st.progress(0.0, message or "Starting")
+
+
+def _actions(record: RunRecord) -> None:
+    """Draw the buttons that fit the run's state."""
+    if record.is_live:
+        asked = (record.path / BOOKKEEPING / "cancel").exists()
+        if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
+            jobs.cancel(record, grace_s=0)
+            st.rerun()
+        elif not asked and st.button("Cancel", key=f"cancel_{record.id}", icon=":material/stop:"):
+            jobs.request_cancel(record)
+            st.rerun()
+        return
+    if record.state in ("failed", "lost", "cancelled") and st.button(
+        "Restart", key=f"restart_{record.id}", icon=":material/restart_alt:"
+    ):
+        attempt(lambda: jobs.restart(record))
+    if record.command in PAGES and st.button(
+        "Use settings again", key=f"again_{record.id}", icon=":material/tune:"
+    ):
+        state.use_settings(record)
+        st.switch_page(PAGES[record.command])
+    manage(record, "run")
+
+
+def manage(record: RunRecord, where: str) -> None:
+    """Draw rename and delete, each behind a popover; deleting is refused while others need it."""
+    with st.popover("Manage", icon=":material/more_horiz:"):
+        name = st.text_input("Name", record.name, key=f"name_{where}_{record.id}", max_chars=80)
+        if st.button("Rename", key=f"rename_{where}_{record.id}"):
+            attempt(lambda: state.workspace().rename(record, name))
+        st.divider()
+        children = state.workspace().children(record)
+        if children:
+            names = ", ".join(plain(r.name) for r in children[:5])
+            st.caption(f"Used by {len(children)} other run(s): {names}. Delete those first.")
+        sure = st.checkbox(
+            "Delete the run and its files for good",
+            key=f"sure_{where}_{record.id}",
+            disabled=bool(children),
+        )
+        if st.button(
+            "Delete",
+            key=f"delete_{where}_{record.id}",
+            disabled=bool(children) or not sure,
+            icon=":material/delete:",
+        ):
+            attempt(lambda: state.workspace().delete(record))
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do ``action`` and draw the page anew; an expected error is shown instead."""
+    try:
+        action()
+    except DepthcutError as error:
+        st.error(str(error))
+        return
+    st.rerun()
+
+
+def _details(record: RunRecord) -> None:
+    if record.argv:
+        st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
+    tail = record.log_tail(40)
+    st.code(tail or "The log is empty.", language="log", height=260)
+    log = record.path / BOOKKEEPING / "log.txt"
+    with st.container(horizontal=True):
+        st.download_button(
+            "Download log",
+            data=lambda: log.read_bytes() if log.is_file() else b"",
+            file_name=f"{record.id}.log",
+            mime="text/plain",
+            on_click="ignore",
+            key=f"log_{record.id}",
+        )
+        st.download_button(
+            "Download settings",
+            data=lambda: json.dumps({"command": record.command, "spec": record.spec}, indent=2),
+            file_name=f"{record.id}.json",
+            mime="application/json",
+            on_click="ignore",
+            key=f"spec_{record.id}",
+        )
+    st.caption(f"Folder: {plain(str(record.path))}")

@@ -1,0 +1,90 @@
+"""Jobs: all runs with their state, and the variants they left behind."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.ui import frame, job_cards, state, variants
+from core.ui.prune_view import size
+
+SHOWN = 20
+
+frame.start("Jobs")
+where = state.workspace()
+asked = st.query_params.get("run", "")
+live = any(r.is_live for r in where.runs())
+
+
+@st.fragment(run_every=2 if live else 10)
+def run_list() -> None:
+    """Draw the runs, newest first; polled, as runs also start elsewhere."""
+    records = where.runs()
+    if any(r.is_live for r in records) != live:
+        st.rerun()
+    if not records:
+        st.info("No runs yet. Score the blocks of a checkpoint, or prune one, and it shows here.")
+        return
+    states = sorted({r.state for r in records})
+    filters = st.columns(2)
+    wanted = filters[0].pills("State", states, selection_mode="multi", key="jobs_states")
+    commands = sorted({r.command for r in records})
+    kinds = filters[1].pills("Command", commands, selection_mode="multi", key="jobs_commands")
+    kept = [
+        r
+        for r in records
+        if (not wanted or r.state in wanted) and (not kinds or r.command in kinds)
+    ]
+    number = st.session_state.get("jobs_shown", SHOWN)
+    first = [r for r in kept if r.id == asked]
+    for record in first + [r for r in kept if r.id != asked][:number]:
+        job_cards.card(record, opened=record.id == asked)
+    if len(kept) > number and st.button(f"Show more ({len(kept) - number} older)"):
+        st.session_state["jobs_shown"] = number + SHOWN
+        st.rerun(scope="fragment")
+
+
+def variant_tree() -> None:
+    """Draw every dense checkpoint with what was made from it."""
+    roots = variants.tree(where.runs())
+    if not roots:
+        st.info("No variants yet. Create one on the Prune page.")
+    for root in roots:
+        with st.container(border=True):
+            for depth, variant in root.walk():
+                variant_row(depth, variant)
+            st.caption(f"{len(root.children)} made from it, {size(root.total_bytes)} in all.")
+
+
+def variant_row(depth: int, variant: variants.Variant) -> None:
+    """Draw one checkpoint of the tree."""
+    text, buttons = st.columns([3, 2], vertical_alignment="center")
+    lead = "&emsp;" * (2 * (depth - 1)) + "└─ " if depth else ""
+    facts = [] if depth else ["dense"]
+    if variant.record and variant.record.state != "done":
+        facts.append(variant.record.state)
+    if variant.record:
+        facts.append(variant.record.command)
+    if variant.dropped:
+        facts.append("without " + ", ".join(map(str, variant.dropped)))
+    if variant.blocks:
+        facts.append(f"{variant.blocks} blocks")
+    if variant.parameters:
+        facts.append(f"{variant.parameters:,} parameters")
+    if variant.ratio:
+        facts.append(f"{variant.ratio:.1%} removed")
+    facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not here")
+    text.markdown(f"{lead}**{job_cards.plain(variant.label)}** :gray[{' · '.join(facts)}]")
+    with buttons.container(horizontal=True, horizontal_alignment="right"):
+        key = variant.record.id if variant.record else variant.label
+        if variant.folder and st.button("Use", key=f"use_{key}", help="Make it the active one."):
+            state.set_checkpoint(variant.record.id if variant.record else variant.parent)
+            st.rerun()
+        if variant.record and not variant.record.is_live:
+            job_cards.manage(variant.record, "tree")
+
+
+runs_tab, variants_tab = st.tabs(["Runs", "Variants"])
+with runs_tab:
+    run_list()
+with variants_tab:
+    variant_tree()
