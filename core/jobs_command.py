@@ -18,7 +18,7 @@ ACTIONS = ("list", "show", "cancel", "restart", "rename", "delete")
 class JobsSpec:
     """List, show, cancel, restart, rename and delete runs."""
 
-    action: str = option("list", positional=True, help=" | ".join(ACTIONS), choices=ACTIONS)
+    action: str = option("list", positional=True, help="What to do.", choices=ACTIONS)
     run: str = option("", positional=True, help="A run's id, name or path.")
     name: str = option("", positional=True, help="The new name, for rename.")
     grace: float | None = option(

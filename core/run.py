@@ -129,11 +129,12 @@ class Run:
     def _put_status(self) -> None:
         workspace.write_json(self.book / "status.json", dict(self.status), durable=False)
 
-    def log(self, message: str) -> None:
-        """Write one line to the run's log, and to standard error in the foreground."""
+    def log(self, message: str, *, plain: bool = False) -> None:
+        """Write one line to the run's log, and to standard error (``plain``: without the time)."""
         line = f"{time.strftime('%H:%M:%S')} {message}"
         with contextlib.suppress(OSError):  # a full disk, or a terminal that has gone
-            print(line, file=sys.stderr, flush=True)
+            shown = message if plain and not self.detached else line
+            print(shown, file=sys.stderr, flush=True)
         if not self.detached:  # a detached run's standard error is the log
             with (
                 contextlib.suppress(OSError),
@@ -328,14 +329,14 @@ def _carry_out(command: Command, spec: Any, run: Run) -> int:
             _print_json(result)
         return 0
     except (Cancelled, KeyboardInterrupt):
-        run.log("Cancelled on request.")
+        run.log("Cancelled on request.", plain=True)
         run.finish("cancelled", error="Cancelled on request.")
         return Cancelled.exit_status
     except BaseException as error:
         known = error if isinstance(error, DepthcutError) else as_known(error)
         if known is not error:
             run.log(traceback.format_exc().rstrip())
-        run.log(f"Error: {known}")
+        run.log(f"Error: {known}", plain=True)
         run.finish("failed", error=known.message, hint=known.hint)
         return known.exit_status
 

@@ -65,7 +65,7 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _base(kind: Any) -> tuple[type, bool, bool]:
+def kind_of(kind: Any) -> tuple[type, bool, bool]:
     """Split a field's type into (scalar type, is a tuple, may be None)."""
     optional = False
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -144,10 +144,10 @@ def add_arguments(parser: argparse.ArgumentParser, spec_class: type) -> None:
     hints = hints_of(spec_class)
     for field in dataclasses.fields(spec_class):
         meta = field.metadata
-        kind, many, _ = _base(hints[field.name])
+        kind, many, _ = kind_of(hints[field.name])
         text = meta["help"] + (f" ({meta['unit']})" if meta["unit"] else "")
         if field.default not in (_MISSING, None, "", ()) and kind is not bool:
-            text += f" Default: {_show(field.default)}."
+            text += f" Default: {show(field.default)}."
         text = text.replace("%", "%%")
         if meta["positional"]:
             required = field.default is _MISSING
@@ -184,7 +184,7 @@ def from_namespace(spec_class: type, namespace: argparse.Namespace) -> Any:
         raw = getattr(namespace, field.name, None)
         if raw is None or (raw == [] and field.metadata["positional"]):
             continue
-        kind, many, optional = _base(hints[field.name])
+        kind, many, optional = kind_of(hints[field.name])
         flag = _flag(field.name, field.metadata)
         if isinstance(raw, bool):
             values[field.name] = raw
@@ -212,7 +212,7 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
     hints = hints_of(spec_class)
     clean: dict[str, Any] = {}
     for name, value in values.items():
-        kind, many, optional = _base(hints[name])
+        kind, many, optional = kind_of(hints[name])
         flag = _flag(name, fields[name].metadata)
         if value is None and optional:
             clean[name] = None
@@ -250,7 +250,8 @@ def to_dict(spec: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value as it is written on the command line."""
     return ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
 
 
@@ -270,7 +271,7 @@ def to_arguments(spec: Any) -> list[str]:
     )
     for place, field in enumerate(fields):
         value = getattr(spec, field.name)
-        kind, _, _ = _base(hints[field.name])
+        kind, _, _ = kind_of(hints[field.name])
         if field.metadata["positional"]:
             if place <= last and value is not None:
                 positional += [str(v) for v in (value if isinstance(value, tuple) else (value,))]
@@ -284,7 +285,7 @@ def to_arguments(spec: Any) -> list[str]:
             for item in value:
                 flags += _with_value(flag_of(field.name), str(item))
         else:
-            flags += _with_value(flag_of(field.name), "none" if value is None else _show(value))
+            flags += _with_value(flag_of(field.name), "none" if value is None else show(value))
     if any(text.startswith("-") for text in positional):
         return [*flags, "--", *positional]
     return positional + flags

@@ -60,7 +60,7 @@ def real_dir():
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """A workspace and a lock folder of the test's own, where every process knows ``wait``.
 

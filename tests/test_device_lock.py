@@ -29,7 +29,7 @@ def _own_locks(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def hold():
     """A function that starts a process holding the device and returns it when it does."""
     started = []

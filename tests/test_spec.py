@@ -45,12 +45,11 @@ def from_argv(spec_class, argv):
 
 
 def test_command_line_gives_the_values_that_were_typed():
-    given = from_argv(
-        Everything,
-        "here there --out o --count 4 --rate 2e-3 --limit 5 --cap none --blocks 3,5,7-9 --sizes"
-        " 16 --rates .5,1 --tasks a,b --source one,two --source three --kind b --fast"
-        " --no-careful".split(),
-    )
+    typed = """
+        here there --out o --count 4 --rate 2e-3 --limit 5 --cap none --blocks 3,5,7-9 --sizes 16
+        --rates .5,1 --tasks a,b --source one,two --source three --kind b --fast --no-careful
+    """
+    given = from_argv(Everything, typed.split())
     assert given == Everything(
         where="here",
         more=("there",),
@@ -106,7 +105,7 @@ def test_every_command_round_trips(name):
     for _ in range(25):
         values = {}
         for field in dataclasses.fields(spec_class):
-            kind, many, _ = spec._base(hints[field.name])
+            kind, many, _ = spec.kind_of(hints[field.name])
             if field.default is not dataclasses.MISSING and rng.random() < 0.4:
                 continue
             if kind is bool:

@@ -25,7 +25,7 @@ def make(where, state="done", command="prune", spec=None, **status):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def where(tmp_path):
     return Workspace(tmp_path / "runs")
 
@@ -53,9 +53,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
             workspace.write_json(path, {"x": 2})
     assert str(path) in caught.value.message
     assert caught.value.exit_status == 2
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        workspace.write_json(path, {"x": 2})
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.write_json(path, {"x": 2})
     with pytest.raises(UnicodeEncodeError):
         workspace.write_text(path, "\ud800")
     assert path.read_text() == before

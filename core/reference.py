@@ -1,0 +1,117 @@
+"""Print docs/command-line.md, made of the specs: ``python -m core.reference``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from core import commands
+from core.spec import flag_of, hints_of, kind_of, show
+
+_KINDS = {int: "whole number", float: "number", str: "text", bool: "switch"}
+
+_HEAD = """\
+# Command line
+
+```
+python -m core COMMAND [options]
+```
+
+This page is made of the commands' own options, with
+`python -m core.reference > docs/command-line.md`; a test keeps it true.
+`python -m core COMMAND --help` says the same.
+
+**Output.** Commands that work in a run directory (`--out`) leave plain files there; the program's
+bookkeeping is in its `.run/` folder. They take `--overwrite` to replace what a finished run left
+in `--out`; without it a folder that is not empty is refused. A run that failed, was cancelled or
+lost can simply be started again. The others, and every `--dry-run`, print JSON on standard output.
+Progress and messages go to standard error.
+
+**Exit status.** 0 done, 2 bad input (one sentence says what and how to mend it), 1 failed, 130
+cancelled.
+
+**Values.** Lists are written with commas (`--metrics ppl,taylor`), whole numbers also as ranges
+(`--drop 3,5-8`). A value that begins with a dash is joined to its flag (`--out=-x`).
+
+**Everywhere.** `--workspace DIR` is the folder of the runs (else `$DEPTHCUT_WORKSPACE`, else
+`workspace/`). `$DEPTHCUT_LOCK_DIR` is the folder of the device locks (else one per user in
+`/tmp`). `DEPTHCUT_DEBUG=1` shows the traceback of an unexpected error.
+
+| command | what it does | device | leaves |
+| --- | --- | --- | --- |
+"""
+
+
+def markdown() -> str:
+    """Return the whole reference as Markdown."""
+    rows = [
+        f"| [{c.name}](#{c.name}) | {c.help} | {'takes it' if c.computes else '-'} | "
+        f"{'a run directory' if c.is_run else 'nothing: prints JSON'} |\n"
+        for c in commands.COMMANDS.values()
+    ]
+    return _HEAD + "".join(rows) + "".join(_section(c) for c in commands.COMMANDS.values())
+
+
+def _section(command: commands.Command) -> str:
+    spec_class = command.spec_class
+    first = (spec_class.__doc__ or "").strip().splitlines()[0]
+    lines = [f"\n## {command.name}\n\n{first}\n\n```\n{_usage(command)}\n```\n\n"]
+    lines.append("| option | value | default | meaning |\n| --- | --- | --- | --- |\n")
+    lines += [_row(field, hints_of(spec_class)[field.name]) for field in _fields(spec_class)]
+    return "".join(lines)
+
+
+def _fields(spec_class: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields as read: positional ones, required ones, then the rest in their groups."""
+    fields = dataclasses.fields(spec_class)
+
+    def place(field: dataclasses.Field[Any]) -> int:
+        if field.metadata["positional"]:
+            return 0
+        if field.default is dataclasses.MISSING:
+            return 1
+        return 3 if field.metadata["group"] == "device" else 2
+
+    return sorted(fields, key=place)
+
+
+def _usage(command: commands.Command) -> str:
+    words = [f"python -m core {command.name}"]
+    hints = hints_of(command.spec_class)
+    for field in _fields(command.spec_class):
+        required = field.default is dataclasses.MISSING
+        if field.metadata["positional"]:
+            _, many, _ = kind_of(hints[field.name])
+            word = field.name.upper() + (" ..." if many else "")
+        elif required:
+            word = f"{flag_of(field.name)} {field.name.upper()}"
+        else:
+            continue
+        words.append(word if required else f"[{word}]")
+    return " ".join([*words, "[options]"])
+
+
+def _row(field: dataclasses.Field[Any], hint: Any) -> str:
+    meta = field.metadata
+    kind, many, optional = kind_of(hint)
+    name = field.name.upper() if meta["positional"] else flag_of(field.name)
+    if kind is bool and field.default is not False:
+        name += f"` / `--no-{field.name.replace('_', '-')}"
+    value = " \\| ".join(meta["choices"]) if meta["choices"] else _KINDS[kind]
+    value += "s, with commas" if many and not (meta["repeat"] or meta["choices"]) else ""
+    value += ", repeated" if meta["repeat"] else ""
+    bounds = [f"from {meta['low']}"] if meta["low"] is not None else []
+    bounds += [f"to {meta['high']}"] if meta["high"] is not None else []
+    value = " ".join([value, *bounds]) + (f" ({meta['unit']})" if meta["unit"] else "")
+    if field.default is dataclasses.MISSING:
+        default = "required"
+    elif kind is bool:
+        default = "on" if field.default else "off"
+    else:
+        default = f"`{show(field.default)}`" if field.default not in (None, "", ()) else "-"
+    text = meta["help"].replace("|", "\\|")
+    return f"| `{name}` | {value} | {default} | {text} |\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
