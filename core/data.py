@@ -20,7 +20,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from core.errors import DataError
 
@@ -42,9 +42,10 @@ class Encoder(Protocol):
 
 
 Row = dict[str, Any]
+Use = Literal["train", "calibration", "heldout"]
 
 
-def rows_of(source: str, use: str = "calibration") -> list[Row]:
+def rows_of(source: str, use: Use = "calibration") -> list[Row]:
     """Return the rows of a SOURCE, each with ``text``, ``input_ids`` or instruction columns.
 
     Args:
@@ -66,7 +67,7 @@ def rows_of(source: str, use: str = "calibration") -> list[Row]:
     return rows
 
 
-def text_rows(source: str, use: str = "calibration") -> list[str]:
+def text_rows(source: str, use: Use = "calibration") -> list[str]:
     """Return the texts of a SOURCE: its ``text`` column, or a .txt file's non-empty lines."""
     rows = rows_of(source, use)
     if "text" not in rows[0]:
@@ -179,7 +180,7 @@ def _exact_rows(source: str, rows: list[Row], samples: int, length: int) -> list
     return chosen[:samples]
 
 
-def instruction_rows(source: str, use: str = "train") -> list[dict[str, str]]:
+def instruction_rows(source: str, use: Use = "train") -> list[dict[str, str]]:
     """Return rows of ``instruction``, ``input`` and ``output``; empty responses are refused."""
     if source == "demo":
         from core.demo import world

@@ -17,8 +17,8 @@ live = any(r.is_live for r in where.runs())
 
 @st.fragment(run_every=2 if live else 10)
 def run_list() -> None:
-    """Draw the runs, newest first; polled, as runs also start elsewhere."""
-    records = where.runs()
+    """Draw the runs, live ones first, then by age; polled, as runs also start elsewhere."""
+    records = sorted(where.runs(), key=lambda r: not r.is_live)
     if any(r.is_live for r in records) != live:
         st.rerun()
     if not records:

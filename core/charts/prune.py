@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
+from core.charts import palette
 from core.prune.outlook import Quality
 
-MARKS = {"A": ("star", "#D55E00"), "B": ("diamond", "#0072B2")}
+MARKS = {"A": ("star", palette.DROPPED), "B": ("diamond", "#E69F00")}
 """Symbol and colour of the two plans."""
-_KEEP, _DROP, _PROTECTED = "#56B4E9", "#D55E00", "#999999"
+_COLOURS = {"dropped": palette.DROPPED, "protected": palette.PROTECTED, "kept": palette.KEPT}
+_PATTERNS = {"dropped": "x", "protected": "/", "kept": ""}
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,6 @@ def curve(
     lines: Sequence[Line],
     plans: Mapping[str, tuple[int, Quality | None]],
     dense_ppl: float | None,
-    *,
-    colours: Mapping[str, str] | None = None,
 ) -> go.Figure:
     """Draw perplexity (log axis) against blocks removed, with each plan's point on it.
 
@@ -39,7 +40,7 @@ def curve(
     figure = go.Figure()
     for line in lines:
         measured = line.kind == "measured"
-        colour = (colours or {}).get(line.name, "#009E73")
+        colour = palette.CRITERIA.get(line.name.replace("-", "_"), palette.ACCENT)
         figure.add_scatter(
             x=[p[0] for p in line.points],
             y=[p[1] for p in line.points],
@@ -99,7 +100,7 @@ def curve(
     return figure
 
 
-def log_axis(values: Sequence[float]) -> dict[str, object]:
+def log_axis(values: Sequence[float]) -> dict[str, Any]:
     """Return range and real tick values of a log axis over ``values``; empty where there are none.
 
     Plotly labels a narrow log axis with bare digits ("2, 5"); these are whole numbers, 1, 2 or 5
@@ -152,18 +153,19 @@ def block_strip(
             textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            textfont={"color": "#000000", "size": 13},
+            textfont={"color": "#000000", "size": 14, "weight": 700},
             marker={
-                "color": [
-                    {"dropped": _DROP, "protected": _PROTECTED, "kept": _KEEP}[k] for k in kinds
-                ],
+                "color": [_COLOURS[k] for k in kinds],
                 "pattern": {
-                    "shape": [{"dropped": "x", "protected": "/", "kept": ""}[k] for k in kinds],
-                    "fgcolor": "rgba(255,255,255,0.55)",
-                    "size": 6,
+                    "shape": [_PATTERNS[k] for k in kinds],
+                    "fgcolor": "#FFFFFF",
+                    "fillmode": "overlay",
+                    "solidity": 0.2,
+                    "size": 8,
                 },
-                "line": {"width": 0},
             },
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
             hovertemplate=f"block %{{customdata[0]}}: %{{customdata[2]}}<extra>plan {name}</extra>",
         )
     figure.update_yaxes(

@@ -46,7 +46,7 @@ def card(record: RunRecord, *, opened: bool = False) -> None:
     """Draw one run."""
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     with st.container(border=True):
-        head, buttons = st.columns([3, 2], vertical_alignment="center")
+        head, buttons = st.columns(2, vertical_alignment="center")
         head.markdown(
             f":{colour}-badge[{icon} {record.state}] **{plain(record.name)}** "
             f":gray[{record.command}]"
@@ -160,7 +160,8 @@ def _details(record: RunRecord) -> None:
     if record.argv:
         st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
     tail = record.log_tail(40)
-    st.code(tail or "The log is empty.", language="log", height=260)
+    long = tail.count("\n") > 12
+    st.code(tail or "The log is empty.", language="log", height=300 if long else "content")
     log = record.path / BOOKKEEPING / "log.txt"
     with st.container(horizontal=True):
         st.download_button(

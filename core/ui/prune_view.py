@@ -96,7 +96,8 @@ class Known:
 
     def lines(self, criterion: str, first: int, last: int) -> list[Line]:
         """Return the criterion's curve: measured where a curve run has it, else estimated."""
-        measured, estimated = [], []
+        measured: list[tuple[int, float, tuple[int, ...]]] = []
+        estimated: list[tuple[int, float, tuple[int, ...]]] = []
         for count in range(len(self.ratios(criterion, first, last))):
             drop = self.choose(criterion, count, first, last)
             found = self.quality(drop)

@@ -1,0 +1,55 @@
+"""The dashboard's first page: what this is, what is loaded, and what to do next."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.ui import frame, prune_view, state
+
+frame.start("Home")
+st.title("Depthcut")
+st.markdown(
+    "A language model is a stack of equal blocks, and some of them hardly matter.  \n"
+    "Depthcut measures what each block is worth, drops the ones you choose, and writes a smaller "
+    "checkpoint that any tool can load.  \n"
+    "Whole blocks run one after another, so each one dropped makes generation faster, even for a "
+    "single user."
+)
+
+name = state.current_checkpoint()
+if not name:
+    st.subheader("Start here")
+    state.picker()
+    st.stop()
+
+info = state.inspect(name)
+runs = state.workspace().runs()
+scored = prune_view.scored_runs(state.workspace(), info)
+pruned = [r for r in runs if r.command == "prune" and r.state == "done"]
+
+st.subheader("Active checkpoint")
+tiles = st.columns(4)
+tiles[0].metric("Checkpoint", name if len(name) < 24 else "…" + name[-22:], border=True)
+tiles[1].metric("Blocks", info.blocks, border=True)
+tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
+weights = prune_view.size(info.memory_bytes[info.dtype])
+tiles[3].metric(f"Weights, {info.dtype}", weights, border=True)
+
+st.subheader("Next step")
+if not scored:
+    st.markdown("Measure what every block is worth. It takes seconds on a small model.")
+    frame.link("importance", "Score the blocks")
+elif not pruned:
+    st.markdown("The blocks are scored. Choose the ones to drop, and see what it costs.")
+    frame.link("prune", "Choose blocks to drop")
+else:
+    st.markdown(
+        f"{len(pruned)} pruned checkpoint(s) so far, the last one `{pruned[0].name}`. "
+        "Compare another choice, or load what you have."
+    )
+    with st.container(horizontal=True):
+        frame.link("prune", "Try another choice")
+        frame.link("jobs", "See runs and variants")
+
+with st.expander("Another checkpoint"):
+    state.picker()

@@ -1,0 +1,62 @@
+"""Where a checkpoint's parameters are, as a picture."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from core.charts import palette
+from core.charts.importance import block_ticks
+from core.checkpoint import CheckpointInfo
+
+KINDS = {
+    "attention": (("q_proj", "k_proj", "v_proj", "o_proj"), "#0072B2", ""),
+    "MLP": (("gate_proj", "up_proj", "down_proj"), "#E69F00", "/"),
+    "norms and others": ((), "#999999", "x"),
+}
+"""What is stacked: module names, colour and pattern; the last takes all that is left."""
+
+
+def module_kinds(info: CheckpointInfo) -> dict[str, list[int]]:
+    """Return the parameters of every block by kind; each block's kinds add up to its total."""
+    found: dict[str, list[int]] = {}
+    left = list(info.block_parameters)
+    for kind, (modules, _, _) in list(KINDS.items())[:-1]:
+        counts = [
+            sum(n for name, n in block.items() if name.split(".")[0] in modules)
+            for block in info.block_modules
+        ]
+        found[kind] = counts
+        left = [rest - n for rest, n in zip(left, counts, strict=True)]
+    found["norms and others"] = left
+    return found
+
+
+def parameter_bars(info: CheckpointInfo) -> go.Figure:
+    """Draw embedding, every block by kind, and head as bars along the path of a token."""
+    figure = go.Figure()
+    ends = {"embedding": info.parts["embedding"], "head": info.parts["head"]}
+    x = ["embedding", *map(str, range(info.blocks)), "head"]
+    for kind, counts in module_kinds(info).items():
+        _, colour, pattern = KINDS[kind]
+        figure.add_bar(
+            x=x,
+            y=[None, *counts, None],
+            name=kind,
+            marker={"color": colour, "pattern": {"shape": pattern}},
+            hovertemplate=f"block %{{x}}, {kind}: %{{y:,}}<extra></extra>",
+        )
+    figure.add_bar(
+        x=x,
+        y=[ends["embedding"], *[None] * info.blocks, ends["head"]],
+        name="embedding, head" + (" (tied: one tensor)" if info.tied else ""),
+        marker={"color": "#CC79A7", "pattern": {"shape": "."}},
+        hovertemplate="%{x}: %{y:,}<extra></extra>",
+    )
+    step = block_ticks(info.blocks)
+    ticks = ["embedding", *map(str, range(0, info.blocks, step)), "head"]
+    figure.update_xaxes(
+        title="block", type="category", categoryorder="array", categoryarray=x, tickvals=ticks
+    )
+    figure.update_yaxes(title="parameters", tickformat="~s")
+    figure.update_layout(**palette.layout(340), barmode="stack", bargap=0.12)
+    return figure

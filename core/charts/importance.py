@@ -1,0 +1,293 @@
+"""Figures of the Importance page; each shows just what a CSV file of the run holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from core.charts import palette
+from core.charts.prune import log_axis
+
+MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
+"""Modules of a block in the order of computing."""
+LABELS = {
+    "ppl": "perplexity without it",
+    "taylor": "Taylor",
+    "magnitude": "magnitude",
+    "block_influence": "Block Influence",
+    "relative_update": "relative update",
+}
+
+
+def block_ticks(blocks: int) -> int:
+    """Return the distance of block labels on an axis, so that they do not touch."""
+    return 1 if blocks <= 24 else 4 if blocks <= 64 else 10
+
+
+def perplexity_bars(
+    values: Sequence[float | None],
+    dense_ppl: float | None,
+    *,
+    dropped: Sequence[int] = (),
+    protected: Sequence[int] = (),
+    log: bool = True,
+    top: float | None = None,
+) -> go.Figure:
+    """Draw the perplexity without each block as bars; the toggle pad of the Prune page.
+
+    Dropped blocks carry a cross pattern and their rank, protected ones are grey and hatched. Each
+    bar's customdata is [block, state]. ``top`` cuts the axis off to show the useful band.
+    """
+    rank = {block: at + 1 for at, block in enumerate(dropped)}
+    kinds = [
+        "dropped" if b in rank else "protected" if b in protected else "kept"
+        for b in range(len(values))
+    ]
+    looks = {
+        "kept": (palette.KEPT, ""),
+        "dropped": (palette.DROPPED, "x"),
+        "protected": (palette.PROTECTED, "/"),
+    }
+    figure = go.Figure()
+    figure.add_bar(
+        x=list(range(len(values))),
+        y=list(values),
+        customdata=[[b, kind] for b, kind in enumerate(kinds)],
+        text=[f"#{rank[b]}" if b in rank else "" for b in range(len(values))],
+        textposition="outside",
+        cliponaxis=False,
+        marker={
+            "color": [looks[k][0] for k in kinds],
+            "pattern": {"shape": [looks[k][1] for k in kinds], "fgcolor": "#FFFFFF", "size": 7},
+        },
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 1}},
+        hovertemplate="block %{customdata[0]} (%{customdata[1]})<br>"
+        "perplexity without it: %{y:,.5g}<extra></extra>",
+        showlegend=False,
+    )
+    for kind in ("dropped", "protected"):
+        if kind in kinds:
+            figure.add_bar(
+                x=[None],
+                y=[None],
+                name=kind,
+                marker={"color": looks[kind][0], "pattern": {"shape": looks[kind][1]}},
+            )
+    if dense_ppl:
+        figure.add_hline(
+            y=dense_ppl,
+            line={"dash": "dash", "width": 2, "color": "#888888"},
+            annotation={"text": f"dense {dense_ppl:,.4g}", "font": {"size": 13}},
+            annotation_position="top right",
+        )
+    known = [v for v in (*values, dense_ppl) if v]
+    if log:
+        axis = log_axis(known)
+        if top and axis:
+            axis |= {"range": [log_axis([min(known), top])["range"][0], math.log10(top)]}
+            axis |= {k: v for k, v in log_axis([min(known), top]).items() if k != "range"}
+        figure.update_yaxes(type="log", title="perplexity without the block", **axis)
+    else:
+        low, high = min(known), top or max(known)
+        room = 0.08 * (high - low) or 0.1 * high
+        figure.update_yaxes(
+            title="perplexity without the block", range=[max(0.0, low - room), high + room]
+        )
+    figure.update_xaxes(title="block", dtick=block_ticks(len(values)), showgrid=False)
+    figure.update_layout(
+        **palette.layout(380), bargap=0.15, clickmode="event+select", dragmode=False
+    )
+    return figure
+
+
+def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:
+    """Return where to cut the perplexity axis so that outliers do not hide the rest.
+
+    Three times the spread of the middle half above its upper end; None where nothing sticks out.
+    """
+    finite = sorted(v for v in values if math.isfinite(v))
+    if len(finite) < 4:
+        return None
+    low, high = finite[len(finite) // 4], finite[(3 * len(finite)) // 4]
+    top = high + 3 * max(high - low, 0.02 * high)
+    return max(top, 1.05 * (dense_ppl or 0)) if finite[-1] > top else None
+
+
+def sample_heatmap(samples: pd.DataFrame) -> go.Figure:
+    """Draw perplexity of each calibration row (x) without each block (y; dense on top)."""
+    table = samples.pivot(index="block", columns="sample", values="nll").sort_index()
+    perplexity = table.map(math.exp)
+    logs = table / math.log(10)
+    names = ["dense" if block < 0 else str(block) for block in perplexity.index]
+    low, high = float(logs.min().min()), float(logs.max().max())
+    ticks = [10 ** (low + (high - low) * i / 4) for i in range(5)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=logs.to_numpy().tolist(),
+            customdata=perplexity.to_numpy().tolist(),
+            x=[str(c) for c in perplexity.columns],
+            y=names,
+            colorscale=palette.SCALE,
+            colorbar={
+                "title": "perplexity",
+                "tickvals": [math.log10(t) for t in ticks],
+                "ticktext": [f"{t:,.3g}" for t in ticks],
+            },
+            hovertemplate="without block %{y}, row %{x}: %{customdata:,.4g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="calibration row", type="category")
+    step = block_ticks(len(names))
+    figure.update_yaxes(
+        title="block left out",
+        type="category",
+        autorange="reversed",
+        tickvals=[n for i, n in enumerate(names) if i == 0 or (i - 1) % step == 0],
+    )
+    figure.update_layout(**palette.layout(min(900, 160 + 16 * len(names))))
+    return figure
+
+
+def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool = False) -> Any:
+    """Draw modules (y) x blocks (x) with the block sums as bars above.
+
+    ``rows`` divides every module's row by its largest value: modules differ 10 to 50 times.
+    """
+    table = weights.pivot(index="module", columns="block", values=column)
+    table = table.reindex([m for m in MODULES if m in table.index])
+    sums = table.sum(axis=0)
+    blocks = [int(b) for b in table.columns]
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.3, 0.7], vertical_spacing=0.04)
+    figure.add_bar(
+        x=blocks,
+        y=sums.to_list(),
+        marker={"color": palette.CRITERIA.get(column, palette.KEPT)},
+        hovertemplate="block %{x}: %{y:.5g}<extra>sum</extra>",
+        showlegend=False,
+        row=1,
+        col=1,
+    )
+    if rows:
+        shown = table.div(table.max(axis=1).replace(0, 1), axis=0)
+        bar: dict[str, Any] = {"title": "of the row's largest"}
+    else:
+        tiny = float(table.where(table > 0).min().min() or 1e-12)
+        shown = table.clip(lower=tiny).map(math.log10)
+        low, high = float(shown.min().min()), float(shown.max().max())
+        ticks = [low + (high - low) * i / 4 for i in range(5)]
+        bar = {"title": column, "tickvals": ticks, "ticktext": [f"{10**t:.3g}" for t in ticks]}
+    figure.add_heatmap(
+        z=shown.to_numpy().tolist(),
+        customdata=table.to_numpy().tolist(),
+        x=blocks,
+        y=list(table.index),
+        colorscale=palette.SCALE,
+        colorbar={**bar, "len": 0.7, "y": 0.35},
+        hovertemplate="block %{x}, %{y}: %{customdata:.5g}<extra></extra>",
+        row=2,
+        col=1,
+    )
+    figure.update_yaxes(title=f"{column}, sum", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=2, col=1)
+    figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), row=2, col=1)
+    figure.update_layout(**palette.layout(440))
+    return figure
+
+
+def angular_triangle(angular: pd.DataFrame) -> go.Figure:
+    """Draw the angular distance by start (x) and cut length (y); each length's least is ringed."""
+    table = angular.pivot(index="length", columns="start", values="distance").sort_index()
+    hover = [
+        [
+            f"drop {start}" + (f"-{start + length - 1}" if length > 1 else "")
+            for start in table.columns
+        ]
+        for length in table.index
+    ]
+    best = angular.loc[angular.groupby("length")["distance"].idxmin()]
+    values = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[int(c) for c in table.columns],
+            y=[int(i) for i in table.index],
+            customdata=hover,
+            colorscale=palette.SCALE,
+            colorbar={"title": "angle / pi"},
+            hoverongaps=False,
+            hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
+        )
+    )
+    figure.add_scatter(
+        x=best["start"].tolist(),
+        y=best["length"].tolist(),
+        mode="markers",
+        name="best start of each length",
+        marker={
+            "symbol": "circle-open",
+            "size": 13 if len(best) <= 40 else 8,
+            "color": "#FFFFFF",
+            "line": {"width": 2.5, "color": palette.DROPPED},
+        },
+        hoverinfo="skip",
+    )
+    step = block_ticks(len(table.index))
+    figure.update_xaxes(title="first block of the cut", dtick=step)
+    figure.update_yaxes(title="blocks in the cut", dtick=step)
+    figure.update_layout(**palette.layout(min(760, 240 + 14 * len(table.index))))
+    return figure
+
+
+def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
+    """Draw one criterion's score of every block."""
+    figure = go.Figure(
+        go.Bar(
+            x=blocks["block"].tolist(),
+            y=blocks[column].tolist(),
+            marker={"color": palette.CRITERIA.get(column, palette.KEPT)},
+            hovertemplate="block %{x}: %{y:.5g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), showgrid=False)
+    figure.update_yaxes(title=LABELS.get(column, column))
+    figure.update_layout(**palette.layout(320))
+    return figure
+
+
+def scored_columns(blocks: pd.DataFrame) -> list[str]:
+    """Return the criteria that the table holds values of."""
+    return [c for c in LABELS if c in blocks and blocks[c].notna().all()]
+
+
+def rank_agreement(blocks: pd.DataFrame) -> pd.DataFrame:
+    """Return Spearman's rank correlation between the criteria, one row and column each."""
+    ranks = blocks[scored_columns(blocks)].rank()
+    return ranks.corr()
+
+
+def agreement_heatmap(blocks: pd.DataFrame) -> go.Figure:
+    """Draw Spearman's rank correlation between criteria, with its value in every cell."""
+    table = rank_agreement(blocks)
+    names = [LABELS[c] for c in table.columns]
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy().tolist(),
+            x=names,
+            y=names,
+            zmin=-1,
+            zmax=1,
+            colorscale=palette.SCALE,
+            texttemplate="%{z:.2f}",
+            colorbar={"title": "Spearman"},
+            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(**palette.layout(360))
+    return figure

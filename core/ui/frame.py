@@ -1,0 +1,65 @@
+"""What every page shares: set-up, navigation, and the sidebar with device, model and runs."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.ui import machine, state
+
+PAGES = {
+    "home": ("app.py", "Home", ":material/home:"),
+    "checkpoint": ("pages/checkpoint.py", "Checkpoint", ":material/database:"),
+    "importance": ("pages/importance.py", "Importance", ":material/bar_chart:"),
+    "prune": ("pages/prune.py", "Prune", ":material/content_cut:"),
+    "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
+}
+"""Pages in the order of the work: script, label, icon."""
+
+
+def start(title: str) -> None:
+    """Set the page up and draw the sidebar; the first call of every page."""
+    st.set_page_config(
+        page_title=f"{title} · Depthcut", page_icon=":material/layers:", layout="wide"
+    )
+    model = state.current_checkpoint()
+    with st.sidebar:
+        st.markdown("### :material/layers: Depthcut")
+        for script, label, icon in PAGES.values():
+            st.page_link(script, label=label, icon=icon)
+        st.divider()
+        _model(model)
+        _status()
+    if title != "Home":
+        st.title(title)
+
+
+def link(page: str, label: str = "") -> None:
+    """Draw a link to another page."""
+    script, name, icon = PAGES[page]
+    st.page_link(script, label=label or name, icon=icon)
+
+
+def _model(name: str) -> None:
+    st.caption("Active checkpoint")
+    short = name if len(name) < 30 else "…" + name[-28:]
+    st.markdown(f"`{short}`" if name else "none yet")
+
+
+@st.fragment(run_every=5)
+def _status() -> None:
+    """Draw devices and running jobs; polled."""
+    st.caption("Device")
+    for device in machine.devices():
+        st.markdown(
+            f"**{device.label}**  \n{device.free_gib:.1f} of {device.total_gib:.1f} GiB free"
+        )
+    live = [r for r in state.workspace().runs() if r.is_live]
+    st.caption("Running jobs")
+    if not live:
+        st.markdown("none")
+    for record in live[:5]:
+        done, total, _ = record.progress
+        share = f" {done / total:.0%}" if total else ""
+        st.markdown(f"{record.command}: {record.state}{share}")
+    if live:
+        st.page_link("pages/jobs.py", label="See all jobs", icon=":material/arrow_forward:")

@@ -1,0 +1,123 @@
+"""Start runs from a page and watch them; everything comes from the run directory."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from typing import Any
+
+import streamlit as st
+
+from core import jobs
+from core.errors import DepthcutError
+from core.ui import state
+from core.workspace import RunRecord, read_run
+
+TWICE_S = 1.5
+_LAUNCHED = "launched_runs"
+
+
+def launch_once(key: str, command: str, values: dict[str, Any]) -> RunRecord | None:
+    """Start a run; where the same one is going on already, return that instead.
+
+    A fast second click runs the script again with the button still pressed: the same options
+    while the first run lives, or within a moment of it, are the same wish. Errors are shown.
+    """
+    launched = st.session_state.setdefault(_LAUNCHED, {})
+    wish = json.dumps([command, values], sort_keys=True, default=list)
+    before = launched.get(key)
+    if before and before["wish"] == wish:
+        record = read_run(state.workspace().root / before["run"])
+        if record and (record.is_live or time.time() - before["at"] < TWICE_S):
+            return record
+    try:
+        record = jobs.launch(command, values, state.workspace())
+    except DepthcutError as error:
+        st.error(str(error))
+        return None
+    launched[key] = {"wish": wish, "run": record.id, "at": time.time()}
+    return record
+
+
+def show(run_id: str) -> None:
+    """Draw a run's progress, cancel, log and command; nothing for an empty id.
+
+    While the run lives the piece draws itself again; when it ends the whole page does, once.
+    """
+    record = read_run(state.workspace().root / run_id) if run_id else None
+    if record:
+        st.fragment(_view, run_every=1.0 if record.is_live else None)(run_id, record.is_live)
+
+
+def live_view(record: RunRecord) -> None:
+    """Draw ``record`` as `show` does."""
+    show(record.id)
+
+
+def _view(run_id: str, was_live: bool) -> None:
+    record = read_run(state.workspace().root / run_id)
+    if record is None:
+        st.info("The run's folder is gone.")
+        return
+    if was_live and not record.is_live:
+        st.rerun()
+    with st.container(border=True):
+        _state(record)
+        if record.is_live and st.button(
+            "Cancel", key=f"cancel_{run_id}", icon=":material/stop_circle:"
+        ):
+            jobs.request_cancel(record)
+            st.toast("Asked the run to stop at its next step.")
+        with st.expander("Log and command"):
+            st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
+            st.code(record.log_tail(15) or "nothing yet", language=None)
+
+
+def _state(record: RunRecord) -> None:
+    done, total, message = record.progress
+    if record.state == "queued":
+        st.warning(f"{record.name} is queued for {record.device}, behind {record.waiting_for}.")
+    elif record.is_live:
+        eta = record.eta_s
+        left = f", about {eta:.0f} s left" if eta is not None else ""
+        share = min(1.0, done / total) if total else 0.0
+        st.progress(share, text=f"{record.command}: {message or 'starting'}{left}")
+    elif record.state == "done":
+        _finished(record)
+    else:
+        st.error(f"{record.name}: {record.state}. {record.error} {record.hint}".strip())
+
+
+def _finished(record: RunRecord) -> None:
+    took = (record.finished or record.started) - record.started
+    st.success(f"{record.name} is done, after {took:.0f} s.")
+    if record.holds_checkpoint():
+        st.caption("Load it in stock transformers:")
+        st.code(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{record.path}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{record.path}")',
+            language="python",
+        )
+        if st.button("Make it the active checkpoint", key=f"use_{record.id}"):
+            state.set_checkpoint(record.id)
+            st.rerun()
+
+
+def pick(command: str, records: list[RunRecord], label: str) -> RunRecord | None:
+    """Draw a choice among ``records`` (kept in the address as ``?run=``) and return it."""
+    if not records:
+        return None
+    by_id = {r.id: r for r in records}
+    key = f"pick_{command}"
+    asked = st.query_params.get("run", "")
+    if asked in by_id and st.session_state.get(f"{key}_seen") != asked:
+        st.session_state[key] = asked
+    if st.session_state.get(key) not in by_id:
+        st.session_state[key] = next(iter(by_id))
+    chosen = st.selectbox(
+        label, list(by_id), key=key, format_func=lambda run: f"{by_id[run].name} ({command})"
+    )
+    st.session_state[f"{key}_seen"] = st.query_params["run"] = chosen
+    return by_id[chosen]

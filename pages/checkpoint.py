@@ -1,0 +1,79 @@
+"""Checkpoint: what the model is, and where its parameters are. Only headers are read."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs
+from core.charts.checkpoint import parameter_bars
+from core.inspect_command import InspectSpec
+from core.ui import frame, state
+from core.ui.prune_view import size
+
+frame.start("Checkpoint")
+name = state.active_checkpoint()
+with st.expander("Another checkpoint"):
+    state.picker()
+info = state.inspect(name)
+for warning in info.warnings:
+    st.warning(warning)
+
+tiles = st.columns(4)
+tiles[0].metric("Family", info.family, border=True)
+tiles[1].metric("Blocks", info.blocks, border=True)
+tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
+tiles[3].metric(
+    "On disk", size(info.disk_bytes) if info.has_weights else "config only", border=True
+)
+
+st.subheader("Where the parameters are")
+st.plotly_chart(
+    parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."
+)
+st.caption("Counted from config and safetensors headers; no weight was loaded.")
+
+left, right = st.columns(2)
+with left:
+    st.subheader("Facts")
+    tokens = info.tokenizer
+    facts = {
+        "hidden size": f"{info.hidden:,}",
+        "MLP size": f"{info.intermediate:,}",
+        "query heads": f"{info.heads}",
+        "key/value heads": f"{info.kv_heads}",
+        "head width": f"{info.head_dim}",
+        "vocabulary": f"{info.vocab:,}",
+        "context": f"{info.context:,} tokens",
+        "tied embeddings": "yes" if info.tied else "no",
+        "stored as": info.dtype,
+        "architecture": info.architecture,
+        "tokenizer": f"{tokens['kind']}, {tokens['size']:,} entries" if tokens else "none",
+        "weight files": f"{len(info.shards)}",
+    }
+    st.table(pd.DataFrame({"": facts.keys(), "value": facts.values()}).set_index(""))
+with right:
+    st.subheader("Parameters by part")
+    parts = [(part, f"{n:,}", f"{n / info.parameters:.1%}") for part, n in info.parts.items()]
+    st.table(pd.DataFrame(parts, columns=["", "parameters", "share"]).set_index(""))
+    st.subheader("Memory")
+    rows = [
+        (dtype, size(n), size(info.kv_bytes_per_token[dtype] * min(info.context, 4096)))
+        for dtype, n in info.memory_bytes.items()
+    ]
+    cache = f"cache, {min(info.context, 4096):,} tokens"
+    st.table(pd.DataFrame(rows, columns=["", "weights", cache]).set_index(""))
+    st.caption("Worked out from the shapes; activations come on top.")
+
+st.subheader("Blocks")
+table = pd.DataFrame(
+    [
+        {"block": b, "parameters": n, **info.block_shapes[b], **info.block_modules[b]}
+        for b, n in enumerate(info.block_parameters)
+    ]
+)
+st.dataframe(table, hide_index=True, height=min(400, 38 + 35 * len(table)))
+st.download_button("blocks.csv", table.to_csv(index=False), "checkpoint_blocks.csv", "text/csv")
+st.caption("The same from the command line:")
+st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
+frame.link("importance", "Next: score the blocks")

@@ -1,0 +1,164 @@
+"""Importance: what each block is worth, by every criterion, from one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs
+from core.charts import importance as charts
+from core.errors import DepthcutError
+from core.importance import command
+from core.spec import build
+from core.ui import frame, prune_view, runs, state, widgets
+from core.workspace import RunRecord
+
+
+def launcher(name: str) -> None:
+    """Draw the settings, what they will take, the command, and the button."""
+    kept = state.take_settings("importance")
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+    text = widgets.fields(
+        command.ImportanceSpec, ("calibration", "samples", "length", "seed"), kept
+    )
+    chosen = widgets.fields(command.ImportanceSpec, ("metrics",), kept)
+    with st.expander("Device and precision"):
+        where = widgets.fields(command.ImportanceSpec, ("device", "dtype"), kept)
+    values = {"checkpoint": name, **text, **chosen, **where}
+    live = [r for r in state.workspace().runs("importance") if r.is_live]
+    same = [r for r in live if r.spec.get("checkpoint") == name]
+    problem = ""
+    try:
+        spec = build(command.ImportanceSpec, {**values, "out": "DIR"})
+        if not chosen["metrics"]:
+            problem = "Choose at least one metric."
+        else:
+            estimate = command.dry_run(spec)
+            seconds = estimate["seconds"]
+            time = f"about {seconds:.0f} s, " if seconds else ""
+            st.caption(
+                f"Estimated: {time}{estimate['flops'] / 1e9:,.0f} GFLOP, "
+                f"{estimate['memory_mib']:,.0f} MiB of memory for weights and states."
+            )
+            st.code(jobs.command_line("importance", spec), "bash", wrap_lines=True)
+    except DepthcutError as error:
+        problem = str(error)
+    if problem:
+        st.error(problem)
+    pressed = st.button(
+        "Score the blocks",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=bool(problem or same),
+    )
+    if pressed:
+        record = runs.launch_once("importance", "importance", values)
+        if record:
+            st.session_state["importance_run"] = record.id
+            st.rerun()
+    shown = same[0].id if same else st.session_state.get("importance_run", "")
+    runs.show(shown)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def table(path: str, _stamp: int) -> pd.DataFrame:
+    """Return a CSV file of a run."""
+    return pd.read_csv(path)
+
+
+def read(record: RunRecord, name: str) -> pd.DataFrame | None:
+    """Return one of the run's tables, or None where it has none."""
+    path: Path = record.path / name
+    return table(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def measured_on(summary: dict) -> str:
+    """Return the line under every chart: text, samples, length, seed, device, precision."""
+    return (
+        f"Measured: {Path(summary['calibration']).name}, {summary['samples']} x "
+        f"{summary['length']} tokens, seed {summary['seed']}, {summary['device']}, "
+        f"{summary['dtype']}."
+    )
+
+
+def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
+    """Draw the perplexity bars with the switch to the useful band."""
+    st.subheader("Perplexity without each block")
+    values, dense = blocks["ppl"].tolist(), summary.get("dense_ppl")
+    top = charts.useful_top(values, dense)
+    zoom = bool(top) and st.toggle("Zoom to the useful band", help="Cuts the highest bars off.")
+    figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
+    st.plotly_chart(figure, key="ppl_bars", alt="Perplexity without each block.")
+    st.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
+
+
+def results(record: RunRecord) -> None:
+    """Draw everything that the run measured."""
+    summary, blocks = prune_view.summary_of(record), read(record, "blocks.csv")
+    if blocks is None or not summary:
+        st.info("This run has left no results.")
+        return
+    note = measured_on(summary)
+    tiles = st.columns(4)
+    if summary.get("dense_ppl"):
+        tiles[0].metric("Dense perplexity", f"{summary['dense_ppl']:.4g}", border=True)
+    tiles[1].metric("Predictions", f"{summary['tokens']:,}", border=True)
+    tiles[2].metric("Time", f"{sum(summary['seconds'].values()):.1f} s", border=True)
+    tiles[3].metric("Peak memory", f"{summary['peak_memory_mib']:,.0f} MiB", border=True)
+    if blocks["ppl"].notna().all():
+        perplexity(blocks, summary, note)
+    samples, weights = read(record, "samples.csv"), read(record, "weights.csv")
+    angular = read(record, "angular.csv")
+    if samples is not None:
+        st.subheader("Perplexity by calibration row")
+        st.plotly_chart(charts.sample_heatmap(samples), key="samples", alt="Block x row.")
+        st.caption(f"{note} Rows of even colour: the block matters the same for every text.")
+    for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
+        if weights is not None and weights[column].notna().all():
+            st.subheader(f"{title} by module")
+            even = st.toggle("Compare within each module", key=f"rows_{column}")
+            figure = charts.taylor_heatmap(weights, column, rows=even)
+            st.plotly_chart(figure, key=f"heat_{column}", alt=f"{title}: module x block.")
+            st.caption(note)
+    if angular is not None:
+        st.subheader("Angular distance")
+        st.plotly_chart(charts.angular_triangle(angular), key="angular", alt="Start x length.")
+        st.caption(f"{note} Ringed: where a cut of that length turns the state least.")
+    for column, title in (
+        ("block_influence", "Block Influence"),
+        ("relative_update", "Relative update"),
+    ):
+        if blocks[column].notna().all():
+            st.subheader(title)
+            st.plotly_chart(charts.score_bars(blocks, column), key=f"bars_{column}", alt=title)
+            st.caption(note)
+    st.subheader("All scores")
+    if len(charts.scored_columns(blocks)) > 1:
+        st.plotly_chart(
+            charts.agreement_heatmap(blocks), key="agreement", alt="Rank agreement of criteria."
+        )
+        st.caption(f"{note} Spearman's rank correlation: 1 is the same order of blocks.")
+    st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
+    with st.container(horizontal=True):
+        for file in ("blocks.csv", "weights.csv", "samples.csv", "angular.csv"):
+            if (record.path / file).is_file():
+                st.download_button(
+                    file, (record.path / file).read_bytes(), file, "text/csv", on_click="ignore"
+                )
+    frame.link("prune", "Next: choose blocks to drop")
+
+
+frame.start("Importance")
+name = state.active_checkpoint()
+info = state.inspect(name)
+found = prune_view.scored_runs(state.workspace(), info)
+with st.expander("New run", expanded=not found, icon=":material/tune:"):
+    launcher(name)
+if found:
+    record = runs.pick("importance", found, "Results of")
+    if record:
+        results(record)
+else:
+    st.info("No scores of this checkpoint yet. Start a run above; it takes seconds on the demo.")

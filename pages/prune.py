@@ -1,0 +1,247 @@
+"""Prune: choose blocks, see at once what is left, and write the smaller checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import checkpoint, jobs
+from core.charts import importance as importance_charts
+from core.charts import prune as charts
+from core.importance.curve_command import CurveSpec
+from core.prune.outlook import outlook
+from core.prune.plan import default_protection
+from core.prune.prune_command import PruneSpec
+from core.ui import frame, prune_pad, prune_view, runs, state
+from core.ui.prune_pad import PLANS, Pad, kept
+from core.ui.prune_view import Known
+
+
+def scores_picker(pad: Pad, info: checkpoint.CheckpointInfo) -> Known:
+    """Offer the importance runs of this checkpoint and return what they say."""
+    found = {r.id: r for r in prune_view.scored_runs(state.workspace(), info)}
+    if not found:
+        st.info(
+            "The blocks of this checkpoint have not been scored. They can be chosen by hand, or "
+            "by the controls last and random; bars and criteria need an importance run."
+        )
+        frame.link("importance", "Score the blocks")
+        return Known(info)
+    if st.session_state.get("pad_run") not in found:
+        st.session_state["pad_run"] = pad.run if pad.run in found else next(iter(found))
+    pad.run = st.selectbox(
+        "Scores",
+        list(found),
+        key="pad_run",
+        format_func=lambda run: prune_view.label_of(found[run]),
+        help="The importance run whose scores rank the blocks.",
+    )
+    return prune_view.known(state.workspace(), info, found[pad.run])
+
+
+def planner(pad: Pad, known: Known) -> tuple[int, int]:
+    """Draw criterion, amount and protection; return how many first and last are protected."""
+    blocks = known.info.blocks
+    most = default_protection(blocks)
+    columns = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
+    if st.session_state.get("pad_criterion") not in known.criteria:
+        wanted = pad.criterion if pad.criterion in known.criteria else known.criteria[0]
+        st.session_state["pad_criterion"] = wanted
+    first = columns[1].number_input(
+        "Protect first", 0, blocks, **kept(pad, "first", most[0]), help="First blocks that stay."
+    )
+    last = columns[2].number_input(
+        "Protect last", 0, blocks, **kept(pad, "last", most[1]), help="Last blocks that stay."
+    )
+    st.session_state["pad_active"] = pad.active
+
+    def switch() -> None:
+        pad.active = st.session_state["pad_active"] or pad.active
+
+    columns[3].segmented_control(
+        "Plan", PLANS, key="pad_active", on_change=switch, help="The plan that clicks change."
+    )
+
+    def plan() -> None:
+        criterion, count = st.session_state["pad_criterion"], st.session_state.get("pad_count", 0)
+        prune_pad.planned(lambda: known.choose(criterion, count, first, last))
+
+    pad.criterion = columns[0].selectbox(
+        "Criterion",
+        known.criteria,
+        key="pad_criterion",
+        on_change=plan,
+        help="What ranks the blocks; the lowest score goes first.",
+    )
+    ratios = known.ratios(pad.criterion, first, last)
+    if len(ratios) < 2:
+        st.warning(
+            f"No block is left to choose from with the first {first} and last {last} of {blocks} "
+            "protected. Lower the protection, or choose by hand."
+        )
+        return first, last
+    st.session_state["pad_count"] = min(len(pad.drop), len(ratios) - 1)
+    st.select_slider(
+        f"Remove by {pad.criterion}",
+        range(len(ratios)),
+        key="pad_count",
+        on_change=plan,
+        format_func=lambda k: f"{k} of {blocks} ({ratios[k]:.1%})",
+        help="Blocks to remove, and their share of all parameters.",
+    )
+    return first, last
+
+
+def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
+    """Draw the blocks to be clicked, and the same choice as pills for the keyboard."""
+    blocks = known.info.blocks
+    chosen = [b for b in pad.drop if b < blocks]
+    if known.has_ppl:
+        values = [float(v) for v in known.without if v is not None]
+        top = importance_charts.useful_top(values, known.dense_ppl)
+        zoom = top and st.toggle("Zoom to the useful band", **kept(pad, "zoom", True))
+        figure = importance_charts.perplexity_bars(
+            values,
+            known.dense_ppl,
+            dropped=chosen,
+            protected=protected,
+            top=top if zoom else None,
+        )
+    else:
+        figure = charts.block_strip(blocks, {pad.active: chosen}, protected, height=150)
+    key = f"pad_chart_{pad.clicks}"
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: prune_pad.clicked(key, blocks),
+        selection_mode="points",
+        alt=f"Blocks of plan {pad.active}: a click drops a block or keeps it.",
+    )
+    st.session_state["pad_pills"] = chosen
+    st.pills(
+        f"Blocks that plan {pad.active} drops (click here or on the chart)",
+        range(blocks),
+        selection_mode="multi",
+        key="pad_pills",
+        on_change=prune_pad.picked,
+        args=("pad_pills",),
+    )
+
+
+def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
+    """Offer to measure the curve that is only estimated so far."""
+    if known.scores is None:
+        return
+    values: dict[str, Any] = {
+        "checkpoint": name,
+        "scores": str(state.workspace().root / known.run),
+        "criteria": (pad.criterion,),
+        "protect_first": first,
+        "protect_last": last,
+    }
+    spec = CurveSpec(**values, out="DIR")
+    with st.expander("Measure this curve"):
+        st.caption("Removes the blocks one after the other and measures each time, in one run.")
+        st.code(jobs.command_line("curve", spec), language="bash", wrap_lines=True)
+        if st.button("Measure the curve", icon=":material/play_arrow:"):
+            record = runs.launch_once("curve", "curve", values)
+            pad.curve = record.id if record else pad.curve
+    runs.show(pad.curve)
+
+
+def comparison(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
+    """Draw both plans side by side: their blocks, sizes and what is known of their quality."""
+    info = known.info
+    st.subheader("Two plans side by side")
+    st.plotly_chart(
+        charts.block_strip(info.blocks, pad.plans, protected),
+        key="pad_strip",
+        alt="Blocks kept and dropped by plan A and plan B.",
+    )
+    columns = st.columns(3)
+    batch = columns[0].number_input("Batch", 1, 4096, **kept(pad, "batch", 1))
+    context = columns[1].number_input(
+        "Tokens of context", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
+    )
+    dtypes = tuple(checkpoint.DTYPE_BYTES)
+    dtype = columns[2].selectbox("Precision", dtypes, **kept(pad, "dtype", info.dtype))
+    asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
+    table = prune_view.rows(
+        outlook(info, (), **asked),
+        {
+            name: (
+                outlook(info, [b for b in drop if b < info.blocks], **asked),
+                known.quality(drop),
+                drop,
+            )
+            for name, drop in pad.plans.items()
+        },
+        known.quality(()),
+    )
+    st.table(pd.DataFrame(table).set_index(""))
+    st.caption(
+        "Memory is worked out from the shapes: weights, and the key/value cache of all sequences; "
+        "activations come on top. An estimated perplexity adds up the rise each block causes "
+        "alone; the truth is mostly higher."
+    )
+    if context > info.context:
+        st.warning(f"The model was made for {info.context:,} tokens of context.")
+    other = PLANS[1 - PLANS.index(pad.active)]
+    with st.container(horizontal=True):
+        if st.button(f"Copy {pad.active} to {other}", icon=":material/content_copy:"):
+            pad.plans[other] = pad.drop
+            st.rerun()
+        if st.button(f"Clear {pad.active}", icon=":material/clear:", disabled=not pad.drop):
+            pad.drop = ()
+            st.rerun()
+
+
+def creator(pad: Pad, known: Known, name: str) -> None:
+    """Draw the command, the button that runs it, its progress, and how to load the result."""
+    st.subheader(f"Create the variant of plan {pad.active}")
+    problem = prune_view.drop_problem(pad.drop, known.info.blocks)
+    if problem:
+        (st.error if pad.drop else st.info)(problem)
+    values: dict[str, Any] = {"checkpoint": name, "drop": pad.drop}
+    st.code(jobs.command_line("prune", PruneSpec(**values, out="DIR")), "bash", wrap_lines=True)
+    if st.button(
+        "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)
+    ):
+        record = runs.launch_once("prune", "prune", values)
+        pad.made = record.id if record else pad.made
+    runs.show(pad.made)
+
+
+prune_pad.adopt_run()
+frame.start("Prune")
+name = state.active_checkpoint()
+pad = prune_pad.current()
+info = state.inspect(name)
+known = scores_picker(pad, info)
+first, last = planner(pad, known)
+protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
+if pad.error:
+    st.error(pad.error)
+toggle_pad(pad, known, protected)
+kept_blocks = {
+    plan: (len(drop), known.quality(drop))
+    for plan, drop in pad.plans.items()
+    if drop or plan == pad.active
+}
+st.subheader(f"Perplexity as {pad.criterion} removes blocks")
+lines = known.lines(pad.criterion, first, last)
+if lines:
+    st.plotly_chart(
+        charts.curve(lines, kept_blocks, known.dense_ppl),
+        key="pad_curve",
+        alt=f"Perplexity against blocks removed by {pad.criterion}, with the plans on it.",
+    )
+    st.caption("Filled: measured. Hollow and dotted: estimated from single blocks.")
+else:
+    st.caption("Nothing is known of the perplexity yet: score the blocks with the metric ppl.")
+curve_launcher(pad, known, name, first, last)
+comparison(pad, known, protected)
+creator(pad, known, name)
+prune_pad.share(pad)
