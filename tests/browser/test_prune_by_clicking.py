@@ -1,0 +1,141 @@
+"""From a checkpoint to a pruned one with clicks alone, and the result in stock transformers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+CONTINUE = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+out = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=True)
+print(json.dumps({"blocks": len(model.model.layers), "new": out.shape[1] - ids.shape[1],
+                  "text": tokenizer.decode(out[0], skip_special_tokens=True)}))
+"""
+
+
+def wait_for_run(server, command, known=(), seconds=90):
+    """Wait until a run of ``command`` that is not in ``known`` is done; return its folder."""
+    deadline, state = time.time() + seconds, "absent"
+    while time.time() < deadline:
+        new = [p for p in server.workspace.glob(f"{command}-*") if p not in known]
+        assert len(new) < 2, new
+        if new:
+            status = json.loads((new[0] / ".run" / "status.json").read_text())
+            state = status["state"]
+            if state in ("done", "failed", "cancelled"):
+                assert state == "done", status
+                return new[0]
+        time.sleep(0.2)
+    raise AssertionError(f"{command} is {state} after {seconds} s")
+
+
+def click_bar(visitor, block):
+    """Click the bar of a block in the first chart, as a visitor would."""
+    bar = visitor.page.locator(".plotly .barlayer .trace").first.locator(".point path").nth(block)
+    bar.scroll_into_view_if_needed()
+    box = bar.bounding_box()
+    visitor.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] - 4)
+    visitor.settle()
+
+
+def dropped(visitor):
+    """Return the blocks that the pad's bars show as dropped."""
+    bars = visitor.chart()["data"][0]
+    return [b for b, kind in bars["customdata"] if kind == "dropped"]
+
+
+def walk(visit, server, folder, calibration, drop):
+    """Load, score, choose by clicking, create; return the importance and the variant's folder."""
+    before = {*server.workspace.glob("*")}
+    visitor = visit()
+    page = visitor.page
+    visitor.open("/")
+    another = page.get_by_text("Another checkpoint")
+    if another.count():
+        another.click()
+    page.locator('input[aria-label="Folder or Hub id"]').fill(str(folder))
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.get_by_text("Next step").wait_for()
+    visitor.settle()
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Importance").click()
+    page.get_by_role("heading", name="Importance").wait_for()
+    visitor.settle()
+    for label, value in (("Calibration", calibration), ("Samples", "3"), ("Length (tokens)", "48")):
+        page.locator(f'input[aria-label="{label}"]').fill(value)
+        page.keyboard.press("Tab")
+        visitor.settle()
+    page.get_by_role("button", name="Score the blocks").click()
+    scores = wait_for_run(server, "importance", before)
+    page.get_by_role("heading", name="Perplexity without each block").wait_for()
+    visitor.settle()
+    with (scores / "blocks.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert visitor.chart()["data"][0]["y"] == pytest.approx([float(r["ppl"]) for r in rows])
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
+    page.get_by_role("heading", name="Create the variant").wait_for()
+    visitor.settle()
+    assert visitor.chart()["data"][0]["y"] == pytest.approx([float(r["ppl"]) for r in rows])
+    assert dropped(visitor) == []
+    for block in (*drop, 0):
+        click_bar(visitor, block)
+    assert dropped(visitor) == sorted((*drop, 0))
+    click_bar(visitor, 0)
+    assert dropped(visitor) == sorted(drop)
+    click_bar(visitor, 0)
+    click_bar(visitor, 0)
+    assert dropped(visitor) == sorted(drop)
+    assert f"drop={'%2C'.join(map(str, drop))}" in page.url
+
+    page.get_by_role("button", name="Create the variant").click()
+    variant = wait_for_run(server, "prune", before)
+    page.get_by_text("AutoModelForCausalLM.from_pretrained").wait_for()
+    visitor.settle()
+    assert str(variant) in page.get_by_test_id("stMain").inner_text()
+    return rows, variant
+
+
+def continues(folder):
+    """Load a checkpoint in stock transformers, in a process of its own, and let it write."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONTINUE, str(folder)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_real_model_from_a_typed_folder_to_a_story(visit, server, real_dir):
+    rows, variant = walk(
+        visit, server, real_dir / "stories260k", str(real_dir / "wikitext2_test.txt"), (3, 1)
+    )
+    assert len(rows) == 5
+    assert max(rows, key=lambda r: float(r["ppl"]))["block"] == "0"
+    said = json.loads((variant / "pruning.json").read_text())
+    assert said["dropped"] == [3, 1]
+    story = continues(variant)
+    assert story["blocks"] == 3
+    assert story["new"] == 12
+    assert story["text"].startswith("Once upon a time")
+
+
+def test_a_tiny_model_all_the_way(visit, server, tiny_gqa):
+    rows, variant = walk(visit, server, tiny_gqa, "demo", (2,))
+    assert len(rows) == 5
+    assert json.loads((variant / "pruning.json").read_text())["kept"] == [0, 1, 3, 4]
+    assert continues(variant)["blocks"] == 4
