@@ -42,14 +42,20 @@ def parameter_bars(info: CheckpointInfo) -> go.Figure:
             x=x,
             y=[None, *counts, None],
             name=kind,
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={
+                "color": colour,
+                "pattern": {"shape": pattern, "fgcolor": "#FFFFFF", "fillmode": "overlay"},
+            },
             hovertemplate=f"block %{{x}}, {kind}: %{{y:,}}<extra></extra>",
         )
     figure.add_bar(
         x=x,
         y=[ends["embedding"], *[None] * info.blocks, ends["head"]],
         name="embedding, head" + (" (tied: one tensor)" if info.tied else ""),
-        marker={"color": "#CC79A7", "pattern": {"shape": "."}},
+        marker={
+            "color": "#CC79A7",
+            "pattern": {"shape": ".", "fgcolor": "#FFFFFF", "fillmode": "overlay"},
+        },
         hovertemplate="%{x}: %{y:,}<extra></extra>",
     )
     step = block_ticks(info.blocks)

@@ -63,7 +63,12 @@ def perplexity_bars(
         cliponaxis=False,
         marker={
             "color": [looks[k][0] for k in kinds],
-            "pattern": {"shape": [looks[k][1] for k in kinds], "fgcolor": "#FFFFFF", "size": 7},
+            "pattern": {
+                "shape": [looks[k][1] for k in kinds],
+                "fgcolor": "#FFFFFF",
+                "size": 7,
+                "fillmode": "overlay",
+            },
         },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
@@ -77,7 +82,14 @@ def perplexity_bars(
                 x=[None],
                 y=[None],
                 name=kind,
-                marker={"color": looks[kind][0], "pattern": {"shape": looks[kind][1]}},
+                marker={
+                    "color": looks[kind][0],
+                    "pattern": {
+                        "shape": looks[kind][1],
+                        "fgcolor": "#FFFFFF",
+                        "fillmode": "overlay",
+                    },
+                },
             )
     if dense_ppl:
         figure.add_hline(
