@@ -82,6 +82,14 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "retrain",
+            "core.retrain.command",
+            "RetrainSpec",
+            "Restore the quality of a pruned checkpoint: LoRA, continued, full.",
+            computes=True,
+            grace_s=120.0,
+        ),
+        Command(
             "jobs", "core.jobs_command", "JobsSpec", "List, show and cancel runs.", is_run=False
         ),
     )

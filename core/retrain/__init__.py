@@ -1,0 +1,1 @@
+"""Retraining pruned checkpoints: LoRA, continued pretraining, full fine-tuning, and recovery."""

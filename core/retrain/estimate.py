@@ -1,0 +1,205 @@
+"""What a retraining will take, before it starts and without torch: parameters, memory, tokens.
+
+Tokens are counted by tokenising the rows (a sample of them in large sources). Memory is computed
+from shapes: weights, gradients, AdamW's two moments and activations; it is an estimate. The time
+is floating-point operations over a stated speed, or over one that the caller has measured.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core import checkpoint, families
+from core.checkpoint import DTYPE_BYTES, CheckpointInfo, TensorIndex
+from core.inspect_command import StderrProgress
+from core.retrain import rows
+from core.retrain.command import RetrainSpec, Settings, settings_of
+
+SAMPLE_ROWS = 2000
+"""Source rows tokenised for the estimate; what more there is counts in proportion."""
+CPU_FLOPS_PER_CORE = 1.5e10
+"""Assumed for small models in float32 on one core; stated with the time."""
+MIB = 2**20
+LARGE = 1_000_000_000
+
+
+def estimate(spec: RetrainSpec) -> dict[str, Any]:
+    """Return the plan of a retraining as plain JSON values.
+
+    Raises `InputError` for whatever would stop the run before it starts.
+    """
+    folder = checkpoint.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
+    info = checkpoint.inspect(folder)
+    encoder = rows.FileTokenizer(folder)
+    found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
+    settings_of(spec, 1)  # checks the options before the work
+    packs = rows.sequences(found.train, _layout(spec), spec.cutoff, spec.seed)
+    held_out = 0 if spec.holdout_data or spec.data == "demo" else len(found.heldout)
+    available = found.source_rows - held_out
+    scale = max(1.0, available / SAMPLE_ROWS)
+    count = round(len(packs) * scale)
+    settings = settings_of(spec, count)
+    lengths = [sum(len(row.ids) for row in pack) for pack in packs]
+    mean = sum(lengths) / len(lengths)
+    tokens = round(mean * settings.steps * settings.batch)
+    device, free = free_memory(spec.device)
+    trainable = trainable_parameters(spec, folder, info)
+    memory = memory_parts(spec, settings, info, trainable, device, max(lengths))
+    needed = sum(memory.values())
+    flops = training_flops(spec, info, tokens)
+    speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
+    warnings = []
+    if free is not None and needed > free:
+        warnings.append(
+            f"This needs about {needed / MIB:,.0f} MiB, {device} has {free / MIB:,.0f} MiB free. "
+            "Try a smaller --micro-batch, --gradient-checkpointing on, or --method lora."
+        )
+    if settings.batch > count:
+        warnings.append(
+            f"A batch of {settings.batch} is more than the {count} sequences there are: every "
+            "step sees some of them more than once."
+        )
+    if found.cut:
+        warnings.append(f"{found.cut} rows are longer than {spec.cutoff} tokens and are cut.")
+    if found.dropped:
+        warnings.append(
+            f"{found.dropped} rows are left out: no response within the cutoff, or held out."
+        )
+    longest = max(found.train, key=lambda row: min(len(row.ids), 120))
+    return {
+        "dry_run": True,
+        "method": spec.method,
+        "parameters": info.parameters,
+        "trainable_parameters": trainable,
+        "trainable_share": trainable / info.parameters,
+        "data": {**found.data, "kind": found.kind},
+        "rows": round(len(found.train) * scale),
+        "heldout_rows": len(found.heldout),
+        "sequences": count,
+        "counted_all_rows": scale == 1.0,
+        "settings": asdict(settings),
+        "tokens": tokens,
+        "tokens_with_loss_share": sum(r.items for r in found.train)
+        / sum(len(r.ids) for r in found.train),
+        "tokens_per_sequence": mean,
+        "device": device,
+        "memory_bytes": {**memory, "total": needed},
+        "free_bytes": free,
+        "fits": None if free is None else needed <= free,
+        "flops": flops,
+        "seconds": flops / speed if speed else None,
+        "assumed_flops_per_s": speed,
+        "sample": rows.preview(longest, encoder),
+        "warnings": warnings,
+    }
+
+
+def _layout(spec: RetrainSpec) -> str:
+    return settings_of(spec, 1).layout
+
+
+def trainable_parameters(spec: RetrainSpec, folder: Path, info: CheckpointInfo) -> int:
+    """Return how many parameters train: all, or rank x (in + out) of every targeted projection."""
+    if spec.method != "lora":
+        return info.parameters
+    return sum(
+        spec.rank * (shape[0] + shape[1])
+        for name, shape in _shapes(folder, info).items()
+        if name.endswith(".weight")
+        and families.block_of(name) is not None
+        and families.module_of(name) in spec.targets
+    )
+
+
+def _shapes(folder: Path, info: CheckpointInfo) -> Mapping[str, tuple[int, ...]]:
+    if info.has_weights:
+        return {name: e.shape for name, e in TensorIndex.read(folder).entries.items()}
+    return families.expected_shapes(checkpoint.read_config(folder / "config.json"))
+
+
+def memory_parts(
+    spec: RetrainSpec,
+    settings: Settings,
+    info: CheckpointInfo,
+    trainable: int,
+    device: str,
+    longest: int,
+) -> dict[str, int]:
+    """Return bytes by purpose for the longest micro-batch; see the module docstring."""
+    held, computed = _widths(spec, info, device)
+    lora = spec.method == "lora"
+    tokens = settings.micro_batch * longest
+    # What backward needs of a block per token: its input and two normed inputs, attention's four
+    # projections, two residuals, and gate, up, their product; adapters keep their own inputs.
+    query = info.heads * info.head_dim
+    attention = query * 2 + info.kv_heads * info.head_dim * 2
+    block = (5 * info.hidden + 2 * attention + 4 * info.intermediate) * computed
+    if lora:
+        inputs = {"down_proj": info.intermediate, "o_proj": query}
+        block += sum(inputs.get(name, info.hidden) for name in spec.targets) * 4
+    recompute = spec.gradient_checkpointing == "on" or (
+        spec.gradient_checkpointing == "auto" and info.parameters > LARGE
+    )
+    kept = info.hidden * computed * info.blocks + block if recompute else block * info.blocks
+    teacher = info.parameters * computed if spec.distil else 0
+    return {
+        "weights": info.parameters * held + (4 * trainable if lora else 0),
+        "gradients": trainable * (4 if lora else held),
+        "optimiser": 2 * trainable * (4 if lora else held),
+        "activations": tokens * kept,
+        # Logits, their float32 copy and its gradient; less where few tokens have a loss.
+        "logits": tokens * info.vocab * (computed + 8),
+        "teacher": teacher,
+    }
+
+
+def _widths(spec: RetrainSpec, info: CheckpointInfo, device: str) -> tuple[int, int]:
+    """Return bytes per element of held weights and of computed activations."""
+    if spec.dtype != "auto":
+        return DTYPE_BYTES[spec.dtype], DTYPE_BYTES[spec.dtype]
+    if device == "cpu":
+        return 4, 4
+    held = DTYPE_BYTES.get(info.dtype, 4) if spec.method == "lora" else 4
+    return held, 2
+
+
+def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> float:
+    """Return floating-point operations: 2 per parameter and token forward, 2 to 4 backward.
+
+    LoRA needs no gradients of frozen weights, so backward costs it as much as forward.
+    """
+    table = 0 if info.tied else info.parts.get("embedding", 0)
+    weights = info.parameters - table
+    forward = 2.0 * weights * tokens
+    return forward * (2 if spec.method == "lora" else 3) + (forward if spec.distil else 0)
+
+
+def free_memory(name: str) -> tuple[str, int | None]:
+    """Return the device that ``name`` means and its free memory in bytes, None if unknown.
+
+    GPUs are asked through nvidia-smi, so that torch is not needed.
+    """
+    kind, _, index = name.partition(":")
+    if kind in ("auto", "cuda") and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        try:
+            text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+            free = [int(line) * MIB for line in text.stdout.split()]
+            return f"cuda:{index or 0}", free[int(index or 0)]
+        except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+            pass
+    if kind == "cuda" or kind == "mps":
+        return name, None
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return "cpu", int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return "cpu", None

@@ -1,0 +1,110 @@
+"""Losses on token rows: batches of rows, logits only where something is predicted, KL, held-out.
+
+The head is applied to predicted positions alone; with the loss on responses only that saves most
+of the logits' memory and time. Rows are padded on the right, which under causal attention changes
+nothing before it, so no padding mask is needed; packed rows are kept apart by ``position_ids``
+that start again at 0 (transformers builds the block-diagonal mask from them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from core.progress import SILENT, Progress
+from core.retrain.rows import IGNORED, Row, Sequence_
+
+TOKENS_AT_ONCE = 4096
+
+
+def collate(batch: Sequence[Sequence_]) -> dict[str, Any]:
+    """Return ids and labels [sequences, tokens], position ids if packed, and the token count."""
+    lengths = [sum(len(row.ids) for row in rows) for rows in batch]
+    width = max(lengths)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full((len(batch), width), IGNORED, dtype=torch.long)
+    packed = any(len(rows) > 1 for rows in batch)
+    positions = torch.zeros(len(batch), width, dtype=torch.long)
+    for line, rows in enumerate(batch):
+        at = 0
+        for row in rows:
+            end = at + len(row.ids)
+            ids[line, at:end] = torch.tensor(row.ids)
+            labels[line, at:end] = torch.tensor(row.labels)
+            positions[line, at:end] = torch.arange(end - at)
+            at = end
+        positions[line, at:] = torch.arange(width - at)
+    result: dict[str, Any] = {"input_ids": ids, "labels": labels, "tokens": sum(lengths)}
+    return result | ({"position_ids": positions} if packed else {})
+
+
+def autocast(device: torch.device, compute: torch.dtype | None) -> Any:
+    """Return the context in which to compute; None computes in the weights' own precision."""
+    if compute is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=compute)
+
+
+def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return float32 logits [predicted tokens, vocabulary] and their targets."""
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    positions = batch.get("position_ids")
+    extra = {} if positions is None else {"position_ids": positions}
+    # With a cache, transformers does not tell packed rows apart.
+    hidden = causal.model(input_ids=batch["input_ids"], use_cache=False, **extra)[0]
+    targets = batch["labels"][:, 1:]
+    where = targets != IGNORED
+    return causal.lm_head(hidden[:, :-1][where]).float(), targets[where]
+
+
+def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the sum over tokens of KL(teacher || student) of next-token distributions, nats."""
+    return functional.kl_div(
+        student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
+    )
+
+
+def row_losses(
+    model: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    progress: Progress = SILENT,
+) -> list[tuple[float, int]]:
+    """Return (sum of NLL in nats, predicted tokens) of each row; eval mode, mode restored."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), autocast(device, compute):
+        while order:
+            width = len(rows[order[-1]].ids)
+            count = max(1, TOKENS_AT_ONCE // width)
+            chosen, order = order[-count:], order[:-count]
+            batch = collate([(rows[i],) for i in chosen])
+            moved = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+            logits, targets = predicted_logits(model, moved)
+            nll = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
+            items = [rows[i].items for i in chosen]
+            for i, part in zip(chosen, nll.split(items), strict=True):
+                result[i] = (float(part.sum()), len(part))
+            progress.check_cancel()
+    model.train(training)
+    return result
+
+
+def heldout_loss(
+    model: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    progress: Progress = SILENT,
+) -> float:
+    """Return the mean loss in nats per predicted token over all rows together."""
+    losses = row_losses(model, rows, device, compute, progress)
+    return sum(loss for loss, _ in losses) / sum(count for _, count in losses)

@@ -1,0 +1,50 @@
+"""How much of what pruning took came back, from held-out losses on identical rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+SMALLEST_GAP = 0.05
+"""Below this gap in nats the share is mostly noise, so it is not stated."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Held-out losses in nats per token of the dense, the pruned and the retrained model."""
+
+    dense: float | None
+    """None without a dense model to compare with."""
+    before: float
+    after: float
+
+    @property
+    def gap(self) -> float | None:
+        """What pruning cost, in nats."""
+        return None if self.dense is None else self.before - self.dense
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the gap closed: 1 is the dense model, below 0 is worse than before.
+
+        None without a dense model, or where the gap is under `SMALLEST_GAP`.
+        """
+        if self.gap is None or not self.gap >= SMALLEST_GAP or not math.isfinite(self.after):
+            return None
+        return (self.before - self.after) / self.gap
+
+    def summary(self) -> dict[str, Any]:
+        """Return losses, perplexities, gap and share for summary.json."""
+        named = {"dense": self.dense, "before": self.before, "after": self.after}
+        return {
+            **{f"heldout_loss_{name}": value for name, value in named.items()},
+            **{f"heldout_ppl_{name}": perplexity(value) for name, value in named.items()},
+            "gap_nat": self.gap,
+            "recovered": self.recovered,
+        }
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Return exp(loss), None where it is too large to state."""
+    return None if loss is None or not loss < 700 else math.exp(loss)

@@ -1,0 +1,359 @@
+"""From a SOURCE to token rows with labels, held-out rows, packs, and the order of training.
+
+Rows are tokenised here and nowhere else, so that a preview shows exactly what trains. Nothing
+imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from core import data
+from core.errors import CheckpointError, DataError, OptionError
+from core.retrain.command import RetrainSpec
+
+IGNORED = -100
+"""Label of a token without loss."""
+HOLDOUT_SEED = 402
+"""Chooses the held-out rows of a file. Fixed, so that runs with other seeds are judged alike."""
+
+_INTRO = "Below is an instruction that describes a task"
+_PAIR = ", paired with an input that provides further context"
+_ASK = ". Write a response that appropriately completes the request."
+
+
+class Encoder(Protocol):
+    """Text to token ids."""
+
+    eos_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the tokenizer's own start token and without an end token."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token by itself."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row; ``labels`` are ids, or `IGNORED` where there is no loss (always first)."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def items(self) -> int:
+        """Number of predicted tokens."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+Sequence_ = tuple[Row, ...]
+"""What fills one sequence: a single row, or the rows of a pack."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows to train on, rows to judge by, and what was done to get them."""
+
+    train: list[Row]
+    heldout: list[Row]
+    kind: str
+    """instruction, text or input_ids."""
+    source_rows: int
+    cut: int
+    """Training rows shortened to the cutoff (instructions) or split at it (text)."""
+    dropped: int
+    """Training rows left out: no predicted token within the cutoff, or also held out."""
+    data: dict[str, str]
+    heldout_data: dict[str, str]
+
+
+# --- encoders -----------------------------------------------------------------------------------
+
+
+class ModelTokenizer:
+    """A transformers tokenizer as an `Encoder`."""
+
+    def __init__(self, tokenizer: Any, eos_id: int | None = None) -> None:
+        """Wrap ``tokenizer``; ``eos_id`` is used where it names no end token."""
+        self._tokenizer = tokenizer
+        self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the start token."""
+        ids = list(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token."""
+        return [self._tokenizer.decode([i]) for i in ids]
+
+
+class FileTokenizer:
+    """A folder's tokenizer.json as an `Encoder`, without transformers and torch."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder; raises `CheckpointError` where it has no tokenizer.json."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json, so its tokens cannot be counted beforehand.",
+                "Save the tokenizer once with transformers, or start without --dry-run.",
+            )
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self.eos_id = self._eos(folder)
+
+    def _eos(self, folder: Path) -> int | None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (folder / name).is_file():
+                token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+                token = token.get("content") if isinstance(token, dict) else token
+                if token is not None:
+                    return self._tokenizer.token_to_id(token)
+        return config_eos(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the start token."""
+        ids = list(self._tokenizer.encode(text).ids)
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token."""
+        return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+
+def config_eos(folder: Path) -> int | None:
+    """Return the end token that config.json names."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    eos = config.get("eos_token_id")
+    return eos[0] if isinstance(eos, list) and eos else eos
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def prompt_of(row: dict[str, str], template: str) -> str:
+    """Return the prompt of an instruction row; the response follows it directly.
+
+    ``alpaca`` is the wording that instruction models of the LLaMA family are commonly trained
+    with; ``plain`` is instruction and input on lines of their own.
+    """
+    instruction, given = row["instruction"], row["input"]
+    if template == "plain":
+        return "\n".join(filter(None, (instruction, given))) + "\n"
+    head = _INTRO + (_PAIR if given else "") + _ASK
+    middle = f"\n\n### Input:\n{given}" if given else ""
+    return f"{head}\n\n### Instruction:\n{instruction}{middle}\n\n### Response:\n"
+
+
+def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row:
+    """Tokenise one instruction row, not yet cut; the loss is on the response and the end token.
+
+    Prompt and response are tokenised together. Tokens that the prompt alone has too are masked;
+    a token across the border counts as response.
+    """
+    prompt = prompt_of(row, template)
+    ids = encoder.encode(prompt + row["output"])
+    alone = encoder.encode(prompt)
+    border = next((i for i, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), None)
+    border = min(len(ids), len(alone)) if border is None else border
+    border = max(1, border)
+    ids = ids if encoder.eos_id is None else [*ids, encoder.eos_id]
+    return Row(tuple(ids), (*[IGNORED] * border, *ids[border:]))
+
+
+def text_pieces(ids: Sequence[int], cutoff: int) -> list[Row]:
+    """Cut a text's ids into rows of at most ``cutoff`` tokens, with loss on all but the first."""
+    pieces = (tuple(ids[at : at + cutoff]) for at in range(0, len(ids), cutoff))
+    return [Row(piece, (IGNORED, *piece[1:])) for piece in pieces if len(piece) > 1]
+
+
+def kind_of(spec: RetrainSpec, source: str) -> str:
+    """Return what the rows of ``source`` are taken for."""
+    if spec.format != "auto":
+        return spec.format
+    if source == "demo":
+        return "text" if spec.method == "continued" else "instruction"
+    return data.kind_of(source)
+
+
+def prepare(
+    spec: RetrainSpec, encoder: Encoder, *, vocab: int, context: int, most: int | None = None
+) -> RowSet:
+    """Return the rows of a spec; ``most`` stops after so many source rows (for estimates).
+
+    Raises:
+        DataError: wrong columns, empty responses, ids outside the vocabulary, nothing left.
+        OptionError: the cutoff is longer than the model's context.
+    """
+    if spec.cutoff > context:
+        raise OptionError(
+            f"--cutoff {spec.cutoff} is longer than the model's context of {context} tokens.",
+            f"Give at most --cutoff {context}.",
+        )
+    kind = kind_of(spec, spec.data)
+    raw = _raw(spec.data, kind, "train")
+    total = len(raw)
+    if spec.holdout_data or spec.data == "demo":
+        source = spec.holdout_data or "demo"
+        held_kind = kind_of(spec, source)
+        held = _raw(source, held_kind, "heldout")
+        random.Random(HOLDOUT_SEED).shuffle(held)
+        held = held[: spec.holdout]
+    else:
+        source, held_kind = spec.data, kind
+        order = list(range(total))
+        random.Random(HOLDOUT_SEED).shuffle(order)
+        count = min(spec.holdout, max(1, total // 10))
+        held = [raw[i] for i in order[:count]]
+        raw = [raw[i] for i in sorted(order[count:])]
+    heldout, _, _ = _rows(held, held_kind, source, spec, encoder, vocab)
+    train, cut, dropped = _rows(raw[:most] if most else raw, kind, spec.data, spec, encoder, vocab)
+    judged = {row.ids for row in heldout}
+    clean = [row for row in train if row.ids not in judged]
+    dropped += len(train) - len(clean)
+    for name, rows, where in (("train on", clean, spec.data), ("judge by", heldout, source)):
+        if not rows:
+            raise DataError(
+                f"{where} leaves nothing to {name}: {total} rows, none with a token to predict "
+                f"within {spec.cutoff} tokens that is not held out.",
+                "Give more rows, or a longer --cutoff.",
+            )
+    return RowSet(
+        clean, heldout, kind, total, cut, dropped, data.describe(spec.data), data.describe(source)
+    )
+
+
+def _raw(source: str, kind: str, use: str) -> list[Any]:
+    if kind == "instruction":
+        return list(data.instruction_rows(source, use))
+    if kind == "text":
+        return list(data.text_rows(source, use))
+    rows = data.rows_of(source, use)
+    for number, row in enumerate(rows, 1):
+        ids = row.get("input_ids")
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise DataError(
+                f"{source}: row {number} has no list of token ids in 'input_ids'.",
+                "Write whole numbers from 0 up.",
+            )
+    return [row["input_ids"] for row in rows]
+
+
+def _rows(
+    raw: Sequence[Any], kind: str, source: str, spec: RetrainSpec, encoder: Encoder, vocab: int
+) -> tuple[list[Row], int, int]:
+    """Tokenise; returns rows, how many source rows were cut, how many were left out."""
+    rows: list[Row] = []
+    cut = dropped = 0
+    for number, item in enumerate(raw, 1):
+        if kind == "instruction":
+            template = spec.template
+            if template == "auto":
+                template = "plain" if source == "demo" else "alpaca"
+            whole = instruction_row(item, encoder, template)
+            pieces = [Row(whole.ids[: spec.cutoff], whole.labels[: spec.cutoff])]
+            cut += len(whole.ids) > spec.cutoff
+        else:
+            ids = list(item) if kind == "input_ids" else _with_end(encoder.encode(item), encoder)
+            pieces = text_pieces(ids, spec.cutoff)
+            cut += len(ids) > spec.cutoff
+        kept = [row for row in pieces if row.items]
+        dropped += not kept
+        for row in kept:
+            if min(row.ids) < 0 or max(row.ids) >= vocab:
+                wrong = min(row.ids) if min(row.ids) < 0 else max(row.ids)
+                raise DataError(
+                    f"{source}: row {number} holds the token id {wrong}, the model has {vocab}.",
+                    "Tokenise with this model's tokenizer, or give text.",
+                )
+        rows.extend(kept)
+    return rows, cut, dropped
+
+
+def _with_end(ids: list[int], encoder: Encoder) -> list[int]:
+    return ids if encoder.eos_id is None else [*ids, encoder.eos_id]
+
+
+def preview(row: Row, encoder: Encoder) -> list[dict[str, Any]]:
+    """Return a row as runs of text, each masked or not, for showing before a launch."""
+    runs: list[dict[str, Any]] = []
+    for id_, label in zip(row.ids, row.labels, strict=True):
+        masked = label == IGNORED
+        if not runs or runs[-1]["masked"] != masked:
+            runs.append({"masked": masked, "ids": []})
+        runs[-1]["ids"].append(id_)
+    return [
+        {"masked": r["masked"], "text": "".join(encoder.pieces(r["ids"])), "tokens": len(r["ids"])}
+        for r in runs
+    ]
+
+
+# --- sequences and their order ------------------------------------------------------------------
+
+
+def sequences(rows: Sequence[Row], layout: str, cutoff: int, seed: int) -> list[Sequence_]:
+    """Return what fills each sequence: one row (grouped), or several up to ``cutoff`` (packed)."""
+    if layout == "grouped":
+        return [(row,) for row in rows]
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    packs: list[list[Row]] = []
+    room: list[int] = []
+    open_: list[int] = []
+    for row in order:
+        # Best fit among the last 64 open packs: nearly full packs, rows still in random order.
+        fits = [p for p in open_ if room[p] >= len(row.ids)]
+        if fits:
+            best = min(fits, key=room.__getitem__)
+            packs[best].append(row)
+            room[best] -= len(row.ids)
+        else:
+            packs.append([row])
+            room.append(cutoff - len(row.ids))
+            open_.append(len(packs) - 1)
+        open_ = [p for p in open_ if room[p] > 1][-64:]
+    return [tuple(pack) for pack in packs]
+
+
+class StepPlan:
+    """Which sequences each optimiser step takes; depends on the seed and the step alone.
+
+    Every step has exactly ``batch`` sequences (epochs run into each other), sorted by length and
+    split into ``accumulation`` micro-batches, so that padding stays small and a step's gradient
+    does not depend on the micro-batch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, accumulation: int, seed: int) -> None:
+        """Plan for sequences of the given ``lengths`` in tokens."""
+        self._lengths = lengths
+        self._batch = batch
+        self._seed = seed
+        self.accumulation = accumulation
+        self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
+        self.step = functools.lru_cache(maxsize=2)(self._step)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        order = list(range(len(self._lengths)))
+        random.Random(f"retrain {self._seed} {epoch}").shuffle(order)
+        return order
+
+    def indices(self, step: int) -> list[int]:
+        """Return the sequences of a step (counted from 0), in drawn order."""
+        count = len(self._lengths)
+        places = range(step * self._batch, (step + 1) * self._batch)
+        return [self._epoch(place // count)[place % count] for place in places]
+
+    def _step(self, step: int) -> list[list[int]]:
+        chosen = sorted(self.indices(step), key=self._lengths.__getitem__)
+        parts = self.accumulation
+        edges = [len(chosen) * part // parts for part in range(parts + 1)]
+        return [chosen[a:b] for a, b in zip(edges, edges[1:], strict=False)]

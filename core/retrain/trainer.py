@@ -1,0 +1,301 @@
+"""transformers' Trainer, told what to train on and watched step by step.
+
+The loss of an optimiser step is the mean over all its predicted tokens, whatever the micro-batch.
+A `StepWatcher` clips, reports and judges every step, evaluates and asks for checkpoints; a cancel
+request lets the step finish and saves. Checkpoints lie in the run's bookkeeping folder, and only
+those with a ``complete.json`` count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from core.errors import Cancelled
+from core.progress import Progress
+from core.retrain import diagnostics
+from core.retrain.command import RetrainSpec, Settings
+from core.retrain.diagnostics import Finding
+from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
+from core.retrain.recovery import Recovery
+from core.retrain.rows import Sequence_, StepPlan
+from core.workspace import write_json
+
+COMPLETE = "complete.json"
+
+
+class Stopped(Exception):
+    """Training stopped itself before taking a step; carries the finding."""
+
+    def __init__(self, finding: Finding) -> None:
+        """Keep ``finding``."""
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+class MicroBatches(Dataset):
+    """All micro-batches of a training, in order: ``steps`` times ``accumulation`` of them."""
+
+    def __init__(self, sequences: Sequence[Sequence_], plan: StepPlan, steps: int) -> None:
+        """Draw from ``sequences`` as ``plan`` says."""
+        self._sequences = sequences
+        self._plan = plan
+        self._count = steps * plan.accumulation
+        self._items = [sum(row.items for row in rows) for rows in sequences]
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches."""
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one collated micro-batch and ``items``, the predicted tokens of its whole step."""
+        step, part = divmod(index, self._plan.accumulation)
+        parts = self._plan.step(step)
+        batch = collate([self._sequences[i] for i in parts[part]])
+        return batch | {"items": sum(self._items[i] for chosen in parts for i in chosen)}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the loss, and with a teacher KL(teacher || model) beside it."""
+
+    device: torch.device
+    compute: torch.dtype | None = None
+    teacher: Any = None
+    kl_weight: float = 0.0
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the objective and the plain loss of a micro-batch, as shares of its step."""
+        with autocast(self.device, self.compute):
+            logits, targets = predicted_logits(model, batch)
+            loss = functional.cross_entropy(logits, targets, reduction="sum") / batch["items"]
+            if self.teacher is None:
+                return loss, loss.detach()
+            with torch.no_grad():
+                wanted, _ = predicted_logits(self.teacher, batch)
+            divergence = kl_sum(logits, wanted) / batch["items"]
+        return loss + self.kl_weight * divergence, loss.detach()
+
+
+class RetrainTrainer(Trainer):
+    """Trainer over given micro-batches with a given objective."""
+
+    def __init__(
+        self, model: Any, args: TrainingArguments, batches: MicroBatches, objective: Objective
+    ) -> None:
+        """Train ``model`` on ``batches``."""
+        super().__init__(model=model, args=args, train_dataset=batches)
+        self.remove_callback(PrinterCallback)  # standard output is for results
+        self._objective = objective
+        self.step_loss = torch.zeros((), device=objective.device)
+        self.tokens = 0
+        """Non-padding tokens computed by this process."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the micro-batches in their order; the generator keeps torch's own untouched."""
+        return DataLoader(
+            self.train_dataset, batch_size=1, collate_fn=_only, generator=torch.Generator()
+        )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        """Compute one micro-batch and add to the gradients."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        objective, loss = self._objective(model, inputs)
+        objective.backward()
+        self.step_loss += loss
+        self.tokens += inputs["tokens"]
+        return loss
+
+
+def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    return batch[0]
+
+
+def arguments(
+    spec: RetrainSpec, settings: Settings, folder: Path, device: torch.device
+) -> TrainingArguments:
+    """Return Trainer's arguments: one device, no reports; steps are driven by `StepWatcher`."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Fused AdamW updates all weights in one pass instead of several.
+    fused = device.type in ("cuda", "cpu") and torch.__version__ >= "2.4"
+    schedules = {"constant": "constant_with_warmup"}
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=spec.lr,
+        lr_scheduler_type=schedules.get(spec.schedule, spec.schedule),
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.beta2,
+        max_grad_norm=0.0,
+        optim="adamw_torch_fused" if fused else "adamw_torch",
+        seed=spec.seed,
+        use_cpu=device.type == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    args._n_gpu = min(1, args.n_gpu)  # no DataParallel over whatever other GPUs there are
+    return args
+
+
+class StepWatcher(TrainerCallback):
+    """Clips, reports and judges every step; evaluates, saves, stops."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        judge: Callable[[], float],
+        *,
+        dense: float | None,
+        before: float,
+        clip: float,
+        memory: Callable[[], float],
+    ) -> None:
+        """``judge`` returns the held-out loss of the model in training."""
+        self.trainer: RetrainTrainer
+        self.settings, self.progress, self.judge = settings, progress, judge
+        self.dense, self.before, self.clip, self.memory = dense, before, clip, memory
+        self.watch = diagnostics.Watch(dense)
+        self.findings: list[Finding] = []
+        self.after: tuple[int, float] | None = None
+        """Step and held-out loss of the last evaluation."""
+        self.best: tuple[int, float] = (0, before)
+        self.cancelled = False
+        self.training_s = 0.0
+        self.last_loss: float | None = None
+        self._since = 0.0
+        self._step: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Measure and clip the gradient; raise `Stopped` before a step that is not finite."""
+        wanted = [p for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(wanted, self.clip or math.inf)
+        loss, grad_norm = float(self.trainer.step_loss), float(norm)
+        self.trainer.step_loss.zero_()
+        finding = diagnostics.not_finite(state.global_step + 1, loss, grad_norm)
+        if finding:
+            self.note(finding)
+            raise Stopped(finding)
+        lr = kwargs["lr_scheduler"].get_last_lr()[0]
+        self._step = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        self.last_loss = loss
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the finished step; evaluate and save where it is time; heed a cancel request."""
+        self._stop_clock()
+        step = state.global_step
+        speed = self.trainer.tokens / max(self.training_s, 1e-9)
+        self.progress.metric(
+            step=step,
+            **self._step,
+            tokens=self.trainer.tokens,
+            tokens_per_s=speed,
+            memory_mib=self.memory(),
+        )
+        for finding in self.watch.feed(step, self._step["loss"], self._step["grad_norm"]):
+            self.note(finding)
+        try:
+            self.progress.step(step, self.settings.steps, f"loss {self._step['loss']:.3f}")
+        except Cancelled:
+            self.cancelled = True
+        stop = any(f.stop for f in self.findings)
+        last = step >= self.settings.steps
+        if not self.cancelled and (stop or last or step % self.settings.eval_every == 0):
+            try:
+                self.evaluate(step)
+            except Cancelled:
+                self.cancelled = True
+        due = last or step % self.settings.eval_every == 0
+        control.should_save = self.cancelled or (due and not stop)
+        control.should_training_stop = control.should_training_stop or self.cancelled or stop
+        self._since = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the checkpoint complete, and delete all others but the best."""
+        root = Path(args.output_dir)
+        newest = root / f"checkpoint-{state.global_step}"
+        known = self.after[1] if self.after and self.after[0] == state.global_step else None
+        if known is not None and known < self.best[1]:
+            self.best = (state.global_step, known)
+        write_json(
+            newest / COMPLETE,
+            {
+                "step": state.global_step,
+                "heldout_loss": known,
+                "best_step": self.best[0],
+                "best_loss": self.best[1],
+            },
+        )
+        for folder in root.glob("checkpoint-*"):
+            if folder not in (newest, root / f"checkpoint-{self.best[0]}"):
+                shutil.rmtree(folder, ignore_errors=True)
+        self._since = time.perf_counter()
+
+    def evaluate(self, step: int) -> float:
+        """Measure the held-out loss and report it with the recovered share."""
+        loss = self.judge()
+        self.after = (step, loss)
+        result = Recovery(self.dense, self.before, loss)
+        self.progress.metric(
+            event="eval",
+            step=step,
+            heldout_loss=loss if math.isfinite(loss) else None,
+            heldout_loss_dense=self.dense,
+            heldout_loss_before=self.before,
+            recovered=result.recovered,
+        )
+        share = "" if result.recovered is None else f", {result.recovered:.0%} of the gap recovered"
+        self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
+        for finding in self.watch.evaluated(step, self.before, loss):
+            self.note(finding)
+        return loss
+
+    def note(self, finding: Finding) -> None:
+        """Log a finding and keep it."""
+        self.findings.append(finding)
+        self.progress.log(str(finding))
+        self.progress.metric(
+            event="finding", step=finding.step, kind=finding.kind, message=str(finding)
+        )
+
+    def _stop_clock(self) -> None:
+        self.training_s += time.perf_counter() - self._since
+
+
+def complete_checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """Return step and folder of every checkpoint that was written to its end, oldest first."""
+    found = []
+    for folder in root.glob("checkpoint-*"):
+        try:
+            record = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+            found.append((int(record["step"]), folder))
+        except (OSError, ValueError, KeyError):
+            continue
+    return sorted(found)

@@ -1,0 +1,155 @@
+"""Trained weights: adapters, their merging, and writing checkpoints that stock libraries load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.checkpoint import TOKENIZER_FILES
+from core.errors import CheckpointError
+from core.model import DTYPES, dtype_name, load_model
+from core.retrain.command import RetrainSpec
+from core.retrain.loss import collate, heldout_loss
+from core.retrain.rows import Row
+
+COMPARED_ROWS = 4
+
+
+def with_adapters(model: Any, spec: RetrainSpec) -> Any:
+    """Return ``model`` with LoRA adapters (peft) in float32, drawn from torch's generator."""
+    from peft import LoraConfig, get_peft_model
+
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [name for name in spec.targets if name not in present]
+    if missing:
+        raise CheckpointError(
+            f"The model has no {missing[0]}.", "Leave it out of --targets, or use --method full."
+        )
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type, unused-ignore]
+        lora_dropout=spec.dropout,
+        target_modules=list(spec.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def load_trained(model: Any, folder: Path) -> None:
+    """Put the trained weights of a checkpoint folder back into ``model``."""
+    from safetensors.torch import load_file
+
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        return
+    for file in sorted(folder.glob("model*.safetensors")):
+        model.load_state_dict(load_file(file), strict=False)
+
+
+def reset(model: Any, folder: Path) -> None:
+    """Put ``model`` back to the state before the first step; ``folder`` is its checkpoint."""
+    if not hasattr(model, "peft_config"):
+        load_trained(model, folder)
+        return
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.zero_()
+
+
+def replace_folder(folder: Path, write: Any) -> None:
+    """Call ``write`` with a temporary folder, then put it in ``folder``'s place."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter as plain peft reads it."""
+    replace_folder(folder, model.save_pretrained)
+
+
+def merge_and_save(
+    model: Any,
+    source: Path,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    rows: Sequence[Row],
+    device: torch.device,
+    compute: torch.dtype | None,
+) -> dict[str, Any]:
+    """Write the whole checkpoint in ``dtype`` and measure how far it is from what was trained.
+
+    ``model`` is used up. Adapters are added to the weights in the precision that these were
+    trained in, then rounded once to ``dtype``. The written folder is loaded again by transformers.
+
+    Returns:
+        dtype, largest and mean absolute logit difference, and both held-out losses on ``rows``.
+    """
+    model.eval()
+    trained_loss = heldout_loss(model, rows, device, compute)
+    trained = _logits(model, rows, device)
+    trained_in = next(model.parameters()).dtype
+    whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
+    whole = whole.to(dtype)
+    whole.config.use_cache = True
+
+    def write(target: Path, whole: Any = whole) -> None:
+        whole.save_pretrained(target, max_shard_size="5GB")
+        keep = [*TOKENIZER_FILES, "special_tokens_map.json", "pruning.json"]
+        for name in keep + [path.name for path in source.glob("*.py")]:
+            if (source / name).is_file() and not (target / name).exists():
+                shutil.copyfile(source / name, target / name)
+
+    replace_folder(folder, write)
+    del whole, model, write
+    again = load_model(folder, device, dtype)
+    gaps = [(a - b).abs() for a, b in zip(trained, _logits(again, rows, device), strict=True)]
+    return {
+        "dtype": dtype_name(dtype),
+        "trained_in": dtype_name(trained_in),
+        "rows_compared": len(gaps),
+        "max_logit_difference": max(float(gap.max()) for gap in gaps),
+        "mean_logit_difference": float(torch.cat([gap.flatten() for gap in gaps]).mean()),
+        "heldout_loss": heldout_loss(again, rows, device),
+        "heldout_loss_trained": trained_loss,
+    }
+
+
+def merged_dtype(spec: RetrainSpec, declared: str) -> torch.dtype:
+    """Return the precision to write: as asked, else as the pruned checkpoint has it."""
+    name = spec.merge_dtype if spec.merge_dtype != "auto" else declared
+    return DTYPES.get(name, torch.float32)
+
+
+def _logits(model: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [
+            model(input_ids=collate([(row,)])["input_ids"].to(device), use_cache=False)
+            .logits[0]
+            .float()
+            .cpu()
+            for row in rows[:COMPARED_ROWS]
+        ]
+
+
+def dense_of(folder: Path) -> str | None:
+    """Return the checkpoint that pruning.json says this one was cut from."""
+    try:
+        record = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    source = record.get("base_model") or record.get("source")
+    return source if isinstance(source, str) else None

@@ -1,0 +1,37 @@
+"""What the retraining tests share: instruction rows, and the command in this process."""
+
+import json
+import random
+
+import tiny
+
+from core import commands, run
+from core.retrain.command import RetrainSpec
+
+
+def instructions(count, seed=3):
+    """Return instruction rows over the tiny tokenizer's world."""
+    rng = random.Random(seed)
+    lines = tiny.text(count * 2, seed).splitlines()
+    return [
+        {
+            "instruction": f"Say {lines[2 * i]}",
+            "input": rng.choice(["", "softly", "in the garden by the river"]),
+            "output": " ".join(lines[2 * i + 1].split()[: rng.randint(2, 9)]),
+        }
+        for i in range(count)
+    ]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def execute(**options):
+    """Run the command in this process and return its exit status."""
+    return run.execute(commands.get("retrain"), RetrainSpec(**{"device": "cpu", **options}))
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,128 @@
+"""The dry run: counts that equal what trains, memory, warnings; and no torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from core.errors import OptionError
+from core.retrain import estimate
+from core.retrain.command import RetrainSpec, settings_of
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"template": "plain", "cutoff": 128, "device": "cpu"}
+
+
+def spec(checkpoint, data, **options):
+    return RetrainSpec(checkpoint=str(checkpoint), data=data, out="x", **{**PLAIN, **options})
+
+
+@pytest.mark.parametrize("variant", ["gqa", "qwen3"])
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), None])
+def test_trainable_parameters_are_pefts(tiny_dir, tasks, variant, targets):
+    folder = tiny_dir(variant)
+    chosen = {"targets": targets} if targets else {}
+    got = estimate.estimate(spec(folder, tasks, rank=4, **chosen))
+    names = list(targets or RetrainSpec.__dataclass_fields__["targets"].default)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=4, target_modules=names)
+    )
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert got["trainable_parameters"] == trainable
+    full = estimate.estimate(spec(folder, tasks, method="full"))
+    assert (
+        full["trainable_parameters"]
+        == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+    )
+
+
+def test_dry_run_prints_json_and_imports_no_torch(tiny_gqa, tasks):
+    code = (
+        "import sys; from core.__main__ import main; status = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "retrain", str(tiny_gqa), "--data", tasks, "--out", "none",
+         "--dry-run", "--template", "plain", "--cutoff", "128", "--device", "cpu"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert got["rows"] == 54
+    assert got["heldout_rows"] == 6
+    assert got["settings"]["steps"] == round(2 * 54 / 64)
+    assert got["sample"][0]["masked"]
+    assert not got["sample"][1]["masked"]
+    assert got["memory_bytes"]["total"] > got["memory_bytes"]["weights"] > 4 * got["parameters"]
+
+
+def test_tokens_and_steps_equal_the_runs(tiny_gqa, tasks, tmp_path):
+    from retrain_helpers import execute, summary
+
+    options = {**PLAIN, "batch": 18, "epochs": 1.0, "holdout": 6}
+    told = estimate.estimate(spec(tiny_gqa, tasks, batch=18, epochs=1.0, holdout=6))
+    out = tmp_path / "run"
+    assert execute(checkpoint=str(tiny_gqa), data=tasks, out=str(out), **options) == 0
+    got = summary(out)
+    assert told["tokens"] == got["tokens"]  # 54 rows, one epoch: exactly every row once
+    assert told["settings"] == got["settings"]
+    assert told["trainable_parameters"] == got["trainable_parameters"]
+
+
+def test_config_alone_will_do_and_too_large_warns(tiny_gqa, tasks, tmp_path, monkeypatch):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_gqa / name).read_bytes())
+    monkeypatch.setattr(estimate, "free_memory", lambda name: ("cpu", 1 << 20))
+    got = estimate.estimate(spec(tmp_path, tasks))
+    with_weights = estimate.estimate(spec(tiny_gqa, tasks))
+    assert got["trainable_parameters"] == with_weights["trainable_parameters"]
+    assert got["fits"] is False
+    assert "has 1 MiB free" in got["warnings"][0]
+    monkeypatch.setattr(estimate, "free_memory", lambda name: ("cpu", 1 << 40))
+    again = estimate.estimate(spec(tiny_gqa, tasks, batch=8))
+    assert again["fits"] is True
+    assert not any("needs about" in warning for warning in again["warnings"])
+
+
+def test_large_sources_are_sampled_and_scaled(tiny_gqa, tasks, monkeypatch):
+    whole = estimate.estimate(spec(tiny_gqa, tasks, batch=6))
+    monkeypatch.setattr(estimate, "SAMPLE_ROWS", 27)
+    half = estimate.estimate(spec(tiny_gqa, tasks, batch=6))
+    assert whole["counted_all_rows"]
+    assert not half["counted_all_rows"]
+    assert half["rows"] == whole["rows"] == 54
+    assert half["tokens"] == pytest.approx(whole["tokens"], rel=0.25)
+
+
+def test_lora_needs_less_memory_than_full(tiny_gqa, tasks):
+    lora, full = (
+        estimate.estimate(spec(tiny_gqa, tasks, method=m))["memory_bytes"] for m in ("lora", "full")
+    )
+    assert lora["optimiser"] < full["optimiser"] / 2
+    small = estimate.estimate(spec(tiny_gqa, tasks, gradient_checkpointing="on"))["memory_bytes"]
+    assert small["activations"] < lora["activations"] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 1, "epochs": 1.0}, "Both --steps and --epochs"),
+        ({"targets": ("lm_head",)}, "'lm_head' is not a projection"),
+        ({"micro_batch": 9, "batch": 8}, "--micro-batch 9 is larger than --batch 8"),
+    ],
+)
+def test_contradicting_options(options, says):
+    with pytest.raises(OptionError, match=says):
+        settings_of(spec("c", "d", **options), 10)
+
+
+def test_the_papers_defaults():
+    lora = settings_of(spec("c", "d"), 49_760)
+    assert (lora.steps, lora.batch, lora.warmup, lora.weight_decay) == (1555, 64, 100, 0.0)
+    continued = settings_of(spec("c", "d", method="continued"), 64_000)
+    assert (continued.beta2, continued.weight_decay, continued.layout) == (0.95, 0.1, "packed")
+    assert settings_of(spec("c", "d", steps=20), 10).warmup == 2

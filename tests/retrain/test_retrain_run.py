@@ -1,0 +1,281 @@
+"""The whole command on tiny models: what it writes, recovery, cancel, resume, stopping itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from retrain_helpers import execute, summary
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.retrain import session, trainer
+
+LORA = {
+    "method": "lora", "template": "plain", "cutoff": 128, "steps": 6, "batch": 6, "micro_batch": 3,
+    "lr": 5e-3, "holdout": 6, "eval_every": 2, "dropout": 0.1, "warmup": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lora(pruned, dense, tasks, tmp_path_factory):
+    """A finished LoRA run with a merged checkpoint."""
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    status = execute(
+        checkpoint=str(pruned), dense=str(dense), data=tasks, out=str(out), merge=True, **LORA
+    )
+    assert status == 0
+    return out
+
+
+def mean_loss(model, held, tokenizer):
+    """Held-out loss by stock transformers: full text, labels on the response only."""
+    total = count = 0.0
+    for row in held:
+        prompt = "\n".join(filter(None, (row["instruction"], row["input"]))) + "\n"
+        ids = tokenizer(prompt + row["output"]).input_ids + [tokenizer.eos_token_id]
+        masked = len(tokenizer(prompt).input_ids)
+        labels = torch.tensor([[-100] * masked + ids[masked:]])
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor([ids]), labels=labels)
+        total += float(out.loss) * (len(ids) - masked)
+        count += len(ids) - masked
+    return total / count
+
+
+def test_recovered_is_right(lora, pruned, dense, tasks):
+    import random
+
+    from core.retrain.rows import HOLDOUT_SEED
+
+    raw = [json.loads(line) for line in Path(tasks).read_text().splitlines()]
+    raw = [{"input": "", **row} for row in raw]
+    order = list(range(len(raw)))
+    random.Random(HOLDOUT_SEED).shuffle(order)
+    held = [raw[i] for i in order[:6]]
+    tokenizer = AutoTokenizer.from_pretrained(pruned)
+    base = AutoModelForCausalLM.from_pretrained(pruned)
+    before = mean_loss(base, held, tokenizer)
+    full = mean_loss(AutoModelForCausalLM.from_pretrained(dense), held, tokenizer)
+    after = mean_loss(PeftModel.from_pretrained(base, lora / "adapter").eval(), held, tokenizer)
+    got = summary(lora)
+    assert got["heldout_loss_before"] == pytest.approx(before, abs=1e-4)
+    assert got["heldout_loss_dense"] == pytest.approx(full, abs=1e-4)
+    assert got["heldout_loss_after"] == pytest.approx(after, abs=1e-4)
+    assert before - full > 0.05
+    assert got["recovered"] == pytest.approx((before - after) / (before - full), abs=1e-3)
+    assert after < before - 0.05
+
+
+def test_adapter_and_merged_checkpoint_load_in_plain_libraries(lora, pruned):
+    base = AutoModelForCausalLM.from_pretrained(pruned)
+    adapted = PeftModel.from_pretrained(base, lora / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(lora / "merged").eval()
+    ids = torch.randint(5, 300, (2, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = merged(ids).logits, adapted(ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(pruned).eval()(ids).logits
+    assert float((ours - theirs).abs().max()) < 1e-4
+    assert float((ours - plain).abs().max()) > 0.01
+    config = json.loads((lora / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 16.0, 0.1)
+    assert len(config["target_modules"]) == 7
+    stated = summary(lora)["merged"]
+    assert stated["dtype"] == "float32"
+    assert stated["max_logit_difference"] < 1e-4
+    assert AutoTokenizer.from_pretrained(lora / "merged")("Ann").input_ids
+    assert (lora / "merged" / "pruning.json").is_file()
+
+
+def test_metrics_hold_every_step_and_evaluation(lora):
+    lines = [json.loads(line) for line in (lora / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "event" not in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line["grad_norm"] > 0 and line["tokens_per_s"] > 0 for line in steps)
+    assert steps[0]["lr"] == 0.0  # warm-up
+    evaluations = [line for line in lines if line.get("event") == "eval"]
+    assert [line["step"] for line in evaluations] == [0, 2, 4, 6]
+    got = summary(lora)
+    assert evaluations[0]["heldout_loss"] == pytest.approx(got["heldout_loss_before"], abs=1e-6)
+    assert evaluations[-1]["recovered"] == got["recovered"]
+    assert got["tokens"] == steps[-1]["tokens"] > 0
+    assert not (lora / ".run" / "checkpoints").exists()
+
+
+def weights_of(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_equal_adapters(one, other):
+    a, b = weights_of(one), weights_of(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def options(pruned, dense, tasks, tmp_path):
+    return {
+        "checkpoint": str(pruned), "dense": str(dense), "data": tasks,
+        "out": str(tmp_path / "run"), **LORA,
+    }  # fmt: skip
+
+
+def test_killed_run_resumes_to_the_same_end(lora, options, tmp_path, monkeypatch):
+    """Death at step 5, in the middle of writing a checkpoint; the last whole one is step 4's."""
+    out = tmp_path / "run"
+    usual = trainer.StepWatcher.on_step_end
+
+    def dying(self, args, state, control, **kwargs):
+        usual(self, args, state, control, **kwargs)
+        if state.global_step == 5:
+            half = out / ".run" / "checkpoints" / "checkpoint-5"
+            shutil.copytree(out / ".run" / "checkpoints" / "checkpoint-4", half)
+            (half / trainer.COMPLETE).unlink()
+            raise SystemExit(9)
+
+    monkeypatch.setattr(trainer.StepWatcher, "on_step_end", dying)
+    assert execute(**options) == 1
+    monkeypatch.setattr(trainer.StepWatcher, "on_step_end", usual)
+    assert execute(**options, resume=True) == 0
+    assert_equal_adapters(out, lora)
+    one, other = summary(out), summary(lora)
+    for name in ("heldout_loss_before", "heldout_loss_after", "recovered", "steps"):
+        assert one[name] == other[name]
+    steps = [
+        (line["step"], line["loss"])
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if "event" not in line
+    ]
+    expected = [
+        (line["step"], line["loss"])
+        for line in map(json.loads, (lora / "metrics.jsonl").read_text().splitlines())
+        if "event" not in line
+    ]
+    assert steps == expected
+
+
+def test_cancel_finishes_the_step_keeps_the_adapter_and_resumes(
+    lora, options, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    usual = trainer.StepWatcher.on_pre_optimizer_step
+
+    def cancelling(self, args, state, control, **kwargs):
+        usual(self, args, state, control, **kwargs)
+        if state.global_step == 2:  # in the middle of step 3
+            (out / ".run" / "cancel").touch()
+
+    monkeypatch.setattr(trainer.StepWatcher, "on_pre_optimizer_step", cancelling)
+    assert execute(**options) == 130
+    got = summary(out)
+    assert (got["state"], got["steps"]) == ("cancelled", 3)
+    moved = [w for name, w in weights_of(out).items() if "lora_B" in name]
+    assert all(float(w.abs().max()) > 0 for w in moved)
+    monkeypatch.setattr(trainer.StepWatcher, "on_pre_optimizer_step", usual)
+    assert execute(**options, resume=True) == 0
+    assert_equal_adapters(out, lora)
+
+
+def test_resume_with_other_options_is_refused(options, tmp_path, capsys):
+    book = tmp_path / "run" / ".run"
+    book.mkdir(parents=True)
+    (book / "training.json").write_text(json.dumps({"lr": 1.0}))
+    assert execute(**options, resume=True) == 2
+    assert "--resume:" in capsys.readouterr().err
+
+
+def test_nan_stops_and_keeps_the_last_good_state(options, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    usual = trainer.RetrainTrainer.training_step
+
+    def poisoned(self, model, inputs, *rest, **named):
+        loss = usual(self, model, inputs, *rest, **named)
+        if self.state.global_step == 4:
+            self.step_loss += float("nan")
+        return loss
+
+    monkeypatch.setattr(trainer.RetrainTrainer, "training_step", poisoned)
+    assert execute(**options) == 1
+    assert "The loss became nan at step 5; that step was not taken." in capsys.readouterr().err
+    got = summary(out)
+    assert (got["state"], got["kept_step"]) == ("stopped", 4)
+    assert [f["kind"] for f in got["findings"]] == ["nan"]
+    kept = load_file(out / ".run" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors")
+    assert all(torch.equal(w, kept[name]) for name, w in weights_of(out).items())
+
+
+def test_divergence_falls_back_to_the_start_where_nothing_was_better(options, tmp_path):
+    wild = {**options, "lr": 50.0, "steps": 60, "eval_every": 20, "clip": 0.0, "warmup": 0}
+    assert execute(**wild) == 1
+    got = summary(tmp_path / "run")
+    assert got["findings"][-1]["stop"]
+    assert got["heldout_loss_after"] == got["heldout_loss_before"]
+    assert got["kept_step"] == 0
+    assert not any(w.any() for n, w in weights_of(tmp_path / "run").items() if "lora_B" in n)
+
+
+def limit_memory(monkeypatch, most):
+    """Let any training computation on more than ``most`` sequences run out of memory."""
+    usual = trainer.predicted_logits
+
+    def limited(model, batch):
+        if model.training and len(batch["input_ids"]) > most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+        return usual(model, batch)
+
+    monkeypatch.setattr(trainer, "predicted_logits", limited)
+
+
+def test_out_of_memory_names_the_largest_micro_batch(options, monkeypatch, capsys):
+    limit_memory(monkeypatch, 2)
+    assert execute(**{**options, "micro_batch": 6}) == 1
+    said = capsys.readouterr().err
+    assert "Out of memory with a micro-batch of 6 rows of up to 128 tokens." in said
+    assert "--micro-batch 2" in said
+
+
+def test_out_of_memory_retries_with_what_fits(lora, options, tmp_path, monkeypatch):
+    limit_memory(monkeypatch, 3)
+    assert execute(**{**options, "micro_batch": 6, "retry": True}) == 0
+    got = summary(tmp_path / "run")
+    assert got["settings"]["micro_batch"] == 3
+    assert [f["kind"] for f in got["findings"]] == ["out-of-memory"]
+    # The same steps as the run that was given 3 from the start.
+    assert got["heldout_loss_after"] == pytest.approx(summary(lora)["heldout_loss_after"], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["continued", "full"])
+def test_all_weights_train_and_the_checkpoint_loads(method, pruned, dense, texts, tmp_path):
+    out = tmp_path / "run"
+    status = execute(
+        checkpoint=str(pruned), data=texts, out=str(out), method=method, steps=4, batch=4,
+        cutoff=64, lr=3e-3, holdout=10, distil=method == "full", merge_dtype="bfloat16",
+        gradient_checkpointing="on", seed=1,
+    )  # fmt: skip
+    assert status == 0
+    got = summary(out)
+    # The dense model comes from pruning.json.
+    assert got["dense"] == str(dense)
+    assert got["heldout_loss_after"] < got["heldout_loss_before"]
+    assert got["trainable_parameters"] == got["parameters"]
+    assert got["settings"]["layout"] == ("packed" if method == "continued" else "grouped")
+    model = AutoModelForCausalLM.from_pretrained(out / "merged")
+    assert model.dtype == torch.bfloat16
+    assert not (out / "adapter").exists()
+    old = AutoModelForCausalLM.from_pretrained(pruned).state_dict()
+    changed = [n for n, w in model.state_dict().items() if not torch.equal(w.float(), old[n])]
+    assert len(changed) == len(old)
+    # Rounding to bfloat16 is measured, and is not nothing.
+    assert 1e-5 < got["merged"]["max_logit_difference"] < 1.0
+    assert (got["merged"]["dtype"], got["merged"]["trained_in"]) == ("bfloat16", "float32")
+
+
+def test_bad_data_ends_before_anything_is_loaded(pruned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(session, "load_model", pytest.fail)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "a", "output": ""}\n')
+    out = str(tmp_path / "run")
+    assert execute(checkpoint=str(pruned), data=str(bad), out=out) == 2
+    assert "row 1 has an empty response" in capsys.readouterr().err
