@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from core import commands, processes, workspace
 from core.errors import InputError, RunError
 from core.run import DETACHED, save_spec
-from core.spec import build, to_arguments
+from core.spec import build, hints_of, to_arguments
 from core.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -150,22 +150,26 @@ def _start(
 
 
 def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
-    """Start a failed, cancelled or lost run again in its own folder, from where it was started."""
+    """Start a failed, cancelled or lost run again in its own folder, from where it was started.
+
+    A command that can resume does so; the others begin anew.
+    """
     if record.state not in ("failed", "cancelled", "lost"):
         raise InputError(
             f"Run {record.id} is {record.state}.", "Only a failed, cancelled or lost run restarts."
         )
     entry = commands.get(record.command)
     folder = record.path.absolute()
-    spec = build(entry.spec_class, {**record.spec, "out": str(folder)})
+    again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
+    spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
     (folder / BOOKKEEPING / "cancel").unlink(missing_ok=True)
     given = (workspace.read_json(folder / BOOKKEEPING / "spec.json") or {}).get("cwd")
     cwd = Path(str(given)) if given and Path(str(given)).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     _start(launcher, record.command, spec, folder, record.status)
-    again = read_run(record.path)
-    assert again is not None
-    return again
+    started = read_run(record.path)
+    assert started is not None
+    return started
 
 
 def request_cancel(record: RunRecord) -> None:

@@ -211,12 +211,12 @@ def is_detached(folder: Path) -> bool:
     return os.environ.get(DETACHED) == str(folder)
 
 
-def prepare(folder: Path, *, overwrite: bool = False) -> None:
+def prepare(folder: Path, *, overwrite: bool = False, command: str = "") -> None:
     """Check that ``folder`` may take a run's results; raises `OutputError` where not.
 
     Free are: a new folder, an empty one, one that a page has just made for this run, and one whose
     run failed, was cancelled or lost (it can be started again). A finished result is kept unless
-    ``overwrite`` is given.
+    ``overwrite`` is given; that of another ``command`` is never mixed with ours.
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -229,6 +229,10 @@ def prepare(folder: Path, *, overwrite: bool = False) -> None:
         if occupied and not (restart or overwrite or _is_own(folder, record)):
             raise OutputError(
                 f"{folder} exists and is not empty.", "Give another --out, or add --overwrite."
+            )
+        if occupied and record and command not in ("", record.command):
+            raise OutputError(
+                f"{folder} holds a run of {record.command}.", "Give another --out, or delete it."
             )
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -284,7 +288,7 @@ def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
     folder = Path(spec.out)
     resume = bool(getattr(spec, "resume", False))
     replace = overwrite or resume or bool(getattr(spec, "overwrite", False))
-    prepare(folder, overwrite=replace)
+    prepare(folder, overwrite=replace, command=command.name)
     with _only_one(folder):
         run = Run(command, spec, folder)
         _open(run, resume=resume)

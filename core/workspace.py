@@ -238,22 +238,39 @@ def _heartbeat_age(path: Path) -> float:
         return float("inf")
 
 
+def _read_status(book: Path) -> dict[str, Any]:
+    """Read status.json; what is not of its kind is left out, so that one file harms no list."""
+    status = read_json(book / "status.json") or {}
+    kinds: dict[str, Any] = {
+        "created": (int, float),
+        "finished": (int, float),
+        "progress": dict,
+        "files": list,
+    }
+    return {
+        key: value
+        for key, value in status.items()
+        if key not in kinds or isinstance(value, kinds[key])
+    }
+
+
 def read_run(path: Path) -> RunRecord | None:
     """Read one run directory; None where ``path`` is not one."""
     book = path / BOOKKEEPING
     spec = read_json(book / "spec.json")
     if spec is None:
         return None
-    status = read_json(book / "status.json") or {}
+    status = _read_status(book)
     state = _state_of(path, status)
     if state == "lost":  # the end may have been written between the two looks
-        status = read_json(book / "status.json") or {}
+        status = _read_status(book)
         state = _state_of(path, status)
+    options, argv = spec.get("spec"), spec.get("argv")
     return RunRecord(
         path=path,
         command=str(spec.get("command", "")),
-        spec=dict(spec.get("spec") or {}),
-        argv=list(spec.get("argv") or []),
+        spec=options if isinstance(options, dict) else {},
+        argv=argv if isinstance(argv, list) else [],
         state=state,
         status=status,
     )

@@ -100,6 +100,39 @@ def test_kill_9_is_shown_as_lost_frees_the_device_and_can_be_restarted(place, tm
         jobs.restart(done)
 
 
+def test_a_command_that_can_resume_does_so_when_restarted(place, tmp_path):
+    go = tmp_path / "go"
+    record = jobs.launch("resumable", {"steps": 2, "go": str(go)}, place)
+    wait_until(lambda: read_run(record.path).progress[0] == 2)
+    kill(read_run(record.path))
+    lost = wait_for(record, "lost")
+    assert lost.spec["resume"] is False
+    go.touch()
+    done = wait_for(jobs.restart(lost), "done")
+    assert done.spec["resume"] is True
+    assert [m["step"] for m in done.metrics()] == [1, 2, 1, 2]  # the first attempt's are kept
+
+
+def test_a_run_outlives_the_process_and_the_session_that_started_it(place, tmp_path):
+    """As when the dashboard is stopped with Ctrl-C, or killed, in the middle of a run."""
+    go = tmp_path / "go"
+    code = (
+        "import sys, time, slow_commands\n"
+        "from core import jobs\n"
+        "print(jobs.launch('wait', {'steps': 1, 'go': sys.argv[1]}).id, flush=True)\n"
+        "time.sleep(60)"
+    )
+    argv = [sys.executable, "-c", code, str(go)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as page:
+        record = place.find(page.stdout.readline().strip())
+        wait_until(lambda: read_run(record.path).progress[0] == 1)
+        os.killpg(page.pid, signal.SIGINT)
+        os.killpg(page.pid, signal.SIGKILL)
+    assert read_run(record.path).state == "running"
+    go.touch()
+    assert (wait_for(record, "done").path / "result.csv").is_file()
+
+
 def test_second_and_third_run_on_a_device_queue_in_order(place, tmp_path):
     gates = [tmp_path / f"go{i}" for i in range(3)]
     runs = []

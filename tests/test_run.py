@@ -70,6 +70,15 @@ def test_results_of_an_earlier_run_do_not_mix_with_new_ones(place, tmp_path):
     assert not list((out / ".run").glob("*.tmp"))
 
 
+def test_results_of_another_command_are_not_overwritten_even_when_asked(place, tmp_path):
+    out = tmp_path / "out"
+    assert execute(*wait_command(out, steps=1)) == 0
+    _, spec = wait_command(out, steps=1)
+    with pytest.raises(OutputError, match="holds a run of wait"):
+        execute(commands.get("stubborn"), spec, overwrite=True)
+    assert read_run(out).state == "done"
+
+
 def test_a_failed_run_can_be_run_again_without_overwrite(place, tmp_path):
     out = tmp_path / "out"
     assert execute(*wait_command(out, steps=1, fail="error")) == 2

@@ -82,6 +82,23 @@ def test_damaged_json_reads_as_none(tmp_path, text):
     assert workspace.read_json(tmp_path / "absent.json") is None
 
 
+@pytest.mark.parametrize(
+    "status",
+    ["", "[]", '{"state": 3, "created": "x", "progress": [1], "finished": {}, "pid": "12"}'],
+)
+@pytest.mark.parametrize("spec", ["{}", '{"command": 7, "spec": [1], "argv": 3}'])
+def test_one_damaged_run_harms_no_list(where, status, spec):
+    folder = make(where)
+    (folder / ".run/status.json").write_text(status)
+    (folder / ".run/spec.json").write_text(spec)
+    good = make(where)
+    assert {r.path for r in where.runs()} == {good, folder}
+    record = read_run(folder)
+    assert (record.progress, record.eta_s, record.finished) == ((0, 0, ""), None, None)
+    assert record.started == 0.0
+    assert where.children(record) == []
+
+
 def test_live_runs_are_told_from_lost_ones(where):
     me = processes.identity()
     live = make(where, "running", **me)

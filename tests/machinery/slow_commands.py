@@ -25,6 +25,13 @@ class WaitSpec:
     megabytes: int = option(0, help="Size of the result.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResumableSpec(WaitSpec):
+    """Wait, and go on where an earlier attempt ended."""
+
+    resume: bool = option(False, help="Go on.")
+
+
 def run(spec: WaitSpec, run) -> None:
     """Step, then write result.csv."""
     if spec.device:
@@ -54,8 +61,9 @@ REGISTRY = {
     name: Command(name, __name__, "WaitSpec", "Wait (tests).", grace_s=grace)
     for name, grace in (("wait", 20.0), ("stubborn", 1.0))
 }
+REGISTRY["resumable"] = Command("resumable", __name__, "ResumableSpec", "Wait (tests).")
 
 
 def register() -> None:
-    """Add ``wait`` (20 s of grace) and ``stubborn`` (1 s) to the commands of this process."""
+    """Add ``wait`` (20 s of grace), ``stubborn`` (1 s) and ``resumable`` to this process."""
     COMMANDS.update(REGISTRY)
