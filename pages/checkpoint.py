@@ -13,9 +13,9 @@ from core.ui.prune_view import size
 
 frame.start("Checkpoint")
 name = state.active_checkpoint()
+info = state.inspect(name)
 with st.expander("Another checkpoint"):
     state.picker()
-info = state.inspect(name)
 for warning in info.warnings:
     st.warning(warning)
 
