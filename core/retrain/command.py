@@ -194,7 +194,7 @@ def settings_of(spec: RetrainSpec, sequences: int) -> Settings:
 
 def run(spec: RetrainSpec, run: Run) -> None:
     """Retrain inside a run directory."""
-    from core.retrain.session import retrain
+    from core.retrain.phases import retrain
 
     retrain(spec, run)
 

@@ -19,7 +19,9 @@ from core import checkpoint, families
 from core.checkpoint import DTYPE_BYTES, CheckpointInfo, TensorIndex
 from core.inspect_command import StderrProgress
 from core.retrain import rows
-from core.retrain.command import RetrainSpec, Settings, settings_of
+from core.retrain.batches import sequences
+from core.retrain.command import RetrainSpec, Settings, layout_of, settings_of
+from core.retrain.encoders import FileTokenizer
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""
@@ -36,10 +38,10 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     """
     folder = checkpoint.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
     info = checkpoint.inspect(folder)
-    encoder = rows.FileTokenizer(folder)
+    encoder = FileTokenizer(folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
     settings_of(spec, 1)  # checks the options before the work
-    packs = rows.sequences(found.train, _layout(spec), spec.cutoff, spec.seed)
+    packs = sequences(found.train, layout_of(spec), spec.cutoff, spec.seed)
     held_out = 0 if spec.holdout_data or spec.data == "demo" else len(found.heldout)
     available = found.source_rows - held_out
     scale = max(1.0, available / SAMPLE_ROWS)

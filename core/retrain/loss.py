@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.progress import SILENT, Progress
-from core.retrain.rows import IGNORED, Row, Sequence_
+from core.retrain.batches import Pack
+from core.retrain.rows import IGNORED, Row
 
 TOKENS_AT_ONCE = 4096
 
 
-def collate(batch: Sequence[Sequence_]) -> dict[str, Any]:
+def collate(batch: Sequence[Pack]) -> dict[str, Any]:
     """Return ids and labels [sequences, tokens], position ids if packed, and the token count."""
     lengths = [sum(len(row.ids) for row in rows) for rows in batch]
     width = max(lengths)

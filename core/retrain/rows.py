@@ -1,4 +1,4 @@
-"""From a SOURCE to token rows with labels, held-out rows, packs, and the order of training.
+"""From a SOURCE to token rows with labels: what trains, and what is held out to judge by.
 
 Rows are tokenised here and nowhere else, so that a preview shows exactly what trains. Nothing
 imports torch.
@@ -6,17 +6,15 @@ imports torch.
 
 from __future__ import annotations
 
-import functools
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from core import data
-from core.errors import CheckpointError, DataError, OptionError
+from core.errors import DataError, OptionError
 from core.retrain.command import RetrainSpec
+from core.retrain.encoders import Encoder
 
 IGNORED = -100
 """Label of a token without loss."""
@@ -26,18 +24,6 @@ HOLDOUT_SEED = 402
 _INTRO = "Below is an instruction that describes a task"
 _PAIR = ", paired with an input that provides further context"
 _ASK = ". Write a response that appropriately completes the request."
-
-
-class Encoder(Protocol):
-    """Text to token ids."""
-
-    eos_id: int | None
-
-    def encode(self, text: str) -> list[int]:
-        """Return ids with the tokenizer's own start token and without an end token."""
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token by itself."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +37,6 @@ class Row:
     def items(self) -> int:
         """Number of predicted tokens."""
         return sum(label != IGNORED for label in self.labels)
-
-
-Sequence_ = tuple[Row, ...]
-"""What fills one sequence: a single row, or the rows of a pack."""
 
 
 @dataclass(frozen=True)
@@ -72,72 +54,6 @@ class RowSet:
     """Training rows left out: no predicted token within the cutoff, or also held out."""
     data: dict[str, str]
     heldout_data: dict[str, str]
-
-
-# --- encoders -----------------------------------------------------------------------------------
-
-
-class ModelTokenizer:
-    """A transformers tokenizer as an `Encoder`."""
-
-    def __init__(self, tokenizer: Any, eos_id: int | None = None) -> None:
-        """Wrap ``tokenizer``; ``eos_id`` is used where it names no end token."""
-        self._tokenizer = tokenizer
-        self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
-
-    def encode(self, text: str) -> list[int]:
-        """Return ids with the start token."""
-        ids = list(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token."""
-        return [self._tokenizer.decode([i]) for i in ids]
-
-
-class FileTokenizer:
-    """A folder's tokenizer.json as an `Encoder`, without transformers and torch."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read the folder; raises `CheckpointError` where it has no tokenizer.json."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder} has no tokenizer.json, so its tokens cannot be counted beforehand.",
-                "Save the tokenizer once with transformers, or start without --dry-run.",
-            )
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self.eos_id = self._eos(folder)
-
-    def _eos(self, folder: Path) -> int | None:
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if (folder / name).is_file():
-                token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
-                token = token.get("content") if isinstance(token, dict) else token
-                if token is not None:
-                    return self._tokenizer.token_to_id(token)
-        return config_eos(folder)
-
-    def encode(self, text: str) -> list[int]:
-        """Return ids with the start token."""
-        ids = list(self._tokenizer.encode(text).ids)
-        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token."""
-        return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
-
-
-def config_eos(folder: Path) -> int | None:
-    """Return the end token that config.json names."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    eos = config.get("eos_token_id")
-    return eos[0] if isinstance(eos, list) and eos else eos
-
-
-# --- rows ---------------------------------------------------------------------------------------
 
 
 def prompt_of(row: dict[str, str], template: str) -> str:
@@ -232,7 +148,7 @@ def prepare(
     )
 
 
-def _raw(source: str, kind: str, use: str) -> list[Any]:
+def _raw(source: str, kind: str, use: data.Use) -> list[Any]:
     if kind == "instruction":
         return list(data.instruction_rows(source, use))
     if kind == "text":
@@ -295,65 +211,3 @@ def preview(row: Row, encoder: Encoder) -> list[dict[str, Any]]:
         {"masked": r["masked"], "text": "".join(encoder.pieces(r["ids"])), "tokens": len(r["ids"])}
         for r in runs
     ]
-
-
-# --- sequences and their order ------------------------------------------------------------------
-
-
-def sequences(rows: Sequence[Row], layout: str, cutoff: int, seed: int) -> list[Sequence_]:
-    """Return what fills each sequence: one row (grouped), or several up to ``cutoff`` (packed)."""
-    if layout == "grouped":
-        return [(row,) for row in rows]
-    order = list(rows)
-    random.Random(seed).shuffle(order)
-    packs: list[list[Row]] = []
-    room: list[int] = []
-    open_: list[int] = []
-    for row in order:
-        # Best fit among the last 64 open packs: nearly full packs, rows still in random order.
-        fits = [p for p in open_ if room[p] >= len(row.ids)]
-        if fits:
-            best = min(fits, key=room.__getitem__)
-            packs[best].append(row)
-            room[best] -= len(row.ids)
-        else:
-            packs.append([row])
-            room.append(cutoff - len(row.ids))
-            open_.append(len(packs) - 1)
-        open_ = [p for p in open_ if room[p] > 1][-64:]
-    return [tuple(pack) for pack in packs]
-
-
-class StepPlan:
-    """Which sequences each optimiser step takes; depends on the seed and the step alone.
-
-    Every step has exactly ``batch`` sequences (epochs run into each other), sorted by length and
-    split into ``accumulation`` micro-batches, so that padding stays small and a step's gradient
-    does not depend on the micro-batch.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, accumulation: int, seed: int) -> None:
-        """Plan for sequences of the given ``lengths`` in tokens."""
-        self._lengths = lengths
-        self._batch = batch
-        self._seed = seed
-        self.accumulation = accumulation
-        self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
-        self.step = functools.lru_cache(maxsize=2)(self._step)
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self._lengths)))
-        random.Random(f"retrain {self._seed} {epoch}").shuffle(order)
-        return order
-
-    def indices(self, step: int) -> list[int]:
-        """Return the sequences of a step (counted from 0), in drawn order."""
-        count = len(self._lengths)
-        places = range(step * self._batch, (step + 1) * self._batch)
-        return [self._epoch(place // count)[place % count] for place in places]
-
-    def _step(self, step: int) -> list[list[int]]:
-        chosen = sorted(self.indices(step), key=self._lengths.__getitem__)
-        parts = self.accumulation
-        edges = [len(chosen) * part // parts for part in range(parts + 1)]
-        return [chosen[a:b] for a, b in zip(edges, edges[1:], strict=False)]

@@ -26,11 +26,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from core.errors import Cancelled
 from core.progress import Progress
 from core.retrain import diagnostics
+from core.retrain.batches import Pack, StepPlan
 from core.retrain.command import RetrainSpec, Settings
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
 from core.retrain.recovery import Recovery
-from core.retrain.rows import Sequence_, StepPlan
 from core.workspace import write_json
 
 COMPLETE = "complete.json"
@@ -48,7 +48,7 @@ class Stopped(Exception):
 class MicroBatches(Dataset):
     """All micro-batches of a training, in order: ``steps`` times ``accumulation`` of them."""
 
-    def __init__(self, sequences: Sequence[Sequence_], plan: StepPlan, steps: int) -> None:
+    def __init__(self, sequences: Sequence[Pack], plan: StepPlan, steps: int) -> None:
         """Draw from ``sequences`` as ``plan`` says."""
         self._sequences = sequences
         self._plan = plan
@@ -249,6 +249,8 @@ class StepWatcher(TrainerCallback):
             {
                 "step": state.global_step,
                 "heldout_loss": known,
+                "tokens": self.trainer.tokens,
+                "training_s": self.training_s,
                 "best_step": self.best[0],
                 "best_loss": self.best[1],
             },

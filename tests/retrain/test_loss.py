@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.retrain import loss, rows
+from core.retrain import batches, loss, rows
 from core.retrain.command import RetrainSpec, settings_of
 from core.retrain.recovery import Recovery
 from core.retrain.trainer import MicroBatches, Objective, RetrainTrainer, StepWatcher, arguments
@@ -40,7 +40,7 @@ def model(request, tiny_dir):
 @torch.no_grad()
 def test_packed_rows_do_not_see_each_other(model):
     made = random_rows()
-    packs = rows.sequences(made, "packed", 40, 1)
+    packs = batches.sequences(made, "packed", 40, 1)
     assert max(len(pack) for pack in packs) > 2
     batch = loss.collate(packs)
     logits, targets = loss.predicted_logits(model, batch)
@@ -90,8 +90,8 @@ def trained(folder, tmp_path, made, micro, layout="grouped", teacher=None):
         lr=1e-2, schedule="constant", warmup=0, layout=layout,
     )  # fmt: skip
     settings = settings_of(spec, len(made))
-    packs = rows.sequences(made, layout, 40, 1)
-    plan = rows.StepPlan(
+    packs = batches.sequences(made, layout, 40, 1)
+    plan = batches.StepPlan(
         [sum(len(r.ids) for r in p) for p in packs], 6, settings.accumulation, spec.seed
     )
     model = AutoModelForCausalLM.from_pretrained(folder)

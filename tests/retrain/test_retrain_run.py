@@ -11,7 +11,7 @@ from retrain_helpers import execute, summary
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.retrain import session, trainer
+from core.retrain import session, trainer, weights
 
 LORA = {
     "method": "lora", "template": "plain", "cutoff": 128, "steps": 6, "batch": 6, "micro_batch": 3,
@@ -141,7 +141,7 @@ def test_killed_run_resumes_to_the_same_end(lora, options, tmp_path, monkeypatch
     assert execute(**options, resume=True) == 0
     assert_equal_adapters(out, lora)
     one, other = summary(out), summary(lora)
-    for name in ("heldout_loss_before", "heldout_loss_after", "recovered", "steps"):
+    for name in ("heldout_loss_before", "heldout_loss_after", "recovered", "steps", "tokens"):
         assert one[name] == other[name]
     steps = [
         (line["step"], line["loss"])
@@ -176,6 +176,25 @@ def test_cancel_finishes_the_step_keeps_the_adapter_and_resumes(
     monkeypatch.setattr(trainer.StepWatcher, "on_pre_optimizer_step", usual)
     assert execute(**options, resume=True) == 0
     assert_equal_adapters(out, lora)
+
+
+def test_death_while_writing_results_costs_nothing(lora, options, tmp_path, monkeypatch):
+    def dying(*_):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_adapter", dying)
+        assert execute(**options) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.RetrainTrainer, "training_step", pytest.fail)
+        assert execute(**options, resume=True) == 0
+    out = tmp_path / "run"
+    assert_equal_adapters(out, lora)
+    assert summary(out)["recovered"] == summary(lora)["recovered"]
+    # And resuming what is finished leaves it alone.
+    before = (out / "summary.json").read_bytes()
+    assert execute(**options, resume=True) == 0
+    assert (out / "summary.json").read_bytes() == before
 
 
 def test_resume_with_other_options_is_refused(options, tmp_path, capsys):

@@ -8,7 +8,7 @@ from retrain_helpers import instructions, write_jsonl
 from transformers import AutoTokenizer
 
 from core.errors import DataError, OptionError
-from core.retrain import rows
+from core.retrain import batches, encoders, rows
 from core.retrain.command import RetrainSpec
 
 
@@ -18,7 +18,7 @@ def spec(source, **options):
 
 @pytest.fixture(scope="module")
 def encoder(tiny_gqa):
-    return rows.ModelTokenizer(AutoTokenizer.from_pretrained(tiny_gqa))
+    return encoders.ModelTokenizer(AutoTokenizer.from_pretrained(tiny_gqa))
 
 
 def prepare(encoder, source, **options):
@@ -75,7 +75,7 @@ def test_preview_shows_the_masked_part_as_it_trains(encoder):
 
 
 def test_file_tokenizer_gives_the_same_ids_without_transformers(encoder, tiny_gqa):
-    other = rows.FileTokenizer(tiny_gqa)
+    other = encoders.FileTokenizer(tiny_gqa)
     text = "Ann sees the red ball.\n\n### Response:\nü"
     assert other.encode(text) == encoder.encode(text)
     assert other.eos_id == encoder.eos_id == 2
@@ -105,7 +105,7 @@ def test_long_rows_are_cut_or_left_out_and_counted(encoder, tmp_path):
 
 def test_packs_hold_every_row_once_and_are_full(encoder, texts):
     found = prepare(encoder, texts, cutoff=64)
-    packs = rows.sequences(found.train, "packed", 64, 1)
+    packs = batches.sequences(found.train, "packed", 64, 1)
     sizes = [sum(len(r.ids) for r in pack) for pack in packs]
     assert Counter(r for p in packs for r in p) == Counter(found.train)
     assert max(sizes) <= 64
@@ -114,8 +114,8 @@ def test_packs_hold_every_row_once_and_are_full(encoder, texts):
 
 def test_steps_take_every_sequence_once_an_epoch_whatever_the_micro_batch():
     lengths = [5 + i % 7 for i in range(24)]
-    one = rows.StepPlan(lengths, 8, 2, seed=1)
-    other = rows.StepPlan(lengths, 8, 8, seed=1)
+    one = batches.StepPlan(lengths, 8, 2, seed=1)
+    other = batches.StepPlan(lengths, 8, 8, seed=1)
     seen = Counter()
     for step in range(3):
         parts = one.step(step)
@@ -126,7 +126,7 @@ def test_steps_take_every_sequence_once_an_epoch_whatever_the_micro_batch():
         )
         seen.update(i for p in parts for i in p)
     assert seen == Counter(range(24))
-    assert rows.StepPlan(lengths, 8, 2, seed=2).indices(0) != one.indices(0)
+    assert batches.StepPlan(lengths, 8, 2, seed=2).indices(0) != one.indices(0)
 
 
 def test_exact_ids_are_used_as_they_are(encoder, tmp_path):

@@ -1,0 +1,82 @@
+"""Tokenizers as the rows need them: through transformers, or from the file alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.errors import CheckpointError
+
+
+class Encoder(Protocol):
+    """Text to token ids."""
+
+    eos_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the tokenizer's own start token and without an end token."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token by itself."""
+
+
+class ModelTokenizer:
+    """A transformers tokenizer as an `Encoder`."""
+
+    def __init__(self, tokenizer: Any, eos_id: int | None = None) -> None:
+        """Wrap ``tokenizer``; ``eos_id`` is used where it names no end token."""
+        self._tokenizer = tokenizer
+        self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the start token."""
+        ids = list(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token."""
+        return [self._tokenizer.decode([i]) for i in ids]
+
+
+class FileTokenizer:
+    """A folder's tokenizer.json as an `Encoder`, without transformers and torch."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder; raises `CheckpointError` where it has no tokenizer.json."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json, so its tokens cannot be counted beforehand.",
+                "Save the tokenizer once with transformers, or start without --dry-run.",
+            )
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self.eos_id = self._eos(folder)
+
+    def _eos(self, folder: Path) -> int | None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (folder / name).is_file():
+                token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+                token = token.get("content") if isinstance(token, dict) else token
+                if token is not None:
+                    return self._tokenizer.token_to_id(token)
+        return config_eos(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids with the start token."""
+        ids = list(self._tokenizer.encode(text).ids)
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token."""
+        return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+
+def config_eos(folder: Path) -> int | None:
+    """Return the end token that config.json names."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    eos = config.get("eos_token_id")
+    return eos[0] if isinstance(eos, list) and eos else eos

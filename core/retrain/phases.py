@@ -1,0 +1,269 @@
+"""One retraining from spec to results: measure, train, and write what came of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
+from core.model import dtype_name, peak_memory_mib, reset_peak_memory
+from core.retrain import batches, diagnostics, weights
+from core.retrain.command import RetrainSpec
+from core.retrain.diagnostics import Finding
+from core.retrain.loss import heldout_loss
+from core.retrain.recovery import Recovery
+from core.retrain.session import Session, free_memory, is_out_of_memory, trim_metrics
+from core.retrain.trainer import (
+    COMPLETE,
+    MicroBatches,
+    RetrainTrainer,
+    StepWatcher,
+    Stopped,
+    arguments,
+    complete_checkpoints,
+)
+from core.workspace import read_json, write_text
+
+if TYPE_CHECKING:
+    from core.run import Run
+
+
+def retrain(spec: RetrainSpec, run: Run) -> None:
+    """Carry out one retraining; see the module docstring and docs for the files it writes.
+
+    Raises:
+        InputError: options, data or checkpoints that cannot be used, before anything starts.
+        Cancelled: on request, after the adapter was saved.
+        NotFiniteError, RunError: training did not converge; the last good state was saved.
+        OutOfMemoryError: names the largest micro-batch that fits.
+    """
+    if spec.resume and (read_json(run.path("summary.json")) or {}).get("state") == "done":
+        run.progress.log("This run is finished; there is nothing to resume.")
+        return
+    session = Session(spec, run)
+    resume = session.resume_from()
+    session.measure_dense()
+    while True:
+        reset_peak_memory(session.device)
+        model = session.load()
+        note_gap(session, again=resume is not None)
+        watcher = make_watcher(session, model)
+        stopped = train(session, model, watcher, resume)
+        if stopped is None or stopped.kind != "out-of-memory":
+            break
+        micro = session.settings.micro_batch
+        finding = explain_memory(session, model)
+        del model, watcher
+        free_memory(session.device)
+        if not spec.retry or session.settings.micro_batch == micro:
+            session.note(finding)
+            raise OutOfMemoryError(finding.message, finding.hint)
+        done = complete_checkpoints(session.checkpoints)
+        resume = done[-1][1] if done else None
+        trim_metrics(run.book / "metrics.jsonl", done[-1][0] if done else -1)
+        session.note(finding)
+        session.progress.log(f"Going on with a micro-batch of {session.settings.micro_batch}.")
+    finish(session, model, watcher, stopped)
+
+
+def note_gap(session: Session, *, again: bool) -> None:
+    """Say at the start if the gap is too large for the method; ``again`` is after an interruption."""
+    gap = Recovery(session.dense_loss, session.before, session.before).gap
+    finding = diagnostics.pruned_too_hard(session.spec.method, gap)
+    if finding and finding not in session.findings:
+        session.note(finding, metric=not again)
+
+
+def make_watcher(session: Session, model: Any) -> StepWatcher:
+    """Return the callback that reports, evaluates and saves."""
+
+    def judge() -> float:
+        return heldout_loss(
+            model,
+            session.rows.heldout,
+            session.device,
+            session.precision.compute,
+            session.progress,
+        )
+
+    return StepWatcher(
+        session.settings,
+        session.progress,
+        judge,
+        dense=session.dense_loss,
+        before=session.before,
+        clip=session.spec.clip,
+        memory=lambda: peak_memory_mib(session.device),
+    )
+
+
+def train(
+    session: Session, model: Any, watcher: StepWatcher, resume: Path | None
+) -> Finding | None:
+    """Train to the end, a cancel request or a finding that stops; return that finding."""
+    lengths = [batches.length(sequence) for sequence in session.sequences]
+    settings = session.settings
+    plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
+    micro_batches = MicroBatches(session.sequences, plan, settings.steps)
+    args = arguments(session.spec, settings, session.checkpoints, session.device)
+    trainer = RetrainTrainer(model, args, micro_batches, session.objective())
+    watcher.trainer = trainer
+    trainer.add_callback(watcher)
+    if resume is None:
+        watcher.evaluate(0)
+    else:
+        record = json.loads((resume / COMPLETE).read_text(encoding="utf-8"))
+        watcher.best = (record["best_step"], record["best_loss"])
+        watcher.after = (record["step"], record["heldout_loss"] or session.before)
+        watcher.training_s, trainer.tokens = record["training_s"], record["tokens"]
+        if record["step"] >= settings.steps:  # ended while it wrote its results
+            weights.load_trained(model, resume)
+            trainer.state.global_step = record["step"]
+            return None
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except Stopped as stop:
+        return stop.finding
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Looked into by the caller: here the traceback still holds the activations.
+        return diagnostics.out_of_memory(settings.micro_batch, session.spec.cutoff, 0)
+    return next((f for f in watcher.findings if f.stop), None)
+
+
+def explain_memory(session: Session, model: Any) -> Finding:
+    """Find the largest micro-batch that fits, and set it for another try."""
+    model.zero_grad(set_to_none=True)
+    free_memory(session.device)
+    micro = session.settings.micro_batch
+    fitting = session.largest_micro_batch(model, micro)
+    if fitting:
+        accumulation = -(-session.settings.batch // fitting)
+        session.settings = replace(session.settings, micro_batch=fitting, accumulation=accumulation)
+    return diagnostics.out_of_memory(micro, session.spec.cutoff, fitting)
+
+
+def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding | None) -> None:
+    """Write adapter, merged checkpoint, metrics and summary; then say how it ended."""
+    spec, run = session.spec, session.run
+    kept_step = watcher.after[0] if watcher.after else 0
+    if stopped:
+        kept_step = keep_last_good(session, model, watcher)
+    session.findings += watcher.findings
+    after = watcher.after[1] if watcher.after else session.before
+    result = Recovery(session.dense_loss, session.before, after)
+    if not stopped and not watcher.cancelled:
+        finding = diagnostics.pruned_too_hard(spec.method, result.gap, result.recovered)
+        if finding and result.recovered is not None:
+            session.note(finding)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    steps = watcher.trainer.state.global_step
+    if spec.method == "lora":
+        weights.save_adapter(model, run.path("adapter"))
+    peak = peak_memory_mib(session.device)
+    merged = None
+    # A cancelled run keeps what is quick to write; resuming it writes the rest.
+    if (spec.merge or spec.method != "lora") and not watcher.cancelled:
+        session.teacher = None
+        watcher.trainer.model = watcher.trainer.model_wrapped = None
+        watcher.trainer.optimizer = None
+        free_memory(session.device)
+        merged = weights.merge_and_save(
+            model,
+            session.folder,
+            run.path("merged"),
+            dtype=weights.merged_dtype(spec, session.info.dtype),
+            rows=session.rows.heldout,
+            device=session.device,
+            compute=session.precision.compute,
+        )
+        session.progress.log(
+            f"merged/ is {merged['dtype']}; its logits differ by at most "
+            f"{merged['max_logit_difference']:.2g} from the trained model's."
+        )
+    write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
+    if watcher.cancelled:
+        raise Cancelled("Cancelled on request.", "--resume goes on from here.")
+    if stopped:
+        kind = NotFiniteError if stopped.kind == "nan" else RunError
+        raise kind(stopped.message, f"The state of step {kept_step} was kept. {stopped.hint}")
+    shutil.rmtree(session.checkpoints, ignore_errors=True)
+
+
+def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:
+    """Put the best evaluated state back (the start, if nothing was better); return its step."""
+    step, loss = watcher.best
+    folder = session.checkpoints / f"checkpoint-{step}"
+    if step and (folder / COMPLETE).is_file():
+        weights.load_trained(model, folder)
+    else:
+        step, loss = 0, session.before
+        weights.reset(model, session.folder)
+    watcher.after = (step, loss)
+    return step
+
+
+def write_results(
+    session: Session,
+    watcher: StepWatcher,
+    result: Recovery,
+    steps: int,
+    kept_step: int,
+    trainable: int,
+    peak: float,
+    merged: dict[str, Any] | None,
+    stopped: Finding | None,
+) -> None:
+    """Write metrics.jsonl and summary.json."""
+    spec, run, trainer = session.spec, session.run, watcher.trainer
+    metrics = run.book / "metrics.jsonl"
+    if metrics.is_file():
+        write_text(run.path("metrics.jsonl"), metrics.read_text(encoding="utf-8"))
+    state = "cancelled" if watcher.cancelled else "stopped" if stopped else "done"
+    compute = session.precision.compute or session.precision.weights
+    run.write_json(
+        "summary.json",
+        {
+            "state": state,
+            "method": spec.method,
+            "checkpoint": spec.checkpoint,
+            "dense": session.dense_name,
+            **result.summary(),
+            "measured_at_step": watcher.after[0] if watcher.after else 0,
+            "kept_step": steps if state != "stopped" else kept_step,
+            "steps": steps,
+            "settings": asdict(session.settings),
+            "loss_last_step": watcher.last_loss,
+            "trainable_parameters": trainable,
+            "parameters": session.info.parameters,
+            "tokens": trainer.tokens,
+            "training_s": watcher.training_s,
+            "tokens_per_s": trainer.tokens / watcher.training_s if watcher.training_s else None,
+            "seconds": time.time() - session.started,
+            "peak_memory_mib": peak,
+            "device": str(session.device),
+            "dtype": dtype_name(session.precision.weights),
+            "compute_dtype": dtype_name(compute),
+            "seed": spec.seed,
+            "data": {
+                **session.rows.data,
+                "kind": session.rows.kind,
+                "rows": len(session.rows.train),
+                "cut": session.rows.cut,
+                "dropped": session.rows.dropped,
+                "sequences": len(session.sequences),
+            },
+            "heldout": {
+                **session.rows.heldout_data,
+                "rows": len(session.rows.heldout),
+                "tokens": sum(row.items for row in session.rows.heldout),
+            },
+            "merged": merged,
+            "findings": [finding.to_dict() for finding in session.findings],
+        },
+    )
