@@ -71,7 +71,7 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
 
 
 def note_gap(session: Session, *, again: bool) -> None:
-    """Say at the start if the gap is too large for the method; ``again`` is after an interruption."""
+    """Say at the start if the gap is too large; ``again``: the metrics already have it."""
     gap = Recovery(session.dense_loss, session.before, session.before).gap
     finding = diagnostics.pruned_too_hard(session.spec.method, gap)
     if finding and finding not in session.findings:
