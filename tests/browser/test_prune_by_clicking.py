@@ -41,11 +41,23 @@ def wait_for_run(server, command, known=(), seconds=90):
 
 
 def click_bar(visitor, block):
-    """Click the bar of a block in the first chart, as a visitor would."""
+    """Click the bar of a block in the first chart, and wait until it is redrawn as toggled."""
+    wanted = sorted(set(dropped(visitor)) ^ {block})
+    # The drawn bar reaches below the axis, so the click goes just above the plot's lower edge.
+    area = visitor.page.locator(".js-plotly-plot").first.locator(".nsewdrag").first
+    area.scroll_into_view_if_needed()
     bar = visitor.page.locator(".plotly .barlayer .trace").first.locator(".point path").nth(block)
-    bar.scroll_into_view_if_needed()
-    box = bar.bounding_box()
-    visitor.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] - 4)
+    inside, box = area.bounding_box(), bar.bounding_box()
+    visitor.page.mouse.click(box["x"] + box["width"] / 2, inside["y"] + inside["height"] - 6)
+    visitor.page.wait_for_function(
+        """wanted => {
+            const chart = document.querySelector(".js-plotly-plot");
+            const bars = chart && chart.data ? chart.data[0].customdata : [];
+            const found = bars.filter(b => b[1] === "dropped").map(b => b[0]);
+            return JSON.stringify(found) === JSON.stringify(wanted);
+        }""",
+        arg=wanted,
+    )
     visitor.settle()
 
 
