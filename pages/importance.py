@@ -16,8 +16,11 @@ from core.ui import frame, prune_view, runs, state, widgets
 from core.workspace import RunRecord
 
 
-def launcher(name: str) -> None:
-    """Draw the settings, what they will take, the command, and the button."""
+def launcher(name: str) -> str:
+    """Draw the settings, what they will take, the command, and the button.
+
+    Returns the id of the run to watch; empty where there is none.
+    """
     kept = state.take_settings("importance")
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
     text = widgets.fields(
@@ -58,8 +61,7 @@ def launcher(name: str) -> None:
         if record:
             st.session_state["importance_run"] = record.id
             st.rerun()
-    shown = same[0].id if same else st.session_state.get("importance_run", "")
-    runs.show(shown)
+    return same[0].id if same else st.session_state.get("importance_run", "")
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -88,10 +90,49 @@ def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
     st.subheader("Perplexity without each block")
     values, dense = blocks["ppl"].tolist(), summary.get("dense_ppl")
     top = charts.useful_top(values, dense)
-    zoom = bool(top) and st.toggle("Zoom to the useful band", help="Cuts the highest bars off.")
+    zoom = bool(top) and st.toggle(
+        "Zoom to the useful band", key="zoom_bars", help="Cuts the highest bars off."
+    )
     figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
     st.plotly_chart(figure, key="ppl_bars", alt="Perplexity without each block.")
     st.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
+
+
+def by_row(samples: pd.DataFrame, note: str) -> None:
+    """Draw the perplexity of every calibration row without each block."""
+    st.subheader("Perplexity by calibration row")
+    table = charts.row_perplexity(samples)
+    top = charts.useful_top(table.to_numpy().ravel().tolist(), None)
+    zoom = bool(top) and st.toggle(
+        "Colours for the useful band",
+        value=True,
+        key="zoom_rows",
+        help="Blocks without which nothing works share the scale's last colour.",
+    )
+    figure = charts.sample_heatmap(samples, top=top if zoom else None)
+    st.plotly_chart(figure, key="samples", alt="Perplexity of each row without each block.")
+    st.caption(
+        f"{note} Compare with the dense row on top: a cell of the same colour means that this "
+        "text hardly needs the block."
+    )
+
+
+def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
+    """Draw a download of every table; files are read when asked for."""
+    st.caption("Download")
+    with st.container(horizontal=True):
+        for file in ("blocks.csv", "weights.csv", "samples.csv", "angular.csv"):
+            path = record.path / file
+            if path.is_file():
+                st.download_button(file, path.read_bytes, file, "text/csv", on_click="ignore")
+        if len(charts.scored_columns(blocks)) > 1:
+            st.download_button(
+                "agreement.csv",
+                lambda: charts.rank_agreement(blocks).to_csv(index_label="criterion"),
+                "agreement.csv",
+                "text/csv",
+                on_click="ignore",
+            )
 
 
 def results(record: RunRecord) -> None:
@@ -112,9 +153,7 @@ def results(record: RunRecord) -> None:
     samples, weights = read(record, "samples.csv"), read(record, "weights.csv")
     angular = read(record, "angular.csv")
     if samples is not None:
-        st.subheader("Perplexity by calibration row")
-        st.plotly_chart(charts.sample_heatmap(samples), key="samples", alt="Block x row.")
-        st.caption(f"{note} Rows of even colour: the block matters the same for every text.")
+        by_row(samples, note)
     for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
         if weights is not None and weights[column].notna().all():
             st.subheader(f"{title} by module")
@@ -141,12 +180,7 @@ def results(record: RunRecord) -> None:
         )
         st.caption(f"{note} Spearman's rank correlation: 1 is the same order of blocks.")
     st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
-    with st.container(horizontal=True):
-        for file in ("blocks.csv", "weights.csv", "samples.csv", "angular.csv"):
-            if (record.path / file).is_file():
-                st.download_button(
-                    file, (record.path / file).read_bytes(), file, "text/csv", on_click="ignore"
-                )
+    downloads(record, blocks)
     frame.link("prune", "Next: choose blocks to drop")
 
 
@@ -155,9 +189,10 @@ name = state.active_checkpoint()
 info = state.inspect(name)
 found = prune_view.scored_runs(state.workspace(), info)
 with st.expander("New run", expanded=not found, icon=":material/tune:"):
-    launcher(name)
+    watched = launcher(name)
+runs.show(watched)
 if found:
-    record = runs.pick("importance", found, "Results of")
+    record = runs.pick("importance", found, "Results of", newest=watched, name=prune_view.label_of)
     if record:
         results(record)
 else:

@@ -64,5 +64,4 @@ def parameter_bars(info: CheckpointInfo) -> go.Figure:
         title="block", type="category", categoryorder="array", categoryarray=x, tickvals=ticks
     )
     figure.update_yaxes(title="parameters", tickformat="~s")
-    figure.update_layout(**palette.layout(340), barmode="stack", bargap=0.12)
-    return figure
+    return palette.dress(figure, 340, barmode="stack", bargap=0.12)

@@ -13,6 +13,8 @@ from plotly.subplots import make_subplots
 from core.charts import palette
 from core.charts.prune import log_axis
 
+MOST_NLL = 700.0
+"""Where the exponential would leave the range of floating-point numbers."""
 MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
 """Modules of a block in the order of computing."""
 LABELS = {
@@ -92,13 +94,8 @@ def perplexity_bars(
                 },
             )
     if dense_ppl:
-        figure.add_hline(
-            y=dense_ppl,
-            line={"dash": "dash", "width": 2, "color": "#888888"},
-            annotation={"text": f"dense {dense_ppl:,.4g}", "font": {"size": 13}},
-            annotation_position="top right",
-        )
-    known = [v for v in (*values, dense_ppl) if v]
+        palette.dense_line(figure, dense_ppl, log=log)
+    known = [v for v in (*values, dense_ppl) if v and math.isfinite(v)] or [1.0]
     if log:
         axis = log_axis(known)
         if top and axis:
@@ -112,10 +109,7 @@ def perplexity_bars(
             title="perplexity without the block", range=[max(0.0, low - room), high + room]
         )
     figure.update_xaxes(title="block", dtick=block_ticks(len(values)), showgrid=False)
-    figure.update_layout(
-        **palette.layout(380), bargap=0.15, clickmode="event+select", dragmode=False
-    )
-    return figure
+    return palette.dress(figure, 380, bargap=0.15, clickmode="event+select", dragmode=False)
 
 
 def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:
@@ -131,30 +125,48 @@ def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None
     return max(top, 1.05 * (dense_ppl or 0)) if finite[-1] > top else None
 
 
-def sample_heatmap(samples: pd.DataFrame) -> go.Figure:
-    """Draw perplexity of each calibration row (x) without each block (y; dense on top)."""
+def row_perplexity(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return perplexity by block left out (rows; -1 is dense) and calibration row (columns)."""
     table = samples.pivot(index="block", columns="sample", values="nll").sort_index()
-    perplexity = table.map(math.exp)
-    logs = table / math.log(10)
+    return table.clip(upper=MOST_NLL).map(math.exp)
+
+
+def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Figure:
+    """Draw perplexity of each calibration row (x) without each block (y; dense on top).
+
+    Colours are logarithmic. ``top`` ends the scale there, so that the few blocks without which
+    nothing works do not hide the others; hovering tells the value all the same.
+    """
+    perplexity = row_perplexity(samples)
+    logs = perplexity.map(math.log10)
     names = ["dense" if block < 0 else str(block) for block in perplexity.index]
-    low, high = float(logs.min().min()), float(logs.max().max())
-    ticks = [10 ** (low + (high - low) * i / 4) for i in range(5)]
+    low = float(logs.min().min())
+    high = math.log10(top) if top else float(logs.max().max())
+    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    words = [palette.number(10**t) for t in ticks]
     figure = go.Figure(
         go.Heatmap(
             z=logs.to_numpy().tolist(),
+            zmin=low,
+            zmax=high,
             customdata=perplexity.to_numpy().tolist(),
             x=[str(c) for c in perplexity.columns],
             y=names,
             colorscale=palette.SCALE,
             colorbar={
                 "title": "perplexity",
-                "tickvals": [math.log10(t) for t in ticks],
-                "ticktext": [f"{t:,.3g}" for t in ticks],
+                "tickvals": ticks,
+                "ticktext": [*words[:-1], f"{words[-1]} or more" if top else words[-1]],
             },
             hovertemplate="without block %{y}, row %{x}: %{customdata:,.4g}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="calibration row", type="category")
+    columns = len(perplexity.columns)
+    figure.update_xaxes(
+        title="calibration row",
+        type="category",
+        tickvals=[str(c) for c in perplexity.columns[:: block_ticks(columns)]],
+    )
     step = block_ticks(len(names))
     figure.update_yaxes(
         title="block left out",
@@ -162,8 +174,7 @@ def sample_heatmap(samples: pd.DataFrame) -> go.Figure:
         autorange="reversed",
         tickvals=[n for i, n in enumerate(names) if i == 0 or (i - 1) % step == 0],
     )
-    figure.update_layout(**palette.layout(min(900, 160 + 16 * len(names))))
-    return figure
+    return palette.dress(figure, min(900, 160 + 17 * len(names)))
 
 
 def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool = False) -> Any:
@@ -193,7 +204,8 @@ def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool 
         shown = table.clip(lower=tiny).map(math.log10)
         low, high = float(shown.min().min()), float(shown.max().max())
         ticks = [low + (high - low) * i / 4 for i in range(5)]
-        bar = {"title": column, "tickvals": ticks, "ticktext": [f"{10**t:.3g}" for t in ticks]}
+        words = [palette.number(10**t) for t in ticks]
+        bar = {"title": column, "tickvals": ticks, "ticktext": words}
     figure.add_heatmap(
         z=shown.to_numpy().tolist(),
         customdata=table.to_numpy().tolist(),
@@ -208,8 +220,7 @@ def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool 
     figure.update_yaxes(title=f"{column}, sum", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), row=2, col=1)
-    figure.update_layout(**palette.layout(440))
-    return figure
+    return palette.dress(figure, 460)
 
 
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:
@@ -250,10 +261,11 @@ def angular_triangle(angular: pd.DataFrame) -> go.Figure:
         hoverinfo="skip",
     )
     step = block_ticks(len(table.index))
-    figure.update_xaxes(title="first block of the cut", dtick=step)
-    figure.update_yaxes(title="blocks in the cut", dtick=step)
-    figure.update_layout(**palette.layout(min(760, 240 + 14 * len(table.index))))
-    return figure
+    across, up = int(table.columns.max()), int(table.index.max())
+    figure.update_xaxes(title="first block of the cut", dtick=step, range=[-0.5, across + 0.5])
+    figure.update_yaxes(title="blocks in the cut", dtick=step, range=[0.5, up + 0.5])
+    height = min(760, 240 + 14 * len(table.index))
+    return palette.dress(figure, height, showlegend=True)
 
 
 def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
@@ -268,8 +280,7 @@ def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
     )
     figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), showgrid=False)
     figure.update_yaxes(title=LABELS.get(column, column))
-    figure.update_layout(**palette.layout(320))
-    return figure
+    return palette.dress(figure, 320)
 
 
 def scored_columns(blocks: pd.DataFrame) -> list[str]:
@@ -301,5 +312,4 @@ def agreement_heatmap(blocks: pd.DataFrame) -> go.Figure:
         )
     )
     figure.update_yaxes(autorange="reversed")
-    figure.update_layout(**palette.layout(360))
-    return figure
+    return palette.dress(figure, 380)

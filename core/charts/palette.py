@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import plotly.graph_objects as go
 
 KEPT = "#0072B2"
 DROPPED = "#D55E00"
@@ -29,3 +32,37 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
         "legend": {"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0},
         **more,
     }
+
+
+def dress(figure: go.Figure, height: int, **more: Any) -> go.Figure:
+    """Give a figure the common layout, and axes that can be read on a projector; returns it."""
+    figure.update_layout(**layout(height, **more))
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(tickfont={"size": FONT_SIZE}, title_font={"size": FONT_SIZE + 1})
+    return figure
+
+
+def number(value: float) -> str:
+    """Return a value of a scale as people write it: 7,904 or 0.0138, no powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def dense_line(figure: go.Figure, value: float, *, log: bool) -> None:
+    """Draw the dense perplexity as a dashed line that shows on bars and on both themes.
+
+    Plotly places a line's label on a log axis by its logarithm, the line itself by its value.
+    """
+    for dash, width, colour in (("solid", 4, "#FFFFFF"), ("dash", 2, "#333333")):
+        figure.add_hline(y=value, line={"dash": dash, "width": width, "color": colour})
+    figure.add_annotation(
+        xref="paper",
+        x=1,
+        xanchor="right",
+        yref="y",
+        y=math.log10(value) if log else value,
+        yanchor="bottom",
+        yshift=4,
+        text=f"dense {value:,.4g}",
+        font={"size": FONT_SIZE},
+        showarrow=False,
+    )

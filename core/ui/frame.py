@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import streamlit as st
 
 from core.ui import machine, state
-
-ICON = Path(__file__).with_name("icon.png")
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),

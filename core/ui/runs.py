@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -105,19 +106,29 @@ def _finished(record: RunRecord) -> None:
             st.rerun()
 
 
-def pick(command: str, records: list[RunRecord], label: str) -> RunRecord | None:
-    """Draw a choice among ``records`` (kept in the address as ``?run=``) and return it."""
+def pick(
+    command: str,
+    records: list[RunRecord],
+    label: str,
+    *,
+    newest: str = "",
+    name: Callable[[RunRecord], str] = lambda record: record.name,
+) -> RunRecord | None:
+    """Draw a choice among ``records`` (kept in the address as ``?run=``) and return it.
+
+    ``newest`` is the run that was just started here: it is shown once when it turns up.
+    """
     if not records:
         return None
     by_id = {r.id: r for r in records}
     key = f"pick_{command}"
     asked = st.query_params.get("run", "")
-    if asked in by_id and st.session_state.get(f"{key}_seen") != asked:
+    if newest in by_id and st.session_state.get(f"{key}_newest") != newest:
+        st.session_state[key] = st.session_state[f"{key}_newest"] = newest
+    elif asked in by_id and st.session_state.get(f"{key}_seen") != asked:
         st.session_state[key] = asked
     if st.session_state.get(key) not in by_id:
         st.session_state[key] = next(iter(by_id))
-    chosen = st.selectbox(
-        label, list(by_id), key=key, format_func=lambda run: f"{by_id[run].name} ({command})"
-    )
+    chosen = st.selectbox(label, list(by_id), key=key, format_func=lambda run: name(by_id[run]))
     st.session_state[f"{key}_seen"] = st.query_params["run"] = chosen
     return by_id[chosen]
