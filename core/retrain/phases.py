@@ -119,7 +119,8 @@ def train(
         record = json.loads((resume / COMPLETE).read_text(encoding="utf-8"))
         watcher.best = (record["best_step"], record["best_loss"])
         watcher.after = (record["step"], record["heldout_loss"] or session.before)
-        watcher.training_s, trainer.tokens = record["training_s"], record["tokens"]
+        watcher.training_s = float(record.get("training_s") or 0.0)
+        trainer.tokens = int(record.get("tokens") or 0)
         if record["step"] >= settings.steps:  # ended while it wrote its results
             weights.load_trained(model, resume)
             trainer.state.global_step = record["step"]

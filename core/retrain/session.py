@@ -193,12 +193,13 @@ class Session:
             return
         declared = checkpoint.read_config(self.dense_folder / "config.json")
         held = precision(self.spec, self.device, declared)
-        dtype = held.compute or held.weights
-        model = load_model(self.dense_folder, self.device, dtype)
-        self.dense_loss = heldout_loss(model, self.rows.heldout, self.device, None, self.progress)
+        model = load_model(self.dense_folder, self.device, held.weights)
+        self.dense_loss = heldout_loss(
+            model, self.rows.heldout, self.device, held.compute, self.progress
+        )
         self.progress.log(f"Dense model: held-out loss {self.dense_loss:.4f}.")
         if self.spec.distil:
-            self.teacher = model
+            self.teacher = model.to(held.compute or held.weights)
 
     def load(self) -> Any:
         """Load the pruned model, measure it, and make it ready to train."""
