@@ -1,0 +1,167 @@
+"""Addresses, sessions, restarts, fast clicks and the keyboard, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from core.ui.frame import PAGES
+
+PILLS = '[data-testid="stButtonGroup"]'
+
+
+def pressed(visitor):
+    """Return the blocks whose pills are pressed."""
+    pills = visitor.page.get_by_role("group", name=re.compile("Blocks that plan"))
+    names = pills.locator('button[aria-checked="true"], button[aria-pressed="true"]')
+    return [int(name) for name in names.all_inner_texts()]
+
+
+def pill(visitor, block):
+    """Return the pill of a block."""
+    main = visitor.page.get_by_test_id("stMain").locator(PILLS)
+    return main.get_by_text(str(block), exact=True).last
+
+
+def wait_for_address(visitor, drop):
+    """Wait until the address names the blocks ``drop``."""
+    text = "%2C".join(map(str, drop))
+    visitor.page.wait_for_url(lambda url: f"drop={text}" in url.replace(",", "%2C"))
+    visitor.settle()
+
+
+def runs_of(server, command):
+    return sorted(server.workspace.glob(f"{command}-*"))
+
+
+def state_of(run):
+    return json.loads((run / ".run" / "status.json").read_text())["state"]
+
+
+def wait_for_state(run, states, seconds=90):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        if state_of(run) in states:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{run.name} is {state_of(run)}, not {states}")
+
+
+def test_a_cold_deep_link_keeps_its_query_and_the_frame(visit, server, tiny_gqa):
+    server.stop()
+    server.start()
+    visitor = visit()
+    visitor.open(f"/prune?drop=3,1&b=2&model={tiny_gqa}")
+    visitor.page.get_by_role("heading", name="Create the variant").wait_for()
+    visitor.settle()
+    links = visitor.page.get_by_test_id("stSidebar").get_by_role("link").all_inner_texts()
+    assert [label for _, label, _ in PAGES.values()] == [t.split("\n")[-1] for t in links[:5]]
+    wait_for_address(visitor, (3, 1))
+    main = visitor.page.get_by_test_id("stMain").inner_text()
+    assert "--drop 3,1" in main
+    strip = visitor.chart(-1)["data"]
+    found = {bar["name"]: [c[0] for c in bar["customdata"] if c[2] == "dropped"] for bar in strip}
+    assert found == {"A": [1, 3], "B": [2]}
+
+
+def test_two_sessions_do_not_disturb_each_other(visit, tiny_gqa):
+    one, two = visit(), visit()
+    one.open(f"/prune?drop=1&model={tiny_gqa}")
+    two.open(f"/prune?drop=2&model={tiny_gqa}")
+    pill(one, 3).click()
+    wait_for_address(one, (1, 3))
+    pill(two, 0).click()
+    wait_for_address(two, (2, 0))
+    one.page.get_by_text("Copy A to B").click()
+    one.settle()
+    assert "--drop 1,3" in one.page.get_by_test_id("stMain").inner_text()
+    assert "--drop 2,0" in two.page.get_by_test_id("stMain").inner_text()
+
+
+def test_blocks_are_chosen_by_keyboard(visit, tiny_gqa):
+    visitor = visit()
+    visitor.open(f"/prune?model={tiny_gqa}")
+    pill(visitor, 2).wait_for()
+    button = visitor.page.get_by_test_id("stMain").locator(PILLS).locator("button")
+    button.get_by_text("2", exact=True).last.locator("xpath=ancestor::button").focus()
+    visitor.page.keyboard.press("Space")
+    wait_for_address(visitor, (2,))
+    assert "--drop 2" in visitor.page.get_by_test_id("stMain").inner_text()
+
+
+def test_a_selection_survives_other_pages(visit, tiny_gqa):
+    visitor = visit()
+    visitor.open(f"/prune?drop=3&model={tiny_gqa}")
+    pill(visitor, 1).click()
+    wait_for_address(visitor, (3, 1))
+    for name in ("Jobs", "Prune"):
+        visitor.page.get_by_test_id("stSidebar").get_by_role("link", name=name).click()
+        visitor.page.get_by_role("heading", name=name, exact=True).wait_for()
+        visitor.settle()
+    wait_for_address(visitor, (3, 1))
+
+
+def test_two_fast_clicks_start_one_run(visit, server, tiny_gqa):
+    before = runs_of(server, "prune")
+    visitor = visit()
+    visitor.open(f"/prune?drop=1,2&model={tiny_gqa}")
+    visitor.page.get_by_role("button", name="Create the variant").dblclick()
+    visitor.page.get_by_text("AutoModelForCausalLM.from_pretrained").wait_for()
+    visitor.settle()
+    new = [run for run in runs_of(server, "prune") if run not in before]
+    assert len(new) == 1
+    assert state_of(new[0]) == "done"
+
+
+def test_a_run_outlives_the_dashboard(visit, server, tiny_dir):
+    folder = tiny_dir("gqa", num_hidden_layers=12)
+    before = runs_of(server, "importance")
+    visitor = visit()
+    visitor.open(f"/importance?model={folder}")
+    visitor.page.locator('input[aria-label="Samples"]').fill("64")
+    visitor.page.keyboard.press("Tab")
+    visitor.settle()
+    visitor.page.get_by_role("button", name="Score the blocks").click()
+    deadline = time.time() + 30
+    while len(runs_of(server, "importance")) == len(before) and time.time() < deadline:
+        time.sleep(0.1)
+    (run,) = [r for r in runs_of(server, "importance") if r not in before]
+    server.stop()
+    assert state_of(run) in ("starting", "queued", "running")
+    visitor.close()
+    server.start()
+    wait_for_state(run, ("done",))
+    again = visit()
+    again.open(f"/jobs?run={run.name}")
+    card = again.page.get_by_test_id("stMain")
+    card.get_by_text(run.name).first.wait_for()
+    assert "done" in card.inner_text()
+    again.open(f"/importance?model={folder}&run={run.name}")
+    again.page.get_by_role("heading", name="Perplexity without each block").wait_for()
+
+
+@pytest.mark.parametrize("blocks", [2, 126])
+def test_no_page_complains_from_2_to_126_blocks(visit, server, tiny_dir, blocks):
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    folder = tiny_dir("gqa", num_hidden_layers=blocks, **size)
+    out = server.workspace / f"scores-{blocks}"
+    server.command(
+        *("importance", str(folder), "--out", str(out)),
+        *("--samples", "1", "--length", "8", "--device", "cpu"),
+    )
+    visitor = visit()
+    for page, heading in (
+        ("checkpoint", "Where the parameters are"),
+        ("importance", "All scores"),
+        ("prune", "Create the variant"),
+        ("jobs", "Jobs"),
+    ):
+        query = "&drop=1" if page == "prune" else ""
+        visitor.open(f"/{page}?model={folder}{query}")
+        visitor.page.get_by_role("heading", name=heading).wait_for()
+        visitor.settle()
+        visitor.check()
+        assert visitor.page.get_by_test_id("stAlertContentError").count() == 0

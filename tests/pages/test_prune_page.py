@@ -1,0 +1,137 @@
+"""The Prune page without a browser: what it shows against the CSV files and plain arithmetic."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import checkpoint, workspace
+from core.prune.plan import choose
+from core.prune.scores import load
+
+ROOT = Path(__file__).parents[2]
+PPL = [90.0, 9.5, 8.0, 8.25, 20.0]
+DENSE = 7.5
+
+
+@pytest.fixture
+def scored(tmp_path, monkeypatch, tiny_gqa):
+    """A workspace with one finished importance run of the tiny checkpoint."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
+    folder = tmp_path / "scores"
+    (folder / ".run").mkdir(parents=True)
+    spec = {"checkpoint": str(tiny_gqa), "out": str(folder)}
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "importance", "spec": spec})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    text = {"calibration": "demo", "samples": 4, "length": 32, "seed": 7, "dtype": "float32"}
+    key = checkpoint.inspect(tiny_gqa).key
+    summary = {"checkpoint_key": key, "dense_ppl": DENSE, "device": "cpu", **text}
+    workspace.write_json(folder / "summary.json", summary)
+    columns = ("block", "ppl", "taylor")
+    rows = [(b, p, 10.0 - b) for b, p in enumerate(PPL)]
+    workspace.write_csv(folder / "blocks.csv", columns, rows)
+    return folder
+
+
+def open_page(tiny_gqa, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in {"model": str(tiny_gqa), **query}.items():
+        at.query_params[name] = value
+    at.switch_page("pages/prune.py").run()
+    assert not at.exception, at.exception
+    return at
+
+
+def figure(at, number):
+    return json.loads(at.get("plotly_chart")[number].proto.spec)
+
+
+def command(at):
+    return next(c.value for c in at.code if " prune " in c.value)
+
+
+def cell(at, fact, column):
+    return at.table[0].value.loc[fact, column]
+
+
+def test_bars_are_the_numbers_of_the_csv_file(scored, tiny_gqa):
+    at = open_page(tiny_gqa, drop="3,2")
+    bars = figure(at, 0)["data"][0]
+    with (scored / "blocks.csv").open() as handle:
+        values = [float(row["ppl"]) for row in csv.DictReader(handle)]
+    assert bars["y"] == values == PPL
+    assert [b for b, kind in bars["customdata"] if kind == "dropped"] == [2, 3]
+    assert [b for b, kind in bars["customdata"] if kind == "protected"] == [0, 4]
+    assert command(at).startswith(f"python -m core prune {tiny_gqa} --drop 3,2 ")
+
+
+def test_sizes_follow_the_selection(scored, tiny_gqa):
+    at = open_page(tiny_gqa, drop="3")
+    info = checkpoint.inspect(tiny_gqa)
+    left = info.parameters - info.block_parameters[3]
+    assert cell(at, "parameters", "plan A") == f"{left:,}"
+    assert cell(at, "perplexity", "plan A") == f"{PPL[3]:.4g} (measured)"
+    at.button_group(key="pad_pills").set_value([3, 1]).run()
+    left -= info.block_parameters[1]
+    assert cell(at, "parameters", "plan A") == f"{left:,}"
+    both = math.exp(math.log(PPL[3]) + math.log(PPL[1]) - math.log(DENSE))
+    assert cell(at, "perplexity", "plan A") == f"{both:.4g} (estimated)"
+    assert "--drop 3,1 " in command(at)
+    assert at.query_params["drop"] in ("3,1", ["3,1"])
+
+
+def test_the_slider_takes_the_criterions_plan(scored, tiny_gqa):
+    at = open_page(tiny_gqa, criterion="taylor")
+    at.select_slider(key="pad_count").set_value(2).run()
+    wanted = choose(load(scored), "taylor", count=2).drop
+    assert f"--drop {wanted[0]},{wanted[1]} " in command(at)
+
+
+@pytest.mark.parametrize(
+    ("drop", "sentence"),
+    [
+        ("0-4", "All 5 blocks are selected."),
+        ("9", "There is no block 9: the checkpoint has 5 blocks."),
+        ("", "No blocks are selected."),
+        ("x", "'x' is not a whole number or a range."),
+    ],
+)
+def test_what_cannot_be_dropped_is_told_as_on_the_command_line(scored, tiny_gqa, drop, sentence):
+    at = open_page(tiny_gqa, drop=drop)
+    shown = " ".join(e.value for e in (*at.error, *at.info))
+    assert sentence in shown
+    button = next(b for b in at.button if b.label == "Create the variant")
+    assert button.disabled
+
+
+def test_a_measured_curve_is_told_from_an_estimate(scored, tiny_gqa, tmp_path):
+    at = open_page(tiny_gqa, drop="2,3")
+    names = [trace["name"] for trace in figure(at, 1)["data"]]
+    assert names == ["ppl, measured", "ppl, estimated", "plan A, estimated"]
+    folder = tmp_path / "curve-1"
+    (folder / ".run").mkdir(parents=True)
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "curve", "spec": {}})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 2.0})
+    drops = {"ppl 1": [2], "ppl 2": [2, 3], "ppl 3": [2, 3, 1]}
+    summary = workspace.read_json(scored / "summary.json")
+    workspace.write_json(folder / "summary.json", {**summary, "drops": drops})
+    rows = [("ppl", 0, 7.5), ("ppl", 1, 8.0), ("ppl", 2, 11.25), ("ppl", 3, 30.5)]
+    workspace.write_csv(folder / "curve.csv", ("criterion", "count", "ppl"), rows)
+    at = open_page(tiny_gqa, drop="2,3")
+    traces = figure(at, 1)["data"]
+    assert [t["name"] for t in traces] == ["ppl, measured", "plan A, measured"]
+    assert traces[0]["y"] == [7.5, 8.0, 11.25, 30.5]
+    assert (traces[1]["x"], traces[1]["y"]) == ([2], [11.25])
+
+
+def test_without_scores_blocks_are_chosen_by_hand(tmp_path, monkeypatch, tiny_gqa):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
+    at = open_page(tiny_gqa, drop="1")
+    assert cell(at, "perplexity", "plan A") == "not known"
+    strip = figure(at, 0)["data"][0]
+    assert [c[0] for c in strip["customdata"] if c[2] == "dropped"] == [1]
