@@ -38,14 +38,14 @@ tiles[3].metric(f"Weights, {info.dtype}", weights, border=True)
 st.subheader("Next step")
 if not scored:
     st.markdown("Measure what every block is worth. It takes seconds on a small model.")
-    frame.link("importance", "Score the blocks")
+    frame.step("importance", "Score the blocks")
 elif not pruned:
     st.markdown("The blocks are scored. Choose the ones to drop, and see what it costs.")
-    frame.link("prune", "Choose blocks to drop")
+    frame.step("prune", "Choose blocks to drop")
 else:
     st.markdown(
-        f"{len(pruned)} pruned checkpoint(s) so far, the last one `{pruned[0].name}`. "
-        "Compare another choice, or load what you have."
+        f"{len(pruned)} pruned {'checkpoint' if len(pruned) == 1 else 'checkpoints'} so far, "
+        f"the last one `{pruned[0].name}`. Compare another choice, or load what you have."
     )
     with st.container(horizontal=True):
         frame.link("prune", "Try another choice")

@@ -181,7 +181,7 @@ def results(record: RunRecord) -> None:
         st.caption(f"{note} Spearman's rank correlation: 1 is the same order of blocks.")
     st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
     downloads(record, blocks)
-    frame.link("prune", "Next: choose blocks to drop")
+    frame.step("prune", "Next: choose blocks to drop")
 
 
 frame.start("Importance")

@@ -44,6 +44,13 @@ def link(page: str, label: str = "") -> None:
     st.page_link(script, label=label or name, icon=icon)
 
 
+def step(page: str, label: str) -> None:
+    """Draw the next step as the page's main button."""
+    script, _, icon = PAGES[page]
+    if st.button(label, type="primary", icon=icon, key=f"step_{page}"):
+        st.switch_page(script)
+
+
 def _model(name: str) -> None:
     st.caption("Active checkpoint")
     short = name if len(name) < 30 else "…" + name[-28:]
