@@ -1,0 +1,142 @@
+"""The Importance page launches one run for two clicks, shows it, and offers its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import jobs
+from core.__main__ import main
+from core.charts import importance as charts
+from core.workspace import Workspace, read_run
+
+APP = str(Path(__file__).parents[2] / "app.py")
+ARGUMENTS = ["--samples", "4", "--length", "24", "--metrics", "ppl,magnitude"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A workspace of the test's own; runs that still live at its end are killed."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = Workspace()
+    yield where
+    for record in where.runs():
+        if record.is_live:
+            jobs.LocalLauncher().kill(record)
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Calibration rows as exact token ids."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"input_ids": [(7 * r + i) % 300 for i in range(24)]} for r in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def open_page(folder, **query) -> AppTest:
+    page = AppTest.from_file(APP, default_timeout=60).switch_page("pages/importance.py")
+    for name, value in {"model": str(folder), **query}.items():
+        page.query_params[name] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def score(where, folder, text, name, *more):
+    """Make an importance run with the command line."""
+    out = where.root / name
+    done = main(
+        ["importance", str(folder), "--out", str(out), "--calibration", str(text)]
+        + [*ARGUMENTS, "--device", "cpu", *more]
+    )
+    assert done == 0
+    return out
+
+
+def widget(found, start):
+    return next(w for w in found if w.label.startswith(start))
+
+
+def bars(page) -> list[float]:
+    """Return the heights of the page's first chart as the browser would get them."""
+    import base64
+
+    import numpy as np
+
+    y = json.loads(page.get("plotly_chart")[0].proto.spec)["data"][0]["y"]
+    if isinstance(y, dict):
+        y = np.frombuffer(base64.b64decode(y["bdata"]), y["dtype"]).tolist()
+    return y
+
+
+def test_two_clicks_start_one_run_whose_results_are_shown(here, tiny_gqa, text, monkeypatch):
+    page = open_page(tiny_gqa)
+    widget(page.text_input, "Calibration").set_value(str(text)).run()
+    widget(page.number_input, "Samples").set_value(4).run()
+    widget(page.number_input, "Length").set_value(24).run()
+    commands = [c.value for c in page.code if "importance" in c.value]
+    assert f"--calibration {text} --samples 4 --length 24" in commands[0]
+
+    widget(page.button, "Score the blocks").click().run()
+    assert widget(page.button, "Score the blocks").disabled
+    # A browser's fast second click comes with the button as it was drawn before the first.
+    widget(page.button, "Score the blocks")._value = True
+    page.run()
+    (record,) = here.runs()
+    deadline = time.monotonic() + 90
+    while (record := read_run(record.path)).is_live and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert record.state == "done", record.log_tail(20)
+    assert record.spec["calibration"] == str(text)
+    assert (record.spec["samples"], record.spec["length"]) == (4, 24)
+
+    page.run()
+    assert len(here.runs()) == 1
+    assert page.query_params["run"] in (record.id, [record.id])
+    with (record.path / "blocks.csv").open() as file:
+        expected = [float(row["ppl"]) for row in csv.DictReader(file)]
+    assert bars(page) == pytest.approx(expected, rel=1e-9)
+
+
+def test_past_runs_are_chosen_by_the_address_and_by_hand(here, tiny_gqa, text):
+    first = score(here, tiny_gqa, text, "first")
+    second = score(here, tiny_gqa, text, "second", "--seed", "7", "--samples", "3")
+    expected = {p.name: pd.read_csv(p / "blocks.csv")["ppl"].tolist() for p in (first, second)}
+    assert expected["first"] != expected["second"]
+
+    page = open_page(tiny_gqa, run="first")
+    assert bars(page) == pytest.approx(expected["first"])
+    captions = " ".join(c.value for c in page.caption)
+    assert "rows.jsonl, 4 x 24 tokens, seed 1234, cpu, float32" in captions
+    widget(page.selectbox, "Results of").set_value("second").run()
+    assert bars(page) == pytest.approx(expected["second"])
+    assert page.query_params["run"] in ("second", ["second"])
+    assert "3 x 24 tokens, seed 7" in " ".join(c.value for c in page.caption)
+
+
+def test_what_was_not_measured_is_not_drawn(here, tiny_gqa, text):
+    out = score(here, tiny_gqa, text, "only", "--metrics", "magnitude")
+    page = open_page(tiny_gqa, run="only")
+    titles = [t.value for t in page.subheader]
+    assert "Magnitude by module" in titles
+    assert "Perplexity without each block" not in titles
+    assert "Angular distance" not in titles
+    blocks = pd.read_csv(out / "blocks.csv")
+    assert charts.scored_columns(blocks) == ["magnitude"]
+
+
+def test_no_metric_is_refused(here, tiny_gqa):
+    page = open_page(tiny_gqa)
+    page.get("button_group")[0].set_value([]).run()
+    assert any("at least one metric" in e.value for e in page.error)
+    assert widget(page.button, "Score the blocks").disabled
+    assert here.runs() == []
