@@ -30,7 +30,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 60_000
 MISSING = "No browser was found: the dashboard was NOT tested in a browser. Run: make setup"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from core.ui.frame import PAGES
 
 PILLS = '[data-testid="stButtonGroup"]'
-
-
-def pressed(visitor):
-    """Return the blocks whose pills are pressed."""
-    pills = visitor.page.get_by_role("group", name=re.compile("Blocks that plan"))
-    names = pills.locator('button[aria-checked="true"], button[aria-pressed="true"]')
-    return [int(name) for name in names.all_inner_texts()]
 
 
 def pill(visitor, block):
