@@ -39,7 +39,7 @@ from core.demo.world import stories
 class Recipe:
     """What is trained, and how."""
 
-    steps: int = 4000
+    steps: int = 3200
     """Optimizer steps."""
     seed: int = 1234
     """Seed of the weights, the text and the order of the rows."""
@@ -67,7 +67,7 @@ class Recipe:
     """Rows per step."""
     short: float = 0.7
     """Share of the steps, from the first, that cut every row into two of half the length."""
-    lr: float = 3e-3
+    lr: float = 1e-3
     """Peak learning rate."""
     warmup: int = 100
     """Steps of linear warm-up."""
