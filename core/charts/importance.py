@@ -94,7 +94,7 @@ def perplexity_bars(
                 },
             )
     if dense_ppl:
-        palette.dense_line(figure, dense_ppl, log=log)
+        palette.dense_line(figure, dense_ppl)
     known = [v for v in (*values, dense_ppl) if v and math.isfinite(v)] or [1.0]
     if log:
         axis = log_axis(known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import plotly.graph_objects as go
@@ -47,10 +46,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def dense_line(figure: go.Figure, value: float, *, log: bool) -> None:
+def dense_line(figure: go.Figure, value: float) -> None:
     """Draw the dense perplexity as a dashed line that shows on bars and on both themes.
 
-    Plotly places a line's label on a log axis by its logarithm, the line itself by its value.
+    Its label stands above the plot, where no bar can be in its way.
     """
     for dash, width, colour in (("solid", 4, "#FFFFFF"), ("dash", 2, "#333333")):
         figure.add_hline(y=value, line={"dash": dash, "width": width, "color": colour})
@@ -58,11 +57,10 @@ def dense_line(figure: go.Figure, value: float, *, log: bool) -> None:
         xref="paper",
         x=1,
         xanchor="right",
-        yref="y",
-        y=math.log10(value) if log else value,
+        yref="paper",
+        y=1,
         yanchor="bottom",
-        yshift=4,
-        text=f"dense {value:,.4g}",
+        text=f"dashed: dense {value:,.4g}",
         font={"size": FONT_SIZE},
         showarrow=False,
     )
