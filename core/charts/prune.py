@@ -76,12 +76,7 @@ def curve(
             f"<extra>{quality.kind}</extra>",
         )
     if dense_ppl:
-        figure.add_hline(
-            y=dense_ppl,
-            line={"dash": "dash", "width": 1.5, "color": "#888888"},
-            annotation={"text": f"dense {dense_ppl:.4g}", "font": {"size": 13}},
-            annotation_position="bottom right",
-        )
+        palette.dense_line(figure, dense_ppl)
     values = [y for trace in figure.data for y in trace.y] + ([dense_ppl] if dense_ppl else [])
     figure.update_yaxes(type="log", title="perplexity", **log_axis(values))
     counts = [x for trace in figure.data for x in trace.x]
