@@ -162,6 +162,7 @@ class Visitor:
         self.page = self.context.new_page()
         self.page.set_default_timeout(TIMEOUT_MS)
         self.url = url
+        self.closed = False
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
         self.page.on("console", self._console)
@@ -203,8 +204,13 @@ class Visitor:
         )
 
     def close(self) -> None:
-        """Close this session."""
-        self.context.close()
+        """Check this session a last time and close it."""
+        if not self.closed:
+            self.closed = True
+            try:
+                self.check()
+            finally:
+                self.context.close()
 
 
 @pytest.fixture
@@ -217,9 +223,5 @@ def visit(chromium, server):
         return visitors[-1]
 
     yield new
-    try:
-        for visitor in visitors:
-            visitor.check()
-    finally:
-        for visitor in visitors:
-            visitor.close()
+    for visitor in visitors:
+        visitor.close()

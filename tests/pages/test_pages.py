@@ -52,6 +52,13 @@ def open_page(
     return page
 
 
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the sentence that the command line printed; Streamlit may have said things before."""
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    return last.removeprefix("Error: ")
+
+
 def figures(page: AppTest) -> list[dict[str, Any]]:
     return [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
 
@@ -78,7 +85,7 @@ def test_a_wrong_checkpoint_gets_the_command_lines_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", "no/such/folder"]) == 2
-    sentence = capsys.readouterr().err.removeprefix("Error: ").strip()
+    sentence = error_of(capsys)
     page = open_page("pages/checkpoint.py", tmp_path, monkeypatch, model="no/such/folder")
     assert [e.value for e in page.error] == [sentence]
 
@@ -150,7 +157,7 @@ def test_prune_page_and_command_line_refuse_with_one_sentence(
     drop = "0,1,2,3,4"
     page = open_page("pages/prune.py", workspace, monkeypatch, model=str(folder), drop=drop)
     assert main(["prune", str(folder), "--drop", drop, "--dry-run", "--out", "x"]) == 2
-    sentence = capsys.readouterr().err.removeprefix("Error: ").strip()
+    sentence = error_of(capsys)
     assert sentence in [e.value for e in page.error]
 
 
