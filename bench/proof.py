@@ -84,7 +84,14 @@ def whole_path(checkpoint: str, text: str, prompt: str, count: int, title: str, 
 
 
 def main() -> None:
-    whole_path("demo", "demo", "One day", 3, "The whole path on the demo", "proof_demo.md")
+    whole_path(
+        "demo",
+        "demo",
+        "Once upon a time there was",
+        3,
+        "The whole path on the demo",
+        "proof_demo.md",
+    )
     if REAL.is_dir():
         text = str(REAL / "wikitext2_test.txt")
         whole_path(str(REAL / "stories260k"), text, "Once upon a time", 1,
