@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core.errors import CheckpointError, NotFiniteError, OptionError, OutOfMemoryError
+from core.processes import memory_mib
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -260,7 +260,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cpu":
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
-        _baseline_mib["cpu"] = _resident_mib()
+        _baseline_mib["cpu"] = memory_mib()
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -273,17 +273,4 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / MIB
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / MIB
-    return max(0.0, _resident_mib(peak=True) - _baseline_mib.get("cpu", 0.0))
-
-
-def _resident_mib(peak: bool = False) -> float:
-    """Return this process's resident memory, or its peak."""
-    key = "VmHWM:" if peak else "VmRSS:"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key):
-                return float(line.split()[1]) / 1024
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (MIB if sys.platform == "darwin" else 1024.0)
+    return max(0.0, memory_mib("VmHWM:") - _baseline_mib.get("cpu", 0.0))

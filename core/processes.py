@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -40,3 +42,18 @@ def is_alive(pid: object, started: object) -> bool:
     if now is None:
         return False
     return not isinstance(started, (int, float)) or abs(now - started) < 1.5
+
+
+def memory_mib(key: str = "VmRSS:") -> float:
+    """Return a figure of this process's memory: ``VmRSS:``, ``VmHWM:`` (peak) or ``VmSize:``.
+
+    Where the kernel does not tell (outside Linux), the peak resident memory stands for all.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return float(line.split()[1]) / 1024
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2.0**20 if sys.platform == "darwin" else 1024.0)

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.processes import memory_mib
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,19 +77,7 @@ class MemoryMeter:
 
 def resident_mib(peak: bool = False) -> float:
     """Return this process's resident memory in MiB, or its peak since the last reset."""
-    return _status_mib("VmHWM:" if peak else "VmRSS:")
-
-
-def _status_mib(key: str) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key):
-                return float(line.split()[1]) / 1024
-    import resource
-    import sys
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / (MIB if sys.platform == "darwin" else 1024.0)
+    return memory_mib("VmHWM:" if peak else "VmRSS:")
 
 
 def limit(device: torch.device, mib: int) -> None:
@@ -104,7 +94,7 @@ def limit(device: torch.device, mib: int) -> None:
         return
     import resource
 
-    most = int((_status_mib("VmSize:") + mib) * MIB)
+    most = int((memory_mib("VmSize:") + mib) * MIB)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
