@@ -90,6 +90,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=120.0,
         ),
         Command(
+            "recipe",
+            "core.recipes.command",
+            "RecipeSpec",
+            "A named chain of runs with one verdict.",
+            grace_s=180.0,
+        ),
+        Command(
             "jobs", "core.jobs_command", "JobsSpec", "List, show and cancel runs.", is_run=False
         ),
     )

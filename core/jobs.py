@@ -117,8 +117,19 @@ def launch(
         raise InputError("A dry run is no run.", "Call the command's dry_run.")
     folder = where.new_dir(command)
     spec = build(entry.spec_class, {**values, "out": str(folder)})
-    save_spec(folder, entry, spec)
-    _start(launcher or LocalLauncher(root=where.root), command, spec, folder, {})
+    return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
+
+
+def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None = None) -> RunRecord:
+    """Start a run in a given folder, which is made where it is not there; see `launch`."""
+    try:
+        (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise workspace.cannot_write(folder, error) from error
+    before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
+    (folder / BOOKKEEPING / "cancel").unlink(missing_ok=True)
+    save_spec(folder, commands.get(command), spec)
+    _start(launcher or LocalLauncher(root=Workspace().root), command, spec, folder, before)
     record = read_run(folder)
     assert record is not None
     return record

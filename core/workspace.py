@@ -30,6 +30,8 @@ LIVE_STATES = ("starting", "queued", "running")
 HEARTBEAT_S = 2.0
 REMOTE_SILENCE_S = 60.0
 BOOKKEEPING = ".run"
+CHAINS = ("recipe", "demo")
+"""Commands whose folders hold other runs: their steps."""
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
@@ -103,10 +105,13 @@ class RunRecord:
     """starting, queued, running, done, failed, cancelled, or lost."""
     status: dict[str, Any]
 
+    parent: str = ""
+    """Id of the recipe that this run is a step of."""
+
     @property
     def id(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The folder's name, behind the recipe's for a step: the path below the workspace."""
+        return f"{self.parent}/{self.path.name}" if self.parent else self.path.name
 
     @property
     def name(self) -> str:
@@ -273,6 +278,7 @@ def read_run(path: Path) -> RunRecord | None:
         argv=argv if isinstance(argv, list) else [],
         state=state,
         status=status,
+        parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
     )
 
 
@@ -301,16 +307,14 @@ class Workspace:
         raise OutputError(f"No free run name in {self.root}.", "Try again.")
 
     def runs(self, command: str = "") -> list[RunRecord]:
-        """Return the runs, newest first; only those of ``command`` where given."""
-        if not self.root.is_dir():
-            return []
+        """Return the runs and their steps, newest first; only those of ``command`` where given."""
         found = []
-        for path in self.root.iterdir():
-            if not path.name.startswith(".") and path.is_dir():
-                record = read_run(path)
-                if record and (not command or record.command == command):
-                    found.append(record)
-        return sorted(found, key=lambda r: (r.started, r.id), reverse=True)
+        for record in _runs_in(self.root):
+            found.append(record)
+            if record.command in CHAINS:
+                found += _runs_in(record.path)
+        kept = [r for r in found if not command or r.command == command]
+        return sorted(kept, key=lambda r: (r.started, r.id), reverse=True)
 
     def find(self, run: str) -> RunRecord:
         """Return a run by id, by its given name, or by path; raises `InputError` naming it."""
@@ -339,7 +343,7 @@ class Workspace:
         return [
             r
             for r in self.runs()
-            if r.path.resolve() != target and _mentions(r.spec, target, roots)
+            if not r.path.resolve().is_relative_to(target) and _mentions(r.spec, target, roots)
         ]
 
     def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
@@ -354,7 +358,7 @@ class Workspace:
                 f"Run {record.id} is used by {len(children)} other run(s): {names}.",
                 "Delete those first.",
             )
-        doomed = record.path.with_name(f".deleted-{record.id}-{secrets.token_hex(2)}")
+        doomed = record.path.with_name(f".deleted-{record.path.name}-{secrets.token_hex(2)}")
         try:
             record.path.rename(doomed)
         except OSError as error:
@@ -362,6 +366,15 @@ class Workspace:
                 f"Cannot delete {record.path}: {error.strerror}.", "Check its permissions."
             ) from error
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _runs_in(folder: Path) -> list[RunRecord]:
+    """Return the runs directly below a folder."""
+    try:
+        paths = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir()]
+    except OSError:
+        return []
+    return [record for record in map(read_run, paths) if record]
 
 
 def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:

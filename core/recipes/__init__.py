@@ -1,0 +1,27 @@
+"""Recipes: chains of ordinary runs with one progress view, resumable, that end with a verdict.
+
+A recipe is a module ``core/recipes/NAME.py`` (hyphens of the name as underscores) with a constant
+``RECIPE = Recipe(...)``; its name is listed in ``NAMES``. `core.recipes.chain` has the types and
+says what a recipe is made of.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from core.errors import OptionError
+
+if TYPE_CHECKING:
+    from core.recipes.chain import Recipe
+
+NAMES: tuple[str, ...] = ("importance",)
+"""Recipes in the order in which pages offer them."""
+
+
+def get(name: str) -> Recipe:
+    """Return a recipe by name; raises `OptionError` with the known names."""
+    if name not in NAMES:
+        raise OptionError(f"No recipe '{name}'.", f"Recipes: {', '.join(NAMES)}.")
+    recipe: Recipe = importlib.import_module(f"core.recipes.{name.replace('-', '_')}").RECIPE
+    return recipe

@@ -1,0 +1,181 @@
+"""What a recipe is, and how its steps are run one after the other.
+
+Every step is a command of the command line, run in a process of its own in ``OUT/STEP``, so that
+it can be looked at, repeated and built upon like any other run::
+
+    def steps(spec: RecipeSpec) -> list[Step]:
+        return [
+            Step("scores", "importance", {"checkpoint": spec.checkpoint, "metrics": ("ppl",)}),
+            Step("plan", "plan", lambda chain: {"scores": chain.dir("scores"), "count": 2,
+                                                "criterion": "ppl"}),
+            Step("pruned", "prune", lambda chain: {"checkpoint": chain.spec.checkpoint,
+                                                   "plan": chain.file("plan", "plan.json")}),
+        ]
+
+    def verdict(chain: Chain) -> Verdict:
+        summary = chain.json("scores", "summary.json")
+        return Verdict(f"...", figures={"dense_ppl": summary["dense_ppl"]})
+
+    RECIPE = Recipe("drop-two", "Drop two blocks", "What it does, in a sentence.", steps, verdict)
+
+A step that is done with the same options is not run again, so a recipe that was cancelled, failed
+or killed goes on where it stopped. A step of an instant command (plan) leaves what it prints in
+``OUT/STEP/STEP.json``. Options that the recipe's own command line names (device, dtype) are passed
+to every step that has them, unless the step says otherwise. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core import commands, jobs, workspace
+from core.errors import Cancelled, RunError
+from core.progress import Progress
+from core.spec import build, hints_of, to_dict
+from core.workspace import BOOKKEEPING, RunRecord, read_run
+
+POLL_S = 0.2
+SHARE = 100
+"""Progress units of one step."""
+PASSED_ON = ("device", "dtype", "seed")
+"""Options of the recipe that go to every step whose command has them."""
+
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command of a recipe; ``values`` are its options without ``out``."""
+
+    name: str
+    """Folder below the recipe's, and how later steps call it."""
+    command: str
+    values: Values | Callable[[Chain], Values]
+    optional: bool = False
+    """The recipe goes on where this step fails, and the verdict says so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a recipe found: sentences for people, figures for programs and pages."""
+
+    sentence: str
+    findings: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A chain of steps and the judgement at its end."""
+
+    name: str
+    title: str
+    about: str
+    steps: Callable[[Any], list[Step]]
+    """Takes the recipe's spec (`core.recipes.command.RecipeSpec`)."""
+    verdict: Callable[[Chain], Verdict]
+
+
+class Chain:
+    """The steps of one recipe in one folder."""
+
+    def __init__(self, spec: Any, folder: Path, progress: Progress) -> None:
+        """Bind ``spec`` to ``folder``; ``progress`` hears of all steps together."""
+        self.spec = spec
+        self.folder = folder
+        self.progress = progress
+        self.failed: dict[str, str] = {}
+        """Optional steps that failed, and why."""
+
+    def dir(self, step: str) -> Path:
+        """Return the folder of a step's results."""
+        return self.folder / step
+
+    def file(self, step: str, name: str) -> str:
+        """Return the path of a step's file, for the options of a later step."""
+        return str(self.folder / step / name)
+
+    def json(self, step: str, name: str = "summary.json") -> dict[str, Any]:
+        """Return a JSON result of a step; raises `RunError` where it is missing."""
+        value = workspace.read_json(self.folder / step / name)
+        if value is None:
+            raise RunError(f"Step {step} has left no {name}.", "Run the recipe again.")
+        return value
+
+    def rows(self, step: str, name: str) -> list[dict[str, str]]:
+        """Return a CSV result of a step as dictionaries; raises `RunError` where it is missing."""
+        try:
+            with (self.folder / step / name).open(encoding="utf-8", newline="") as handle:
+                return list(csv.DictReader(handle))
+        except OSError as error:
+            raise RunError(f"Step {step} has left no {name}.", "Run the recipe again.") from error
+
+    def seconds(self, step: str) -> float:
+        """Return how long a step took, its start-up included."""
+        record = read_run(self.folder / step)
+        return (record.finished or record.started) - record.started if record else 0.0
+
+    def run(self, steps: list[Step]) -> None:
+        """Carry out ``steps``; raises the first failure of one that is not optional."""
+        for place, step in enumerate(steps):
+            self.progress.step(place * SHARE, len(steps) * SHARE, step.name)
+            try:
+                self._run_step(step, place, len(steps))
+            except RunError as error:
+                if not step.optional:
+                    raise
+                self.failed[step.name] = error.message
+                self.progress.log(error.message)
+        self.progress.step(len(steps) * SHARE, len(steps) * SHARE, "done")
+
+    def _run_step(self, step: Step, place: int, count: int) -> None:
+        entry = commands.get(step.command)
+        values = dict(step.values(self) if callable(step.values) else step.values)
+        known = hints_of(entry.spec_class)
+        for name in PASSED_ON:
+            if name in known and getattr(self.spec, name, None) is not None:
+                values.setdefault(name, getattr(self.spec, name))
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        if not entry.is_run:
+            result = entry.load().run(build(entry.spec_class, values))
+            workspace.write_json(self.dir(step.name) / f"{step.name}.json", result)
+            return
+        spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
+        record = read_run(self.dir(step.name))
+        if record and record.state == "done" and record.spec == to_dict(spec):
+            self.progress.log(f"{step.name}: done before.")
+            return
+        if not (record and record.is_live and record.spec == to_dict(spec)):
+            record = jobs.launch_in(self.dir(step.name), step.command, spec)
+            self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
+        self._watch(step, record, place, count)
+
+    def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> None:
+        """Follow a step until it ends; a cancelled recipe cancels it."""
+        try:
+            while record.is_live:
+                done, total, message = record.progress
+                share = int(SHARE * min(1.0, done / total)) if total else 0
+                waits = f"waits for {record.device}, behind {record.waiting_for}"
+                text = waits if record.state == "queued" else message or "starts"
+                self.progress.step(place * SHARE + share, count * SHARE, f"{step.name}: {text}")
+                time.sleep(POLL_S)
+                record = read_run(record.path) or record
+        except (Cancelled, KeyboardInterrupt):
+            jobs.cancel(record)
+            raise
+        if record.state == "cancelled":
+            raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to go on.")
+        if record.state != "done":
+            raise RunError(f"Step {step.name} {record.state}: {record.error}", record.hint)
+
+
+def read_steps(folder: Path) -> list[RunRecord]:
+    """Return the runs inside a recipe's folder, in the order in which they began."""
+    found = (read_run(path) for path in folder.iterdir() if path.name != BOOKKEEPING)
+    return sorted((r for r in found if r), key=lambda r: r.started)

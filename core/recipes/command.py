@@ -1,0 +1,59 @@
+"""``recipe``: a named chain of runs with one verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core import recipes
+from core.recipes.chain import Chain, Verdict
+from core.run import Run
+from core.spec import DeviceOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(DeviceOptions):
+    """Carry out a named chain of runs and judge the result."""
+
+    name: str = option(
+        positional=True, help=f"One of: {', '.join(recipes.NAMES)}.", choices=recipes.NAMES
+    )
+    checkpoint: str = option("demo", positional=True, help="Folder, run, Hub id, or demo.")
+    out: str = option(help="Folder of the recipe; every step gets a folder in it.")
+    ratio: float | None = option(
+        None, help="Share of all parameters to remove; each recipe has its own.", low=0, high=1
+    )
+    data: str = option("", help="Text to train and judge on, where the recipe does: a SOURCE.")
+    steps: int | None = option(None, help="Training steps, where the recipe trains.", low=1)
+    seed: int | None = option(None, help="Seed of every step; none keeps each command's own.")
+
+
+def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
+    """Carry out the steps that are not done yet, then write and return the verdict."""
+    recipe = recipes.get(spec.name)
+    chain = Chain(spec, run.dir, run.progress)
+    steps = recipe.steps(spec)
+    chain.run(steps)
+    result = {
+        "recipe": spec.name,
+        "title": recipe.title,
+        "checkpoint": spec.checkpoint,
+        **summary(recipe.verdict(chain)),
+        "failed": chain.failed,
+        "steps": [
+            {"name": s.name, "command": s.command, "seconds": chain.seconds(s.name)} for s in steps
+        ],
+    }
+    run.write_json("summary.json", result)
+    for line in (result["verdict"], *result["findings"]):
+        run.progress.log(line)
+    return result
+
+
+def summary(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain JSON values."""
+    return {
+        "verdict": verdict.sentence,
+        "findings": list(verdict.findings),
+        "figures": dict(verdict.figures),
+    }

@@ -1,0 +1,124 @@
+"""A recipe's steps are real runs: done once, taken up again, cancelled and blamed by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pandas as pd
+import pytest
+from test_jobs import wait_for
+
+from core import jobs
+from core.errors import Cancelled, RunError
+from core.importance.agreement import spearman
+from core.progress import SILENT, Progress
+from core.recipes.chain import Chain, Step
+from core.recipes.command import RecipeSpec
+from core.workspace import read_run
+
+WAIT = {"steps": 2, "pause": 0.01}
+
+
+class Heard(Progress):
+    """Keeps what it is told; may be asked to stop."""
+
+    def __init__(self):
+        self.steps, self.stop = [], False
+
+    def step(self, done, total, message=""):
+        self.steps.append((done, total, message))
+        self.check_cancel()
+
+    def check_cancel(self):
+        if self.stop:
+            raise Cancelled("Cancelled on request.", "")
+
+
+def chain(place, progress=SILENT, name="importance"):
+    folder = place.root / "recipe-1"
+    spec = RecipeSpec(name=name, out=str(folder))
+    jobs.save_spec(folder, jobs.commands.get("recipe"), spec)
+    return Chain(spec, folder, progress)
+
+
+def test_steps_are_runs_in_the_recipe_and_done_once(place):
+    heard = Heard()
+    made = chain(place, heard)
+    later = []
+
+    def second(made):
+        later.append(made.rows("one", "result.csv"))
+        return WAIT
+
+    steps = [Step("one", "wait", WAIT), Step("two", "wait", second)]
+    made.run(steps)
+    assert [row["step"] for row in later[0]] == ["0", "1"]
+    done, total = zip(*[(d, t) for d, t, _ in heard.steps], strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1] == 200
+    first = read_run(made.dir("one"))
+    assert first.state == "done"
+    assert {r.id for r in place.runs()} == {"recipe-1", "recipe-1/one", "recipe-1/two"}
+    assert place.find("recipe-1/two").parent == "recipe-1"
+
+    again = chain(place)
+    again.run(steps)
+    assert read_run(made.dir("one")).status["pid"] == first.status["pid"]  # not run again
+    again.run([Step("one", "wait", {**WAIT, "steps": 3})])
+    assert read_run(made.dir("one")).status["pid"] != first.status["pid"]  # other options
+
+
+def test_a_failed_step_is_named_and_an_optional_one_is_passed_over(place):
+    made = chain(place)
+    bad = {**WAIT, "fail": "error"}
+    with pytest.raises(RunError, match="Step bad failed: The text has 3 tokens"):
+        made.run([Step("bad", "wait", bad), Step("never", "wait", WAIT)])
+    assert not made.dir("never").exists()
+    made.run([Step("bad", "wait", bad, optional=True), Step("then", "wait", WAIT)])
+    assert "3 tokens" in made.failed["bad"]
+    assert read_run(made.dir("then")).state == "done"
+
+
+def test_cancelling_the_recipe_cancels_its_step(place, tmp_path):
+    heard = Heard()
+    made = chain(place, heard)
+    step = Step("slow", "wait", {**WAIT, "go": str(tmp_path / "never")})
+    threading.Timer(1.5, lambda: setattr(heard, "stop", True)).start()
+    with pytest.raises(Cancelled):
+        made.run([step])
+    assert read_run(made.dir("slow")).state == "cancelled"
+
+
+def test_a_killed_recipe_goes_on_with_the_step_that_still_runs(place):
+    """The real command in a process of its own; kill -9, then start it again."""
+    text = "Tom has a red ball. " * 400
+    source = place.root / "text.txt"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("\n".join([text] * 12))
+    record = jobs.launch("recipe", {"name": "importance", "data": str(source)}, place)
+    deadline = time.monotonic() + 30
+    while read_run(record.path / "scores") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(read_run(record.path).status["pid"], signal.SIGKILL)
+    assert wait_for(record, "lost", seconds=10)
+    pid = read_run(record.path / "scores").status.get("pid")
+    done = wait_for(jobs.restart(read_run(record.path)), "done", "failed", seconds=90)
+    assert done.state == "done", done.log_tail()
+    scores = read_run(record.path / "scores")
+    assert scores.state == "done"
+    assert pid in (None, scores.status["pid"])
+    place.delete(done)
+    assert not record.path.exists()
+    assert place.runs() == []
+
+
+def test_spearman_is_the_rank_correlation_of_pandas():
+    a = [3.0, 1.0, 2.0, 2.0, 8.5]
+    b = [0.1, 0.4, 0.4, 0.3, 0.9]
+    assert spearman(a, b) == pytest.approx(pd.Series(a).corr(pd.Series(b), method="spearman"))
+    assert spearman(a, a) == pytest.approx(1.0)
+    assert spearman(a, [1.0] * 5) == 0.0
