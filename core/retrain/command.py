@@ -7,13 +7,15 @@ pretraining, with batches sized for one device. Nothing here imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import OptionError
 from core.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
     from core.run import Run
+
+Number = TypeVar("Number", int, float)
 
 METHODS = ("lora", "continued", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -172,24 +174,27 @@ def settings_of(spec: RetrainSpec, sequences: int) -> Settings:
             f"--micro-batch {spec.micro_batch} is larger than --batch {spec.batch}.",
             "It is the part of a batch that is computed at once.",
         )
-    epochs = spec.epochs or (2.0 if spec.method == "lora" else 1.0)
-    steps = spec.steps or max(1, round(epochs * sequences / spec.batch))
     continued = spec.method == "continued"
-    micro = spec.micro_batch or min(8, spec.batch)
+    epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
+    steps = _given(spec.steps, max(1, round(epochs * sequences / spec.batch)))
+    micro = _given(spec.micro_batch, min(8, spec.batch))
     return Settings(
         steps=steps,
         epochs=steps * spec.batch / sequences,
         batch=spec.batch,
         micro_batch=micro,
         accumulation=-(-spec.batch // micro),
-        warmup=spec.warmup if spec.warmup is not None else min(100, steps // 10),
-        weight_decay=spec.weight_decay
-        if spec.weight_decay is not None
-        else (0.1 if continued else 0.0),
+        warmup=_given(spec.warmup, min(100, steps // 10)),
+        weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),
         beta2=0.95 if continued else 0.999,
-        eval_every=spec.eval_every or max(1, steps // 10),
+        eval_every=_given(spec.eval_every, max(1, steps // 10)),
         layout=layout_of(spec),
     )
+
+
+def _given(value: Number | None, default: Number) -> Number:
+    """Return an option's value, or the default where none was given."""
+    return default if value is None else value
 
 
 def run(spec: RetrainSpec, run: Run) -> None:

@@ -26,22 +26,21 @@ TOKENS_AT_ONCE = 4096
 def collate(batch: Sequence[Pack]) -> dict[str, Any]:
     """Return ids and labels [sequences, tokens], position ids if packed, and the token count."""
     lengths = [sum(len(row.ids) for row in rows) for rows in batch]
-    width = max(lengths)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full((len(batch), width), IGNORED, dtype=torch.long)
-    packed = any(len(rows) > 1 for rows in batch)
-    positions = torch.zeros(len(batch), width, dtype=torch.long)
-    for line, rows in enumerate(batch):
-        at = 0
-        for row in rows:
-            end = at + len(row.ids)
-            ids[line, at:end] = torch.tensor(row.ids)
-            labels[line, at:end] = torch.tensor(row.labels)
-            positions[line, at:end] = torch.arange(end - at)
-            at = end
-        positions[line, at:] = torch.arange(width - at)
-    result: dict[str, Any] = {"input_ids": ids, "labels": labels, "tokens": sum(lengths)}
-    return result | ({"position_ids": positions} if packed else {})
+    parts = zip(*(_line(rows, max(lengths)) for rows in batch), strict=True)
+    names = ("input_ids", "labels", "position_ids")
+    result: dict[str, Any] = {n: torch.tensor(part) for n, part in zip(names, parts, strict=True)}
+    if all(len(rows) == 1 for rows in batch):
+        del result["position_ids"]
+    return result | {"tokens": sum(lengths)}
+
+
+def _line(rows: Pack, width: int) -> tuple[list[int], list[int], list[int]]:
+    """Return the ids, labels and positions of one sequence, padded to ``width`` tokens."""
+    ids = [id_ for row in rows for id_ in row.ids]
+    labels = [label for row in rows for label in row.labels]
+    room = width - len(ids)
+    positions = [at for row in rows for at in range(len(row.ids))]
+    return ids + [0] * room, labels + [IGNORED] * room, [*positions, *range(room)]
 
 
 def autocast(device: torch.device, compute: torch.dtype | None) -> Any:
