@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.ui import frame, job_cards, state, variants
+from core import variants
+from core.ui import frame, job_cards, state
 from core.ui.prune_view import size
 
 SHOWN = 20

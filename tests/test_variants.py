@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from core import workspace
-from core.ui import variants
+from core import variants, workspace
 from core.workspace import Workspace
 
 

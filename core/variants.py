@@ -1,10 +1,11 @@
 """Variants as a tree: dense checkpoint, what was cut from it, what was made from that.
 
-Read from pruning.json and the runs' specs; no Streamlit here.
+Read from pruning.json and the runs' specs; nothing is loaded.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,6 @@ class Variant:
     blocks: int | None = None
     parameters: int | None = None
     ratio: float | None = None
-    disk_bytes: int = 0
     children: list[Variant] = field(default_factory=list)
 
     def walk(self, depth: int = 0) -> Iterable[tuple[int, Variant]]:
@@ -38,6 +38,12 @@ class Variant:
         yield depth, self
         for child in self.children:
             yield from child.walk(depth + 1)
+
+    @functools.cached_property
+    def disk_bytes(self) -> int:
+        """Disk use of the run, or of the dense checkpoint's folder; counted when asked for."""
+        folder = self.record.path if self.record else self.folder
+        return disk_bytes(folder) if folder else 0
 
     @property
     def total_bytes(self) -> int:
@@ -71,7 +77,7 @@ def tree(records: Sequence[RunRecord]) -> list[Variant]:
         if parent is None or parent is variant:
             key = _root_key(variant.parent)
             if key not in roots:
-                roots[key] = _dense(variant.parent)
+                roots[key] = dense(variant.parent)
             parent = roots[key]
         parent.children.append(variant)
     return list(roots.values())
@@ -92,10 +98,11 @@ def _root_key(name: str) -> str:
     return str(folder.resolve()) if folder else name
 
 
-def _dense(name: str) -> Variant:
+def dense(name: str) -> Variant:
+    """Return a dense checkpoint as the root of a tree; ``name`` is what runs call it."""
     folder = checkpoint.local_folder(name)
     label = name if folder is None or name == "demo" else folder.name
-    root = Variant(label, None, folder, name, disk_bytes=disk_bytes(folder) if folder else 0)
+    root = Variant(label, None, folder, name)
     config = workspace.read_json(folder / "config.json") if folder else None
     blocks = (config or {}).get("num_hidden_layers")
     root.blocks = blocks if isinstance(blocks, int) else None
@@ -115,5 +122,4 @@ def _variant(record: RunRecord) -> Variant:
         blocks=pruning.get("blocks_after"),
         parameters=pruning.get("parameters_after"),
         ratio=pruning.get("ratio"),
-        disk_bytes=disk_bytes(record.path),
     )

@@ -1,0 +1,131 @@
+"""A study is gathered from run directories: variants, perplexities, tasks, benchmark points."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import study_helpers as made
+
+from core import checkpoint, workspace
+from core import study as studies
+from core.study import Protocol
+from core.workspace import Workspace
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A workspace with one of everything: dense, two cuts, a cut of a cut, width, retrained."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
+    total = checkpoint.inspect(dense).parameters
+    plan = {"protect_first": 1, "protect_last": 1}
+    made.pruned(root, "first", dense, [4, 2], 1, total, criterion="taylor", plan=plan)
+    made.pruned(root, "again", "first", [0], 2, total, lineage=[{"dropped": [4, 2]}],
+                original_blocks=[1, 3, 5])  # fmt: skip
+    wide = made.checkpoint(made.run(root, "wide", "width", 3, checkpoint=dense, method="flap"))
+    workspace.write_json(wide / "pruning.json", {"method": "flap", "parameters_after": total // 2})
+    tuned = made.run(root, "tuned", "retrain", 4, checkpoint=root / "first", method="lora",
+                     data="demo")  # fmt: skip
+    held = {"source": "demo", "rows": 20, "tokens": 300}
+    ppl = {"heldout_ppl_dense": 2.0, "heldout_ppl_before": 4.0, "heldout_ppl_after": 3.0}
+    workspace.write_json(tuned / "summary.json", {**ppl, "heldout": held})
+    judged = made.run(root, "judged", "evaluate", 5, checkpoint="wide")
+    columns = ("source", "window", "bos", "tokens", "ppl")
+    workspace.write_csv(judged / "perplexity.csv", columns, [("demo", 128, "once", 999, 7.5)])
+    columns = ("task", "metric", "value", "stderr", "samples")
+    workspace.write_csv(judged / "tasks.csv", columns, [("piqa", "acc", 0.5, None, 40)])
+    curve = made.run(root, "curve", "curve", 6, checkpoint=dense)
+    rows = [("ppl", 0, 0.0, total, 2.0), ("ppl", 1, 0.1, total - 9, 2.5)]
+    workspace.write_csv(curve / "curve.csv", ("criterion", "count", "ratio", "params", "ppl"), rows)
+    text = {"calibration": "demo", "samples": 10, "length": 128, "seed": 1}
+    summary = {"dense_ppl": 2.0, "drops": {"ppl 1": [3]}, "protected": [0], **text}
+    workspace.write_json(curve / "summary.json", summary)
+    return Workspace()
+
+
+def test_variants_are_named_by_how_they_were_made(here, tmp_path):
+    found = studies.study(here, "again")
+    assert found == studies.study(here, str(tmp_path / "dense"))
+    total = checkpoint.inspect(tmp_path / "dense").parameters
+    rows = [(v.id, v.label, v.kind, v.dropped, v.parent) for v in found.variants]
+    dense = str(tmp_path / "dense")
+    assert rows == [
+        (dense, "dense", "dense", (), ""),
+        ("first", f"Taylor+ {2 * 7744 / total:.0%}", "depth", (4, 2), dense),
+        ("again", f"without 2, 4, 0 {7744 / total:.0%}", "depth", (2, 4, 0), "first"),
+        ("wide", "FLAP 50%", "width", (), dense),
+        ("tuned", f"Taylor+ {2 * 7744 / total:.0%} + LoRA", "depth", (4, 2), "first"),
+    ]
+    assert found.dense.parameters == total
+    assert found.find("tuned").is_retrained
+    assert found.find("tuned").folder is None  # an adapter only
+    assert found.find("first").ratio == pytest.approx(2 * 7744 / total)
+
+
+def test_perplexities_go_by_their_protocol(here, tmp_path):
+    found = studies.study(here, "first")
+    whole = Protocol("demo", 128, "once")
+    assert found.perplexity("wide", whole).ppl == 7.5
+    assert found.perplexity("first", whole) is None
+    held = Protocol("demo", None, "held-out", "20 rows, 300 tokens")
+    assert [found.perplexity(v, held).ppl for v in (str(tmp_path / "dense"), "first", "tuned")] == [
+        2.0, 4.0, 3.0,
+    ]  # fmt: skip
+    rows = Protocol("demo", 128, "rows", "10 rows (seed 1)")
+    assert [(q.criterion, q.drop, q.ppl) for q in found.plans(rows)] == [("ppl", (3,), 2.5)]
+    assert found.perplexity(str(tmp_path / "dense"), rows).ppl == 2.0
+    assert set(found.protocols) == {whole, held, rows}
+    assert found.protocols[0] == held
+    assert [(t.variant, t.task, t.value, t.samples) for t in found.tasks] == [
+        ("wide", "piqa", 0.5, 40)
+    ]
+
+
+def test_benchmark_points_find_their_variants(here, tmp_path):
+    other = made.checkpoint(tmp_path / "elsewhere", words=5)
+    rows = [
+        {"variant": n, "batch_size": 1, "latency_s_mean": x, "oom": x is None}
+        for n, x in (("a", 0.5), ("b", None), ("c", 0.25), ("d", 1.0))
+    ]
+    paths = {"a": "dense", "b": "ws/first", "c": str(other), "d": str(here.root / "gone")}
+    folder = made.benchmark(here.root, "bench", 9, paths, rows)
+    spec = workspace.read_json(folder / ".run" / "spec.json")
+    workspace.write_json(folder / ".run" / "spec.json", {**spec, "cwd": str(tmp_path)})
+    found = studies.study(here, str(tmp_path / "dense"))
+    (bench,) = found.benchmarks
+    dense = str(tmp_path / "dense")
+    assert [(p["id"], p["latency_s_mean"], p["oom"]) for p in bench.points] == [
+        (dense, 0.5, False), ("first", None, True), (str(other), 0.25, False), ("", 1.0, False),
+    ]  # fmt: skip
+    assert bench.missing == ("d",)
+    assert found.variants[-1].kind == "other"
+    said = studies.tokenizer_conflict(found.variants)
+    assert said.startswith("dense and c have different tokenizers")
+    assert studies.tokenizer_conflict(found.variants[:-1]) == ""
+
+
+def test_steps_of_a_recipe_and_deleted_parents_are_found(here, tmp_path):
+    dense = tmp_path / "dense"
+    made.run(here.root, "recipe-1", "recipe", 10, checkpoint=dense)
+    made.pruned(here.root, "recipe-1/cut", dense, [1], 11, 99999)
+    found = studies.study(here, "recipe-1/cut")
+    assert found.find("recipe-1/cut").dropped == (1,)
+    shutil.rmtree(here.root / "first")
+    again = studies.study(here, str(dense))
+    assert again.find("first") is None
+    assert again.find("recipe-1/cut")
+
+
+def test_the_demo_without_runs_is_a_study_of_one(tmp_path):
+    found = studies.study(Workspace(tmp_path), "demo")
+    assert [v.label for v in found.variants] == ["demo"]
+    assert found.dense.parameters == 2_222_464
+    assert found.protocols == ()
+
+
+def test_no_torch_is_imported():
+    code = "import sys, core.study; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
