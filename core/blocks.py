@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import CheckpointError, PlanError
+from core.families import CUSTOM_PREFIX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "depthcut_llama")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 MODULES = (
     ("input_norm", "input_layernorm"),
@@ -57,10 +58,11 @@ class BlockView:
     def __init__(self, model: PreTrainedModel) -> None:
         """View ``model``; raises `CheckpointError` for a family that is not supported."""
         kind = str(getattr(model.config, "model_type", "unknown"))
-        if kind not in FAMILIES:
+        self.family = kind.removeprefix(CUSTOM_PREFIX)
+        if self.family not in FAMILIES:
             raise CheckpointError(
                 f"Models of type '{kind}' are not supported.",
-                f"Supported: {', '.join(FAMILIES[:4])}.",
+                f"Supported: {', '.join(FAMILIES)}.",
             )
         self.model = model
         self.config: Any = model.config
@@ -141,7 +143,7 @@ class BlockView:
         size = getattr(self.config, "sliding_window", None)
         if size is None:
             return None
-        if self.config.model_type == "mistral":
+        if self.family == "mistral":
             return int(size)
         kinds = getattr(self.config, "layer_types", None)
         if kinds is not None:

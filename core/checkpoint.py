@@ -358,7 +358,7 @@ def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry])
             f"config.json says {wanted} blocks, the weights hold {len(held)} ({which}).",
             "Give a checkpoint whose config.json belongs to its weights.",
         )
-    custom = families.is_custom(config)
+    custom = families.is_custom(config) and not families.says_layer_shapes(config)
     expected = _custom_names(config) if custom else families.expected_shapes(config)
     for name, shape in expected.items():
         if name not in entries:

@@ -17,6 +17,14 @@ from typing import Any
 from core.errors import CheckpointError
 
 CUSTOM_PREFIX = "depthcut_"
+LAYER_FIELDS = {
+    "num_attention_heads": "layer_num_attention_heads",
+    "num_key_value_heads": "layer_num_key_value_heads",
+    "intermediate_size": "layer_intermediate_size",
+}
+"""Config fields with one size a block, of checkpoints whose blocks have their own shapes."""
+ADDED_BIAS = {"self_attn.o_proj": "o_bias", "mlp.down_proj": "down_bias"}
+"""Projections that may have a bias their family has not, and the config field that says so."""
 _BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 # Lists that may happen to be as long as there are blocks, but do not run over the blocks.
 _NOT_PER_BLOCK = re.compile(
@@ -187,13 +195,27 @@ def renamed(name: str, block: int) -> str:
     return f"model.layers.{block}.{match[2]}" if match else name
 
 
-def block_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+def layer_setting(config: Mapping[str, Any], name: str, block: int) -> Any:
+    """Return a block's own size where the config has one a block, else `setting`."""
+    sizes = config.get(LAYER_FIELDS[name]) if is_custom(config) else None
+    return sizes[block] if isinstance(sizes, list) and block < len(sizes) else setting(config, name)
+
+
+def says_layer_shapes(config: Mapping[str, Any]) -> bool:
+    """Whether the config gives the sizes of every block."""
+    blocks = setting(config, "num_hidden_layers")
+    lists = [config.get(name) for name in LAYER_FIELDS.values()]
+    return all(isinstance(sizes, list) and len(sizes) == blocks for sizes in lists)
+
+
+def block_shapes(config: Mapping[str, Any], block: int = 0) -> dict[str, Shape]:
     """Return the tensors of one block, name within the block -> shape [out, in]."""
     family = of(config)
-    hidden, inner = setting(config, "hidden_size"), setting(config, "intermediate_size")
+    hidden = setting(config, "hidden_size")
+    inner = layer_setting(config, "intermediate_size", block)
     width = setting(config, "head_dim")
-    query = setting(config, "num_attention_heads") * width
-    key = setting(config, "num_key_value_heads") * width
+    query = layer_setting(config, "num_attention_heads", block) * width
+    key = layer_setting(config, "num_key_value_heads", block) * width
     linear = {
         "self_attn.q_proj": (query, hidden),
         "self_attn.k_proj": (key, hidden),
@@ -210,7 +232,8 @@ def block_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         shapes[f"{name}.weight"] = shape
         projection = name.rpartition(".")[2]
         biased = mlp_bias if name.startswith("mlp") else attention_bias
-        if biased or (family.qkv_bias and projection in ("q_proj", "k_proj", "v_proj")):
+        added = is_custom(config) and bool(config.get(ADDED_BIAS.get(name, "")))
+        if biased or added or (family.qkv_bias and projection in ("q_proj", "k_proj", "v_proj")):
             shapes[f"{name}.bias"] = shape[:1]
     if family.qk_norm:
         shapes |= {"self_attn.q_norm.weight": (width,), "self_attn.k_norm.weight": (width,)}
@@ -223,8 +246,8 @@ def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return every tensor that the config asks for, name -> shape; tied heads are left out."""
     vocabulary, hidden = setting(config, "vocab_size"), setting(config, "hidden_size")
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    one = block_shapes(config)
     for block in range(setting(config, "num_hidden_layers")):
+        one = block_shapes(config, block)
         shapes |= {f"model.layers.{block}.{name}": shape for name, shape in one.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not setting(config, "tie_word_embeddings"):

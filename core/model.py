@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-OWN_CLASSES: dict[str, str] = {}
+OWN_CLASSES = {
+    "depthcut_llama": "core.width.modeling_depthcut:DepthcutLlamaForCausalLM",
+    "depthcut_mistral": "core.width.modeling_depthcut:DepthcutMistralForCausalLM",
+    "depthcut_qwen2": "core.width.modeling_depthcut:DepthcutQwen2ForCausalLM",
+    "depthcut_qwen3": "core.width.modeling_depthcut:DepthcutQwen3ForCausalLM",
+}
 """Classes for model types that transformers does not know: model_type -> ``module:Class``."""
 
 MIB = 2.0**20

@@ -8,47 +8,25 @@ config.json is the last file to appear.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core import checkpoint, families, processes, workspace
+from core import checkpoint, families, workspace
 from core.checkpoint import CheckpointInfo, TensorEntry, TensorIndex
-from core.errors import CheckpointError, OutputError
+from core.errors import CheckpointError
 from core.progress import SILENT, Progress
-from core.prune import model_card
+from core.prune import model_card, staging
 from core.prune.plan import check_drop, parameters_after
+from core.prune.staging import RECORD
 
-RECORD = "pruning.json"
 _CHUNK = 8 << 20
 _PIECE = 256 << 10
 _KERNEL_CHUNK = 64 << 20
-_SPARE_BYTES = 16 << 20
-# What goes with the weights unchanged: tokenizer, generation defaults, custom code, licence.
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "*.py",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-# What a checkpoint written here consists of; replaced as a whole when it is written over.
-_OURS = (*_COMPANIONS, "*.safetensors", checkpoint.INDEX, RECORD, "README.md", "config.json")
 
 
 @dataclass(frozen=True)
@@ -87,22 +65,22 @@ def prune(
     folder, target = Path(source), Path(out)
     info = checkpoint.inspect(folder, allow_config_only=False)
     chosen = check_drop(drop, info.blocks)
-    _check_output(folder, target, overwrite)
+    staging.check_output(folder, target, overwrite)
     config = families.without_blocks(checkpoint.read_config(folder / "config.json"), chosen)
     record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
     parts = list(_parts(TensorIndex.read(folder), chosen))
-    with _partial_folder(target) as partial:
-        _check_space(folder, partial, parts)
+    with staging.partial_folder(target) as partial:
+        staging.check_space(partial, sum(part.size for part in parts))
         _write_weights(folder, partial, parts, progress)
-        companions = _copy_companions(folder, partial)
+        companions = staging.copy_companions(folder, partial)
         custom = any(file.endswith(".py") for file in companions)
         card = model_card.depth_card(record, custom_code=custom)
-        _write(partial / "README.md", card)
-        _write(partial / RECORD, json.dumps(record, indent=2) + "\n")
-        _write(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        staging.write(partial / "README.md", card)
+        staging.write(partial / RECORD, json.dumps(record, indent=2) + "\n")
+        staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
         checkpoint.inspect(partial, allow_config_only=False)
         progress.check_cancel()
-        _publish(partial, target)
+        staging.publish(partial, target)
     return record
 
 
@@ -151,19 +129,6 @@ def make_record(
     }
 
 
-def _check_output(folder: Path, target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file.", "Give a folder with --out.")
-    if target.exists() and target.resolve() == folder.resolve():
-        raise OutputError(f"{target} is the checkpoint itself.", "Give another folder with --out.")
-    if target.is_dir() and not overwrite:
-        ours = (workspace.BOOKKEEPING, _inner(target).name)
-        if any(p.name not in ours for p in target.iterdir()):
-            raise OutputError(
-                f"{target} exists and is not empty.", "Give another --out, or add --overwrite."
-            )
-
-
 def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
     """Yield the files to write: the source's shards without the dropped blocks, renumbered."""
     gone = set(drop)
@@ -204,8 +169,7 @@ def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress
                 copy_range(read, write, start, end, copied)
     if len(parts) > 1:
         weight_map = {name: part.file for part in parts for name, _ in part.tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write(partial / checkpoint.INDEX, json.dumps(index, indent=2) + "\n")
+        staging.write_index(partial, weight_map, total)
 
 
 def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str]) -> bytes:
@@ -289,83 +253,3 @@ def _copy_chunks(read: BinaryIO, write: BinaryIO, length: int) -> int:
         done += len(piece)
     write.flush()
     return done
-
-
-def _copy_companions(folder: Path, partial: Path) -> list[str]:
-    """Copy tokenizer, generation config, custom code and licence; return their names."""
-    names = sorted({p.name for pattern in _COMPANIONS for p in folder.glob(pattern)})
-    for name in names:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, partial / name)
-    templates = folder / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, partial / templates.name)
-    return names
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _check_space(folder: Path, partial: Path, parts: Sequence[_Part]) -> None:
-    needed = sum(part.size for part in parts) + _SPARE_BYTES
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise OutputError(
-            f"The variant takes {needed / 2**30:.2f} GiB, {partial.parent} has "
-            f"{free / 2**30:.2f} GiB free.",
-            "Free space, or give an --out on another disk.",
-        )
-
-
-# ------------------------------------------------------------------------- the unfinished folder
-
-
-def _inner(target: Path) -> Path:
-    return target / "unfinished.partial"
-
-
-@contextlib.contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, on the target's own disk; it is gone when this ends.
-
-    Inside the target where that exists (a run directory), else beside it. What an ended process
-    left there is removed; a living one's is respected.
-    """
-    partial = _inner(target) if target.is_dir() else target.with_name(target.name + ".partial")
-    owner = partial / ".owner.json"
-    try:
-        if partial.exists():
-            left = workspace.read_json(owner) or {}
-            if left.get("pid") != os.getpid() and processes.is_alive(
-                left.get("pid"), left.get("pid_started")
-            ):
-                raise OutputError(
-                    f"Another process is writing {target}.", "Wait for it, or give another --out."
-                )
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        _write(owner, json.dumps(processes.identity()))
-        yield partial
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {target}: {error.strerror or error}.",
-            "Free space, or give another --out folder that you may write to.",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Make the finished folder appear; config.json, by which it is known, comes last."""
-    (partial / ".owner.json").unlink()
-    if not target.exists():
-        partial.rename(target)
-        return
-    (target / "config.json").unlink(missing_ok=True)
-    for stale in {p for pattern in _OURS for p in target.glob(pattern) if p.is_file()}:
-        stale.unlink()
-    for path in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
-        if path.is_dir() and (target / path.name).is_dir():
-            shutil.rmtree(target / path.name)
-        path.rename(target / path.name)

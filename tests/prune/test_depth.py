@@ -215,11 +215,11 @@ def test_existing_output_is_kept_unless_asked(tiny_gqa, tiny_dir, tmp_path):
 def test_killed_while_writing_never_looks_finished(tiny_gqa, tmp_path):
     out = tmp_path / "out"
     script = (
-        "import sys, time; from core.prune import depth\n"
-        "real = depth._publish\n"
+        "import sys, time; from core.prune import depth, staging\n"
+        "real = staging.publish\n"
         "def slow(partial, target):\n"
         "    print('written', flush=True); time.sleep(60)\n"
-        "depth._publish = slow\n"
+        "staging.publish = slow\n"
         "depth.prune(sys.argv[1], (1,), sys.argv[2])\n"
     )
     process = subprocess.Popen(

@@ -1,0 +1,141 @@
+"""Write a checkpoint so that it only looks like one once it is complete.
+
+Everything goes into a ``.partial`` folder on the target's own disk first; config.json, by which a
+checkpoint is known, is the last file to appear. Used by depth and width pruning alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from core import checkpoint, processes, workspace
+from core.errors import OutputError
+
+RECORD = "pruning.json"
+_SPARE_BYTES = 16 << 20
+# What goes with the weights unchanged: tokenizer, generation defaults, custom code, licence.
+COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+# What a checkpoint written here consists of; replaced as a whole when it is written over.
+_OURS = (*COMPANIONS, "*.safetensors", checkpoint.INDEX, RECORD, "README.md", "config.json")
+
+
+def check_output(folder: Path, target: Path, overwrite: bool) -> None:
+    """Raise `OutputError` where the variant of ``folder`` cannot be written to ``target``."""
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file.", "Give a folder with --out.")
+    if target.exists() and target.resolve() == folder.resolve():
+        raise OutputError(f"{target} is the checkpoint itself.", "Give another folder with --out.")
+    if target.is_dir() and not overwrite:
+        ours = (workspace.BOOKKEEPING, _inner(target).name)
+        if any(p.name not in ours for p in target.iterdir()):
+            raise OutputError(
+                f"{target} exists and is not empty.", "Give another --out, or add --overwrite."
+            )
+
+
+def copy_companions(folder: Path, partial: Path, *, without: Sequence[str] = ()) -> list[str]:
+    """Copy tokenizer, generation config, custom code and licence; return their names."""
+    names = sorted({p.name for pattern in COMPANIONS for p in folder.glob(pattern)} - {*without})
+    for name in names:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, partial / templates.name)
+    return names
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file."""
+    path.write_text(text, encoding="utf-8")
+
+
+def write_index(partial: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index of weights in several files: tensor name -> file."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(file_of.items()))}
+    write(partial / checkpoint.INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def check_space(partial: Path, size: int) -> None:
+    """Raise `OutputError` where the disk of ``partial`` has no room for ``size`` bytes."""
+    needed = size + _SPARE_BYTES
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise OutputError(
+            f"The variant takes {needed / 2**30:.2f} GiB, {partial.parent} has "
+            f"{free / 2**30:.2f} GiB free.",
+            "Free space, or give an --out on another disk.",
+        )
+
+
+# ------------------------------------------------------------------------- the unfinished folder
+
+
+def _inner(target: Path) -> Path:
+    return target / "unfinished.partial"
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write into, on the target's own disk; it is gone when this ends.
+
+    Inside the target where that exists (a run directory), else beside it. What an ended process
+    left there is removed; a living one's is respected.
+    """
+    partial = _inner(target) if target.is_dir() else target.with_name(target.name + ".partial")
+    owner = partial / ".owner.json"
+    try:
+        if partial.exists():
+            left = workspace.read_json(owner) or {}
+            if left.get("pid") != os.getpid() and processes.is_alive(
+                left.get("pid"), left.get("pid_started")
+            ):
+                raise OutputError(
+                    f"Another process is writing {target}.", "Wait for it, or give another --out."
+                )
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        write(owner, json.dumps(processes.identity()))
+        yield partial
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {target}: {error.strerror or error}.",
+            "Free space, or give another --out folder that you may write to.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Make the finished folder appear; config.json, by which it is known, comes last."""
+    (partial / ".owner.json").unlink()
+    if not target.exists():
+        partial.rename(target)
+        return
+    (target / "config.json").unlink(missing_ok=True)
+    for stale in {p for pattern in _OURS for p in target.glob(pattern) if p.is_file()}:
+        stale.unlink()
+    for path in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
+        if path.is_dir() and (target / path.name).is_dir():
+            shutil.rmtree(target / path.name)
+        path.rename(target / path.name)

@@ -1,0 +1,1 @@
+"""Width pruning: attention heads and MLP neurons, as baselines for depth pruning."""
