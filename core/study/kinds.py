@@ -1,0 +1,238 @@
+"""What a study is made of: variants, and what was measured about them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core import checkpoint, workspace
+from core.errors import DepthcutError
+from core.workspace import RunRecord
+
+CRITERIA = {
+    "ppl": "PPL",
+    "taylor": "Taylor",
+    "magnitude": "Magnitude",
+    "block-influence": "Block Influence",
+    "angular": "Angular",
+    "relative-update": "Relative update",
+    "last": "Last blocks",
+    "random": "Random",
+}
+WIDTH = {"llm-pruner": "LLM-Pruner", "flap": "FLAP", "wanda-sp": "Wanda-sp"}
+PLUS = ("ppl", "taylor", "magnitude")
+"""Criteria whose published runs are called ``+`` where first and last blocks are protected."""
+
+
+def method_label(method: str, protected: bool = False) -> str:
+    """Return how a criterion or a width method is called: ``taylor`` -> Taylor+ or Taylor."""
+    name = method.replace("_", "-").removesuffix("+")
+    label = CRITERIA.get(name) or WIDTH.get(name) or name.capitalize()
+    return label + ("+" if name in PLUS and (protected or method.endswith("+")) else "")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One checkpoint of a study."""
+
+    id: str
+    """The run's id; for a dense checkpoint the name it was given."""
+    label: str
+    """How charts and tables call it; different for every variant of a study."""
+    kind: str
+    """dense, depth, width, or other: measured beside the study, not descended from it."""
+    method: str = ""
+    """Criterion or width method as the command line has it; empty where blocks were named."""
+    method_label: str = ""
+    """PPL+, Taylor+, LLM-Pruner, by hand, dense, ..."""
+    retrained: str = ""
+    """lora, continued, full, or nothing."""
+    dropped: tuple[int, ...] = ()
+    """Blocks of the dense model that are gone, in removal order."""
+    parameters: int | None = None
+    ratio: float | None = None
+    """Share of the dense checkpoint's parameters that is gone."""
+    parent: str = ""
+    """Id of the variant it was made from."""
+    folder: Path | None = None
+    """Where its checkpoint lies; None where there is none (an adapter not merged, deleted)."""
+    record: RunRecord | None = None
+
+    @property
+    def is_retrained(self) -> bool:
+        """Whether it was trained after the cut."""
+        return bool(self.retrained)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a perplexity was measured; only equal ones compare."""
+
+    source: str
+    window: int | None
+    bos: str
+    """once, window, or rows: crops of calibration rows (importance, curve), or held-out rows."""
+    detail: str = ""
+    """What else must be equal: samples and seed of rows."""
+
+    @property
+    def label(self) -> str:
+        """The protocol in words."""
+        name = Path(self.source).name or self.source
+        if self.bos == "held-out":
+            return f"held-out rows of {name}, {self.detail}"
+        if self.bos == "rows":
+            return f"{name}, {self.detail} of {self.window} tokens"
+        how = "in every window" if self.bos == "window" else "once"
+        return f"{name}, windows of {self.window}, BOS {how}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One measured perplexity: of a variant, or of a plan (``variant`` empty, ``drop`` given)."""
+
+    protocol: Protocol
+    ppl: float
+    run: str
+    variant: str = ""
+    criterion: str = ""
+    protected: bool = False
+    drop: tuple[int, ...] = ()
+    parameters: int | None = None
+    ratio: float | None = None
+    tokens: int | None = None
+    device: str = ""
+    dtype: str = ""
+    started: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of an evaluate run's tasks.csv."""
+
+    variant: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int | None
+    run: str
+    started: float = 0.0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark run: its points, each with the id of its variant, and its summary."""
+
+    record: RunRecord
+    summary: dict[str, Any]
+    points: tuple[dict[str, Any], ...]
+    """Rows of points.csv with numbers as numbers, and ``id``: the variant, empty if it is gone."""
+    missing: tuple[str, ...] = ()
+    """Names of measured variants whose checkpoint has been deleted since."""
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.record.id
+
+
+@dataclass(frozen=True)
+class Study:
+    """A dense checkpoint and all that is known of it and of what was made from it."""
+
+    variants: tuple[Variant, ...]
+    """The dense one first, then by age; after them others that were measured beside them."""
+    quality: tuple[Quality, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Newest first."""
+    runs: tuple[RunRecord, ...] = field(default=(), repr=False)
+    """All runs that belong to the study, newest first."""
+
+    @property
+    def dense(self) -> Variant:
+        """The checkpoint everything descends from."""
+        return self.variants[0]
+
+    def find(self, name: str) -> Variant | None:
+        """Return the variant with this id, else the one with this label."""
+        by_id = {v.id: v for v in self.variants}
+        return by_id.get(name) or next((v for v in self.variants if v.label == name), None)
+
+    def at(self, folder: str | Path) -> Variant | None:
+        """Return the variant whose checkpoint or run a path or a spec's name means."""
+        return Finder(self.variants)(str(folder))
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The ways perplexity was measured, the one with most checkpoints first."""
+        counts: dict[Protocol, tuple[int, int]] = {}
+        for row in self.quality:
+            made, planned = counts.get(row.protocol, (0, 0))
+            counts[row.protocol] = (made + bool(row.variant), planned + (not row.variant))
+        return tuple(sorted(counts, key=lambda p: counts[p], reverse=True))
+
+    def perplexity(self, variant: str, protocol: Protocol) -> Quality | None:
+        """Return the newest perplexity of a variant by a protocol; None where it has none."""
+        found = [q for q in self.quality if (q.variant, q.protocol) == (variant, protocol)]
+        return max(found, key=lambda q: q.started, default=None)
+
+    def plans(self, protocol: Protocol) -> tuple[Quality, ...]:
+        """Return the perplexities of plans by a protocol: criterion, count, blocks."""
+        return tuple(q for q in self.quality if not q.variant and q.protocol == protocol)
+
+
+class Finder:
+    """From what a spec or a summary names to a variant."""
+
+    def __init__(self, known: Sequence[Variant]) -> None:
+        """Know these variants by id, by checkpoint folder, and by run folder."""
+        self._by_name = {v.id: v for v in known}
+        self._by_run = {v.record.path.resolve(): v for v in known if v.record}
+        self._by_folder = {v.folder.resolve(): v for v in reversed(known) if v.folder}
+
+    def __call__(self, name: str, cwd: str = "") -> Variant | None:
+        """Return the variant whose checkpoint, or in whose run, ``name`` lies; None if none."""
+        if name in self._by_name:
+            return self._by_name[name]
+        for path in meanings(name, cwd):
+            if path in self._by_folder:
+                return self._by_folder[path]
+            for candidate in (path, *path.parents):
+                if candidate in self._by_run:
+                    return self._by_run[candidate]
+        return None
+
+
+def meanings(name: str, cwd: str = "") -> list[Path]:
+    """Return the folders that a spec's name may mean: from here, the workspace, or its cwd."""
+    local = checkpoint.local_folder(name)
+    starts = [local, Path(name).expanduser(), workspace.default_root() / name]
+    starts += [Path(cwd) / name] if cwd else []
+    return [start.resolve() for start in starts if start]
+
+
+def local_info(folder: Path | None) -> checkpoint.CheckpointInfo | None:
+    """Return what a local checkpoint is, remembered until its files change."""
+    if folder is None:
+        return None
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
+    stamp = tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    return _inspected(folder, stamp)
+
+
+@functools.lru_cache(maxsize=64)
+def _inspected(folder: Path, _: object) -> checkpoint.CheckpointInfo:
+    return checkpoint.inspect(folder)
+
+
+def info_of(variant: Variant) -> checkpoint.CheckpointInfo | None:
+    """Return shapes and sizes of a variant; None where its checkpoint is not here or not whole."""
+    try:
+        return local_info(variant.folder)
+    except (DepthcutError, OSError):
+        return None

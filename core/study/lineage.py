@@ -1,0 +1,96 @@
+"""The checkpoints of a study, and how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from core import checkpoint, variants, workspace
+from core.retrain.command import LABELS as RETRAINED
+from core.study.kinds import Variant, local_info, method_label
+
+
+def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
+    """Return the tree that ``name`` is in, or a tree of its own."""
+    local = checkpoint.local_folder(name)
+    wanted = local.resolve() if local else None
+    for root in roots:
+        for _, node in root.walk():
+            named = node.record is None and node.parent == name
+            if named or (wanted and node.folder and node.folder.resolve() == wanted):
+                return root
+    return variants.dense(name)
+
+
+def checkpoints(root: variants.Variant) -> list[Variant]:
+    """Return the study's checkpoints, the dense one first."""
+    info = local_info(root.folder)
+    total = info.parameters if info else None
+    dense = Variant(root.parent, root.label, "dense", "", "dense", folder=root.folder)
+    dense = replace(dense, parameters=total, ratio=0.0)
+    found, parents = [dense], {id(root): dense}
+    for _, node in root.walk():
+        for child in node.children:
+            parents[id(child)] = made = _made(child, parents[id(node)], total, root.blocks)
+            found.append(made)
+    head, *rest = found
+    rest.sort(key=lambda v: v.record.started if v.record else 0.0)
+    return _distinct([head, *rest])
+
+
+def _made(
+    node: variants.Variant, parent: Variant, total: int | None, blocks: int | None
+) -> Variant:
+    """Return the variant that a run left behind; the dense one has ``total`` parameters."""
+    record = node.record
+    assert record is not None
+    pruning = workspace.read_json(record.path / "pruning.json") or {}
+    left = node.parameters or parent.parameters
+    known = pruning.get("ratio")
+    ratio = 1 - left / total if left and total else known if isinstance(known, float) else None
+    base = Variant(
+        record.id, record.name, parent.kind, parameters=left, ratio=ratio, parent=parent.id,
+        folder=node.folder, record=record,
+    )  # fmt: skip
+    share = f" {ratio:.0%}" if ratio else ""
+    if record.command == "retrain":
+        kept = {name: getattr(parent, name) for name in ("method", "method_label", "dropped")}
+        method = str(record.spec.get("method") or "")
+        label = f"{parent.label} + {RETRAINED.get(method, method)}"
+        made = replace(base, retrained=method, **kept)
+    elif record.command == "width":
+        method = str(pruning.get("method") or record.spec.get("method") or "width")
+        label = f"{method_label(method)}{share}"
+        made = replace(base, kind="width", method=method, method_label=method_label(method))
+    else:
+        plan, method = pruning.get("plan") or {}, str(pruning.get("criterion") or "")
+        protected = bool(plan.get("protect_first") or plan.get("protect_last"))
+        gone = _gone(pruning, blocks)
+        named = method_label(method, protected) if method else "by hand"
+        label = (named if method else f"without {', '.join(map(str, gone))}") + share
+        made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
+    return made if record.name != record.id else replace(made, label=label)
+
+
+def _gone(pruning: dict[str, Any], blocks: int | None) -> tuple[int, ...]:
+    """Return the blocks of the dense model, which has ``blocks``, that went; the last cut's last.
+
+    Within the last cut they keep their removal order.
+    """
+    last = list(pruning.get("dropped_original") or pruning.get("dropped") or [])
+    left = {*(pruning.get("original_blocks") or []), *last}
+    earlier = [b for b in range(blocks or 0) if b not in left] if pruning.get("lineage") else []
+    return (*earlier, *last)
+
+
+def _distinct(found: list[Variant]) -> list[Variant]:
+    """Give every variant a label of its own: the same ones are numbered from the second on."""
+    seen: dict[str, int] = {}
+    result = []
+    for variant in found:
+        count = seen[variant.label] = seen.get(variant.label, 0) + 1
+        result.append(
+            replace(variant, label=f"{variant.label} ({count})") if count > 1 else variant
+        )
+    return result

@@ -1,0 +1,205 @@
+"""What runs measured about the checkpoints of a study."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from core import workspace
+from core.prune.outlook import curve_points
+from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, meanings
+from core.workspace import BOOKKEEPING, RunRecord
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return a CSV file's rows with numbers, true and false as such and empty cells as None.
+
+    Empty where the file is missing or no table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+    except (OSError, csv.Error, UnicodeDecodeError):
+        return []
+
+
+def _value(text: Any) -> Any:
+    if text in ("", None):
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            continue
+    return text
+
+
+def _cwd(record: RunRecord) -> str:
+    return str((workspace.read_json(record.path / BOOKKEEPING / "spec.json") or {}).get("cwd", ""))
+
+
+def benchmarks(
+    records: Iterable[RunRecord], finder: Finder
+) -> tuple[list[Benchmark], list[Variant]]:
+    """Return the benchmark runs with a variant of the study in them, and what else they hold."""
+    found: list[Benchmark] = []
+    others: dict[str, Variant] = {}
+    for record in (r for r in records if r.command == "benchmark"):
+        summary = workspace.read_json(record.path / "summary.json") or {}
+        cwd = _cwd(record)
+        ids: dict[str, str] = {}
+        beside: dict[str, Variant] = {}
+        missing = []
+        for entry in summary.get("variants") or []:
+            name, path = str(entry.get("name")), str(entry.get("path") or "")
+            variant = finder(path, cwd)
+            gone = not any((p / "config.json").is_file() for p in meanings(path, cwd))
+            if gone:
+                missing.append(name)
+            elif variant:
+                ids[name] = variant.id
+            else:
+                folder = next(p for p in meanings(path, cwd) if (p / "config.json").is_file())
+                beside[name] = Variant(
+                    str(folder), name, "other", method_label="other",
+                    parameters=entry.get("parameters"), folder=folder,
+                )  # fmt: skip
+        if not ids:
+            continue
+        others |= {v.id: v for v in beside.values()}
+        ids |= {name: v.id for name, v in beside.items()}
+        rows = read_rows(record.path / "points.csv")
+        points = tuple({**row, "id": ids.get(str(row.get("variant")), "")} for row in rows)
+        found.append(Benchmark(record, summary, points, tuple(missing)))
+    return found, list(others.values())
+
+
+def perplexities_and_tasks(
+    records: Iterable[RunRecord], finder: Finder, dense: Variant
+) -> tuple[list[Quality], list[Task]]:
+    """Return perplexities and task scores of the study's variants and plans."""
+    quality: list[Quality] = []
+    tasks: list[Task] = []
+    readers = {"importance": _scored, "curve": _curve}
+    for record in records:
+        variant = finder(str(record.spec.get("checkpoint") or ""), _cwd(record))
+        if variant is None:
+            continue
+        summary = workspace.read_json(record.path / "summary.json") or {}
+        if record.command == "evaluate":
+            quality += _evaluated(record, summary, variant)
+            tasks += _tasks(record, variant)
+        elif record.command == "retrain":
+            quality += _retrained(record, summary, variant, dense)
+        elif record.command in readers and variant.kind == "dense":
+            quality += readers[record.command](record, summary, variant)
+    return [q for q in quality if isinstance(q.ppl, (int, float)) and q.ppl > 0], tasks
+
+
+def _on(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what a perplexity was measured on."""
+    return {
+        "run": record.id,
+        "device": str(summary.get("device") or record.device),
+        "dtype": str(summary.get("dtype") or ""),
+        "started": record.started,
+    }
+
+
+def _evaluated(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+    """Return the rows of an evaluate run's perplexity.csv."""
+    return [
+        Quality(
+            Protocol(str(row["source"]), row.get("window"), str(row.get("bos"))),
+            row["ppl"],
+            variant=variant.id,
+            tokens=row.get("tokens"),
+            parameters=variant.parameters,
+            ratio=variant.ratio,
+            **_on(record, summary),
+        )
+        for row in read_rows(record.path / "perplexity.csv")
+        if row.get("source") and row.get("ppl") is not None
+    ]
+
+
+def _tasks(record: RunRecord, variant: Variant) -> list[Task]:
+    return [
+        Task(
+            variant.id, str(row["task"]), str(row["metric"]), float(row["value"]),
+            row.get("stderr"), row.get("samples"), record.id, record.started,
+        )
+        for row in read_rows(record.path / "tasks.csv")
+        if row.get("task") and isinstance(row.get("value"), (int, float))
+    ]  # fmt: skip
+
+
+def _rows_protocol(summary: dict[str, Any]) -> Protocol:
+    detail = f"{summary.get('samples')} rows (seed {summary.get('seed')})"
+    return Protocol(str(summary.get("calibration")), summary.get("length"), "rows", detail)
+
+
+def _scored(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+    """Return the dense perplexity of an importance run."""
+    if not summary.get("dense_ppl"):
+        return []
+    common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
+    return [
+        Quality(ppl=summary["dense_ppl"], variant=variant.id, ratio=0.0,
+                parameters=variant.parameters, **common)
+    ]  # fmt: skip
+
+
+def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+    """Return a curve run's plans; their zeroth point is the dense checkpoint."""
+    common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
+    sizes = {(r.get("criterion"), r.get("count")): r for r in read_rows(record.path / "curve.csv")}
+    protected = bool(summary.get("protected"))
+    found = []
+    for point in curve_points(record.path):
+        row = sizes[point.criterion, point.count]
+        if point.count == 0:
+            continue
+        found.append(
+            Quality(
+                ppl=point.ppl,
+                criterion=point.criterion,
+                protected=protected,
+                drop=point.drop,
+                parameters=row["params"],
+                ratio=row["ratio"],
+                **common,
+            )
+        )
+    if summary.get("dense_ppl"):
+        found.append(
+            Quality(
+                ppl=summary["dense_ppl"],
+                variant=variant.id,
+                parameters=variant.parameters,
+                ratio=0.0,
+                **common,
+            )
+        )
+    return found
+
+
+def _retrained(
+    record: RunRecord, summary: dict[str, Any], variant: Variant, dense: Variant
+) -> list[Quality]:
+    """Return held-out perplexities of a retrain run: dense, before (its parent) and after."""
+    heldout = summary.get("heldout") or {}
+    source = str(heldout.get("source") or heldout.get("name") or record.spec.get("data") or "")
+    detail = f"{heldout.get('rows')} rows, {heldout.get('tokens')} tokens"
+    common = {"protocol": Protocol(source, None, "held-out", detail), **_on(record, summary)}
+    rows = (("dense", dense.id, dense), ("before", variant.id, variant),
+            ("after", record.id, variant))  # fmt: skip
+    return [
+        Quality(ppl=ppl, variant=name, parameters=sized.parameters, ratio=sized.ratio, **common)
+        for which, name, sized in rows
+        if (ppl := summary.get(f"heldout_ppl_{which}"))
+    ]

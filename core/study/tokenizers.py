@@ -1,0 +1,56 @@
+"""Whether the tokenizers of several checkpoints are the same."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from core.study.kinds import Variant
+from core.tokenizer_files import TOKENIZER_FILES
+
+
+def tokenizer_key(folder: Path) -> str:
+    """Return what identifies a tokenizer's vocabulary; empty where there is none.
+
+    The same vocabulary written by another version of transformers has the same key.
+    """
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        if path.is_file():
+            stat = path.stat()
+            return _vocabulary(path, stat.st_mtime_ns, stat.st_size)
+    return ""
+
+
+@functools.lru_cache(maxsize=128)
+def _vocabulary(path: Path, _mtime: int, _size: int) -> str:
+    data = path.read_bytes()
+    try:
+        table = json.loads(data)
+        vocab = (table.get("model") or {}).get("vocab") or table
+        data = json.dumps(vocab, sort_keys=True).encode()
+    except (ValueError, AttributeError):
+        pass  # a sentencepiece file: its bytes are the vocabulary
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def tokenizer_conflict(chosen: Iterable[Variant]) -> str:
+    """Return one sentence where variants have different tokenizers, else nothing.
+
+    Perplexity is per token, so those of different tokenizers do not compare.
+    """
+    groups: dict[str, list[str]] = {}
+    for variant in chosen:
+        key = tokenizer_key(variant.folder) if variant.folder else ""
+        if key:
+            groups.setdefault(key, []).append(variant.label)
+    if len(groups) < 2:
+        return ""
+    names = " and ".join(group[0] for group in list(groups.values())[:2])
+    return (
+        f"{names} have different tokenizers, so their perplexities do not compare. "
+        "Leave one of them out, or compare latency, memory and task scores only."
+    )
