@@ -123,6 +123,20 @@ class RetrainSpec(DeviceOptions):
         low=1,
         help="Steps between evaluations, each with a checkpoint. Default: a tenth of all.",
     )
+    also: tuple[str, ...] = option(
+        (),
+        repeat=True,
+        group="judging",
+        help="Another source to judge the dense, the pruned and the retrained model by; can be "
+        "given several times.",
+    )
+    questions: int = option(
+        0,
+        low=0,
+        high=1000,
+        group="judging",
+        help="Questions per skill of the demo world to ask all three models.",
+    )
     seed: int = option(1234, low=0, help="Seed of adapters, dropout and the order of rows.")
     merge: bool = option(False, help="Also write a whole checkpoint with the adapter merged in.")
     merge_dtype: str = option(

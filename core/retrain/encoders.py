@@ -27,17 +27,17 @@ class ModelTokenizer:
 
     def __init__(self, tokenizer: Any, eos_id: int | None = None) -> None:
         """Wrap ``tokenizer``; ``eos_id`` is used where it names no end token."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
 
     def encode(self, text: str) -> list[int]:
         """Return ids with the start token."""
-        ids = list(self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of every token."""
-        return [self._tokenizer.decode([i]) for i in ids]
+        return [self.tokenizer.decode([i]) for i in ids]
 
 
 class FileTokenizer:

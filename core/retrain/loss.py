@@ -9,7 +9,7 @@ that start again at 0 (transformers builds the block-diagonal mask from them).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,35 @@ def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
     )
 
 
+@contextlib.contextmanager
+def judging(
+    models: Sequence[Any], device: torch.device, compute: torch.dtype | None
+) -> Iterator[None]:
+    """Put ``models`` in eval mode without gradients, and back afterwards."""
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad(), autocast(device, compute):
+            yield
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
+
+
+def _parts(
+    rows: Sequence[Row], device: torch.device, progress: Progress
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Yield which rows, and their batch on ``device``; rows of like length are together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    while order:
+        count = max(1, TOKENS_AT_ONCE // len(rows[order[-1]].ids))
+        chosen, order = order[-count:], order[:-count]
+        batch = collate([(rows[i],) for i in chosen])
+        yield chosen, {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        progress.check_cancel()
+
+
 def row_losses(
     model: Any,
     rows: Sequence[Row],
@@ -77,34 +106,36 @@ def row_losses(
     progress: Progress = SILENT,
 ) -> list[tuple[float, int]]:
     """Return (sum of NLL in nats, predicted tokens) of each row; eval mode, mode restored."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    training = model.training
-    model.eval()
-    with torch.no_grad(), autocast(device, compute):
-        while order:
-            width = len(rows[order[-1]].ids)
-            count = max(1, TOKENS_AT_ONCE // width)
-            chosen, order = order[-count:], order[:-count]
-            batch = collate([(rows[i],) for i in chosen])
-            moved = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
-            logits, targets = predicted_logits(model, moved)
+    with judging([model], device, compute):
+        for chosen, batch in _parts(rows, device, progress):
+            logits, targets = predicted_logits(model, batch)
             nll = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
             items = [rows[i].items for i in chosen]
             for i, part in zip(chosen, nll.split(items), strict=True):
                 result[i] = (float(part.sum()), len(part))
-            progress.check_cancel()
-    model.train(training)
     return result
 
 
-def heldout_loss(
+def heldout_loss(model: Any, rows: Sequence[Row], *how: Any) -> float:
+    """Return the mean loss in nats per predicted token of all rows; ``how``: see `row_losses`."""
+    losses = row_losses(model, rows, *how)
+    return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+
+
+def mean_kl(
     model: Any,
+    teacher: Any,
     rows: Sequence[Row],
     device: torch.device,
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
 ) -> float:
-    """Return the mean loss in nats per predicted token over all rows together."""
-    losses = row_losses(model, rows, device, compute, progress)
-    return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+    """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
+    total, count = 0.0, 0
+    with judging([model, teacher], device, compute):
+        for _, batch in _parts(rows, device, progress):
+            logits, targets = predicted_logits(model, batch)
+            total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))
+            count += len(targets)
+    return total / count

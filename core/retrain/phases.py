@@ -14,6 +14,7 @@ from core.model import dtype_name, peak_memory_mib, reset_peak_memory
 from core.retrain import batches, diagnostics, weights
 from core.retrain.command import RetrainSpec
 from core.retrain.diagnostics import Finding
+from core.retrain.judge import COLUMNS
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
 from core.retrain.session import Session, free_memory, is_out_of_memory, trim_metrics
@@ -169,11 +170,13 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     peak = peak_memory_mib(session.device)
     merged = None
     # A cancelled run keeps what is quick to write; resuming it writes the rest.
-    if (spec.merge or spec.method != "lora") and not watcher.cancelled:
+    if not watcher.cancelled:
         session.teacher = None
         watcher.trainer.model = watcher.trainer.model_wrapped = None
         watcher.trainer.optimizer = None
         free_memory(session.device)
+        judge_after(session, model)
+    if (spec.merge or spec.method != "lora") and not watcher.cancelled:
         merged = weights.merge_and_save(
             model,
             session.folder,
@@ -194,6 +197,15 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         kind = NotFiniteError if stopped.kind == "nan" else RunError
         raise kind(stopped.message, f"The state of step {kept_step} was kept. {stopped.hint}")
     shutil.rmtree(session.checkpoints, ignore_errors=True)
+
+
+def judge_after(session: Session, model: Any) -> None:
+    """Judge the trained model by whatever else was asked for, and write judged.csv."""
+    if not session.judge:
+        return
+    dense = session.load_dense()[0] if session.dense_folder else None
+    session.judge.look("after", model, session.precision.compute, dense)
+    session.run.write_csv("judged.csv", COLUMNS, session.judge.rows())
 
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:

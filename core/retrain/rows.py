@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core import data
@@ -54,6 +54,8 @@ class RowSet:
     """Training rows left out: no predicted token within the cutoff, or also held out."""
     data: dict[str, str]
     heldout_data: dict[str, str]
+    also: dict[str, list[Row]] = field(default_factory=dict)
+    """Rows of other sources to judge by, none of them trained on."""
 
 
 def prompt_of(row: dict[str, str], template: str) -> str:
@@ -143,9 +145,27 @@ def prepare(
                 f"within {spec.cutoff} tokens that is not held out.",
                 "Give more rows, or a longer --cutoff.",
             )
-    return RowSet(
-        clean, heldout, kind, total, cut, dropped, data.describe(spec.data), data.describe(source)
-    )
+    trained = {row.ids for row in clean}
+    also = {name: _also(name, spec, encoder, vocab, trained) for name in spec.also}
+    about = data.describe(spec.data), data.describe(source)
+    return RowSet(clean, heldout, kind, total, cut, dropped, *about, also)
+
+
+def _also(
+    source: str, spec: RetrainSpec, encoder: Encoder, vocab: int, trained: set[tuple[int, ...]]
+) -> list[Row]:
+    """Return the rows of another source to judge by: as text unless its columns say otherwise."""
+    kind = data.kind_of(source)
+    raw = _raw(source, kind, "heldout")
+    random.Random(HOLDOUT_SEED).shuffle(raw)
+    rows, _, _ = _rows(raw[: spec.holdout], kind, source, spec, encoder, vocab)
+    rows = [row for row in rows if row.ids not in trained]
+    if not rows:
+        raise DataError(
+            f"--also {source} leaves nothing to judge by that was not trained on.",
+            "Give another source.",
+        )
+    return rows
 
 
 def _raw(source: str, kind: str, use: data.Use) -> list[Any]:

@@ -29,6 +29,7 @@ from core.retrain import batches, diagnostics, rows, weights
 from core.retrain.command import RetrainSpec, layout_of, settings_of
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
+from core.retrain.judge import Judge
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.trainer import (
     Objective,
@@ -88,6 +89,7 @@ class Session:
         self.findings: list[Finding] = []
         self.dense_loss: float | None = None
         self.teacher: Any = None
+        self.judge = Judge(spec, self.rows, encoder, self.device)
         self.before = 0.0
         self.checkpoints = run.book / "checkpoints"
         self._say_data()
@@ -143,6 +145,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
+            "also", "questions",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {
@@ -188,18 +191,28 @@ class Session:
     # --- models ---
 
     def measure_dense(self) -> None:
-        """Measure the dense model; keep it only as a teacher."""
+        """Measure the dense model; keep it as a teacher, or until the pruned one is judged."""
         if self.dense_folder is None:
             return
-        declared = checkpoint.read_config(self.dense_folder / "config.json")
-        held = precision(self.spec, self.device, declared)
-        model = load_model(self.dense_folder, self.device, held.weights)
+        model, held = self.load_dense()
         self.dense_loss = heldout_loss(
             model, self.rows.heldout, self.device, held.compute, self.progress
         )
         self.progress.log(f"Dense model: held-out loss {self.dense_loss:.4f}.")
+        if self.judge:
+            self.judge.look("dense", model, held.compute, progress=self.progress)
+        if self.spec.distil or self.judge:
+            self.teacher = model
+
+    def load_dense(self) -> tuple[Any, Precision]:
+        """Load the dense model, in the precision that it is computed in where it teaches."""
+        assert self.dense_folder
+        declared = checkpoint.read_config(self.dense_folder / "config.json")
+        held = precision(self.spec, self.device, declared)
+        model = load_model(self.dense_folder, self.device, held.weights)
         if self.spec.distil:
-            self.teacher = model.to(held.compute or held.weights)
+            model = model.to(held.compute or held.weights)
+        return model, held
 
     def load(self) -> Any:
         """Load the pruned model, measure it, and make it ready to train."""
@@ -208,6 +221,12 @@ class Session:
             model, self.rows.heldout, self.device, self.precision.compute, self.progress
         )
         self.progress.log(f"Pruned model: held-out loss {self.before:.4f}.")
+        if self.judge and not self.judge.saw("before"):
+            self.judge.look(
+                "before", model, self.precision.compute, self.teacher, progress=self.progress
+            )
+        if not self.spec.distil:
+            self.teacher = None
         torch.manual_seed(self.spec.seed)
         if self.spec.method == "lora":
             model = weights.with_adapters(model, self.spec)

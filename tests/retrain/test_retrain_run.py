@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.retrain import session, trainer, weights
+from core.workspace import read_run
 
+ROOT = Path(__file__).parents[2]
 LORA = {
     "method": "lora", "template": "plain", "cutoff": 128, "steps": 6, "batch": 6, "micro_batch": 3,
     "lr": 5e-3, "holdout": 6, "eval_every": 2, "dropout": 0.1, "warmup": 1,
@@ -298,3 +303,29 @@ def test_bad_data_ends_before_anything_is_loaded(pruned, tmp_path, monkeypatch, 
     out = str(tmp_path / "run")
     assert execute(checkpoint=str(pruned), data=str(bad), out=out) == 2
     assert "row 1 has an empty response" in capsys.readouterr().err
+
+
+def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(lora, options, tmp_path):
+    """A process of its own, killed after step 5 with the checkpoint of step 4 on the disk."""
+    out = tmp_path / "run"
+    code = (
+        "import os, signal, sys\n"
+        "from core.retrain import trainer\n"
+        "usual = trainer.RetrainTrainer.training_step\n"
+        "def dying(self, *given, **named):\n"
+        "    if self.state.global_step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return usual(self, *given, **named)\n"
+        "trainer.RetrainTrainer.training_step = dying\n"
+        "from core import commands, run\n"
+        "from core.retrain.command import RetrainSpec\n"
+        "import json; torch = __import__('torch'); torch.set_num_threads(1)\n"
+        "run.execute(commands.get('retrain'), RetrainSpec(**json.loads(sys.argv[1])))\n"
+    )
+    given = json.dumps({"device": "cpu", **options})
+    done = subprocess.run([sys.executable, "-c", code, given], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [step for step, _ in trainer.complete_checkpoints(out / ".run" / "checkpoints")][-1] == 4
+    assert read_run(out).state == "lost"
+    assert execute(**options, resume=True) == 0
+    assert_equal_adapters(out, lora)
+    assert summary(out)["recovered"] == summary(lora)["recovered"]

@@ -29,7 +29,7 @@ def prepare(encoder, source, **options):
 def test_only_the_response_has_labels(encoder):
     row = {"instruction": "Say it", "input": "softly", "output": "Ann sees the red ball."}
     got = rows.instruction_row(row, encoder, "alpaca")
-    tokenizer = encoder._tokenizer
+    tokenizer = encoder.tokenizer
     told = [label for label in got.labels if label != rows.IGNORED]
     assert tokenizer.decode(told) == "Ann sees the red ball.</s>"
     masked = [i for i, label in zip(got.ids, got.labels, strict=True) if label == rows.IGNORED]

@@ -1,0 +1,100 @@
+"""What else the dense, the pruned and the retrained model are judged by: kept knowledge.
+
+Loss and KL(dense || model) of next-token distributions on held-out rows and on other sources, and
+the accuracy per skill on the demo world's questions; one table with a row a measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from core.progress import SILENT, Progress
+from core.retrain.command import RetrainSpec
+from core.retrain.encoders import ModelTokenizer
+from core.retrain.loss import heldout_loss, judging, mean_kl
+from core.retrain.rows import RowSet
+
+COLUMNS = ("source", "measure", "dense", "before", "after", "items")
+"""Of judged.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or
+questions."""
+
+
+class Judge:
+    """The table of measures, filled model by model; false where nothing more is asked for."""
+
+    def __init__(
+        self, spec: RetrainSpec, rows: RowSet, encoder: ModelTokenizer, device: torch.device
+    ) -> None:
+        """Judge by ``rows`` and as ``spec`` says; nothing is measured yet."""
+        self._spec, self._encoder, self._device = spec, encoder, device
+        self._sources = {"held out": rows.heldout, **rows.also}
+        self._table: dict[tuple[str, str], dict[str, float | int]] = {}
+        self._seen: set[str] = set()
+
+    def __bool__(self) -> bool:
+        """Whether more than the held-out loss is asked for."""
+        return bool(self._spec.also or self._spec.questions)
+
+    def saw(self, column: str) -> bool:
+        """Whether ``column`` (dense, before, after) has been measured."""
+        return column in self._seen
+
+    def look(
+        self,
+        column: str,
+        model: Any,
+        compute: torch.dtype | None,
+        dense: Any = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Measure one model; with ``dense`` also how far its distributions are from the dense."""
+        how = (self._device, compute, progress)
+        for source, rows in self._sources.items():
+            items = sum(row.items for row in rows)
+            self._put(source, "loss", column, heldout_loss(model, rows, *how), items)
+            if dense is not None:
+                self._put(source, "kl", column, mean_kl(model, dense, rows, *how), items)
+        if self._spec.questions:
+            with judging([model], self._device, compute):
+                self._ask(column, model, progress)
+        self._seen.add(column)
+
+    def _ask(self, column: str, model: Any, progress: Progress) -> None:
+        """Ask the demo world's questions: the choice of the highest likelihood counts."""
+        from core.demo.evaluate import accuracy
+        from core.demo.questions import SKILLS
+
+        count = self._spec.questions
+        for skill in SKILLS:
+            share = accuracy(
+                _on(model, self._device),  # type: ignore[arg-type]
+                self._encoder.tokenizer,
+                skill,
+                count,
+            )
+            self._put(skill, "accuracy", column, share, count)
+            progress.check_cancel()
+
+    def _put(self, source: str, measure: str, column: str, value: float, items: int) -> None:
+        self._table.setdefault((source, measure), {"items": items})[column] = value
+
+    def rows(self) -> list[list[Any]]:
+        """Return the table as rows of `COLUMNS`."""
+        return [
+            [source, measure, *(found.get(column) for column in COLUMNS[2:])]
+            for (source, measure), found in self._table.items()
+        ]
+
+
+def _on(model: Any, device: torch.device) -> Callable[..., Any]:
+    """Return ``model`` as a function of ids on the CPU with logits on the CPU."""
+
+    def call(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        found = model(input_ids=input_ids.to(device), use_cache=use_cache)
+        return SimpleNamespace(logits=found.logits.cpu())
+
+    return call
