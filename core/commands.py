@@ -75,6 +75,13 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "evaluate",
+            "core.evaluate.command",
+            "EvaluateSpec",
+            "Perplexity of texts and accuracy on tasks.",
+            computes=True,
+        ),
+        Command(
             "benchmark",
             "core.benchmark.command",
             "BenchmarkSpec",

@@ -1,0 +1,1 @@
+"""Standard evaluation: perplexity by named protocols, zero-shot tasks, and what comparing takes."""

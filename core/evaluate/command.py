@@ -1,0 +1,154 @@
+"""``python -m core evaluate CHECKPOINT --out DIR``: perplexity and zero-shot tasks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint, data
+from core.errors import OptionError
+from core.evaluate import known
+from core.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from core.checkpoint import CheckpointInfo
+    from core.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec(DeviceOptions):
+    """Measure a checkpoint: perplexity of texts, accuracy on tasks."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    out: str = option(help="Run directory to write.")
+    perplexity: tuple[str, ...] = option(
+        (),
+        repeat=True,
+        help="Text to judge by: demo, wikitext2, a .txt/.jsonl/.csv/.parquet file, or hub:NAME. "
+        "Can be given several times.",
+    )
+    window: tuple[int, ...] = option(
+        (128,), help="Tokens in a window, as 128 or 128,2048.", low=2, high=1048576, unit="tokens"
+    )
+    bos: str = option(
+        "once",
+        help="BOS once before the text, or in every window.",
+        choices=data.BOS_PROTOCOLS,
+    )
+    fresh: bool = option(False, help="Measure again what an earlier run has measured.")
+    dry_run: bool = option(False, help="Say what it will take, and do nothing.")
+
+
+def _check(spec: EvaluateSpec, info: CheckpointInfo) -> None:
+    if not spec.perplexity:
+        raise OptionError("Nothing to measure.", "Give --perplexity SOURCE, as demo or a file.")
+    if not spec.window:
+        raise OptionError("--window: none given.", "Give for instance 128 or 128,2048.")
+    if info.context and max(spec.window) > info.context:
+        raise OptionError(
+            f"--window: {max(spec.window)} tokens are more than the model's context of "
+            f"{info.context}.",
+            f"Give {info.context} or fewer.",
+        )
+
+
+class Session:
+    """One checkpoint under judgement; the model is loaded when something must be measured."""
+
+    def __init__(self, spec: EvaluateSpec, run: Run) -> None:
+        """Resolve the checkpoint, and check the options against it."""
+        from core import model as models
+
+        self.spec, self.run = spec, run
+        self.folder: Path = checkpoint.resolve(spec.checkpoint, run.progress)
+        self.info = checkpoint.inspect(self.folder, allow_config_only=False)
+        _check(spec, self.info)
+        self.content = known.checkpoint_content(self.folder)
+        self.earlier = None if spec.fresh else known.Earlier()
+        self.tokenizer = models.load_tokenizer(self.folder)
+        self.device = models.resolve_device(spec.device)
+        self.dtype = _dtype(spec.dtype, self.device, self.info.dtype)
+        self._model: Any = None
+        models.reset_peak_memory(self.device)
+
+    @property
+    def model(self) -> Any:
+        """The loaded model."""
+        from core import model as models
+
+        if self._model is None:
+            where = f"{self.device} as {models.dtype_name(self.dtype)}"
+            self.run.progress.log(f"Loading {self.spec.checkpoint} to {where}.")
+            self._model = models.load_model(self.folder, self.device, self.dtype)
+        return self._model
+
+    def key(self, **protocol: Any) -> str:
+        """Return the key of one result of this checkpoint under ``protocol``."""
+        return known.digest(
+            {
+                "checkpoint": self.content,
+                "device": self.device.type,
+                "dtype": str(self.dtype),
+                "versions": known.versions(),
+                **protocol,
+            }
+        )
+
+    def known(self, key: str, what: str) -> tuple[Any, dict[str, Any]] | None:
+        """Return the earlier run with this result and its entry, and say so."""
+        found = self.earlier.find(key) if self.earlier else None
+        if found:
+            self.run.progress.log(f"{what}: measured before, in {found[0].id}.")
+        return found
+
+
+def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
+    """Return the dtype of weights and arithmetic.
+
+    On a CPU ``auto`` is float32: widening bfloat16 weights is exact and, without native support,
+    faster; importance and curve compute so too.
+    """
+    import torch
+
+    from core import model as models
+
+    if name == "auto" and device.type == "cpu":
+        return torch.float32
+    return models.resolve_dtype(name, device, {"dtype": declared})
+
+
+def run(spec: EvaluateSpec, run: Run) -> None:
+    """Measure what is asked for and write the files of the contract."""
+    from core import model as models
+    from core.evaluate import texts
+
+    began = time.perf_counter()
+    session = Session(spec, run)
+    measured = [
+        texts.measure(session, source, window)
+        for source in spec.perplexity
+        for window in spec.window
+    ]
+    texts.write(run, measured)
+    run.write_json(
+        "summary.json",
+        {
+            "checkpoint": spec.checkpoint,
+            "checkpoint_key": session.info.key,
+            "content": session.content,
+            "family": session.info.family,
+            "blocks": session.info.blocks,
+            "parameters": session.info.parameters,
+            "perplexity": [text.summary() for text in measured],
+            "seconds": round(time.perf_counter() - began, 3),
+            "device": str(session.device),
+            "dtype": models.dtype_name(session.dtype),
+            "peak_memory_mib": round(models.peak_memory_mib(session.device), 1),
+            "versions": known.versions(),
+        },
+    )

@@ -1,0 +1,96 @@
+"""What has been measured already: results keyed by content, protocol and versions.
+
+A key is a hash of everything that a number depends on: the checkpoint's content, the exact token
+windows or the task's files, limit and shots, precision, kind of device, and library versions.
+Equal keys mean the same result, so it is taken from the earlier run. No torch here.
+
+The checkpoint's content is its tensors, its configuration and its tokenizer. Up to `FULL_BYTES` of
+weights every byte counts; beyond that names, dtypes, shapes and three samples of 1 KiB a tensor
+(`core.tensors.content_key`), because hashing 13 GB takes longer than judging them. Training moves
+every element of the tensors it touches, so samples see it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from core import __version__, workspace
+from core.checkpoint import TOKENIZER_FILES, TensorIndex, content_key
+from core.workspace import RunRecord, Workspace
+
+FULL_BYTES = 2**30
+LIBRARIES = ("torch", "transformers", "tokenizers")
+ALSO_READ = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of this project and of the libraries that a result depends on."""
+    found = {name: importlib.metadata.version(name) for name in (*LIBRARIES, *more)}
+    return {"depthcut": __version__, **found}
+
+
+def digest(value: Any) -> str:
+    """Return 32 hex digits for plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def checkpoint_content(folder: Path) -> str:
+    """Return what identifies a checkpoint's content; remembered until a file changes."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model"))
+    stamp = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _content(folder, stamp)
+
+
+@functools.lru_cache(maxsize=64)
+def _content(folder: Path, _: object) -> str:
+    index = TensorIndex.read(folder)
+    small = sum(entry.end - entry.start for entry in index.entries.values()) <= FULL_BYTES
+    parts = [content_key(folder, index, full=small)]
+    for name in ALSO_READ:
+        path = folder / name
+        if path.is_file():
+            parts += [name, hashlib.sha256(_comparable(path)).hexdigest()]
+    return digest(parts)
+
+
+def _comparable(path: Path) -> bytes:
+    """Return a file's bytes; of config.json without what the writing library puts in."""
+    content = path.read_bytes()
+    if path.name != "config.json":
+        return content
+    config = json.loads(content)
+    skip = ("transformers_version", "_name_or_path")
+    return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True).encode()
+
+
+def windows_content(windows: Iterable[Iterable[int]]) -> str:
+    """Return what identifies the exact token windows that were judged."""
+    state = hashlib.sha256()
+    for window in windows:
+        state.update((",".join(map(str, window)) + "\n").encode())
+    return state.hexdigest()[:32]
+
+
+class Earlier:
+    """Finished evaluations of a workspace, found by key."""
+
+    def __init__(self, where: Workspace | None = None) -> None:
+        """Read the summaries of all finished runs; the newest of equal keys counts."""
+        self._found: dict[str, tuple[RunRecord, dict[str, Any]]] = {}
+        for record in (where or Workspace()).runs("evaluate"):
+            summary = workspace.read_json(record.path / "summary.json") or {}
+            if record.state != "done":
+                continue
+            for part in ("perplexity", "tasks"):
+                for row in summary.get(part) or ():
+                    self._found.setdefault(str(row.get("key")), (record, row))
+
+    def find(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
+        """Return the run and its summary's entry with this key, or None."""
+        return self._found.get(key)

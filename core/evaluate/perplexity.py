@@ -1,0 +1,120 @@
+"""Perplexity of a text in windows, by a plain pass of the stock model.
+
+The text is one token stream cut into non-overlapping windows (`core.data.evaluation_windows`); the
+perplexity is exp of the mean negative log-likelihood over all predictions of all windows. The loss
+of every window is kept, so that two models can be compared window by window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core import data
+from core.errors import NotFiniteError, OutOfMemoryError
+from core.model import out_of_memory_explained
+from core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+"""Tokens of the first batch; halved until the device has room. A CPU gains nothing from more."""
+LOGITS = 2**24
+"""Logits held at once, in float32: 64 MiB."""
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """What one text gave."""
+
+    nll: tuple[float, ...]
+    """Mean negative log-likelihood of every window's predictions, in nats."""
+    window: int
+    batch: int
+    """Windows in a batch, as found."""
+
+    @property
+    def tokens(self) -> int:
+        """Predictions in all windows: the first token of a window is given."""
+        return len(self.nll) * (self.window - 1)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity over all predictions; every window has as many."""
+        return math.exp(math.fsum(self.nll) / len(self.nll))
+
+
+def token_stream(source: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of a SOURCE without special tokens.
+
+    Rows of ``input_ids`` are taken as they are, one after the other; instruction rows as their
+    columns, a line each, with a blank line between rows.
+    """
+    kind = data.kind_of(source)
+    if kind == "input_ids":
+        return [token for row in data.rows_of(source) for token in row["input_ids"]]
+    if kind == "instruction":
+        rows = (filter(None, row.values()) for row in data.instruction_rows(source))
+        text = "\n\n".join("\n".join(row) for row in rows)
+    else:
+        text = data.evaluation_stream(source)
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+@torch.inference_mode()
+def window_losses(
+    model: Any,
+    windows: Sequence[Sequence[int]],
+    progress: Progress = SILENT,
+    label: str = "Windows",
+    batch: int | None = None,
+) -> WindowLosses:
+    """Return the loss of every window; all have the same length.
+
+    ``batch`` is the number of windows computed together; None takes what the kind of device bears,
+    halved while it runs out of memory.
+
+    Raises:
+        OutOfMemoryError: One window alone is too large for the device.
+        NotFiniteError: A loss is NaN or infinite.
+    """
+    ids = torch.tensor(windows)
+    device, length = next(model.parameters()).device, ids.shape[1]
+    size = batch or max(1, BATCH_TOKENS.get(device.type, 2048) // length)
+    losses: list[float] = []
+    while len(losses) < len(ids):
+        piece = ids[len(losses) : len(losses) + size].to(device)
+        try:
+            with out_of_memory_explained("measuring perplexity"):
+                losses += _losses(model, piece)
+        except OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        progress.step(len(losses), len(ids), f"{label}: {len(losses):,} of {len(ids):,} windows")
+    if not all(map(math.isfinite, losses)):
+        raise NotFiniteError(
+            "The loss of a window is NaN or infinite.", "Use --dtype float32 or bfloat16."
+        )
+    return WindowLosses(tuple(losses), length, size)
+
+
+def _losses(model: Any, ids: Tensor) -> list[float]:
+    """Return the mean loss of every row of ``ids`` [rows, tokens], in float64 from float32."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    flat, targets = hidden.flatten(0, 1), ids[:, 1:].flatten()
+    step = max(1, LOGITS // model.lm_head.weight.shape[0])
+    nll = [
+        F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
+        for part, wanted in zip(flat.split(step), targets.split(step), strict=True)
+    ]
+    return torch.cat(nll).double().view(len(ids), -1).mean(1).tolist()
