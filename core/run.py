@@ -112,6 +112,11 @@ class Run:
         self._note(name)
         workspace.write_csv(self.dir / name, columns, rows)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text result atomically."""
+        self._note(name)
+        workspace.write_text(self.dir / name, text)
+
     def _note(self, name: str) -> None:
         """Remember that ``name`` is this run's, so that a later one here replaces it."""
         files = self.status.setdefault("files", [])

@@ -190,7 +190,7 @@ class RunRecord:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metric lines; a half-written last line is left out."""
-        return list(_json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
+        return list(json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
 
     def disk_bytes(self) -> int:
         """Return the bytes that the run's files take."""
@@ -206,7 +206,8 @@ class RunRecord:
         return (self.path / "config.json").is_file()
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file with one a line; what is not one is left out."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
