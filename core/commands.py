@@ -82,6 +82,13 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "width",
+            "core.width.command",
+            "WidthSpec",
+            "Write a narrower checkpoint: heads and neurons removed.",
+            computes=True,
+        ),
+        Command(
             "benchmark",
             "core.benchmark.command",
             "BenchmarkSpec",

@@ -28,7 +28,7 @@ FILE_KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 PRESETS = {"wikitext2": "hub:Salesforce/wikitext/wikitext-2-raw-v1:test:text"}
 DEMO_SEED = 20240205
 DEMO_ROWS = {"calibration": 400, "heldout": 120, "train": 4000}
-DEMO_INSTRUCTIONS = 2000
+DEMO_INSTRUCTIONS = {"calibration": 200, "heldout": 200, "train": 2000}
 BOS_PROTOCOLS = ("once", "window")
 
 
@@ -125,18 +125,25 @@ def evaluation_windows(
 
 
 def calibration_rows(
-    source: str, tokenizer: Encoder, samples: int, length: int, seed: int
+    source: str,
+    tokenizer: Encoder,
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    or_fewer: bool = False,
 ) -> list[list[int]]:
     """Return ``samples`` rows of exactly ``length`` token ids, drawn by ``seed``.
 
-    Exact ``input_ids`` rows are taken as they are, in order, cut to ``length``.
+    Exact ``input_ids`` rows are taken as they are, in order, cut to ``length``. With ``or_fewer``
+    all rows that are long enough will do, at least one.
 
     Raises:
         DataError: fewer than ``samples`` rows are long enough; says how many are missing.
     """
     rows = rows_of(source)
     if "input_ids" in rows[0]:
-        return _exact_rows(source, rows, samples, length)
+        return _exact_rows(source, rows, samples, length, or_fewer)
     texts = text_rows(source)
     order = list(range(len(texts)))
     draw = random.Random(seed)
@@ -151,7 +158,7 @@ def calibration_rows(
         if len(ids) >= length:
             start = draw.randint(0, len(ids) - length)
             chosen.append(ids[start : start + length])
-    if len(chosen) < samples:
+    if len(chosen) < samples and not (or_fewer and chosen):
         raise DataError(
             f"{source} has {len(chosen)} rows of at least {length} tokens; {samples} are wanted, "
             f"{samples - len(chosen)} are missing (its longest row has {longest} tokens).",
@@ -160,7 +167,9 @@ def calibration_rows(
     return chosen
 
 
-def _exact_rows(source: str, rows: list[Row], samples: int, length: int) -> list[list[int]]:
+def _exact_rows(
+    source: str, rows: list[Row], samples: int, length: int, or_fewer: bool = False
+) -> list[list[int]]:
     chosen = []
     for number, row in enumerate(rows, 1):
         ids = row.get("input_ids")
@@ -171,7 +180,7 @@ def _exact_rows(source: str, rows: list[Row], samples: int, length: int) -> list
             )
         if len(ids) >= length:
             chosen.append(ids[:length])
-    if len(chosen) < samples:
+    if len(chosen) < samples and not (or_fewer and chosen):
         raise DataError(
             f"{source} has {len(chosen)} input_ids rows of at least {length} tokens; "
             f"{samples} are wanted, {samples - len(chosen)} are missing.",
@@ -185,7 +194,7 @@ def instruction_rows(source: str, use: Use = "train") -> list[dict[str, str]]:
     if source == "demo":
         from core.demo import world
 
-        return list(world.instructions(DEMO_INSTRUCTIONS, DEMO_SEED, use))
+        return list(world.instructions(DEMO_INSTRUCTIONS[use], DEMO_SEED, use))
     rows = rows_of(source, use)
     missing = [c for c in ("instruction", "output") if c not in rows[0]]
     if missing:

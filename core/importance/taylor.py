@@ -8,6 +8,8 @@ computed again with gradients, scored, and its gradients dropped.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,40 +34,98 @@ class WeightScore:
     value: float
 
 
+@dataclass(frozen=True)
+class BlockGradients:
+    """One block's weights and their gradients; short-lived, so that one block's exist at a time."""
+
+    block: int
+    names: tuple[str, ...]
+    """Paths within the block, as ``mlp.up_proj.weight``, in the order of `MODULES`."""
+    weights: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    """Of the mean loss over the whole calibration set, float32."""
+    squares: tuple[Tensor, ...]
+    """Mean over samples of the squared gradient of a sample's own mean loss; empty unless asked."""
+
+
+def block_gradients(
+    view: BlockView,
+    batch: Batch,
+    progress: Progress = SILENT,
+    *,
+    first: int = 0,
+    squares: bool = False,
+    label: str = "Taylor",
+) -> Iterator[BlockGradients]:
+    """Yield the gradients of every block, from the last one down to ``first``.
+
+    Peak memory: the weights, the blocks' inputs [blocks + 1, rows, tokens, hidden], and one
+    block's gradients and activations. With ``squares`` the rows go through a block one by one, as
+    each has a gradient of its own.
+    """
+    count = len(view)
+    dtype = compute_dtype(view.device, view.dtype)
+    steps = 2 * count + 1 - first
+    with torch.no_grad():
+        states = [view.embed(batch.ids).to(dtype)]
+        for block in range(count):
+            layer = BlockFunction(view, block, dtype)
+            states.append(torch.cat([layer(p) for p in pieces(states[-1], view, progress)]))
+            if block < first:
+                states[block] = states[block][:0]
+            progress.step(block + 1, steps, f"{label}, forward, block {block + 1} of {count}")
+    gradient = _head_gradient(view, batch, states.pop(), progress)
+    progress.step(count + 1, steps, f"{label}, head")
+    for block in reversed(range(first, count)):
+        below, found = _block_gradient(
+            view, block, states.pop(), gradient, dtype, progress, batch if squares else None
+        )
+        yield found
+        gradient = below
+        done = 2 * count + 1 - block
+        progress.step(done, steps, f"{label}, backward, block {block + 1} of {count}")
+        del found
+
+
 def taylor(view: BlockView, batch: Batch, progress: Progress = SILENT) -> list[WeightScore]:
     """Return the Taylor score of every scored weight tensor, block by block.
 
-    Peak memory: the weights, the blocks' inputs [blocks + 1, rows, tokens, hidden], and one
-    block's gradients and activations.
+    Peak memory as in `block_gradients`.
 
     Raises:
         NotFiniteError: A gradient is NaN or infinite; names the tensor.
     """
-    count = len(view)
-    dtype = compute_dtype(view.device, view.dtype)
-    steps = 2 * count + 1
-    with torch.no_grad():
-        states = [view.embed(batch.ids).to(dtype)]
-        for block in range(count):
-            layer = _Layer(view, block, dtype, gradients=False)
-            pieces = [layer(piece) for piece in _pieces(states[-1], view, progress)]
-            states.append(torch.cat(pieces))
-            progress.step(block + 1, steps, f"Taylor, forward, block {block + 1} of {count}")
-    gradient = _head_gradient(view, batch, states.pop(), progress)
-    progress.step(count + 1, steps, "Taylor, head")
     scores: list[list[WeightScore]] = []
-    for block in reversed(range(count)):
-        gradient, found = _block_gradient(view, block, states.pop(), gradient, dtype, progress)
-        scores.append(found)
-        done = 2 * count + 1 - block
-        progress.step(done, steps, f"Taylor, backward, block {block + 1} of {count}")
+    for found in block_gradients(view, batch, progress):
+        values = []
+        for (module, _), name, weight, g in zip(
+            MODULES, found.names, found.weights, found.gradients, strict=True
+        ):
+            value = float(g.mul_(weight.detach()).abs_().sum())
+            full = f"model.layers.{found.block}.{name}"
+            check_gradient(value, full)
+            values.append(WeightScore(full, found.block, module, value))
+        scores.append(values)
+        del found, g
     return [score for found in reversed(scores) for score in found]
 
 
-class _Layer:
+def check_gradient(value: float, name: str) -> None:
+    """Raise `NotFiniteError` where a sum over a gradient is NaN or infinite."""
+    if not math.isfinite(value):
+        raise NotFiniteError(
+            f"The gradient of {name} is NaN or infinite.",
+            "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
+        )
+
+
+class BlockFunction:
     """One block as a function of its weights, widened once where the device computes wider."""
 
-    def __init__(self, view: BlockView, block: int, dtype: torch.dtype, gradients: bool) -> None:
+    def __init__(
+        self, view: BlockView, block: int, dtype: torch.dtype, gradients: bool = False
+    ) -> None:
+        """Take block ``block`` of ``view``; with ``gradients`` its scored weights want them."""
         self.view, self.block, self.layer = view, block, view.blocks[block]
         with torch.no_grad():
             self.tensors = {n: p.detach().to(dtype) for n, p in self.layer.named_parameters()}
@@ -75,13 +135,16 @@ class _Layer:
                 self.tensors[name] = self.tensors[name].detach().requires_grad_()
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the block's output for ``hidden`` [rows, tokens, hidden]."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(self.layer, self.tensors, args, kwargs)
 
         return self.view.call_layer(call, self.block, hidden)
 
 
-def _pieces(hidden: Tensor, view: BlockView, progress: Progress) -> Any:
+def pieces(hidden: Tensor, view: BlockView, progress: Progress) -> Iterator[Tensor]:
+    """Yield the rows of ``hidden`` in pieces that go through a block together."""
     for piece in hidden.split(chunk_rows(view.device, hidden.shape[1])):
         progress.check_cancel()
         yield piece
@@ -113,35 +176,39 @@ def _block_gradient(
     gradient: Tensor,
     dtype: torch.dtype,
     progress: Progress,
-) -> tuple[Tensor, list[WeightScore]]:
-    """Return the gradient for the block's input, and the block's scores."""
-    layer = _Layer(view, block, dtype, gradients=True)
+    samples: Batch | None,
+) -> tuple[Tensor, BlockGradients]:
+    """Return the gradient for the block's input, and those of its weights.
+
+    ``samples`` asks for the squared gradients of single samples too, and says how long each is.
+    """
+    layer = BlockFunction(view, block, dtype, gradients=True)
     weights = [layer.tensors[name] for name in layer.scored]
     sums: list[Tensor] = []
+    squares: list[Tensor] = []
     below = torch.empty_like(hidden)
     start = 0
-    for piece in _pieces(hidden, view, progress):
+    for piece in hidden.split(1) if samples else pieces(hidden, view, progress):
+        progress.check_cancel()
         part = slice(start, start + piece.shape[0])
         x = piece.detach().requires_grad_()
         found = torch.autograd.grad(layer(x), [x, *weights], gradient[part])
         below[part] = found[0]
+        if samples is not None:
+            # From the row's share in the set's mean loss to the row's own mean loss.
+            scale = samples.predictions / (int(samples.lengths[start]) - 1)
+            squares = squares or [torch.zeros_like(g, dtype=torch.float32) for g in found[1:]]
+            for total, g in zip(squares, found[1:], strict=True):
+                own = g.float() * scale
+                total.addcmul_(own, own, value=1.0 / len(samples.lengths))
         if not sums:
             sums = [g.float() for g in found[1:]]
         else:
             for total, g in zip(sums, found[1:], strict=True):
                 total += g
         start = part.stop
-    scores = []
-    for (module, path), weight, total in zip(MODULES, weights, sums, strict=True):
-        value = float(total.mul_(weight.detach()).abs_().sum())
-        name = f"model.layers.{block}.{path}.weight"
-        if value != value or value == float("inf"):
-            raise NotFiniteError(
-                f"The gradient of {name} is NaN or infinite.",
-                "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
-            )
-        scores.append(WeightScore(name, block, module, value))
-    return below, scores
+    detached = tuple(weight.detach() for weight in weights)
+    return below, BlockGradients(block, tuple(layer.scored), detached, tuple(sums), tuple(squares))
 
 
 def magnitude(view: BlockView) -> list[WeightScore]:

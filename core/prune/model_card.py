@@ -15,11 +15,9 @@ def depth_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
     ``record`` is what goes into pruning.json (see `core.prune.depth`); ``custom_code`` says that
     the checkpoint brings its own modelling code.
     """
-    before, after = record["parameters_before"], record["parameters_after"]
     criterion = record["criterion"] or "chosen by hand"
-    trust = ", trust_remote_code=True" if custom_code else ""
     lines = [
-        *_front_matter(record["base_model"]),
+        *_front_matter(record["base_model"], "depth-pruning"),
         f"# {record['base_model']} without {len(record['dropped'])} blocks",
         "",
         "Depth pruning: whole transformer blocks are left out, all other weights are unchanged.",
@@ -32,8 +30,55 @@ def depth_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
         f"| criterion | {criterion} |",
         f"| dropped blocks | {_list(record['dropped'])} of {record['blocks_before']} |",
         f"| kept blocks of the base model | {_list(record['original_blocks'])} |",
-        f"| parameters | {after:,} of {before:,} ({1 - after / before:.1%} removed) |",
+        _parameters(record),
         "",
+        *_loading(custom_code),
+    ]
+    return "\n".join(lines)
+
+
+def width_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
+    """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
+    text = record["calibration"]
+    judged = (
+        f"{text['source']}, {text['samples']} x {text['length']} tokens, seed {text['seed']}"
+        if text
+        else "none: the weights alone decided"
+    )
+    kept = [f"{b['block']}: {b['heads']} heads, {b['neurons']} neurons" for b in record["blocks"]]
+    bias = record["bias_compensation"]
+    lines = [
+        *_front_matter(record["base_model"], "width-pruning"),
+        f"# {record['base_model']}, narrower by {record['label']}",
+        "",
+        "Width pruning: attention heads and MLP neurons are left out, all other weights are "
+        "unchanged."
+        + (" Biases of the output projections make up for them." if bias else "")
+        + " It was not retrained after this cut.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base model | {record['base_model']} |",
+        f"| made from | {record['source']} |",
+        f"| criterion | {record['criterion']} |",
+        f"| the method's own ratio | {record['method_ratio']:.6g} |",
+        f"| calibrated on | {judged} |",
+        _parameters(record),
+        f"| what each block keeps | {'; '.join(kept)} |",
+        "",
+        *_loading(custom_code),
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(record: Mapping[str, Any]) -> str:
+    before, after = record["parameters_before"], record["parameters_after"]
+    return f"| parameters | {after:,} of {before:,} ({1 - after / before:.1%} removed) |"
+
+
+def _loading(custom_code: bool) -> list[str]:
+    trust = ", trust_remote_code=True" if custom_code else ""
+    return [
         "## How to load it",
         "",
         "```python",
@@ -43,21 +88,20 @@ def depth_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")',
         "```",
         "",
-    ]
-    lines += (
-        ["The blocks have shapes of their own: the modelling code beside the weights loads them."]
+        "The blocks have shapes of their own: the modelling code beside the weights loads them."
         if custom_code
-        else ["No code of its own is needed: stock transformers loads it."]
-    )
-    lines += ["", "pruning.json records the cut and what went before it.", ""]
-    return "\n".join(lines)
+        else "No code of its own is needed: stock transformers loads it.",
+        "",
+        "pruning.json records the cut and what went before it.",
+        "",
+    ]
 
 
-def _front_matter(base: str) -> list[str]:
+def _front_matter(base: str, kind: str) -> list[str]:
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if _HUB_ID.match(base):
         lines += [f"base_model: {base}"]
-    return [*lines, "tags:", "- pruned", "- depth-pruning", "---", ""]
+    return [*lines, "tags:", "- pruned", f"- {kind}", "---", ""]
 
 
 def _list(blocks: list[int]) -> str:

@@ -1,0 +1,315 @@
+"""``python -m core width CHECKPOINT --method flap --ratio 0.2 --out DIR``: fewer heads, neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint, data
+from core.checkpoint import CheckpointInfo
+from core.importance import estimate as work
+from core.inspect_command import StderrProgress
+from core.progress import Progress
+from core.prune import depth
+from core.spec import DeviceOptions, option
+from core.width import methods
+from core.width import plan as planning
+from core.width.plan import WidthPlan
+from core.width.units import Counts
+
+if TYPE_CHECKING:
+    from core.run import Run
+    from core.width.selection import Selection
+
+ORDERS = ("first", "second", "mixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthSpec(DeviceOptions):
+    """Write a narrower checkpoint: heads and neurons removed by a width-pruning method."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    method: str = option(choices=methods.NAMES, help="What scores the heads and neurons.")
+    ratio: float | None = option(
+        None,
+        help="The method's own ratio, as in its paper: share of heads and neurons that go in each "
+        "pruned block; for flap the share of their parameters in all of them together.",
+    )
+    params: int | None = option(
+        None, help="Parameters to be left; the nearest that can be reached is taken."
+    )
+    match: str | None = option(
+        None, help="A checkpoint; as many parameters as it has, as near as can be."
+    )
+    layers: str | None = option(
+        None,
+        help="Blocks to prune, first:end as 4:30 for 4 to 29. Default: all but the protected "
+        "first and last (llm-pruner, magnitude, random), all (flap, wanda-sp).",
+    )
+    order: str = option(
+        "first", choices=ORDERS, help="Of llm-pruner's Taylor expansion; first is the cheapest."
+    )
+    calibration: str = option(
+        "demo",
+        help="Text to calibrate on: demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
+    )
+    samples: int | None = option(
+        None,
+        low=1,
+        high=100000,
+        help="Calibration rows. Default: the paper's (llm-pruner 10, wanda-sp 128, flap 1024), or "
+        "as many as there are.",
+    )
+    length: int | None = option(
+        None,
+        low=2,
+        unit="tokens",
+        help="Tokens in a row. Default: the paper's (llm-pruner 64, others 128).",
+    )
+    seed: int = option(1234, low=0, help="Draws rows and crops, and the random control.")
+    out: str = option(help="Folder to write the narrower checkpoint into.")
+    dry_run: bool = option(False, help="Say what would be written, and write nothing.")
+
+
+def make_plan(
+    spec: WidthSpec, info: CheckpointInfo, progress: Progress
+) -> tuple[WidthPlan, dict[str, Any] | None]:
+    """Return the plan and what it aims at (None for a ratio).
+
+    Raises `OptionError`, `PlanError`, or `CheckpointError` for a --match that cannot be read.
+    """
+    match, aim = None, None
+    if spec.match is not None:
+        folder = checkpoint.resolve(
+            spec.match, progress, allow_config_only=True, need_tokenizer=False
+        )
+        match = (spec.match, checkpoint.inspect(folder).parameters)
+        aim = {"match": spec.match, "parameters": match[1]}
+    elif spec.params is not None:
+        aim = {"match": None, "parameters": spec.params}
+    plan = planning.make(
+        info,
+        methods.get(spec.method),
+        ratio=spec.ratio,
+        params=spec.params,
+        match=match,
+        layers=spec.layers,
+    )
+    return plan, aim
+
+
+def length_of(spec: WidthSpec, plan: WidthPlan) -> int:
+    """Return the tokens of a calibration row: as asked, else the paper's, within the context."""
+    from core.errors import OptionError
+
+    if spec.length is not None and spec.length > plan.info.context:
+        raise OptionError(
+            f"--length: {spec.length} tokens are more than the model's context of "
+            f"{plan.info.context}.",
+            f"Give {plan.info.context} or fewer.",
+        )
+    return spec.length or min(plan.method.length, plan.info.context)
+
+
+def dry_run(spec: WidthSpec) -> dict[str, Any]:
+    """Return what pruning.json would say, as far as shapes tell; config.json alone is enough.
+
+    FLAP's adaptive share depends on the weights and the text: its parameters are estimated from
+    the ratio, everything else is exact.
+    """
+    progress = StderrProgress()
+    folder = checkpoint.resolve(
+        spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False
+    )
+    info = checkpoint.inspect(folder)
+    plan, aim = make_plan(spec, info, progress)
+    record = depth.make_record(
+        folder, info, (), criterion=criterion_of(spec), name=name_of(spec, folder)
+    )
+    record |= _sizes(plan, aim, plan.parameters, plan.ratio)
+    record |= {
+        "dry_run": True,
+        "out": spec.out,
+        "kind": plan.kind,
+        "layers": list(plan.blocks),
+        "blocks": None if plan.counts is None else shapes(plan, plan.counts),
+        "memory_bytes": {
+            name: plan.parameters * width for name, width in checkpoint.DTYPE_BYTES.items()
+        },
+        **estimate(spec, plan),
+    }
+    return record
+
+
+def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
+    """Return the estimated operations and seconds of choosing what goes."""
+    method, info = plan.method, plan.info
+    rows, tokens = spec.samples or method.samples, length_of(spec, plan)
+    once = sum(work.block_flops(info, b, rows, tokens) for b in range(info.blocks))
+    if not method.samples:
+        flops = 0.0
+    elif method.name == "llm-pruner":
+        flops = work.taylor_flops(info, rows, tokens)
+    else:
+        flops = once * (2 if method.counting == "units" else 1)
+    return {
+        "samples": rows or None,
+        "length": tokens or None,
+        "flops": flops,
+        "seconds": work.seconds(flops, spec.device) if flops else None,
+    }
+
+
+def criterion_of(spec: WidthSpec) -> str:
+    """Return in words what scores the units."""
+    return {
+        "llm-pruner": f"Taylor, {spec.order} order, block-wise",
+        "flap": "WIFV, adaptive (AL-AM), bias compensation",
+        "wanda-sp": "weight times input norm, layer by layer",
+        "magnitude": "L2 norm of the unit",
+        "random": f"random, seed {spec.seed}",
+    }[spec.method]
+
+
+def name_of(spec: WidthSpec, folder: Path) -> str:
+    """Return the source's name to record: a Hub id and demo as given, a folder as found."""
+    given = spec.checkpoint
+    return given if given == "demo" or checkpoint.is_hub_id(given) else str(folder)
+
+
+def shapes(plan: WidthPlan, counts: Any) -> list[dict[str, int]]:
+    """Return heads, key/value heads and neurons of every block after the cut."""
+    result = []
+    for unit in plan.units:
+        kept: Counts = counts.get(unit.block, unit.all.counts)
+        result.append(
+            {
+                "block": unit.block,
+                "heads": kept.groups * unit.queries,
+                "kv_heads": kept.groups,
+                "neurons": kept.neurons,
+            }
+        )
+    return result
+
+
+def _sizes(plan: WidthPlan, aim: dict[str, Any] | None, after: int, ratio: float) -> dict[str, Any]:
+    before = plan.info.parameters
+    if aim:
+        aim = aim | {
+            "difference": after - aim["parameters"],
+            "relative_difference": (after - aim["parameters"]) / aim["parameters"],
+        }
+    return {
+        "method": plan.method.name,
+        "label": plan.method.label,
+        "method_ratio": ratio,
+        "parameters_before": before,
+        "parameters_after": after,
+        "ratio": 1 - after / before,
+        "target": aim,
+    }
+
+
+def run(spec: WidthSpec, run: Run) -> None:
+    """Score, choose, cut, and write the checkpoint into the run directory."""
+    from core import model as models
+    from core.width.write import write
+
+    method = methods.get(spec.method)
+    folder = checkpoint.resolve(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
+    info = checkpoint.inspect(folder, allow_config_only=False)
+    plan, aim = make_plan(spec, info, run.progress)
+    device = models.resolve_device(spec.device)
+    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    models.reset_peak_memory(device)
+    selection, text = _select(spec, run, folder, plan, device, dtype)
+    record = depth.make_record(
+        folder, info, (), criterion=criterion_of(spec), name=name_of(spec, folder)
+    )
+    counts = {block: keep.counts for block, keep in selection.keep.items()}
+    after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
+    record |= _sizes(plan, aim, after, selection.ratio)
+    record |= {
+        "layers": list(plan.blocks),
+        "bias_compensation": bool(selection.biases),
+        "rescued": list(selection.rescued),
+        "calibration": text,
+        "device": str(device),
+        "dtype": models.dtype_name(dtype),
+        "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+        "blocks": _dropped(plan, selection, shapes(plan, counts)),
+    }
+    write(folder, run.dir, plan, selection, record, run.progress)
+    run.progress.log(_told(record, run.dir))
+
+
+def _select(
+    spec: WidthSpec, run: Run, folder: Path, plan: WidthPlan, device: Any, dtype: Any
+) -> tuple[Selection, dict[str, Any] | None]:
+    """Load the model, let the method choose, and free the model."""
+    from core import model as models
+    from core.blocks import BlockView
+    from core.importance.branches import make_batch
+    from core.width.selection import Job
+
+    rows: list[list[int]] = []
+    text = None
+    if plan.method.samples:
+        length = length_of(spec, plan)
+        rows = data.calibration_rows(
+            spec.calibration,
+            models.load_tokenizer(folder),
+            spec.samples or plan.method.samples,
+            length,
+            spec.seed,
+            or_fewer=spec.samples is None,
+        )
+        text = data.describe(spec.calibration) | {
+            "samples": len(rows),
+            "length": length,
+            "seed": spec.seed,
+        }
+    run.progress.log(f"Loading {spec.checkpoint} to {device} as {models.dtype_name(dtype)}.")
+    view = BlockView(models.load_model(folder, device, dtype))
+    batch = make_batch(rows, view) if rows else None
+    job = Job(view, plan, batch, spec.order, spec.seed, run.progress)
+    with models.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
+        return plan.method.load().select(job), text
+
+
+def _dropped(
+    plan: WidthPlan, selection: Selection, kept: list[dict[str, int]]
+) -> list[dict[str, Any]]:
+    """Return what every block keeps, and which units went, by their numbers in the source."""
+    result = []
+    for unit, shape in zip(plan.units, kept, strict=True):
+        keep = selection.keep.get(unit.block, unit.all)
+        groups = sorted(set(range(unit.groups)) - set(keep.groups))
+        result.append(
+            shape
+            | {
+                "dropped_kv_heads": groups,
+                "dropped_heads": [
+                    g * unit.queries + q for g in groups for q in range(unit.queries)
+                ],
+                "dropped_neurons": sorted(set(range(unit.neurons)) - set(keep.neurons)),
+            }
+        )
+    return result
+
+
+def _told(record: dict[str, Any], out: Path) -> str:
+    aim = record["target"]
+    near = (
+        f", {abs(aim['difference']):,} ({abs(aim['relative_difference']):.3%}) "
+        f"{'more' if aim['difference'] > 0 else 'fewer'} than asked for"
+        if aim
+        else ""
+    )
+    return (
+        f"Wrote {record['parameters_after']:,} of {record['parameters_before']:,} parameters "
+        f"(ratio {record['ratio']:.4f}; {record['label']}'s own ratio "
+        f"{record['method_ratio']:.6g}){near}, to {out}."
+    )

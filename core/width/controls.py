@@ -1,0 +1,42 @@
+"""Magnitude and random: what a method must beat."""
+
+from __future__ import annotations
+
+import torch
+
+from core.blocks import MODULES
+from core.width.selection import Job, Selection, UnitScores, keep_best, sum_by_unit
+from core.width.units import BlockUnits
+
+
+def select(job: Job) -> Selection:
+    """Keep the units with the largest L2 norm, or those drawn by the seed."""
+    assert job.plan.counts is not None
+    is_random = job.plan.method.name == "random"
+    draw = torch.Generator().manual_seed(job.seed)
+    keep = {}
+    for done, block in enumerate(job.plan.blocks, start=1):
+        unit = job.plan.units[block]
+        found = random_scores(unit, draw) if is_random else magnitudes(job, unit)
+        keep[block] = keep_best(found, job.plan.counts[block], block)
+        job.progress.step(done, len(job.plan.blocks), f"Scores, block {block}")
+    return Selection(keep, job.plan.ratio)
+
+
+def magnitudes(job: Job, unit: BlockUnits) -> UnitScores:
+    """Return the L2 norm of every unit's weights."""
+    layer = job.view.blocks[unit.block]
+    squares = {
+        f"{path}.weight": layer.get_submodule(path).weight.detach().float().square()
+        for _, path in MODULES
+        if path.endswith("_proj")
+    }
+    sums = sum_by_unit(squares, unit)
+    return UnitScores(sums.groups.sqrt(), sums.neurons.sqrt())
+
+
+def random_scores(unit: BlockUnits, draw: torch.Generator) -> UnitScores:
+    """Return scores drawn evenly from 0 to 1."""
+    return UnitScores(
+        torch.rand(unit.groups, generator=draw), torch.rand(unit.neurons, generator=draw)
+    )

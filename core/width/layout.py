@@ -1,0 +1,76 @@
+"""The config.json of a width-pruned checkpoint: stock where transformers takes it; no torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core import families
+from core.width.units import BlockUnits, Counts
+
+MODELLING = Path(__file__).with_name("modeling_depthcut.py")
+"""Saved beside weights whose blocks have shapes of their own."""
+_CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+
+def pruned_config(
+    config: Mapping[str, Any],
+    units: Sequence[BlockUnits],
+    counts: Mapping[int, Counts],
+    *,
+    biases: bool = False,
+) -> dict[str, Any]:
+    """Return the config of the model with ``counts`` kept; blocks not named there stay whole.
+
+    ``biases``: every output projection gets one. One shape for all blocks gives the family's stock
+    config with an explicit head_dim, where its transformers class accepts it; anything else the
+    config of `core.width.modeling_depthcut`, with an auto_map to the copy beside the weights.
+    """
+    kept = [counts.get(unit.block, unit.all.counts) for unit in units]
+    heads = [k.groups * unit.queries for k, unit in zip(kept, units, strict=True)]
+    groups, neurons = [k.groups for k in kept], [k.neurons for k in kept]
+    had = {field: bool(config.get(field)) for field in families.ADDED_BIAS.values()}
+    added = {field: families.is_custom(config) and had[field] for field in had}
+    if biases:
+        added = dict.fromkeys(added, True)
+    family = families.of(config)
+    own = [*families.LAYER_FIELDS.values(), *families.ADDED_BIAS.values(), "auto_map"]
+    result = {key: copy.deepcopy(value) for key, value in config.items() if key not in own}
+    result["head_dim"] = units[0].head_dim
+    if not any(added.values()) and is_stock(family.name, units[0].hidden, heads, groups, neurons):
+        return result | {
+            "model_type": family.name,
+            "architectures": [family.architecture],
+            "num_attention_heads": heads[0],
+            "num_key_value_heads": groups[0],
+            "intermediate_size": neurons[0],
+        }
+    name = f"Depthcut{_CLASS[family.name]}"
+    for field in families.LAYER_FIELDS:
+        result[field] = families.setting(config, field)
+    return result | {
+        "model_type": families.CUSTOM_PREFIX + family.name,
+        "architectures": [f"{name}ForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{MODELLING.stem}.{name}Config",
+            "AutoModelForCausalLM": f"{MODELLING.stem}.{name}ForCausalLM",
+        },
+        families.LAYER_FIELDS["num_attention_heads"]: heads,
+        families.LAYER_FIELDS["num_key_value_heads"]: groups,
+        families.LAYER_FIELDS["intermediate_size"]: neurons,
+        **added,
+    }
+
+
+def is_stock(
+    family: str, hidden: int, heads: Sequence[int], groups: Sequence[int], neurons: Sequence[int]
+) -> bool:
+    """Whether the family's stock class can have these sizes.
+
+    They must be the same in all blocks; `LlamaConfig` also wants a number of heads that divides
+    the hidden size (transformers 5).
+    """
+    uniform = all(len(set(sizes)) == 1 for sizes in (heads, groups, neurons))
+    return uniform and (family != "llama" or hidden % heads[0] == 0)

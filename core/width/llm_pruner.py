@@ -1,0 +1,66 @@
+"""LLM-Pruner, block-wise (Ma et al., arXiv 2305.11627): how much the loss would change by a unit.
+
+Score of a unit: the sum over its weights of abs(s), with s = w*g (first order), w^2*h (second) or
+w*g - w^2*h/2 (mixed); g is the gradient of the mean loss over the calibration set, h the mean over
+samples of the squared gradient of a sample's own mean loss. Biases are not scored.
+"""
+
+from __future__ import annotations
+
+from core.importance.branches import Batch
+from core.importance.taylor import BlockGradients, block_gradients
+from core.width.selection import Job, Selection, UnitScores, keep_best, sum_by_unit
+from core.width.units import BlockUnits
+
+ORDERS = ("first", "second", "mixed")
+
+
+def select(job: Job) -> Selection:
+    """Keep the best units of every block, with the gradients of one block alive at a time."""
+    assert job.batch is not None
+    assert job.plan.counts is not None
+    counts = job.plan.counts
+    found = scores(job, job.batch)
+    keep = {b: keep_best(found[b], counts[b], b) for b in job.plan.blocks}
+    return Selection(keep, job.plan.ratio)
+
+
+def scores(job: Job, batch: Batch) -> dict[int, UnitScores]:
+    """Return the scores of the planned blocks' units.
+
+    Memory: as `core.importance.taylor.block_gradients`; second and mixed order keep one block's
+    squared gradients as well.
+    """
+    blocks = set(job.plan.blocks)
+    result: dict[int, UnitScores] = {}
+    walk = block_gradients(
+        job.view,
+        batch,
+        job.progress,
+        first=min(blocks),
+        squares=job.order != "first",
+        label="LLM-Pruner",
+    )
+    for found in walk:
+        if found.block in blocks:
+            result[found.block] = block_scores(found, job.plan.units[found.block], job.order)
+        del found  # before the next block's gradients are made
+    return result
+
+
+def block_scores(found: BlockGradients, unit: BlockUnits, order: str) -> UnitScores:
+    """Return the scores of one block's units from its weights and gradients (used up)."""
+    parts = {}
+    for number, name in enumerate(found.names):
+        if "_proj" not in name:
+            continue
+        weight, gradient = found.weights[number].float(), found.gradients[number]
+        if order == "first":
+            parts[name] = gradient.mul_(weight).abs_()
+            continue
+        second = weight.square().mul_(found.squares[number])
+        if order == "second":
+            parts[name] = second
+        else:
+            parts[name] = gradient.mul_(weight).sub_(second, alpha=0.5).abs_()
+    return sum_by_unit(parts, unit)

@@ -1,0 +1,101 @@
+"""The registry of width-pruning methods: what each counts, calibrates on and is run by; no torch.
+
+A method's module has ``select(job) -> Selection`` (core.width.selection): it scores the units and
+says which stay. Cutting is the same for all (core.width.surgery).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+from core.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of choosing heads and neurons."""
+
+    name: str
+    label: str
+    module: str
+    about: str
+    counting: Literal["channels", "units", "adaptive"]
+    """What --ratio is a share of, see core.width.allocation."""
+    protects: bool
+    """Leaves the first and last blocks alone unless --layers says otherwise."""
+    samples: int = 0
+    """Calibration rows of the paper; 0: the weights alone decide."""
+    length: int = 0
+    """Tokens in a row, in the paper."""
+    biases: bool = False
+    """Makes up for what is removed by biases of the output projections."""
+
+    def load(self) -> ModuleType:
+        """Import the method's module (and torch)."""
+        return importlib.import_module(self.module)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "llm-pruner",
+            "LLM-Pruner",
+            "core.width.llm_pruner",
+            "Gradient times weight (Ma et al., arXiv 2305.11627), block-wise.",
+            counting="channels",
+            protects=True,
+            samples=10,
+            length=64,
+        ),
+        Method(
+            "flap",
+            "FLAP",
+            "core.width.flap",
+            "Fluctuation of the inputs, an adaptive share for every block, and bias compensation "
+            "(An et al., arXiv 2312.11983).",
+            counting="adaptive",
+            protects=False,
+            samples=1024,
+            length=128,
+            biases=True,
+        ),
+        Method(
+            "wanda-sp",
+            "Wanda-sp",
+            "core.width.wanda_sp",
+            "Weight times input norm (Sun et al., arXiv 2306.11695), by unit as in FLAP's paper.",
+            counting="units",
+            protects=False,
+            samples=128,
+            length=128,
+        ),
+        Method(
+            "magnitude",
+            "Magnitude",
+            "core.width.controls",
+            "The weights' L2 norm, a control; counted like LLM-Pruner.",
+            counting="channels",
+            protects=True,
+        ),
+        Method(
+            "random",
+            "Random",
+            "core.width.controls",
+            "Drawn by the seed, a control; counted like LLM-Pruner.",
+            counting="channels",
+            protects=True,
+        ),
+    )
+}
+NAMES = tuple(METHODS)
+
+
+def get(name: str) -> Method:
+    """Return a method by name; raises `OptionError` with the known names."""
+    if name not in METHODS:
+        raise OptionError(f"--method: '{name}' is not known.", f"Choose from: {', '.join(NAMES)}.")
+    return METHODS[name]

@@ -1,0 +1,166 @@
+"""What a width run will do, as far as shapes alone can say; no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from core.checkpoint import CheckpointInfo
+from core.errors import OptionError, PlanError
+from core.prune.plan import default_protection
+from core.width import allocation
+from core.width.methods import Method
+from core.width.units import BlockUnits, Counts, parameters_left, units_of
+
+_LAYERS = re.compile(r"(\d*):(\d*)")
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """The choice before any score is known."""
+
+    method: Method
+    info: CheckpointInfo
+    units: tuple[BlockUnits, ...]
+    """Of every block of the checkpoint."""
+    blocks: tuple[int, ...]
+    """Those that are pruned."""
+    ratio: float
+    """The method's own ratio; where the method is adaptive and a target was given, an estimate."""
+    target: int | None
+    """Parameters wanted by --params or --match."""
+    counts: Mapping[int, Counts] | None
+    """Kept in every pruned block; None where only scores can tell."""
+    parameters: int
+    """Left in all; an estimate where ``counts`` is None."""
+
+    @property
+    def kind(self) -> str:
+        """Whether the number of parameters is exact or estimated."""
+        return "estimated" if self.counts is None else "exact"
+
+    def counts_at(self, ratio: float) -> dict[int, Counts]:
+        """Return what the method keeps at ``ratio``; not for adaptive methods."""
+        count = allocation.COUNTING[self.method.counting]
+        return {b: count(self.units[b], ratio) for b in self.blocks}
+
+
+def make(
+    info: CheckpointInfo,
+    method: Method,
+    *,
+    ratio: float | None = None,
+    params: int | None = None,
+    match: tuple[str, int] | None = None,
+    layers: str | None = None,
+) -> WidthPlan:
+    """Plan a cut by exactly one of ``ratio``, ``params`` and ``match`` (a name, its parameters).
+
+    ``layers`` is ``first:end`` as in Python: 4:30 is blocks 4 to 29. Without it, LLM-Pruner and
+    the controls protect the first and last blocks as depth pruning does; FLAP and Wanda-sp take
+    all.
+
+    Raises:
+        OptionError: A ratio that is not at least 0 and below 1, layers outside the model.
+        PlanError: None or several of the amounts, or a parameter count out of reach.
+    """
+    units = units_of(info)
+    blocks = layer_range(layers, info.blocks) if layers else _default_blocks(method, info.blocks)
+    given = [value for value in (ratio, params, match) if value is not None]
+    if len(given) != 1:
+        raise PlanError(
+            f"{len(given) or 'None'} of --ratio, --params and --match {'are' if given else 'is'} "
+            "given.",
+            "Give exactly one of them.",
+        )
+    if ratio is not None and not 0 <= ratio < 1:
+        raise OptionError(
+            f"--ratio {ratio} is not between 0 and 1.", "Write 0.2 for a fifth; 1 leaves nothing."
+        )
+    target = params if params is not None else match[1] if match else None
+    if target is not None:
+        flag = f"--match {match[0]} ({target:,} parameters)" if match else f"--params {target:,}"
+        _check_target(target, flag, info, units, blocks, method)
+    if method.counting == "adaptive":
+        return _adaptive(info, method, units, blocks, ratio, target)
+    count = allocation.COUNTING[method.counting]
+
+    def left(r: float) -> int:
+        return parameters_left(info, units, {b: count(units[b], r) for b in blocks})
+
+    chosen = ratio if ratio is not None else allocation.nearest(target or 0, left).ratio
+    counts = {b: count(units[b], chosen) for b in blocks}
+    return WidthPlan(method, info, units, blocks, chosen, target, counts, left(chosen))
+
+
+def layer_range(text: str, blocks: int) -> tuple[int, ...]:
+    """Return the blocks of ``first:end``; raises `OptionError` outside of the model."""
+    found = _LAYERS.fullmatch(text.strip())
+    if not found:
+        raise OptionError(f"--layers: '{text}' is not a range.", "Write 4:30 for blocks 4 to 29.")
+    first = int(found[1] or 0)
+    end = int(found[2]) if found[2] else blocks
+    if end > blocks or first >= blocks:
+        raise OptionError(
+            f"--layers {text} goes beyond the model, which has blocks 0 to {blocks - 1}.",
+            f"The most is 0:{blocks}; the end is not included.",
+        )
+    if first >= end:
+        raise OptionError(f"--layers {text} names no block.", "Write 4:30 for blocks 4 to 29.")
+    return tuple(range(first, end))
+
+
+def _default_blocks(method: Method, blocks: int) -> tuple[int, ...]:
+    first, last = default_protection(blocks) if method.protects else (0, 0)
+    return tuple(range(first, blocks - last))
+
+
+def _check_target(
+    target: int,
+    flag: str,
+    info: CheckpointInfo,
+    units: tuple[BlockUnits, ...],
+    blocks: tuple[int, ...],
+    method: Method,
+) -> None:
+    if target >= info.parameters:
+        raise PlanError(
+            f"{flag} is no less than the {info.parameters:,} there are.", "Ask for fewer."
+        )
+    fewest = {b: Counts(1, 1) for b in blocks}
+    least = parameters_left(info, units, fewest, biases=method.biases)
+    if target < least:
+        raise PlanError(
+            f"{flag} is out of reach: one head and one neuron in each of {len(blocks)} blocks "
+            f"leave {least:,}.",
+            "Ask for more, or prune more blocks with --layers.",
+        )
+
+
+def prunable_parameters(units: tuple[BlockUnits, ...], blocks: tuple[int, ...]) -> int:
+    """Return the parameters of all groups and neurons of ``blocks``."""
+    return sum(
+        units[b].groups * units[b].group_parameters + units[b].neurons * units[b].neuron_parameters
+        for b in blocks
+    )
+
+
+def _adaptive(
+    info: CheckpointInfo,
+    method: Method,
+    units: tuple[BlockUnits, ...],
+    blocks: tuple[int, ...],
+    ratio: float | None,
+    target: int | None,
+) -> WidthPlan:
+    """Plan where every block's share depends on scores: the total is an estimate."""
+    share = prunable_parameters(units, blocks)
+    biases = sum(unit.missing_biases for unit in units) if method.biases else 0
+    if ratio is None:
+        ratio = (info.parameters + biases - (target or 0)) / share
+    if ratio == 0:
+        counts = {b: units[b].all.counts for b in blocks}
+        return WidthPlan(method, info, units, blocks, 0.0, target, counts, info.parameters)
+    left = round(info.parameters - ratio * share) + biases
+    return WidthPlan(method, info, units, blocks, ratio, target, None, left)

@@ -1,0 +1,118 @@
+"""What every method is given and gives back, and scoring by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.blocks import BlockView
+from core.errors import NotFiniteError
+from core.importance.branches import Batch
+from core.progress import SILENT, Progress
+from core.width.plan import WidthPlan
+from core.width.units import BlockUnits, Counts, Keep
+
+
+@dataclass(frozen=True)
+class Job:
+    """One choice to be made."""
+
+    view: BlockView
+    plan: WidthPlan
+    batch: Batch | None = None
+    """Calibration rows; None for methods that look at weights alone."""
+    order: str = "first"
+    """Of LLM-Pruner's Taylor expansion: first, second or mixed."""
+    seed: int = 1234
+    """Of the random control."""
+    progress: Progress = SILENT
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """The scores of one block's units; the lowest go first."""
+
+    groups: Tensor
+    """[key/value heads]."""
+    neurons: Tensor
+    """[neurons]."""
+
+
+@dataclass(frozen=True)
+class Biases:
+    """What the output projections of a block get on top of their bias, float32 [hidden]."""
+
+    o: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What stays in every pruned block, and what makes up for the rest."""
+
+    keep: dict[int, Keep]
+    ratio: float
+    """The method's own ratio; for an adaptive method the one that met the target."""
+    biases: dict[int, Biases] = field(default_factory=dict)
+    rescued: tuple[str, ...] = ()
+    """Blocks' parts that would have been emptied and kept their best unit, as ``3 attention``."""
+
+
+def sum_by_unit(parts: Mapping[str, Tensor], unit: BlockUnits) -> UnitScores:
+    """Add up non-negative elementwise scores of a block's seven projections by unit.
+
+    ``parts``: name within the block (as ``mlp.up_proj.weight``) -> a tensor of that weight's
+    shape. A group gets the rows of its key/value head in k and v, the rows of its own contiguous
+    query heads in q and their columns in o.
+    """
+    rows = {name: parts[f"{name}.weight"].sum(1) for name in _OUT_ROWS}
+    columns = {name: parts[f"{name}.weight"].sum(0) for name in _IN_COLUMNS}
+    groups = by_group(rows["self_attn.q_proj"], unit) + by_group(columns["self_attn.o_proj"], unit)
+    for name in ("self_attn.k_proj", "self_attn.v_proj"):
+        groups = groups + rows[name].view(unit.groups, unit.head_dim).sum(1)
+    neurons = rows["mlp.gate_proj"] + rows["mlp.up_proj"] + columns["mlp.down_proj"]
+    return UnitScores(groups, neurons)
+
+
+_OUT_ROWS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+)
+_IN_COLUMNS = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def by_group(channels: Tensor, unit: BlockUnits) -> Tensor:
+    """Sum a score of query channels [query heads * head width] over each group's own heads."""
+    return channels.view(unit.groups, unit.group_width).sum(1)
+
+
+def keep_best(scores: UnitScores, counts: Counts, block: int) -> Keep:
+    """Return the units with the highest scores; of equals those with the lower number stay.
+
+    Raises `NotFiniteError` where a score is NaN or infinite.
+    """
+    return Keep(
+        _best(scores.groups, counts.groups, f"attention of block {block}"),
+        _best(scores.neurons, counts.neurons, f"MLP of block {block}"),
+    )
+
+
+def _best(values: Tensor, count: int, where: str) -> tuple[int, ...]:
+    check_scores(values, where)
+    order = torch.sort(values.cpu(), descending=True, stable=True).indices
+    return tuple(sorted(order[:count].tolist()))
+
+
+def check_scores(values: Tensor, where: str) -> None:
+    """Raise `NotFiniteError` where a score is NaN or infinite."""
+    if not bool(torch.isfinite(values).all()):
+        raise NotFiniteError(
+            f"A score in the {where} is NaN or infinite.",
+            "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
+        )

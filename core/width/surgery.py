@@ -1,0 +1,54 @@
+"""Remove heads and neurons from a block's tensors. Every method cuts through this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from core.width.units import BlockUnits, Keep
+
+_ROWS_OF_GROUPS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_ROWS_OF_NEURONS = ("mlp.gate_proj", "mlp.up_proj")
+
+
+def group_channels(unit: BlockUnits, groups: tuple[int, ...], *, keys: bool = False) -> Tensor:
+    """Return the channels of ``groups``: of the queries and the attention's output, or of the keys.
+
+    A group's query heads lie next to one another, as transformers repeats keys and values.
+    """
+    width = unit.head_dim if keys else unit.group_width
+    starts = torch.tensor(groups, dtype=torch.long)[:, None] * width
+    return (starts + torch.arange(width)).flatten()
+
+
+def cut(name: str, tensor: Tensor, keep: Keep, unit: BlockUnits) -> Tensor:
+    """Return what ``keep`` leaves of the tensor ``name`` (within its block) of a block.
+
+    Rows of q, k, v, gate and up (weights and biases) and columns of o and down; all other
+    tensors, the biases of o and down among them, stay as they are.
+    """
+    module, _, kind = name.rpartition(".")
+    if module in _ROWS_OF_GROUPS:
+        keys = module != "self_attn.q_proj"
+        if len(keep.groups) == unit.groups:
+            return tensor
+        rows = group_channels(unit, keep.groups, keys=keys)
+        return tensor.index_select(0, rows.to(tensor.device))
+    if module in _ROWS_OF_NEURONS:
+        return tensor.index_select(0, _index(keep.neurons, tensor))
+    if module == "self_attn.o_proj" and kind == "weight":
+        return tensor.index_select(1, group_channels(unit, keep.groups).to(tensor.device))
+    if module == "mlp.down_proj" and kind == "weight":
+        return tensor.index_select(1, _index(keep.neurons, tensor))
+    return tensor
+
+
+def cut_block(tensors: Mapping[str, Tensor], keep: Keep, unit: BlockUnits) -> dict[str, Tensor]:
+    """Return all tensors of a block, cut; names are within the block."""
+    return {name: cut(name, tensor, keep, unit) for name, tensor in tensors.items()}
+
+
+def _index(numbers: tuple[int, ...], tensor: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.long, device=tensor.device)

@@ -1,0 +1,106 @@
+"""What width pruning removes, and what that costs in parameters; no torch.
+
+A unit is a key/value head with its contiguous query heads (with as many key/value as query heads:
+one attention head), called a *group*, or an MLP neuron: a row of gate and up and a column of down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from core.checkpoint import CheckpointInfo
+
+
+class Counts(NamedTuple):
+    """How many groups and neurons a block keeps."""
+
+    groups: int
+    neurons: int
+
+
+class Keep(NamedTuple):
+    """Which groups and neurons a block keeps, ascending."""
+
+    groups: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+    @property
+    def counts(self) -> Counts:
+        """How many these are."""
+        return Counts(len(self.groups), len(self.neurons))
+
+
+@dataclass(frozen=True)
+class BlockUnits:
+    """The units of one block, and the parameters that go with each."""
+
+    block: int
+    groups: int
+    """Key/value heads."""
+    queries: int
+    """Query heads of a group."""
+    neurons: int
+    head_dim: int
+    hidden: int
+    group_parameters: int
+    """Rows of q, k, v (with their biases) and columns of o."""
+    neuron_parameters: int
+    """A row of gate and up (with their biases) and a column of down."""
+    missing_biases: int
+    """Parameters that biases of o and down would add where there are none."""
+
+    @property
+    def all(self) -> Keep:
+        """Everything."""
+        return Keep(tuple(range(self.groups)), tuple(range(self.neurons)))
+
+    @property
+    def group_width(self) -> int:
+        """Channels of the attention's output that a group makes."""
+        return self.queries * self.head_dim
+
+
+def units_of(info: CheckpointInfo) -> tuple[BlockUnits, ...]:
+    """Return the units of every block of a checkpoint, from its shapes."""
+    result = []
+    for block, (shape, sizes) in enumerate(zip(info.block_shapes, info.block_modules, strict=True)):
+        groups, neurons, hidden = shape["kv_heads"], shape["intermediate"], info.hidden
+        queries = shape["heads"] // groups
+        o_weight = shape["heads"] * info.head_dim * hidden
+        projected = sizes["q_proj"] + sizes["k_proj"] + sizes["v_proj"]
+        biases = (sizes["o_proj"] == o_weight) + (sizes["down_proj"] == neurons * hidden)
+        result.append(
+            BlockUnits(
+                block=block,
+                groups=groups,
+                queries=queries,
+                neurons=neurons,
+                head_dim=info.head_dim,
+                hidden=hidden,
+                group_parameters=(projected + o_weight) // groups,
+                neuron_parameters=(sizes["gate_proj"] + sizes["up_proj"]) // neurons + hidden,
+                missing_biases=biases * hidden,
+            )
+        )
+    return tuple(result)
+
+
+def parameters_left(
+    info: CheckpointInfo,
+    units: tuple[BlockUnits, ...],
+    counts: Mapping[int, Counts],
+    *,
+    biases: bool = False,
+) -> int:
+    """Return the exact number of parameters with ``counts`` kept; other blocks stay whole.
+
+    ``biases``: every block's o and down projections get one where they have none.
+    """
+    left = info.parameters
+    for block, kept in counts.items():
+        unit = units[block]
+        left -= (unit.groups - kept.groups) * unit.group_parameters
+        left -= (unit.neurons - kept.neurons) * unit.neuron_parameters
+    return left + (sum(unit.missing_biases for unit in units) if biases else 0)

@@ -1,0 +1,45 @@
+"""Wanda-sp (Wanda of Sun et al., arXiv 2306.11695, made structured in FLAP's paper).
+
+S_ij = abs(W_ij) * norm of input channel j, for the output projections of attention and MLP; a
+column's score is the mean over i, a group's the sum over its columns. Layer by layer: the output
+of the pruned block is what the next one is judged on.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from core.width.activations import BlockInputs, walk
+from core.width.selection import Job, Selection, UnitScores, by_group, keep_best
+from core.width.surgery import cut_block
+from core.width.units import BlockUnits, Keep
+
+
+def select(job: Job) -> Selection:
+    """Keep the best units of every block, feeding each pruned block's output to the next."""
+    assert job.batch is not None
+    assert job.plan.counts is not None
+    counts, units = job.plan.counts, job.plan.units
+    keep: dict[int, Keep] = {}
+
+    def visit(
+        block: int, inputs: BlockInputs, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        unit = units[block]
+        keep[block] = keep_best(block_scores(inputs, tensors, unit), counts[block], block)
+        return None if keep[block] == unit.all else cut_block(tensors, keep[block], unit)
+
+    walk(job.view, job.batch, job.plan.blocks, visit, job.progress, "Wanda-sp")
+    return Selection(keep, job.plan.ratio)
+
+
+def block_scores(inputs: BlockInputs, tensors: dict[str, Tensor], unit: BlockUnits) -> UnitScores:
+    """Return the scores of one block's units from its weights and the norms of its inputs."""
+    attention = _columns(tensors["self_attn.o_proj.weight"]) * inputs.o.norm
+    neurons = _columns(tensors["mlp.down_proj.weight"]) * inputs.down.norm
+    return UnitScores(by_group(attention, unit), neurons)
+
+
+def _columns(weight: Tensor) -> Tensor:
+    """Return the mean of abs(W_ij) over i, float64 on the CPU."""
+    return weight.float().abs().mean(0).cpu().double()

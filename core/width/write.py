@@ -1,0 +1,119 @@
+"""Write a width-pruned checkpoint: the source's tensors, cut one shard at a time.
+
+Weights keep the precision they are stored in, whatever they were scored in. As with depth
+pruning, the folder only looks like a checkpoint once it is complete (core.prune.staging).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core import checkpoint, families
+from core.checkpoint import TensorIndex
+from core.progress import SILENT, Progress
+from core.prune import model_card, staging
+from core.width.layout import MODELLING, pruned_config
+from core.width.plan import WidthPlan
+from core.width.selection import Selection
+from core.width.surgery import cut
+from core.width.units import BlockUnits
+
+
+def write(
+    folder: Path,
+    target: Path,
+    plan: WidthPlan,
+    selection: Selection,
+    record: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> None:
+    """Write what ``selection`` keeps of the checkpoint in ``folder`` into the folder ``target``.
+
+    ``record`` goes into pruning.json. Raises `OutputError` where the output cannot be written and
+    `CheckpointError` for a damaged source; nothing is left behind then.
+    """
+    staging.check_output(folder, target, overwrite=True)
+    counts = {block: keep.counts for block, keep in selection.keep.items()}
+    source = checkpoint.read_config(folder / "config.json")
+    config = pruned_config(source, plan.units, counts, biases=bool(selection.biases))
+    custom = families.is_custom(config)
+    with staging.partial_folder(target) as partial:
+        staging.check_space(partial, plan.info.disk_bytes)
+        _write_weights(folder, partial, plan, selection, progress)
+        staging.copy_companions(folder, partial, without=(MODELLING.name,))
+        if custom:
+            shutil.copyfile(MODELLING, partial / MODELLING.name)
+        staging.write(partial / "README.md", model_card.width_card(record, custom_code=custom))
+        staging.write(partial / staging.RECORD, record_text(record))
+        staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        checkpoint.inspect(partial, allow_config_only=False)
+        progress.check_cancel()
+        staging.publish(partial, target)
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """Return pruning.json with one line a block: a large model drops tens of thousands of units."""
+    rest = {key: value for key, value in record.items() if key != "blocks"}
+    lines = ",\n    ".join(json.dumps(block) for block in record["blocks"])
+    return json.dumps(rest, indent=2)[:-2] + f',\n  "blocks": [\n    {lines}\n  ]\n}}\n'
+
+
+def _write_weights(
+    folder: Path, partial: Path, plan: WidthPlan, selection: Selection, progress: Progress
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    index = TensorIndex.read(folder)
+    shards, stored = index.shards, index.entries.keys()
+    file_of: dict[str, str] = {}
+    size = 0
+    for number, shard in enumerate(shards, start=1):
+        progress.step(number - 1, len(shards), f"Writing {shard.file}")
+        with safe_open(folder / shard.file, "pt") as read:
+            tensors = dict(_cut_shard(read, plan.units, selection, stored))
+        save_file(tensors, partial / shard.file, {"format": "pt", **shard.metadata})
+        file_of |= dict.fromkeys(tensors, shard.file)
+        size += sum(t.numel() * t.element_size() for t in tensors.values())
+        progress.step(number, len(shards), f"Writing {shard.file}")
+    if len(shards) > 1:
+        staging.write_index(partial, file_of, size)
+
+
+def _cut_shard(
+    read: Any, units: Sequence[BlockUnits], selection: Selection, stored: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one open file, cut; each new bias follows its weight."""
+    for name in read.keys():  # noqa: SIM118 - no mapping
+        tensor = read.get_tensor(name)
+        block = families.block_of(name)
+        if block is None:
+            yield name, tensor
+            continue
+        inner = name.removeprefix(f"model.layers.{block}.")
+        module, _, kind = inner.rpartition(".")
+        keep = selection.keep.get(block, units[block].all)
+        added = _bias(module, units[block], selection)
+        if kind == "bias" and added is not None:
+            tensor = (tensor.float() + added).to(tensor.dtype)
+        yield name, cut(inner, tensor, keep, units[block]).contiguous()
+        bias = f"{name.removesuffix('weight')}bias"
+        if kind == "weight" and added is not None and bias not in stored:
+            yield bias, added.to(tensor.dtype)
+
+
+def _bias(module: str, unit: BlockUnits, selection: Selection) -> Tensor | None:
+    """Return what is added to an output projection's bias; zeros in blocks that stay whole."""
+    if not selection.biases or module not in families.ADDED_BIAS:
+        return None
+    found = selection.biases.get(unit.block)
+    if found is None:
+        return torch.zeros(unit.hidden)
+    return found.o if module == "self_attn.o_proj" else found.down
