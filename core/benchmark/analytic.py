@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from core.checkpoint import CheckpointInfo
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUGH_PCT = 30.0
@@ -52,6 +55,34 @@ class Shapes(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class BlocksLeft:
+    """The shapes of a checkpoint of which some blocks are left out; a `Shapes`."""
+
+    hidden: int
+    vocab: int
+    head_dim: int
+    tied: bool
+    parameters: int
+    parts: dict[str, int]
+    block_shapes: tuple[dict[str, int], ...]
+
+
+def without(info: CheckpointInfo, drop: Iterable[int]) -> BlocksLeft:
+    """Return the shapes of ``info`` without the blocks ``drop``."""
+    gone = set(drop)
+    lost = sum(info.block_parameters[block] for block in gone)
+    return BlocksLeft(
+        info.hidden,
+        info.vocab,
+        info.head_dim,
+        info.tied,
+        info.parameters - lost,
+        {**info.parts, "blocks": info.parts["blocks"] - lost},
+        tuple(shape for block, shape in enumerate(info.block_shapes) if block not in gone),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Rates:
     """What one device was measured to do, in one dtype."""
 
@@ -66,6 +97,12 @@ class Rates:
     sampling_s_per_logit: float = 0.0
     """Sorting for top-k and top-p, per logit."""
     dtype: str = "float32"
+
+
+def read_rates(saved: Mapping[str, Any]) -> Rates:
+    """Return rates as a benchmark's summary.json has them; fields of other versions are left."""
+    names = {f.name for f in dataclasses.fields(Rates)}
+    return Rates(**{name: value for name, value in saved.items() if name in names})
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:

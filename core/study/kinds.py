@@ -10,6 +10,7 @@ from typing import Any
 
 from core import checkpoint, workspace
 from core.errors import DepthcutError
+from core.retrain.command import LABELS as RETRAINED
 from core.workspace import RunRecord
 
 CRITERIA = {
@@ -28,10 +29,15 @@ PLUS = ("ppl", "taylor", "magnitude")
 
 
 def method_label(method: str, protected: bool = False) -> str:
-    """Return how a criterion or a width method is called: ``taylor`` -> Taylor+ or Taylor."""
+    """Return how a criterion is called: ``taylor`` is Taylor+ with protection, else Taylor."""
     name = method.replace("_", "-").removesuffix("+")
-    label = CRITERIA.get(name) or WIDTH.get(name) or name.capitalize()
+    label = CRITERIA.get(name) or name.capitalize()
     return label + ("+" if name in PLUS and (protected or method.endswith("+")) else "")
+
+
+def width_label(method: str) -> str:
+    """Return how a width method is called; the controls say that they are of width."""
+    return WIDTH.get(method, f"{method.capitalize()} width")
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,12 @@ class Variant:
     record: RunRecord | None = None
 
     @property
-    def is_retrained(self) -> bool:
-        """Whether it was trained after the cut."""
-        return bool(self.retrained)
+    def series(self) -> str:
+        """What one line of a chart joins: the method, retrained ones apart."""
+        if self.kind == "other":
+            return self.label
+        tuned = RETRAINED.get(self.retrained, self.retrained)
+        return f"{self.method_label} + {tuned}" if tuned else self.method_label
 
 
 @dataclass(frozen=True)

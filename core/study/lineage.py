@@ -8,7 +8,7 @@ from typing import Any
 
 from core import checkpoint, variants, workspace
 from core.retrain.command import LABELS as RETRAINED
-from core.study.kinds import Variant, local_info, method_label
+from core.study.kinds import Variant, local_info, method_label, width_label
 
 
 def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
@@ -61,8 +61,9 @@ def _made(
         made = replace(base, retrained=method, **kept)
     elif record.command == "width":
         method = str(pruning.get("method") or record.spec.get("method") or "width")
-        label = f"{method_label(method)}{share}"
-        made = replace(base, kind="width", method=method, method_label=method_label(method))
+        named = width_label(method)
+        label = f"{named}{share}"
+        made = replace(base, kind="width", method=method, method_label=named)
     else:
         plan, method = pruning.get("plan") or {}, str(pruning.get("criterion") or "")
         protected = bool(plan.get("protect_first") or plan.get("protect_last"))

@@ -11,6 +11,8 @@ PAGES = {
     "checkpoint": ("pages/checkpoint.py", "Checkpoint", ":material/database:"),
     "importance": ("pages/importance.py", "Importance", ":material/bar_chart:"),
     "prune": ("pages/prune.py", "Prune", ":material/content_cut:"),
+    "retrain": ("pages/retrain.py", "Retrain", ":material/model_training:"),
+    "compare": ("pages/compare.py", "Compare", ":material/scatter_plot:"),
     "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
 }
 """Pages in the order of the work: script, label, icon."""

@@ -60,7 +60,7 @@ def test_variants_are_named_by_how_they_were_made(here, tmp_path):
         ("tuned", f"Taylor+ {2 * 7744 / total:.0%} + LoRA", "depth", (4, 2), "first"),
     ]
     assert found.dense.parameters == total
-    assert found.find("tuned").is_retrained
+    assert [v.series for v in found.variants[2:]] == ["by hand", "FLAP", "Taylor+ + LoRA"]
     assert found.find("tuned").folder is None  # an adapter only
     assert found.find("first").ratio == pytest.approx(2 * 7744 / total)
 

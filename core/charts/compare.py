@@ -1,0 +1,514 @@
+"""Figures of the Compare page, made from rows with the columns of points.csv and from candidates.
+
+One colour, dash and symbol a method on all of them; depth solid, width dashed, dense dotted.
+Measured markers are filled, estimated ones hollow; retrained ones carry a dot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from core.charts import palette
+from core.charts.prune import log_axis
+from core.compare.candidates import Candidate
+
+Row = Mapping[str, Any]
+CHOSEN = "#D55E00"
+"""Colour of the ring around the chosen and the best point."""
+DASHES = {"dense": "dot", "depth": "solid", "width": "dash", "other": "dashdot"}
+LOOKS = {
+    "dense": ("#7F7F7F", "star"),
+    "ppl": (palette.CRITERIA["ppl"], "circle"),
+    "taylor": (palette.CRITERIA["taylor"], "square"),
+    "magnitude": (palette.CRITERIA["magnitude"], "diamond"),
+    "block-influence": (palette.CRITERIA["block_influence"], "triangle-up"),
+    "relative-update": (palette.CRITERIA["relative_update"], "triangle-down"),
+    "angular": ("#8C564B", "pentagon"),
+    "llm-pruner": ("#56B4E9", "hexagram"),
+    "flap": ("#8C564B", "triangle-left"),
+    "wanda-sp": ("#7B6FD0", "triangle-right"),
+}
+"""Colour and symbol by criterion or width method."""
+SPARE = (("#7F7F7F", "hexagon"), ("#CC79A7", "cross"), ("#009E73", "hourglass"))
+METRICS = {
+    "latency_s_p50": "latency (s)",
+    "tokens_per_s": "tokens/s",
+    "peak_memory_mib": "peak memory (MiB)",
+    "speedup": "speed-up over dense",
+    "first_token_ms": "time to first token (ms)",
+    "per_token_ms": "time per token (ms)",
+    "reserved_mib": "reserved memory (MiB)",
+    "process_mib": "process memory (MiB)",
+    "utilisation_pct": "utilisation (%)",
+}
+"""What can be drawn against batch size, output length and ratio, with its unit."""
+BANDS = {"latency_s_p50": ("latency_s_p10", "latency_s_p90")}
+AXES = {
+    "memory_mib": "peak memory (MiB)",
+    "per_token_ms": "time per token (ms)",
+    "latency_s": "latency (s)",
+    "parameters": "parameters",
+}
+"""Costs that quality is weighed against."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+def look_of(candidate: Candidate) -> Look:
+    """Return colour, dash and symbol of a candidate's series."""
+    name = "dense" if candidate.kind == "dense" else candidate.method
+    spare = SPARE[sum(map(ord, candidate.series)) % len(SPARE)]
+    colour, symbol = LOOKS.get(name, spare)
+    symbol += "-dot" if candidate.retrained and symbol not in ("cross", "star") else ""
+    return Look(colour, DASHES[candidate.kind], symbol)
+
+
+def value(row: Row, metric: str) -> float | None:
+    """Return a metric of a row; those in ms are kept in seconds there."""
+    if metric.endswith("_ms"):
+        seconds = row.get(metric.removesuffix("_ms") + "_s")
+        return None if seconds is None else 1000 * float(seconds)
+    found = row.get(metric)
+    return None if found is None else float(found)
+
+
+# ------------------------------------------------------------------- cost against batch and output
+
+
+def against(
+    rows: Sequence[Row],
+    found: Sequence[Candidate],
+    metric: str,
+    *,
+    x: str = "batch_size",
+    capacity_mib: float | None = None,
+) -> go.Figure:
+    """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line a candidate.
+
+    Rows that ran out of memory are crosses at the top; ``estimated`` rows are hollow and dotted.
+    """
+    figure = go.Figure()
+    lost: list[tuple[Candidate, Row]] = []
+    for candidate in found:
+        mine = sorted((r for r in rows if r["id"] == candidate.key), key=lambda r: r[x])
+        lost += [(candidate, r) for r in mine if r["oom"]]
+        for guessed in (False, True):
+            line = [r for r in mine if bool(r.get("estimated")) == guessed and not r["oom"]]
+            line = [r for r in line if value(r, metric) is not None]
+            if line:
+                _line(figure, line, candidate, metric, x, guessed)
+    _crosses(figure, lost, x)
+    if metric == "peak_memory_mib" and capacity_mib:
+        _capacity(figure, capacity_mib)
+    ticks = sorted({r[x] for r in rows})
+    title = "batch size" if x == "batch_size" else "output tokens"
+    figure.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
+    _cost_axis(figure, metric)
+    return palette.dress(figure, 340)
+
+
+def _line(
+    figure: go.Figure, line: list[Row], candidate: Candidate, metric: str, x: str, guessed: bool
+) -> None:
+    look = look_of(candidate)
+    low, high = BANDS.get(metric, ("", ""))
+    banded = [r for r in line if r.get(low) is not None and r.get(high) is not None]
+    if len(banded) > 1:
+        figure.add_scatter(
+            x=[r[x] for r in banded] + [r[x] for r in reversed(banded)],
+            y=[r[high] for r in banded] + [r[low] for r in reversed(banded)],
+            mode="lines",
+            fill="toself",
+            fillcolor=_faint(look.colour),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=candidate.key,
+            name=f"{candidate.label}, p10 to p90",
+        )
+    figure.add_scatter(
+        x=[r[x] for r in line],
+        y=[value(r, metric) for r in line],
+        name=candidate.label + (", estimated" if guessed else ""),
+        legendgroup=candidate.key,
+        mode="lines+markers",
+        line={"color": look.colour, "width": 1.5 if guessed else 2.5}
+        | {"dash": "dot" if guessed else look.dash},
+        marker={"size": 9, "symbol": look.symbol + ("-open" if guessed else "")},
+        customdata=[[candidate.key, _spread(r)] for r in line],
+        hovertemplate=f"{candidate.label}<br>%{{x}}: %{{y:,.4g}}%{{customdata[1]}}<extra>"
+        f"{'estimated' if guessed else 'measured'}</extra>",
+    )
+
+
+def _spread(row: Row) -> str:
+    """Return the runs and the spread behind a point, for hovering."""
+    if row.get("estimated") or not row.get("runs"):
+        return ""
+    deviation = row.get("latency_s_std")
+    shown = f", latency deviation {deviation:.3g} s" if deviation is not None else ""
+    return f"<br>{row['runs']} runs{shown}"
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -> None:
+    """Draw out-of-memory points at the top of the panel, with what they would have needed."""
+    ys = [v for trace in figure.data for v in trace.y if v is not None]
+    top = 1.15 * max(ys, default=1.0)
+    for candidate, row in lost:
+        needed = row.get("estimated_memory_mib")
+        text = f"<br>would need about {needed:,.0f} MiB" if needed else ""
+        figure.add_scatter(
+            x=[row[x]],
+            y=[top],
+            mode="markers",
+            name=f"{candidate.label}: out of memory",
+            legendgroup=candidate.key,
+            showlegend=False,
+            marker={
+                "symbol": "x",
+                "size": 13,
+                "color": look_of(candidate).colour,
+                "line": {"width": 1, "color": "#FFFFFF"},
+            },
+            customdata=[[candidate.key]],
+            hovertemplate=f"{candidate.label}, %{{x}}: out of memory{text}<extra></extra>",
+        )
+
+
+def _capacity(figure: go.Figure, capacity_mib: float) -> None:
+    """Draw the device's memory as a line where it is in sight, else say where it is."""
+    ys = [v for trace in figure.data for v in trace.y if v is not None]
+    text = f"the device has {capacity_mib / 1024:,.1f} GiB"
+    if ys and max(ys) > 0.2 * capacity_mib:
+        figure.add_hline(y=capacity_mib, line={"dash": "dash", "width": 2, "color": CHOSEN})
+    else:
+        text += ", far above"
+    figure.add_annotation(
+        xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom",
+        text=text, showarrow=False, font={"size": palette.FONT_SIZE},
+    )  # fmt: skip
+
+
+def _cost_axis(figure: go.Figure, metric: str) -> None:
+    """Title the y axis; it is logarithmic where values span more than tenfold."""
+    ys = [v for trace in figure.data for v in trace.y if v]
+    figure.update_yaxes(title=METRICS[metric])
+    if ys and max(ys) > 10 * min(ys) and metric != "speedup":
+        figure.update_yaxes(type="log", **log_axis(ys))
+    else:
+        figure.update_yaxes(rangemode="tozero")
+    if metric == "speedup":
+        figure.add_hline(y=1, line={"dash": "dot", "width": 2, "color": LOOKS["dense"][0]})
+
+
+def against_ratio(
+    rows: Sequence[Row], found: Sequence[Candidate], metric: str, at: float | None = None
+) -> go.Figure:
+    """Draw a metric against the pruning ratio, one line a series, all starting at dense.
+
+    ``rows`` are of one batch size and output length; ``at`` marks a ratio.
+    """
+    figure = go.Figure()
+    dense = next((c for c in found if c.kind == "dense"), None)
+    by_key: dict[tuple[str, bool], Row] = {
+        (r["id"], bool(r.get("estimated"))): r for r in rows if not r["oom"]
+    }
+    lines: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        if candidate.kind in ("depth", "width") and candidate.ratio is not None:
+            lines.setdefault(candidate.series, []).append(candidate)
+    for name, line in lines.items():
+        line = sorted(line, key=lambda c: c.ratio or 0.0)
+        look = look_of(line[0])
+        for guessed in (False, True):
+            points = [
+                (c, value(by_key[c.key, guessed], metric))
+                for c in ([dense, *line] if dense else line)
+                if (c.key, guessed) in by_key
+            ]
+            points = [(c, v) for c, v in points if v is not None]
+            if not any(c.kind != "dense" for c, _ in points):
+                continue
+            figure.add_scatter(
+                x=[c.ratio for c, _ in points],
+                y=[v for _, v in points],
+                name=name + (", estimated" if guessed else ""),
+                legendgroup=name,
+                mode="lines+markers",
+                line={"color": look.colour, "width": 1.5 if guessed else 2.5}
+                | {"dash": "dot" if guessed else look.dash},
+                marker={"size": 9, "symbol": look.symbol + ("-open" if guessed else "")},
+                customdata=[[c.key, c.label] for c, _ in points],
+                hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}"
+                f"<extra>{'estimated' if guessed else 'measured'}</extra>",
+            )
+    _mark_ratio(figure, at)
+    _ratio_axis(figure)
+    _cost_axis(figure, metric)
+    return palette.dress(figure, 340)
+
+
+def _mark_ratio(figure: go.Figure, at: float | None) -> None:
+    if at:
+        figure.add_vline(x=at, line={"dash": "dot", "width": 2, "color": CHOSEN})
+
+
+def _ratio_axis(figure: go.Figure) -> None:
+    figure.update_xaxes(title="parameters removed", tickformat=".0%", rangemode="tozero")
+
+
+# ------------------------------------------------------------------------------------------ quality
+
+
+def quality(
+    found: Sequence[Candidate],
+    *,
+    at: float | None = None,
+    relative: bool = False,
+    published: Iterable[Row] = (),
+    chosen: str = "",
+) -> go.Figure:
+    """Draw perplexity (log) against the share of parameters removed, one line a series.
+
+    ``relative`` divides by the dense perplexity; only then are ``published`` rows (method, ratio,
+    over_dense, label, source) drawn too. Small markers are plans without a checkpoint.
+    """
+    dense = next((c for c in found if c.kind == "dense" and c.ppl), None)
+    base = dense.ppl if relative and dense and dense.ppl else 1.0
+    figure = go.Figure()
+    lines: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        if candidate.kind in ("depth", "width") and candidate.ppl and candidate.ratio is not None:
+            lines.setdefault(candidate.series, []).append(candidate)
+    for name, line in lines.items():
+        points = ([dense] if dense and not line[0].retrained else []) + sorted(
+            line, key=lambda c: c.ratio or 0.0
+        )
+        look = look_of(line[0])
+        figure.add_scatter(
+            x=[c.ratio for c in points],
+            y=[(c.ppl or math.nan) / base for c in points],
+            name=name,
+            mode="lines+markers",
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+            marker={"size": [7 if c.is_plan else 11 for c in points], "symbol": look.symbol},
+            customdata=[[c.key, c.label, _blocks(c)] for c in points],
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}%{customdata[2]}"
+            "<extra>measured</extra>",
+        )
+    values = [v for trace in figure.data for v in trace.y]
+    if dense and dense.ppl:
+        palette.dense_line(figure, dense.ppl / base)
+        values.append(dense.ppl / base)
+    if relative:
+        values += _published(figure, published)
+    _ring(figure, [c for c in found if c.key == chosen], base)
+    _mark_ratio(figure, at)
+    _ratio_axis(figure)
+    title = "perplexity, times dense" if relative else "perplexity"
+    figure.update_yaxes(type="log", title=title, **log_axis(values))
+    return palette.dress(figure, 420, clickmode="event+select", dragmode=False)
+
+
+def _blocks(candidate: Candidate) -> str:
+    return f"<br>without {', '.join(map(str, candidate.dropped))}" if candidate.dropped else ""
+
+
+def _ring(figure: go.Figure, chosen: Sequence[Candidate], base: float) -> None:
+    """Ring the chosen candidate."""
+    for candidate in chosen:
+        if candidate.ppl and candidate.ratio is not None:
+            figure.add_scatter(
+                x=[candidate.ratio], y=[candidate.ppl / base], mode="markers", hoverinfo="skip",
+                marker={"symbol": "circle-open", "size": 22, "color": CHOSEN, "line_width": 3},
+                name=f"chosen: {candidate.label}",
+            )  # fmt: skip
+
+
+def _published(figure: go.Figure, published: Iterable[Row]) -> list[float]:
+    """Add published points, hollow stars of one colour; returns their values."""
+    rows = [r for r in published if r.get("over_dense")]
+    if not rows:
+        return []
+    figure.add_scatter(
+        x=[r["ratio"] for r in rows],
+        y=[r["over_dense"] for r in rows],
+        mode="markers",
+        name=f"published: {rows[0]['source']}",
+        marker={"symbol": "star-open", "size": 14, "color": "#7F7F7F", "line_width": 2},
+        customdata=[[r["label"], r["source"]] for r in rows],
+        hovertemplate="published: %{customdata[0]}<br>%{x:.1%} removed: %{y:.3g} x dense"
+        "<extra>%{customdata[1]}</extra>",
+    )
+    return [float(r["over_dense"]) for r in rows]
+
+
+# ------------------------------------------------------------------------------------------- Pareto
+
+
+def pareto(
+    rows: Sequence[Row],
+    looks: Mapping[str, Look],
+    frontier: Sequence[Row],
+    x: str,
+    *,
+    within: Iterable[str] = (),
+    best: str = "",
+    chosen: str = "",
+    limits: Mapping[str, float | None] | None = None,
+) -> go.Figure:
+    """Draw perplexity (log) against a cost; a click on a point names its key in customdata.
+
+    ``within`` are the keys that keep to the budget: others are faint. ``limits`` (by column) draws
+    the budget. Arrows go from each model to its retrained self; only the frontier has labels.
+    """
+    kept = set(within)
+    known = [r for r in rows if r.get(x) is not None and r.get("ppl")]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[r[x] for r in frontier],
+        y=[r["ppl"] for r in frontier],
+        mode="lines",
+        line={"shape": "hv", "width": 2, "color": "#7F7F7F"},
+        name="frontier",
+        hoverinfo="skip",
+    )
+    for name in dict.fromkeys(r["series"] for r in known):
+        _cloud(figure, [r for r in known if r["series"] == name], looks, x, kept, name)
+    _arrows(figure, known, x)
+    for key, symbol, text in ((best, "star-open", "best within budget"),
+                              (chosen, "circle-open", "chosen")):  # fmt: skip
+        for row in (r for r in known if r["key"] == key):
+            figure.add_scatter(
+                x=[row[x]], y=[row["ppl"]], mode="markers", hoverinfo="skip", name=text,
+                marker={"symbol": symbol, "size": 26, "color": CHOSEN, "line_width": 3},
+            )  # fmt: skip
+    _labels(figure, known, frontier, x)
+    _limits(figure, known, x, limits or {})
+    figure.update_yaxes(type="log", title="perplexity", **log_axis([r["ppl"] for r in known]))
+    figure.update_xaxes(title=AXES[x], tickformat="~s" if x == "parameters" else None)
+    if not x_is_linear(known, x):
+        figure.update_xaxes(type="log", **log_axis([r[x] for r in known]))
+    return palette.dress(figure, 460, clickmode="event+select", dragmode=False)
+
+
+def _labels(figure: go.Figure, known: Sequence[Row], frontier: Sequence[Row], x: str) -> None:
+    """Name the frontier's points, but none that would run into one named before."""
+    linear = x_is_linear(known, x)
+    xs = [r[x] if linear else math.log10(r[x]) for r in known]
+    ys = [math.log10(r["ppl"]) for r in known]
+    wide, high = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
+    taken: list[tuple[float, float]] = []
+    for row in sorted(frontier, key=lambda r: (r["is_plan"], r[x])):
+        at = (row[x] if linear else math.log10(row[x]), math.log10(row["ppl"]))
+        near = (abs(at[0] - u) / wide < 0.16 and abs(at[1] - v) / high < 0.09 for u, v in taken)
+        if any(near):
+            continue
+        taken.append(at)
+        side = "right" if at[0] > min(xs) + 0.8 * wide else "left"
+        figure.add_annotation(
+            x=at[0], y=at[1], text=row["label"], showarrow=False, yshift=20, xanchor=side,
+            font={"size": palette.FONT_SIZE},
+        )  # fmt: skip
+
+
+def x_is_linear(rows: Sequence[Row], x: str) -> bool:
+    """Whether costs lie close enough together for a linear axis."""
+    values = [r[x] for r in rows if r.get(x)]
+    return not values or max(values) <= 20 * min(values)
+
+
+def _cloud(
+    figure: go.Figure,
+    rows: list[Row],
+    looks: Mapping[str, Look],
+    x: str,
+    kept: set[str],
+    name: str,
+) -> None:
+    look = looks[rows[0]["key"]]
+    open_ = [r["kind_of_cost"] == "estimated" and x != "parameters" for r in rows]
+    figure.add_scatter(
+        x=[r[x] for r in rows],
+        y=[r["ppl"] for r in rows],
+        mode="markers",
+        name=name,
+        customdata=[[r["key"], r["label"], f"{r['ratio'] or 0:.1%}"] for r in rows],
+        marker={
+            "color": look.colour,
+            "symbol": [look.symbol + ("-open" if o else "") for o in open_],
+            "size": [9 if r["is_plan"] else 13 for r in rows],
+            "opacity": [1.0 if not kept or r["key"] in kept else 0.25 for r in rows],
+            "line": {"width": 1.5, "color": look.colour},
+        },
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 1}},
+        hovertemplate="%{customdata[1]}<br>%{customdata[2]} removed<br>%{x:,.4g}, "
+        "perplexity %{y:,.4g}<extra>click to see its plan</extra>",
+    )
+
+
+def _arrows(figure: go.Figure, rows: Sequence[Row], x: str) -> None:
+    """Draw an arrow from every model to what retraining made of it."""
+    by_key = {r["key"]: r for r in rows}
+    linear = x_is_linear(rows, x)
+
+    def place(row: Row) -> tuple[float, float]:
+        return row[x] if linear else math.log10(row[x]), math.log10(row["ppl"])
+
+    for row in rows:
+        before = by_key.get(row["parent"])
+        if row["retrained"] and before:
+            (x0, y0), (x1, y1) = place(before), place(row)
+            figure.add_annotation(
+                x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="", showarrow=True,
+                arrowhead=2, arrowwidth=2, arrowcolor="#7F7F7F", standoff=7, startstandoff=7,
+            )  # fmt: skip
+
+
+def _limits(
+    figure: go.Figure, rows: Sequence[Row], x: str, limits: Mapping[str, float | None]
+) -> None:
+    """Draw the budget's limits that lie on this picture's axes."""
+    style = {"dash": "dash", "width": 2, "color": CHOSEN}
+    if (most := limits.get(x)) is not None:
+        figure.add_vline(x=most, line=style)
+    dense = next((r for r in rows if r["kind"] == "dense"), None)
+    if (factor := limits.get("ppl_over_dense")) is not None and dense:
+        figure.add_hline(y=factor * dense["ppl"], line=style)
+
+
+def data_of(figure: go.Figure) -> list[dict[str, Any]]:
+    """Return what a figure shows as rows: series, x, y, and the candidate where there is one."""
+    rows = []
+    for trace in figure.data:
+        if trace.fill == "toself" or trace.hoverinfo == "skip":
+            continue
+        extra = trace.customdata if trace.customdata is not None else [[""]] * len(trace.x)
+        for x, y, more in zip(trace.x, trace.y, extra, strict=True):
+            rows.append({"series": trace.name, "x": x, "y": y, "candidate": more[0]})
+    return rows
+
+
+def standalone(figure: go.Figure) -> str:
+    """Return a web page of its own with the figure, its data and plotly.js in it."""
+    return str(figure.to_html(include_plotlyjs=True, full_html=True))

@@ -1,0 +1,1 @@
+"""The comparison's tables without torch: candidates, measurements, budgets, Pareto, published."""

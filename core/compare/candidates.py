@@ -1,0 +1,131 @@
+"""What can be chosen: the checkpoints of a study, and plans whose perplexity is known.
+
+A candidate has a perplexity by one protocol. A checkpoint that was never judged by it takes that
+of a plan that leaves out the same blocks: it is the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.benchmark.analytic import Shapes, without
+from core.checkpoint import CheckpointInfo
+from core.study import Protocol, Quality, Study, Variant, info_of, method_label
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the comparison."""
+
+    key: str
+    """The variant's id; for a plan ``plan:CRITERION:3,5``."""
+    label: str
+    series: str
+    """What one line joins: a criterion or a width method, retrained ones apart; or dense."""
+    kind: str
+    """dense, depth, width or other."""
+    method: str = ""
+    retrained: str = ""
+    dropped: tuple[int, ...] = ()
+    parameters: int | None = None
+    ratio: float | None = None
+    ppl: float | None = None
+    """By the protocol asked for; None where nobody measured it."""
+    parent: str = ""
+    """Key of what it was made from."""
+    variant: Variant | None = None
+    """None for a plan of which no checkpoint was written."""
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether there is no checkpoint of it yet."""
+        return self.variant is None
+
+
+def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
+    """Return the study's checkpoints, dense first, then plans that are not among them."""
+    plans = study.plans(protocol) if protocol else ()
+    by_blocks = {frozenset(q.drop): q for q in sorted(plans, key=lambda q: q.started)}
+    found = [_of_variant(study, v, protocol, by_blocks) for v in study.variants]
+    made = {frozenset(c.dropped) for c in found if _is_plain_cut(c)}
+    taken: set[str] = set()
+    for plan in sorted(plans, key=lambda q: -q.started):
+        candidate = _of_plan(plan, study.dense.id)
+        if frozenset(plan.drop) not in made and candidate.key not in taken:
+            taken.add(candidate.key)
+            found.append(candidate)
+    return found
+
+
+def _is_plain_cut(candidate: Candidate) -> bool:
+    return candidate.kind == "depth" and not candidate.retrained
+
+
+def _of_variant(
+    study: Study,
+    variant: Variant,
+    protocol: Protocol | None,
+    plans: dict[frozenset[int], Quality],
+) -> Candidate:
+    judged = study.perplexity(variant.id, protocol) if protocol else None
+    found = Candidate(
+        key=variant.id,
+        label=variant.label,
+        series=variant.series,
+        kind=variant.kind,
+        method=variant.method,
+        retrained=variant.retrained,
+        dropped=variant.dropped,
+        parameters=variant.parameters,
+        ratio=variant.ratio,
+        ppl=judged.ppl if judged else None,
+        parent=variant.parent,
+        variant=variant,
+    )
+    same = plans.get(frozenset(variant.dropped)) if _is_plain_cut(found) else None
+    return replace(found, ppl=same.ppl) if same and not judged else found
+
+
+def _of_plan(plan: Quality, dense: str) -> Candidate:
+    label = method_label(plan.criterion, plan.protected)
+    blocks = ",".join(map(str, plan.drop))
+    return Candidate(
+        key=f"plan:{plan.criterion}:{blocks}",
+        label=f"{label} {plan.ratio:.0%}, planned" if plan.ratio else f"{label}, planned",
+        series=label,
+        kind="depth",
+        method=plan.criterion,
+        dropped=plan.drop,
+        parameters=plan.parameters,
+        ratio=plan.ratio,
+        ppl=plan.ppl,
+        parent=dense,
+    )
+
+
+def shapes_of(candidate: Candidate, dense: CheckpointInfo | None) -> Shapes | None:
+    """Return the shapes to estimate from: headers of a checkpoint, arithmetic for a plan."""
+    if candidate.variant:
+        return info_of(candidate.variant)
+    return without(dense, candidate.dropped) if dense else None
+
+
+def series_points(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """Return the candidates of each series by ratio; a series of one method starts at dense."""
+    lines: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        if candidate.kind in ("depth", "width") and candidate.ratio is not None:
+            lines.setdefault(candidate.series, []).append(candidate)
+    return {name: sorted(line, key=lambda c: c.ratio or 0.0) for name, line in lines.items()}
+
+
+def nearest(found: Sequence[Candidate], ratio: float) -> list[Candidate]:
+    """Return dense and others, and of every series the candidate nearest to ``ratio``.
+
+    At equal distance a checkpoint goes before a plan, then the smaller cut.
+    """
+    chosen = [c for c in found if c.kind in ("dense", "other")]
+    for line in series_points(found).values():
+        chosen.append(min(line, key=lambda c: (round(abs((c.ratio or 0) - ratio), 4), c.is_plan)))
+    return chosen

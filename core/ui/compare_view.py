@@ -1,0 +1,168 @@
+"""What the Compare page looks at: a study, seen by one protocol, some benchmark runs, one point.
+
+Worked out from the page's controls, which live in the address; no Streamlit here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from core.benchmark import analytic
+from core.benchmark.analytic import Rates
+from core.compare import choice, measured
+from core.compare.candidates import Candidate, candidates, nearest, shapes_of
+from core.compare.measured import Cell, Row
+from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
+
+DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
+"""What is estimated where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that the page's charts and tables show."""
+
+    study: Study
+    protocol: Protocol | None
+    runs: tuple[Benchmark, ...]
+    found: tuple[Candidate, ...] = ()
+    rows: tuple[Row, ...] = ()
+    """Measured points with their speed-up."""
+    guesses: tuple[Row, ...] = field(default=(), repr=False)
+    """Estimated points of candidates that were not measured there."""
+    rates: Rates | None = None
+    capacity_mib: float | None = None
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The points of the grid that can be looked at."""
+        return measured.cells(self.rows) or DEFAULT_CELLS
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ratios of all cut candidates, ascending, each once."""
+        cut = (c.ratio for c in self.found if c.kind in ("depth", "width") and c.ratio)
+        return sorted({round(r, 3) for r in cut})
+
+    def at_ratio(self, ratio: float | None) -> list[Candidate]:
+        """Return dense and of every series the candidate nearest to ``ratio``; all without one."""
+        return list(self.found) if ratio is None else nearest(self.found, ratio)
+
+    def all_rows(self, *, estimates: bool) -> list[Row]:
+        """Return the measured points, with the estimated ones behind them where wished."""
+        return [*self.rows, *(self.guesses if estimates else ())]
+
+    def table(self, cell: Cell, *, estimates: bool) -> list[Row]:
+        """Return one row a candidate at one point of the grid."""
+        guessed = {r["id"]: r for r in self.guesses if measured.cell_of(r) == cell}
+        return measured.table(self.found, self.rows, cell, guessed if estimates else None)
+
+    def problems(self) -> list[str]:
+        """Return what keeps figures from being compared, each in a sentence."""
+        said = []
+        gone = {name: b.id for b in self.runs for name in b.missing}
+        if gone:
+            names = ", ".join(gone)
+            said.append(
+                f"{names}: measured in {next(iter(gone.values()))}, but the checkpoint was deleted "
+                "since, so it is left out. Create it again, or benchmark the others anew."
+            )
+        judged = [c.variant for c in self.found if c.variant and c.ppl]
+        said += [tokenizer_conflict(judged), measured.mixed_settings(self.runs)]
+        return [s for s in said if s]
+
+
+def scene(study: Study, protocol: Protocol | None, runs: Sequence[Benchmark]) -> Scene:
+    """Put measurements and estimates together."""
+    found = candidates(study, protocol)
+    measured_ids = {p["id"] for b in runs for p in b.points}
+    found = [c for c in found if c.kind != "other" or c.key in measured_ids]
+    rows = measured.with_speedup(measured.rows_of(runs), study.dense.id)
+    rates, dtype = _rates(runs or study.benchmarks)
+    made = Scene(study, protocol, tuple(runs), tuple(found), tuple(rows), rates=rates)
+    return replace(made, guesses=tuple(_guesses(made, dtype)), capacity_mib=_capacity(runs))
+
+
+def _rates(runs: Sequence[Benchmark]) -> tuple[Rates | None, str]:
+    """Return the newest run's rates of its device, and its precision."""
+    for bench in sorted(runs, key=lambda b: -b.record.started):
+        rates = bench.summary.get("rates")
+        if rates:
+            found = analytic.read_rates(rates)
+            return found, found.dtype
+    return None, "float32"
+
+
+def _capacity(runs: Sequence[Benchmark]) -> float | None:
+    known = [v.get("capacity_mib") for b in runs for v in b.summary.get("variants") or []]
+    return min((float(c) for c in known if c), default=None)
+
+
+def _guesses(scene: Scene, dtype: str) -> list[Row]:
+    """Return estimates for every candidate and cell without a measurement."""
+    dense = info_of(scene.study.dense)
+    have = {(r["id"], measured.cell_of(r)) for r in scene.rows}
+    rows = []
+    for candidate in scene.found:
+        shapes = shapes_of(candidate, dense)
+        for cell in scene.cells if shapes else ():
+            if (candidate.key, cell) not in have and shapes:
+                guess = measured.estimate(shapes, scene.rates, cell, dtype)
+                rows.append({**guess, "id": candidate.key, "variant": candidate.label})
+    base = [r for r in scene.rows if r["id"] == scene.study.dense.id]
+    return [r for r in measured.with_speedup([*base, *rows], scene.study.dense.id)
+            if r.get("estimated")]  # fmt: skip
+
+
+def run_label(bench: Benchmark) -> str:
+    """Return how a benchmark run is called in a list."""
+    when = time.strftime("%m-%d %H:%M", time.localtime(bench.record.started))
+    count = len(bench.summary.get("variants") or [])
+    return f"{bench.record.name}: {count} variants on {bench.summary.get('device')}, {when}"
+
+
+def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
+    """Say which candidate to take and why, or what to do where none fits."""
+    if row is None:
+        return "Nothing keeps to this budget. Raise one of its limits, or measure more variants."
+    facts = [f"{row['ratio']:.1%} of the parameters removed" if row["ratio"] else "nothing removed"]
+    if row.get("ppl_over_dense"):
+        facts.append(f"perplexity {row['ppl']:.4g}, {row['ppl_over_dense']:.3f} x dense")
+    if row.get("per_token_ms") is not None:
+        facts.append(f"{row['per_token_ms']:.3g} ms a token")
+    if row.get("memory_mib") is not None:
+        facts.append(f"{row['memory_mib']:,.4g} MiB")
+    why = f"the lowest perplexity of {fitting} that keep to the budget" if budget.is_set else (
+        "the lowest perplexity of all; set a budget to weigh it against cost"
+    )  # fmt: skip
+    if row.get("ppl") is None:
+        why = "the fastest; no perplexity was measured"
+    cost = f" (cost {row['kind_of_cost']})" if row["kind_of_cost"] != "measured" else ""
+    return f"**{row['label']}**: {', '.join(facts)}{cost}: {why}."
+
+
+def accuracy(runs: Sequence[Benchmark]) -> str:
+    """Say how far the analytic model is off over all measured points of these runs."""
+    pairs: dict[str, list[tuple[float, float]]] = {"latency": [], "memory": []}
+    for bench in runs:
+        for point in bench.points:
+            for name, guess, real in (
+                ("latency", "estimated_latency_s", "latency_s_mean"),
+                ("memory", "estimated_memory_mib", "peak_memory_mib"),
+            ):
+                if point.get(guess) and point.get(real):
+                    pairs[name].append((point[guess], point[real]))
+    said = []
+    for name, known in pairs.items():
+        error: dict[str, Any] = analytic.errors(known)
+        if error["points"]:
+            rough = ", rough" if error["rough"] else ""
+            said.append(
+                f"{name} off by {error['median_error_pct']:.0f} % in the median, "
+                f"{error['worst_error_pct']:.0f} % at worst{rough}"
+            )
+    points = len(pairs["latency"])
+    return f"Estimates against {points} measured points: {'; '.join(said)}." if said else ""

@@ -1,0 +1,367 @@
+"""Compare: quality against cost of everything made from one checkpoint, and which one to take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from core import jobs
+from core.benchmark import command as benchmark
+from core.charts import compare as charts
+from core.charts.checkpoint import parameter_bars
+from core.charts.prune import block_strip
+from core.compare import choice, published
+from core.compare.measured import Cell, Row, cell_of
+from core.errors import DepthcutError
+from core.spec import build, parse_numbers
+from core.study import Study, info_of, study
+from core.ui import compare_view, frame, runs, state
+from core.ui.compare_view import Scene
+from core.ui.toggle import to_text
+
+ASKED: Any = "query-params"
+
+
+def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
+    """Draw a chart with its note, and offer its data and a web page of its own."""
+    event = st.plotly_chart(
+        figure, key=key, config={"toImageButtonOptions": {"scale": 3, "filename": key}}, **more
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(note)
+        for label, kind, make in (
+            ("CSV", "text/csv", lambda: csv_of(charts.data_of(figure))),
+            ("HTML", "text/html", lambda: charts.standalone(figure)),
+        ):
+            st.download_button(
+                label, make, f"{key}.{label.lower()}", kind,
+                key=f"{key}_{label}", on_click="ignore", type="tertiary",
+                icon=":material/download:",
+            )  # fmt: skip
+    return event
+
+
+def csv_of(rows: list[Row]) -> str:
+    """Return rows as CSV; lists of blocks as 3,5."""
+    flat = [{k: to_text(v) if isinstance(v, tuple) else v for k, v in r.items()} for r in rows]
+    return pd.DataFrame(flat).to_csv(index=False)
+
+
+def looked_at(known: Study) -> Scene:
+    """Draw the choice of protocol and benchmark runs; return what there is to see."""
+    columns = st.columns(2)
+    protocols = {p.label: p for p in known.protocols}
+    label = columns[0].selectbox(
+        "Perplexity by",
+        list(protocols) or ["not measured yet"],
+        key="ppl_by",
+        bind=ASKED,
+        help="Only perplexities of the same text, window and BOS compare.",
+    )
+    benches = {b.id: b for b in known.benchmarks}
+    chosen = columns[1].multiselect(
+        "Benchmark runs",
+        list(benches),
+        default=list(benches)[:1],
+        key="bench",
+        bind=ASKED,
+        format_func=lambda run: compare_view.run_label(benches[run]),
+        placeholder="none",
+        help="Variants of one run were measured side by side. Of two measurements of a point the "
+        "newer counts.",
+    )
+    return compare_view.scene(known, protocols.get(label), [benches[b] for b in chosen])
+
+
+def point_of(scene: Scene) -> tuple[Cell, float | None]:
+    """Draw the ratio slider and the choice of batch and output; return the point looked at."""
+    columns = st.columns([3, 1, 1])
+    ratio = None
+    if len(scene.ratios) > 1:
+        words = {f"{r:.1%}": r for r in scene.ratios}
+        middle = min(words, key=lambda w: abs(words[w] - 0.2))
+        picked = columns[0].select_slider(
+            "Parameters removed",
+            list(words),
+            value=middle,
+            key="ratio",
+            bind=ASKED,
+            help="Every chart shows, for each method, what is nearest to this ratio.",
+        )
+        ratio = words[picked]
+    elif scene.ratios:
+        ratio = scene.ratios[0]
+    batches = sorted({b for b, _, _ in scene.cells})
+    batch = columns[1].selectbox("Batch size", batches, key="batch", bind=ASKED)
+    outputs = sorted({(o, i) for b, i, o in scene.cells if b == batch})
+    output = columns[2].selectbox("Output tokens", [o for o, _ in outputs], key="out", bind=ASKED)
+    given = next((i for o, i in outputs if o == output), 12)
+    return (batch, given, output), ratio
+
+
+def budget_of() -> choice.Budget:
+    """Draw the budget fields; empty is no limit."""
+    columns = st.columns(3)
+    wide: dict[str, Any] = {"value": None, "min_value": 0.0, "bind": ASKED, "placeholder": "any"}
+    memory = columns[0].number_input("At most, GiB of memory", key="gib", step=0.5, **wide)
+    pace = columns[1].number_input("At most, ms a token", key="ms", step=1.0, **wide)
+    ppl = columns[2].number_input("Perplexity at most, times dense", key="x", step=0.05, **wide)
+    try:
+        return choice.Budget(memory, pace, ppl)
+    except DepthcutError as error:
+        st.error(str(error))
+        return choice.Budget()
+
+
+def choose(key: str) -> None:
+    """Make a candidate the chosen one, in the address too."""
+    st.session_state["compare_chosen"] = st.query_params["point"] = key
+    st.session_state["compare_clicks"] = st.session_state.get("compare_clicks", 0) + 1
+
+
+def clicked(chart: str) -> None:
+    """Take a click on a chart's point."""
+    event = st.session_state.get(chart) or {}
+    for point in event.get("selection", {}).get("points", []):
+        if data := point.get("customdata"):
+            choose(str(data[0]))
+
+
+def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
+    """Draw perplexity against the ratio, with published figures over it where wished."""
+    st.subheader("Quality against ratio")
+    if not any(c.ppl for c in scene.found):
+        st.info("No perplexity was measured yet. Run a curve on the Prune page, or the recipe.")
+        return
+    columns = st.columns(2, vertical_alignment="bottom")
+    source = columns[0].selectbox(
+        "Published figures",
+        ["none", *published.sources("wikitext2_ppl")],
+        key="published",
+        bind=ASKED,
+        help="Other models and texts: they only compare as times their own dense perplexity.",
+    )
+    relative = columns[1].toggle("As times the dense perplexity", key="relative", bind=ASKED)
+    overlay = published.over_dense(source) if source != "none" else []
+    key = f"quality_{st.session_state.get('compare_clicks', 0)}"
+    note = f"Measured: {scene.protocol.label if scene.protocol else ''}. Large: checkpoints; "
+    note += "small: plans."
+    if overlay:
+        note += f" Stars: published, WikiText-2, windows of 128, {source}."
+    figure = charts.quality(
+        scene.found, at=ratio, relative=relative or bool(overlay), published=overlay, chosen=chosen
+    )
+    shown(figure, key, note, on_select=lambda: clicked(key), selection_mode="points",
+          alt="Perplexity against the share of parameters removed.")  # fmt: skip
+
+
+def pareto_chart(scene: Scene, rows: list[Row], budget: choice.Budget, chosen: str) -> None:
+    """Draw quality against a cost; a click chooses."""
+    st.subheader("Quality against cost")
+    names = {label: column for column, label in charts.AXES.items()}
+    x = names[st.segmented_control("Cost", list(names), default=next(iter(names)), key="cost",
+                                   bind=ASKED, required=True)]  # fmt: skip
+    fitting = choice.within(rows, budget)
+    best = choice.best(rows, budget)
+    st.markdown(compare_view.verdict(best, budget, len(fitting)))
+    if best and best["key"] != chosen:
+        st.button("See this one", on_click=choose, args=(best["key"],), icon=":material/star:")
+    front = choice.frontier(rows, x)
+    if not front:
+        st.info("Nothing has both a perplexity and this cost yet: measure below.")
+        return
+    key = f"pareto_{x}_{st.session_state.get('compare_clicks', 0)}"
+    looks = {c.key: charts.look_of(c) for c in scene.found}
+    figure = charts.pareto(
+        rows, looks, front, x,
+        within=[r["key"] for r in fitting], best=best["key"] if best and budget.is_set else "",
+        chosen=chosen, limits=budget.limits,
+    )  # fmt: skip
+    note = "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over the budget."
+    shown(figure, key, note, on_select=lambda: clicked(key), selection_mode="points",
+          alt="Perplexity against cost; a click on a point shows its plan.")  # fmt: skip
+
+
+def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
+    """Draw the chosen candidate: what is left of each block, its figures, and how to use it."""
+    if not chosen:
+        st.caption("Click a point to see its plan.")
+        return
+    row = next((r for r in rows if r["key"] == chosen), None)
+    found = next((c for c in scene.found if c.key == chosen), None)
+    if row is None or found is None:
+        st.warning(
+            f"{chosen} is not among these any more: it was deleted, or belongs to another "
+            "checkpoint. Choose another point."
+        )
+        return
+    with st.container(border=True):
+        st.subheader(found.label)
+        st.markdown(compare_view.verdict(row, choice.Budget(), 0).split(": ", 1)[1]
+                    .rsplit(": ", 1)[0] + ".")  # fmt: skip
+        dense = info_of(scene.study.dense)
+        if found.kind in ("dense", "depth") and dense:
+            strip = block_strip(dense.blocks, {"A": found.dropped})
+            strip.update_yaxes(visible=False)
+            st.plotly_chart(strip, key="chosen_strip", alt="Blocks kept and dropped.")
+        own = info_of(found.variant) if found.variant else None
+        if found.kind == "width" and own:
+            st.plotly_chart(parameter_bars(own), key="chosen_width", alt="Parameters by block.")
+        with st.container(horizontal=True):
+            if found.variant and found.variant.folder:
+                if st.button("Make it the active checkpoint", icon=":material/check:"):
+                    state.set_checkpoint(found.variant.id)
+                    st.rerun()
+            elif found.is_plan and st.button(
+                "Take this plan to Prune", icon=":material/content_cut:", type="primary"
+            ):
+                where = {"drop": to_text(found.dropped), "model": scene.study.dense.id}
+                st.switch_page("pages/prune.py", query_params=where)
+            st.download_button(
+                "plan.json" if found.dropped else "figures.json",
+                lambda: pd.Series({k: v for k, v in row.items()}).to_json(indent=2),
+                f"{found.label}.json", "application/json", on_click="ignore",
+            )  # fmt: skip
+
+
+def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> None:
+    """Draw cost against batch size, output length and ratio."""
+    st.subheader("Cost")
+    if not scene.rows and not scene.guesses:
+        return
+    metrics = st.pills(
+        "Panels", list(charts.METRICS), selection_mode="multi", key="panels", bind=ASKED,
+        default=["latency_s_p50", "tokens_per_s", "peak_memory_mib", "speedup"],
+        format_func=charts.METRICS.get,
+    )  # fmt: skip
+    against = st.segmented_control(
+        "Against", ["batch size", "output tokens", "ratio"], default="batch size",
+        key="against", bind=ASKED, required=True,
+    )  # fmt: skip
+    rows = scene.all_rows(estimates=estimates)
+    at = scene.at_ratio(ratio)
+    columns = st.columns(2)
+    for place, metric in enumerate(metrics):
+        if against == "ratio":
+            here = [r for r in rows if cell_of(r) == cell]
+            figure = charts.against_ratio(here, scene.found, metric, ratio)
+        else:
+            x, fixed = ("batch_size", 2) if against == "batch size" else ("output_tokens", 0)
+            keys = {c.key for c in at}
+            here = [r for r in rows if cell_of(r)[fixed] == cell[fixed] and r["id"] in keys]
+            figure = charts.against(here, at, metric, x=x, capacity_mib=scene.capacity_mib)
+        with columns[place % 2]:
+            if not charts.data_of(figure):
+                st.caption(f"{charts.METRICS[metric]}: not measured.")
+                continue
+            shown(figure, f"panel_{metric}", measured_on(scene), alt=charts.METRICS[metric])
+    st.caption(compare_view.accuracy(scene.runs))
+
+
+def measured_on(scene: Scene) -> str:
+    """Return the line under every cost chart."""
+    if not scene.runs:
+        return "Estimated from shapes; nothing was measured."
+    summary = scene.runs[0].summary
+    kinds = ", ".join(sorted({str(v["dtype"]) for v in summary["variants"]}))
+    return (
+        f"Measured on {summary['device']} ({summary.get('device_name')}), {kinds}, "
+        f"{summary['input_tokens']} tokens in, seed {summary['seed']}."
+    )
+
+
+def tables(scene: Scene, rows: list[Row]) -> None:
+    """Draw the comparison as a table, and offer every table as CSV."""
+    st.subheader("Table")
+    frame_ = pd.DataFrame(rows).drop(columns=["key", "series", "parent"])
+    frame_["dropped"] = frame_["dropped"].map(to_text)
+    st.dataframe(frame_.dropna(axis=1, how="all"), hide_index=True)
+    points = [{k: v for k, v in r.items() if k != "id"} for r in scene.rows]
+    with st.container(horizontal=True):
+        files = {"comparison": rows, "points": points, "published": published.figures()}
+        for name, data in files.items():
+            st.download_button(
+                f"{name}.csv",
+                lambda data=data: csv_of(data),
+                f"{name}.csv",
+                "text/csv",
+                on_click="ignore",
+            )
+    largest = {v["name"]: v.get("largest_batch") for b in scene.runs for v in b.summary["variants"]}
+    known = {n: found for n, found in largest.items() if found}
+    if known:
+        st.caption("Largest batch that fits")
+        st.table(pd.DataFrame(known).T)
+
+
+def launchers(known: Study, name: str) -> None:
+    """Offer the benchmark of chosen variants, and the recipe that makes matched ones."""
+    here = [v for v in known.variants if v.folder]
+    picked = st.multiselect(
+        "Variants to benchmark",
+        [v.id for v in here],
+        default=[v.id for v in here[:1] + here[1:][-5:]],
+        key="to_benchmark",
+        format_func={v.id: v.label for v in here}.get,
+    )
+    columns = st.columns(4)
+    batches = columns[0].text_input("Batch sizes", "1,4,16", key="bench_batches")
+    outputs = columns[1].text_input("Output tokens", "128", key="bench_outputs")
+    limit = columns[2].number_input("Seconds at most", 1, 86400, 90, key="bench_limit")
+    device = columns[3].text_input("Device", "auto", key="bench_device")
+    try:
+        values = {
+            "checkpoints": tuple(picked),
+            "batch_sizes": parse_numbers(batches, "--batch-sizes"),
+            "output_tokens": parse_numbers(outputs, "--output-tokens"),
+            "time_limit_s": float(limit),
+            "device": device,
+        }
+        spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
+        if not picked:
+            raise DepthcutError("No variant is chosen.", "Choose at least one.")
+        plan = benchmark.dry_run(spec)
+    except DepthcutError as error:
+        st.error(str(error))
+        return
+    most = max(p["total_mib"] for p in plan["points"])
+    st.caption(
+        f"{plan['generations']} generations in about {limit:.0f} s; at most {most:,.0f} MiB "
+        "(estimated)."
+    )
+    with st.expander("Estimated memory of every point"):
+        st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
+    st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
+    if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
+        record = runs.launch_once("benchmark", "benchmark", values)
+        st.session_state["benchmark_run"] = record.id if record else ""
+    runs.show(st.session_state.get("benchmark_run", ""))
+
+
+frame.start("Compare")
+name = state.active_checkpoint()
+state.inspect(name)
+known = study(state.workspace(), name)
+chosen = st.session_state.get("compare_chosen") or st.query_params.get("point", "")
+cold = not known.benchmarks and not known.protocols
+with st.expander("Measure variants", expanded=cold, icon=":material/timer:"):
+    launchers(known, name)
+if cold:
+    st.stop()
+scene = looked_at(known)
+for problem in scene.problems():
+    st.warning(problem)
+cell, ratio = point_of(scene)
+budget = budget_of()
+estimates = st.toggle(
+    "Also what was not measured, estimated", not scene.rows, key="estimates", bind=ASKED
+)
+rows = scene.table(cell, estimates=estimates)
+quality_chart(scene, ratio, chosen)
+pareto_chart(scene, rows, budget, chosen)
+chosen_one(scene, rows, chosen)
+panels(scene, cell, ratio, estimates)
+tables(scene, rows)
