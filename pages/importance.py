@@ -12,8 +12,19 @@ from core.charts import importance as charts
 from core.errors import DepthcutError
 from core.importance import command
 from core.spec import build
-from core.ui import frame, prune_view, runs, state, widgets
+from core.ui import frame, prune_pad, prune_view, runs, state, widgets
 from core.workspace import RunRecord
+
+
+TABLES = (
+    "blocks.csv",
+    "weights.csv",
+    "samples.csv",
+    "angular.csv",
+    "greedy.csv",
+    "sublayers.csv",
+)
+"""Tables that a run may have left, each offered for download."""
 
 
 def launcher(name: str) -> str:
@@ -76,15 +87,6 @@ def read(record: RunRecord, name: str) -> pd.DataFrame | None:
     return table(str(path), path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def measured_on(summary: dict) -> str:
-    """Return the line under every chart: text, samples, length, seed, device, precision."""
-    return (
-        f"Measured: {Path(summary['calibration']).name}, {summary['samples']} x "
-        f"{summary['length']} tokens, seed {summary['seed']}, {summary['device']}, "
-        f"{summary['dtype']}."
-    )
-
-
 def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
     """Draw the perplexity bars with the switch to the useful band."""
     st.subheader("Perplexity without each block")
@@ -117,11 +119,47 @@ def by_row(samples: pd.DataFrame, note: str) -> None:
     )
 
 
+def module_heatmap(weights: pd.DataFrame, column: str, title: str, blocks: int) -> None:
+    """Draw one criterion by module; a click on a column drops its block in the Prune page's plan.
+
+    A click changes the figure, which drops the chart's own selection: the choice is the pad's.
+    """
+    pad = prune_pad.plan_elsewhere()
+    even = st.toggle("Compare within each module", key=f"rows_{column}")
+    figure = charts.taylor_heatmap(weights, column, rows=even, dropped=pad.drop)
+    key = f"heat_{column}_{pad.clicks}"
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: prune_pad.clicked(key, blocks),
+        selection_mode="points",
+        alt=f"{title}: module x block; a click on a column drops the block or keeps it.",
+    )
+    chosen = ", ".join(map(str, pad.drop)) or "none"
+    st.caption(f"Click a column to drop its block in plan {pad.active}. Chosen: {chosen}.")
+
+
+def searched(record: RunRecord, summary: dict, note: str) -> None:
+    """Draw greedy removal and the scores of sublayers, where they were asked for."""
+    greedy, parts = read(record, "greedy.csv"), read(record, "sublayers.csv")
+    dense = summary.get("dense_ppl")
+    if greedy is not None:
+        st.subheader("Greedy removal (SLEB)")
+        figure = charts.greedy_line(greedy, dense)
+        st.plotly_chart(figure, key="greedy", alt="Perplexity after every round of removal.")
+        st.caption(f"{note} Each round drops the block that the pruned model misses least.")
+    if parts is not None:
+        st.subheader("Perplexity without attention or MLP")
+        figure = charts.sublayer_bars(parts, dense)
+        st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
+        st.caption(f"{note} Parts can be ranked here; cutting removes whole blocks.")
+
+
 def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
     """Draw a download of every table; files are read when asked for."""
     st.caption("Download")
     with st.container(horizontal=True):
-        for file in ("blocks.csv", "weights.csv", "samples.csv", "angular.csv"):
+        for file in TABLES:
             path = record.path / file
             if path.is_file():
                 st.download_button(file, path.read_bytes, file, "text/csv", on_click="ignore")
@@ -141,7 +179,7 @@ def results(record: RunRecord) -> None:
     if blocks is None or not summary:
         st.info("This run has left no results.")
         return
-    note = measured_on(summary)
+    note = prune_view.measured_on(summary)
     tiles = st.columns(4)
     if summary.get("dense_ppl"):
         tiles[0].metric("Dense perplexity", f"{summary['dense_ppl']:.4g}", border=True)
@@ -157,14 +195,13 @@ def results(record: RunRecord) -> None:
     for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
         if weights is not None and weights[column].notna().all():
             st.subheader(f"{title} by module")
-            even = st.toggle("Compare within each module", key=f"rows_{column}")
-            figure = charts.taylor_heatmap(weights, column, rows=even)
-            st.plotly_chart(figure, key=f"heat_{column}", alt=f"{title}: module x block.")
+            module_heatmap(weights, column, title, len(blocks))
             st.caption(note)
     if angular is not None:
         st.subheader("Angular distance")
         st.plotly_chart(charts.angular_triangle(angular), key="angular", alt="Start x length.")
         st.caption(f"{note} Ringed: where a cut of that length turns the state least.")
+    searched(record, summary, note)
     for column, title in (
         ("block_influence", "Block Influence"),
         ("relative_update", "Relative update"),

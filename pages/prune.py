@@ -78,8 +78,9 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
     ratios = known.ratios(pad.criterion, first, last)
     if len(ratios) < 2:
         st.warning(
-            f"No block is left to choose from with the first {first} and last {last} of {blocks} "
-            "protected. Lower the protection, or choose by hand."
+            known.problem(pad.criterion, first, last)
+            or f"No block is left to choose from with the first {first} and last {last} of "
+            f"{blocks} protected. Lower the protection, or choose by hand."
         )
         return first, last
     st.session_state["pad_count"] = min(len(pad.drop), len(ratios) - 1)
@@ -119,6 +120,8 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         selection_mode="points",
         alt=f"Blocks of plan {pad.active}: a click drops a block or keeps it.",
     )
+    if known.has_ppl:
+        st.caption(known.note)
     st.session_state["pad_pills"] = chosen
     st.pills(
         f"Blocks that plan {pad.active} drops (click here or on the chart)",
@@ -198,13 +201,15 @@ def comparison(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
             st.rerun()
 
 
-def creator(pad: Pad, known: Known, name: str) -> None:
+def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     """Draw the command, the button that runs it, its progress, and how to load the result."""
     st.subheader(f"Create the variant of plan {pad.active}")
     problem = prune_view.drop_problem(pad.drop, known.info.blocks)
     if problem:
         (st.error if pad.drop else st.info)(problem)
     values: dict[str, Any] = {"checkpoint": name, "drop": pad.drop}
+    if not problem and known.chosen_by(pad.criterion, pad.drop, first, last):
+        values["criterion"] = pad.criterion
     st.code(jobs.command_line("prune", PruneSpec(**values, out="DIR")), "bash", wrap_lines=True)
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)
@@ -238,10 +243,10 @@ if lines:
         key="pad_curve",
         alt=f"Perplexity against blocks removed by {pad.criterion}, with the plans on it.",
     )
-    st.caption("Filled: measured. Hollow and dotted: estimated from single blocks.")
+    st.caption(f"Filled: measured. Hollow and dotted: estimated from single blocks. {known.note}")
 else:
     st.caption("Nothing is known of the perplexity yet: score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
 comparison(pad, known, protected)
-creator(pad, known, name)
+creator(pad, known, name, first, last)
 prune_pad.share(pad)

@@ -67,14 +67,19 @@ def test_taylor_heatmap(rows: bool) -> None:
     ]
     frame = pd.DataFrame(values, columns=["name", "block", "module", "taylor"])
     figure = charts.taylor_heatmap(frame, "taylor", rows=rows)
-    sums, heat = figure.data
+    sums, heat, cells = figure.data
     assert list(heat.y) == list(charts.MODULES)
+    assert [list(c) for c in sums.customdata] == [[b] for b in range(6)]
+    for x, y, (block, value) in zip(cells.x, cells.y, cells.customdata, strict=True):
+        assert (x, value) == (block, heat.customdata[charts.MODULES.index(y)][block])
     expected = frame.groupby("block")["taylor"].sum()
     assert list(sums.y) == pytest.approx(expected.tolist())
     for _, block, module, value in values:
         assert heat.customdata[charts.MODULES.index(module)][block] == value
     if rows:
         assert max(max(r) for r in heat.z) == pytest.approx(1.0)
+    dropped = charts.taylor_heatmap(frame, "taylor", dropped=(2,)).data[0].marker
+    assert [b for b, shape in enumerate(dropped.pattern.shape) if shape] == [2]
 
 
 def test_angular_triangle_rings_every_minimum() -> None:
@@ -118,3 +123,14 @@ def test_parameter_bars_add_up(tiny_dir) -> None:
         )
         drawn = sum(y for trace in parameter_bars(info).data for y in trace.y if y)
         assert drawn + info.parts["norm"] == info.parameters
+
+
+def test_greedy_and_sublayers_show_their_tables() -> None:
+    greedy = pd.DataFrame({"round": [1, 2], "block": [4, 2], "ppl": [3.5, 4.25]})
+    line = charts.greedy_line(greedy, 3.0).data[0]
+    assert (list(line.x), list(line.y), list(line.text)) == ([1, 2], [3.5, 4.25], ["4", "2"])
+    rows = [(b, part, 3.0 + b + (part == "mlp")) for b in range(3) for part in ("attention", "mlp")]
+    parts = pd.DataFrame(rows, columns=["block", "part", "ppl"])
+    attention, mlp = charts.sublayer_bars(parts, None).data
+    assert list(attention.y) == [3.0, 4.0, 5.0]
+    assert list(mlp.y) == [4.0, 5.0, 6.0]

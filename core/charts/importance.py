@@ -12,18 +12,14 @@ from plotly.subplots import make_subplots
 
 from core.charts import palette
 from core.charts.prune import log_axis
+from core.importance import criteria
 
 MOST_NLL = 700.0
 """Where the exponential would leave the range of floating-point numbers."""
 MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
 """Modules of a block in the order of computing."""
-LABELS = {
-    "ppl": "perplexity without it",
-    "taylor": "Taylor",
-    "magnitude": "magnitude",
-    "block_influence": "Block Influence",
-    "relative_update": "relative update",
-}
+LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
+"""Column of blocks.csv -> how charts call it."""
 
 
 def block_ticks(blocks: int) -> int:
@@ -177,10 +173,18 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
     return palette.dress(figure, min(900, 160 + 17 * len(names)))
 
 
-def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool = False) -> Any:
+def taylor_heatmap(
+    weights: pd.DataFrame,
+    column: str = "taylor",
+    *,
+    rows: bool = False,
+    dropped: Sequence[int] = (),
+) -> go.Figure:
     """Draw modules (y) x blocks (x) with the block sums as bars above.
 
-    ``rows`` divides every module's row by its largest value: modules differ 10 to 50 times.
+    ``rows`` divides every module's row by its largest value: modules differ 10 to 50 times. Every
+    column can be clicked: bars and the transparent squares over the cells carry their block as
+    customdata; ``dropped`` blocks have bars in the drop colour with a cross pattern.
     """
     table = weights.pivot(index="module", columns="block", values=column)
     table = table.reindex([m for m in MODULES if m in table.index])
@@ -190,7 +194,21 @@ def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool 
     figure.add_bar(
         x=blocks,
         y=sums.to_list(),
-        marker={"color": palette.CRITERIA.get(column, palette.KEPT)},
+        customdata=[[block] for block in blocks],
+        marker={
+            "color": [
+                palette.DROPPED if b in dropped else palette.CRITERIA.get(column, palette.KEPT)
+                for b in blocks
+            ],
+            "pattern": {
+                "shape": ["x" if b in dropped else "" for b in blocks],
+                "fgcolor": "#FFFFFF",
+                "size": 7,
+                "fillmode": "overlay",
+            },
+        },
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 1}},
         hovertemplate="block %{x}: %{y:.5g}<extra>sum</extra>",
         showlegend=False,
         row=1,
@@ -213,14 +231,28 @@ def taylor_heatmap(weights: pd.DataFrame, column: str = "taylor", *, rows: bool 
         y=list(table.index),
         colorscale=palette.SCALE,
         colorbar={**bar, "len": 0.7, "y": 0.35},
-        hovertemplate="block %{x}, %{y}: %{customdata:.5g}<extra></extra>",
+        hoverinfo="skip",
+        row=2,
+        col=1,
+    )
+    cells = [(module, block) for module in table.index for block in blocks]
+    figure.add_scatter(
+        x=[block for _, block in cells],
+        y=[module for module, _ in cells],
+        mode="markers",
+        customdata=[[block, float(table.at[module, block])] for module, block in cells],
+        marker={"symbol": "square", "size": 18, "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        hovertemplate="block %{x}, %{y}: %{customdata[1]:.5g}<extra></extra>",
+        showlegend=False,
         row=2,
         col=1,
     )
     figure.update_yaxes(title=f"{column}, sum", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), row=2, col=1)
-    return palette.dress(figure, 460)
+    return palette.dress(figure, 460, clickmode="event+select", dragmode=False)
 
 
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:
@@ -281,6 +313,48 @@ def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
     figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), showgrid=False)
     figure.update_yaxes(title=LABELS.get(column, column))
     return palette.dress(figure, 320)
+
+
+def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
+    """Draw the perplexity after every round of greedy removal, each point named by its block."""
+    figure = go.Figure(
+        go.Scatter(
+            x=greedy["round"].tolist(),
+            y=greedy["ppl"].tolist(),
+            text=greedy["block"].astype(str).tolist(),
+            mode="lines+markers+text",
+            textposition="top center",
+            line={"color": palette.KEPT},
+            hovertemplate="round %{x}: block %{text} goes, perplexity %{y:,.5g}<extra></extra>",
+        )
+    )
+    if dense_ppl:
+        palette.dense_line(figure, dense_ppl)
+    known = [*greedy["ppl"].tolist(), *([dense_ppl] if dense_ppl else [])]
+    figure.update_yaxes(type="log", title="perplexity", **log_axis(known))
+    figure.update_xaxes(title="blocks removed", dtick=block_ticks(len(greedy)))
+    return palette.dress(figure, 340)
+
+
+def sublayer_bars(sublayers: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
+    """Draw the perplexity without the attention and without the MLP of every block."""
+    figure = go.Figure()
+    for part, colour, pattern in (("attention", palette.KEPT, ""), ("mlp", palette.ACCENT, "/")):
+        rows = sublayers[sublayers["part"] == part]
+        figure.add_bar(
+            x=rows["block"].tolist(),
+            y=rows["ppl"].tolist(),
+            name=f"without {part}",
+            marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "#FFFFFF"}},
+            hovertemplate=f"block %{{x}} without {part}: %{{y:,.5g}}<extra></extra>",
+        )
+    if dense_ppl:
+        palette.dense_line(figure, dense_ppl)
+    known = [*sublayers["ppl"].tolist(), *([dense_ppl] if dense_ppl else [])]
+    figure.update_yaxes(type="log", title="perplexity without the part", **log_axis(known))
+    blocks = int(sublayers["block"].max()) + 1
+    figure.update_xaxes(title="block", dtick=block_ticks(blocks), showgrid=False)
+    return palette.dress(figure, 360)
 
 
 def scored_columns(blocks: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.blocks import BlockView
-from core.errors import DataError
+from core.errors import CheckpointError, DataError
 from core.importance.forward import (
     FastBlock,
     Head,
@@ -173,6 +173,11 @@ class _Walk:
                 fast.mlp_(hidden)
 
             return [(block, both)]
+        if self.sublayers:
+            raise CheckpointError(
+                f"Block {block} is no plain decoder layer, so its parts cannot be scored apart.",
+                "Leave the metric sublayers out.",
+            )
         return [(block, StockBlock(self.view, block, self.dtype))]
 
     def run(self, block: int, observe: Observer | None, label: str) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core import checkpoint, data
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.importance.criteria import DEFAULT_METRICS, METRICS
 from core.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
+    from core.importance.greedy import Round
     from core.importance.sweep import SweepResult
     from core.importance.taylor import WeightScore
     from core.run import Run
 
-METRICS = ("ppl", "taylor", "magnitude", "block-influence", "angular", "relative-update")
 SIMILARITY = ("block-influence", "angular", "relative-update")
 
 
@@ -28,7 +30,9 @@ class ImportanceSpec(DeviceOptions):
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
     out: str = option(help="Run directory to write.")
     metrics: tuple[str, ...] = option(
-        METRICS, help="Criteria to compute, with commas.", choices=METRICS
+        DEFAULT_METRICS,
+        help="Criteria to compute, with commas; sleb (greedy) and sublayers only where named.",
+        choices=METRICS,
     )
     calibration: str = option(
         "demo",
@@ -37,6 +41,9 @@ class ImportanceSpec(DeviceOptions):
     samples: int = option(10, help="Calibration rows.", low=1, high=100000)
     length: int = option(128, help="Tokens in a row.", low=2, high=1048576, unit="tokens")
     seed: int = option(1234, help="Draws the rows and the crops.", low=0)
+    rounds: int | None = option(
+        None, help="Blocks that the metric sleb removes. Default: half of them.", low=1
+    )
     dry_run: bool = option(False, help="Say what it will take, and do nothing.")
 
 
@@ -46,7 +53,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     info = checkpoint.inspect(folder)
     _check_length(spec, info.context)
     dtype = info.dtype if spec.dtype == "auto" else spec.dtype
-    rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype)
+    rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
     seconds = work.seconds(rows.flops, spec.device)
     return {
         "blocks": info.blocks,
@@ -109,28 +116,40 @@ class _Results:
     sweep: SweepResult | None = None
     taylor: list[WeightScore] | None = None
     magnitude: list[WeightScore] | None = None
+    greedy: list[Round] | None = None
+    sublayers: list[tuple[int, str, float]] | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _compute(spec: ImportanceSpec, run: Run, view: Any, batch: Any) -> _Results:
-    from core.importance.sweep import sweep
+    from core.importance.greedy import greedy
+    from core.importance.sweep import sublayer_perplexity, sweep
     from core.importance.taylor import magnitude, taylor
 
-    wanted, results = set(spec.metrics), _Results()
-    if wanted & {"ppl", *SIMILARITY}:
-        began = time.perf_counter()
-        results.sweep = sweep(view, batch, run.progress, perplexity="ppl" in wanted)
-        results.seconds["sweep"] = time.perf_counter() - began
-        if results.sweep.dense_ppl is not None:
-            run.progress.log(f"Dense perplexity {results.sweep.dense_ppl:.4f}.")
-    if "taylor" in wanted:
-        began = time.perf_counter()
-        results.taylor = taylor(view, batch, run.progress)
-        results.seconds["taylor"] = time.perf_counter() - began
-    if "magnitude" in wanted:
-        began = time.perf_counter()
-        results.magnitude = magnitude(view)
-        results.seconds["magnitude"] = time.perf_counter() - began
+    wanted, results, progress = set(spec.metrics), _Results(), run.progress
+    with_ppl = "ppl" in wanted
+    ways: dict[str, tuple[set[str], str, Callable[[], Any]]] = {
+        "sweep": (
+            {"ppl", *SIMILARITY},
+            "sweep",
+            lambda: sweep(view, batch, progress, perplexity=with_ppl),
+        ),
+        "taylor": ({"taylor"}, "taylor", lambda: taylor(view, batch, progress)),
+        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),
+        "sublayers": (
+            {"sublayers"},
+            "sublayers",
+            lambda: sublayer_perplexity(view, batch, progress),
+        ),
+        "sleb": ({"sleb"}, "greedy", lambda: greedy(view, batch, progress, rounds=spec.rounds)),
+    }
+    for name, (metrics, field, compute) in ways.items():
+        if wanted & metrics:
+            began = time.perf_counter()
+            setattr(results, field, compute())
+            results.seconds[name] = time.perf_counter() - began
+    if results.sweep and results.sweep.dense_ppl is not None:
+        progress.log(f"Dense perplexity {results.sweep.dense_ppl:.4f}.")
     return _only(spec, results)
 
 
@@ -184,13 +203,20 @@ def _write(run: Run, results: _Results, blocks: int) -> None:
         )
     if found and found.angular:
         run.write_csv("angular.csv", ("start", "length", "distance"), found.angular)
+    if results.greedy is not None:
+        rounds = [(at + 1, r.block, r.ppl) for at, r in enumerate(results.greedy)]
+        run.write_csv("greedy.csv", ("round", "block", "ppl"), rounds)
+    if results.sublayers is not None:
+        run.write_csv("sublayers.csv", ("block", "part", "ppl"), results.sublayers)
     run.write_csv("blocks.csv", list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _summary(
     spec: ImportanceSpec, info: checkpoint.CheckpointInfo, results: _Results
 ) -> dict[str, Any]:
-    flops = work.estimate(info, spec.metrics, spec.samples, spec.length, info.dtype).flops
+    flops = work.estimate(
+        info, spec.metrics, spec.samples, spec.length, info.dtype, spec.rounds
+    ).flops
     spent = sum(results.seconds.values())
     return {
         "checkpoint": spec.checkpoint,

@@ -47,8 +47,27 @@ def taylor_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
     return 4 * once + 2 * head_flops(info, rows, tokens)
 
 
+def greedy_flops(info: CheckpointInfo, rows: int, tokens: int, rounds: int | None) -> float:
+    """Return the operations of greedy removal: a sweep a round, over ever fewer blocks.
+
+    An upper bound: as if the blocks removed were the last ones, where little is shared.
+    """
+    blocks = info.blocks
+    rounds = min(blocks // 2 if rounds is None else rounds, max(0, blocks - 2))
+    total = 0.0
+    for left in range(blocks, blocks - rounds, -1):
+        total += sum((b + 1) * block_flops(info, b, rows, tokens) for b in range(left))
+        total += left * head_flops(info, rows, tokens)
+    return total
+
+
 def estimate(
-    info: CheckpointInfo, metrics: tuple[str, ...], rows: int, tokens: int, dtype: str
+    info: CheckpointInfo,
+    metrics: tuple[str, ...],
+    rows: int,
+    tokens: int,
+    dtype: str,
+    rounds: int | None = None,
 ) -> Work:
     """Return the work of an importance run of ``metrics``."""
     width = ACTIVATION_BYTES.get(dtype, 4)
@@ -64,6 +83,12 @@ def estimate(
     if "taylor" in metrics:
         flops += taylor_flops(info, rows, tokens)
         extra = max(extra, (info.blocks + 2) * state + 3 * largest)
+    if "sublayers" in metrics:
+        flops += 2 * sweep_flops(info, rows, tokens)
+        extra = max(extra, 2 * info.blocks * state + largest)
+    if "sleb" in metrics:
+        flops += greedy_flops(info, rows, tokens, rounds)
+        extra = max(extra, info.blocks * state + largest)
     weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"])
     return Work(flops, (weights + extra) / 2**20)
 

@@ -66,3 +66,21 @@ def sweep(
         angular=seen.angular(),
         tokens=batch.predictions,
     )
+
+
+PARTS = ("attention", "mlp")
+"""The two sublayers of a block, in the order of computing."""
+
+
+def sublayer_perplexity(
+    view: BlockView, batch: Batch, progress: Progress = SILENT
+) -> list[tuple[int, str, float]]:
+    """Return (block, part, perplexity without that part) for every sublayer, in one pass.
+
+    Memory: one state per sublayer, twice that of the sweep over blocks.
+    """
+    units = [(block, part) for block in range(len(view)) for part in PARTS]
+    sets = [frozenset({unit}) for unit in units]
+    losses = losses_without(view, batch, sets, progress, sublayers=True, label="Parts of block")
+    assert losses is not None
+    return [(*unit, value) for unit, value in zip(units, losses.perplexity, strict=True)]

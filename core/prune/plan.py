@@ -14,6 +14,7 @@ from typing import Any
 
 from core.checkpoint import CheckpointInfo
 from core.errors import DataError, PlanError
+from core.importance.criteria import CONTROLS
 from core.prune.scores import BlockScores, canonical
 
 
@@ -109,10 +110,15 @@ def choose(
     """
     name = canonical(criterion)
     blocks = _blocks(scores, info)
+    if name == "sleb" and blocks > 2:  # the search keeps these two, and offers all others
+        protect_first = 1 if protect_first is None else protect_first
+        protect_last = 1 if protect_last is None else protect_last
     first, last = _protection(blocks, protect_first, protect_last)
     protected = (*range(first), *range(blocks - last, blocks))
     available = min(blocks - first - last, blocks - 1)
-    if scores is None and name not in ("last", "random"):
+    if name == "sleb" and scores and scores.greedy:
+        available = min(available, len(scores.greedy))
+    if scores is None and name not in CONTROLS:
         raise DataError(f"The criterion {name} needs scores.", "Give an importance run or a CSV.")
     pick = _picker(scores, name, blocks, first, last, seed)
     requested = _requested(count, ratio, params)
@@ -195,6 +201,9 @@ def _picker(
         assert scores is not None
         return lambda length: angular_range(scores, length, first, last)
     order: Sequence[int]
+    if name == "sleb":
+        assert scores is not None
+        return lambda number: greedy_order(scores, number, first, last)
     if name == "last":
         order = range(blocks - 1, -1, -1)
     elif name == "random":
@@ -205,6 +214,33 @@ def _picker(
         order = scores.order(name)
     free = tuple(block for block in order if first <= block < blocks - last)
     return lambda number: free[:number]
+
+
+def greedy_order(scores: BlockScores, number: int, first: int, last: int) -> tuple[int, ...]:
+    """Return the first ``number`` blocks that greedy search removed.
+
+    Raises `DataError` where it was not searched for, stopped earlier, or removed a block that is
+    protected now: leaving that one out would give an order that nobody measured.
+    """
+    if not scores.greedy:
+        raise DataError(
+            f"{scores.source} has no greedy order.",
+            "Score the checkpoint with the metric sleb, or choose another criterion.",
+        )
+    if number > len(scores.greedy):
+        raise DataError(
+            f"Greedy search in {scores.source} removed {len(scores.greedy)} blocks, "
+            f"{number} are asked for.",
+            "Ask for fewer, or score again with more --rounds.",
+        )
+    chosen = scores.greedy[:number]
+    for block in chosen:
+        if block < first or block >= scores.blocks - last:
+            raise DataError(
+                f"Greedy search removed block {block}, which is protected here.",
+                "Lower --protect-first and --protect-last, or choose another criterion.",
+            )
+    return chosen
 
 
 def angular_range(scores: BlockScores, length: int, first: int, last: int) -> tuple[int, ...]:

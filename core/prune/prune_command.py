@@ -13,6 +13,7 @@ from core.errors import PlanError
 from core.inspect_command import StderrProgress
 from core.prune import depth
 from core.prune.plan import check_drop
+from core.prune.scores import canonical
 from core.spec import option
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class PruneSpec:
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
     drop: tuple[int, ...] = option((), help="Blocks to drop, as 3,5 or 4-8.")
     plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
+    criterion: str | None = option(
+        None, help="What chose the blocks of --drop, for the record; a plan says it itself."
+    )
     out: str = option(help="Folder to write the smaller checkpoint into.")
     dry_run: bool = option(False, help="Say what would be written, and write nothing.")
 
@@ -39,7 +43,7 @@ def run(spec: PruneSpec, run: Run) -> None:
         folder,
         drop,
         run.dir,
-        criterion=plan.get("criterion") if plan else None,
+        criterion=chosen_by(spec, plan),
         plan=plan or None,
         name=_name(spec.checkpoint, folder),
         overwrite=True,
@@ -66,9 +70,13 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         )
         info = checkpoint.inspect(folder)
     drop, plan = selection(spec, info)
-    criterion = plan.get("criterion") if plan else None
     record = depth.make_record(
-        folder, info, drop, criterion=criterion, plan=plan or None, name=_name(name, folder)
+        folder,
+        info,
+        drop,
+        criterion=chosen_by(spec, plan),
+        plan=plan or None,
+        name=_name(name, folder),
     )
     left = record["parameters_after"]
     widths = checkpoint.DTYPE_BYTES
@@ -77,6 +85,13 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         "out": spec.out,
         "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
     }
+
+
+def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
+    """Return the criterion to record; raises `OptionError` for one that does not exist."""
+    if plan:
+        return plan.get("criterion")
+    return canonical(spec.criterion) if spec.criterion else None
 
 
 def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], dict[str, Any]]:

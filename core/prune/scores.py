@@ -14,32 +14,13 @@ from pathlib import Path
 
 from core import workspace
 from core.errors import DataError, OptionError
+from core.importance.criteria import COLUMNS
+from core.importance.criteria import NAMES as CRITERIA
 
-CRITERIA = (
-    "ppl",
-    "taylor",
-    "magnitude",
-    "block-influence",
-    "angular",
-    "relative-update",
-    "last",
-    "random",
-)
-"""All criteria of a plan; the last two are controls that need no scores."""
-CONTROLS = ("last", "random")
 GENERIC = "score"
 """The column of a CSV that does not say which criterion it holds."""
 _ID_COLUMNS = ("block", "block_name", "removed_block")
-_COLUMNS = {
-    "ppl": "ppl",
-    "ppl_bookcorpus": "ppl",
-    "taylor": "taylor",
-    "magnitude": "magnitude",
-    "block_influence": "block-influence",
-    "relative_update": "relative-update",
-    "block_score": GENERIC,
-    "score": GENERIC,
-}
+_COLUMNS = {**COLUMNS, "ppl_bookcorpus": "ppl", "block_score": GENERIC, "score": GENERIC}
 _PREFIX = "model.layers."
 
 
@@ -69,6 +50,8 @@ class BlockScores:
     """Criterion -> one score a block, None where the file has an empty cell."""
     angular: Mapping[tuple[int, int], float] = field(default_factory=dict)
     """(start, length) -> distance between the input of block start and of start + length."""
+    greedy: tuple[int, ...] = ()
+    """Blocks in the order in which greedy search removed them; it may have stopped early."""
     checkpoint: str | None = None
     """The checkpoint that was scored, where the run says so."""
 
@@ -78,7 +61,8 @@ class BlockScores:
         named = [c for c in self.columns if c != GENERIC and self._any(c)]
         if self._any(GENERIC):
             named.append(GENERIC)
-        return (*named, *(("angular",) if self.angular else ()))
+        named += ["angular"] if self.angular else []
+        return (*named, *(("sleb",) if self.greedy else ()))
 
     def _any(self, column: str) -> bool:
         return any(value is not None for value in self.columns.get(column, ()))
@@ -139,6 +123,7 @@ def load(path: str | Path) -> BlockScores:
         scores.blocks,
         scores.columns,
         _angular(given / "angular.csv", scores.blocks),
+        _greedy(given / "greedy.csv", scores.blocks),
         _checkpoint_of(given),
     )
 
@@ -213,6 +198,19 @@ def _number(text: str | None, name: str, line: int) -> float | None:
         raise DataError(
             f"{name}, line {line}: '{text}' is not a number.", "Give every block a number."
         ) from None
+
+
+def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
+    """Read the order of greedy removal; empty where it was not searched for."""
+    if not path.is_file():
+        return ()
+    found = [
+        _block(row.get("block"), str(path), n) for n, row in enumerate(_rows(path, str(path)), 2)
+    ]
+    order = tuple(b for b in found if b is not None and b < blocks)
+    if len(set(order)) != len(found):
+        raise DataError(f"{path} names a block twice or none at all.", "Score it again.")
+    return order
 
 
 def _angular(path: Path, blocks: int) -> dict[tuple[int, int], float]:

@@ -64,6 +64,12 @@ def current() -> Pad:
     return pad
 
 
+def plan_elsewhere() -> Pad:
+    """Return this session's pad for another page, whose address is not the pad's."""
+    pad: Pad = st.session_state.setdefault(_STATE, Pad())
+    return pad
+
+
 def adopt_run() -> None:
     """Make the checkpoint of an address's ``?run=`` the active one where it names no model.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from core import workspace
 from core.charts.prune import Line
 from core.checkpoint import CheckpointInfo
 from core.errors import DepthcutError
+from core.importance import criteria
 from core.prune import plan as planning
 from core.prune import scores as block_scores
 from core.prune.outlook import CurvePoint, Outlook, Quality, curve_points, quality, same_text
@@ -37,6 +39,17 @@ def label_of(record: RunRecord) -> str:
     )
 
 
+def measured_on(summary: dict[str, Any]) -> str:
+    """Return the line under every chart: text, samples, length, seed, device, precision."""
+    if "samples" not in summary:
+        return ""
+    return (
+        f"Measured: {Path(str(summary['calibration'])).name}, {summary['samples']} x "
+        f"{summary['length']} tokens, seed {summary['seed']}, {summary['device']}, "
+        f"{summary['dtype']}."
+    )
+
+
 @dataclass(frozen=True)
 class Known:
     """All that is known about removing blocks from one checkpoint."""
@@ -46,6 +59,8 @@ class Known:
     run: str = ""
     dense_ppl: float | None = None
     points: tuple[CurvePoint, ...] = ()
+    note: str = ""
+    """What the scores were measured on, for the line under a chart."""
 
     @property
     def without(self) -> tuple[float | None, ...]:
@@ -61,11 +76,26 @@ class Known:
     def criteria(self) -> tuple[str, ...]:
         """What can rank the blocks: what was scored, then the controls."""
         scored = self.scores.available if self.scores else ()
-        return (*(c for c in scored if c in block_scores.CRITERIA), *block_scores.CONTROLS)
+        return (*(c for c in scored if c in criteria.NAMES), *criteria.CONTROLS)
 
     def quality(self, drop: Sequence[int]) -> Quality | None:
         """Return what is known of the perplexity without ``drop``."""
         return quality(drop, self.dense_ppl, self.without, self.points, self.run)
+
+    def chosen_by(self, criterion: str, drop: Sequence[int], first: int, last: int) -> bool:
+        """Whether ``drop`` is just what ``criterion`` removes first under this protection."""
+        try:
+            return bool(drop) and set(self.choose(criterion, len(drop), first, last)) == set(drop)
+        except DepthcutError:
+            return False
+
+    def problem(self, criterion: str, first: int, last: int) -> str:
+        """Return why ``criterion`` cannot choose even one block; empty where it can."""
+        try:
+            self.choose(criterion, 1, first, last)
+        except DepthcutError as error:
+            return str(error)
+        return ""
 
     def choose(self, criterion: str, count: int, first: int, last: int) -> tuple[int, ...]:
         """Return the ``count`` blocks that ``criterion`` removes first; none for 0."""
@@ -121,6 +151,7 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
         scores=block_scores.load(record.path),
         run=record.id,
         dense_ppl=summary.get("dense_ppl"),
+        note=measured_on(summary),
         points=tuple(point for r in curves for point in curve_points(r.path)),
     )
 

@@ -15,7 +15,8 @@ from core import model as models
 from core.blocks import MODULES, BlockView
 from core.errors import Cancelled, NotFiniteError
 from core.importance.branches import losses_without, make_batch
-from core.importance.sweep import sweep
+from core.importance.greedy import greedy
+from core.importance.sweep import sublayer_perplexity, sweep
 from core.importance.taylor import block_sums, magnitude, taylor
 from core.progress import Progress
 
@@ -238,3 +239,34 @@ def test_progress_per_block_and_cancel_within_one(tiny_dir: Any) -> None:
     assert [d for d, _ in watch.seen] == sorted(d for d, _ in watch.seen)
     with pytest.raises(Cancelled):
         sweep(view, make_batch(rows_for(model), view), Watch(2))
+
+
+def test_greedy_search_equals_really_removing_round_by_round(family_model: Any) -> None:
+    rows = rows_for(family_model)
+    view = BlockView(family_model)
+    found = greedy(view, make_batch(rows, view), rounds=2)
+    gone: tuple[int, ...] = ()
+    for step in found:
+        free = [b for b in range(1, len(view) - 1) if b not in gone]
+        values = {b: plain_ppl(without(family_model, (*gone, b)), rows) for b in free}
+        assert step.block == min(values, key=lambda b: values[b])
+        assert step.ppl == pytest.approx(values[step.block], rel=1e-5)
+        gone = (*gone, step.block)
+    assert len(greedy(view, make_batch(rows, view), rounds=99)) == len(view) - 2
+
+
+def test_sublayer_scores_equal_silencing_the_part(family_model: Any) -> None:
+    """A part is left out by making its last projection give zero."""
+    rows = rows_for(family_model)
+    view = BlockView(family_model)
+    found = {(b, p): v for b, p, v in sublayer_perplexity(view, make_batch(rows, view))}
+    assert len(found) == 2 * len(view)
+    for block, path in ((0, "self_attn.o_proj"), (2, "mlp.down_proj"), (3, "self_attn.o_proj")):
+        silent = copy.deepcopy(family_model)
+        projection = silent.model.layers[block].get_submodule(path)
+        with torch.no_grad():
+            projection.weight.zero_()
+            if projection.bias is not None:
+                projection.bias.zero_()
+        part = "attention" if "attn" in path else "mlp"
+        assert found[block, part] == pytest.approx(plain_ppl(silent, rows), rel=1e-5)

@@ -225,3 +225,21 @@ def test_a_run_brings_its_checkpoint(tiny_gqa, tmp_path, capsys):
 def test_scores_of_another_model(tiny_gqa):
     with pytest.raises(PlanError, match="7 blocks, the checkpoint has 5"):
         plan.choose(block_scores(range(7)), "ppl", count=1, info=checkpoint.inspect(tiny_gqa))
+
+
+def test_greedy_order_is_followed_as_it_was_searched(tmp_path):
+    workspace.write_csv(tmp_path / "blocks.csv", ("block", "ppl"), [(b, 2.0) for b in range(14)])
+    rows = [(1, 5, 2.1), (2, 2, 2.2), (3, 9, 2.4)]
+    workspace.write_csv(tmp_path / "greedy.csv", ("round", "block", "ppl"), rows)
+    found = scores.load(tmp_path)
+    assert "sleb" in found.available
+    chosen = plan.choose(found, "sleb", count=3)
+    assert (chosen.drop, chosen.available) == ((5, 2, 9), 3)
+    assert chosen.protected == (0, 13)  # what the search itself keeps
+    with pytest.raises(PlanError, match="--count 4 is more than can be had"):
+        plan.choose(found, "sleb", count=4)
+    with pytest.raises(DataError, match="removed block 2, which is protected here"):
+        plan.choose(found, "sleb", count=2, protect_first=4)
+    (tmp_path / "greedy.csv").unlink()
+    with pytest.raises(DataError, match="has no greedy order"):
+        plan.choose(scores.load(tmp_path), "sleb", count=1)

@@ -1,0 +1,49 @@
+"""The registry of criteria: what ranks blocks, where its scores are, and where it comes from.
+
+The command line, plans, pages and charts take their names from here. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to rank blocks; a lower score means "remove first"."""
+
+    name: str
+    """How the command line calls it; also the metric of an importance run that measures it."""
+    label: str
+    column: str = ""
+    """Column of blocks.csv with one score a block; empty where the scores are kept elsewhere."""
+    source: str = ""
+    by_default: bool = True
+    """Part of an importance run unless metrics are named."""
+    control: bool = False
+    """Needs no scores: a baseline that every criterion should beat."""
+
+
+CRITERIA = (
+    Criterion("ppl", "perplexity without it", "ppl", "Kim et al., arXiv 2402.02834"),
+    Criterion("taylor", "Taylor", "taylor", "Kim et al., arXiv 2402.02834"),
+    Criterion("magnitude", "magnitude", "magnitude", "Kim et al., arXiv 2402.02834"),
+    Criterion("block-influence", "Block Influence", "block_influence", "Men et al., ShortGPT"),
+    Criterion("angular", "angular distance", "", "Gromov et al., arXiv 2403.17887"),
+    Criterion("relative-update", "relative update", "relative_update"),
+    Criterion("sleb", "SLEB (greedy)", "", "Song et al., SLEB", by_default=False),
+    Criterion("last", "last blocks", control=True),
+    Criterion("random", "random", control=True),
+)
+SUBLAYERS = "sublayers"
+"""A metric that ranks attention and feed-forward parts, not blocks: no plan can follow it."""
+
+METRICS = (*(c.name for c in CRITERIA if not c.control), SUBLAYERS)
+"""What an importance run can compute."""
+DEFAULT_METRICS = tuple(c.name for c in CRITERIA if c.by_default and not c.control)
+NAMES = tuple(c.name for c in CRITERIA)
+CONTROLS = tuple(c.name for c in CRITERIA if c.control)
+COLUMNS = {c.column: c.name for c in CRITERIA if c.column}
+"""Column of blocks.csv -> criterion."""
+LABELS = {c.column or c.name.replace("-", "_"): c.label for c in CRITERIA}
+"""Column, or the name with underscores -> how charts call it."""

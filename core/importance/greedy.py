@@ -1,0 +1,72 @@
+"""Greedy removal: each round drops the block whose loss hurts the already pruned model least.
+
+Song et al., SLEB. A round is one sweep over the blocks that are left; states below the first block
+removed so far are those of the dense model and are shared within the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.blocks import BlockView
+from core.importance.branches import Batch, losses_without
+from core.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Round:
+    """One removal: the block, and the perplexity of the model without it and all before it."""
+
+    block: int
+    ppl: float
+
+
+class _Part(Progress):
+    """The share of one round in the progress of all."""
+
+    def __init__(self, whole: Progress, round_: int, rounds: int) -> None:
+        self._whole, self._round, self._rounds = whole, round_, rounds
+
+    def step(self, done: int, total: int, message: str = "") -> None:
+        place = 100 * self._round + (100 * done // total if total else 0)
+        text = f"Round {self._round + 1} of {self._rounds}: {message}"
+        self._whole.step(place, 100 * self._rounds, text)
+
+    def check_cancel(self) -> None:
+        self._whole.check_cancel()
+
+
+def greedy(
+    view: BlockView,
+    batch: Batch,
+    progress: Progress = SILENT,
+    *,
+    rounds: int | None = None,
+    kept: Sequence[int] | None = None,
+) -> list[Round]:
+    """Return the removals of ``rounds`` rounds, first one first.
+
+    Args:
+        view: The model.
+        batch: Calibration rows.
+        progress: Told of every block of every round.
+        rounds: How many blocks to remove; default half of those there are.
+        kept: Blocks that are never removed; default the first and the last (as SLEB keeps them).
+
+    Memory: one state per block that is left. A tie takes the lower block.
+    """
+    kept = (0, len(view) - 1) if kept is None else kept
+    free = [block for block in range(len(view)) if block not in kept]
+    rounds = min(len(view) // 2 if rounds is None else rounds, len(free), len(view) - 1)
+    gone: list[int] = []
+    found: list[Round] = []
+    for number in range(rounds):
+        sets = [frozenset([*gone, block]) for block in free]
+        losses = losses_without(view, batch, sets, _Part(progress, number, rounds))
+        assert losses is not None
+        values = losses.perplexity
+        best = min(range(len(free)), key=values.__getitem__)
+        gone.append(free.pop(best))
+        found.append(Round(gone[-1], values[best]))
+    return found
