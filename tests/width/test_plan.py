@@ -1,0 +1,177 @@
+"""Counting, targets and dry runs against published numbers and plain arithmetic; bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import checkpoint
+from core.__main__ import main
+from core.errors import OptionError, PlanError
+from core.width import methods, plan
+
+ROOT = Path(__file__).parents[2]
+UNIFORM = ("llm-pruner", "wanda-sp", "magnitude", "random")
+
+
+@pytest.fixture(scope="module")
+def llama_7b(tmp_path_factory):
+    """A folder with nothing but LLaMA-7B's config."""
+    folder = tmp_path_factory.mktemp("llama") / "llama-7b"
+    folder.mkdir()
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+        "vocab_size": 32000, "max_position_embeddings": 2048, "torch_dtype": "float16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def dry(capsys, *arguments):
+    status = main([*map(str, arguments), "--out", "unused", "--dry-run"])
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    return json.loads(shown.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left", "heads", "neurons"),
+    [
+        (("llm-pruner", "--ratio", "0.25"), 5_422_977_024, 24, 8256),
+        (("llm-pruner", "--ratio", "0.25", "--layers", "4:30"), 5_422_977_024, 24, 8256),
+        (("llm-pruner", "--ratio", "0.6", "--layers", "3:31"), 3_350_188_032, 13, 4403),
+        (("wanda-sp", "--ratio", "0.2"), 5_470_294_016, 26, 8807),
+    ],
+)
+def test_published_counts_from_a_config_alone(llama_7b, capsys, arguments, left, heads, neurons):
+    said = dry(capsys, "width", llama_7b, "--method", *arguments)
+    assert said["parameters_before"] == 6_738_415_616
+    assert said["parameters_after"] == left
+    assert said["kind"] == "exact"
+    block = said["blocks"][16]
+    assert (block["heads"], block["neurons"]) == (heads, neurons)
+    untouched = [b for b in range(32) if b not in said["layers"]]
+    assert all(said["blocks"][b]["heads"] == 32 for b in untouched)
+
+
+def test_six_blocks_of_llama_7b(llama_7b, capsys):
+    said = dry(capsys, "prune", llama_7b, "--drop", "24,26,25,10,27,13")
+    assert said["parameters_after"] == 5_524_115_456
+
+
+def test_flap_of_a_config_is_an_estimate(llama_7b, capsys):
+    said = dry(capsys, "width", llama_7b, "--method", "flap", "--ratio", "0.2")
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert said["kind"] == "estimated"
+    assert said["blocks"] is None
+    assert said["parameters_after"] == round(6_738_415_616 - 0.2 * blocks) + 32 * 2 * 4096
+
+
+def test_a_dry_run_imports_no_torch(llama_7b):
+    script = (
+        "import sys; from core.__main__ import main\n"
+        f"main(['width', '{llama_7b}', '--method', 'flap', '--ratio', '0.2', '--out', 'x', "
+        "'--dry-run'])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def by_hand(info, method, ratio, blocks):
+    """Parameters left, counted anew from the definitions in METHODS."""
+    left = info.parameters
+    for block in blocks:
+        shape = info.block_shapes[block]
+        groups, neurons = shape["kv_heads"], shape["intermediate"]
+        rep = shape["heads"] // groups
+        if method == "wanda-sp":
+            gone = int(ratio * groups), int(ratio * neurons)
+        else:
+            channels = groups * info.head_dim
+            gone = (
+                (channels - int(channels * (1 - ratio))) // info.head_dim,
+                neurons - int(neurons * (1 - ratio)),
+            )
+        gone = min(gone[0], groups - 1), min(gone[1], neurons - 1)
+        left -= gone[0] * (2 * rep + 2) * info.head_dim * info.hidden
+        left -= gone[1] * 3 * info.hidden
+    return left
+
+
+@pytest.mark.parametrize("method", UNIFORM)
+@pytest.mark.parametrize("target", [0.9, 0.77, 0.6])
+def test_no_ratio_comes_nearer_to_a_target(method, target):
+    info = checkpoint.inspect(checkpoint.resolve("demo"))
+    wanted = round(info.parameters * target)
+    made = plan.make(info, methods.get(method), params=wanted)
+    reachable = {by_hand(info, method, step / 5000, made.blocks) for step in range(5000)}
+    assert abs(made.parameters - wanted) <= min(abs(r - wanted) for r in reachable)
+    assert made.parameters == by_hand(info, method, made.ratio, made.blocks)
+    again = plan.make(info, methods.get(method), ratio=made.ratio)
+    assert again.parameters == made.parameters
+
+
+def test_match_says_how_near(tiny_gqa, tiny_dir, capsys):
+    variant = tiny_dir("gqa", num_hidden_layers=4)
+    said = dry(capsys, "width", tiny_gqa, "--method", "wanda-sp", "--match", variant)
+    wanted = checkpoint.inspect(variant).parameters
+    assert said["target"]["parameters"] == wanted
+    assert said["target"]["difference"] == said["parameters_after"] - wanted
+    assert abs(said["target"]["difference"]) <= 5 * (2 + 2) * 2 * 8 * 32
+
+
+def test_every_block_keeps_a_head_and_a_neuron():
+    info = checkpoint.inspect(checkpoint.resolve("demo"))
+    for method in UNIFORM:
+        made = plan.make(info, methods.get(method), ratio=0.999)
+        assert all(c.groups >= 1 and c.neurons >= 1 for c in made.counts.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "sentence"),
+    [
+        ({"ratio": 1.0}, OptionError, r"--ratio 1\.0 is not between 0 and 1"),
+        ({"ratio": -0.1}, OptionError, r"--ratio -0\.1 is not between"),
+        ({"ratio": 0.2, "layers": "4:99"}, OptionError, "has blocks 0 to 13"),
+        ({"ratio": 0.2, "layers": "5:5"}, OptionError, "names no block"),
+        ({"ratio": 0.2, "layers": "4-9"}, OptionError, "'4-9' is not a range"),
+        ({}, PlanError, "None of --ratio, --params and --match is given"),
+        ({"ratio": 0.2, "params": 9}, PlanError, "2 of --ratio, --params and --match are given"),
+        ({"params": 10_000_000}, PlanError, "is no less than the 2,222,464 there are"),
+        ({"params": 5}, PlanError, "is out of reach"),
+    ],
+)
+def test_bad_amounts_are_one_sentence(options, kind, sentence):
+    info = checkpoint.inspect(checkpoint.resolve("demo"))
+    with pytest.raises(kind, match=sentence):
+        plan.make(info, methods.get("llm-pruner"), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--ratio", "1.5"), "--ratio 1.5 is not between 0 and 1"),
+        (("--match", "nowhere/at/all"), "There is no folder nowhere/at/all"),
+        (("--ratio", "0.2", "--length", "4096"), "more than the model's context of 512"),
+    ],
+)
+def test_bad_options_on_the_command_line(capsys, arguments, sentence):
+    status = main(["width", "demo", "--method", "flap", *arguments, "--out", "unused", "--dry-run"])
+    assert status == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_families_are_refused(tmp_path, capsys):
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    status = main(
+        ["width", str(tmp_path), "--method", "random", "--ratio", "0.2", "--out", "x", "--dry-run"]
+    )
+    assert status == 2
+    assert "'gpt2' is not supported" in capsys.readouterr().err

@@ -1,0 +1,309 @@
+"""Scores of every method against plain computations; grouping under grouped-query attention."""
+
+import gc
+import random
+import weakref
+
+import naive
+import pytest
+import torch
+
+from core import checkpoint
+from core.blocks import BlockView
+from core.errors import NotFiniteError
+from core.importance import taylor
+from core.importance.branches import make_batch
+from core.width import activations, controls, flap, llm_pruner, methods, plan, selection, wanda_sp
+from core.width.units import Counts
+
+FAMILIES = ("gqa", "qwen2", "qwen3", "mistral")
+
+
+def rows(count=5, length=11, seed=0):
+    draw = random.Random(seed)
+    return [[draw.randrange(3, 320) for _ in range(length)] for _ in range(count)]
+
+
+def make_job(folder, method, model=None, given=None, **options):
+    """A job on a checkpoint; ``options`` are plan's and the job's."""
+    own = {k: options.pop(k) for k in ("order", "seed") if k in options}
+    view = BlockView(model or naive.load(folder))
+    made = plan.make(checkpoint.inspect(folder), methods.get(method), **options)
+    return selection.Job(view, made, make_batch(given or rows(), view), **own)
+
+
+# ------------------------------------------------------------------------------------ LLM-Pruner
+
+
+def elementwise(folder, given, order):
+    """|s| of every projection by plain autograd over the whole model."""
+    model = naive.load(folder)
+    per_row = naive.losses(model, given)
+    mean = naive.gradients(model, per_row.mean())
+    single = [naive.gradients(model, loss) for loss in per_row]
+    result = []
+    for block, layer in enumerate(model.model.layers):
+        scores = {}
+        for name in naive.PROJECTIONS:
+            w, g = naive.projection(layer, name).weight.detach(), mean[block, name]
+            h = sum(one[block, name] ** 2 for one in single) / len(given)
+            s = {"first": w * g, "second": w**2 * h, "mixed": w * g - w**2 * h / 2}[order]
+            scores[name] = s.abs()
+        result.append(scores)
+    return result
+
+
+@pytest.mark.parametrize("order", llm_pruner.ORDERS)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_llm_pruner_equals_plain_autograd(tiny_dir, variant, order):
+    folder = tiny_dir(variant)
+    job = make_job(folder, "llm-pruner", ratio=0.5, layers="1:5", order=order)
+    found = llm_pruner.scores(job, job.batch)
+    expected = elementwise(folder, rows(), order)
+    assert sorted(found) == [1, 2, 3, 4]
+    for block, scores in found.items():
+        unit = job.plan.units[block]
+        groups, neurons = naive.unit_scores(expected[block], 4, 2, unit.head_dim)
+        torch.testing.assert_close(scores.groups, torch.tensor(groups), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(scores.neurons, torch.tensor(neurons), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("order", llm_pruner.ORDERS)
+def test_gradients_of_one_block_at_a_time(tiny_gqa, monkeypatch, order):
+    job = make_job(tiny_gqa, "llm-pruner", ratio=0.5, layers="0:5", order=order)
+    real, made, alive = taylor._block_gradient, [], []
+
+    def watched(*arguments):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in made))
+        below, found = real(*arguments)
+        made.extend(weakref.ref(g) for g in (*found.gradients, *found.squares))
+        return below, found
+
+    monkeypatch.setattr(taylor, "_block_gradient", watched)
+    llm_pruner.scores(job, job.batch)
+    assert alive == [0] * 5
+    assert len(made) == 5 * 9 * (1 if order == "first" else 2)
+    assert all(p.grad is None for p in job.view.model.parameters())
+
+
+# -------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_statistics_equal_two_plain_passes(tiny_dir, variant):
+    folder = tiny_dir(variant)
+    job = make_job(folder, "flap", ratio=0.3, given=rows(70, 24))  # several pieces of rows
+    seen = {}
+    activations.walk(
+        job.view, job.batch, range(5), lambda b, inputs, _: seen.update({b: inputs}), job.progress
+    )
+    plain = naive.inputs_of(naive.load(folder), rows(70, 24))
+    for block in range(5):
+        for name in ("o", "down"):
+            x, stats = plain[block, name], getattr(seen[block], name)
+            mean = x.mean(0)
+            assert stats.tokens == len(x) == 70 * 24
+            torch.testing.assert_close(stats.mean, mean, rtol=1e-4, atol=1e-6)
+            spread = ((x - mean) ** 2).sum(0)
+            torch.testing.assert_close(stats.deviations, spread, rtol=1e-4, atol=1e-5)
+            norm = (x**2).sum(0).sqrt()
+            torch.testing.assert_close(stats.norm, norm, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_a_large_mean_keep_their_digits():
+    stats = activations.InputStats()
+    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) + 1000.0
+    for piece in x.split(77):
+        stats.add(piece)
+    exact = x.double()
+    expected = ((exact - exact.mean(0)) ** 2).sum(0)
+    torch.testing.assert_close(stats.deviations, expected, rtol=1e-4, atol=0)
+
+
+def test_padding_is_not_counted(tiny_gqa):
+    given = [row[: 11 - n] for n, row in enumerate(rows())]
+    job = make_job(tiny_gqa, "flap", ratio=0.3, given=given)
+    seen = {}
+    activations.walk(
+        job.view, job.batch, [2], lambda b, inputs, _: seen.update({b: inputs}), job.progress
+    )
+    model = naive.load(tiny_gqa)
+    x = torch.cat([naive.inputs_of(model, [row])[2, "down"] for row in given])
+    assert seen[2].down.tokens == len(x) == sum(map(len, given))
+    torch.testing.assert_close(seen[2].down.mean, x.mean(0), rtol=1e-4, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------- FLAP
+
+
+def flap_by_hand(folder, given, blocks):
+    """Standardised metric per block, written out: (groups, neurons)."""
+    model = naive.load(folder)
+    seen = naive.inputs_of(model, given)
+    result = {}
+    for block in blocks:
+        parts = []
+        for name in ("o", "down"):
+            x = seen[block, name]
+            weight = naive.projection(model.model.layers[block], name).weight.double()
+            metric = ((x - x.mean(0)) ** 2).sum(0) * (weight**2).sum(0)
+            metric = metric**2 if name == "o" else metric
+            deviation = (((metric - metric.mean()) ** 2).sum() / (len(metric) - 1)).sqrt()
+            parts.append(((metric - metric.mean()) / deviation).tolist())
+        width = len(parts[0]) // 4
+        heads = [parts[0][h * width : (h + 1) * width] for h in range(4)]
+        groups = [sum(heads[2 * g] + heads[2 * g + 1]) / (2 * width) for g in range(2)]
+        result[block] = (groups, parts[1])
+    return result
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.4, 0.8])
+def test_flap_keeps_what_the_definition_keeps(tiny_gqa, ratio):
+    job = make_job(tiny_gqa, "flap", ratio=ratio)
+    chosen = flap.select(job)
+    scores = flap_by_hand(tiny_gqa, rows(), range(5))
+    cost = (2 * 2 * 8 + 2 * 8) / 3
+    every = [(s, cost) for groups, _ in scores.values() for s in groups]
+    every += [(s, 1.0) for _, neurons in scores.values() for s in neurons]
+    every.sort(reverse=True)
+    wanted = (1 - ratio) * sum(c for _, c in every)
+    kept, gaps = 0.0, []
+    for _, c in every:
+        kept += c
+        gaps.append(abs(kept - wanted))
+    threshold = every[gaps.index(min(gaps))][0]
+    for block, (groups, neurons) in scores.items():
+        above = [g for g, s in enumerate(groups) if s > threshold * (1 + 1e-12)]
+        best = [max(range(2), key=groups.__getitem__)]
+        assert list(chosen.keep[block].groups) == (above or best)
+        above = [n for n, s in enumerate(neurons) if s > threshold + 1e-9]
+        assert list(chosen.keep[block].neurons) == above
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.99, 0.9999])
+def test_flap_never_empties_a_layer(tiny_gqa, ratio):
+    chosen = flap.select(make_job(tiny_gqa, "flap", ratio=ratio))
+    assert sorted(chosen.keep) == list(range(5))
+    for keep in chosen.keep.values():
+        assert len(keep.groups) >= 1
+        assert len(keep.neurons) >= 1
+    assert chosen.rescued  # without the guard these would be empty
+
+
+def test_a_layer_with_equal_scores_does_not_divide_by_zero():
+    equal = flap.standardise(torch.full((4,), 3.0, dtype=torch.float64))
+    assert equal.tolist() == [0.0] * 4
+    assert flap.standardise(torch.ones(1, dtype=torch.float64)).tolist() == [0.0]
+
+
+# ---------------------------------------------------------------------------------------- Wanda-sp
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_wanda_feeds_the_pruned_output_to_the_next_layer(tiny_dir, variant):
+    folder = tiny_dir(variant)
+    job = make_job(folder, "wanda-sp", ratio=0.5)
+    chosen = wanda_sp.select(job)
+    model = naive.load(folder)
+    dense_first = naive.inputs_of(model, rows())
+    width = job.plan.units[0].head_dim
+    differs = False
+    for block, layer in enumerate(model.model.layers):
+        seen = naive.inputs_of(model, rows())  # of the model as pruned so far
+        columns = {}
+        for name in ("o", "down"):
+            weight = naive.projection(layer, name).weight.detach().double()
+            columns[name] = weight.abs().mean(0) * seen[block, name].norm(dim=0)
+        heads = [columns["o"][h * width : (h + 1) * width].sum() for h in range(4)]
+        groups = [float(heads[0] + heads[1]), float(heads[2] + heads[3])]
+        assert chosen.keep[block].groups == (max(range(2), key=groups.__getitem__),)
+        order = sorted(range(48), key=lambda n: -float(columns["down"][n]))
+        assert chosen.keep[block].neurons == tuple(sorted(order[:24]))
+        differs |= not torch.allclose(seen[block, "down"], dense_first[block, "down"])
+        gone = [g for g in range(2) if g not in chosen.keep[block].groups]
+        channels = [g * 2 * width + c for g in gone for c in range(2 * width)]
+        with torch.no_grad():
+            layer.self_attn.o_proj.weight[:, channels] = 0.0
+            layer.mlp.down_proj.weight[:, order[24:]] = 0.0
+    assert differs
+
+
+# -------------------------------------------------------------------- controls and grouping of heads
+
+
+def test_magnitude_is_the_norm_of_all_weights_of_a_unit(tiny_gqa):
+    job = make_job(tiny_gqa, "magnitude", ratio=0.5)
+    layer = job.view.blocks[2]
+    squares = {
+        n: naive.projection(layer, n).weight.detach().double() ** 2 for n in naive.PROJECTIONS
+    }
+    groups, neurons = naive.unit_scores(squares, 4, 2, 8)
+    found = controls.magnitudes(job, job.plan.units[2])
+    torch.testing.assert_close(found.groups.double(), torch.tensor(groups).double().sqrt())
+    torch.testing.assert_close(found.neurons.double(), torch.tensor(neurons).double().sqrt())
+
+
+def test_random_follows_the_seed(tiny_gqa):
+    def kept(seed):
+        return controls.select(make_job(tiny_gqa, "random", ratio=0.5, seed=seed)).keep
+
+    assert kept(1) == kept(1)
+    assert kept(1) != kept(2)
+    assert all(len(keep.neurons) == 24 for keep in kept(1).values())
+
+
+def uneven(folder):
+    """A model whose query heads weigh 1, 6, 2, 3: contiguous groups 7 and 5, folded ones 3 and 9."""
+    model = naive.load(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for name in ("k", "v", "q", "o"):
+                naive.projection(layer, name).weight.fill_(0.1)
+            for head, size in enumerate((1.0, 6.0, 2.0, 3.0)):
+                at = slice(head * 8, head * 8 + 8)
+                layer.self_attn.q_proj.weight[at] *= size
+                layer.self_attn.o_proj.weight[:, at] *= size
+    return model
+
+
+def kept_groups(folder, method):
+    model = uneven(folder)
+    job = make_job(folder, method, model, ratio=0.5, layers="1:4")
+    return [keep.groups for keep in methods.get(method).load().select(job).keep.values()]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda-sp"])
+def test_a_group_is_its_own_contiguous_heads(tiny_gqa, monkeypatch, method):
+    assert kept_groups(tiny_gqa, method) == [(0,)] * 3
+
+    def folded(channels, unit):
+        """The grouping of the public code, which adds up other groups' heads: the control."""
+        heads = channels.view(unit.groups * unit.queries, unit.head_dim).sum(1)
+        own = [naive.folded(g, unit.queries, unit.groups) for g in range(unit.groups)]
+        return torch.stack([heads[heads_of].sum() for heads_of in own])
+
+    for module in (selection, wanda_sp):
+        monkeypatch.setattr(module, "by_group", folded)
+    with pytest.raises(AssertionError):
+        assert kept_groups(tiny_gqa, method) == [(0,)] * 3
+    assert kept_groups(tiny_gqa, method) == [(1,)] * 3
+
+
+@pytest.mark.parametrize("order", llm_pruner.ORDERS)
+def test_llm_pruners_folded_groups_would_score_otherwise(tiny_gqa, order):
+    job = make_job(tiny_gqa, "llm-pruner", ratio=0.5, layers="0:5", order=order)
+    found = llm_pruner.scores(job, job.batch)
+    parts = elementwise(tiny_gqa, rows(), order)
+    right = [naive.unit_scores(p, 4, 2, 8)[0] for p in parts]
+    wrong = [naive.unit_scores(p, 4, 2, 8, naive.folded)[0] for p in parts]
+    ours = torch.stack([found[b].groups for b in range(5)])
+    torch.testing.assert_close(ours, torch.tensor(right), rtol=1e-4, atol=1e-8)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ours, torch.tensor(wrong), rtol=1e-4, atol=1e-8)
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    scores = selection.UnitScores(torch.tensor([1.0, float("nan")]), torch.ones(3))
+    with pytest.raises(NotFiniteError, match="attention of block 7 is NaN or infinite"):
+        selection.keep_best(scores, Counts(1, 1), 7)
