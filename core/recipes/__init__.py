@@ -15,7 +15,7 @@ from core.errors import OptionError
 if TYPE_CHECKING:
     from core.recipes.chain import Recipe
 
-NAMES: tuple[str, ...] = ("importance",)
+NAMES: tuple[str, ...] = ("importance", "ablation", "stability", "domain", "cpt-lora")
 """Recipes in the order in which pages offer them."""
 
 

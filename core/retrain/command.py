@@ -19,6 +19,13 @@ Number = TypeVar("Number", int, float)
 
 METHODS = ("lora", "continued", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SMALL = 100_000_000
+"""Below so many parameters a model takes larger learning rates, and smaller batches do."""
+RATES = {
+    "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3},
+    "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
+}
+"""Learning rates by size and method: the paper's for large models; small: tuned on the demo."""
 LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
 
 
@@ -75,9 +82,19 @@ class RetrainSpec(DeviceOptions):
     epochs: float | None = option(
         None, low=0.001, group="training", help="Passes over the data. Default: 2 for lora, else 1."
     )
-    lr: float = option(1e-4, low=0, group="training", help="Peak learning rate.")
-    batch: int = option(
-        64, low=1, group="training", help="Sequences in an optimiser step (paper: 64, CPT 512)."
+    lr: float | None = option(
+        None,
+        low=0,
+        group="training",
+        help="Peak learning rate. Default: the paper's 1e-4 (full: 2e-5); below 1e8 parameters "
+        "3e-3 for lora, else 1e-3.",
+    )
+    batch: int | None = option(
+        None,
+        low=1,
+        group="training",
+        help="Sequences in an optimiser step. Default: the paper's 64 (it takes 512 for continued "
+        "pretraining); below 1e8 parameters 16.",
     )
     micro_batch: int | None = option(
         None, low=1, group="training", help="Sequences computed at once. Default: up to 8."
@@ -123,12 +140,17 @@ class RetrainSpec(DeviceOptions):
         low=1,
         help="Steps between evaluations, each with a checkpoint. Default: a tenth of all.",
     )
+    retention: bool = option(
+        False,
+        group="judging",
+        help="Measure KL(dense || model) of next tokens on held-out rows, before and after.",
+    )
     also: tuple[str, ...] = option(
         (),
         repeat=True,
         group="judging",
-        help="Another source to judge the dense, the pruned and the retrained model by; can be "
-        "given several times.",
+        help="Another source to judge the dense, the pruned and the retrained model by (loss and "
+        "KL); can be given several times.",
     )
     questions: int = option(
         0,
@@ -157,6 +179,7 @@ class Settings:
     batch: int
     micro_batch: int
     accumulation: int
+    lr: float
     warmup: int
     weight_decay: float
     beta2: float
@@ -171,8 +194,8 @@ def layout_of(spec: RetrainSpec) -> str:
     return "packed" if spec.method == "continued" else "grouped"
 
 
-def settings_of(spec: RetrainSpec, sequences: int) -> Settings:
-    """Fill in the defaults for ``sequences`` training sequences.
+def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> Settings:
+    """Fill in the defaults for ``sequences`` training sequences of a model of some size.
 
     Raises `OptionError` where options contradict each other.
     """
@@ -183,21 +206,24 @@ def settings_of(spec: RetrainSpec, sequences: int) -> Settings:
         if unknown or not spec.targets:
             what = f"'{unknown[0]}' is not a projection" if unknown else "none is given"
             raise OptionError(f"--targets: {what}.", f"Choose from: {', '.join(PROJECTIONS)}.")
-    if spec.micro_batch is not None and spec.micro_batch > spec.batch:
+    small = parameters < SMALL
+    batch = _given(spec.batch, 16 if small else 64)
+    if spec.micro_batch is not None and spec.micro_batch > batch:
         raise OptionError(
-            f"--micro-batch {spec.micro_batch} is larger than --batch {spec.batch}.",
+            f"--micro-batch {spec.micro_batch} is larger than --batch {batch}.",
             "It is the part of a batch that is computed at once.",
         )
     continued = spec.method == "continued"
     epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
-    steps = _given(spec.steps, max(1, round(epochs * sequences / spec.batch)))
-    micro = _given(spec.micro_batch, min(8, spec.batch))
+    steps = _given(spec.steps, max(1, round(epochs * sequences / batch)))
+    micro = _given(spec.micro_batch, min(8, batch))
     return Settings(
         steps=steps,
-        epochs=steps * spec.batch / sequences,
-        batch=spec.batch,
+        epochs=steps * batch / sequences,
+        batch=batch,
         micro_batch=micro,
-        accumulation=-(-spec.batch // micro),
+        accumulation=-(-batch // micro),
+        lr=_given(spec.lr, RATES["small" if small else "large"][spec.method]),
         warmup=_given(spec.warmup, min(100, steps // 10)),
         weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),
         beta2=0.95 if continued else 0.999,

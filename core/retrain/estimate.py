@@ -25,6 +25,8 @@ from core.retrain.encoders import FileTokenizer
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""
+SHOWN_ROWS = 8
+"""Training rows that are shown before a launch."""
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed for small models in float32 on one core; stated with the time."""
 MIB = 2**20
@@ -40,13 +42,13 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     info = checkpoint.inspect(folder)
     encoder = FileTokenizer(folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
-    settings_of(spec, 1)  # checks the options before the work
+    settings_of(spec, 1, info.parameters)  # checks the options before the work
     packs = sequences(found.train, layout_of(spec), spec.cutoff, spec.seed)
     held_out = 0 if spec.holdout_data or spec.data == "demo" else len(found.heldout)
     available = found.source_rows - held_out
     scale = max(1.0, available / SAMPLE_ROWS)
     count = round(len(packs) * scale)
-    settings = settings_of(spec, count)
+    settings = settings_of(spec, count, info.parameters)
     lengths = [sum(len(row.ids) for row in pack) for pack in packs]
     mean = sum(lengths) / len(lengths)
     tokens = round(mean * settings.steps * settings.batch)
@@ -98,12 +100,9 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "seconds": flops / speed if speed else None,
         "assumed_flops_per_s": speed,
         "sample": rows.preview(longest, encoder),
+        "samples": [rows.preview(row, encoder) for row in found.train[:SHOWN_ROWS]],
         "warnings": warnings,
     }
-
-
-def _layout(spec: RetrainSpec) -> str:
-    return settings_of(spec, 1).layout
 
 
 def trainable_parameters(spec: RetrainSpec, folder: Path, info: CheckpointInfo) -> int:

@@ -37,7 +37,7 @@ class Judge:
 
     def __bool__(self) -> bool:
         """Whether more than the held-out loss is asked for."""
-        return bool(self._spec.also or self._spec.questions)
+        return bool(self._spec.retention or self._spec.also or self._spec.questions)
 
     def saw(self, column: str) -> bool:
         """Whether ``column`` (dense, before, after) has been measured."""

@@ -85,7 +85,7 @@ class Session:
         encoder = ModelTokenizer(load_tokenizer(self.folder), config_eos(self.folder))
         self.rows = rows.prepare(spec, encoder, vocab=self.info.vocab, context=self.info.context)
         self.sequences = batches.sequences(self.rows.train, layout_of(spec), spec.cutoff, spec.seed)
-        self.settings = settings_of(spec, len(self.sequences))
+        self.settings = settings_of(spec, len(self.sequences), self.info.parameters)
         self.findings: list[Finding] = []
         self.dense_loss: float | None = None
         self.teacher: Any = None
@@ -145,7 +145,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
-            "also", "questions",
+            "retention", "also", "questions",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {

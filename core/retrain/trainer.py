@@ -138,7 +138,7 @@ def arguments(
         max_steps=settings.steps,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=settings.accumulation,
-        learning_rate=spec.lr,
+        learning_rate=settings.lr,
         lr_scheduler_type=schedules.get(spec.schedule, spec.schedule),
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,

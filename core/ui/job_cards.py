@@ -28,6 +28,7 @@ PAGES = {
     "importance": "pages/importance.py",
     "curve": "pages/prune.py",
     "prune": "pages/prune.py",
+    "retrain": "pages/retrain.py",
 }
 """The page that launches each command."""
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import streamlit as st
 
-from core.spec import hints_of
+from core.spec import hints_of, kind_of, show
+
+WORDS = {"lr": "Learning rate", "kl_weight": "KL weight"}
+"""Labels of fields whose names are short for something."""
 
 
 def fields(spec_class: type, names: tuple[str, ...], start: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def fields(spec_class: type, names: tuple[str, ...], start: dict[str, Any]) -> d
 
 def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
     meta = field.metadata
-    label = field.name.replace("_", " ").capitalize()
+    label = WORDS.get(field.name) or field.name.replace("_", " ").capitalize()
     label += f" ({meta['unit']})" if meta["unit"] else ""
     start: Any = field.default if value is None else value
     key = f"{spec_class.__name__}_{field.name}"
@@ -45,8 +49,28 @@ def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
     if meta["choices"]:
         index = meta["choices"].index(start)
         return st.selectbox(label, meta["choices"], index=index, key=key, help=meta["help"])
-    if hints_of(spec_class)[field.name] is int:
-        low = None if meta["low"] is None else int(meta["low"])
-        high = None if meta["high"] is None else int(meta["high"])
-        return int(st.number_input(label, low, high, value=int(start), key=key, help=meta["help"]))
-    return st.text_input(label, value=str(start), key=key, help=meta["help"])
+    kind, many, optional = kind_of(hints_of(spec_class)[field.name])
+    if kind is bool:
+        return st.checkbox(label, value=bool(start), key=key, help=meta["help"])
+    if kind in (int, float) and not many:
+        return _number(field, kind, start, label, key)
+    text = "" if start is None else show(start)
+    given = st.text_input(label, value=text, key=key, help=meta["help"])
+    if many:
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return None if optional and not given.strip() else given
+
+
+def _number(
+    field: dataclasses.Field[Any], kind: type, start: Any, label: str, key: str
+) -> int | float | None:
+    """Draw a number; one without a default starts empty and says that the program chooses."""
+    meta, default = field.metadata, field.default
+    low, high = (None if meta[end] is None else kind(meta[end]) for end in ("low", "high"))
+    more: dict[str, Any] = {"placeholder": "default"} if default is None else {}
+    if kind is float:
+        size = math.log10(default) if isinstance(default, float) and default > 0 else 0
+        more |= {"format": "%g", "step": 10.0 ** (math.floor(size) - 1)}
+    value = None if start is None else kind(start)
+    given = st.number_input(label, low, high, value=value, key=key, help=meta["help"], **more)
+    return given if given is None else kind(given)

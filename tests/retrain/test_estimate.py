@@ -54,7 +54,7 @@ def test_dry_run_prints_json_and_imports_no_torch(tiny_gqa, tasks):
     got = json.loads(done.stdout)
     assert got["rows"] == 54
     assert got["heldout_rows"] == 6
-    assert got["settings"]["steps"] == round(2 * 54 / 64)
+    assert got["settings"]["steps"] == round(2 * 54 / 16)
     assert got["sample"][0]["masked"]
     assert not got["sample"][1]["masked"]
     assert got["memory_bytes"]["total"] > got["memory_bytes"]["weights"] > 4 * got["parameters"]
@@ -125,4 +125,7 @@ def test_the_papers_defaults():
     assert (lora.steps, lora.batch, lora.warmup, lora.weight_decay) == (1555, 64, 100, 0.0)
     continued = settings_of(spec("c", "d", method="continued"), 64_000)
     assert (continued.beta2, continued.weight_decay, continued.layout) == (0.95, 0.1, "packed")
+    assert (lora.lr, continued.lr) == (1e-4, 1e-4)
     assert settings_of(spec("c", "d", steps=20), 10).warmup == 2
+    small = settings_of(spec("c", "d"), 100, parameters=2_000_000)
+    assert (small.lr, small.batch) == (3e-3, 16)

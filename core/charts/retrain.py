@@ -1,0 +1,233 @@
+"""Figures of the Retrain page, from the metrics of a run and from the recipes' tables.
+
+Pure functions: lists and tables in, figures out. A run of 100,000 steps is thinned before it is
+drawn, with the extremes kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from core.charts import palette
+
+MOST_POINTS = 1500
+"""Points of a curve that are drawn; more than a screen has columns."""
+METHODS = {
+    "lora": ("#0072B2", "circle", ""),
+    "continued": ("#D55E00", "square", "/"),
+    "full": ("#009E73", "diamond", "x"),
+}
+"""Colour, symbol and pattern of each method."""
+
+SERIES = (palette.KEPT, palette.DROPPED, palette.ACCENT, "#CC79A7", "#E69F00", "#56B4E9", "#332288")
+"""Colours of a recipe's variants, in order; each also has a pattern of its own."""
+
+
+def thin(values: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
+    """Return at most ``most`` indices of ``values`` to draw, ascending.
+
+    The first and the last point and, of each of equal stretches between, the lowest and the
+    highest value stay, so no spike is lost; with few points all of them stay.
+    """
+    count = len(values)
+    if count <= most:
+        return list(range(count))
+    known = np.array([math.nan if v is None else v for v in values], dtype=float)
+    edges = np.linspace(1, count - 1, max(1, (most - 2) // 2) + 1).astype(int)
+    kept = {0, count - 1}
+    for low, high in zip(edges, edges[1:], strict=False):
+        part = known[low:high]
+        if np.isnan(part).all():
+            kept.add(int(low))
+            continue
+        kept.update((int(low + np.nanargmin(part)), int(low + np.nanargmax(part))))
+    return sorted(kept)
+
+
+def smooth(values: Sequence[float], span: float) -> list[float]:
+    """Return the exponential moving average over about ``span`` steps, unbiased at the start."""
+    return pd.Series(values, dtype=float).ewm(span=max(1.0, span)).mean().tolist()
+
+
+def span_of(steps: int) -> int:
+    """Return over how many steps to smooth a curve of ``steps``."""
+    return max(5, min(500, steps // 40))
+
+
+def loss(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    evaluations: Sequence[Mapping[str, Any]],
+    *,
+    total: int = 0,
+    run: str = "",
+) -> go.Figure:
+    """Draw the training loss raw and smoothed, and the held-out loss as diamonds.
+
+    ``evaluations`` are the run's evaluation lines: step, heldout_loss and those of the dense and
+    the pruned model. ``run`` keeps the zoom while more points come.
+    """
+    figure = go.Figure()
+    drawn = thin(losses)
+    figure.add_scattergl(
+        x=[steps[i] for i in drawn],
+        y=[losses[i] for i in drawn],
+        name="training loss",
+        mode="lines",
+        opacity=0.45,
+        line={"color": palette.PROTECTED, "width": 1},
+        hovertemplate="step %{x}: %{y:.4f}<extra>training</extra>",
+    )
+    means = smooth(losses, span_of(max(total, len(losses))))
+    drawn = thin(means)
+    figure.add_scatter(
+        x=[steps[i] for i in drawn],
+        y=[means[i] for i in drawn],
+        name=f"smoothed over {span_of(max(total, len(losses)))} steps",
+        mode="lines",
+        line={"color": palette.KEPT, "width": 3},
+        hovertemplate="step %{x}: %{y:.4f}<extra>smoothed</extra>",
+    )
+    figure.add_scatter(
+        x=[e["step"] for e in evaluations],
+        y=[e.get("heldout_loss") for e in evaluations],
+        name="held-out loss",
+        mode="markers",
+        marker={
+            "symbol": "diamond",
+            "size": 12,
+            "color": palette.DROPPED,
+            "line": {"width": 1.5, "color": "#FFFFFF"},
+        },
+        hovertemplate="step %{x}: %{y:.4f}<extra>held out</extra>",
+    )
+    last = evaluations[-1] if evaluations else {}
+    for key, dash, name in (
+        ("heldout_loss_dense", "dash", "dense"),
+        ("heldout_loss_before", "dot", "pruned"),
+    ):
+        if last.get(key) is not None:
+            figure.add_scatter(
+                x=[0, max([total, *steps, 1])],
+                y=[last[key]] * 2,
+                name=f"{name}, held out: {last[key]:.4f}",
+                mode="lines",
+                line={"dash": dash, "width": 2, "color": palette.PROTECTED},
+                hoverinfo="skip",
+            )
+    figure.update_xaxes(title="step", range=[0, max([total, *steps, 1])])
+    figure.update_yaxes(title="loss, nat per token")
+    palette.dress(figure, 420, uirevision=run)
+    return figure
+
+
+def curve(
+    steps: Sequence[int],
+    values: Sequence[float | None],
+    title: str,
+    *,
+    total: int = 0,
+    log: bool = False,
+    run: str = "",
+) -> go.Figure:
+    """Draw one quantity against the step, thinned."""
+    drawn = thin(values)
+    figure = go.Figure(
+        go.Scatter(
+            x=[steps[i] for i in drawn],
+            y=[values[i] for i in drawn],
+            mode="lines",
+            line={"color": palette.KEPT, "width": 1.5},
+            hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="step", range=[0, max([total, *steps, 1])])
+    figure.update_yaxes(type="log" if log else "linear", tickformat=".3~g", rangemode="tozero")
+    figure.update_layout(title={"text": title, "font": {"size": palette.FONT_SIZE + 1}})
+    return palette.dress(figure, 230, uirevision=run, showlegend=False)
+
+
+def recovery(evaluations: Sequence[Mapping[str, Any]], *, total: int = 0) -> go.Figure:
+    """Draw the share of the gap that is closed, at every evaluation; lines at 0 and at 1."""
+    found = [(e["step"], e["recovered"]) for e in evaluations if e.get("recovered") is not None]
+    figure = go.Figure(
+        go.Scatter(
+            x=[step for step, _ in found],
+            y=[share for _, share in found],
+            mode="lines+markers",
+            marker={"symbol": "diamond", "size": 10, "color": palette.DROPPED},
+            line={"color": palette.DROPPED, "width": 1},
+            hovertemplate="step %{x}: %{y:.1%}<extra></extra>",
+        )
+    )
+    for level, dash in ((0.0, "dot"), (1.0, "dash")):
+        figure.add_hline(y=level, line={"dash": dash, "width": 2, "color": palette.PROTECTED})
+    figure.update_xaxes(title="step", range=[0, max([total, *(s for s, _ in found), 1]) * 1.03])
+    figure.update_yaxes(tickformat=".0%")
+    text = "recovered (dashed: dense, dotted: pruned)"
+    figure.update_layout(title={"text": text, "font": {"size": palette.FONT_SIZE + 1}})
+    return palette.dress(figure, 230, showlegend=False)
+
+
+def recovered_bars(table: pd.DataFrame) -> go.Figure:
+    """Draw the recovered share of several retrained variants of one parent.
+
+    ``table`` has name, method and recovered (a share, or none where it is not stated).
+    """
+    figure = go.Figure()
+    for method, (colour, _, pattern) in METHODS.items():
+        rows = table[(table["method"] == method) & table["recovered"].notna()]
+        if rows.empty:
+            continue
+        figure.add_bar(
+            x=rows["recovered"].tolist(),
+            y=rows["name"].tolist(),
+            orientation="h",
+            name=method,
+            text=[f"{share:.0%}" for share in rows["recovered"]],
+            textposition="auto",
+            marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "#FFFFFF"}},
+            hovertemplate="%{y}: %{x:.1%} of the gap recovered<extra></extra>",
+        )
+    figure.add_vline(x=1.0, line={"dash": "dash", "width": 2, "color": palette.PROTECTED})
+    figure.update_xaxes(title="share of the gap recovered (dashed: dense)", tickformat=".0%")
+    order = table["name"].tolist()
+    figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed")
+    return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)
+
+
+def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
+    """Draw one column of a recipe's table: a bar a variant, grouped by what it was judged on.
+
+    ``table`` has variant, judged_on and ``value``; a column ``spread`` gives error bars.
+    """
+    figure = go.Figure()
+    names = list(dict.fromkeys(table["variant"]))
+    patterns = ("", "/", "x", ".", "-", "|", "+", "\\")
+    for place, variant in enumerate(names):
+        rows = table[table["variant"] == variant]
+        error: dict[str, Any] = {}
+        if "spread" in rows and rows["spread"].notna().any():
+            error = {"error_y": {"type": "data", "array": rows["spread"].tolist()}}
+        figure.add_bar(
+            x=rows["judged_on"].tolist(),
+            y=rows[value].tolist(),
+            name=variant,
+            text=[palette.number(v) if pd.notna(v) else "" for v in rows[value]],
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": SERIES[place % len(SERIES)],
+                "pattern": {"shape": patterns[place % len(patterns)], "fgcolor": "#FFFFFF"},
+            },
+            hovertemplate=f"{variant}, %{{x}}: %{{y:.4g}}<extra></extra>",
+            **error,
+        )
+    figure.update_yaxes(title=title)
+    return palette.dress(figure, 380, barmode="group")

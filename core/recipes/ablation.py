@@ -1,0 +1,107 @@
+"""Recipe ``ablation``: LoRA against full fine-tuning of one variant, on the same tokens.
+
+Recovery, loss on general text, KL of next-token distributions to the dense model, and on the demo
+its questions: what each method restores, and what it forgets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.recipes import retraining
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+METHODS = ("lora", "full")
+GENERAL = "demo stories"
+"""What the demo as general text is called; it is trained on as instructions."""
+QUESTIONS = 40
+"""Questions per skill, where the demo world's are asked."""
+
+
+def steps(spec: Any) -> list[Step]:
+    """Prune if need be, then retrain the variant twice from the same rows in the same order."""
+    return [*retraining.pruned_steps(spec), *(_training(method) for method in METHODS)]
+
+
+def sources(spec: Any) -> tuple[str, tuple[str, ...]]:
+    """Return what to train on and the general text: ``--data DATA[,GENERAL]``."""
+    data, *general = (part.strip() for part in (spec.data or "demo,demo").split(","))
+    return data, tuple(filter(None, general))
+
+
+def _training(method: str) -> Step:
+    def values(chain: Chain) -> dict[str, Any]:
+        data, general = sources(chain.spec)
+        return retraining.options(
+            chain,
+            method,
+            data=data,
+            also=general,
+            layout="grouped",
+            retention=True,
+            questions=QUESTIONS if data == "demo" else 0,
+        )
+
+    return Step(method, "retrain", values)
+
+
+def table(chain: Chain) -> list[dict[str, Any]]:
+    """Return one row a variant, source and measure: dense, pruned, and each method."""
+    rows: list[dict[str, Any]] = []
+    columns = {"dense": "dense", "before": "pruned"}
+    for method in METHODS:
+        found = chain.json(method)
+        rows.append({"variant": method, "judged_on": "held out", "measure": "recovered",
+                     "value": found["recovered"], "items": found["heldout"]["tokens"]})  # fmt: skip
+        names = columns | {"after": method}
+        columns = {}  # dense and pruned are the same for both methods
+        for row in chain.rows(method, "judged.csv"):
+            about = {"measure": row["measure"], "items": row["items"]}
+            about["judged_on"] = GENERAL if row["source"] == "demo" else row["source"]
+            for column, name in names.items():
+                if row[column]:
+                    rows.append({"variant": name, "value": float(row[column]), **about})
+    return rows
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say which method recovered more, and what each kept of the dense model."""
+    rows = table(chain)
+    retraining.write_table(chain, rows)
+    lora, full = (chain.json(method) for method in METHODS)
+    said = [
+        f"LoRA trains {lora['trainable_parameters']:,} parameters ({lora['tokens_per_s']:.0f} "
+        f"tokens/s), full fine-tuning {full['trainable_parameters']:,} "
+        f"({full['tokens_per_s']:.0f} tokens/s), both on {lora['tokens']:,} tokens."
+    ]
+    for source in dict.fromkeys(row["judged_on"] for row in rows if row["measure"] == "kl"):
+        found = {r["variant"]: float(r["value"]) for r in rows
+                 if r["judged_on"] == source and r["measure"] == "kl"}  # fmt: skip
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        said.append(f"KL to the dense model on {source}, nat per token: {parts}.")
+    asked = [row for row in rows if row["measure"] == "accuracy"]
+    if asked:
+        means = {
+            name: [float(r["value"]) for r in asked if r["variant"] == name]
+            for name in dict.fromkeys(r["variant"] for r in asked)
+        }
+        parts = ", ".join(f"{n} {sum(v) / len(v):.1%}" for n, v in means.items())
+        said.append(
+            f"Mean accuracy over the demo's skills, {asked[0]['items']} questions each: {parts}."
+        )
+    said.append(retraining.measured(chain, "lora"))
+    return Verdict(
+        f"Recovered: LoRA {retraining.percent(lora['recovered'])}, full fine-tuning "
+        f"{retraining.percent(full['recovered'])} of a gap of {lora['gap_nat']:.3f} nat.",
+        tuple(said),
+        {method: chain.json(method)["recovered"] for method in METHODS},
+    )
+
+
+RECIPE = Recipe(
+    "ablation",
+    "LoRA against full fine-tuning",
+    "Retrains one variant both ways on the same tokens: recovery, general text, kept knowledge.",
+    steps,
+    verdict,
+)

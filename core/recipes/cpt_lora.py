@@ -1,0 +1,79 @@
+"""Recipe ``cpt-lora``: continued pretraining, then LoRA; beside LoRA alone on as many steps.
+
+The strongest retraining of Shortened LLaMA (arXiv 2402.02834, version 2) at severe pruning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.recipes import retraining
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+LABELS = {"lora": "LoRA alone", "continued": "continued", "continued-lora": "continued, then LoRA"}
+
+
+def steps(spec: Any) -> list[Step]:
+    """Prune if need be; half of the steps continued and half LoRA on its result, or all LoRA."""
+    return [
+        *retraining.pruned_steps(spec),
+        Step("continued", "retrain", lambda chain: _options(chain, "continued", half=True)),
+        Step(
+            "continued-lora",
+            "retrain",
+            lambda chain: _options(
+                chain, "lora", half=True, checkpoint=chain.dir("continued"), merge=True
+            ),
+        ),
+        Step("lora", "retrain", lambda chain: _options(chain, "lora", half=False)),
+    ]
+
+
+def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str, Any]:
+    found = retraining.options(chain, method, **more)
+    if half:
+        found["steps"] = max(1, found["steps"] // 2)
+    # All are judged by the same rows, so all take the demo's stories.
+    return found | ({"format": "text"} if found["data"] == "demo" else {})
+
+
+def table(chain: Chain) -> list[dict[str, Any]]:
+    """Return loss and recovery of every way, all against the same pruned and dense model."""
+    start = chain.json("continued")
+    dense, before = start["heldout_loss_dense"], start["heldout_loss_before"]
+    about = {"judged_on": "held out", "items": start["heldout"]["tokens"]}
+    rows = [{"variant": name, "measure": "loss", "value": value, **about}
+            for name, value in (("dense", dense), ("pruned", before))]  # fmt: skip
+    for step, label in LABELS.items():
+        after = chain.json(step)["heldout_loss_after"]
+        share = retraining.recovered(dense, before, after)
+        rows.append({"variant": label, "measure": "loss", "value": after, **about})
+        rows.append({"variant": label, "measure": "recovered", "value": share, **about})
+    return rows
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say what each way recovered."""
+    rows = table(chain)
+    retraining.write_table(chain, rows)
+    found = {r["variant"]: r["value"] for r in rows if r["measure"] == "recovered"}
+    tokens = {label: chain.json(step)["tokens"] for step, label in LABELS.items()}
+    both = tokens["continued"] + tokens["continued, then LoRA"]
+    shown = "; ".join(f"{name}: {retraining.percent(share)}" for name, share in found.items())
+    return Verdict(
+        f"Recovered: {shown}.",
+        (
+            f"Tokens: LoRA alone {tokens['LoRA alone']:,}, the two phases together {both:,}.",
+            retraining.measured(chain, "lora"),
+        ),
+        found,
+    )
+
+
+RECIPE = Recipe(
+    "cpt-lora",
+    "Continued pretraining, then LoRA",
+    "Trains all weights first and adapters after, beside adapters alone on as many steps.",
+    steps,
+    verdict,
+)

@@ -1,0 +1,107 @@
+"""Recipe ``domain``: retrain on A, judge on A and B; and the other way round.
+
+``--data A,B`` names the two sources; the default is the demo world's instructions and stories.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import OptionError
+from core.recipes import retraining
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+DEMO = ("demo", "demo-stories")
+NAMES = ("a", "b")
+
+
+def sources(spec: Any) -> tuple[str, str]:
+    """Return the two sources; raises `OptionError` where there are not two."""
+    if spec.data in ("", "demo"):
+        return DEMO
+    found = [part.strip() for part in spec.data.split(",") if part.strip()]
+    if len(found) != 2:
+        raise OptionError(
+            f"--data '{spec.data}' names {len(found)} source(s); this recipe compares two.",
+            "Write --data A.jsonl,B.jsonl.",
+        )
+    return found[0], found[1]
+
+
+def steps(spec: Any) -> list[Step]:
+    """Prune if need be, then retrain on each source."""
+    sources(spec)
+    return [*retraining.pruned_steps(spec), _training(0), _training(1)]
+
+
+def _training(place: int) -> Step:
+    def values(chain: Chain) -> dict[str, Any]:
+        both = sources(chain.spec)
+        files = [
+            retraining.split(chain, source, name) for source, name in zip(both, NAMES, strict=True)
+        ]
+        train, held = files[place]
+        return retraining.options(
+            chain,
+            "lora",
+            data=train,
+            holdout_data=held,
+            also=(files[1 - place][1],),
+            template="plain" if both == DEMO else "auto",
+        )
+
+    return Step(f"on-{NAMES[place]}", "retrain", values)
+
+
+def table(chain: Chain) -> list[dict[str, Any]]:
+    """Return loss and recovery of each retraining on each source."""
+    both = sources(chain.spec)
+    rows: list[dict[str, Any]] = []
+    for place, name in enumerate(NAMES):
+        for row in chain.rows(f"on-{name}", "judged.csv"):
+            if row["measure"] != "loss":
+                continue
+            judged = both[place] if row["source"] == "held out" else both[1 - place]
+            trained = f"trained on {both[place]}"
+            share = retraining.recovered(row["dense"], row["before"], row["after"])
+            about = {"judged_on": judged, "items": row["items"]}
+            rows.append({"variant": trained, "measure": "loss", "value": row["after"], **about})
+            rows.append({"variant": trained, "measure": "recovered", "value": share, **about})
+            if place == 0:
+                for column, label in (("dense", "dense"), ("before", "pruned")):
+                    rows.append({"variant": label, "measure": "loss", "value": row[column],
+                                 **about})  # fmt: skip
+    return rows
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say how much of the gap on B came back by training on A, and the reverse."""
+    rows = table(chain)
+    retraining.write_table(chain, rows)
+    found = {
+        (row["variant"], row["judged_on"]): row["value"]
+        for row in rows
+        if row["measure"] == "recovered"
+    }
+    said = [
+        f"{trained.capitalize()}, judged on {judged}: {retraining.percent(share)} recovered."
+        for (trained, judged), share in found.items()
+    ]
+    first, second = sources(chain.spec)
+    own = found[f"trained on {first}", first]
+    other = found[f"trained on {first}", second]
+    return Verdict(
+        f"Retraining on {first} recovered {retraining.percent(own)} there and "
+        f"{retraining.percent(other)} on {second}.",
+        (*said, retraining.measured(chain, "on-a"), retraining.measured(chain, "on-b")),
+        {f"{trained} | {judged}": share for (trained, judged), share in found.items()},
+    )
+
+
+RECIPE = Recipe(
+    "domain",
+    "Trained on one text, judged on two",
+    "Retrains one variant on A and on B and judges both on A and B: does recovery carry over?",
+    steps,
+    verdict,
+)

@@ -1,0 +1,94 @@
+"""Recipe ``stability``: three seeds and two learning rates; recovery as mean and spread."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from core.recipes import retraining
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+SEEDS = 3
+FACTORS = (1.0, 1 / 3)
+"""Learning rates, as multiples of the method's usual one."""
+FIRST_SEED = 1234
+
+
+def _runs(spec: Any) -> list[tuple[str, float, int]]:
+    """Return name, factor and seed of every run."""
+    first = FIRST_SEED if spec.seed is None else spec.seed
+    return [
+        (f"rate{place + 1}-seed{seed}", factor, seed)
+        for place, factor in enumerate(FACTORS)
+        for seed in range(first, first + SEEDS)
+    ]
+
+
+def steps(spec: Any) -> list[Step]:
+    """Prune if need be, then retrain once for every seed and rate."""
+    return [*retraining.pruned_steps(spec), *(_training(*run) for run in _runs(spec))]
+
+
+def _training(name: str, factor: float, seed: int) -> Step:
+    def values(chain: Chain) -> dict[str, Any]:
+        found = retraining.options(chain, "lora", seed=seed)
+        return {**found, "lr": found["lr"] * factor, "eval_every": found["steps"]}
+
+    return Step(name, "retrain", values)
+
+
+def table(chain: Chain) -> list[dict[str, Any]]:
+    """Return one row a run, and for each rate the mean with the sample standard deviation."""
+    rows: list[dict[str, Any]] = []
+    for factor in FACTORS:
+        found: list[float] = []
+        label, items = "", 0
+        for name, other, seed in _runs(chain.spec):
+            if other != factor:
+                continue
+            summary = chain.json(name)
+            items = summary["heldout"]["tokens"]
+            label = f"learning rate {_rate(chain, name):.3g}"
+            share = summary["recovered"]
+            measure = "loss" if share is None else "recovered"
+            value = summary["heldout_loss_after"] if share is None else share
+            found.append(value)
+            rows.append({"variant": label, "judged_on": f"seed {seed}", "measure": measure,
+                         "value": value, "items": items})  # fmt: skip
+        rows.append({"variant": label, "judged_on": "mean", "measure": rows[-1]["measure"],
+                     "value": statistics.mean(found), "spread": statistics.stdev(found),
+                     "items": items})  # fmt: skip
+    return rows
+
+
+def _rate(chain: Chain, name: str) -> float:
+    record = retraining.workspace.read_json(chain.dir(name) / ".run" / "spec.json") or {}
+    return float(record["spec"]["lr"])
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say mean and spread of the recovery at each learning rate."""
+    rows = table(chain)
+    retraining.write_table(chain, rows)
+    means = [row for row in rows if row["judged_on"] == "mean"]
+    shown = "; ".join(
+        f"{row['variant']}: {row['value']:.1%} ± {row['spread']:.1%}"
+        if row["measure"] == "recovered"
+        else f"{row['variant']}: loss {row['value']:.4f} ± {row['spread']:.4f}"
+        for row in means
+    )
+    name = _runs(chain.spec)[0][0]
+    return Verdict(
+        f"Recovered over {SEEDS} seeds, mean and sample standard deviation: {shown}.",
+        (retraining.measured(chain, name),),
+        {row["variant"]: {"mean": row["value"], "spread": row["spread"]} for row in means},
+    )
+
+
+RECIPE = Recipe(
+    "stability",
+    "Three seeds, two learning rates",
+    "Retrains one variant six times: how far does the recovery depend on seed and rate?",
+    steps,
+    verdict,
+)

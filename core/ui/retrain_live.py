@@ -1,0 +1,194 @@
+"""One retraining while it runs and after: progress, curves, what was noticed, what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs, workspace
+from core.charts import retrain as charts
+from core.spec import build
+from core.ui import job_cards, retrain_view, state
+from core.ui.retrain_log import MetricLog
+from core.workspace import BOOKKEEPING, RunRecord, read_run
+
+SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
+"""Findings that stop a run."""
+
+
+def show(record: RunRecord) -> None:
+    """Draw a run; while it lives this piece draws itself again, and the page once at its end."""
+    again = 1.0 if record.is_live else None
+    st.fragment(_view, run_every=again)(record.id, record.is_live)
+
+
+def _view(run_id: str, was_live: bool) -> None:
+    record = read_run(state.workspace().root / run_id)
+    if record is None:
+        st.info("The run's folder is gone.")
+        return
+    if was_live != record.is_live:
+        st.rerun()
+    log = _log(record)
+    log.update()
+    _head(record)
+    _tiles(record, log)
+    for finding in log.findings:
+        stopped = finding.get("kind") in SERIOUS
+        (st.error if stopped else st.warning)(finding.get("message", ""))
+    _curves(record, log)
+    _results(record)
+    with st.expander("Log and command"):
+        st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
+        st.code(record.log_tail(25) or "nothing yet", language=None, height=260)
+
+
+def _log(record: RunRecord) -> MetricLog:
+    """Return this session's reader of the run's metrics."""
+    kept: dict[str, MetricLog] = st.session_state.setdefault("retrain_logs", {})
+    if record.id not in kept:
+        while len(kept) >= 4:
+            del kept[next(iter(kept))]
+        kept[record.id] = MetricLog(record.path / BOOKKEEPING / "metrics.jsonl")
+    return kept[record.id]
+
+
+def _head(record: RunRecord) -> None:
+    """Draw the state, and what can be done now."""
+    done, total, message = record.progress
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if record.state == "queued":
+            st.warning(f"Queued for {record.device}, behind {record.waiting_for}.")
+        elif record.is_live:
+            left = "" if record.eta_s is None else f", {retrain_view.span(record.eta_s)} left"
+            text = f"step {done:,} of {total:,}{left}" if total else message or "starting"
+            st.progress(min(1.0, done / total) if total else 0.0, text=text)
+        elif record.state == "done":
+            took = (record.finished or record.started) - record.started
+            st.success(f"Done after {job_cards.duration(took)}.")
+        else:
+            st.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
+        _buttons(record)
+
+
+def _buttons(record: RunRecord) -> None:
+    asked = (record.path / BOOKKEEPING / "cancel").exists()
+    if record.is_live and st.button(
+        "Cancel",
+        key=f"stop_{record.id}",
+        icon=":material/stop_circle:",
+        disabled=asked,
+        help="The step under way is finished and the adapter saved; it can be resumed.",
+    ):
+        jobs.request_cancel(record)
+        st.toast("Asked the run to stop after this step.")
+    if record.state not in ("cancelled", "failed", "lost"):
+        return
+    if st.button("Resume", key=f"resume_{record.id}", icon=":material/play_arrow:", type="primary"):
+        job_cards.attempt(lambda: jobs.restart(record))
+    if record.error.startswith("Out of memory") and st.button(
+        "Go on with what fits", key=f"retry_{record.id}", icon=":material/memory:"
+    ):
+        job_cards.attempt(lambda: _retry(record))
+
+
+def _retry(record: RunRecord) -> RunRecord:
+    """Start the run again, so that it takes the largest micro-batch that fits."""
+    spec_class = jobs.commands.get("retrain").spec_class
+    spec = build(spec_class, {**record.spec, "retry": True, "resume": True})
+    return jobs.launch_in(record.path.absolute(), "retrain", spec)
+
+
+def _tiles(record: RunRecord, log: MetricLog) -> None:
+    """Draw the row of figures."""
+    last = log.evaluations[-1] if log.evaluations else {}
+    share, loss = last.get("recovered"), last.get("heldout_loss")
+    speed, memory, rate = (log.last(name) for name in ("tokens_per_s", "memory_mib", "lr"))
+    total = record.progress[1] or "?"
+    figures = {
+        "Step": f"{log.steps[-1] if log.steps else 0:,} of {total}",
+        "Recovered": "not stated" if share is None else f"{share:.0%}",
+        "Held-out loss": "-" if loss is None else f"{loss:.4f}",
+        "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
+        "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",
+        "Learning rate": "-" if rate is None else f"{rate:.2g}",
+    }
+    columns = st.columns(len(figures))
+    for (label, text), column in zip(figures.items(), columns, strict=True):
+        column.metric(label, text, border=True)
+
+
+def _curves(record: RunRecord, log: MetricLog) -> None:
+    """Draw the curves; made anew only where the log grew, so that zooming is not disturbed."""
+    kept: dict[str, Any] = st.session_state.setdefault("retrain_figures", {})
+    key = (record.id, log.version, record.progress[1])
+    if kept.get("key") != key:
+        kept.update(key=key, figures=_figures(record, log))
+    figures = kept["figures"]
+    if not figures:
+        st.caption("The curves begin with the first step.")
+        return
+    st.plotly_chart(figures["loss"], key="retrain_loss", alt="Training and held-out loss by step.")
+    for pair in (("recovery", "lr"), ("grad_norm", "tokens_per_s")):
+        for name, column in zip(pair, st.columns(2), strict=True):
+            column.plotly_chart(figures[name], key=f"retrain_{name}", alt=f"{name} by step.")
+
+
+def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:
+    if not log.steps and not log.evaluations:
+        return {}
+    how: dict[str, Any] = {"total": record.progress[1], "run": record.id}
+    steps, series = log.steps, log.series
+    return {
+        "loss": charts.loss(steps, series["loss"], log.evaluations, **how),
+        "recovery": charts.recovery(log.evaluations, total=how["total"]),
+        "lr": charts.curve(steps, series["lr"], "learning rate", **how),
+        "grad_norm": charts.curve(steps, series["grad_norm"], "gradient norm", log=True, **how),
+        "tokens_per_s": charts.curve(steps, series["tokens_per_s"], "tokens per second", **how),
+    }
+
+
+def _results(record: RunRecord) -> None:
+    """Draw what the finished run found, and how to load it."""
+    summary = workspace.read_json(record.path / "summary.json")
+    if not summary or record.is_live:
+        return
+    st.markdown(f"**{retrain_view.verdict(summary)}**")
+    st.caption(retrain_view.measured_on(summary))
+    judged = record.path / "judged.csv"
+    if judged.is_file():
+        st.caption("Judged by more: loss and KL(dense || model) in nat per token, accuracy.")
+        st.dataframe(pd.read_csv(judged), hide_index=True)
+    if summary.get("merged"):
+        st.caption(retrain_view.merged_note(summary["merged"]))
+    _loading(record, summary)
+    with st.container(horizontal=True):
+        for name in ("metrics.jsonl", "summary.json", "judged.csv"):
+            path = record.path / name
+            if path.is_file():
+                st.download_button(
+                    name, path.read_bytes, name, key=f"get_{name}", on_click="ignore"
+                )
+        if retrain_view.holder(record) and st.button(
+            "Make it the active checkpoint", key=f"use_{record.id}"
+        ):
+            state.set_checkpoint(record.id)
+            st.rerun()
+
+
+def _loading(record: RunRecord, summary: dict[str, Any]) -> None:
+    """Show how stock libraries load what was written."""
+    lines = ["from transformers import AutoModelForCausalLM"]
+    if (record.path / "merged").is_dir():
+        lines += [f'model = AutoModelForCausalLM.from_pretrained("{record.path / "merged"}")']
+    elif (record.path / "adapter").is_dir():
+        lines[0:0] = ["from peft import PeftModel"]
+        lines += [
+            f'model = AutoModelForCausalLM.from_pretrained("{summary["checkpoint"]}")',
+            f'model = PeftModel.from_pretrained(model, "{record.path / "adapter"}")',
+        ]
+    with st.expander("Load it in stock libraries"):
+        st.code("\n".join(lines), language="python", wrap_lines=True)

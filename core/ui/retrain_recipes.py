@@ -1,0 +1,90 @@
+"""The retraining recipes on the Retrain page: start one, follow it, its table and its chart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs, recipes, workspace
+from core.charts import retrain as charts
+from core.errors import DepthcutError
+from core.recipes.command import RecipeSpec
+from core.spec import build
+from core.ui import runs, state, widgets
+from core.workspace import RunRecord
+
+NAMES = ("ablation", "stability", "domain", "cpt-lora")
+TITLES = {
+    "recovered": "share of the gap recovered",
+    "loss": "loss, nat per token",
+    "kl": "KL(dense || model), nat per token",
+    "accuracy": "accuracy",
+}
+
+
+def show() -> None:
+    """Draw the choice of a recipe, its launch, and what past ones found."""
+    offered = [name for name in NAMES if name in recipes.NAMES]
+    if not offered:
+        return
+    about = {name: recipes.get(name) for name in offered}
+    name = st.selectbox(
+        "Recipe", offered, key="retrain_recipe", format_func=lambda name: about[name].title
+    )
+    st.caption(about[name].about)
+    started = _launcher(name)
+    done = [r for r in state.workspace().runs("recipe") if r.spec.get("name") == name]
+    live = [r.id for r in done if r.is_live]
+    runs.show(started if started in {r.id for r in done} else live[0] if live else "")
+    done = [r for r in done if (r.path / "table.csv").is_file()]
+    if done:
+        by_id = {r.id: r for r in done}
+        chosen = st.selectbox(
+            "Result", list(by_id), key=f"result_{name}", format_func=lambda run: by_id[run].name
+        )
+        _result(by_id[chosen])
+
+
+def _launcher(name: str) -> str:
+    """Draw the options and the button; return the run started last."""
+    values: dict[str, Any] = {"name": name, "checkpoint": state.current_checkpoint() or "demo"}
+    start = {"data": "", "steps": None, "seed": None}
+    values |= widgets.fields(RecipeSpec, ("data", "steps", "seed"), start)
+    try:
+        spec = build(RecipeSpec, {**values, "out": "DIR"})
+    except DepthcutError as error:
+        st.error(str(error))
+        return ""
+    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    key = f"recipe_{name}"
+    if st.button("Start the recipe", icon=":material/play_arrow:"):
+        record = runs.launch_once(key, "recipe", values)
+        if record:
+            st.session_state[key] = record.id
+    return str(st.session_state.get(key, ""))
+
+
+def _result(record: RunRecord) -> None:
+    """Draw a recipe's verdict, its table and a chart of one measure."""
+    found = workspace.read_json(record.path / "summary.json") or {}
+    table = pd.read_csv(record.path / "table.csv")
+    st.markdown(f"**{found.get('verdict', '')}**")
+    for line in found.get("findings", ()):
+        st.caption(line)
+    measures = [m for m in TITLES if m in set(table["measure"])]
+    measure = st.segmented_control(
+        "Measure",
+        measures,
+        default=measures[0],
+        key=f"measure_{record.id}",
+        format_func=lambda m: TITLES[m],
+    )
+    rows = table[(table["measure"] == (measure or measures[0])) & table["value"].notna()]
+    figure = charts.recipe(rows, "value", TITLES[measure or measures[0]])
+    st.plotly_chart(figure, key=f"recipe_chart_{record.id}", alt="The recipe's results.")
+    st.dataframe(table, hide_index=True, height=min(480, 38 + 35 * len(table)))
+    st.download_button(
+        "table.csv", (record.path / "table.csv").read_bytes, "table.csv", on_click="ignore"
+    )

@@ -1,0 +1,207 @@
+"""Retrain: choose a variant, a method and data, see what it takes, and watch quality come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core import jobs
+from core.charts import retrain as charts
+from core.errors import DepthcutError
+from core.retrain import command
+from core.retrain.command import RetrainSpec
+from core.spec import build
+from core.ui import (
+    frame,
+    prune_pad,
+    retrain_dry,
+    retrain_live,
+    retrain_recipes,
+    retrain_view,
+    runs,
+    state,
+    widgets,
+)
+from core.workspace import RunRecord
+
+# Everything adjustable beside the main choices, in rows of widgets.
+OPTIONS = {
+    "Data": (
+        ("format", "template", "layout"),
+        ("cutoff", "holdout", "holdout_data"),
+        ("retention", "questions", "also"),
+    ),
+    "Training": (
+        ("epochs", "batch", "micro_batch", "warmup"),
+        ("schedule", "weight_decay", "clip", "eval_every"),
+        ("seed", "merge_dtype"),
+    ),
+    "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
+    "Distillation": (("distil", "kl_weight"),),
+    "Memory and device": (("gradient_checkpointing", "retry"), ("device", "dtype", "dense")),
+}
+
+
+def choose_variant(kept: dict[str, Any]) -> str:
+    """Draw the choice of what to retrain and return its name."""
+    found = {r.id: retrain_view.label_of(r) for r in retrain_view.variants(state.workspace())}
+    active = state.current_checkpoint()
+    names = {**found, **({} if not active or active in found else {active: f"active: {active}"})}
+    wanted = str(kept.get("checkpoint") or "")
+    if wanted and wanted not in names:
+        names = {wanted: f"folder: {wanted}", **names}
+    if wanted:
+        st.session_state["retrain_variant"] = wanted
+    if st.session_state.get("retrain_variant") not in names and names:
+        st.session_state["retrain_variant"] = active if active in found else next(iter(names))
+    columns = st.columns([2, 1], vertical_alignment="bottom")
+    chosen = columns[0].selectbox(
+        "Variant", list(names), key="retrain_variant", format_func=lambda name: names[name]
+    )
+    other = columns[1].text_input(
+        "Or another folder or Hub id", key="retrain_folder", placeholder="a pruned checkpoint"
+    )
+    if not found:
+        st.info("No pruned variant yet. Create one first, or give the folder of one.")
+        frame.link("prune", "Choose blocks to drop")
+    return other.strip() or str(chosen or "")
+
+
+def settings(kept: dict[str, Any]) -> dict[str, Any]:
+    """Draw all options and return them without the checkpoint."""
+    start = {"data": "demo", **kept}
+    values = widgets.fields(RetrainSpec, ("method", "data"), start)
+    st.caption(
+        "LoRA trains small adapters and restores moderate pruning; continued pretraining trains "
+        "all weights on packed text, for severe pruning; full fine-tuning trains all weights on "
+        "the rows as they are."
+    )
+    values |= widgets.fields(RetrainSpec, ("steps", "lr", "merge"), start)
+    with st.expander("All options"):
+        for title, rows in OPTIONS.items():
+            if title == "LoRA" and values["method"] != "lora":
+                continue
+            st.markdown(f"**{title}**")
+            for row in rows:
+                values |= widgets.fields(RetrainSpec, row, start)
+    return values
+
+
+@st.fragment(run_every=0.5)
+def outlook_pending(spec: RetrainSpec) -> None:
+    """Poll the dry run until it has answered, then draw the page with the answer."""
+    if retrain_dry.ask(dry_runs(), spec, state.workspace()).poll():
+        st.rerun()
+    st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
+
+
+def dry_runs() -> dict[str, retrain_dry.DryRun]:
+    """Return this session's dry runs."""
+    known: dict[str, retrain_dry.DryRun] = st.session_state.setdefault("retrain_dry", {})
+    return known
+
+
+def outlook(spec: RetrainSpec) -> str:
+    """Draw what the run will take and a row as it trains; return what forbids a launch."""
+    answer = retrain_dry.ask(dry_runs(), spec, state.workspace())
+    if not answer.poll():
+        outlook_pending(spec)
+        return ""
+    if answer.plan is None:
+        st.error(answer.error)
+        return answer.error
+    plan = answer.plan
+    tiles = retrain_view.tiles(plan)
+    for (label, text), column in zip(tiles.items(), st.columns(len(tiles)), strict=True):
+        column.metric(label, text, border=True)
+    st.caption(
+        f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
+        f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
+        f"{plan['tokens_per_sequence']:.0f} tokens a sequence, "
+        f"{plan['tokens_with_loss_share']:.0%} of them with a loss."
+    )
+    for warning in plan["warnings"]:
+        st.warning(warning)
+    samples = plan["samples"]
+    with st.container(border=True):
+        number = 1
+        if len(samples) > 1:
+            number = st.segmented_control(
+                "A row as it trains", range(1, len(samples) + 1), default=1, key="retrain_row"
+            )
+        st.html(retrain_view.sample_html(samples[(number or 1) - 1]))
+        st.caption("Grey and slanted: given, without loss. Underlined: what the loss is on.")
+    return ""
+
+
+def launcher(kept: dict[str, Any]) -> str:
+    """Draw choices, outlook, command and button; return the id of a run just started."""
+    name = choose_variant(kept)
+    if not name:
+        return ""
+    values = {"checkpoint": name, **settings(kept)}
+    problem = ""
+    try:
+        spec = build(RetrainSpec, {**values, "out": "DIR"})
+        command.settings_of(spec, 1)
+        problem = outlook(spec)
+        st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
+    except DepthcutError as error:
+        problem = str(error)
+        st.error(problem)
+    if st.button(
+        "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
+    ):
+        record = runs.launch_once("retrain", "retrain", values)
+        if record:
+            st.session_state["retrain_started"] = record.id
+            st.rerun()
+    return str(st.session_state.get("retrain_started", ""))
+
+
+def compare(records: list[RunRecord], record: RunRecord) -> None:
+    """Draw all retrainings of one parent side by side."""
+    family = retrain_view.same_parent(records, record)
+    table = retrain_view.comparison(family)
+    st.subheader(f"Retrained from {retrain_view.short(record.spec.get('checkpoint'))}")
+    if table["recovered"].notna().any():
+        st.plotly_chart(charts.recovered_bars(table), key="recovered", alt="Recovered share.")
+    st.dataframe(
+        table,
+        hide_index=True,
+        column_config={
+            "recovered": st.column_config.NumberColumn(format="percent"),
+            "lr": st.column_config.NumberColumn("learning rate", format="%g"),
+            "tokens_per_s": st.column_config.NumberColumn("tokens/s", format="%.0f"),
+            "memory_mib": st.column_config.NumberColumn("peak MiB", format="%.0f"),
+        },
+    )
+    st.caption(
+        "Losses are in nat per predicted token on held-out rows; rows compare only where they were "
+        "judged by the same ones (column heldout: their predicted tokens)."
+    )
+    st.download_button(
+        "retrained.csv", table.to_csv(index=False), "retrained.csv", "text/csv", on_click="ignore"
+    )
+
+
+prune_pad.adopt_run()
+frame.start("Retrain")
+made = state.workspace().runs("retrain")
+kept = state.take_settings("retrain")
+kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
+with one:
+    with st.expander("New run", expanded=not made or bool(kept), icon=":material/tune:"):
+        started = launcher(kept)
+    record = runs.pick("retrain", made, "Run", newest=started, name=retrain_view.run_label)
+    if record:
+        retrain_live.show(record)
+with several:
+    if record:
+        compare(made, record)
+    else:
+        st.info("No retrained variant yet.")
+with recipes:
+    retrain_recipes.show()
