@@ -35,7 +35,7 @@ def files() -> dict[str, str]:
         "instructions_heldout.jsonl": as_jsonl(instructions(100, SEED, "heldout")),
     }
     for skill in SKILLS:
-        texts[f"questions_{skill}.jsonl"] = as_jsonl(questions(skill, 100, SEED))
+        texts[f"questions_{skill}.jsonl"] = as_jsonl(questions(skill, 200, SEED))
     return texts
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import checkpoint, data
 from core.errors import OptionError
-from core.evaluate import known
+from core.evaluate import known, suites
 from core.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
@@ -40,13 +40,22 @@ class EvaluateSpec(DeviceOptions):
         help="BOS once before the text, or in every window.",
         choices=data.BOS_PROTOCOLS,
     )
+    tasks: tuple[str, ...] = option(
+        (),
+        help="Tasks of lm-eval, with commas, or presets: paper (the seven of Shortened LLaMA and "
+        "their mean), demo, reasoning, domains.",
+    )
+    task_dir: str = option("", help="Folder of your own tasks, as lm-eval's YAML files.")
+    limit: int | None = option(None, help="Questions of each task. All of them.", low=1)
     fresh: bool = option(False, help="Measure again what an earlier run has measured.")
     dry_run: bool = option(False, help="Say what it will take, and do nothing.")
 
 
 def _check(spec: EvaluateSpec, info: CheckpointInfo) -> None:
-    if not spec.perplexity:
-        raise OptionError("Nothing to measure.", "Give --perplexity SOURCE, as demo or a file.")
+    if not spec.perplexity and not spec.tasks:
+        raise OptionError(
+            "Nothing to measure.", "Give --perplexity SOURCE, as demo or a file, or --tasks."
+        )
     if not spec.window:
         raise OptionError("--window: none given.", "Give for instance 128 or 128,2048.")
     if info.context and max(spec.window) > info.context:
@@ -68,6 +77,7 @@ class Session:
         self.folder: Path = checkpoint.resolve(spec.checkpoint, run.progress)
         self.info = checkpoint.inspect(self.folder, allow_config_only=False)
         _check(spec, self.info)
+        self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
         self.content = known.checkpoint_content(self.folder)
         self.earlier = None if spec.fresh else known.Earlier()
         self.tokenizer = models.load_tokenizer(self.folder)
@@ -87,14 +97,14 @@ class Session:
             self._model = models.load_model(self.folder, self.device, self.dtype)
         return self._model
 
-    def key(self, **protocol: Any) -> str:
-        """Return the key of one result of this checkpoint under ``protocol``."""
+    def key(self, *libraries: str, **protocol: Any) -> str:
+        """Return the key of a result under ``protocol``; versions of ``libraries`` count too."""
         return known.digest(
             {
                 "checkpoint": self.content,
                 "device": self.device.type,
                 "dtype": str(self.dtype),
-                "versions": known.versions(),
+                "versions": known.versions(*libraries),
                 **protocol,
             }
         )
@@ -125,7 +135,7 @@ def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
 def run(spec: EvaluateSpec, run: Run) -> None:
     """Measure what is asked for and write the files of the contract."""
     from core import model as models
-    from core.evaluate import texts
+    from core.evaluate import questions, texts
 
     began = time.perf_counter()
     session = Session(spec, run)
@@ -135,6 +145,8 @@ def run(spec: EvaluateSpec, run: Run) -> None:
         for window in spec.window
     ]
     texts.write(run, measured)
+    asked = questions.measure(session)
+    questions.write(run, asked)
     run.write_json(
         "summary.json",
         {
@@ -145,10 +157,12 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "blocks": session.info.blocks,
             "parameters": session.info.parameters,
             "perplexity": [text.summary() for text in measured],
+            "tasks": [task.summary() for task in asked],
+            "limit": spec.limit,
             "seconds": round(time.perf_counter() - began, 3),
             "device": str(session.device),
             "dtype": models.dtype_name(session.dtype),
             "peak_memory_mib": round(models.peak_memory_mib(session.device), 1),
-            "versions": known.versions(),
+            "versions": known.versions(*(questions.LIBRARIES if asked else ())),
         },
     )

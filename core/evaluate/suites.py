@@ -1,0 +1,152 @@
+"""Which tasks there are: presets, the metric each is judged by, and names that lm-eval knows.
+
+The names are read from the task files' text, so that neither lm-eval (seconds) nor its index of
+all tasks (much longer) is needed to say whether a task exists, where it is, or what comes near it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.demo import DATA
+from core.demo.questions import SKILLS
+from core.errors import OptionError
+
+PAPER = {
+    "boolq": "acc",
+    "piqa": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+}
+"""The seven tasks of Shortened LLaMA and the metric of each (METHODS, section 4)."""
+
+DEMO = tuple(f"demo_{skill}" for skill in SKILLS)
+"""The demo world's questions, one task a skill; shipped in `DEMO_TASKS`."""
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "paper": tuple(PAPER),
+    "demo": DEMO,
+    "reasoning": ("gsm8k", "logiqa", "copa", "commonsense_qa", "bbh_zeroshot"),
+    "domains": ("mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_other", "sciq",
+                "medmcqa", "pubmedqa"),
+}  # fmt: skip
+"""Names that stand for several tasks."""
+
+DEMO_TASKS = (Path(__file__).parents[1] / "demo" / "tasks").resolve()
+_LINE = re.compile(r"^(?:task|group): *['\"]?([\w.:/+-]+)['\"]? *$", re.MULTILINE)
+_TAGS = re.compile(r"^tag:((?: *\S.*)?(?:\n *- .*)*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task comes from."""
+
+    name: str
+    folder: Path
+    """Folder of its file; for a tag the folder of all its tasks."""
+    local: bool
+    """Of ``--task-dir`` or of the demo, not of lm-eval."""
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """Return task names with presets replaced by their tasks, each once, in order."""
+    found = (task for name in names for task in PRESETS.get(name, (name,)))
+    return tuple(dict.fromkeys(found))
+
+
+def metric_of(task: str, metrics: Sequence[str]) -> str:
+    """Return the metric a task is judged by: the paper's, else the first that lm-eval gives."""
+    wanted = PAPER.get(task, "")
+    return wanted if wanted in metrics else metrics[0]
+
+
+def find(names: Iterable[str], task_dir: str = "") -> tuple[Place, ...]:
+    """Return where each task is; ``task_dir`` comes before the demo's, those before lm-eval's.
+
+    Raises:
+        OptionError: There is no such folder, or no such task; near names are suggested.
+    """
+    known = catalog(task_dir)
+    places = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*PRESETS, *known], n=3, cutoff=0.6)
+            hint = f"Near it: {', '.join(near)}." if near else "Give --task-dir for a local one."
+            raise OptionError(f"--tasks: there is no task '{name}'.", hint)
+        places.append(known[name])
+    return tuple(places)
+
+
+def catalog(task_dir: str = "") -> dict[str, Place]:
+    """Return every known task, group and tag by name."""
+    found = dict(_builtin())
+    folders = [DEMO_TASKS]
+    if task_dir:
+        folder = Path(task_dir).expanduser()
+        if not folder.is_dir():
+            raise OptionError(
+                f"--task-dir: no folder '{task_dir}'.", "Give a folder of YAML tasks."
+            )
+        folders.append(folder)
+    for folder in folders:
+        found |= _scan(folder.resolve(), local=True)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _builtin() -> dict[str, Place]:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        return {}
+    return _scan(Path(spec.origin).parent / "tasks", local=False)
+
+
+def _scan(root: Path, *, local: bool) -> dict[str, Place]:
+    """Return the tasks, groups and tags whose files lie below ``root``."""
+    found: dict[str, Place] = {}
+    for path in sorted(root.glob("**/*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        names = _LINE.findall(text)
+        tags = [t.strip(" -'\"") for part in _TAGS.findall(text) for t in part.split("\n")]
+        for name in names:
+            found.setdefault(name, Place(name, path.parent, local))
+        for tag in filter(None, tags):
+            before = found.get(tag)
+            folder = path.parent if before is None else _common(before.folder, path.parent)
+            if before is None or tag not in names:
+                found[tag] = Place(tag, folder, local)
+    return found
+
+
+def _common(first: Path, second: Path) -> Path:
+    """Return the deepest folder that holds both."""
+    return next(p for p in (first, *first.parents) if second.is_relative_to(p))
+
+
+def files_content(place: Place) -> str:
+    """Return what identifies a local task's files: everything below its folder.
+
+    The demo's tasks read the questions that lie beside them in the demo's data.
+    """
+    files = sorted(p for p in place.folder.rglob("*") if p.is_file())
+    if place.folder == DEMO_TASKS:
+        files += sorted(DATA.glob("questions_*.jsonl"))
+    state = hashlib.sha256()
+    for path in files:
+        if "__pycache__" not in path.parts:
+            state.update(path.name.encode() + b"\0")
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+    return state.hexdigest()[:32]

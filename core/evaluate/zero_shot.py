@@ -1,0 +1,265 @@
+"""Tasks of the LM Evaluation Harness, through its own Python interface on a model in memory.
+
+The figures are the harness's own: its task definitions, its requests, its metrics and standard
+errors; `tests/evaluate` compares them with its command line. Only this module and
+`core.evaluate.block_tasks` import lm-eval; nothing goes out to the Hub for tasks whose data is
+local.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import DataError, OutOfMemoryError
+from core.evaluate.suites import PAPER, Place
+from core.model import out_of_memory_explained
+from core.progress import SILENT, Progress
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+SEEDS = (0, 1234, 1234, 1234)
+"""lm-eval's own: Python, NumPy, torch, few-shot examples."""
+BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
+"""Requests computed together at first; halved until the device has room."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    """As lm-eval calls it; behind a filter's name where it has several answers filtered."""
+    value: float
+    stderr: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one asked task gave: its scores (a group has those of its tasks too) and samples."""
+
+    scores: tuple[Score, ...]
+    samples: tuple[dict[str, Any], ...] = field(repr=False)
+    """One entry a question, see `sample`."""
+    versions: dict[str, Any]
+    """Version of every task definition."""
+    shots: dict[str, int]
+    seconds: float
+    batch: int
+
+
+def manager(places: Sequence[Place]) -> Any:
+    """Return lm-eval's task manager over the folders of ``places`` alone.
+
+    Its index of all tasks takes long; the tasks' own folders hold what they need.
+    """
+    _quiet()
+    from lm_eval.tasks import TaskManager
+
+    folders = list(dict.fromkeys(str(place.folder) for place in places))
+    return TaskManager(include_path=folders, include_defaults=False)
+
+
+def load(found: Any, place: Place) -> Any:
+    """Return the tasks of ``place`` (and groups, where it is one) with their data.
+
+    Raises:
+        DataError: The data is not on this machine and cannot be fetched, or the task's file is
+            not as lm-eval wants it.
+    """
+    from lm_eval.tasks import TaskManager
+
+    try:
+        try:
+            loaded = found.load([place.name])
+        except KeyError:  # it refers to tasks of other folders
+            if place.local:
+                raise
+            loaded = TaskManager().load([place.name])
+    except Exception as error:
+        raise _not_loaded(place, error) from error
+    for task in loaded["tasks"].values():  # as lm-eval's command line does without --num_fewshot
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def _not_loaded(place: Place, error: Exception) -> DataError:
+    """Return the one sentence for a task that could not be loaded."""
+    name = type(error).__name__
+    text = f"{name}: {(str(error).splitlines() or [''])[0][:160]}"
+    remote = ("Connect", "Offline", "HTTP", "Timeout", "LocalEntryNotFound", "DatasetNotFound")
+    if any(word in text for word in remote) or "couldn't find" in text.lower():
+        return DataError(
+            f"The data of task '{place.name}' is not in the cache of this machine and the Hub "
+            f"cannot be reached ({name}).",
+            "Connect to the Internet once, copy the cache (HF_HOME) here, or take local tasks "
+            "with --task-dir.",
+        )
+    return DataError(
+        f"Task '{place.name}' cannot be loaded: {text}.", "Mend its YAML file or its data."
+    )
+
+
+def _quiet() -> None:
+    """Keep bars and remarks of lm-eval and datasets out of our logs; their errors still come."""
+    import datasets
+    import lm_eval.api.task as harness
+    from tqdm import tqdm
+
+    datasets.disable_progress_bars()
+    harness.tqdm = functools.partial(tqdm, disable=True)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = SILENT) -> Any:
+    """Return lm-eval's own wrapper around a loaded model, which reports progress as it goes."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Wrapped(HFLM):
+        """lm-eval's model with our progress in the place of its bars."""
+
+        label, total, done = "", 0, 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.total, self.done = len(requests), 0
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            progress.check_cancel()
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            self.done += len(inps)
+            progress.step(min(self.done, self.total), self.total, self.label)
+            return super()._model_call(inps, *args, **kwargs)
+
+    return Wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
+
+
+def ask(
+    lm: Any, place: Place, loaded: Any, limit: int | None, progress: Progress = SILENT
+) -> TaskResult:
+    """Ask one task's questions; the batch is halved while the device is too small.
+
+    ``limit`` questions of each task; None for all. Seeds are lm-eval's own.
+    """
+    from lm_eval import evaluator
+
+    began = time.perf_counter()
+    lm.label = place.name
+    while True:
+        try:
+            with out_of_memory_explained(f"asking {place.name}"):
+                _seed(loaded)
+                found = evaluator.evaluate(lm=lm, task_dict=loaded, limit=limit)
+            break
+        except OutOfMemoryError:
+            if lm.batch_size_per_gpu <= 1:
+                raise
+            lm.batch_size_per_gpu //= 2
+            progress.log(f"{place.name}: out of memory; {lm.batch_size_per_gpu} together now.")
+    assert found is not None
+    named = [task for task in found["results"] if task in found["samples"]]
+    samples = tuple(sample(task, entry) for task in named for entry in found["samples"][task])
+    return TaskResult(
+        scores=scores(found),
+        samples=samples,
+        versions=dict(found["versions"]),
+        shots={task: int(n) for task, n in found["n-shot"].items() if task in named},
+        seconds=round(time.perf_counter() - began, 3),
+        batch=lm.batch_size_per_gpu,
+    )
+
+
+def _seed(loaded: Any) -> None:
+    """Seed everything as lm-eval's command line does."""
+    import numpy
+    import torch
+
+    random.seed(SEEDS[0])
+    numpy.random.seed(SEEDS[1])
+    torch.manual_seed(SEEDS[2])
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEEDS[3])
+
+
+def scores(found: Any) -> tuple[Score, ...]:
+    """Return lm-eval's results as scores; of the paper's tasks only the paper's metric."""
+    sizes = {task: int(n["effective"]) for task, n in found["n-samples"].items()}
+    rows = []
+    for task, values in found["results"].items():
+        for key, value in values.items():
+            metric, comma, which = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            if task in PAPER and metric != PAPER[task]:
+                continue
+            stderr = values.get(f"{metric}_stderr,{which}")
+            name = metric if which == "none" else f"{metric},{which}"
+            error = float(stderr) if isinstance(stderr, (int, float)) else None
+            size = sizes.get(task) or _group_size(task, found, sizes)
+            rows.append(Score(task, name, float(value), error, size))
+    return tuple(rows)
+
+
+def _group_size(group: str, found: Any, sizes: dict[str, int]) -> int:
+    """Return the number of questions of a group: of all tasks below it."""
+    below = found.get("group_subtasks", {}).get(group) or []
+    return sum(sizes.get(task) or _group_size(task, found, sizes) for task in below)
+
+
+def sample(task: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return one question as plain JSON values: what was asked, answered, and how it was judged.
+
+    ``metrics`` are the question's own values. Multiple choice also has the ``choices``, the
+    log-likelihood of each, the ``target``'s index and the ``answer``'s: the likeliest choice.
+    """
+    row: dict[str, Any] = {
+        "task": task,
+        "index": int(entry["doc_id"]),
+        "filter": entry["filter"],
+        "content": entry["doc_hash"],
+        "metrics": {name: _plain(entry[name]) for name in entry["metrics"]},
+        "target": _plain(entry["target"]),
+    }
+    arguments, answers = entry["arguments"], entry["filtered_resps"]
+    pairs = [a for a in arguments if len(a) == 2 and isinstance(a[1], str)]
+    scored = all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
+    if len(pairs) == len(answers) > 1 and scored:
+        contexts, endings = {a[0] for a in pairs}, [a[1] for a in pairs]
+        one = len(contexts) == 1
+        row["question"] = pairs[0][0] if one else pairs[0][1]
+        row["choices"] = endings if one else [a[0] for a in pairs]
+        row["loglikelihoods"] = [float(a[0]) for a in answers]
+        row["answer"] = max(range(len(answers)), key=lambda i: row["loglikelihoods"][i])
+    else:
+        row["question"] = arguments[0][0] if arguments else ""
+        row["answer"] = _plain(answers[0] if len(answers) == 1 else answers)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it; numbers of other libraries as Python's, the rest as text."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)
+
+
+def batch_for(device: str) -> int:
+    """Return how many requests to begin with on a kind of device."""
+    return BATCH.get(device, 8)
