@@ -27,6 +27,7 @@ from torch import nn
 from core import model as models
 from core.blocks import BlockView
 from core.importance.branches import Batch, make_batch
+from core.importance.forward import compute_dtype, has_bfloat16
 from core.importance.sweep import sweep
 from core.importance.taylor import taylor
 
@@ -106,12 +107,17 @@ def plain_taylor(model: Any, ids: torch.Tensor) -> float:
     return total
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = CLOCKS["wall"]
+"""The clock of all measurements; ``--clock cpu`` sets it."""
+
+
 def timed(function: Callable[[], Any], device: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
+    began = clock()
     value = function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began, value
+    return clock() - began, value
 
 
 def matmul_rate(device: Any, dtype: torch.dtype, size: int = 1536) -> float:
@@ -177,7 +183,7 @@ def measure(arguments: argparse.Namespace, blocks: int, hidden: int) -> list[str
     rates, values = [], {}
     ways["sweep"]()
     for _ in range(arguments.repeat):
-        rates.append(matmul_rate(device, torch.float32 if device.type == "cpu" else dtype))
+        rates.append(matmul_rate(device, compute_dtype(device, dtype)))
         for name, way in ways.items():
             seconds, values[name] = timed(way, device)
             times[name].append(seconds)
@@ -221,9 +227,17 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu counts this process's own seconds, for one thread on a busy machine",
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"append to {RESULT.name}")
     arguments = parser.parse_args()
+    global clock
+    clock = CLOCKS[arguments.clock]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.peak:
@@ -232,16 +246,23 @@ def main() -> None:
     shapes = SHAPES
     if arguments.blocks and arguments.hidden:
         shapes = ((arguments.blocks, arguments.hidden),)
-    rows = [row for shape in shapes for row in measure(arguments, *shape)]
+    print("\n".join(HEAD), flush=True)
+    rows = []
+    for shape in shapes:
+        rows += measure(arguments, *shape)
+        print(rows[-1], flush=True)
     device = models.resolve_device(arguments.device)
+    threads = f" --threads {arguments.threads}" if arguments.threads else ""
+    native = "with" if has_bfloat16() else "without"
     about = (
-        f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat}` on "
-        f"{device} with {torch.get_num_threads()} threads, torch {torch.__version__}: "
+        f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat} "
+        f"--clock {arguments.clock}{threads}` on {device} ({native} bfloat16 instructions), "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}: "
         f"{arguments.samples} x {arguments.length} random tokens, random weights, vocabulary "
         f"{arguments.vocab}, medians of {arguments.repeat} turns."
     )
     text = "\n".join([about, "", *HEAD, *rows, ""])
-    print(text)
+    print("\n" + about)
     if arguments.save:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         old = RESULT.read_text() if RESULT.exists() else "# Importance: measured\n"

@@ -15,7 +15,6 @@ from core.spec import build
 from core.ui import frame, prune_pad, prune_view, runs, state, widgets
 from core.workspace import RunRecord
 
-
 TABLES = (
     "blocks.csv",
     "weights.csv",

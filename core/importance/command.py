@@ -104,7 +104,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
         "dtype": models.dtype_name(dtype),
         "peak_memory_mib": round(models.peak_memory_mib(device), 1),
         "tokens": batch.predictions,
-        **_versions(device),
+        **_versions(device, dtype),
     }
     run.write_json("summary.json", summary)
 
@@ -236,7 +236,7 @@ def _summary(
     }
 
 
-def _versions(device: Any) -> dict[str, Any]:
+def _versions(device: Any, dtype: Any) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -245,7 +245,7 @@ def _versions(device: Any) -> dict[str, Any]:
     from core.model import dtype_name
 
     return {
-        "compute_dtype_on_cpu": dtype_name(compute_dtype(device, torch.float32)),
+        "compute_dtype": dtype_name(compute_dtype(device, dtype)),
         "versions": {
             "depthcut": __version__,
             "torch": torch.__version__,

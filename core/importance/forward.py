@@ -2,9 +2,9 @@
 
 The same arithmetic as the stock decoder layer, with the weights prepared once and used for every
 row: query, key and value in one product, gate and up in one product, residuals added by the
-product itself, scratch memory reused. On a CPU, bfloat16 and float16 weights are widened to
-float32 here, block by block: exact, and on processors without native support several times faster
-than computing in them.
+product itself, scratch memory reused. On a CPU without instructions for them, bfloat16 and float16
+weights are widened to float32 here, block by block: exact, and several times faster there than
+computing in them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ LOGITS_GPU = 2**28
 
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that activations are computed in: float32 on a CPU, else the weights'."""
-    return torch.float32 if device.type == "cpu" else dtype
+    """Return the dtype that activations are computed in.
+
+    The weights' own, but float32 on a CPU that has no instructions for it. The processor decides,
+    not a timing, so that a machine always gives the same numbers.
+    """
+    if device.type != "cpu" or (dtype == torch.bfloat16 and has_bfloat16()):
+        return dtype
+    return torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; False where torch cannot tell."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def chunk_rows(device: torch.device, tokens: int) -> int:
