@@ -112,9 +112,7 @@ def outlook(spec: RetrainSpec) -> str:
         st.error(answer.error)
         return answer.error
     plan = answer.plan
-    tiles = retrain_view.tiles(plan)
-    for (label, text), column in zip(tiles.items(), st.columns(len(tiles)), strict=True):
-        column.metric(label, text, border=True)
+    retrain_live.row(retrain_view.tiles(plan))
     st.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
         f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "

@@ -80,7 +80,7 @@ def loss(
         y=[losses[i] for i in drawn],
         name="training loss",
         mode="lines",
-        opacity=0.45,
+        opacity=0.7,
         line={"color": palette.PROTECTED, "width": 1},
         hovertemplate="step %{x}: %{y:.4f}<extra>training</extra>",
     )
@@ -99,6 +99,7 @@ def loss(
         y=[e.get("heldout_loss") for e in evaluations],
         name="held-out loss",
         mode="markers",
+        cliponaxis=False,
         marker={
             "symbol": "diamond",
             "size": 12,
@@ -148,7 +149,7 @@ def curve(
         )
     )
     figure.update_xaxes(title="step", range=[0, max([total, *steps, 1])])
-    figure.update_yaxes(type="log" if log else "linear", tickformat=".3~g", rangemode="tozero")
+    figure.update_yaxes(type="log" if log else "linear", tickformat=",.3~r", rangemode="tozero")
     figure.update_layout(title={"text": title, "font": {"size": palette.FONT_SIZE + 1}})
     return palette.dress(figure, 230, uirevision=run, showlegend=False)
 
@@ -161,6 +162,7 @@ def recovery(evaluations: Sequence[Mapping[str, Any]], *, total: int = 0) -> go.
             x=[step for step, _ in found],
             y=[share for _, share in found],
             mode="lines+markers",
+            cliponaxis=False,
             marker={"symbol": "diamond", "size": 10, "color": palette.DROPPED},
             line={"color": palette.DROPPED, "width": 1},
             hovertemplate="step %{x}: %{y:.1%}<extra></extra>",

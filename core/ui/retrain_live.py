@@ -116,9 +116,14 @@ def _tiles(record: RunRecord, log: MetricLog) -> None:
         "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",
         "Learning rate": "-" if rate is None else f"{rate:.2g}",
     }
-    columns = st.columns(len(figures))
-    for (label, text), column in zip(figures.items(), columns, strict=True):
-        column.metric(label, text, border=True)
+    row(figures)
+
+
+def row(figures: dict[str, str]) -> None:
+    """Draw labelled figures side by side, in as many lines as the window needs."""
+    with st.container(horizontal=True):
+        for label, text in figures.items():
+            st.metric(label, text, border=True, width="content")
 
 
 def _curves(record: RunRecord, log: MetricLog) -> None:
