@@ -120,16 +120,14 @@ class Session:
 def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
     """Return the dtype of weights and arithmetic.
 
-    On a CPU ``auto`` is float32: widening bfloat16 weights is exact and, without native support,
-    faster; importance and curve compute so too.
+    ``auto`` keeps the checkpoint's, but widens it on a CPU that cannot compute in it, as
+    importance and curve do; widening is exact.
     """
-    import torch
-
     from core import model as models
+    from core.importance.forward import compute_dtype
 
-    if name == "auto" and device.type == "cpu":
-        return torch.float32
-    return models.resolve_dtype(name, device, {"dtype": declared})
+    dtype = models.resolve_dtype(name, device, {"dtype": declared})
+    return compute_dtype(device, dtype) if name == "auto" else dtype
 
 
 def run(spec: EvaluateSpec, run: Run) -> None:

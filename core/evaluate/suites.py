@@ -43,8 +43,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
 """Names that stand for several tasks."""
 
 DEMO_TASKS = (Path(__file__).parents[1] / "demo" / "tasks").resolve()
-_LINE = re.compile(r"^(?:task|group): *['\"]?([\w.:/+-]+)['\"]? *$", re.MULTILINE)
-_TAGS = re.compile(r"^tag:((?: *\S.*)?(?:\n *- .*)*)", re.MULTILINE)
+_LINE = re.compile(r"^['\"]?(?:task|group)['\"]?: *['\"]?([\w.:/+-]+)['\"]? *$", re.MULTILINE)
+_TAGS = re.compile(r"^['\"]?tag['\"]?:((?: *\S.*)?(?:\n *- .*)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)

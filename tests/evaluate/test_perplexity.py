@@ -19,12 +19,6 @@ from core.evaluate import perplexity, texts
 from core.workspace import read_json
 
 
-@pytest.fixture(autouse=True)
-def _own_place(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-
-
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
@@ -60,8 +54,9 @@ def plain_loop(folder, text, window, bos):
     return math.exp(total / count), count
 
 
-@pytest.mark.parametrize("bos", ["once", "window"])
-@pytest.mark.parametrize("variant", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    ("variant", "bos"), [("gqa", "once"), ("gqa", "window"), ("qwen3", "window")]
+)
 def test_equals_a_plain_transformers_loop(tiny_dir, tmp_path, text, variant, bos):
     folder = tiny_dir(variant)
     rows, summary = evaluate(
@@ -127,9 +122,7 @@ def test_the_batch_is_halved_until_it_fits(tiny_gqa, text, monkeypatch):
         perplexity.window_losses(model, windows)
 
 
-def test_nothing_is_measured_twice_and_nothing_stale_is_taken(
-    tiny_gqa, tmp_path, text, monkeypatch
-):
+def test_known_results_are_reused_and_others_are_not(tiny_gqa, tmp_path, text, monkeypatch):
     where = tmp_path / "workspace"
     options = ("--perplexity", text, "--window", "32")
     rows, first = evaluate(tiny_gqa, where / "first", *options)

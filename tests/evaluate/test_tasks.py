@@ -1,0 +1,238 @@
+"""Tasks: the figures of lm-eval's own command line; presets, means, local tasks, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.__main__ import main
+from core.demo import CHECKPOINT, DATA
+from core.errors import OptionError
+from core.evaluate import questions, suites
+from core.workspace import read_json
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 12
+
+LOCAL = """
+task: colours
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_choice: options
+doc_to_target: answer
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 2.0
+"""
+
+
+@pytest.fixture
+def local_tasks(tmp_path):
+    """A folder with a task of its own: multiple choice of several tokens, two metrics."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    ends = ["red ball", "small boat in the garden", "cup"]
+    rows = [
+        {"question": f"What does {name} see at {place}?", "options": ends, "answer": i % 3}
+        for i, (name, place) in enumerate(
+            (n, p) for n in ("Ann", "Ben", "Cora", "Dan") for p in ("home", "the river", "noon")
+        )
+    ]
+    data = folder / "colours.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "colours.yaml").write_text(LOCAL.format(data=data))
+    return folder
+
+
+def evaluate(folder, out, *more):
+    """Call the command line; return tasks.csv's rows, samples and summary.json."""
+    argv = ["evaluate", folder, "--out", out, "--device", "cpu", *more]
+    assert main([str(a) for a in argv]) == 0
+    with (out / "tasks.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return rows, questions.read_samples(out), read_json(out / "summary.json")
+
+
+def harness(folder, tmp_path, tasks, *more):
+    """Return results and samples of lm-eval's own command line, in a process of its own."""
+    out = tmp_path / "harness"
+    argv = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", ",".join(tasks)]
+    argv += ["--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu"]
+    argv += ["--batch_size", "4", "--output_path", str(out), "--log_samples", *map(str, more)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = out.rglob("results_*.json")
+    samples = {}
+    for task in tasks:
+        (path,) = out.rglob(f"samples_{task}_*.jsonl")
+        samples[task] = [json.loads(line) for line in path.read_text().splitlines()]
+    return json.loads(results.read_text())["results"], samples
+
+
+def test_equals_the_command_line_of_lm_eval(tmp_path, local_tasks):
+    tasks = ["demo_possession", "demo_compare", "colours"]
+    rows, samples, summary = evaluate(
+        "demo", tmp_path / "out", "--tasks", ",".join(tasks), "--limit", LIMIT,
+        "--task-dir", local_tasks, "--dtype", "float32",
+    )  # fmt: skip
+    both = tmp_path / "both"  # its command line takes one folder
+    shutil.copytree(local_tasks, both / "local")
+    shutil.copytree(suites.DEMO_TASKS, both / "demo" / "tasks")
+    shutil.copytree(DATA, both / "demo" / "data")
+    results, own = harness(CHECKPOINT, tmp_path, tasks, "--include_path", both, "--limit", LIMIT)
+    assert [(r["task"], r["metric"]) for r in rows] == [
+        ("demo_possession", "acc"), ("demo_compare", "acc"),
+        ("colours", "acc"), ("colours", "acc_norm"),
+    ]  # fmt: skip
+    for row in rows:
+        theirs = results[row["task"]]
+        assert float(row["value"]) == theirs[f"{row['metric']},none"]
+        assert float(row["stderr"]) == theirs[f"{row['metric']}_stderr,none"]
+        assert int(row["samples"]) == LIMIT
+    by_task = {t: [s for s in samples if s["task"] == t] for t in tasks}
+    for task in tasks:
+        assert len(by_task[task]) == LIMIT
+        for ours, theirs in zip(by_task[task], own[task], strict=True):
+            assert ours["index"] == theirs["doc_id"]
+            assert ours["content"] == theirs["doc_hash"]
+            likely = [float(answer[0]) for answer in theirs["filtered_resps"]]
+            assert ours["loglikelihoods"] == pytest.approx(likely, abs=1e-3)
+            assert ours["answer"] == likely.index(max(likely))
+            assert ours["metrics"]["acc"] == theirs["acc"]
+    assert summary["tasks"][0]["limit"] == LIMIT
+    assert {"lm-eval", "datasets", "transformers"} <= set(summary["versions"])
+
+
+def test_demo_accuracy_is_what_the_demo_documents():
+    """docs/demo.md has 200 questions a skill; the shipped task files hold exactly those."""
+    from core.demo.questions import questions as generate
+
+    for skill in ("cause", "compare"):
+        lines = (DATA / f"questions_{skill}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == generate(skill, 200, 0)
+
+
+def test_demo_skills_equal_the_demos_own_evaluation(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from core.demo.evaluate import accuracy
+
+    skills = ("cause", "counting")
+    rows, _, _ = evaluate(
+        "demo", tmp_path / "out", "--tasks", ",".join(f"demo_{s}" for s in skills), "--limit", 16
+    )
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT).eval()
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    for row, skill in zip(rows, skills, strict=True):
+        share = accuracy(model, tokenizer, skill, 16)
+        assert float(row["value"]) == pytest.approx(share, abs=1e-12)
+        error = math.sqrt(share * (1 - share) / 15)  # lm-eval's: the sample deviation
+        assert float(row["stderr"]) == pytest.approx(error, abs=1e-12)
+
+
+def test_means_are_plain_and_only_of_complete_presets():
+    rows = [
+        (task, metric, 0.1 * i, 0.01, 100) for i, (task, metric) in enumerate(suites.PAPER.items())
+    ]
+    other = ("sciq", "acc", 0.9, 0.02, 50)
+    (mean,) = questions.means([other, *rows])
+    assert mean[:2] == ("AVE", "mean")
+    assert mean[2] == pytest.approx(0.3)
+    assert mean[3] == pytest.approx(0.01 / math.sqrt(7))
+    assert mean[4] == 700
+    assert questions.means([other, *rows[1:]]) == []
+    assert questions.means([*rows[:-1], (*rows[-1][:3], None, 100)])[0][3] is None
+
+
+def test_presets_are_known_tasks_with_the_papers_metrics():
+    for names in suites.PRESETS.values():
+        assert [place.name for place in suites.find(names)] == list(names)
+    assert suites.expand(["paper", "boolq", "sciq"]) == (*suites.PAPER, "sciq")
+    assert suites.PAPER["arc_easy"] == "acc"
+    assert suites.PAPER["arc_challenge"] == "acc_norm"
+    assert suites.metric_of("hellaswag", ["acc", "acc_norm"]) == "acc_norm"
+    assert suites.metric_of("sciq", ["acc", "acc_norm"]) == "acc"
+
+
+def test_the_catalog_has_what_lm_eval_has():
+    """Compared on the folders of the presets with lm-eval's own index."""
+    from lm_eval.tasks import TaskManager
+
+    folders = {place.folder for names in suites.PRESETS.values() for place in suites.find(names)}
+    known = suites.catalog()
+    theirs = TaskManager(include_path=[str(f) for f in folders], include_defaults=False)
+    missing = [name for name in theirs.all_tasks if name not in known]
+    assert missing == []
+
+
+def test_unknown_tasks_are_refused_with_near_names(local_tasks):
+    with pytest.raises(OptionError, match="no task 'hellaswga'.*hellaswag"):
+        suites.find(["hellaswga"])
+    with pytest.raises(OptionError, match="no task 'colors'.*colours"):
+        suites.find(["colors"], str(local_tasks))
+    with pytest.raises(OptionError, match="no folder 'nowhere'"):
+        suites.find(["colours"], "nowhere")
+
+
+def test_a_task_whose_data_is_missing_says_so_before_anything_is_computed(
+    tmp_path, capsys, monkeypatch
+):
+    from core import model
+
+    monkeypatch.setattr(model, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    argv = ["evaluate", "demo", "--tasks", "demo_cause,piqa", "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "rror:" in line]
+    assert len(errors) == 1
+    assert "The data of task 'piqa' is not in the cache" in errors[0]
+    assert "HF_HOME" in errors[0]
+
+
+def test_a_broken_task_file_is_named(tmp_path, local_tasks, capsys):
+    (local_tasks / "colours.jsonl").unlink()
+    argv = ["evaluate", "demo", "--tasks", "colours", "--task-dir", str(local_tasks)]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert "Task 'colours' cannot be loaded" in capsys.readouterr().err
+
+
+def test_known_answers_are_reused_until_a_question_changes(tmp_path, local_tasks, monkeypatch):
+    from core.evaluate import zero_shot
+
+    where = tmp_path / "workspace"
+    options = ("--tasks", "colours", "--task-dir", local_tasks)
+    rows, samples, _ = evaluate("demo", where / "first", *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(zero_shot, "ask", lambda *_: pytest.fail("asked again"))
+        again = evaluate("demo", where / "second", *options)
+    assert again[:2] == (rows, samples)
+    assert again[2]["tasks"][0]["reused_from"] == "first"
+    assert (
+        evaluate("demo", where / "less", *options, "--limit", 3)[2]["tasks"][0]["reused_from"]
+        is None
+    )
+    data = local_tasks / "colours.jsonl"
+    data.write_text(data.read_text().replace("Cora", "Clara"))
+    changed = evaluate("demo", where / "third", *options)
+    assert changed[2]["tasks"][0]["reused_from"] is None
+    assert len(changed[1]) == len(samples)
+    assert changed[1] != samples
