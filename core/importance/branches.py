@@ -136,6 +136,21 @@ def losses_without(
         return walk.losses()
 
 
+def states_without(
+    view: BlockView, batch: Batch, sets: Sequence[frozenset[int]], check: Progress = SILENT
+) -> list[Tensor]:
+    """Return what the last block puts out without each of ``sets``, in one pass.
+
+    Each is [rows, tokens, hidden], before the final norm; sets that are equal share theirs.
+    """
+    with torch.inference_mode():
+        walk = _Walk(view, batch, sets, check, sublayers=False)
+        for block in range(len(view)):
+            walk.run(block, None, "Block")
+    slot_of = {member: slot for slot, members in enumerate(walk.members) for member in members}
+    return [walk.states[slot_of[number]] for number in range(len(sets))]
+
+
 class _Walk:
     """The pass itself: a stack of states, and which sets each of them stands for."""
 
