@@ -308,7 +308,8 @@ def quality(
             name=name,
             mode="lines+markers",
             line={"color": look.colour, "width": 2.5, "dash": look.dash},
-            marker={"size": [7 if c.is_plan else 11 for c in points], "symbol": look.symbol},
+            marker={"size": [7 if c.is_plan else 12 for c in points], "symbol": look.symbol}
+            | _outline(line[0].retrained),
             customdata=[[c.key, c.label, _blocks(c)] for c in points],
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
@@ -316,6 +317,11 @@ def quality(
             "<extra>measured</extra>",
         )
     values = [v for trace in figure.data for v in trace.y]
+    _arrows(
+        figure,
+        {c.key: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
+        {c.key: c.parent for c in found if c.retrained},
+    )
     if dense and dense.ppl:
         palette.dense_line(figure, dense.ppl / base)
         values.append(dense.ppl / base)
@@ -394,7 +400,12 @@ def pareto(
     )
     for name in dict.fromkeys(r["series"] for r in known):
         _cloud(figure, [r for r in known if r["series"] == name], looks, x, kept, name)
-    _arrows(figure, known, x)
+    linear = x_is_linear(known, x)
+    _arrows(
+        figure,
+        {r["key"]: (r[x] if linear else math.log10(r[x]), math.log10(r["ppl"])) for r in known},
+        {r["key"]: r["parent"] for r in known if r["retrained"]},
+    )
     for key, symbol, text in ((best, "star-open", "best within budget"),
                               (chosen, "circle-open", "chosen")):  # fmt: skip
         for row in (r for r in known if r["key"] == key):
@@ -459,7 +470,8 @@ def _cloud(
             "size": [9 if r["is_plan"] else 13 for r in rows],
             "opacity": [1.0 if not kept or r["key"] in kept else 0.25 for r in rows],
             "line": {"width": 1.5, "color": look.colour},
-        },
+        }
+        | (_outline(rows[0]["retrained"]) if not any(open_) else {}),
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
         hovertemplate="%{customdata[1]}<br>%{customdata[2]} removed<br>%{x:,.4g}, "
@@ -467,21 +479,21 @@ def _cloud(
     )
 
 
-def _arrows(figure: go.Figure, rows: Sequence[Row], x: str) -> None:
-    """Draw an arrow from every model to what retraining made of it."""
-    by_key = {r["key"]: r for r in rows}
-    linear = x_is_linear(rows, x)
+def _outline(retrained: str) -> dict[str, Any]:
+    """Return the white line that makes the dot of a retrained model's marker show."""
+    return {"line": {"width": 1.5, "color": "#FFFFFF"}} if retrained else {}
 
-    def place(row: Row) -> tuple[float, float]:
-        return row[x] if linear else math.log10(row[x]), math.log10(row["ppl"])
 
-    for row in rows:
-        before = by_key.get(row["parent"])
-        if row["retrained"] and before:
-            (x0, y0), (x1, y1) = place(before), place(row)
+def _arrows(
+    figure: go.Figure, places: Mapping[str, tuple[float, float]], parents: Mapping[str, str]
+) -> None:
+    """Draw an arrow from every model to what retraining made of it, in the axes' units."""
+    for key, parent in parents.items():
+        if key in places and parent in places:
+            (x0, y0), (x1, y1) = places[parent], places[key]
             figure.add_annotation(
                 x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="", showarrow=True,
-                arrowhead=2, arrowwidth=2, arrowcolor="#7F7F7F", standoff=7, startstandoff=7,
+                arrowhead=2, arrowwidth=2, arrowcolor="#7F7F7F", standoff=8, startstandoff=8,
             )  # fmt: skip
 
 

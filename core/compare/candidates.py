@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from core.benchmark.analytic import Shapes, without
 from core.checkpoint import CheckpointInfo
-from core.study import Protocol, Quality, Study, Variant, info_of, method_label
+from core.study import Protocol, Quality, Study, Variant, criterion_label, info_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _of_variant(
 
 
 def _of_plan(plan: Quality, dense: str) -> Candidate:
-    label = method_label(plan.criterion, plan.protected)
+    label = criterion_label(plan.criterion, plan.protected)
     blocks = ",".join(map(str, plan.drop))
     return Candidate(
         key=f"plan:{plan.criterion}:{blocks}",

@@ -19,8 +19,8 @@ from core.study.kinds import (
     Study,
     Task,
     Variant,
+    criterion_label,
     info_of,
-    method_label,
 )
 from core.study.lineage import checkpoints, root_of
 from core.study.measured import benchmarks, perplexities_and_tasks, read_rows
@@ -34,8 +34,8 @@ __all__ = [
     "Study",
     "Task",
     "Variant",
+    "criterion_label",
     "info_of",
-    "method_label",
     "read_rows",
     "study",
     "tokenizer_conflict",

@@ -10,34 +10,29 @@ from typing import Any
 
 from core import checkpoint, workspace
 from core.errors import DepthcutError
+from core.importance.criteria import LABELS
 from core.retrain.command import LABELS as RETRAINED
+from core.width.methods import METHODS
 from core.workspace import RunRecord
 
-CRITERIA = {
-    "ppl": "PPL",
-    "taylor": "Taylor",
-    "magnitude": "Magnitude",
-    "block-influence": "Block Influence",
-    "angular": "Angular",
-    "relative-update": "Relative update",
-    "last": "Last blocks",
-    "random": "Random",
-}
-WIDTH = {"llm-pruner": "LLM-Pruner", "flap": "FLAP", "wanda-sp": "Wanda-sp"}
+SHORT = {"ppl": "PPL", "sleb": "SLEB", "angular": "Angular"}
 PLUS = ("ppl", "taylor", "magnitude")
 """Criteria whose published runs are called ``+`` where first and last blocks are protected."""
 
 
-def method_label(method: str, protected: bool = False) -> str:
+def criterion_label(criterion: str, protected: bool = False) -> str:
     """Return how a criterion is called: ``taylor`` is Taylor+ with protection, else Taylor."""
-    name = method.replace("_", "-").removesuffix("+")
-    label = CRITERIA.get(name) or name.capitalize()
-    return label + ("+" if name in PLUS and (protected or method.endswith("+")) else "")
+    name = criterion.replace("_", "-").removesuffix("+")
+    known = LABELS.get(name.replace("-", "_"), name)
+    label = SHORT.get(name) or known[:1].upper() + known[1:]
+    return label + ("+" if name in PLUS and (protected or criterion.endswith("+")) else "")
 
 
 def width_label(method: str) -> str:
     """Return how a width method is called; the controls say that they are of width."""
-    return WIDTH.get(method, f"{method.capitalize()} width")
+    known = METHODS.get(method)
+    label = known.label if known else method.capitalize()
+    return label if known and known.samples else f"{label} width"
 
 
 @dataclass(frozen=True)

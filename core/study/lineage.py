@@ -8,7 +8,7 @@ from typing import Any
 
 from core import checkpoint, variants, workspace
 from core.retrain.command import LABELS as RETRAINED
-from core.study.kinds import Variant, local_info, method_label, width_label
+from core.study.kinds import Variant, criterion_label, local_info, width_label
 
 
 def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
@@ -68,7 +68,7 @@ def _made(
         plan, method = pruning.get("plan") or {}, str(pruning.get("criterion") or "")
         protected = bool(plan.get("protect_first") or plan.get("protect_last"))
         gone = _gone(pruning, blocks)
-        named = method_label(method, protected) if method else "by hand"
+        named = criterion_label(method, protected) if method else "by hand"
         label = (named if method else f"without {', '.join(map(str, gone))}") + share
         made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
     return made if record.name != record.id else replace(made, label=label)

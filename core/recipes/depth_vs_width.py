@@ -1,0 +1,215 @@
+"""Recipe ``depth-vs-width``: depth and width pruning at one parameter count, on this machine.
+
+Depth by perplexity and by Taylor+; LLM-Pruner, FLAP and Wanda-sp with as many parameters as the
+depth variant has, as near as can be. All are judged by the same text and measured side by side.
+The Compare page shows the result.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from core.compare.speed import Speed, speed_up
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.study.kinds import criterion_label, width_label
+
+RATIO = 0.33
+"""Of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
+DEPTH = ("ppl", "taylor")
+WIDTH = ("llm-pruner", "flap", "wanda-sp")
+BATCHES = (1, 4, 16)
+SAMPLES = 64
+"""Calibration rows of the width methods: enough for a small model, and quick."""
+OUTPUT = 32
+CPU_SECONDS = 60.0
+
+
+def steps(spec: Any) -> list[Step]:
+    """Score, plan, cut by depth and by width, judge, and measure everything together."""
+    text = spec.data or "demo"
+    made = [Step("scores", "importance", {
+        "checkpoint": spec.checkpoint, "metrics": DEPTH, "calibration": text,
+    })]  # fmt: skip
+    made += [_planned(spec, criterion) for criterion in DEPTH]
+    made += [_cut(spec, criterion) for criterion in DEPTH]
+    made.append(Step("curve", "curve", lambda chain: {
+        "checkpoint": spec.checkpoint, "scores": chain.dir("scores"), "criteria": DEPTH,
+    }))  # fmt: skip
+    made += [_narrowed(spec, method, text) for method in WIDTH]
+    made.append(_judged("dense", text))
+    made += [_judged(name, text) for name in VARIANTS]
+    made.append(Step("benchmark", "benchmark", _benchmark))
+    return made
+
+
+VARIANTS = (*(f"depth-{c}" for c in DEPTH), *(f"width-{m}" for m in WIDTH))
+"""Steps that leave a checkpoint; width ones may fail where a model is too small for them."""
+
+
+def _planned(spec: Any, criterion: str) -> Step:
+    return Step(f"plan-{criterion}", "plan", lambda chain: {
+        "scores": chain.dir("scores"), "criterion": criterion, "ratio": spec.ratio or RATIO,
+        "checkpoint": spec.checkpoint,
+    })  # fmt: skip
+
+
+def _cut(spec: Any, criterion: str) -> Step:
+    return Step(f"depth-{criterion}", "prune", lambda chain: {
+        "checkpoint": spec.checkpoint,
+        "plan": chain.file(f"plan-{criterion}", f"plan-{criterion}.json"),
+    })  # fmt: skip
+
+
+def _narrowed(spec: Any, method: str, text: str) -> Step:
+    values = {"checkpoint": spec.checkpoint, "method": method, "calibration": text}
+    if method != "llm-pruner":  # its 10 rows are few enough
+        values["samples"] = SAMPLES
+
+    def options(chain: Chain) -> dict[str, Any]:
+        return {**values, "match": chain.dir("depth-ppl")}
+
+    return Step(f"width-{method}", "width", options, optional=True)
+
+
+def folder_of(chain: Chain, name: str) -> str:
+    """Return the checkpoint that a name of this recipe means."""
+    return chain.spec.checkpoint if name == "dense" else str(chain.dir(name))
+
+
+def _judged(name: str, text: str) -> Step:
+    def options(chain: Chain) -> dict[str, Any]:
+        return {"checkpoint": folder_of(chain, name), "perplexity": (text,)}
+
+    return Step(f"judge-{name}", "evaluate", options, optional=name.startswith("width"))
+
+
+def _benchmark(chain: Chain) -> dict[str, Any]:
+    names = ["dense", *(v for v in VARIANTS if v not in chain.failed)]
+    return {
+        "checkpoints": tuple(folder_of(chain, name) for name in names),
+        "batch_sizes": BATCHES,
+        "output_tokens": (OUTPUT,),
+        "time_limit_s": CPU_SECONDS if chain.spec.device in ("auto", "cpu") else None,
+    }
+
+
+def figures(chain: Chain) -> dict[str, dict[str, Any]]:
+    """Return what was measured of every variant, dense first, by the recipe's names."""
+    there = {v["path"]: v for v in chain.json("benchmark")["variants"]}
+    points = chain.rows("benchmark", "points.csv")
+    singles = chain.rows("benchmark", "runs.csv")
+    found: dict[str, dict[str, Any]] = {}
+    entries = list(there.values())
+    names = ["dense", *(v for v in VARIANTS if v not in chain.failed)]
+    total = entries[0]["parameters"]
+    for name, entry in zip(names, entries, strict=True):
+        at_one = next(p for p in points
+                      if p["variant"] == entry["name"] and p["batch_size"] == "1")  # fmt: skip
+        times = [r for r in singles if r["variant"] == entry["name"] and r["batch_size"] == "1"]
+        ppl = float(chain.rows(f"judge-{name}", "perplexity.csv")[0]["ppl"])
+        found[name] = {
+            "parameters": entry["parameters"],
+            "ratio": 1 - entry["parameters"] / total,
+            "ppl": ppl,
+            "latencies_s": {
+                visit: [float(r["latency_s"]) for r in times if r["visit"] == visit]
+                for visit in sorted({r["visit"] for r in times})
+            },
+            "peak_memory_mib": float(at_one["peak_memory_mib"]) if times else None,
+        }
+    return found
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Compare the best of depth and of width in speed and in quality; say what is noise."""
+    found = figures(chain)
+    dense = found["dense"]
+    speeds = {
+        name: speed_up(dense["latencies_s"], f["latencies_s"])
+        for name, f in found.items()
+        if name != "dense"
+    }
+    worse = {name: f["ppl"] / dense["ppl"] for name, f in found.items()}
+    depth = [n for n in speeds if n.startswith("depth")]
+    width = [n for n in speeds if n.startswith("width")]
+    removed = statistics.median(found[n]["ratio"] for n in speeds)
+    fast = max(depth, key=lambda n: speeds[n].factor)
+    good = min(depth, key=lambda n: worse[n])
+    if not width:
+        text = (
+            f"With {removed:.0%} of the parameters gone, {label(fast)} runs at {speeds[fast]}; no "
+            "width baseline could be made, so there is nothing to compare with."
+        )
+        return Verdict(text, findings(found, speeds, worse), plain(found, speeds, worse))
+    rival, better = max(width, key=lambda n: speeds[n].factor), min(width, key=lambda n: worse[n])
+    text = (
+        f"With {removed:.0%} of the parameters gone and one prompt at a time, depth runs at "
+        f"{speeds[fast]} ({label(fast)}), the fastest width baseline at {speeds[rival]} "
+        f"({label(rival)}): {judged(speeds[fast], speeds[rival])} Perplexity rises to "
+        f"{worse[good]:.3f} x dense by depth ({label(good)}), {worse[better]:.3f} x by width "
+        f"({label(better)})."
+    )
+    return Verdict(text, findings(found, speeds, worse), plain(found, speeds, worse))
+
+
+def judged(depth: Speed, width: Speed) -> str:
+    """Say whether depth is faster than width by more than the noise of both."""
+    gap, noise = depth.factor / width.factor - 1, depth.noise + width.noise
+    if abs(gap) <= noise:
+        return f"the difference of {abs(gap):.0%} is within the noise of {noise:.0%}."
+    faster, slower = ("depth", "width") if gap > 0 else ("width", "depth")
+    share = gap if gap > 0 else 1 / (1 + gap) - 1
+    return f"{faster} is {share:.0%} faster than {slower}, beyond the noise of {noise:.0%}."
+
+
+def label(name: str) -> str:
+    """Return how people call a variant of this recipe."""
+    kind, _, method = name.partition("-")
+    return criterion_label(method, True) if kind == "depth" else width_label(method)
+
+
+def findings(
+    found: dict[str, dict[str, Any]], speeds: dict[str, Speed], worse: dict[str, float]
+) -> tuple[str, ...]:
+    """Return a sentence for each variant."""
+    dense = found["dense"]
+    return tuple(
+        f"{label(name)}: {found[name]['parameters']:,} parameters (-{found[name]['ratio']:.1%}), "
+        f"perplexity {found[name]['ppl']:.4g} ({worse[name]:.3f} x dense), {speed}, "
+        f"peak memory {memory(found[name], dense)}."
+        for name, speed in speeds.items()
+    )
+
+
+def memory(own: dict[str, Any], dense: dict[str, Any]) -> str:
+    """Return a variant's peak memory beside the dense model's."""
+    if own["peak_memory_mib"] is None or dense["peak_memory_mib"] is None:
+        return "not known"
+    return f"{own['peak_memory_mib']:,.1f} of {dense['peak_memory_mib']:,.1f} MiB"
+
+
+def plain(
+    found: dict[str, dict[str, Any]], speeds: dict[str, Speed], worse: dict[str, float]
+) -> dict[str, Any]:
+    """Return the figures as plain JSON values."""
+    kept = ("parameters", "ratio", "ppl", "peak_memory_mib")
+    return {
+        name: {
+            **{k: f[k] for k in kept},
+            "ppl_over_dense": worse[name],
+            "speedup": speeds[name].factor if name in speeds else 1.0,
+            "noise": speeds[name].noise if name in speeds else None,
+        }
+        for name, f in found.items()
+    }
+
+
+RECIPE = Recipe(
+    "depth-vs-width",
+    "Depth against width",
+    "Drops blocks, and makes width-pruned models of the same size; compares quality, latency and "
+    "memory on this machine.",
+    steps,
+    verdict,
+)

@@ -1,0 +1,106 @@
+"""Rows of benchmark runs: speed-up, newest first, device mixtures; estimates; noise."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+import study_helpers as made
+
+from core import checkpoint
+from core.benchmark import analytic
+from core.compare import measured, published
+from core.compare.candidates import Candidate, nearest
+from core.compare.speed import speed_up
+from core.prune import depth
+from core.study import study
+from core.workspace import Workspace
+
+
+def point(name, batch, seconds, output=8):
+    return {
+        "variant": name, "batch_size": batch, "input_tokens": 12, "output_tokens": output,
+        "latency_s_mean": seconds, "oom": seconds is None,
+    }  # fmt: skip
+
+
+def test_the_newer_of_two_measurements_counts_and_speedup_is_over_dense(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    dense = made.checkpoint(tmp_path / "dense")
+    total = checkpoint.inspect(dense).parameters
+    cut = made.pruned(tmp_path / "ws", "cut", dense, [1], 1, total)
+    both = {"dense": str(dense), "cut": str(cut)}
+    old = [point("dense", 1, 8.0), point("cut", 1, 5.0), point("cut", 4, None)]
+    made.benchmark(tmp_path / "ws", "old", 2, both, old, device_name="x")
+    made.benchmark(tmp_path / "ws", "new", 3, {"cut": str(cut)}, [point("cut", 1, 4.0)],
+                   device_name="y")  # fmt: skip
+    found = study(Workspace(), str(dense))
+    rows = measured.with_speedup(measured.rows_of(found.benchmarks), str(dense))
+    kept = {(r["id"], r["batch_size"]): (r["run"], r["speedup"]) for r in rows}
+    assert kept == {
+        (str(dense), 1): ("old", 1.0), ("cut", 1): ("new", 2.0), ("cut", 4): ("old", None),
+    }  # fmt: skip
+    said = measured.mixed_settings(found.benchmarks)
+    assert said.startswith("new was measured on cpu, y, None, old on cpu, x")
+    assert measured.mixed_settings(found.benchmarks[:1]) == ""
+
+
+def test_an_estimated_plan_costs_what_the_cut_checkpoint_would(tiny_dir, tmp_path):
+    folder = tiny_dir("gqa")
+    depth.prune(folder, [1, 3], tmp_path / "cut")
+    info, real = checkpoint.inspect(folder), checkpoint.inspect(tmp_path / "cut")
+    shapes = analytic.without(info, [1, 3])
+    assert (shapes.parameters, shapes.parts) == (real.parameters, real.parts)
+    rates = analytic.Rates(1e9, 1e11, 1e-4, 1e-3, 1e-8)
+    for cell in ((1, 12, 8), (64, 12, 32)):
+        guess = measured.estimate(shapes, rates, cell, "float32")
+        assert guess == measured.estimate(real, rates, cell, "float32")
+        assert guess["latency_s_mean"] == pytest.approx(
+            guess["first_token_s"] + guess["per_token_s"] * (cell[2] - 1)
+        )
+        assert guess["tokens_per_s"] == pytest.approx(cell[0] * cell[2] / guess["latency_s_mean"])
+    assert "latency_s_mean" not in measured.estimate(shapes, None, (1, 12, 8), "float32")
+
+
+def cut(key, series, ratio, variant=None):
+    return Candidate(key, key, series, "depth", ratio=ratio, variant=variant)
+
+
+def test_the_ratio_picks_one_of_every_series():
+    dense = Candidate("dense", "dense", "dense", "dense", ratio=0.0)
+    found = [dense, cut("a1", "A", 0.1), cut("a2", "A", 0.3), cut("b1", "B", 0.22)]
+    assert [c.key for c in nearest(found, 0.12)] == ["dense", "a1", "b1"]
+    assert [c.key for c in nearest(found, 0.25)] == ["dense", "a2", "b1"]
+
+
+def test_noise_covers_what_two_equal_models_differ_by():
+    rng = random.Random(5)
+    inside = 0
+    for _ in range(200):
+        one, two = ({v: [rng.gauss(1.0, 0.1) for _ in range(10)] for v in "12"} for _ in range(2))
+        found = speed_up(one, two)
+        inside += abs(found.factor - 1) <= found.noise
+    assert inside > 185
+    drifted = speed_up({"1": [1.0] * 5, "2": [1.4] * 5}, {"1": [1.0] * 5, "2": [1.0] * 5})
+    assert drifted.noise >= 0.2 / 1.4
+    faster = speed_up({"1": [2.0, 2.01, 2.02]}, {"1": [1.0, 1.01, 1.0]})
+    assert faster.factor == pytest.approx(statistics.median([2.0, 2.01, 2.02]) / 1.0)
+    assert "no change" in str(drifted) or drifted.factor > 1.1
+
+
+def test_published_figures_stay_with_their_own_dense_row():
+    assert published.sources("wikitext2_ppl") == ["authors' repository", "FLAP's README"]
+    assert published.sources("speedup") == ["SLEB's README"]
+    rows = {r["label"]: r["over_dense"] for r in published.over_dense("authors' repository")}
+    assert rows["LLaMA-7B 5.5B PPL + LoRA"] == pytest.approx(17.66 / 12.62)
+    assert rows["Vicuna-7B 5.5B Taylor+"] == pytest.approx(20.97 / 17.13)
+    assert not any("13B" in label for label in rows)  # its dense row is not given
+    tasks = {
+        r["label"]: r["over_dense"] for r in published.over_dense("FLAP's README", "average_7")
+    }
+    assert tasks["LLaMA-7B FLAP 20%"] == pytest.approx(62.08 / 63.25)
+    for row in published.figures():
+        assert row["source"]
+        if row["parameters"] and row["model"] == "LLaMA-7B" and row["ratio"]:
+            assert row["ratio"] == pytest.approx(1 - row["parameters"] / 6738415616, abs=1e-4)
