@@ -1,0 +1,264 @@
+"""Retraining against the recipe of the paper's scripts, on the same rows in the same order.
+
+    python -m bench.retrain                      the demo without a quarter of its blocks
+    python -m bench.retrain --shape 7b --dtype bfloat16 --device cuda     random weights
+
+Theirs: stock Trainer, micro-batches of 4 in random order, padded on the left to the longest row
+and a multiple of 8, an attention mask, logits of all tokens, plain AdamW, gradients clipped at 1;
+float32 on the CPU, mixed float16 on a GPU (bfloat16 where asked). Ours: what ``retrain`` does by
+default. Both make the same optimiser steps from the same rows and the same adapters, without
+dropout (whose random numbers would differ), so both must end at the same loss; that is checked.
+Each runs in a process of its own, in turns; the first step is left out of the time. Tokens count
+without padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import model as models
+from core.retrain import batches, weights
+from core.retrain.command import RetrainSpec, settings_of
+from core.retrain.loss import heldout_loss
+from core.retrain.rows import Row, prepare
+
+RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "retrain_bench.md"
+DROPPED = (4, 5, 6, 7)
+SHAPES: dict[str, dict[str, int]] = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 26,
+           "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048},
+}  # fmt: skip
+
+
+def spec_of(arguments: argparse.Namespace) -> RetrainSpec:
+    return RetrainSpec(
+        checkpoint="demo", data="demo", out="none", batch=64, steps=arguments.steps,
+        dropout=0.0, warmup=0, schedule="constant", lr=1e-3, seed=1, dtype=arguments.dtype,
+        device=arguments.device, micro_batch=arguments.micro_batch,
+    )  # fmt: skip
+
+
+def build(arguments: argparse.Namespace, spec: RetrainSpec, device: torch.device) -> Any:
+    """The pruned demo, or random weights of a shape, with adapters; the same for both ways."""
+    if arguments.shape == "demo":
+        from core.demo import CHECKPOINT
+        from core.prune import depth
+
+        with tempfile.TemporaryDirectory() as folder:
+            depth.prune(CHECKPOINT, DROPPED, Path(folder) / "pruned")
+            model = models.load_model(Path(folder) / "pruned", device, torch.float32)
+    else:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(**SHAPES[arguments.shape], attn_implementation="sdpa")
+        torch.manual_seed(0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
+        with device:
+            model = LlamaForCausalLM(config).requires_grad_(False)
+        torch.set_default_dtype(before)
+    torch.manual_seed(1)
+    return weights.with_adapters(model, spec)
+
+
+def rows_of(arguments: argparse.Namespace, spec: RetrainSpec) -> tuple[list[Row], list[Row]]:
+    """Mixed-length instructions of the demo world, and held-out ones."""
+    from core.demo import CHECKPOINT
+    from core.retrain.encoders import FileTokenizer
+
+    found = prepare(spec, FileTokenizer(CHECKPOINT), vocab=1206, context=512)
+    return found.train, found.heldout[:60]
+
+
+def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
+    """The trainer that `retrain` uses, without its evaluations."""
+    from core.progress import SILENT
+    from core.retrain.session import precision
+    from core.retrain.trainer import (
+        MicroBatches,
+        Objective,
+        RetrainTrainer,
+        StepWatcher,
+    )
+    from core.retrain.trainer import (
+        arguments as training_arguments,
+    )
+
+    packs = batches.sequences(rows, "grouped", spec.cutoff, spec.seed)
+    settings = settings_of(spec, len(packs))
+    lengths = [batches.length(pack) for pack in packs]
+    plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, spec.seed)
+    compute = precision(spec, device, {"dtype": "float32"}).compute
+    folder = Path(arguments.folder)
+    trainer = RetrainTrainer(
+        build(arguments, spec, device),
+        training_arguments(spec, settings, folder, device),
+        MicroBatches(packs, plan, settings.steps),
+        Objective(device, compute),
+    )
+    watcher = StepWatcher(
+        settings, SILENT, lambda: 1.0, dense=None, before=1.0, clip=spec.clip, memory=lambda: 0.0
+    )
+    watcher.trainer = trainer
+    trainer.add_callback(watcher)
+    return trainer
+
+
+def theirs(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
+    """Stock Trainer on left-padded micro-batches of 4, each step the rows that ours takes."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+
+    settings = settings_of(spec, len(rows))
+    plan = batches.StepPlan([len(r.ids) for r in rows], settings.batch, 1, spec.seed)
+    order = [i for step in range(settings.steps) for i in plan.indices(step)]
+
+    def padded(part: list[Row]) -> dict[str, torch.Tensor]:
+        width = math.ceil(max(len(row.ids) for row in part) / 8) * 8
+        lines = [(width - len(row.ids), row) for row in part]
+        return {
+            "input_ids": torch.tensor([[0] * left + list(row.ids) for left, row in lines]),
+            "labels": torch.tensor([[-100] * left + list(row.labels) for left, row in lines]),
+            "attention_mask": torch.tensor([[0] * left + [1] * len(r.ids) for left, r in lines]),
+        }
+
+    class Plain(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    half = device.type == "cuda"
+    args = TrainingArguments(
+        output_dir=arguments.folder, max_steps=settings.steps, per_device_train_batch_size=4,
+        gradient_accumulation_steps=16, learning_rate=spec.lr, lr_scheduler_type="constant",
+        optim="adamw_torch", fp16=half and spec.dtype != "bfloat16",
+        bf16=half and spec.dtype == "bfloat16", use_cpu=device.type == "cpu", report_to="none",
+        save_strategy="no", logging_steps=10, disable_tqdm=True, seed=1,
+        dataloader_pin_memory=False, remove_unused_columns=False,
+    )  # fmt: skip
+    model = build(arguments, spec, device)
+    model.config.use_cache = False
+    return Plain(model, args, train_dataset=[rows[i] for i in order], data_collator=padded)
+
+
+def one(arguments: argparse.Namespace) -> None:
+    """Train one way in this process and print what it took as JSON."""
+    from transformers import TrainerCallback
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = models.resolve_device(arguments.device)
+    spec = spec_of(arguments)
+    rows, heldout = rows_of(arguments, spec)
+    trainer = (ours if arguments.way == "ours" else theirs)(arguments, spec, rows, device)
+    clock: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            clock.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    models.reset_peak_memory(device)
+    trainer.train()
+    peak = models.peak_memory_mib(device)
+    plan = batches.StepPlan([len(r.ids) for r in rows], 64, 1, spec.seed)
+    counted = [len(rows[i].ids) for step in range(1, spec.steps or 1) for i in plan.indices(step)]
+    seconds = clock[-1] - clock[0]
+    print(
+        json.dumps(
+            {
+                "tokens_per_s": sum(counted) / seconds,
+                "seconds": seconds,
+                "peak_mib": peak,
+                "loss": heldout_loss(trainer.model, heldout, device),
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )
+
+
+def run(arguments: argparse.Namespace, way: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.retrain", "--way", way]
+    for name in ("shape", "steps", "dtype", "device"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    for name in ("threads", "micro_batch"):
+        if getattr(arguments, name):
+            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, "--folder", folder], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=("demo", *SHAPES), default="demo")
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps of 64 rows")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--dtype", choices=("auto", *models.DTYPES), default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--way", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}")
+    arguments = parser.parse_args()
+    if arguments.way:
+        one(arguments)
+        return
+    found: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}
+    for turn in range(arguments.repeat):
+        for way in found if turn % 2 == 0 else reversed(found):
+            found[way].append(run(arguments, way))
+            print(way, json.dumps(found[way][-1]), flush=True)
+    middle = {
+        way: {key: statistics.median(r[key] for r in runs) for key in runs[0]}
+        for way, runs in found.items()
+    }
+    theirs_, ours_ = middle["theirs"], middle["ours"]
+    ratios = [o["tokens_per_s"] / t["tokens_per_s"]
+              for o, t in zip(found["ours"], found["theirs"], strict=True)]  # fmt: skip
+    device = models.resolve_device(arguments.device)
+    lines = [
+        "# Retraining: measured",
+        "",
+        f"`python -m bench.retrain {' '.join(a for a in sys.argv[1:] if a != '--save')}`, "
+        f"{arguments.shape} on {device}, {arguments.dtype}, {theirs_['threads']:.0f} threads, "
+        f"torch {torch.__version__}: {arguments.steps} steps of 64 mixed-length instructions of "
+        f"the demo world, at most 256 tokens; medians of {arguments.repeat} turns, the first step "
+        "left out.",
+        "",
+        "| recipe | non-padding tokens/s | peak memory above the loaded model, MiB "
+        "| held-out loss after the same rows |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {label} | {m['tokens_per_s']:.0f} | {m['peak_mib']:.0f} | {m['loss']:.5f} |"
+            for label, m in (("paper's scripts", theirs_), ("ours", ours_))
+        ),
+        "",
+        f"Ratio of tokens/s by turn: {', '.join(f'{r:.2f}' for r in ratios)}; difference of the "
+        f"losses {abs(ours_['loss'] - theirs_['loss']):.1e} nat.",
+        "",
+    ]
+    print("\n".join(lines))
+    if arguments.save:
+        RESULT.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
