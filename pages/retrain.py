@@ -70,7 +70,9 @@ def choose_variant(kept: dict[str, Any]) -> str:
 
 def settings(kept: dict[str, Any]) -> dict[str, Any]:
     """Draw all options and return them without the checkpoint."""
-    start = {"data": "demo", **kept}
+    start = dict(kept)
+    if "data" not in st.session_state.get("kept_RetrainSpec", {}):
+        start = {"data": "demo", **start}
     values = widgets.fields(RetrainSpec, ("method", "data"), start)
     st.caption(
         "LoRA trains small adapters and restores moderate pruning; continued pretraining trains "

@@ -1,0 +1,217 @@
+"""The Retrain page: settings and outlook, one launch, cancel and resume, results, side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+from streamlit.testing.v1 import AppTest
+
+from core import jobs
+from core.__main__ import main
+from core.workspace import Workspace, read_run, write_csv, write_json
+
+APP = str(Path(__file__).parents[2] / "app.py")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A workspace of the test's own; runs that still live at its end are killed."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = Workspace()
+    yield where
+    for record in where.runs():
+        if record.is_live:
+            jobs.LocalLauncher().kill(record)
+
+
+@pytest.fixture
+def pruned(here, tiny_gqa):
+    """A run that cut a tiny checkpoint."""
+    out = here.root / "cut"
+    assert main(["prune", str(tiny_gqa), "--drop", "1,3", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text(tiny.text(200, seed=11))
+    return str(path)
+
+
+def open_page(**query) -> AppTest:
+    page = AppTest.from_file(APP, default_timeout=60).switch_page("pages/retrain.py")
+    for name, value in query.items():
+        page.query_params[name] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def widget(found, start):
+    return next(w for w in found if w.label.startswith(start))
+
+
+def wait(page, true, seconds=90):
+    """Run the page until ``true(page)``."""
+    deadline = time.monotonic() + seconds
+    while not true(page):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+        page.run()
+        assert not page.exception, page.exception
+
+
+def finished(here, name, pruned, method="lora", recovered=0.5, data="a.jsonl", began=1.0):
+    """A retraining as a finished run leaves it."""
+    folder = here.root / name
+    spec = {"checkpoint": str(pruned), "method": method, "data": data, "seed": 1, "out": "x"}
+    write_json(folder / ".run" / "spec.json", {"command": "retrain", "spec": spec, "argv": ["x"]})
+    write_json(
+        folder / ".run" / "status.json", {"state": "done", "created": began, "finished": 9.0}
+    )
+    after = 2.0 - recovered
+    write_json(
+        folder / "summary.json",
+        {
+            "state": "done", "checkpoint": str(pruned), "heldout_loss_dense": 1.0,
+            "heldout_loss_before": 2.0, "heldout_loss_after": after, "recovered": recovered,
+            "gap_nat": 1.0, "steps": 4, "tokens": 1234, "trainable_parameters": 10,
+            "tokens_per_s": 99.0, "peak_memory_mib": 7.0, "device": "cpu",
+            "compute_dtype": "float32", "seed": 1, "settings": {"lr": 0.25},
+            "data": {"source": data, "kind": "text"},
+            "heldout": {"source": data, "rows": 3, "tokens": 30}, "merged": None,
+        },
+    )  # fmt: skip
+    lines = [{"step": s, "loss": 3.0 - s / 4, "lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 5.0,
+              "memory_mib": 7.0, "tokens": 9} for s in (1, 2, 3, 4)]  # fmt: skip
+    lines += [{"event": "eval", "step": 4, "heldout_loss": after, "heldout_loss_dense": 1.0,
+               "heldout_loss_before": 2.0, "recovered": recovered},
+              {"event": "finding", "step": 4, "kind": "flat", "message": "Flat. Try a larger."}
+             ]  # fmt: skip
+    (folder / ".run" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def figure(page, number=0):
+    return json.loads(page.get("plotly_chart")[number].proto.spec)
+
+
+def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, texts):
+    page = open_page(model="cut")
+    assert widget(page.selectbox, "Variant").value == "cut"
+    widget(page.text_input, "Data").set_value(texts).run()
+    widget(page.number_input, "Steps").set_value(4000).run()
+    widget(page.number_input, "Cutoff").set_value(64).run()
+    (line,) = [c.value for c in page.code if "core retrain" in c.value]
+    assert line == f"python -m core retrain cut --data {texts} --out DIR --cutoff 64 --steps 4000"
+    wait(page, lambda p: any(m.label == "Trainable" for m in p.metric))
+    labels = {m.label: m.value for m in page.metric}
+    assert labels["Steps"] == "4,000 x 16"
+
+    widget(page.button, "Start retraining").click().run()
+    widget(page.button, "Start retraining")._value = True  # a browser's fast second click
+    page.run()
+    (record,) = here.runs("retrain")
+    assert page.query_params["run"] in (record.id, [record.id])
+    wait(page, lambda p: len(read_run(record.path).metrics()) > 3)
+    page.run()
+    assert any(m.label == "Held-out loss" for m in page.metric)
+    names = [trace.get("name", "") for trace in figure(page)["data"]]
+    assert "training loss" in names
+    assert "held-out loss" in names
+    widget(page.button, "Cancel").click().run()
+    wait(page, lambda p: read_run(record.path).state == "cancelled")
+    assert (record.path / "adapter" / "adapter_model.safetensors").is_file()
+
+    page.run()
+    widget(page.button, "Resume").click().run()
+    wait(page, lambda p: read_run(record.path).state == "running")
+    assert read_run(record.path).spec["resume"] is True
+    jobs.cancel(read_run(record.path))
+    assert read_run(record.path).state == "cancelled"
+
+
+def test_a_finished_run_by_its_address(here, pruned):
+    finished(here, "one", pruned, recovered=0.5)
+    finished(here, "two", pruned, method="full", recovered=0.75, began=2.0)
+    write_csv(here.root / "one" / "judged.csv", ("source", "measure", "after"), [("x", "kl", 0.5)])
+    page = open_page(run="one")
+    text = " ".join(m.value for m in page.markdown)
+    assert "50% of the gap was recovered" in text
+    assert "from 2.0000 to 1.5000" in text
+    assert any("3 held-out rows of a.jsonl (30 predicted" in c.value for c in page.caption)
+    assert any("Flat. Try a larger." in w.value for w in page.warning)
+    drawn = figure(page)["data"]
+    assert drawn[0]["name"] == "training loss"
+    assert {m.label: m.value for m in page.metric}["Recovered"] == "50%"
+    # Both stand side by side, with what the files say.
+    (table,) = [d.value for d in page.dataframe if "recovered" in d.value.columns]
+    assert table["name"].tolist() == ["one", "two"]
+    assert table["recovered"].tolist() == [0.5, 0.75]
+    assert table["lr"].tolist() == [0.25, 0.25]
+    assert page.query_params["model"] in (str(pruned), [str(pruned)])
+    widget(page.selectbox, "Run").set_value("two").run()
+    assert page.query_params["run"] in ("two", ["two"])
+    assert {m.label: m.value for m in page.metric}["Recovered"] == "75%"
+
+
+def test_settings_are_used_again(here, pruned, texts):
+    spec = {"checkpoint": "cut", "method": "full", "data": texts, "steps": 7, "lr": 0.5,
+            "targets": ["q_proj"], "out": "x", "distil": True}  # fmt: skip
+    page = AppTest.from_file(APP, default_timeout=60)
+    page.session_state["run_settings"] = {"retrain": spec}  # as the Jobs page leaves it
+    page.run().switch_page("pages/retrain.py").run()
+    assert not page.exception, page.exception
+    assert widget(page.selectbox, "Method").value == "full"
+    assert widget(page.number_input, "Steps").value == 7
+    assert widget(page.number_input, "Learning rate").value == 0.5
+    (line,) = [c.value for c in page.code if "core retrain" in c.value]
+    for part in ("cut", "--method full", "--steps 7", "--lr 0.5", "--distil", f"--data {texts}"):
+        assert part in line
+
+
+def test_what_cannot_be_started_says_why(here, pruned, tmp_path):
+    page = open_page(model="cut")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "a", "output": ""}\n')
+    widget(page.text_input, "Data").set_value(str(bad)).run()
+    wait(page, lambda p: any("row 1 has an empty response" in e.value for e in p.error))
+    assert widget(page.button, "Start retraining").disabled
+    widget(page.number_input, "Steps").set_value(3).run()
+    widget(page.number_input, "Epochs").set_value(1.0).run()
+    assert any("Both --steps and --epochs" in e.value for e in page.error)
+    assert here.runs("retrain") == []
+
+
+def test_without_a_variant_the_page_says_where_to_get_one(here, tiny_gqa):
+    page = open_page(model=str(tiny_gqa))
+    assert any("No pruned variant yet" in i.value for i in page.info)
+
+
+def test_a_recipes_table_and_chart(here, pruned):
+    folder = here.root / "recipe-1"
+    spec = {"name": "ablation", "checkpoint": "demo", "out": "x"}
+    write_json(folder / ".run" / "spec.json", {"command": "recipe", "spec": spec, "argv": ["x"]})
+    write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0, "finished": 2.0})
+    write_json(folder / "summary.json", {"verdict": "LoRA won.", "findings": ["By a lot."]})
+    write_csv(
+        folder / "table.csv",
+        ("variant", "judged_on", "measure", "value", "spread", "items"),
+        [("lora", "held out", "recovered", 0.5, None, 9), ("full", "held out", "kl", 2.0, None, 9)],
+    )
+    page = open_page(model="cut")
+    widget(page.selectbox, "Recipe").set_value("ablation").run()
+    assert any("LoRA won." in m.value for m in page.markdown)
+    chart = figure(page, -1)
+    assert [trace["name"] for trace in chart["data"]] == ["lora"]
+    tables = [d.value for d in page.dataframe if "judged_on" in d.value.columns]
+    assert isinstance(tables[0], pd.DataFrame)
+    assert len(tables[0]) == 2
