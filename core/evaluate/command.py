@@ -47,6 +47,9 @@ class EvaluateSpec(DeviceOptions):
     )
     task_dir: str = option("", help="Folder of your own tasks, as lm-eval's YAML files.")
     limit: int | None = option(None, help="Questions of each task. All of them.", low=1)
+    each_block: bool = option(
+        False, help="Also what removing each single block costs on every task."
+    )
     fresh: bool = option(False, help="Measure again what an earlier run has measured.")
     dry_run: bool = option(False, help="Say what it will take, and do nothing.")
 
@@ -56,6 +59,8 @@ def _check(spec: EvaluateSpec, info: CheckpointInfo) -> None:
         raise OptionError(
             "Nothing to measure.", "Give --perplexity SOURCE, as demo or a file, or --tasks."
         )
+    if spec.each_block and not spec.tasks:
+        raise OptionError("--each-block asks tasks without each block.", "Give --tasks.")
     if not spec.window:
         raise OptionError("--window: none given.", "Give for instance 128 or 128,2048.")
     if info.context and max(spec.window) > info.context:
@@ -145,6 +150,8 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     texts.write(run, measured)
     asked = questions.measure(session)
     questions.write(run, asked)
+    skills = questions.measure_blocks(session) if spec.each_block else []
+    questions.write_blocks(run, skills)
     run.write_json(
         "summary.json",
         {
@@ -156,6 +163,7 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "parameters": session.info.parameters,
             "perplexity": [text.summary() for text in measured],
             "tasks": [task.summary() for task in asked],
+            "skills": [task.summary() for task in skills],
             "limit": spec.limit,
             "seconds": round(time.perf_counter() - began, 3),
             "device": str(session.device),

@@ -87,7 +87,7 @@ class Earlier:
             summary = workspace.read_json(record.path / "summary.json") or {}
             if record.state != "done":
                 continue
-            for part in ("perplexity", "tasks"):
+            for part in ("perplexity", "tasks", "skills"):
                 for row in summary.get(part) or ():
                     self._found.setdefault(str(row.get("key")), (record, row))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import workspace
-from core.evaluate import suites
+from core.evaluate import known, suites
 
 if TYPE_CHECKING:
     from core.evaluate.command import Session
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("lm-eval", "datasets")
 COLUMNS = ("task", "metric", "value", "stderr", "samples")
 """Of tasks.csv."""
+BLOCK_COLUMNS = ("block", "task", "metric", "value", "stderr", "delta", "delta_stderr")
+"""Of skills.csv; block -1 is the dense model, ``delta`` the value less the dense one."""
 SAMPLES = "samples.jsonl"
 MEANS = {"paper": "AVE", "demo": "AVE demo"}
 """Presets whose plain mean is given too, once all their tasks were asked, and its name."""
@@ -49,18 +53,10 @@ class AskedTask:
 
 def measure(session: Session) -> list[AskedTask]:
     """Ask the questions of every task, or take them from an earlier run."""
-    from core.evaluate.known import versions
-
     results: dict[str, AskedTask] = {}
     open_places = []
-    harness = f"lm-eval {versions('lm-eval')['lm-eval']}" if session.places else ""
-    keys = {}
+    keys = _keys(session, "task")
     for place in session.places:
-        content = suites.files_content(place) if place.local else harness
-        key = session.key(
-            *LIBRARIES, kind="task", task=place.name, content=content, limit=session.spec.limit
-        )
-        keys[place.name] = {"content": content, "key": key, "limit": session.spec.limit}
         reused = _reused(session, place.name, keys[place.name])
         if reused:
             results[place.name] = reused
@@ -69,6 +65,18 @@ def measure(session: Session) -> list[AskedTask]:
     if open_places:
         results |= _asked(session, open_places, keys)
     return [results[place.name] for place in session.places]
+
+
+def _keys(session: Session, kind: str) -> dict[str, dict[str, Any]]:
+    """Return content, limit and key of every asked task."""
+    found = {}
+    for place in session.places:
+        local = suites.files_content(place) if place.local else ""
+        content = local or f"lm-eval {known.versions('lm-eval')['lm-eval']}"
+        limit = session.spec.limit
+        key = session.key(*LIBRARIES, kind=kind, task=place.name, content=content, limit=limit)
+        found[place.name] = {"content": content, "key": key, "limit": limit}
+    return found
 
 
 def _reused(session: Session, task: str, common: dict[str, Any]) -> AskedTask | None:
@@ -124,6 +132,82 @@ def _asked(
     return results
 
 
+@dataclass(frozen=True)
+class BlockCosts:
+    """What removing each single block costs on one asked task."""
+
+    task: str
+    rows: tuple[tuple[Any, ...], ...] = field(repr=False)
+    """Rows of `BLOCK_COLUMNS`."""
+    content: str
+    limit: int | None
+    key: str
+    seconds: float
+    reused_from: str | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but the rows, and the names of the tasks in them."""
+        names = list(dict.fromkeys(row[1] for row in self.rows))
+        return {k: v for k, v in self.__dict__.items() if k != "rows"} | {"names": names}
+
+
+def measure_blocks(session: Session) -> list[BlockCosts]:
+    """Ask every task without each block, or take that from an earlier run."""
+    from core.evaluate import block_tasks, zero_shot
+
+    progress, limit = session.run.progress, session.spec.limit
+    keys = _keys(session, "each block")
+    found = {place.name: _reused_blocks(session, place.name, keys) for place in session.places}
+    places = [place for place in session.places if found[place.name] is None]
+    manager = zero_shot.manager(places) if places else None
+    for place in places:
+        began = time.perf_counter()
+        results = block_tasks.ask_without_each_block(
+            session.model,
+            session.tokenizer,
+            place,
+            zero_shot.load(manager, place),
+            limit,
+            zero_shot.batch_for(session.device.type),
+            progress,
+        )
+        rows = tuple(block_tasks.costs(results))
+        seconds = round(time.perf_counter() - began, 3)
+        found[place.name] = BlockCosts(place.name, rows, **keys[place.name], seconds=seconds)
+        worst = min((row for row in rows if row[0] >= 0), key=lambda row: row[5])
+        progress.log(f"{worst[1]}: without block {worst[0]} {worst[2]} changes by {worst[5]:+.4f}.")
+    return [costs for place in session.places if (costs := found[place.name]) is not None]
+
+
+def _reused_blocks(
+    session: Session, task: str, keys: dict[str, dict[str, Any]]
+) -> BlockCosts | None:
+    earlier = session.known(keys[task]["key"], f"Task {task} without each block")
+    if not earlier:
+        return None
+    record, row = earlier
+    rows = tuple(r for r in read_blocks(record.path) if r[1] in row["names"])
+    origin = row.get("reused_from") or record.id
+    common = {**keys[task], "seconds": row["seconds"], "reused_from": origin}
+    return BlockCosts(task, rows, **common) if rows else None
+
+
+def write_blocks(run: Run, found: Sequence[BlockCosts]) -> None:
+    """Write skills.csv where something was asked without each block."""
+    if found:
+        run.write_csv("skills.csv", BLOCK_COLUMNS, [row for costs in found for row in costs.rows])
+
+
+def read_blocks(folder: Path) -> list[tuple[Any, ...]]:
+    """Return the rows of a run's skills.csv; empty where it has none."""
+    try:
+        with (folder / "skills.csv").open(encoding="utf-8", newline="") as handle:
+            rows = [[row[column] for column in BLOCK_COLUMNS] for row in csv.DictReader(handle)]
+        return [(int(r[0]), r[1], r[2], *(float(v) if v else None for v in r[3:])) for r in rows]
+    except (OSError, KeyError, ValueError):
+        return []
+
+
 def table(asked: Iterable[AskedTask]) -> list[tuple[Any, ...]]:
     """Return the rows of tasks.csv: every score, then the means of complete presets."""
     rows = [score for task in asked for score in task.scores]
@@ -144,8 +228,8 @@ def means(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         if len(parts) < len(suites.PRESETS[preset]):
             continue
         errors = [part[3] for part in parts]
-        known = all(error is not None for error in errors)
-        stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(parts) if known else None
+        complete = all(error is not None for error in errors)
+        stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(parts) if complete else None
         value = math.fsum(part[2] for part in parts) / len(parts)
         found.append((name, "mean", value, stderr, sum(part[4] for part in parts)))
     return found

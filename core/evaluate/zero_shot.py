@@ -171,7 +171,11 @@ def ask(
             progress.log(f"{place.name}: out of memory; {lm.batch_size_per_gpu} together now.")
     assert found is not None
     named = [task for task in found["results"] if task in found["samples"]]
-    samples = tuple(sample(task, entry) for task in named for entry in found["samples"][task])
+    samples = tuple(
+        sample(task, entry, _delimiter(loaded, task))
+        for task in named
+        for entry in found["samples"][task]
+    )
     return TaskResult(
         scores=scores(found),
         samples=samples,
@@ -219,7 +223,12 @@ def _group_size(group: str, found: Any, sizes: dict[str, int]) -> int:
     return sum(sizes.get(task) or _group_size(task, found, sizes) for task in below)
 
 
-def sample(task: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _delimiter(loaded: Any, task: str) -> str:
+    """Return what stands between a question and its choices."""
+    return str(loaded["tasks"][task].get_config("target_delimiter") or "")
+
+
+def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> dict[str, Any]:
     """Return one question as plain JSON values: what was asked, answered, and how it was judged.
 
     ``metrics`` are the question's own values. Multiple choice also has the ``choices``, the
@@ -237,7 +246,7 @@ def sample(task: str, entry: dict[str, Any]) -> dict[str, Any]:
     pairs = [a for a in arguments if len(a) == 2 and isinstance(a[1], str)]
     scored = all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
     if len(pairs) == len(answers) > 1 and scored:
-        contexts, endings = {a[0] for a in pairs}, [a[1] for a in pairs]
+        contexts, endings = {a[0] for a in pairs}, [a[1].removeprefix(delimiter) for a in pairs]
         one = len(contexts) == 1
         row["question"] = pairs[0][0] if one else pairs[0][1]
         row["choices"] = endings if one else [a[0] for a in pairs]
