@@ -179,7 +179,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(path)
     _quiet()
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Said outright: left open, transformers asks at the terminal about code in the folder.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

@@ -85,7 +85,7 @@ def _loading(custom_code: bool) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER"{trust})',
-        'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")',
+        f'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER"{trust})',
         "```",
         "",
         "The blocks have shapes of their own: the modelling code beside the weights loads them."

@@ -94,11 +94,12 @@ def _finished(record: RunRecord) -> None:
     took = (record.finished or record.started) - record.started
     st.success(f"{record.name} is done, after {took:.0f} s.")
     if record.holds_checkpoint():
-        st.caption("Load it in stock transformers:")
+        st.caption("Load it with transformers alone:")
+        code = ", trust_remote_code=True" if any(record.path.glob("modeling_*.py")) else ""
         st.code(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{record.path}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{record.path}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{record.path}"{code})\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{record.path}"{code})',
             language="python",
         )
         if st.button("Make it the active checkpoint", key=f"use_{record.id}"):

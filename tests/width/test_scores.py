@@ -229,7 +229,7 @@ def test_wanda_feeds_the_pruned_output_to_the_next_layer(tiny_dir, variant):
     assert differs
 
 
-# -------------------------------------------------------------------- controls and grouping of heads
+# ------------------------------------------------------------ controls and grouping of heads
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_unit(tiny_gqa):
@@ -254,7 +254,7 @@ def test_random_follows_the_seed(tiny_gqa):
 
 
 def uneven(folder):
-    """A model whose query heads weigh 1, 6, 2, 3: contiguous groups 7 and 5, folded ones 3 and 9."""
+    """Query heads weigh 1, 6, 2, 3: contiguous groups have 7 and 5, folded ones 3 and 9."""
     model = naive.load(folder)
     with torch.no_grad():
         for layer in model.model.layers:
