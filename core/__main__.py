@@ -79,6 +79,10 @@ def _dispatch(argv: list[str]) -> int:
     if not command.is_run:
         _print_json(command.load().run(spec))
         return 0
+    if getattr(spec, "out", None) == "":  # only where the command may choose
+        from core.workspace import Workspace
+
+        spec = dataclasses.replace(spec, out=str(Workspace().new_dir(command.name)))
     from core.run import execute
 
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))

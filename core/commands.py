@@ -104,6 +104,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=120.0,
         ),
         Command(
+            "live",
+            "core.live.command",
+            "LiveSpec",
+            "Hold models and answer at once for any skipped blocks.",
+            computes=True,
+        ),
+        Command(
             "recipe",
             "core.recipes.command",
             "RecipeSpec",

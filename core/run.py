@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,11 @@ class Run:
             raise KeyboardInterrupt
         self._stop_signal = True
 
-    def take_device(self, device: str) -> DeviceLock:
-        """Wait in line for ``device`` and hold it until the run ends."""
+    def take_device(self, device: str, still: Callable[[str], None] | None = None) -> DeviceLock:
+        """Wait in line for ``device`` and hold it until the run ends.
+
+        ``still`` is called while waiting, with what is in front, and may raise to give up.
+        """
         owner = {"run": str(self.dir), "command": self.command.name, "since": time.time()}
         lock = DeviceLock(device, owner)
         said = ""
@@ -166,6 +169,8 @@ class Run:
         def on_wait(ahead: str) -> None:
             nonlocal said
             self.progress.check_cancel()
+            if still:
+                still(ahead)
             if ahead != said:
                 said = ahead
                 self.log(f"Waiting for {device}, behind {ahead}.")

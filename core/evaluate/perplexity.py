@@ -110,8 +110,15 @@ def window_losses(
 
 def _losses(model: Any, ids: Tensor) -> list[float]:
     """Return the mean loss of every row of ``ids`` [rows, tokens], in float64 from float32."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    flat, targets = hidden.flatten(0, 1), ids[:, 1:].flatten()
+    return head_losses(model, model.model(input_ids=ids, use_cache=False).last_hidden_state, ids)
+
+
+def head_losses(model: Any, normed: Tensor, ids: Tensor) -> list[float]:
+    """Return the mean loss of every row; ``normed`` is the final norm's output for ``ids``.
+
+    ``normed`` [rows, tokens, hidden], ``ids`` [rows, tokens]; the head's logits are never held all.
+    """
+    flat, targets = normed[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     step = max(1, LOGITS // model.lm_head.weight.shape[0])
     nll = [
         F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")

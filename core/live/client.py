@@ -1,0 +1,169 @@
+"""Ask the live process of a workspace: find it, start it, ask, stop it. No torch.
+
+    record = client.ensure(Workspace(), {"checkpoint": "demo"})
+    answer = client.answer(record, "perplexity", {"checkpoint": "demo", "skip": [3, 5]})
+    for event in client.events(record, "generate", {...}): ...
+
+One live process serves a workspace; all dashboards and sessions on it share that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from core import jobs
+from core.errors import DepthcutError, RunError
+from core.live import protocol
+from core.live.protocol import Contact, LiveGone
+from core.workspace import RunRecord, Workspace, read_run
+
+START_S = 120.0
+SILENCE_S = 60.0
+"""No event for so long: the process hangs (it sends one every second)."""
+CONNECT_S = 3.0
+
+_GONE = "The live model's process has ended: it was stopped, killed, or ran out of memory."
+_AGAIN = "Ask again: the next question starts it anew."
+
+
+def running(where: Workspace) -> RunRecord | None:
+    """Return the workspace's live run, the newest one that lives; None where there is none."""
+    return next((r for r in where.runs("live") if r.is_live), None)
+
+
+def last(where: Workspace) -> RunRecord | None:
+    """Return the workspace's newest live run, whatever its state."""
+    return next(iter(where.runs("live")), None)
+
+
+def ensure(
+    where: Workspace,
+    values: dict[str, Any] | None = None,
+    *,
+    patience_s: float = START_S,
+    on_wait: Callable[[str], None] | None = None,
+) -> RunRecord:
+    """Return a live run that listens, starting one where there is none.
+
+    ``on_wait`` is told what is waited for and may raise to give up. While the run stands in the
+    device's queue the patience does not run out.
+
+    Raises:
+        RunError: It could not be started, or did not come up in time.
+    """
+    record = _one(where, values)
+    deadline = time.monotonic() + patience_s
+    while protocol.read_contact(record.path) is None or not record.is_live:
+        if not record.is_live:
+            raise RunError(
+                f"The live model could not be started: {record.error or record.state}.",
+                record.hint or f"See the log of {record.id}.",
+            )
+        queued = record.state == "queued"
+        if on_wait:
+            on_wait(f"waiting behind {record.waiting_for}" if queued else "starting the live model")
+        if queued:
+            deadline = time.monotonic() + patience_s
+        elif time.monotonic() > deadline:
+            raise RunError(
+                f"The live model did not come up in {patience_s:.0f} s.",
+                f"See the log of {record.id}.",
+            )
+        time.sleep(0.1)
+        record = read_run(record.path) or record
+    return record
+
+
+def _one(where: Workspace, values: dict[str, Any] | None) -> RunRecord:
+    """Return the live run, started where needed; two callers at once start one between them."""
+    where.root.mkdir(parents=True, exist_ok=True)
+    with (where.root / ".live.lock").open("a") as handle:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        return running(where) or jobs.launch("live", values or {}, where)
+
+
+def events(
+    record: RunRecord,
+    ask: str,
+    values: dict[str, Any] | None = None,
+    *,
+    stop: threading.Event | None = None,
+    silence_s: float = SILENCE_S,
+) -> Iterator[dict[str, Any]]:
+    """Ask one question and yield its events, the last of kind ``done``.
+
+    Closing the generator, or setting ``stop``, ends the question on the server too.
+
+    Raises:
+        LiveGone: The process is gone, or says nothing.
+        InputError | RunError: What the server said is wrong.
+    """
+    contact = protocol.read_contact(record.path)
+    if contact is None:
+        raise LiveGone(_GONE, _AGAIN)
+    with _connect(contact) as connection:
+        connection.settimeout(silence_s)
+        try:
+            protocol.send(connection, {"secret": contact.secret, "ask": ask, **(values or {})})
+            for event in protocol.lines(connection):
+                if stop is not None and stop.is_set():
+                    return
+                if event.get("event") == "error":
+                    raise protocol.error_of(event)
+                yield event
+                if event.get("event") == "done":
+                    return
+        except TimeoutError as error:
+            raise LiveGone(
+                f"The live model has said nothing for {silence_s:.0f} s.",
+                "Stop it; the next question starts it anew.",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise LiveGone(_GONE, _AGAIN) from error
+    raise LiveGone(_GONE, _AGAIN)
+
+
+def _connect(contact: Contact) -> socket.socket:
+    try:
+        return socket.create_connection((contact.host, contact.port), CONNECT_S)
+    except OSError as error:
+        raise LiveGone(_GONE, _AGAIN) from error
+
+
+def answer(
+    record: RunRecord, ask: str, values: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Ask one question and return its last event."""
+    last_event: dict[str, Any] = {}
+    for event in events(record, ask, values, **options):
+        last_event = event
+    return last_event
+
+
+def status(record: RunRecord) -> dict[str, Any] | None:
+    """Return what the live process holds; None where it does not answer at once."""
+    try:
+        return answer(record, "status", silence_s=CONNECT_S)
+    except DepthcutError:
+        return None
+
+
+def stop(record: RunRecord, patience_s: float = 10.0) -> None:
+    """End the live process, which gives all its memory back; by force where it does not listen."""
+    try:
+        answer(record, "stop", silence_s=CONNECT_S)
+    except DepthcutError:
+        jobs.request_cancel(record)
+    deadline = time.monotonic() + patience_s
+    while (now := read_run(record.path)) and now.is_live:
+        if time.monotonic() > deadline:
+            jobs.cancel(now, grace_s=0)
+            return
+        time.sleep(0.05)

@@ -1,0 +1,215 @@
+"""``python -m core live [CHECKPOINT]``: hold models and answer at once for any skipped blocks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core import processes
+from core.errors import Cancelled, DepthcutError
+from core.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from core.live.protocol import Generate, Perplexity
+    from core.live.server import Job
+    from core.live.store import Loaded
+    from core.run import Run
+
+POLL_S = 0.2
+PART_S = 0.1
+"""A perplexity so far is told at most this often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSpec(DeviceOptions):
+    """Hold models in memory and answer for any set of skipped blocks."""
+
+    checkpoint: str = option(
+        "",
+        positional=True,
+        help="Loaded at once: a folder, run, Hub id, or demo. Others on demand.",
+    )
+    out: str = option("", help="Run directory to write. Default: a new one in the workspace.")
+    memory: int | None = option(
+        None, help="Most memory for models and states. Default: half of the device's.",
+        low=1, unit="MiB",
+    )  # fmt: skip
+    idle: int = option(1800, help="End after so long without a question.", low=1, unit="s")
+
+
+def run(spec: LiveSpec, run: Run) -> None:
+    """Serve until stopped, cancelled, or idle for too long."""
+    from core.benchmark.memory import capacity_mib
+    from core.live.server import Server
+    from core.live.store import Store
+    from core.model import resolve_device
+
+    device = resolve_device(spec.device)
+    budget = float(spec.memory or capacity_mib(device) / 2)
+    resident = Resident(spec, run, Store(device, spec.dtype, budget, run.progress.log))
+    if spec.checkpoint:
+        resident.store.get(spec.checkpoint)
+    with Server(run.dir, resident.status) as resident.server:
+        run.progress.log(f"Ready on {device}, {budget:,.0f} MiB at most.")
+        resident.serve()
+
+
+class Resident:
+    """The run's main loop: one question after the other, and giving way to queued runs."""
+
+    server: Any
+
+    def __init__(self, spec: LiveSpec, run: Run, store: Any) -> None:
+        """Answer with the models of ``store``; the run holds the device now."""
+        self.spec, self._run, self.store = spec, run, store
+        self.answered = 0
+        self.loading = ""
+
+    def status(self) -> dict[str, Any]:
+        """Return what the process holds; may be called from any thread."""
+        lock = self._run.device_lock
+        return {
+            "models": self.store.names,
+            "memory_mib": round(self.store.used_mib, 1),
+            "budget_mib": round(self.store.budget_mib, 1),
+            "process_mib": round(processes.memory_mib(), 1),
+            "device": str(self.store.device),
+            "held": bool(lock and lock.held),
+            "situation": self.server.situation,
+            "waiting": self.server.waiting,
+            "answered": self.answered,
+        }
+
+    def serve(self) -> None:
+        """Take questions until asked to stop."""
+        self._say("")
+        while not self.server.stop_asked.is_set():
+            self._run.progress.check_cancel()
+            self._give_way()
+            if self.server.unload_asked.is_set():
+                self.store.clear()
+                self._say("")
+                self.server.unload_asked.clear()
+            job = self.server.next(POLL_S)
+            if job:
+                self._answer(job)
+            elif time.monotonic() - self.server.last_asked > self.spec.idle:
+                self._run.progress.log(f"No question for {self.spec.idle} s.")
+                return
+
+    def _say(self, situation: str) -> None:
+        """Say what is going on, to those who wait and to the run's card."""
+        self.server.situation = situation
+        held = ", ".join(self.store.names) or "no model loaded"
+        idle = f"ready: {held}" if self._run.device_lock else "gave the device to a queued run"
+        self._run.progress.step(0, 0, situation or idle)
+
+    def _give_way(self) -> None:
+        """Free everything when another run waits for the device."""
+        lock = self._run.device_lock
+        if lock is None or not lock.held or not lock.waiting():
+            return
+        ahead = str(lock.waiting()[0].get("run") or "another run")
+        self._run.progress.log(f"Giving {self.store.device} to {ahead}.")
+        self.store.clear()
+        lock.release()
+        self._run.device_lock = None
+        self._run.write_status(device="")
+        self._say("")
+
+    def _take_back(self, job: Job) -> None:
+        """Hold the device again; the question waits in line with the runs."""
+        from core.live.server import Gone
+
+        lock = self._run.device_lock
+        if lock is not None and lock.held:
+            return
+
+        def wait(ahead: str) -> None:
+            self.server.situation = f"waiting for {self.store.device}, behind {ahead}"
+            job.check()
+
+        try:
+            self._run.take_device(str(self.store.device), wait)
+        except Gone:
+            self._run.write_status(state="running", device="", waiting_for="")
+            raise
+
+    def _answer(self, job: Job) -> None:
+        from core.live.server import Gone
+        from core.run import as_known
+
+        try:
+            self._take_back(job)
+            self._say(f"answering for {job.question.checkpoint}")
+            loaded = self._model(job)
+            if job.kind == "perplexity":
+                self._perplexity(job, loaded, job.question)
+            else:
+                self._generate(job, loaded, job.question)
+            self.answered += 1
+        except Gone:
+            pass
+        except Cancelled as error:
+            job.fail(error)
+            raise
+        except DepthcutError as error:
+            job.fail(error)
+        except Exception as error:
+            known = as_known(error)
+            self._run.progress.log(f"Error: {known}")
+            job.fail(known)
+        self._say("")
+
+    def _check(self, job: Job) -> None:
+        self._run.progress.check_cancel()
+        job.check()
+
+    def _model(self, job: Job) -> Loaded:
+        name = job.question.checkpoint
+
+        def loading() -> None:
+            self._check(job)
+            self._say(f"loading {name}")
+            job.emit("waiting", **{"for": f"loading {name}"})
+
+        return self.store.get(name, loading)
+
+    def _perplexity(self, job: Job, loaded: Loaded, ask: Perplexity) -> None:
+        from core.model import dtype_name
+
+        began = time.perf_counter()
+        text, total = loaded.text(ask, self.store.room_bytes())
+        if ask.fresh:
+            text.forget()
+        told = began
+
+        def part(answer: Any) -> None:
+            nonlocal told
+            if time.perf_counter() - told >= PART_S and answer.windows < text.windows:
+                told = time.perf_counter()
+                job.emit("part", ppl=answer.ppl, windows=answer.windows, of=text.windows)
+
+        answer = text.answer(ask.skip, part, lambda: self._check(job))
+        job.done(
+            ppl=answer.ppl,
+            windows=answer.windows,
+            of=total,
+            predictions=answer.predictions,
+            block_passes=answer.block_passes,
+            seconds=time.perf_counter() - began,
+            checkpoint_key=loaded.info.key,
+            device=str(self.store.device),
+            dtype=dtype_name(loaded.view.dtype),
+        )
+
+    def _generate(self, job: Job, loaded: Loaded, ask: Generate) -> None:
+        from core.live.writing import write
+
+        def stop() -> bool:
+            return job.gone.is_set() or self._run.cancel_requested()
+
+        result = write(loaded, ask, job.emit, stop)
+        self._check(job)
+        job.done(**result)

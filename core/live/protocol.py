@@ -1,0 +1,158 @@
+"""What is said over the wire: one JSON object a line, one question a connection.
+
+A client connects to the loopback address of the contact file, sends its question with the secret,
+and reads events until one of kind ``done`` or ``error``. Closing the connection ends the question.
+
+    -> {"secret": "...", "ask": "perplexity", "checkpoint": "demo", "skip": [3, 5]}
+    <- {"event": "waiting", "for": "loading demo"}
+    <- {"event": "part", "ppl": 2.51, "windows": 8, "of": 210}
+    <- {"event": "done", "ppl": 2.48, "windows": 210, "of": 210, ...}
+
+Questions are ``perplexity``, ``generate``, ``status``, ``unload`` (free the models) and ``stop``
+(end the process). No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import data
+from core.errors import DepthcutError, InputError, RunError
+from core.spec import option
+from core.workspace import BOOKKEEPING, read_json
+
+CONTACT = "live.json"
+LINE_BYTES = 2**22
+"""The longest line that either side accepts."""
+QUIET_S = 1.0
+"""A server with nothing to say sends a ``waiting`` event after this long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """The perplexity of a text without some blocks."""
+
+    checkpoint: str = option(help="Folder, run, Hub id, or demo.")
+    skip: tuple[int, ...] = option((), help="Blocks to leave out.")
+    source: str = option("demo", help="Text to judge by, as in evaluate --perplexity.")
+    window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
+    bos: str = option("once", help="BOS once, or in every window.", choices=data.BOS_PROTOCOLS)
+    samples: int | None = option(
+        None, help="Judge by so many calibration rows, as importance does.", low=1, high=100000
+    )
+    seed: int = option(1234, help="Draws the calibration rows.", low=0)
+    tokens: int = option(
+        32768, help="Judge by the first so many tokens of a longer text.", low=2, unit="tokens"
+    )
+    fresh: bool = option(False, help="Forget what earlier answers computed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How text is generated."""
+
+    max_tokens: int = option(64, help="New tokens at most.", low=1, high=65536, unit="tokens")
+    temperature: float = option(
+        0.8, help="0 takes the likeliest token each time; more is bolder.", low=0.0, high=5.0
+    )
+    top_k: int = option(50, help="Draw from the k likeliest tokens; 0: from all.", low=0)
+    top_p: float = option(
+        0.95, help="Draw from the likeliest tokens that make up this share.", low=0.01, high=1.0
+    )
+    seed: int = option(1234, help="The same seed draws the same text.", low=0, high=2**31)
+    batch: int = option(1, help="Texts written side by side.", low=1, high=256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Sampling):
+    """Text that continues a prompt, without some blocks."""
+
+    checkpoint: str = option(help="Folder, run, Hub id, or demo.")
+    prompt: str = option(help="Text to continue.")
+    skip: tuple[int, ...] = option((), help="Blocks to leave out.")
+    chat: bool = option(False, help="Give the prompt as a user's message of the chat template.")
+
+
+QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate}
+"""Questions to the model, and what they hold."""
+
+
+class LiveGone(RunError):
+    """The live process ended, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Where a live process listens, and what it wants to hear first."""
+
+    host: str
+    port: int
+    secret: str
+
+
+def write_contact(folder: Path, contact: Contact) -> None:
+    """Write the contact file of a run directory, readable by its owner alone."""
+    path = folder / BOOKKEEPING / CONTACT
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(contact.__dict__, file)
+    temporary.replace(path)
+
+
+def read_contact(folder: Path) -> Contact | None:
+    """Return how a run is reached; None where it is not listening (yet)."""
+    found = read_json(folder / BOOKKEEPING / CONTACT) or {}
+    try:
+        return Contact(str(found["host"]), int(found["port"]), str(found["secret"]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def remove_contact(folder: Path) -> None:
+    """Say that nobody listens any more."""
+    with contextlib.suppress(OSError):
+        (folder / BOOKKEEPING / CONTACT).unlink(missing_ok=True)
+
+
+def send(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Send one message; raises `OSError` where the other side has gone."""
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    """Yield messages until the other side closes.
+
+    Raises `OSError` (also when the connection's time-out passes) and `ValueError` for a line that
+    is too long or no JSON object.
+    """
+    with connection.makefile("rb") as stream:
+        while line := stream.readline(LINE_BYTES):
+            message = json.loads(line)
+            if not isinstance(message, dict):
+                raise ValueError("not a JSON object")
+            yield message
+
+
+def error_event(error: DepthcutError) -> dict[str, Any]:
+    """Return the event that tells a client of ``error``."""
+    return {
+        "event": "error",
+        "message": error.message,
+        "hint": error.hint,
+        "input": isinstance(error, InputError),
+    }
+
+
+def error_of(event: dict[str, Any]) -> DepthcutError:
+    """Return the error that an event tells of."""
+    kind = InputError if event.get("input") else RunError
+    return kind(str(event.get("message", "It failed.")), str(event.get("hint", "")))

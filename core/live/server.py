@@ -1,0 +1,190 @@
+"""Connections of the live process: loopback only, a secret first, one question each.
+
+Every connection has a thread that reads the question, passes on its events, and notices when the
+client goes away. Questions to the model stand in one line; the run's main thread takes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import queue
+import secrets
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.errors import DepthcutError, InputError, RunError
+from core.live import protocol
+from core.spec import build
+
+HELLO_S = 10.0
+SEND_S = 30.0
+MOST_CONNECTIONS = 64
+
+
+class Gone(Exception):
+    """The client of a question has gone, so nobody wants its answer."""
+
+
+class Job:
+    """One question: what was asked, and the stream of events that answers it."""
+
+    def __init__(self, kind: str, question: Any) -> None:
+        """Take a checked ``question`` of `protocol.QUESTIONS`."""
+        self.kind, self.question = kind, question
+        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.gone = threading.Event()
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Send one event; never waits for the client."""
+        self.events.put({"event": event, **values})
+
+    def done(self, **values: Any) -> None:
+        """Send the last event of an answer."""
+        self.emit("done", **values)
+
+    def fail(self, error: DepthcutError) -> None:
+        """Send an error as the last event."""
+        self.events.put(protocol.error_event(error))
+
+    def check(self) -> None:
+        """Raise `Gone` when the client has gone."""
+        if self.gone.is_set():
+            raise Gone
+
+
+class Server:
+    """Listens on a free loopback port; `next` gives the questions to the model one by one."""
+
+    def __init__(self, folder: Path, status: Callable[[], dict[str, Any]]) -> None:
+        """Serve the run in ``folder``; ``status`` answers questions about the process itself."""
+        self._folder, self._status = folder, status
+        self._secret = secrets.token_urlsafe(32)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._jobs: queue.Queue[Job] = queue.Queue()
+        self._open = 0
+        self._count = threading.Lock()
+        self.situation = ""
+        """What the process is doing now; those who wait are told."""
+        self.stop_asked = threading.Event()
+        self.unload_asked = threading.Event()
+        self.last_asked = time.monotonic()
+
+    def __enter__(self) -> Server:
+        """Start listening, then say where."""
+        threading.Thread(target=self._accept, daemon=True).start()
+        host, port = self._socket.getsockname()
+        protocol.write_contact(self._folder, protocol.Contact(host, port, self._secret))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Stop listening; questions that still wait are told so."""
+        protocol.remove_contact(self._folder)
+        with contextlib.suppress(OSError):
+            self._socket.close()
+        end = RunError("The live model has been stopped.", "Ask again: it is started anew.")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.get_nowait().fail(end)
+        deadline = time.monotonic() + 2
+        while self._open and time.monotonic() < deadline:  # let last events out
+            time.sleep(0.02)
+
+    @property
+    def waiting(self) -> int:
+        """How many questions stand in line."""
+        return self._jobs.qsize()
+
+    def next(self, timeout_s: float) -> Job | None:
+        """Return the next question whose client is still there; None where none came in time."""
+        try:
+            job = self._jobs.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        self.last_asked = time.monotonic()
+        return None if job.gone.is_set() else job
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with self._count:
+            self._open += 1
+        try:
+            with connection, contextlib.suppress(OSError):
+                try:
+                    connection.settimeout(HELLO_S)
+                    kind, values = self._hello(connection)
+                    connection.settimeout(SEND_S)
+                    self._answer(connection, kind, values)
+                except DepthcutError as error:
+                    protocol.send(connection, protocol.error_event(error))
+        finally:
+            with self._count:
+                self._open -= 1
+
+    def _hello(self, connection: socket.socket) -> tuple[str, dict[str, Any]]:
+        """Read the question and check its secret."""
+        try:
+            message = next(protocol.lines(connection), None)
+        except ValueError:
+            message = None
+        given = str((message or {}).pop("secret", ""))
+        if not hmac.compare_digest(given.encode(), self._secret.encode()):
+            raise InputError(
+                "The live model does not know this secret.",
+                "Read it from the run's own contact file, .run/live.json.",
+            )
+        if self._open > MOST_CONNECTIONS:
+            raise RunError(f"More than {MOST_CONNECTIONS} questions are open.", "Ask later.")
+        assert message is not None
+        return str(message.pop("ask", "")), message
+
+    def _answer(self, connection: socket.socket, kind: str, values: dict[str, Any]) -> None:
+        if kind == "status":
+            protocol.send(connection, {"event": "done", **self._status()})
+        elif kind == "stop":
+            self.stop_asked.set()
+            protocol.send(connection, {"event": "done"})
+        elif kind == "unload":
+            self.unload_asked.set()
+            while self.unload_asked.is_set():
+                time.sleep(0.02)
+            protocol.send(connection, {"event": "done", **self._status()})
+        elif kind in protocol.QUESTIONS:
+            job = Job(kind, build(protocol.QUESTIONS[kind], values))
+            self._jobs.put(job)
+            try:
+                self._pass_on(connection, job)
+            finally:
+                job.gone.set()
+        else:
+            known = ", ".join((*protocol.QUESTIONS, "status", "unload", "stop"))
+            raise InputError(f"No question '{kind}'.", f"Ask one of: {known}.")
+
+    def _pass_on(self, connection: socket.socket, job: Job) -> None:
+        """Send the job's events until the last one, or until the client goes away."""
+        said = time.monotonic()
+        while True:
+            try:
+                event = job.events.get(timeout=0.1)
+            except queue.Empty:
+                if select.select([connection], [], [], 0)[0]:
+                    return  # closed; a client says nothing after its question
+                if time.monotonic() - said < protocol.QUIET_S:
+                    continue
+                event = {"event": "waiting", "for": self.situation}
+            said = time.monotonic()
+            protocol.send(connection, event)
+            if event["event"] in ("done", "error"):
+                return

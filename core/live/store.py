@@ -1,0 +1,203 @@
+"""Loaded models within a memory budget: the least recently used goes first."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import checkpoint, data
+from core import model as models
+from core.blocks import BlockView
+from core.errors import OptionError, OutOfMemoryError
+from core.live.protocol import Perplexity
+from core.live.whatif import WhatIf
+
+MIB = 2.0**20
+TEXTS = 4
+"""Texts that a model keeps states and answers of."""
+
+
+@dataclass
+class Loaded:
+    """One model, ready to answer."""
+
+    name: str
+    info: checkpoint.CheckpointInfo
+    view: BlockView
+    tokenizer: Any
+    eos: list[int]
+    """Tokens that end a text, as the checkpoint's generation settings have it."""
+    weight_bytes: int
+    texts: OrderedDict[tuple[Any, ...], WhatIf] = field(default_factory=OrderedDict)
+    totals: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    """Windows that the whole text has, by the same keys."""
+    warm: bool = False
+    """Whether it has generated before; the first time is slower."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights and of the states kept for texts."""
+        return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
+
+    def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int]:
+        """Return the text of a question before this model, and the windows of the whole text.
+
+        Raises `DataError` or `OptionError` where the text cannot be used.
+        """
+        how = (ask.window, ask.bos, ask.tokens) if ask.samples is None else (ask.window, ask.seed)
+        key = (ask.source, _stamp(ask.source), ask.samples, *how)
+        if key not in self.texts:
+            windows, total = _windows(ask, self.tokenizer, self.info.context)
+            self.texts[key] = WhatIf(self.view, windows, room_bytes)
+            self.totals[key] = total
+            while len(self.texts) > TEXTS:
+                self.totals.pop(self.texts.popitem(last=False)[0], None)
+        self.texts.move_to_end(key)
+        return self.texts[key], self.totals[key]
+
+
+def _stamp(source: str) -> Any:
+    """Return what changes when a text file does."""
+    with contextlib.suppress(OSError):
+        found = Path(source).expanduser().stat()
+        return found.st_mtime_ns, found.st_size
+    return None
+
+
+def _windows(ask: Perplexity, tokenizer: Any, context: int) -> tuple[list[list[int]], int]:
+    """Return the windows to judge by, and how many the whole text has."""
+    from core.evaluate.perplexity import token_stream
+
+    if context and ask.window > context:
+        raise OptionError(
+            f"--window: {ask.window} tokens are more than the model's context of {context}.",
+            f"Give {context} or fewer.",
+        )
+    if ask.samples is not None:
+        rows = data.calibration_rows(ask.source, tokenizer, ask.samples, ask.window, ask.seed)
+        return rows, len(rows)
+    ids = token_stream(ask.source, tokenizer)
+    windows = data.evaluation_windows(ids, ask.window, ask.bos, tokenizer.bos_token_id)
+    return windows[: max(1, ask.tokens // ask.window)], len(windows)
+
+
+class Store:
+    """Models on one device; `get` loads what is not there, evicting what was used longest ago."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: str,
+        budget_mib: float,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Hold models on ``device`` in ``dtype`` (a name, or auto) within ``budget_mib``."""
+        self.device, self.dtype, self.budget_mib, self._log = device, dtype, budget_mib, log
+        self._models: OrderedDict[tuple[str, Any], Loaded] = OrderedDict()
+
+    @property
+    def used_mib(self) -> float:
+        """Memory of all models and their states."""
+        return sum(m.bytes for m in list(self._models.values())) / MIB
+
+    @property
+    def names(self) -> list[str]:
+        """The models held, least recently used first."""
+        return [m.name for m in list(self._models.values())]
+
+    def room_bytes(self) -> float:
+        """Return what is left for states; half of it stays free for the next text."""
+        return max(0.0, (self.budget_mib - self.used_mib) * MIB / 2)
+
+    def get(self, name: str, check: Callable[[], None] = lambda: None) -> Loaded:
+        """Return the model of a checkpoint, loaded when it is not there.
+
+        ``check`` is called before loading and may raise.
+
+        Raises:
+            CheckpointError: It is not there or cannot be read.
+            OutOfMemoryError: It alone is larger than the budget, or than the device.
+        """
+        folder = checkpoint.resolve(name)
+        key = (str(folder.resolve()), _state_of(folder))
+        if key not in self._models:
+            for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed
+                del self._models[old]
+            check()
+            self._models[key] = self._load(name, folder)
+        self._models.move_to_end(key)
+        return self._models[key]
+
+    def _load(self, name: str, folder: Path) -> Loaded:
+        info = checkpoint.inspect(folder, allow_config_only=False)
+        dtype = self._dtype(info.dtype)
+        needed = info.parameters * torch.finfo(dtype).bits / 8 / MIB
+        self._make_room(name, needed)
+        self._log(f"Loading {name} to {self.device} as {models.dtype_name(dtype)}.")
+        try:
+            model = models.load_model(folder, self.device, dtype)
+        except OutOfMemoryError:
+            self.clear()
+            model = models.load_model(folder, self.device, dtype)
+        view = BlockView(model)
+        eos = _ids(getattr(model.generation_config, "eos_token_id", None))
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        return Loaded(name, info, view, models.load_tokenizer(folder), eos, weights)
+
+    def _dtype(self, declared: str) -> torch.dtype:
+        """Return what weights are held in; on a CPU float32 as in evaluate, see there."""
+        if self.dtype == "auto" and self.device.type == "cpu":
+            return torch.float32
+        return models.resolve_dtype(self.dtype, self.device, {"dtype": declared})
+
+    def _make_room(self, name: str, needed_mib: float) -> None:
+        if needed_mib > self.budget_mib:
+            raise OutOfMemoryError(
+                f"{name} needs {needed_mib:,.0f} MiB; the live model may use "
+                f"{self.budget_mib:,.0f}.",
+                "Start it with a larger --memory, or use --dtype bfloat16.",
+            )
+        if self.used_mib + needed_mib > self.budget_mib:
+            for held in self._models.values():
+                for text in held.texts.values():
+                    text.forget_states()
+        while self._models and self.used_mib + needed_mib > self.budget_mib:
+            _, oldest = self._models.popitem(last=False)
+            self._log(f"Freed {oldest.name}: the memory is needed for {name}.")
+        free_memory(self.device)
+
+    def clear(self) -> None:
+        """Free all models."""
+        self._models.clear()
+        free_memory(self.device)
+
+
+def _ids(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _state_of(folder: Path) -> tuple[Any, ...]:
+    """Return what changes when a checkpoint's files do."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
+    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory that no tensor uses any more back to the device and the system."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,182 @@
+"""Perplexity of one text for any set of skipped blocks, sharing what the sets have in common.
+
+The state after some blocks depends on nothing but which blocks ran: sets that keep the same blocks
+up to some depth share the state there. States are kept by the kept blocks so far, those of the
+dense model first, so that skipping late blocks costs little more than the head. The text is walked
+in chunks of windows, so an answer is good for the windows so far at any time, and a question that
+nobody waits for any more leaves what it has computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.blocks import BlockView, check_drop
+from core.errors import NotFiniteError
+from core.evaluate.perplexity import head_losses
+from core.importance.branches import make_batch
+from core.model import out_of_memory_explained
+
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+"""Tokens that go through a block together; on a CPU their activations should stay in the cache."""
+NARROW = 1024
+"""Up to this hidden size a CPU computes one chunk a core: threads inside of small products wait for
+one another longer than they compute, and on a busy machine many times longer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A perplexity over the first ``windows`` windows of a text."""
+
+    ppl: float
+    windows: int
+    predictions: int
+    block_passes: int
+    """Passes of a chunk through a block that were computed for it; 0 where all was known."""
+
+
+class WhatIf:
+    """One text before one model. Not for several threads at once."""
+
+    def __init__(
+        self, view: BlockView, windows: Sequence[Sequence[int]], room_bytes: float
+    ) -> None:
+        """Judge ``view`` by ``windows`` of equal length, keeping at most ``room_bytes`` of states.
+
+        Raises `DataError` for token ids outside the vocabulary.
+        """
+        self._view = view
+        ids = make_batch(windows, view).ids
+        tokens = ids.shape[1]
+        small = view.device.type == "cpu" and view.hidden_size <= NARROW
+        self._threads = torch.get_num_threads() if small else 1
+        rows = max(1, CHUNK_TOKENS.get(view.device.type, 1024) // tokens)
+        rows = min(rows, math.ceil(len(ids) / self._threads))
+        self._chunks = ids.split(rows)
+        self.windows, self._tokens = ids.shape
+        width = torch.finfo(view.dtype).bits // 8
+        self._state_bytes = ids.numel() * view.hidden_size * width
+        self._losses: dict[tuple[int, ...], list[list[float]]] = {}
+        self._states: list[OrderedDict[tuple[int, ...], Tensor]] = []
+        self._plan(int(room_bytes // max(1, self._state_bytes)))
+
+    def _plan(self, most: int) -> None:
+        """Decide how many states to keep: of the dense model at every n-th block, then others."""
+        blocks = len(self._view)
+        dense = min(blocks, max(0, most - most // 3))
+        self._every = math.ceil(blocks / dense) if dense else 0
+        self._others = max(0, min(blocks, most - dense))
+        self._states = [OrderedDict() for _ in self._chunks]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states that are kept now."""
+        return sum(s.nbytes for chunk in self._states for s in chunk.values())
+
+    def forget(self) -> None:
+        """Forget answers and states."""
+        self._losses.clear()
+        self.forget_states()
+
+    def forget_states(self) -> None:
+        """Free the states; answers stay."""
+        for chunk in self._states:
+            chunk.clear()
+
+    def answer(
+        self,
+        skip: Iterable[int],
+        on_part: Callable[[Answer], None] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Answer:
+        """Return the perplexity without the blocks of ``skip``.
+
+        ``on_part`` is told after every chunk how it stands; ``check`` is called before each block
+        and may raise to give up: what was computed so far is kept.
+
+        Raises:
+            PlanError: A block does not exist, or none would be left.
+            NotFiniteError: A loss is NaN or infinite.
+        """
+        dropped = check_drop(skip, len(self._view))
+        kept = tuple(b for b in range(len(self._view)) if b not in dropped)
+        losses = self._losses.setdefault(kept, [])
+        passes = 0
+        with out_of_memory_explained("measuring perplexity"):
+            for found, computed in self._chunk_losses(len(losses), kept, check):
+                losses.append(found)
+                passes += computed
+                if on_part:
+                    on_part(self._sum(losses, passes))
+        return self._sum(losses, passes)
+
+    def _chunk_losses(
+        self, first: int, kept: tuple[int, ...], check: Callable[[], None] | None
+    ) -> Iterable[tuple[list[float], int]]:
+        """Yield the losses of every chunk from ``first`` on, and the blocks run for it."""
+        numbers = range(first, len(self._chunks))
+
+        @torch.inference_mode()
+        def losses(number: int) -> tuple[list[float], int]:
+            hidden, computed = self._run(number, kept, check)
+            normed = self._view.final_norm(hidden)
+            return head_losses(self._view.model, normed, self._chunks[number]), computed
+
+        if self._threads == 1:
+            yield from map(losses, numbers)
+            return
+        with ThreadPoolExecutor(
+            self._threads, initializer=lambda: torch.set_num_threads(1)
+        ) as pool:
+            for at in range(0, len(numbers), self._threads):
+                yield from pool.map(losses, numbers[at : at + self._threads])
+
+    def _sum(self, losses: list[list[float]], passes: int) -> Answer:
+        every = [value for chunk in losses for value in chunk]
+        mean = math.fsum(every) / len(every)
+        if not math.isfinite(mean):
+            raise NotFiniteError(
+                "The loss of a window is NaN or infinite.", "Use --dtype float32 or bfloat16."
+            )
+        ppl = math.exp(mean) if mean < 709 else math.inf
+        return Answer(ppl, len(every), len(every) * (self._tokens - 1), passes)
+
+    def _run(
+        self, number: int, kept: tuple[int, ...], check: Callable[[], None] | None
+    ) -> tuple[Tensor, int]:
+        """Return the last block's output for one chunk, and how many blocks had to be run."""
+        states = self._states[number]
+        depth = next((d for d in range(len(kept), 0, -1) if kept[:d] in states), 0)
+        if depth:
+            hidden = states[kept[:depth]]
+            states.move_to_end(kept[:depth])
+        else:
+            hidden = self._view.embed(self._chunks[number])
+        for at in range(depth, len(kept)):
+            if check:
+                check()
+            hidden = self._view.run_block(kept[at], hidden)
+            self._keep(states, kept[: at + 1], hidden)
+        return hidden, len(kept) - depth
+
+    def _keep(
+        self, states: OrderedDict[tuple[int, ...], Tensor], prefix: tuple[int, ...], state: Tensor
+    ) -> None:
+        if not self._every or len(prefix) % self._every:
+            return
+        states[prefix] = state
+        others = [p for p in states if not _is_dense(p)]
+        for oldest in others[: max(0, len(others) - self._others)]:
+            del states[oldest]
+
+
+def _is_dense(prefix: tuple[int, ...]) -> bool:
+    """Whether these kept blocks are the model's first ones, none left out."""
+    return prefix[-1] == len(prefix) - 1

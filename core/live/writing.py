@@ -1,0 +1,241 @@
+"""Generated text, streamed token by token: stock ``generate`` with and without skipped blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from core.benchmark.generate import Clock
+from core.blocks import check_drop
+from core.errors import DataError, OptionError
+from core.live.protocol import Generate
+from core.live.store import MIB, Loaded
+from core.live.whatif import NARROW
+from core.model import dtype_name, out_of_memory_explained
+from core.prune.outlook import outlook
+
+Emit = Callable[..., None]
+
+
+class _Decoder:
+    """Turns one row's tokens into text piece by piece; holds back half of a character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0
+        self._from = 0
+
+    def add(self, token: int) -> str:
+        """Return the text that ``token`` adds.
+
+        Decoded with the tokens before it, as a token's space depends on them.
+        """
+        self._ids.append(token)
+        before = self._text(self._from, self._shown)
+        now = self._text(self._from, len(self._ids))
+        if now.endswith("\ufffd") or len(now) <= len(before):
+            return ""
+        self._from, self._shown = self._shown, len(self._ids)
+        return now[len(before) :]
+
+    def rest(self) -> str:
+        """Return what was held back."""
+        before = self._text(self._from, self._shown)
+        return self._text(self._from, len(self._ids))[len(before) :]
+
+    def _text(self, first: int, last: int) -> str:
+        return self._tokenizer.decode(self._ids[first:last], skip_special_tokens=True)
+
+
+class _Stream:
+    """What ``generate`` gives its tokens to: passes them on and notes the time."""
+
+    def __init__(self, tokenizer: Any, rows: int, eos: list[int], emit: Emit, clock: Clock) -> None:
+        self._decoders = [_Decoder(tokenizer) for _ in range(rows)]
+        self._eos, self._emit, self._clock = set(eos), emit, clock
+        self._prompt = True
+        self.ended = [False] * rows
+        self.tokens = [0] * rows
+        self.first: Any = None
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt [rows, tokens], then one token a row [rows]."""
+        if self._prompt:
+            self._prompt = False
+            return
+        if self.first is None:
+            self.first = self._clock.mark()
+        ids = value.tolist()
+        pieces = [self._piece(row, token) for row, token in enumerate(ids)]
+        self._emit("token", ids=ids, texts=pieces)
+
+    def _piece(self, row: int, token: int) -> str:
+        if self.ended[row]:
+            return ""
+        self.tokens[row] += 1
+        if token in self._eos:
+            self.ended[row] = True
+            return self._decoders[row].rest()
+        return self._decoders[row].add(token)
+
+    def end(self) -> None:
+        """Pass on what was held back."""
+        rest = ["" if e else d.rest() for d, e in zip(self._decoders, self.ended, strict=True)]
+        if any(rest):
+            self._emit("token", ids=[], texts=rest)
+
+
+def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
+    """Return the prompt's tokens; raises `DataError` or `OptionError` where it cannot be used."""
+    if not ask.prompt.strip():
+        raise DataError("The prompt is empty.", "Write a few words to continue.")
+    tokenizer = loaded.tokenizer
+    if ask.chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise OptionError(
+                f"The tokenizer of {loaded.name} has no chat template.", "Give the prompt plainly."
+            )
+        said = [{"role": "user", "content": ask.prompt}]
+        text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    else:
+        ids = tokenizer.encode(ask.prompt)
+    context = loaded.info.context
+    if context and len(ids) + ask.max_tokens > context:
+        room = context - len(ids)
+        way = f"Give --max-tokens {room} or fewer." if room > 0 else "Shorten the prompt."
+        raise OptionError(
+            f"{len(ids)} tokens of prompt and {ask.max_tokens} new ones are more than the model's "
+            f"context of {context}.",
+            way,
+        )
+    return list(ids)
+
+
+def _config(loaded: Loaded, ask: Generate) -> Any:
+    """Return the generation settings, and give them the model, which would add its own."""
+    from transformers import GenerationConfig
+
+    pad = loaded.tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=ask.max_tokens,
+        use_cache=True,
+        eos_token_id=loaded.eos or None,
+        pad_token_id=pad if pad is not None else (loaded.eos or [0])[0],
+        **_sampling(ask),
+    )
+    loaded.view.model.generation_config = config
+    return config
+
+
+def _sampling(ask: Generate) -> dict[str, Any]:
+    if not ask.temperature:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": ask.temperature,
+        "top_k": ask.top_k,
+        "top_p": ask.top_p,
+    }
+
+
+@contextlib.contextmanager
+def _threads_for(view: Any) -> Iterator[None]:
+    """Compute with one thread on a CPU while the model is narrow, see `NARROW`."""
+    threads = torch.get_num_threads()
+    if view.device.type == "cpu":
+        torch.set_num_threads(1 if view.hidden_size <= NARROW else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _weights(model: Any) -> dict[str, Any]:
+    """Return parameters and memory of the blocks that the model has now; tied ones count once."""
+    weights = list(model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in weights),
+        "weights_mib": sum(p.numel() * p.element_size() for p in weights) / MIB,
+    }
+
+
+@torch.inference_mode()
+def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Continue the prompt without the blocks of ``skip`` and return what was measured.
+
+    Events: ``begin`` (prompt tokens, parameters, memory), then ``token`` for every step with one
+    id and one piece of text a row. ``stop`` is asked before every token.
+
+    Raises:
+        PlanError: A block does not exist, or none would be left.
+        DataError | OptionError: The prompt or its length cannot be used.
+    """
+    view = loaded.view
+    dropped = sorted(check_drop(ask.skip, len(view)))
+    ids = prompt_ids(loaded, ask)
+    about: dict[str, Any] = {"device": str(view.device), "dtype": dtype_name(view.dtype)}
+    sizes: dict[str, Any] = {
+        "batch": ask.batch,
+        "context": len(ids) + ask.max_tokens,
+        "dtype": about["dtype"],
+    }
+    batch = torch.tensor([ids] * ask.batch, device=view.device)
+    with view.skip(dropped) as model, out_of_memory_explained("generating"), _threads_for(view):
+        about |= _weights(model)
+        about["cache_mib"] = outlook(loaded.info, dropped, **sizes).kv_bytes / MIB
+        about |= {"prompt_tokens": len(ids), "blocks": len(view.blocks)}
+        emit("begin", **about)
+        if not loaded.warm:
+            model.generate(batch[:1], max_new_tokens=2, pad_token_id=0)
+            loaded.warm = True
+        return about | _timed(loaded, ask, batch, emit, stop, about["weights_mib"])
+
+
+def _timed(
+    loaded: Loaded,
+    ask: Generate,
+    batch: torch.Tensor,
+    emit: Emit,
+    stop: Callable[[], bool],
+    weights_mib: float,
+) -> dict[str, Any]:
+    """Generate and return tokens, times, and on CUDA the peak memory of this model alone."""
+    device = batch.device
+    cuda = device.type == "cuda"
+    config = _config(loaded, ask)
+    before = torch.cuda.memory_allocated(device) if cuda else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    clock = Clock(device)
+    stream = _Stream(loaded.tokenizer, len(batch), loaded.eos, emit, clock)
+
+    def ended(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.full((given.shape[0],), stop(), dtype=torch.bool, device=device)
+
+    torch.manual_seed(ask.seed)
+    clock.wait()
+    start = clock.mark()
+    loaded.view.model.generate(
+        batch,
+        attention_mask=torch.ones_like(batch),
+        generation_config=config,
+        streamer=stream,
+        stopping_criteria=[ended],
+    )
+    end = clock.mark()
+    clock.wait()
+    seconds, tokens = clock.between_s(start, end), sum(stream.tokens)
+    grown = torch.cuda.max_memory_allocated(device) - before if cuda else 0
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "first_token_s": clock.between_s(start, stream.first) if stream.first else None,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "ended": all(stream.ended),
+        "peak_mib": weights_mib + grown / MIB if cuda else None,
+    }
