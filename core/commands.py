@@ -118,6 +118,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=180.0,
         ),
         Command(
+            "demo",
+            "core.recipes.demo_command",
+            "DemoSpec",
+            "The short recipes on the bundled checkpoint.",
+            grace_s=180.0,
+        ),
+        Command(
             "jobs", "core.jobs_command", "JobsSpec", "List, show and cancel runs.", is_run=False
         ),
     )

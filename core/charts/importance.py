@@ -240,7 +240,7 @@ def taylor_heatmap(
         x=[block for _, block in cells],
         y=[module for module, _ in cells],
         mode="markers",
-        customdata=[[block, float(table.at[module, block])] for module, block in cells],
+        customdata=[[block, table.at[module, block]] for module, block in cells],
         marker={"symbol": "square", "size": 18, "opacity": 0},
         selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},

@@ -5,47 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 from core.importance.agreement import spearman
+from core.importance.criteria import LABELS
+from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 CHEAP = 1.15
 """A block is called cheap where the perplexity without it is at most this many times dense."""
+OTHERS = ("taylor", "magnitude", "block_influence")
 
 
 def steps(spec: Any) -> list[Step]:
     """One importance run with all metrics."""
-    options = {"checkpoint": spec.checkpoint, "calibration": spec.data or "demo"}
-    return [Step("scores", "importance", options)]
+    return [parts.scored(spec)]
 
 
 def factors(chain: Chain) -> list[float]:
     """Return the perplexity without each block over the dense one."""
-    dense = float(chain.json("scores")["dense_ppl"])
-    return [float(row["ppl"]) / dense for row in chain.rows("scores", "blocks.csv")]
+    dense = float(chain.json(parts.SCORES)["dense_ppl"])
+    return [float(row["ppl"]) / dense for row in chain.rows(parts.SCORES, "blocks.csv")]
 
 
 def verdict(chain: Chain) -> Verdict:
     """Say which blocks hardly matter, which matter most, and whether the criteria agree."""
-    found, summary = factors(chain), chain.json("scores")
-    rows = chain.rows("scores", "blocks.csv")
+    found, summary = factors(chain), chain.json(parts.SCORES)
+    rows = chain.rows(parts.SCORES, "blocks.csv")
     worst = max(range(len(found)), key=found.__getitem__)
+    best = min(range(len(found)), key=found.__getitem__)
     cheap = [block for block, factor in enumerate(found) if factor <= CHEAP]
-    order = sorted(range(len(found)), key=found.__getitem__)
-    names = ", ".join(map(str, cheap)) or "none"
+    names = f": {', '.join(map(str, cheap))}" if cheap else ""
     agreement = {
         name: spearman([float(r["ppl"]) for r in rows], [float(r[name]) for r in rows])
-        for name in ("taylor", "magnitude", "block_influence")
+        for name in OTHERS
     }
     closest = max(agreement, key=lambda name: agreement[name])
     return Verdict(
-        f"{len(cheap)} of {len(found)} blocks can go alone for at most {CHEAP:.2f} x of the "
-        f"perplexity ({names}); without block {worst} it is {found[worst]:.1f} x.",
+        f"{len(cheap)} of {len(found)} blocks can go alone for at most {CHEAP:.2f} x the dense "
+        f"perplexity{names}. Without block {worst} it is {found[worst]:.1f} x.",
         (
-            f"The cheapest block is {order[0]}: {found[order[0]]:.3f} x of a dense perplexity of "
+            f"The cheapest is block {best}: {found[best]:.3f} x a dense perplexity of "
             f"{summary['dense_ppl']:.3f}.",
-            f"Of the other criteria {closest.replace('_', ' ')} agrees best with perplexity "
+            f"Of the other criteria {LABELS[closest]} orders the blocks most like perplexity "
             f"(rank correlation {agreement[closest]:.2f}).",
-            f"Measured on {summary['device']} in {summary['dtype']}, {summary['samples']} rows of "
-            f"{summary['length']} tokens of {summary['calibration']}, seed {summary['seed']}.",
+            parts.measured_on(summary),
         ),
         {"dense_ppl": summary["dense_ppl"], "factors": found, "rank_agreement": agreement},
     )

@@ -1,0 +1,56 @@
+"""``demo``: the short recipes on the bundled checkpoint, with their verdicts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from core import recipes
+from core.recipes.chain import Chain, Step
+from core.recipes.command import RecipeSpec, summary
+from core.run import Run
+from core.spec import DeviceOptions, option
+
+SHORT = ("importance", "drop-one", "restore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpec(DeviceOptions):
+    """Score, drop, measure and restore on the bundled checkpoint, in about two minutes."""
+
+    out: str = option(help="Folder of the demonstration; every step gets a folder in it.")
+
+
+def steps(spec: RecipeSpec) -> list[Step]:
+    """Return the steps of all short recipes, each once: they share the scores."""
+    found: dict[str, Step] = {}
+    for name in SHORT:
+        for step in recipes.get(name).steps(spec):
+            found.setdefault(step.name, step)
+    return list(found.values())
+
+
+def run(spec: DemoSpec, run: Run) -> dict[str, Any]:
+    """Carry out the steps that are not done yet; write and return the verdicts."""
+    began = time.perf_counter()
+    inner = RecipeSpec(
+        name=SHORT[0], checkpoint="demo", out=spec.out, device=spec.device, dtype=spec.dtype
+    )
+    chain = Chain(inner, run.dir, run.progress)
+    chain.run(steps(inner))
+    verdicts = []
+    for name in SHORT:
+        recipe = recipes.get(name)
+        found = {"recipe": name, "title": recipe.title, **summary(recipe.verdict(chain))}
+        run.progress.log(f"{recipe.title}: {found['verdict']}")
+        for line in found["findings"]:
+            run.progress.log(f"  {line}")
+        verdicts.append(found)
+    result = {
+        "checkpoint": "demo",
+        "verdicts": verdicts,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    run.write_json("summary.json", result)
+    return result

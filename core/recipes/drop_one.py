@@ -1,0 +1,86 @@
+"""Recipe ``drop-one``: drop the block that matters least, and measure what that pays and costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.compare.speed import Speed, speed_up
+from core.recipes import parts
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+NAME = "without-one"
+OUTPUT = 64
+CPU_SECONDS = 20.0
+
+
+def steps(spec: Any) -> list[Step]:
+    """Score, drop the cheapest block by perplexity, judge both models, and time both."""
+    return [
+        parts.scored(spec),
+        *parts.cut(spec, NAME, "ppl", count=1),
+        parts.judged(spec, "dense"),
+        parts.judged(spec, NAME),
+        Step("speed", "benchmark", lambda chain: timing(chain, NAME)),
+    ]
+
+
+def timing(chain: Chain, *names: str) -> dict[str, Any]:
+    """Return the options of a benchmark of the dense model and the steps ``names``."""
+    on_cpu = chain.spec.device in ("auto", "cpu")
+    return {
+        "checkpoints": (chain.spec.checkpoint, *(str(chain.dir(name)) for name in names)),
+        "batch_sizes": (1,),
+        "output_tokens": (min(OUTPUT, parts.context(chain.spec) // 2),),
+        "time_limit_s": CPU_SECONDS if on_cpu else None,
+    }
+
+
+def speeds(chain: Chain, step: str) -> list[Speed]:
+    """Return the speed-up of every variant of a benchmark over its first one, at batch size 1."""
+    names = [v["name"] for v in chain.json(step)["variants"]]
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for row in chain.rows(step, "runs.csv"):
+        if row["batch_size"] == "1":
+            visits = times[row["variant"]]
+            visits.setdefault(row["visit"], []).append(float(row["latency_s"]))
+    return [speed_up(times[names[0]], times[name]) for name in names[1:]]
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say what one block less pays (parameters, speed) and costs (perplexity)."""
+    record = chain.json(NAME, "pruning.json")
+    (speed,) = speeds(chain, "speed")
+    dense, pruned = (parts.perplexity(chain, name) for name in ("dense", NAME))
+    (block,) = record["dropped"]
+    text = (
+        f"Without block {block} the model has {record['ratio']:.1%} fewer parameters and runs at "
+        f"{speed}; its perplexity on held-out text is {pruned / dense:.3f} x dense."
+    )
+    expected = record["blocks_before"] / record["blocks_after"]
+    device = chain.json("speed").get("device", "this device")
+    return Verdict(
+        text,
+        (
+            f"Perplexity {dense:.4g} dense, {pruned:.4g} without the block.",
+            f"If blocks were all that takes time, it would run at {expected:.2f} x "
+            "(worked out, not measured).",
+            f"Timed on {device}, one prompt at a time.",
+        ),
+        {
+            "block": block,
+            "ratio": record["ratio"],
+            "ppl_dense": dense,
+            "ppl": pruned,
+            "speedup": speed.factor,
+            "noise": speed.noise,
+        },
+    )
+
+
+RECIPE = Recipe(
+    "drop-one",
+    "Drop one block",
+    "Drops the block that perplexity misses least, and measures speed and quality.",
+    steps,
+    verdict,
+)
