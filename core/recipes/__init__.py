@@ -15,7 +15,17 @@ from core.errors import OptionError
 if TYPE_CHECKING:
     from core.recipes.chain import Recipe
 
-NAMES: tuple[str, ...] = ("importance", "ablation", "stability", "domain", "cpt-lora")
+NAMES: tuple[str, ...] = (
+    "importance",
+    "drop-one",
+    "restore",
+    "depth-vs-width",
+    "paper-table",
+    "ablation",
+    "stability",
+    "domain",
+    "cpt-lora",
+)
 """Recipes in the order in which pages offer them."""
 
 
