@@ -1,0 +1,46 @@
+"""Findings: what the figures of a run or a study mean, in plain words, and what to try.
+
+Pure functions from tables to `Finding`: nothing is computed anew, nothing is loaded, no torch.
+
+of_run(folder)            an importance run: criteria that disagree, too few calibration rows
+of_study(study, ...)      variants: large drop, memory still too large, gains below the noise
+"""
+
+from __future__ import annotations
+
+from core.compare.measured import Cell
+from core.findings.cost import CELL, gain_below_noise, memory_too_large
+from core.findings.finding import Finding
+from core.findings.quality import large_drop
+from core.findings.scores import of_run
+from core.study import Benchmark, Protocol, Study
+
+__all__ = ["Finding", "of_run", "of_study"]
+
+
+def of_study(
+    study: Study,
+    protocol: Protocol | None = None,
+    bench: Benchmark | None = None,
+    *,
+    cell: Cell | None = None,
+    budget_mib: float | None = None,
+    where: str = "the budget",
+) -> list[Finding]:
+    """Return what a study shows.
+
+    Args:
+        study: What is known of a dense checkpoint and its variants.
+        protocol: By which perplexity is judged; the study's first one where none is given.
+        bench: The benchmark run looked at; the newest where none is given.
+        cell: The point of its grid; the smallest batch where none is given.
+        budget_mib: Memory that there is; nothing is said about memory without it.
+        where: What has that memory, as ``cuda:0``.
+    """
+    bench = bench or next(iter(study.benchmarks), None)
+    found = (
+        large_drop(study, protocol),
+        memory_too_large(study, budget_mib, where, cell or CELL) if budget_mib else None,
+        gain_below_noise(study, bench, cell) if bench else None,
+    )
+    return [f for f in found if f]

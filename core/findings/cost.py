@@ -1,0 +1,166 @@
+"""Findings of a study about cost: memory that is still too large, speed that is only noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.benchmark.analytic import memory_bytes, without
+from core.checkpoint import DTYPE_BYTES
+from core.compare.measured import Cell, cell_of
+from core.compare.speed import Speed, speed_up
+from core.findings.finding import Finding, listed
+from core.study import Benchmark, Study, Variant, info_of, read_rows
+
+GIB = 2**30
+CELL: Cell = (1, 12, 128)
+"""Batch, input and output tokens that memory is worked out for where nothing was measured."""
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def memory_too_large(
+    study: Study, budget_mib: float, where: str = "the budget", cell: Cell = CELL
+) -> Finding | None:
+    """Return a finding where not even the smallest checkpoint of a study keeps to ``budget_mib``.
+
+    Measured peaks at ``cell`` count; where there is none the memory is worked out from shapes.
+    """
+    needs = {v.id: _need(study, v, cell) for v in study.variants if v.kind != "other"}
+    known = [(need[0], v, need[1]) for v in study.variants if (need := needs.get(v.id))]
+    if not known:
+        return None
+    least, smallest, kind = min(known, key=lambda x: x[0])
+    if least <= budget_mib:
+        return None
+    batch, _, output = cell
+    return Finding(
+        "memory",
+        f"Still too large: {smallest.label}, the smallest checkpoint of this study, needs "
+        f"{size(least)} ({kind}) at batch {batch} with {output} new tokens, and {where} has "
+        f"{size(budget_mib)}.",
+        {f"{v.label} ({how})": size(mib) for mib, v, how in sorted(known, key=lambda x: x[0])}
+        | {where: size(budget_mib)},
+        _fit(study, budget_mib, cell),
+    )
+
+
+def size(mib: float) -> str:
+    """Return memory in MiB or GiB."""
+    return f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
+
+
+def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | None:
+    """Return a checkpoint's memory in MiB at a point and how it is known; None where unknown."""
+    peaks = [
+        float(p["peak_memory_mib"])
+        for b in study.benchmarks
+        for p in b.points
+        if p["id"] == variant.id and cell_of(p) == cell and p.get("peak_memory_mib")
+    ]
+    if peaks:
+        return peaks[0], "measured"
+    info = info_of(variant)
+    if info is None:
+        return None
+    return memory_bytes(info, *cell, _dtype(info.dtype))["total"] / 2**20, "estimated"
+
+
+def _dtype(name: str) -> str:
+    return name if name in DTYPE_BYTES else "float32"
+
+
+def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
+    """Say how many blocks of the dense model would have to go, or that precision must fall."""
+    info = info_of(study.dense)
+    lower = "Use a lower precision or a quantised model"
+    if info is None:
+        return f"Remove more blocks. {lower} where quality allows no more."
+    dtype = _dtype(info.dtype)
+    whole = memory_bytes(info, *cell, dtype)["total"]
+    block = whole - memory_bytes(without(info, (info.blocks - 1,)), *cell, dtype)["total"]
+    count = math.ceil((whole - budget_mib * 2**20) / block)
+    halved = " (bfloat16 halves the weights)" if dtype == "float32" else ""
+    if count >= info.blocks:
+        return f"Removing blocks alone will not do. {lower}{halved}, or a smaller batch."
+    return (
+        f"Remove about {count} of the {info.blocks} blocks (estimated). {lower}{halved}, or a "
+        "smaller batch, where that costs too much quality."
+    )
+
+
+# ------------------------------------------------------------------------------------------- noise
+
+
+def gain_below_noise(study: Study, bench: Benchmark, cell: Cell | None = None) -> Finding | None:
+    """Return a finding where smaller checkpoints are not faster than the dense one beyond noise.
+
+    ``cell``: the point of the grid; the smallest batch with the longest output where none is
+    given. The noise is that of the single runs and of repeated visits.
+    """
+    cell = cell or _reference(bench, study)
+    if cell is None:
+        return None
+    speeds = speeds_at(study, bench, cell)
+    flat = {name: speed for name, speed in speeds.items() if speed.factor - 1 <= speed.noise}
+    if not flat:
+        return None
+    batch, _, output = cell
+    said = listed([f"{name} ({s.factor:.2f} x, noise {s.noise:.0%})" for name, s in flat.items()])
+    slower = all(1 - s.factor > s.noise for s in flat.values())
+    verb = "is" if len(flat) == 1 else "are"
+    return Finding(
+        "noise",
+        f"At batch {batch} with {output} new tokens {said} {verb} "
+        + ("slower than" if slower else "not faster beyond the noise than")
+        + " the dense model.",
+        {f"{name}, times dense": f"{s.factor:.3f} (noise {s.noise:.1%})"
+         for name, s in speeds.items()} | {"run": bench.id},
+        "Remove whole blocks rather than width, or more of them."
+        if slower
+        else "Measure again with more --runs and --visits while nothing else runs. Where that "
+        "changes nothing there is no gain: remove more, or whole blocks rather than width.",
+    )  # fmt: skip
+
+
+def _reference(bench: Benchmark, study: Study) -> Cell | None:
+    cells = [cell_of(p) for p in bench.points if p["id"] == study.dense.id and not p["oom"]]
+    return min(cells, key=lambda c: (c[0], -c[2]), default=None)
+
+
+def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
+    """Return by label how fast each smaller checkpoint is beside the dense one, with its noise.
+
+    From the single runs of runs.csv, by visit; where they are missing from mean and deviation.
+    """
+    labels = {v.id: v.label for v in study.variants if v.kind in ("depth", "width") and v.ratio}
+    ids = {str(p["variant"]): p["id"] for p in bench.points}
+    times: dict[str, dict[str, list[float]]] = {}
+    for row in read_rows(bench.record.path / "runs.csv"):
+        if cell_of(row) == cell and row.get("latency_s"):
+            visits = times.setdefault(ids.get(str(row["variant"]), ""), {})
+            visits.setdefault(str(row["visit"]), []).append(float(row["latency_s"]))
+    points = {p["id"]: p for p in bench.points if cell_of(p) == cell and not p["oom"]}
+    dense = study.dense.id
+    found = {}
+    for name, label in labels.items():
+        if name in times and dense in times:
+            found[label] = speed_up(times[dense], times[name])
+        elif speed := _from_points(points.get(dense), points.get(name)):
+            found[label] = speed
+    return found
+
+
+def _from_points(dense: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> Speed | None:
+    """Return a speed from mean and standard deviation: two standard errors of each, added up."""
+    if not dense or not own or not dense.get("latency_s_mean") or not own.get("latency_s_mean"):
+        return None
+    shares: Sequence[float] = [
+        2 * float(p.get("latency_s_std") or 0) / float(p["latency_s_mean"]) / p["runs"] ** 0.5
+        for p in (dense, own)
+        if p.get("runs")
+    ]
+    factor = float(dense["latency_s_mean"]) / float(own["latency_s_mean"])
+    return Speed(factor, sum(s**2 for s in shares) ** 0.5)

@@ -1,0 +1,36 @@
+"""What a finding is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run or a study shows and that its reader should know."""
+
+    key: str
+    """large-drop, criteria-disagree, calibration-small, memory or noise."""
+    sentence: str
+    """What was found, in plain words, with its figures."""
+    evidence: Mapping[str, Any]
+    """The figures behind the sentence: what -> number or text."""
+    try_next: str
+    """What to do about it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as plain JSON values."""
+        return {
+            "key": self.key,
+            "sentence": self.sentence,
+            "evidence": dict(self.evidence),
+            "try_next": self.try_next,
+        }
+
+
+def listed(names: list[str]) -> str:
+    """Return names as people list them: a, b and c."""
+    *first, last = names or [""]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,109 @@
+"""Finding of a study: a variant that lost much of its quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.compare.candidates import Candidate, candidates
+from core.findings.finding import Finding
+from core.prune.plan import default_protection
+from core.study import Protocol, Study
+
+LARGE = 1.5
+"""Times the dense perplexity. Published width baselines of LLaMA-7B at 20 % without retraining lie
+between 1.16 (FLAP) and 1.75 (Wanda-sp)."""
+BETTER = 0.95
+"""Another way of the same size counts as better below this share of the perplexity."""
+NEAR = 0.02
+"""Ratios this close are the same size."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One checkpoint and how many times the dense perplexity it has."""
+
+    candidate: Candidate
+    times: float
+    ppl: float
+
+
+def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None:
+    """Return a finding where a pruned checkpoint has far more than the dense perplexity.
+
+    A checkpoint that retraining has brought back below the limit is left out. ``protocol``: by
+    which perplexity is judged; the study's first one where none is given.
+    """
+    protocol = protocol or next(iter(study.protocols), None)
+    found = candidates(study, protocol) if protocol else []
+    dense = next((c.ppl for c in found if c.kind == "dense"), None)
+    if not dense or protocol is None:
+        return None
+    lost = [
+        Loss(c, c.ppl / dense, c.ppl)
+        for c in found
+        if c.kind in ("depth", "width") and c.ppl and not c.is_plan
+    ]
+    mended = {x.candidate.parent for x in lost if x.candidate.retrained and x.times < LARGE}
+    large = [x for x in lost if x.times >= LARGE and x.candidate.key not in mended]
+    if not large:
+        return None
+    worst = max(large, key=lambda x: x.times)
+    others = len(large) - 1
+    also = f" So {'has' if others == 1 else 'have'} {others} other{'s' * (others > 1)}."
+    ratio = worst.candidate.ratio
+    size = f" with {ratio:.0%} of the parameters removed" if ratio else ""
+    return Finding(
+        "large-drop",
+        f"{worst.candidate.label} has lost much: perplexity {worst.ppl:.4g}, {worst.times:.2f} "
+        f"times that of the dense model ({dense:.4g}){size}.{also if others else ''}",
+        {f"{x.candidate.label}, times dense": round(x.times, 3) for x in large}
+        | {"measured by": protocol.label},
+        " ".join(_advice(worst, found, study)),
+    )
+
+
+def _advice(worst: Loss, found: Sequence[Candidate], study: Study) -> list[str]:
+    """Say what may help: another criterion, more protection, fewer blocks, retraining."""
+    mine = worst.candidate
+    said = []
+    same_size = [
+        c
+        for c in found
+        if c.ppl
+        and c.kind in ("depth", "width")
+        and abs((c.ratio or 0) - (mine.ratio or 0)) <= NEAR
+        and c.ppl < BETTER * worst.ppl
+    ]
+    if same_size:
+        best = min(same_size, key=lambda c: c.ppl or 0)
+        said.append(f"{best.label} of the same size has perplexity {best.ppl:.4g}: take that.")
+    elif mine.kind == "depth":
+        said.append("Compare criteria: a curve shows which order of blocks costs least.")
+    exposed = _exposed(mine, study)
+    if exposed:
+        blocks = "Block" if len(exposed) == 1 else "Blocks"
+        names = ", ".join(map(str, exposed))
+        verb = "is" if len(exposed) == 1 else "are"
+        said.append(f"{blocks} {names} {verb} usually protected: protect more.")
+    if not mine.retrained:
+        said.append("Retrain it, or remove less.")
+    else:
+        said.append("Train it longer or by continued pretraining, or remove less.")
+    return said
+
+
+def _exposed(candidate: Candidate, study: Study) -> list[int]:
+    """Return the dropped blocks that the default protection would have kept."""
+    blocks = _blocks(study)
+    if candidate.kind != "depth" or not blocks:
+        return []
+    first, last = default_protection(blocks)
+    return sorted(b for b in candidate.dropped if b < first or b >= blocks - last)
+
+
+def _blocks(study: Study) -> int | None:
+    from core.study import info_of
+
+    info = info_of(study.dense)
+    return info.blocks if info else None

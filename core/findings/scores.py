@@ -1,0 +1,170 @@
+"""Findings of one importance run: criteria that disagree, and too small a calibration set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from core import workspace
+from core.findings.certainty import SURE, Certainty, certainty
+from core.findings.finding import Finding, listed
+from core.importance.agreement import spearman
+from core.importance.criteria import COLUMNS
+from core.prune.plan import default_protection
+from core.study import criterion_label, read_rows
+
+Rows = Sequence[Mapping[str, Any]]
+SHARE = 0.2
+"""Share of the blocks that is looked at as the ones to remove: the paper's moderate pruning."""
+AGREE = 0.5
+"""Rank correlation from which two criteria count as agreeing."""
+FEWEST = 4
+"""Blocks that a rank correlation needs to mean something."""
+ALIKE = 1.01
+"""Perplexities within this factor of each other cost the same for practical purposes."""
+
+
+def of_run(folder: Path) -> list[Finding]:
+    """Return what an importance run's files show; nothing where it has left none."""
+    blocks = read_rows(folder / "blocks.csv")
+    summary = workspace.read_json(folder / "summary.json") or {}
+    if not blocks:
+        return []
+    protected = protected_of(len(blocks))
+    found = (
+        criteria_disagree(blocks, protected),
+        calibration_small(read_rows(folder / "samples.csv"), protected, summary),
+    )
+    return [f for f in found if f]
+
+
+def protected_of(blocks: int) -> list[int]:
+    """Return the first and last blocks that are protected by default."""
+    first, last = default_protection(blocks)
+    return [*range(first), *range(blocks - last, blocks)]
+
+
+def removed_first(blocks: int) -> int:
+    """Return how many of ``blocks`` make up the share that is looked at, at least one."""
+    return max(1, round(SHARE * blocks))
+
+
+def criteria_disagree(blocks: Rows, protected: Sequence[int] = ()) -> Finding | None:
+    """Return a finding where two criteria of blocks.csv order the removable blocks differently."""
+    rows = [r for r in blocks if r["block"] not in set(protected)]
+    if len(rows) < FEWEST:
+        return None
+    scored = {c: values for c in COLUMNS if (values := _ranked(rows, c))}
+    pairs = {
+        (a, b): spearman(scored[a], scored[b]) for a, b in combinations(scored, 2)
+    }  # fmt: skip
+    apart = sorted((rho, pair) for pair, rho in pairs.items() if rho < AGREE)
+    if not apart:
+        return None
+    rho, (a, b) = apart[0]
+    count = removed_first(len(blocks))
+    firsts = [_first(rows, scored[c], count) for c in (a, b)]
+    same = len(set(firsts[0]) & set(firsts[1]))
+    one, two = criterion_label(a), criterion_label(b)
+    return Finding(
+        "criteria-disagree",
+        f"{one} and {two} order the blocks differently: rank correlation {rho:.2f} over the "
+        f"{len(rows)} blocks that may go, and of the {count} that each would remove first "
+        f"{same or 'none'} {'are' if same > 1 else 'is'} the same.",
+        {f"rank correlation of {criterion_label(x)} and {criterion_label(y)}": round(r, 3)
+         for r, (x, y) in apart}
+        | {f"first {count} by {name}": ", ".join(map(str, first))
+           for name, first in zip((one, two), firsts, strict=True)},
+        f"Let measured perplexity decide: run the curve with --criteria {COLUMNS[a]},{COLUMNS[b]} "
+        "and take the order whose perplexity stays lower.",
+    )  # fmt: skip
+
+
+def _ranked(rows: Rows, column: str) -> list[float]:
+    """Return a criterion's scores, none where one is missing, or all are the same."""
+    values = [r.get(column) for r in rows]
+    known = [float(v) for v in values if isinstance(v, (int, float)) and not math.isnan(v)]
+    return known if len(known) == len(rows) and len(set(known)) > 1 else []
+
+
+def _first(rows: Rows, values: Sequence[float], count: int) -> list[int]:
+    order = sorted(range(len(rows)), key=values.__getitem__)
+    return [int(rows[at]["block"]) for at in order[:count]]
+
+
+def calibration_small(
+    samples: Rows, protected: Sequence[int] = (), summary: Mapping[str, Any] | None = None
+) -> Finding | None:
+    """Return a finding where other calibration rows might well remove other blocks.
+
+    ``samples``: rows of samples.csv. The set of blocks that goes first must be the same in 95 % of
+    the resamples; one row says nothing about that.
+    """
+    blocks = {int(r["block"]) for r in samples if int(r["block"]) >= 0}
+    if not blocks:
+        return None
+    asked = (summary or {}).get("samples")
+    found = certainty(samples, protected)
+    if found is None:
+        return _one_row(samples)
+    count = min(removed_first(len(blocks)), len(found.order) - 1)
+    share = found.set_share[count - 1]
+    if share >= SURE:
+        return None
+    return _uncertain(found, count, share, int(asked or found.rows))
+
+
+def _one_row(samples: Rows) -> Finding | None:
+    if len({r["sample"] for r in samples}) > 1:
+        return None  # rows are there, but losses are not finite: another matter
+    return Finding(
+        "calibration-small",
+        "The blocks were scored on a single calibration row, so nothing tells how far their order "
+        "depends on it.",
+        {"calibration rows": 1},
+        "Score again with --samples 10 or more.",
+    )
+
+
+def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding:
+    first, gap = found.order[:count], found.gaps[count - 1]
+    sure = [str(b) for b in found.certain]
+    ranks = f"certain {'are' if len(sure) > 1 else 'is'} only the place{'s' * (len(sure) > 1)} of "
+    said = f"{ranks}block{'s' * (len(sure) > 1)} {listed(sure)}" if sure else "no place is certain"
+    evidence: dict[str, Any] = {
+        "calibration rows": found.rows,
+        f"the first {count}": ", ".join(map(str, first)),
+        f"resamples with the same first {count}": f"{share:.0%}",
+    }
+    for at in range(min(len(found.order), count + 3)):
+        low, high = found.rank_range[at]
+        text = f"{low}" if low == high else f"{low} to {high}"
+        evidence[f"place of block {found.order[at]} in 90 % of resamples"] = text
+    return Finding(
+        "calibration-small",
+        f"{found.rows} calibration rows do not settle which {count} of the blocks go first: with "
+        f"other rows of this text it would be the same {_set(count)} in {share:.0%} of the cases; "
+        f"{said}.",
+        evidence,
+        _advice(found, count, gap, rows),
+    )
+
+
+def _set(count: int) -> str:
+    return "one" if count == 1 else f"{count}"
+
+
+def _advice(found: Certainty, count: int, gap: float, rows: int) -> str:
+    """Say how many rows it would take, or that it does not matter which block goes."""
+    inside, outside = found.order[count - 1], found.order[count]
+    if gap < ALIKE:
+        return (
+            f"Blocks {inside} and {outside} cost nearly the same (perplexity differs by "
+            f"{gap - 1:.2%}), so either will do; to be sure score with --samples {2 * rows}."
+        )
+    needed = found.rows_needed[count - 1]
+    more = max(2 * rows, round(needed) if math.isfinite(needed) else 4 * rows)
+    return f"Score again with --samples {min(more, 1000)}: blocks {inside} and {outside} are close."
