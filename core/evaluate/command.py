@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import checkpoint, data
 from core.errors import OptionError
+from core.evaluate import estimate as work
 from core.evaluate import known, suites
 from core.spec import DeviceOptions, option
 
@@ -69,6 +70,46 @@ def _check(spec: EvaluateSpec, info: CheckpointInfo) -> None:
             f"{info.context}.",
             f"Give {info.context} or fewer.",
         )
+
+
+def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
+    """Return the estimated operations, memory and time; null where data must be fetched first."""
+    folder = checkpoint.resolve(spec.checkpoint, allow_config_only=True)
+    info = checkpoint.inspect(folder)
+    _check(spec, info)
+    tasks = suites.expand(spec.tasks)
+    suites.find(tasks, spec.task_dir)
+    texts: list[dict[str, Any]] = []
+    for source in spec.perplexity:
+        data.describe(source)
+        tokens = work.text_tokens(source, folder)
+        for window in spec.window:
+            flops = None if tokens is None else work.perplexity_flops(info, tokens, window)
+            texts.append({"source": source, "window": window, "tokens": tokens, "flops": flops})
+    asked: list[dict[str, Any]] = [
+        {
+            "task": t,
+            "flops": work.task_flops(info, t, spec.limit, folder, each_block=spec.each_block),
+        }
+        for t in tasks
+    ]
+    parts = [part["flops"] for part in (*texts, *asked)]
+    flops = None if None in parts else sum(parts)
+    pace = work.rate(spec.device)
+    dtype = info.dtype if spec.dtype == "auto" else spec.dtype
+    memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
+    return {
+        "checkpoint": spec.checkpoint,
+        "perplexity": texts,
+        "tasks": asked,
+        "bos": spec.bos,
+        "limit": spec.limit,
+        "flops": flops,
+        "memory_mib": round(memory, 1),
+        "seconds": flops / pace if flops and pace else None,
+        "kind": "estimated",
+        "seconds_from": "the rate of the last run in this workspace" if flops and pace else None,
+    }
 
 
 class Session:
@@ -135,6 +176,14 @@ def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
     return compute_dtype(device, dtype) if name == "auto" else dtype
 
 
+def _rate(session: Session, measured: list[Any]) -> float | None:
+    """Return operations a second over the texts that were measured here."""
+    own = [text for text in measured if text.reused_from is None]
+    flops = sum(work.forward_flops(session.info, t.windows, t.window) for t in own)
+    spent = sum(text.seconds for text in own)
+    return flops / spent if flops and spent else None
+
+
 def run(spec: EvaluateSpec, run: Run) -> None:
     """Measure what is asked for and write the files of the contract."""
     from core import model as models
@@ -165,6 +214,7 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "tasks": [task.summary() for task in asked],
             "skills": [task.summary() for task in skills],
             "limit": spec.limit,
+            "flops_per_s": _rate(session, measured),
             "seconds": round(time.perf_counter() - began, 3),
             "device": str(session.device),
             "dtype": models.dtype_name(session.dtype),

@@ -1,0 +1,89 @@
+"""What an evaluation will take, from headers and the text alone; no torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from core import data, workspace
+from core.checkpoint import CheckpointInfo
+from core.demo import DATA
+from core.evaluate.suites import DEMO
+from core.importance.estimate import block_flops, head_flops
+
+ACTIVATIONS_MIB = 128.0
+"""Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
+STATE_MIB = {"cpu": 64.0, "cuda": 2048.0, "mps": 512.0}
+"""States of all variants when each block is left out (`core.evaluate.block_tasks`)."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
+    """Return the operations of one pass over ``rows`` rows of ``tokens`` tokens."""
+    blocks = sum(block_flops(info, block, rows, tokens) for block in range(info.blocks))
+    return blocks + head_flops(info, rows, tokens)
+
+
+def text_tokens(source: str, folder: Path) -> int | None:
+    """Return how many tokens a text has for a checkpoint; None where that takes a download."""
+    if source.startswith("hub:") or source in data.PRESETS:
+        return None
+    stamp = "" if source == "demo" else str(Path(source).expanduser().stat().st_mtime_ns)
+    return _count(source, folder / "tokenizer.json", stamp)
+
+
+@functools.lru_cache(maxsize=64)
+def _count(source: str, tokenizer: Path, _: str) -> int:
+    kind = data.kind_of(source)
+    if kind == "input_ids":
+        return sum(len(row["input_ids"]) for row in data.rows_of(source))
+    if kind == "instruction":
+        text = "\n".join("\n".join(row.values()) for row in data.instruction_rows(source))
+    else:
+        text = data.evaluation_stream(source)
+    if not tokenizer.is_file():
+        return len(text) // 4
+    from tokenizers import Tokenizer
+
+    return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False).ids)
+
+
+def perplexity_flops(info: CheckpointInfo, tokens: int, window: int) -> float:
+    """Return the operations of a text's windows."""
+    return forward_flops(info, tokens // window, window)
+
+
+def task_flops(
+    info: CheckpointInfo, task: str, limit: int | None, folder: Path, *, each_block: bool
+) -> float | None:
+    """Return the operations of a task; None where its questions are not known without loading it.
+
+    Known are the demo's: their stories, a pass a question, as choices share it.
+    """
+    if task not in DEMO:
+        return None
+    lines = (DATA / f"questions_{task.removeprefix('demo_')}.jsonl").read_text(encoding="utf-8")
+    asked = [json.loads(line) for line in lines.splitlines()[:limit]]
+    letters = sum(len(one["context"]) for one in asked)
+    length = max(2, letters // max(1, len(asked)) // 4)
+    once = forward_flops(info, len(asked), length)
+    return once * (1 + ((info.blocks + 1) / 2 if each_block else 0))
+
+
+def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:
+    """Return weights and what is computed with them."""
+    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / 2**20
+    states = STATE_MIB.get(device.partition(":")[0], STATE_MIB["cpu"]) if each_block else 0.0
+    return weights + ACTIVATIONS_MIB + states
+
+
+def rate(device: str) -> float | None:
+    """Return operations a second of the last evaluation of this workspace; None without one."""
+    for record in workspace.Workspace().runs("evaluate"):
+        summary: dict[str, Any] = workspace.read_json(record.path / "summary.json") or {}
+        same = device == "auto" or str(summary.get("device", "")).startswith(device)
+        if record.state == "done" and same and summary.get("flops_per_s"):
+            return float(summary["flops_per_s"])
+    return None
