@@ -11,7 +11,7 @@ import streamlit as st
 
 from core import jobs
 from core.errors import DepthcutError
-from core.ui import state
+from core.ui import runs, state
 from core.workspace import BOOKKEEPING, RunRecord
 
 LOOKS = {
@@ -28,19 +28,11 @@ PAGES = {
     "importance": "pages/importance.py",
     "curve": "pages/prune.py",
     "prune": "pages/prune.py",
+    "width": "pages/prune.py",
+    "evaluate": "pages/evaluate.py",
     "retrain": "pages/retrain.py",
 }
 """The page that launches each command."""
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people say it: 8 s, 3 min 5 s, 2 h 10 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def card(record: RunRecord, *, opened: bool = False) -> None:
@@ -55,7 +47,7 @@ def card(record: RunRecord, *, opened: bool = False) -> None:
         head.caption(_when(record))
         with buttons.container(horizontal=True, horizontal_alignment="right"):
             _actions(record)
-        _progress(record)
+        runs.progress(record)
         if record.state == "lost":
             st.warning(
                 "The process of this run is gone without having said how it ended: it was killed, "
@@ -77,26 +69,14 @@ def plain(text: str) -> str:
 def _when(record: RunRecord) -> str:
     parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started))]
     if record.finished:
-        parts.append(f"took {duration(record.finished - record.started)}")
+        parts.append(f"took {runs.duration(record.finished - record.started)}")
     elif record.is_live:
-        parts.append(f"for {duration(time.time() - record.started)}")
+        parts.append(f"for {runs.duration(time.time() - record.started)}")
     if record.device:
         parts.append(f"on {record.device}")
     if name := record.spec.get("checkpoint"):
         parts.append(plain(str(name)))
     return " · ".join(parts)
-
-
-def _progress(record: RunRecord) -> None:
-    done, total, message = record.progress
-    if record.state == "queued":
-        st.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
-    elif record.is_live and total:
-        eta = record.eta_s
-        left = f", {duration(eta)} left" if eta is not None else ""
-        st.progress(min(1.0, done / total), f"{message} ({done} of {total}{left})")
-    elif record.is_live:
-        st.progress(0.0, message or "Starting")
 
 
 def _actions(record: RunRecord) -> None:

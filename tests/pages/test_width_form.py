@@ -1,0 +1,113 @@
+"""The Width tab without a browser: figures against a dry run of the command, the launch, errors."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import checkpoint
+from core.__main__ import main
+from core.prune import depth
+
+
+def script():
+    import streamlit as st
+
+    from core import checkpoint
+    from core.ui import width_form
+
+    name = st.session_state["folder"]
+    width_form.draw(name, checkpoint.inspect(checkpoint.resolve(name)))
+
+
+@pytest.fixture
+def form(tiny_gqa, place):
+    at = AppTest.from_function(script, default_timeout=60)
+    at.session_state["folder"] = str(tiny_gqa)
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def command(at):
+    return next(c.value for c in at.code if " width " in c.value)
+
+
+def metric(at, label):
+    return next(m.value for m in at.metric if m.label == label)
+
+
+def dry(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["width", *map(str, arguments), "--out", "unused", "--dry-run"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", ["llm-pruner", "wanda-sp", "flap", "random"])
+def test_figures_are_those_of_the_dry_run(form, tiny_gqa, capsys, method):
+    form.selectbox(key="width_in_method").set_value(method).run()
+    form.slider(key="width_in_ratio").set_value(0.5).run()
+    said = dry(capsys, tiny_gqa, "--method", method, "--ratio", "0.5")
+    label = "Parameters left" + (" (estimated)" if said["kind"] == "estimated" else "")
+    assert metric(form, label) == f"{said['parameters_after']:,}"
+    expected = f"python -m core width {tiny_gqa} --method {method} --ratio 0.5 --out DIR"
+    assert command(form) == expected
+    if method == "llm-pruner":
+        table = form.table[0].value
+        assert list(table.index) == ["0", "1 to 3", "4"]  # the first and the last are protected
+        assert table.loc["1 to 3", "heads"] == "2 of 4"
+        assert table.loc["1 to 3", "neurons"] == f"{said['blocks'][2]['neurons']} of 48"
+
+
+def test_matching_a_variant_says_how_near(form, place, tiny_gqa, capsys):
+    folder = place.root / "cut"
+    depth.prune(tiny_gqa, (2,), folder)
+    book = folder / ".run"
+    book.mkdir()
+    (book / "spec.json").write_text(json.dumps({"command": "prune", "spec": {}}))
+    (book / "status.json").write_text(json.dumps({"state": "done", "created": 1.0}))
+    form.selectbox(key="width_in_amount").set_value("match").run()
+    wanted = checkpoint.inspect(folder).parameters
+    said = dry(capsys, tiny_gqa, "--method", "llm-pruner", "--match", folder)
+    assert metric(form, "Wanted") == f"{wanted:,}"
+    assert metric(form, "Parameters left") == f"{said['parameters_after']:,}"
+    assert metric(form, "Off by") == f"{said['parameters_after'] - wanted:+,}"
+    assert f"--match {folder}" in command(form)
+
+
+def test_without_a_variant_there_is_nothing_to_match(form):
+    form.selectbox(key="width_in_amount").set_value("match").run()
+    assert form.error[0].value.startswith("There is no variant to match yet")
+    assert form.button[0].disabled
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [("4:9", "has blocks 0 to 4"), ("x", "'x' is not a range"), ("3:3", "names no block")],
+)
+def test_layers_outside_the_model_are_one_sentence(form, layers, sentence):
+    form.text_input(key="width_in_layers").set_value(layers).run()
+    assert sentence in form.error[0].value
+    assert form.button[0].disabled
+
+
+def test_the_button_starts_the_run_that_the_command_line_shows(form, place, tiny_gqa):
+    form.selectbox(key="width_in_method").set_value("random").run()
+    form.slider(key="width_in_ratio").set_value(0.5).run()
+    form.button[0].click().run()
+    (record,) = place.runs("width")
+    assert record.spec["method"] == "random"
+    assert record.spec["ratio"] == 0.5
+    for _ in range(600):
+        if not record.is_live:
+            break
+        time.sleep(0.2)
+        (record,) = place.runs("width")
+    assert record.state == "done", record.error
+    form.run()
+    assert any("is done" in s.value for s in form.success)
+    info = checkpoint.inspect(record.path)
+    assert info.parameters < checkpoint.inspect(tiny_gqa).parameters
