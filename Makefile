@@ -23,7 +23,7 @@ check: setup
 	$(BIN)/python -m mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 proof: setup
 	$(BIN)/python -m bench.proof

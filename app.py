@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.ui import frame, prune_view, state
+from core.ui import frame, prune_view, recipes, state
 
 frame.start("Home")
 st.title("Depthcut")
@@ -50,6 +50,10 @@ else:
     with st.container(horizontal=True):
         frame.link("prune", "Try another choice")
         frame.link("jobs", "See runs and variants")
+
+st.subheader("Recipes")
+st.caption("A chain of runs with one verdict, on the active checkpoint.")
+recipes.cards(name)
 
 with st.expander("Another checkpoint"):
     state.picker()

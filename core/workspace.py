@@ -337,13 +337,18 @@ class Workspace:
             raise InputError(f"Another run is called '{clean}' already.", "Choose another name.")
         write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
 
-    def children(self, record: RunRecord) -> list[RunRecord]:
-        """Return the runs whose spec names this run's folder (or something in it)."""
+    def children(
+        self, record: RunRecord, among: Sequence[RunRecord] | None = None
+    ) -> list[RunRecord]:
+        """Return the runs whose spec names this run's folder (or something in it).
+
+        ``among``: all runs, where they have just been read.
+        """
         target = record.path.resolve()
         roots = (Path(), self.root)
         return [
             r
-            for r in self.runs()
+            for r in (self.runs() if among is None else among)
             if not r.path.resolve().is_relative_to(target) and _mentions(r.spec, target, roots)
         ]
 

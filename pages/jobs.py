@@ -7,6 +7,7 @@ import streamlit as st
 from core import variants
 from core.ui import frame, job_cards, state
 from core.ui.prune_view import size
+from core.workspace import RunRecord
 
 SHOWN = 20
 
@@ -38,7 +39,7 @@ def run_list() -> None:
     number = st.session_state.get("jobs_shown", SHOWN)
     first = [r for r in kept if r.id == asked]
     for record in first + [r for r in kept if r.id != asked][:number]:
-        job_cards.card(record, opened=record.id == asked)
+        job_cards.card(record, records, opened=record.id == asked)
     if len(kept) > number and st.button(f"Show more ({len(kept) - number} older)"):
         st.session_state["jobs_shown"] = number + SHOWN
         st.rerun(scope="fragment")
@@ -46,17 +47,18 @@ def run_list() -> None:
 
 def variant_tree() -> None:
     """Draw every dense checkpoint with what was made from it."""
-    roots = variants.tree(where.runs())
+    records = where.runs()
+    roots = variants.tree(records)
     if not roots:
         st.info("No variants yet. Create one on the Prune page.")
     for root in roots:
         with st.container(border=True):
             for depth, variant in root.walk():
-                variant_row(depth, variant)
+                variant_row(depth, variant, records)
             st.caption(f"{len(root.children)} made from it, {size(root.total_bytes)} in all.")
 
 
-def variant_row(depth: int, variant: variants.Variant) -> None:
+def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord]) -> None:
     """Draw one checkpoint of the tree."""
     text, buttons = st.columns([3, 2], vertical_alignment="center")
     lead = "&emsp;" * (2 * (depth - 1)) + "└─ " if depth else ""
@@ -81,7 +83,7 @@ def variant_row(depth: int, variant: variants.Variant) -> None:
             state.set_checkpoint(variant.record.id if variant.record else variant.parent)
             st.rerun()
         if variant.record and not variant.record.is_live:
-            job_cards.manage(variant.record, "tree")
+            job_cards.manage(variant.record, "tree", records)
 
 
 runs_tab, variants_tab = st.tabs(["Runs", "Variants"])

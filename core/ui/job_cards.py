@@ -27,6 +27,7 @@ LOOKS = {
 PAGES = {
     "importance": "pages/importance.py",
     "curve": "pages/prune.py",
+    "recipe": "app.py",
     "prune": "pages/prune.py",
     "width": "pages/prune.py",
     "evaluate": "pages/evaluate.py",
@@ -35,8 +36,8 @@ PAGES = {
 """The page that launches each command."""
 
 
-def card(record: RunRecord, *, opened: bool = False) -> None:
-    """Draw one run."""
+def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> None:
+    """Draw one run of all those there are (``among``)."""
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     with st.container(border=True):
         head, buttons = st.columns(2, vertical_alignment="center")
@@ -46,7 +47,7 @@ def card(record: RunRecord, *, opened: bool = False) -> None:
         )
         head.caption(_when(record))
         with buttons.container(horizontal=True, horizontal_alignment="right"):
-            _actions(record)
+            _actions(record, among)
         runs.progress(record)
         if record.state == "lost":
             st.warning(
@@ -79,7 +80,7 @@ def _when(record: RunRecord) -> str:
     return " · ".join(parts)
 
 
-def _actions(record: RunRecord) -> None:
+def _actions(record: RunRecord, among: list[RunRecord]) -> None:
     """Draw the buttons that fit the run's state."""
     if record.is_live:
         asked = (record.path / BOOKKEEPING / "cancel").exists()
@@ -99,17 +100,17 @@ def _actions(record: RunRecord) -> None:
     ):
         state.use_settings(record)
         st.switch_page(PAGES[record.command])
-    manage(record, "run")
+    manage(record, "run", among)
 
 
-def manage(record: RunRecord, where: str) -> None:
+def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
     """Draw rename and delete, each behind a popover; deleting is refused while others need it."""
     with st.popover("Manage", icon=":material/more_horiz:"):
         name = st.text_input("Name", record.name, key=f"name_{where}_{record.id}", max_chars=80)
         if st.button("Rename", key=f"rename_{where}_{record.id}"):
             attempt(lambda: state.workspace().rename(record, name))
         st.divider()
-        children = state.workspace().children(record)
+        children = state.workspace().children(record, among)
         if children:
             names = ", ".join(plain(r.name) for r in children[:5])
             st.caption(f"Used by {len(children)} other run(s): {names}. Delete those first.")

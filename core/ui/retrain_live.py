@@ -11,7 +11,7 @@ import streamlit as st
 from core import jobs, workspace
 from core.charts import retrain as charts
 from core.spec import build
-from core.ui import job_cards, retrain_view, state
+from core.ui import job_cards, retrain_view, runs, state
 from core.ui.retrain_log import MetricLog
 from core.workspace import BOOKKEEPING, RunRecord, read_run
 
@@ -68,7 +68,7 @@ def _head(record: RunRecord) -> None:
             st.progress(min(1.0, done / total) if total else 0.0, text=text)
         elif record.state == "done":
             took = (record.finished or record.started) - record.started
-            st.success(f"Done after {job_cards.duration(took)}.")
+            st.success(f"Done after {runs.duration(took)}.")
         else:
             st.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
         _buttons(record)

@@ -51,11 +51,6 @@ def show(run_id: str) -> None:
         st.fragment(_view, run_every=1.0 if record.is_live else None)(run_id, record.is_live)
 
 
-def live_view(record: RunRecord) -> None:
-    """Draw ``record`` as `show` does."""
-    show(record.id)
-
-
 def _view(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:
@@ -75,15 +70,31 @@ def _view(run_id: str, was_live: bool) -> None:
             st.code(record.log_tail(15) or "nothing yet", language=None)
 
 
-def _state(record: RunRecord) -> None:
+def duration(seconds: float) -> str:
+    """Return a time span as people say it: 8 s, 3 min 5 s, 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def progress(record: RunRecord) -> None:
+    """Draw how far a live run is, or what it waits for; nothing for one that has ended."""
     done, total, message = record.progress
     if record.state == "queued":
-        st.warning(f"{record.name} is queued for {record.device}, behind {record.waiting_for}.")
+        st.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
     elif record.is_live:
         eta = record.eta_s
-        left = f", about {eta:.0f} s left" if eta is not None else ""
+        left = f", about {duration(eta)} left" if eta is not None else ""
         share = min(1.0, done / total) if total else 0.0
         st.progress(share, text=f"{record.command}: {message or 'starting'}{left}")
+
+
+def _state(record: RunRecord) -> None:
+    if record.is_live:
+        progress(record)
     elif record.state == "done":
         _finished(record)
     else:

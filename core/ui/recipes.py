@@ -1,0 +1,68 @@
+"""Recipes as cards: what each does, its command, its progress, and its verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from core import jobs, recipes
+from core.recipes.command import RecipeSpec
+from core.ui import runs, state
+from core.workspace import RunRecord, read_json
+
+OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
+"""Recipes of the home page; those about retraining are on the Retrain page."""
+
+
+def latest(checkpoint: str, name: str) -> RunRecord | None:
+    """Return the newest run of a recipe on ``checkpoint``, or None."""
+    for record in state.workspace().runs("recipe"):
+        if record.spec.get("name") == name and record.spec.get("checkpoint") == checkpoint:
+            return record
+    return None
+
+
+def cards(checkpoint: str, names: tuple[str, ...] = OFFERED) -> None:
+    """Draw a choice of recipes, and the chosen one: command, button, progress and verdict."""
+    titles = {name: recipes.get(name).title for name in names}
+    chosen = st.segmented_control(
+        "Recipe",
+        names,
+        format_func=lambda name: titles[name],
+        default=names[0],
+        key="recipe_choice",
+        required=True,
+    )
+    _card(checkpoint, str(chosen))
+
+
+def _card(checkpoint: str, name: str) -> None:
+    recipe = recipes.get(name)
+    record = latest(checkpoint, name)
+    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
+    spec = RecipeSpec(**values, out="DIR")
+    st.markdown(recipe.about)
+    st.code(jobs.command_line("recipe", spec), language="bash", wrap_lines=True)
+    again = "Run it again" if record and record.state == "done" else "Run the recipe"
+    live = record is not None and record.is_live
+    if st.button(
+        again, key=f"recipe_{name}", icon=":material/play_arrow:", type="primary", disabled=live
+    ):
+        started = runs.launch_once(f"recipe_{name}", "recipe", values)
+        record = started or record
+    if record and record.state == "done":
+        verdict(record)
+    elif record:
+        runs.show(record.id)
+
+
+def verdict(record: RunRecord) -> None:
+    """Draw what a finished recipe found."""
+    found = read_json(record.path / "summary.json") or {}
+    st.success(str(found.get("verdict") or "This recipe has left no verdict."))
+    for line in found.get("findings") or ():
+        st.markdown(f"- {line}")
+    for step, why in (found.get("failed") or {}).items():
+        st.warning(f"{step} did not work: {why}")
+    st.caption(f"Measured by the run {record.name}; every step is a run of its own on Jobs.")

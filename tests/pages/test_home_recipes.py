@@ -1,0 +1,69 @@
+"""The home page offers recipes, starts one as a run, and shows its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core import jobs, recipes, workspace
+from core.recipes.command import RecipeSpec
+from core.ui.recipes import OFFERED
+from core.workspace import Workspace
+
+APP = str(Path(__file__).parents[2] / "app.py")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A workspace of the test's own; runs that still live at its end are killed."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = Workspace()
+    yield where
+    for record in where.runs():
+        if record.is_live:
+            jobs.LocalLauncher().kill(record)
+
+
+def home(folder):
+    page = AppTest.from_file(APP, default_timeout=60)
+    page.query_params["model"] = str(folder)
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def test_every_recipe_has_steps_and_a_description():
+    for name in recipes.NAMES:
+        recipe = recipes.get(name)
+        assert recipe.name == name
+        assert recipe.title
+        assert recipe.about[-1] in ".?"
+        found = [s.name for s in recipe.steps(RecipeSpec(name=name, out="DIR"))]
+        assert len(found) == len(set(found)) > 0
+
+
+def test_a_recipe_starts_as_a_run_with_the_command_shown(here, tiny_gqa):
+    page = home(tiny_gqa)
+    assert any("recipe importance" in code.value for code in page.code)
+    button = next(b for b in page.button if b.label == "Run the recipe")
+    button.click().run()
+    (record,) = here.runs("recipe")
+    assert record.spec["name"] == OFFERED[0]
+    assert record.spec["checkpoint"] == str(tiny_gqa)
+
+
+def test_a_verdict_is_shown_with_its_findings(here, tiny_gqa):
+    spec = RecipeSpec(name="importance", checkpoint=str(tiny_gqa), out=str(here.root / "recipe-1"))
+    folder = here.root / "recipe-1"
+    jobs.save_spec(folder, jobs.commands.get("recipe"), spec)
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    summary = {"verdict": "Block 2 can go.", "findings": ["It is cheap."], "failed": {"w": "no"}}
+    workspace.write_json(folder / "summary.json", summary)
+    page = home(tiny_gqa)
+    assert "Block 2 can go." in [s.value for s in page.success]
+    assert "- It is cheap." in [m.value for m in page.markdown]
+    assert any("w did not work: no" in w.value for w in page.warning)
