@@ -18,7 +18,7 @@ from core.compare.measured import Cell, Row, cell_of
 from core.errors import DepthcutError
 from core.spec import build, parse_numbers
 from core.study import Study, info_of, study
-from core.ui import compare_view, frame, runs, state
+from core.ui import compare_view, findings, frame, runs, state
 from core.ui.compare_view import Scene
 from core.ui.toggle import to_text
 
@@ -360,6 +360,7 @@ estimates = st.toggle(
     "Also what was not measured, estimated", not scene.rows, key="estimates", bind=ASKED
 )
 rows = scene.table(cell, estimates=estimates)
+findings.of_scene(scene, cell, budget)
 quality_chart(scene, ratio, chosen)
 pareto_chart(scene, rows, budget, chosen)
 chosen_one(scene, rows, chosen)

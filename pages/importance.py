@@ -10,9 +10,10 @@ import streamlit as st
 from core import jobs
 from core.charts import importance as charts
 from core.errors import DepthcutError
+from core.findings import of_run
 from core.importance import command
 from core.spec import build
-from core.ui import frame, prune_pad, prune_view, runs, state, widgets
+from core.ui import findings, frame, prune_pad, prune_view, runs, state, widgets
 from core.workspace import RunRecord
 
 TABLES = (
@@ -185,6 +186,7 @@ def results(record: RunRecord) -> None:
     tiles[1].metric("Predictions", f"{summary['tokens']:,}", border=True)
     tiles[2].metric("Time", f"{sum(summary['seconds'].values()):.1f} s", border=True)
     tiles[3].metric("Peak memory", f"{summary['peak_memory_mib']:,.0f} MiB", border=True)
+    findings.show(of_run(record.path))
     if blocks["ppl"].notna().all():
         perplexity(blocks, summary, note)
     samples, weights = read(record, "samples.csv"), read(record, "weights.csv")

@@ -132,8 +132,8 @@ def _one_row(samples: Rows) -> Finding | None:
 def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding:
     first, gap = found.order[:count], found.gaps[count - 1]
     sure = [str(b) for b in found.certain]
-    ranks = f"certain {'are' if len(sure) > 1 else 'is'} only the place{'s' * (len(sure) > 1)} of "
-    said = f"{ranks}block{'s' * (len(sure) > 1)} {listed(sure)}" if sure else "no place is certain"
+    said = f"only block{'s' * (len(sure) > 1)} {listed(sure)} {'have' if len(sure) > 1 else 'has'}"
+    said = f"{said} a place that is certain" if sure else "no block has a place that is certain"
     evidence: dict[str, Any] = {
         "calibration rows": found.rows,
         f"the first {count}": ", ".join(map(str, first)),

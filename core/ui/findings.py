@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.findings import Finding
+from core.compare.choice import Budget
+from core.compare.measured import Cell
+from core.findings import Finding, of_study
+from core.ui import machine
+from core.ui.compare_view import Scene
 from core.ui.job_cards import plain
 
 
@@ -17,5 +21,20 @@ def show(found: Sequence[Finding]) -> None:
             st.markdown(f":material/troubleshoot: **{plain(finding.sentence)}**")
             st.markdown(f"Try: {plain(finding.try_next)}")
             with st.expander("Evidence"):
-                rows = [{"": k, "value": str(v)} for k, v in finding.evidence.items()]
+                rows = [{"what": k, "value": str(v)} for k, v in finding.evidence.items()]
                 st.dataframe(rows, hide_index=True)
+
+
+def of_scene(scene: Scene, cell: Cell, budget: Budget) -> None:
+    """Draw what the Compare page's study shows at ``cell``.
+
+    Memory is held against the budget, else against what the first device has free now.
+    """
+    device = machine.devices()[0]
+    free, where = device.free_gib, f"{device.label} (free now)"
+    if budget.memory_gib:
+        free, where = budget.memory_gib, "your budget"
+    bench = scene.runs[0] if scene.runs else None
+    show(
+        of_study(scene.study, scene.protocol, bench, cell=cell, budget_mib=1024 * free, where=where)
+    )
