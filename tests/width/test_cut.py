@@ -281,28 +281,37 @@ def test_retraining_takes_it_and_merges(tiny_gqa, width, text, tmp_path, monkeyp
     assert (first - logits(own(Path(values["checkpoint"])))).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("random_weights", [False, True])
-def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path, random_weights):
+def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path):
     folder = width(tiny_gqa, "flap", ratio=0.5)
-    arguments = ["--batch-sizes", "1", "--output-tokens", "3", "--runs", "2", "--warmup", "0"]
-    if random_weights:
-        only = tmp_path / "config-only"
-        only.mkdir()
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(folder / name, only / name)
-        folder = only
-        arguments.append("--random-weights")
     env = os.environ | {"OMP_NUM_THREADS": "1", "DEPTHCUT_LOCK_DIR": str(tmp_path / "locks")}
     out = tmp_path / "out"
     command = [sys.executable, "-m", "core", "benchmark", str(folder), "--out", str(out)]
+    small = ["--batch-sizes", "1", "--output-tokens", "3", "--runs", "2", "--warmup", "0"]
     done = subprocess.run(
-        [*command, *arguments, "--device", "cpu"],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+        [*command, *small, "--device", "cpu"],
+        cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     info = checkpoint.inspect(folder)
     assert summary["variants"][0]["weight_bytes"] == info.memory_bytes["float32"]
+
+
+def test_random_weights_need_only_its_config(tiny_gqa, width, tmp_path):
+    from core.benchmark import worker
+
+    source = width(tiny_gqa, "flap", ratio=0.5)
+    shutil.copyfile(source / "config.json", tmp_path / "config.json")
+    request = worker.Request(
+        folder=str(tmp_path), device="cpu", dtype="float32", random_weights=True, input_tokens=4,
+        warmup=0, runs=1, min_runs=1, seed=1,
+    )  # fmt: skip
+    model = worker.load(request, CPU)
+    info = checkpoint.inspect(source)
+    assert sum(p.numel() for p in model.parameters()) == info.parameters
+    shapes = [layer.mlp.gate_proj.out_features for layer in model.model.layers]
+    assert shapes == [shape["intermediate"] for shape in info.block_shapes]
+    assert torch.isfinite(logits(model)).all()
 
 
 # ----------------------------------------------------------------------------------- when it fails
