@@ -14,9 +14,11 @@ from core.importance.curve_command import CurveSpec
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
-from core.ui import frame, prune_pad, prune_view, runs, state
+from core.ui import frame, prune_pad, prune_view, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.prune_view import Known
+
+WAYS = ("Blocks", "Width")
 
 
 def scores_picker(pad: Pad, info: checkpoint.CheckpointInfo) -> Known:
@@ -224,6 +226,18 @@ frame.start("Prune")
 name = state.active_checkpoint()
 pad = prune_pad.current()
 info = state.inspect(name)
+way = st.segmented_control(
+    "What to remove",
+    WAYS,
+    default=WAYS[0],
+    key="prune_way",
+    bind="query-params",
+    required=True,
+    help="Blocks make the model shorter; heads and neurons make it thinner, as a baseline.",
+)
+if way == WAYS[1]:
+    width_form.draw(name, info)
+    st.stop()
 known = scores_picker(pad, info)
 first, last = planner(pad, known)
 protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
