@@ -25,6 +25,7 @@ NAMES: tuple[str, ...] = (
     "stability",
     "domain",
     "cpt-lora",
+    "calibration",
 )
 """Recipes in the order in which pages offer them."""
 

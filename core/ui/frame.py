@@ -12,6 +12,7 @@ PAGES = {
     "importance": ("pages/importance.py", "Importance", ":material/bar_chart:"),
     "prune": ("pages/prune.py", "Prune", ":material/content_cut:"),
     "retrain": ("pages/retrain.py", "Retrain", ":material/model_training:"),
+    "evaluate": ("pages/evaluate.py", "Evaluate", ":material/quiz:"),
     "compare": ("pages/compare.py", "Compare", ":material/scatter_plot:"),
     "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
 }

@@ -1,0 +1,143 @@
+"""Figures of the Evaluate page: tasks as dots, blocks against skills, calibration against text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from core.charts import palette
+from core.charts.compare import look_of
+from core.evaluate.results import Judged, Measure
+
+DIVERGING = ((0.0, "#D55E00"), (0.5, "#F4F4F4"), (1.0, "#0072B2"))
+"""Worse is orange, no change is light, better is blue."""
+
+
+def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[str, float]) -> Any:
+    """Draw every task's value for every checkpoint, with one standard error to each side.
+
+    ``chance`` is the accuracy of guessing by task, drawn as a short line where it is known. Rows
+    of a task are a little apart, so that equal values do not hide each other.
+    """
+    figure = go.Figure()
+    names = [m.label for m in tasks]
+    spread = min(0.12, 0.6 / max(1, len(judged)))
+    for place, one in enumerate(judged):
+        look = look_of(one.variant)  # type: ignore[arg-type]
+        rows = [(at, one.cells[m]) for at, m in enumerate(tasks) if m in one.cells]
+        offset = (place - (len(judged) - 1) / 2) * spread
+        figure.add_scatter(
+            x=[cell.value for _, cell in rows],
+            y=[at + offset for at, _ in rows],
+            error_x={"array": [cell.stderr or 0.0 for _, cell in rows], "thickness": 1.5},
+            mode="markers",
+            name=one.variant.label,
+            marker={"size": 11, "color": look.colour, "symbol": look.symbol,
+                    "line": {"width": 1, "color": "#FFFFFF"}},
+            customdata=[[names[at], cell.count] for at, cell in rows],
+            hovertemplate="%{customdata[0]}: %{x:.4f}, %{customdata[1]} questions"
+            "<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    known = [(at, chance[m.name]) for at, m in enumerate(tasks) if m.name in chance]
+    for number, (at, value) in enumerate(known):
+        figure.add_scatter(
+            x=[value, value],
+            y=[at - 0.35, at + 0.35],
+            mode="lines",
+            line={"dash": "dot", "color": palette.PROTECTED, "width": 2},
+            name="guessing",
+            legendgroup="guessing",
+            showlegend=number == 0,
+            hoverinfo="skip",
+        )
+    palette.dress(figure, 120 + 46 * len(tasks))
+    figure.update_yaxes(
+        tickvals=list(range(len(tasks))), ticktext=names, range=[len(tasks) - 0.5, -0.5],
+        zeroline=False, automargin=True,
+    )  # fmt: skip
+    figure.update_xaxes(title="value, with one standard error", zeroline=False)
+    return figure
+
+
+def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
+    """Draw what leaving out each block changes on every task; ``rows`` as in skills.csv.
+
+    A cell whose change is within two standard errors of zero carries a dot: it may be chance.
+    """
+    tasks = list(dict.fromkeys((row[1], row[2]) for row in rows))
+    blocks = sorted({row[0] for row in rows if row[0] >= 0})
+    by_cell = {(row[0], row[1], row[2]): row for row in rows}
+    found = [[by_cell[block, *task] for block in blocks] for task in tasks]
+    most = max((abs(row[5]) for line in found for row in line), default=0.0) or 1.0
+    dense = {task: by_cell[-1, *task][3] for task in tasks}
+    names = [f"{_short(task)} ({metric})" for task, metric in tasks]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[row[5] for row in line] for line in found],
+            x=blocks,
+            y=names,
+            zmin=-most,
+            zmax=most,
+            colorscale=DIVERGING,
+            xgap=2,
+            ygap=2,
+            text=[["·" if _unsure(row) else "" for row in line] for line in found],
+            texttemplate="%{text}",
+            textfont={"size": 20, "color": "#333333"},
+            customdata=[
+                [[row[3], dense[task], _plus_minus(row[6])] for row in line]
+                for task, line in zip(tasks, found, strict=True)
+            ],
+            hovertemplate="%{y}<br>without block %{x}: %{customdata[0]:.4f}, dense "
+            "%{customdata[1]:.4f}<br>change %{z:+.4f}%{customdata[2]}<extra></extra>",
+            colorbar={"title": {"text": "change"}, "tickformat": "+.2f"},
+        )
+    )
+    palette.dress(figure, 130 + 34 * len(tasks))
+    figure.update_xaxes(title="block left out", dtick=1 if len(blocks) <= 40 else 4)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def _short(task: str) -> str:
+    return task.removeprefix("demo_")
+
+
+def _unsure(row: tuple[Any, ...]) -> bool:
+    return row[6] is None or abs(row[5]) <= 2 * row[6]
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.4f}"
+
+
+def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
+    """Draw perplexity over dense: calibrated on (rows) against evaluated on (columns).
+
+    ``cells``: calibration, evaluated, ratio (perplexity over the dense one on that text), ppl.
+    """
+    rows = list(dict.fromkeys(cell["calibration"] for cell in cells))
+    columns = list(dict.fromkeys(cell["evaluated"] for cell in cells))
+    by = {(c["calibration"], c["evaluated"]): c for c in cells}
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[by[row, column]["ratio"] for column in columns] for row in rows],
+            x=[f"on {column}" for column in columns],
+            y=[f"plan from {row}" for row in rows],
+            colorscale=palette.SCALE,
+            xgap=3,
+            ygap=3,
+            text=[
+                [f"{by[r, c]['ratio']:.3f} x<br>{by[r, c]['ppl']:.4g}" for c in columns]
+                for r in rows
+            ],
+            texttemplate="%{text}",
+            hovertemplate="%{y}, judged %{x}: %{z:.4f} x dense<extra></extra>",
+            colorbar={"title": {"text": "x dense"}},
+        )
+    )
+    palette.dress(figure, 320)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure

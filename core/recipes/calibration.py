@@ -1,0 +1,181 @@
+"""Recipe ``calibration``: does an importance computed on one text hold on another?
+
+A 2 x 2: blocks are scored on A and on B, each plan is carried out, and both are judged on A and on
+B. ``--data A,B`` names the two texts; the default is the demo's stories, and the same stories with
+the words of each in random order, which keeps what words there are and loses what they say.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core import data, workspace
+from core.errors import OptionError
+from core.importance.agreement import spearman
+from core.recipes import parts
+from core.recipes.chain import Chain, Recipe, Step, Verdict
+
+RATIO = 0.2
+SEED = 1234
+SIDES = ("a", "b")
+TABLE = "calibration.csv"
+COLUMNS = ("calibration", "evaluated", "ppl", "ratio", "dropped")
+"""Of calibration.csv; ``ratio`` is the perplexity over the dense one on the same text."""
+SHUFFLED = "shuffled words"
+HOLDS = 1.05
+"""A plan holds on a text where it costs at most this many times what that text's own costs."""
+
+
+def sources(spec: Any) -> tuple[str, str] | None:
+    """Return the two texts, or None for the default; raises `OptionError` where not two."""
+    if spec.data in ("", "demo"):
+        return None
+    found = tuple(part.strip() for part in spec.data.split(",") if part.strip())
+    if len(found) != 2:
+        raise OptionError(
+            f"--data '{spec.data}' names {len(found)} text(s); this recipe compares two.",
+            "Write --data A.txt,B.txt.",
+        )
+    return found[0], found[1]
+
+
+def names(spec: Any) -> tuple[str, str]:
+    """Return how the two texts are called."""
+    found = sources(spec)
+    if found is None:
+        return "demo", SHUFFLED
+    first, second = (Path(source).name for source in found)
+    return (first, second) if first != second else found
+
+
+def _text(chain: Chain, side: int, use: data.Use) -> str:
+    """Return the text of a side to calibrate on or to judge by; shuffled ones are written here."""
+    given = sources(chain.spec)
+    if given is not None or side == 0:
+        return given[side] if given else "demo"
+    path = chain.folder / f"shuffled-{use}.txt"
+    if not path.is_file():
+        draw = random.Random(SEED)
+        lines = []
+        for story in data.text_rows("demo", use):
+            words = story.split()
+            draw.shuffle(words)
+            lines.append(" ".join(words))
+        workspace.write_text(path, "\n".join(lines) + "\n")
+    return str(path)
+
+
+def steps(spec: Any) -> list[Step]:
+    """Score on each text, carry out both plans, and judge all three models on both texts."""
+    names(spec)
+    ratio = RATIO if spec.ratio is None else spec.ratio
+    made = [step for side in range(2) for step in _side(spec, side, ratio)]
+    return [*made, *(_judged(spec, name) for name in ("dense", *SIDES))]
+
+
+def _side(spec: Any, side: int, ratio: float) -> list[Step]:
+    name = SIDES[side]
+    scores, plan = f"scores-{name}", f"plan-{name}"
+
+    def scored(chain: Chain) -> Mapping[str, Any]:
+        return {
+            "checkpoint": spec.checkpoint,
+            "metrics": ("ppl",),
+            "calibration": _text(chain, side, "calibration"),
+            "length": min(128, parts.context(spec)),
+        }
+
+    def planned(chain: Chain) -> Mapping[str, Any]:
+        options = {"scores": chain.dir(scores), "criterion": "ppl", "ratio": ratio}
+        return {**options, "checkpoint": spec.checkpoint}
+
+    def pruned(chain: Chain) -> Mapping[str, Any]:
+        return {"checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json")}
+
+    return [
+        Step(scores, "importance", scored),
+        Step(plan, "plan", planned),
+        Step(name, "prune", pruned),
+    ]
+
+
+def _judged(spec: Any, name: str) -> Step:
+    def options(chain: Chain) -> Mapping[str, Any]:
+        return {
+            "checkpoint": spec.checkpoint if name == "dense" else chain.dir(name),
+            "perplexity": tuple(_text(chain, side, "heldout") for side in range(2)),
+            "window": (min(128, parts.context(spec)),),
+        }
+
+    return Step(f"judge-{name}", "evaluate", options)
+
+
+def table(chain: Chain) -> list[dict[str, Any]]:
+    """Return one row for every calibration text and text judged on."""
+    called = names(chain.spec)
+    dense = [float(row["ppl"]) for row in chain.rows("judge-dense", "perplexity.csv")]
+    rows = []
+    for side, name in enumerate(SIDES):
+        dropped = chain.json(name, "pruning.json")["dropped"]
+        for place, row in enumerate(chain.rows(f"judge-{name}", "perplexity.csv")):
+            ppl = float(row["ppl"])
+            rows.append(
+                {
+                    "calibration": called[side],
+                    "evaluated": called[place],
+                    "ppl": ppl,
+                    "ratio": ppl / dense[place],
+                    "dropped": " ".join(map(str, dropped)),
+                }
+            )
+    return rows
+
+
+def verdict(chain: Chain) -> Verdict:
+    """Say what each plan costs on the other text, and how far the two orders agree."""
+    rows = table(chain)
+    workspace.write_csv(
+        chain.folder / TABLE, COLUMNS, [[row[column] for column in COLUMNS] for row in rows]
+    )
+    first, second = names(chain.spec)
+    ratio = {(row["calibration"], row["evaluated"]): row["ratio"] for row in rows}
+    ppl = [
+        [float(row["ppl"]) for row in chain.rows(f"scores-{name}", "blocks.csv")] for name in SIDES
+    ]
+    agreement = spearman(*ppl)
+    drops = [set(row["dropped"].split()) for row in (rows[0], rows[2])]
+    extra = [
+        ratio[first, second] / ratio[second, second],
+        ratio[second, first] / ratio[first, first],
+    ]
+    holds = "holds" if extra[0] <= HOLDS else "does not hold"
+    return Verdict(
+        f"The importance computed on {first} {holds} on {second}: its plan costs "
+        f"{ratio[first, second]:.3f} x there, the plan from {second} itself "
+        f"{ratio[second, second]:.3f} x.",
+        (
+            f"The other way round: on {first} the plan from {second} costs "
+            f"{ratio[second, first]:.3f} x, its own {ratio[first, first]:.3f} x.",
+            f"Rank correlation of the blocks' perplexities {agreement:.2f}; of "
+            f"{len(drops[0])} dropped blocks {len(drops[0] & drops[1])} are the same.",
+            parts.measured_on(chain.json("scores-a")),
+        ),
+        {
+            "table": rows,
+            "rank_agreement": agreement,
+            "same_blocks": len(drops[0] & drops[1]),
+            "extra": extra,
+        },
+    )
+
+
+RECIPE = Recipe(
+    "calibration",
+    "Does an importance hold on another text",
+    "Scores blocks on two texts, carries out both plans, and judges each on both.",
+    steps,
+    verdict,
+)

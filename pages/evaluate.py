@@ -1,0 +1,254 @@
+"""Evaluate: what a checkpoint and its variants still can do, by the field's standards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs
+from core.charts import evaluate as charts
+from core.demo.questions import SKILLS
+from core.errors import DepthcutError
+from core.evaluate import command, questions, results
+from core.evaluate.command import EvaluateSpec
+from core.evaluate.results import Judged, Measure
+from core.spec import build, parse_numbers
+from core.study import Study, Variant, study, tokenizer_conflict
+from core.ui import evaluate_view as view
+from core.ui import frame, runs, state, widgets
+
+ASKED: Any = "query-params"
+
+
+def name_of(variant: Variant) -> str:
+    """Return how a run calls a variant: the run's id, or the dense checkpoint's name."""
+    if variant.record is None:
+        return variant.id
+    return str(variant.folder or variant.record.path)
+
+
+def options(kept: dict[str, Any]) -> dict[str, Any]:
+    """Draw what to measure and return it as the command's options."""
+    columns = st.columns([2, 1, 1])
+    given = ", ".join(kept.get("perplexity") or ("demo",))
+    texts = columns[0].text_input(
+        "Perplexity of", given, key="eval_texts",
+        help="demo, wikitext2, files or hub:NAME, with commas. Empty for none.",
+    )  # fmt: skip
+    window = columns[1].text_input(
+        "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
+        help="The published settings are 128 and 2048; several with commas.",
+    )  # fmt: skip
+    protocols = ("once", "window")
+    bos = columns[2].selectbox(
+        "BOS", protocols, protocols.index(kept.get("bos", "once")), key="eval_bos",
+        help="Once before the text, or in every window.",
+    )  # fmt: skip
+    columns = st.columns([2, 1, 1])
+    offered = view.task_choices()
+    wanted = [*(kept.get("tasks") or ())]
+    tasks = columns[0].multiselect(
+        "Tasks", [*offered, *(t for t in wanted if t not in offered)], wanted, key="eval_tasks",
+        accept_new_options=True, placeholder="none",
+        help="Presets (paper, demo, reasoning, domains), or any task that lm-eval knows: type it.",
+    )  # fmt: skip
+    folder = columns[1].text_input(
+        "Folder of own tasks", kept.get("task_dir") or "", key="eval_dir", placeholder="none",
+        help="With lm-eval's YAML files.",
+    )  # fmt: skip
+    limit = columns[2].number_input(
+        "Questions of each task", 1, None, kept.get("limit"), key="eval_limit", placeholder="all",
+        help="Fewer are faster and less certain; compare only results with the same number.",
+    )  # fmt: skip
+    each = st.toggle(
+        "Also without each single block", bool(kept.get("each_block")), key="eval_each",
+        disabled=not tasks,
+        help="What removing each block costs on every task, one loaded model for all.",
+    )  # fmt: skip
+    return {
+        "perplexity": view.texts_of(texts),
+        "window": parse_numbers(window, "--window"),
+        "bos": bos,
+        "tasks": tuple(tasks),
+        "task_dir": folder,
+        "limit": limit,
+        "each_block": bool(each and tasks),
+    }
+
+
+def launcher(known: Study) -> None:
+    """Draw the choice of checkpoints and measures, what it will take, and the button."""
+    kept = state.take_settings("evaluate")
+    present = {v.id: v for v in known.variants if v.folder}
+    labels = {v.id: v.label for v in present.values()}
+    chosen = st.multiselect(
+        "Checkpoints", list(present), list(present)[:1], key="eval_variants",
+        format_func=lambda one: labels.get(one, one),
+        help="Each is a run of its own; they queue for the device.",
+    )  # fmt: skip
+    problem, specs = "", {}
+    try:
+        values = options(kept)
+        with st.expander("Device and precision"):
+            values |= widgets.fields(EvaluateSpec, ("device", "dtype"), kept)
+        values["fresh"] = st.session_state.get("eval_fresh", False)
+        for one in chosen:
+            named = {"checkpoint": name_of(present[one]), "out": "DIR"}
+            specs[one] = build(EvaluateSpec, {**values, **named})
+        estimates = [command.dry_run(spec) for spec in specs.values()]
+        if not chosen:
+            problem = "Choose at least one checkpoint."
+        else:
+            estimated(estimates)
+            lines = [jobs.command_line("evaluate", spec) for spec in specs.values()]
+            st.code("\n".join(lines), "bash", wrap_lines=True)
+    except DepthcutError as error:
+        problem = str(error)
+    if problem:
+        st.error(problem)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button(
+            "Evaluate", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
+        )
+        st.checkbox(
+            "Measure again", key="eval_fresh",
+            help="Else what an earlier run measured for the same content is taken from it.",
+        )  # fmt: skip
+    if pressed:
+        started = []
+        for one, spec in specs.items():
+            options_of = {k: getattr(spec, k) for k in spec.__dataclass_fields__ if k != "out"}
+            record = runs.launch_once(f"evaluate_{one}", "evaluate", options_of)
+            started += [record.id] if record else []
+        st.session_state["eval_started"] = started
+        st.rerun()
+
+
+def estimated(found: list[dict[str, Any]]) -> None:
+    """Draw what all runs together will take."""
+    flops = [one["flops"] for one in found]
+    seconds = [one["seconds"] for one in found]
+    memory = max(one["memory_mib"] for one in found)
+    time = f"about {sum(seconds):.0f} s, " if all(seconds) else ""
+    work = (
+        f"{sum(flops) / 1e9:,.0f} GFLOP, "
+        if all(f is not None for f in flops)
+        else "operations not known before the data is loaded, "
+    )
+    st.caption(f"Estimated: {time}{work}{memory:,.0f} MiB of memory at most.")
+
+
+def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
+    """Draw the download of a table."""
+    st.download_button(
+        name, lambda: view.csv_of(rows), name, "text/csv", on_click="ignore", key=f"get_{name}",
+        type="tertiary", icon=":material/download:",
+    )  # fmt: skip
+
+
+def overview(judged: list[Judged], chosen: list[Measure]) -> None:
+    """Draw the table over checkpoints, and the dots by task."""
+    st.subheader("Results")
+    st.dataframe(pd.DataFrame(view.wide(judged, chosen)), hide_index=True)
+    note = view.protocol_note(judged, chosen)
+    st.caption(
+        f"{note} In brackets: the difference to {judged[0].variant.label} with its standard error, "
+        "window by window and question by question; * is more than two of them."
+    )
+    downloaded("evaluation.csv", results.table(judged, chosen))
+    conflict = tokenizer_conflict(one.variant for one in judged)
+    if conflict:
+        st.warning(conflict)
+    tasks = [m for m in chosen if m.kind == "task"]
+    if tasks:
+        st.subheader("By task")
+        figure = charts.task_dots(judged, tasks, view.chances())
+        st.plotly_chart(figure, key="task_dots", alt="Value of every task for every checkpoint.")
+        st.caption(f"{note} Bars: one standard error. Dotted: guessing, where it is known.")
+
+
+def skills(known: Study) -> None:
+    """Draw blocks against skills, for the runs that asked without each block."""
+    found = results.block_rows(state.workspace(), known.dense)
+    st.subheader("What each block is for")
+    if not found:
+        st.info(
+            "Not measured yet: switch on 'Also without each single block' above and choose tasks; "
+            f"the demo has {len(SKILLS)} skills."
+        )
+        return
+    by_id = {record.id: (record, summary, rows) for record, summary, rows in found}
+    picked = st.selectbox("Run", list(by_id), key="skill_run", bind=ASKED)
+    record, summary, rows = by_id[picked]
+    figure = charts.skill_heatmap(rows)
+    st.plotly_chart(figure, key="skills", alt="Change of every task without each block.")
+    limit = summary.get("limit")
+    asked = f"the first {limit} questions of each task" if limit else "all questions"
+    st.caption(
+        f"Measured: {known.dense.label}, {asked}, {summary['device']}, {summary['dtype']}. A dot: "
+        "the change is within two standard errors of zero, pair by pair. "
+        "Choose few questions for a quick look, many to be certain."
+    )
+    downloaded("skills.csv", [dict(zip(questions.BLOCK_COLUMNS, row, strict=True)) for row in rows])
+
+
+def flipped(judged: list[Judged], chosen: list[Measure]) -> None:
+    """Draw which questions two checkpoints answer differently."""
+    tasks = {m.label: m for m in chosen if m.kind == "task"}
+    both = {label: [one for one in judged if m in one.cells] for label, m in tasks.items()}
+    labels = [label for label, found in both.items() if len(found) > 1]
+    if not labels:
+        return
+    st.subheader("Which questions flipped")
+    columns = st.columns(3)
+    label = columns[0].selectbox("Task", labels, key="flip_task", bind=ASKED)
+    names = {one.variant.label: one for one in both[label]}
+    first = columns[1].selectbox("From", list(names), key="flip_from")
+    others = [name for name in names if name != first]
+    second = columns[2].selectbox("To", others, key="flip_to")
+    found = view.flips_between(names[first], names[second], tasks[label])
+    st.markdown(view.flip_sentence(found, first, second))
+    rows = view.flip_rows(found)
+    for row in rows[:20]:
+        with st.container(border=True):
+            icon = ":material/trending_down:" if row["flip"] == "lost" else ":material/trending_up:"
+            st.markdown(f"{icon} **{row['flip']}**, question {row['question']}")
+            st.text(row["text"] if len(row["text"]) < 700 else "…" + row["text"][-700:])
+            st.text(
+                f"right: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
+                + (f"   (choices: {row['choices']})" if row["choices"] else "")
+            )
+    if len(rows) > 20:
+        st.caption(f"The first 20 of {len(rows)}; the file has all.")
+    if rows:
+        downloaded("flips.csv", rows)
+
+
+frame.start("Evaluate")
+name = state.active_checkpoint()
+state.inspect(name)
+known = study(state.workspace(), name)
+judged = results.gather(state.workspace(), [v for v in known.variants if v.folder])
+measured = [one for place, one in enumerate(judged) if one.cells or place == 0]
+empty = not any(one.cells for one in measured)
+with st.expander("New run", expanded=empty, icon=":material/tune:"):
+    launcher(known)
+for run_id in st.session_state.get("eval_started", []):
+    runs.show(run_id)
+if not empty:
+    asked = results.limits(measured)
+    limit = asked[0] if asked else None
+    if len(asked) > 1:
+        limit = st.selectbox(
+            "Questions of each task", asked, key="shown_limit",
+            format_func=lambda n: f"the first {n}" if n else "all",
+        )  # fmt: skip
+    chosen = results.measures(measured, limit)
+    overview(measured, chosen)
+    flipped(measured, chosen)
+else:
+    st.info("Nothing has been measured for this checkpoint yet. Start a run above.")
+skills(known)
+frame.step("compare", "Next: compare quality with cost")
