@@ -1,0 +1,69 @@
+"""Models within a budget: least recently used out first, and memory that comes back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from live_helpers import CPU
+
+from core.errors import OutOfMemoryError
+from core.live.store import Store
+
+
+def test_least_recently_used_goes_first(tiny_dir):
+    names = [str(tiny_dir(v)) for v in ("mha", "gqa", "tied")]
+    weights = [Store(CPU, "float32", 100).get(n).weight_bytes / 2**20 for n in names]
+    store = Store(CPU, "float32", sum(weights) - 0.01)
+    first = weakref.ref(store.get(names[0]).view.model)
+    second = weakref.ref(store.get(names[1]).view.model)
+    store.get(names[0])
+    store.get(names[2])
+    gc.collect()
+    assert store.names == [names[0], names[2]]
+    assert first() is not None
+    assert second() is None
+    assert store.used_mib <= store.budget_mib
+    store.clear()
+    gc.collect()
+    assert first() is None
+    assert store.used_mib == 0
+
+
+def test_states_make_room_before_models_do(tiny_dir, text):
+    from core.live.protocol import Perplexity
+
+    one, two = str(tiny_dir("mha")), str(tiny_dir("gqa"))
+    store = Store(CPU, "float32", 100)
+    held = store.get(one)
+    ask = Perplexity(checkpoint=one, source=str(text), window=24)
+    judged, total = held.text(ask, 2**30)
+    wanted = judged.answer(()).ppl
+    assert judged.windows == total
+    assert held.bytes > held.weight_bytes
+    needed = Store(CPU, "float32", 100).get(two).weight_bytes
+    store.budget_mib = (held.bytes + needed) / 2**20 - 0.01
+    store.get(two)
+    assert store.names == [one, two]
+    assert held.bytes == held.weight_bytes
+    assert held.text(ask, 0)[0].answer((1,)).ppl != wanted
+
+
+def test_a_model_beyond_the_budget_is_told_in_one_sentence(tiny_gqa):
+    with pytest.raises(OutOfMemoryError, match=r"needs .* MiB; the live model may use 0\."):
+        Store(CPU, "float32", 0.01).get(str(tiny_gqa))
+
+
+def test_a_changed_checkpoint_is_loaded_anew(tmp_path):
+    import tiny
+
+    folder = tiny.write(tmp_path / "m", "gqa", seed=0)
+    store = Store(CPU, "float32", 100)
+    before = store.get(str(folder))
+    assert store.get(str(folder)) is before
+    tiny.write(folder, "gqa", seed=1)
+    after = store.get(str(folder))
+    assert after is not before
+    assert store.names == [str(folder)]
+    assert before.info.key != after.info.key

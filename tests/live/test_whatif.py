@@ -1,0 +1,118 @@
+"""What-if perplexity in the process: against really pruned checkpoints, and what is computed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny
+import torch
+from live_helpers import CPU, naive_perplexity, windows_of
+
+from core import model as models
+from core.blocks import BlockView
+from core.errors import DataError, PlanError
+from core.live.whatif import WhatIf
+from core.prune import depth
+
+PLENTY = 2**30
+
+
+def random_sets(count, blocks, seed):
+    rng = random.Random(seed)
+    return [tuple(rng.sample(range(blocks), rng.randint(1, blocks - 1))) for _ in range(count)]
+
+
+@pytest.fixture
+def whatif(tiny_dir, text):
+    """A function from a variant and the room for states to (folder, windows, WhatIf)."""
+
+    def make(variant="gqa", room=PLENTY, bos="once"):
+        folder = tiny_dir(variant)
+        windows = windows_of(folder, text, 24, bos)
+        view = BlockView(models.load_model(folder, CPU, torch.float32))
+        return folder, windows, WhatIf(view, windows, room)
+
+    return make
+
+
+@pytest.mark.parametrize("variant", tiny.FAMILIES)
+def test_random_sets_equal_really_pruned_checkpoints(whatif, tmp_path, variant):
+    folder, windows, text = whatif(variant, bos="window")
+    sets = random_sets(4, tiny.BLOCKS, variant)
+    wanted = {}
+    for number, drop in enumerate(sets):
+        depth.prune(folder, drop, tmp_path / str(number))
+        wanted[drop] = naive_perplexity(tmp_path / str(number), windows)
+    for drop in (*sets, *reversed(sets)):
+        assert text.answer(drop).ppl == pytest.approx(wanted[drop], rel=1e-5)
+    for drop in sets:
+        text.forget()
+        assert text.answer(drop).ppl == pytest.approx(wanted[drop], rel=1e-5)
+    assert text.answer(()).ppl == pytest.approx(naive_perplexity(folder, windows), rel=1e-5)
+
+
+@pytest.mark.parametrize("states", [0, 1, 2, 4, 7, 100])
+def test_memory_for_states_changes_the_work_and_not_the_answer(whatif, states):
+    _, _, plain = whatif(room=0)
+    _, _, kept = whatif(room=states * plain._state_bytes)
+    for drop in ((), *random_sets(8, tiny.BLOCKS, 5)):
+        assert kept.answer(drop).ppl == pytest.approx(plain.answer(drop).ppl, rel=1e-6)
+        assert kept.state_bytes <= states * plain._state_bytes
+    assert plain.state_bytes == 0
+
+
+def test_late_blocks_are_nearly_free_and_answers_are_kept(whatif):
+    _, windows, text = whatif()
+    chunks = text.answer(()).block_passes // tiny.BLOCKS
+    assert text.answer((4,)).block_passes == 0
+    assert text.answer((3,)).block_passes == chunks
+    assert text.answer((1,)).block_passes == 3 * chunks
+    assert text.answer((1, 4)).block_passes == 0
+    found = text.answer((1,))
+    assert found.block_passes == 0
+    assert found.windows == len(windows)
+    assert found.predictions == len(windows) * 23
+
+
+def test_an_abandoned_question_leaves_what_it_computed(whatif):
+    _, windows, text = whatif()
+    text._chunks = torch.tensor(windows).split(3)
+    text._plan(100)
+
+    class Enough(Exception):
+        pass
+
+    def stop(answer):
+        if answer.windows >= 6:
+            raise Enough
+
+    with pytest.raises(Enough):
+        text.answer((2,), stop)
+    parts = []
+    rest = text.answer((2,), parts.append)
+    assert parts[0].windows == 9
+    assert rest.block_passes == 4 * (len(text._chunks) - 2)
+    text.forget()
+    assert text.answer((2,)).ppl == pytest.approx(rest.ppl, rel=1e-9)
+
+
+def test_what_cannot_be_asked(whatif):
+    _, windows, text = whatif()
+    with pytest.raises(PlanError, match="All 5 blocks would be removed"):
+        text.answer(range(5))
+    with pytest.raises(PlanError, match="Block 5 does not exist"):
+        text.answer((5,))
+    with pytest.raises(DataError, match="outside the model's vocabulary"):
+        WhatIf(text._view, [[1, 2, 320]], 0)
+
+
+def test_several_chunks_at_a_time_equal_one(whatif):
+    _, windows, text = whatif()
+    one = [text.answer(s).ppl for s in ((), (1,), (0, 3))]
+    text.forget()
+    text._chunks, text._threads = torch.tensor(windows).split(2), 2
+    text._plan(100)
+    threads = torch.get_num_threads()
+    assert [text.answer(s).ppl for s in ((), (1,), (0, 3))] == pytest.approx(one, rel=1e-6)
+    assert torch.get_num_threads() == threads
