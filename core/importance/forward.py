@@ -9,6 +9,7 @@ computing in them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ class FastBlock:
     def __init__(self, view: BlockView, block: int, dtype: torch.dtype, scratch: Scratch) -> None:
         """Prepare block ``block`` of ``view`` for activations of ``dtype``."""
         self.view, self.block, self.scratch = view, block, scratch
+        self.observe: Callable[[str, Tensor], None] | None = None
+        """Shown what enters the output projections: ("o" or "down", [tokens, channels])."""
         layer: Any = view.blocks[block]
         attention, mlp = layer.self_attn, layer.mlp
         self.head_dim = int(attention.head_dim)
@@ -138,6 +141,8 @@ class FastBlock:
             q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, scale=self.scale
         )
         mixed = mixed.transpose(1, 2).reshape(rows * tokens, -1)
+        if self.observe:
+            self.observe("o", mixed)
         _add_linear_(flat, mixed, self.o)
 
     def mlp_(self, hidden: Tensor) -> None:
@@ -146,7 +151,15 @@ class FastBlock:
         x = rms_norm(self.norms[1], flat, self.scratch.get("norm", tuple(flat.shape), flat))
         gate, up = _linear(x, self.gate_up, self.scratch, "gate_up").chunk(2, dim=-1)
         gate = F.silu(gate, inplace=True) if self.is_silu else self.act(gate)
-        _add_linear_(flat, gate.mul_(up), self.down)
+        product = gate.mul_(up)
+        if self.observe:
+            self.observe("down", product)
+        _add_linear_(flat, product, self.down)
+
+    def leave_out(self, o: Tensor, down: Tensor) -> None:
+        """Let these channels of the output projections' inputs count for nothing from now on."""
+        for (weight, _), columns in ((self.o, o), (self.down, down)):
+            weight[:, columns.to(weight.device)] = 0  # a copy of the model's own
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, norm: Any, name: str) -> Tensor:
         """Return ``x`` [rows, heads, tokens, head width] normed where asked, with rotary phase."""

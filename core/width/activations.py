@@ -5,18 +5,19 @@ Only one block's weights are widened at a time, and one state [rows, tokens, hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.blocks import BlockView
 from core.importance.branches import Batch
-from core.importance.forward import compute_dtype
-from core.importance.taylor import BlockFunction, pieces
+from core.importance.forward import FastBlock, Scratch, compute_dtype
+from core.importance.taylor import pieces
 from core.progress import SILENT, Progress
+from core.width.surgery import dropped_channels
+from core.width.units import BlockUnits, Keep
 
 
 class InputStats:
@@ -62,75 +63,75 @@ class BlockInputs:
     down: InputStats
 
 
-Visitor = Callable[[int, BlockInputs, dict[str, Tensor]], "dict[str, Tensor] | None"]
-"""Called as (block, inputs, tensors); tensors it returns take the block's place from there on."""
+Visitor = Callable[[int, BlockInputs], "Keep | None"]
+"""Called as (block, inputs); what it returns is all that the next block gets to feel of this."""
 
 
 def walk(
     view: BlockView,
     batch: Batch,
-    blocks: Collection[int],
+    units: Mapping[int, BlockUnits],
     visit: Visitor,
     progress: Progress = SILENT,
+    *,
     label: str = "Inputs",
+    prunes: bool = False,
 ) -> None:
     """Run the model block by block and show ``visit`` the inputs of the output projections.
 
     Args:
         view: The model.
         batch: Calibration rows; padding is not counted.
-        blocks: Those whose inputs are wanted; the walk ends after the last of them.
-        visit: Sees each of them. The tensors it is given are the block's, by their names within
-            it; where it returns others (cut ones), the next block gets the output of these.
+        units: Of the blocks whose inputs are wanted; the walk ends after the last of them.
+        visit: Sees each of them.
         progress: Told of every block.
         label: What a step is called in messages.
+        prunes: ``visit`` says what stays of each block, and the next is run on that output.
     """
-    dtype = compute_dtype(view.device, view.dtype)
-    end = max(blocks, default=-1) + 1
+    end = max(units, default=-1) + 1
+    dtype, scratch = compute_dtype(view.device, view.dtype), Scratch()
     with torch.no_grad():
         hidden = view.embed(batch.ids).to(dtype)
         for block in range(end):
-            layer = BlockFunction(view, block, dtype)
-            if block in blocks:
-                output, inputs = _observed(view, layer, hidden, batch, progress)
-                changed = visit(block, inputs, layer.tensors)
-                if changed is not None:
-                    layer.tensors = changed
-                    output = _run(view, layer, hidden, progress)
+            function = FastBlock(view, block, dtype, scratch)
+            if block not in units:
+                _run(view, function, hidden, progress)
             else:
-                output = _run(view, layer, hidden, progress)
-            hidden = output
+                before = hidden.clone() if prunes else None
+                inputs = _observed(view, function, hidden, batch, progress)
+                keep = visit(block, inputs)
+                if before is not None and keep is not None and keep != units[block].all:
+                    function.leave_out(*dropped_channels(units[block], keep))
+                    _run(view, function, before, progress)
+                    hidden = before
             progress.step(block + 1, end, f"{label}, block {block + 1} of {end}")
 
 
-def _run(view: BlockView, layer: BlockFunction, hidden: Tensor, progress: Progress) -> Tensor:
-    return torch.cat([layer(piece) for piece in pieces(hidden, view, progress)])
+def _run(view: BlockView, function: FastBlock, hidden: Tensor, progress: Progress) -> None:
+    """Apply the block to ``hidden`` [rows, tokens, hidden], in place."""
+    for piece in pieces(hidden, view, progress):
+        function.attention_(piece)
+        function.mlp_(piece)
 
 
 def _observed(
-    view: BlockView, layer: BlockFunction, hidden: Tensor, batch: Batch, progress: Progress
-) -> tuple[Tensor, BlockInputs]:
-    """Return the block's output and what entered its output projections meanwhile."""
+    view: BlockView, function: FastBlock, hidden: Tensor, batch: Batch, progress: Progress
+) -> BlockInputs:
+    """Apply the block in place and return what entered its output projections meanwhile."""
     inputs = BlockInputs(InputStats(), InputStats())
     valid = batch.valid
-    at = slice(0, 0)
+    whole = bool(valid.all())
+    at = 0
+    for piece in pieces(hidden, view, progress):
+        mask = valid[at : at + piece.shape[0]].flatten()
+        at += piece.shape[0]
 
-    def observer(stats: InputStats) -> Any:
-        def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
-            stats.add(arguments[0][valid[at]])
+        def observe(name: str, values: Tensor, mask: Tensor = mask) -> None:
+            stats = inputs.o if name == "o" else inputs.down
+            stats.add(values if whole else values[mask])
 
-        return hook
-
-    hooks = [
-        layer.layer.get_submodule(name).register_forward_pre_hook(observer(stats))
-        for name, stats in (("self_attn.o_proj", inputs.o), ("mlp.down_proj", inputs.down))
-    ]
-    outputs = []
-    try:
-        for piece in pieces(hidden, view, progress):
-            at = slice(at.stop, at.stop + piece.shape[0])
-            outputs.append(layer(piece))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat(outputs), inputs
+        function.observe = observe
+        function.attention_(piece)
+        function.mlp_(piece)
+    function.observe = None
+    return inputs

@@ -21,8 +21,15 @@ from torch import Tensor
 from core.importance.branches import Batch
 from core.width import allocation
 from core.width.activations import BlockInputs, walk
-from core.width.selection import Biases, Job, Selection, UnitScores, check_scores
-from core.width.surgery import group_channels
+from core.width.selection import (
+    Biases,
+    Job,
+    Selection,
+    UnitScores,
+    check_scores,
+    output_weights,
+)
+from core.width.surgery import dropped_channels
 from core.width.units import BlockUnits, Keep, parameters_left
 
 
@@ -66,17 +73,20 @@ def calibrate(job: Job, batch: Batch) -> dict[int, Calibrated]:
     """Return scores and input means of the planned blocks, from one pass over the dense model."""
     result: dict[int, Calibrated] = {}
 
-    def visit(block: int, inputs: BlockInputs, tensors: dict[str, Tensor]) -> None:
-        unit = job.plan.units[block]
-        attention = wifv(inputs.o.deviations, tensors["self_attn.o_proj.weight"]).square()
-        neurons = wifv(inputs.down.deviations, tensors["mlp.down_proj.weight"])
+    units = {b: job.plan.units[b] for b in job.plan.blocks}
+
+    def visit(block: int, inputs: BlockInputs) -> None:
+        unit = units[block]
+        o, down = output_weights(job.view, block)
+        attention = wifv(inputs.o.deviations, o).square()
+        neurons = wifv(inputs.down.deviations, down)
         check_scores(attention, f"attention of block {block}")
         check_scores(neurons, f"MLP of block {block}")
         groups = standardise(attention).view(unit.groups, unit.group_width).mean(1)
         scores = UnitScores(groups, standardise(neurons))
         result[block] = Calibrated(scores, inputs.o.mean, inputs.down.mean)
 
-    walk(job.view, batch, job.plan.blocks, visit, job.progress, "FLAP")
+    walk(job.view, batch, units, visit, job.progress, label="FLAP")
     return result
 
 
@@ -151,20 +161,13 @@ def _above(values: Tensor, bar: float) -> tuple[int, ...]:
 
 def compensation(job: Job, unit: BlockUnits, keep: Keep, found: Calibrated) -> Biases:
     """Return what the removed inputs added to the outputs on average, float32 [hidden] each."""
-    layer = job.view.blocks[unit.block]
-    groups = tuple(g for g in range(unit.groups) if g not in set(keep.groups))
-    kept = set(keep.neurons)
-    neurons = torch.tensor([n for n in range(unit.neurons) if n not in kept], dtype=torch.long)
+    o, down = output_weights(job.view, unit.block)
+    channels, neurons = dropped_channels(unit, keep)
     return Biases(
-        _mean_output(
-            layer.get_submodule("self_attn.o_proj").weight,
-            group_channels(unit, groups),
-            found.o_mean,
-        ),
-        _mean_output(layer.get_submodule("mlp.down_proj").weight, neurons, found.down_mean),
+        _mean_output(o, channels, found.o_mean), _mean_output(down, neurons, found.down_mean)
     )
 
 
 def _mean_output(weight: Tensor, columns: Tensor, mean: Tensor) -> Tensor:
-    part = weight.detach().index_select(1, columns.to(weight.device)).float().cpu()
+    part = weight.index_select(1, columns.to(weight.device)).float().cpu()
     return part @ mean[columns].float()

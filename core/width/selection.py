@@ -87,6 +87,14 @@ _OUT_ROWS = (
 _IN_COLUMNS = ("self_attn.o_proj", "mlp.down_proj")
 
 
+def output_weights(view: BlockView, block: int) -> tuple[Tensor, Tensor]:
+    """Return the weights [hidden, channels] of a block's o and down projections."""
+    layer = view.blocks[block]
+    o = layer.get_submodule("self_attn.o_proj").weight
+    down = layer.get_submodule("mlp.down_proj").weight
+    return o.detach(), down.detach()
+
+
 def by_group(channels: Tensor, unit: BlockUnits) -> Tensor:
     """Sum a score of query channels [query heads * head width] over each group's own heads."""
     return channels.view(unit.groups, unit.group_width).sum(1)

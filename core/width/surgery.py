@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -21,6 +19,15 @@ def group_channels(unit: BlockUnits, groups: tuple[int, ...], *, keys: bool = Fa
     width = unit.head_dim if keys else unit.group_width
     starts = torch.tensor(groups, dtype=torch.long)[:, None] * width
     return (starts + torch.arange(width)).flatten()
+
+
+def dropped_channels(unit: BlockUnits, keep: Keep) -> tuple[Tensor, Tensor]:
+    """Return the channels that go from the inputs of the attention's and the MLP's projection."""
+    groups, neurons = set(keep.groups), set(keep.neurons)
+    gone = tuple(g for g in range(unit.groups) if g not in groups)
+    return group_channels(unit, gone), torch.tensor(
+        [n for n in range(unit.neurons) if n not in neurons], dtype=torch.long
+    )
 
 
 def cut(name: str, tensor: Tensor, keep: Keep, unit: BlockUnits) -> Tensor:
@@ -43,11 +50,6 @@ def cut(name: str, tensor: Tensor, keep: Keep, unit: BlockUnits) -> Tensor:
     if module == "mlp.down_proj" and kind == "weight":
         return tensor.index_select(1, _index(keep.neurons, tensor))
     return tensor
-
-
-def cut_block(tensors: Mapping[str, Tensor], keep: Keep, unit: BlockUnits) -> dict[str, Tensor]:
-    """Return all tensors of a block, cut; names are within the block."""
-    return {name: cut(name, tensor, keep, unit) for name, tensor in tensors.items()}
 
 
 def _index(numbers: tuple[int, ...], tensor: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from core.width.activations import BlockInputs, walk
-from core.width.selection import Job, Selection, UnitScores, by_group, keep_best
-from core.width.surgery import cut_block
+from core.width.selection import Job, Selection, UnitScores, by_group, keep_best, output_weights
 from core.width.units import BlockUnits, Keep
 
 
@@ -22,21 +21,20 @@ def select(job: Job) -> Selection:
     counts, units = job.plan.counts, job.plan.units
     keep: dict[int, Keep] = {}
 
-    def visit(
-        block: int, inputs: BlockInputs, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor] | None:
-        unit = units[block]
-        keep[block] = keep_best(block_scores(inputs, tensors, unit), counts[block], block)
-        return None if keep[block] == unit.all else cut_block(tensors, keep[block], unit)
+    def visit(block: int, inputs: BlockInputs) -> Keep:
+        scores = block_scores(inputs, *output_weights(job.view, block), units[block])
+        keep[block] = keep_best(scores, counts[block], block)
+        return keep[block]
 
-    walk(job.view, job.batch, job.plan.blocks, visit, job.progress, "Wanda-sp")
+    chosen = {b: units[b] for b in job.plan.blocks}
+    walk(job.view, job.batch, chosen, visit, job.progress, label="Wanda-sp", prunes=True)
     return Selection(keep, job.plan.ratio)
 
 
-def block_scores(inputs: BlockInputs, tensors: dict[str, Tensor], unit: BlockUnits) -> UnitScores:
+def block_scores(inputs: BlockInputs, o: Tensor, down: Tensor, unit: BlockUnits) -> UnitScores:
     """Return the scores of one block's units from its weights and the norms of its inputs."""
-    attention = _columns(tensors["self_attn.o_proj.weight"]) * inputs.o.norm
-    neurons = _columns(tensors["mlp.down_proj.weight"]) * inputs.down.norm
+    attention = _columns(o) * inputs.o.norm
+    neurons = _columns(down) * inputs.down.norm
     return UnitScores(by_group(attention, unit), neurons)
 
 

@@ -95,9 +95,8 @@ def test_statistics_equal_two_plain_passes(tiny_dir, variant):
     folder = tiny_dir(variant)
     job = make_job(folder, "flap", ratio=0.3, given=rows(70, 24))  # several pieces of rows
     seen = {}
-    activations.walk(
-        job.view, job.batch, range(5), lambda b, inputs, _: seen.update({b: inputs}), job.progress
-    )
+    units = dict(enumerate(job.plan.units))
+    activations.walk(job.view, job.batch, units, lambda b, inputs: seen.update({b: inputs}))
     plain = naive.inputs_of(naive.load(folder), rows(70, 24))
     for block in range(5):
         for name in ("o", "down"):
@@ -125,9 +124,8 @@ def test_padding_is_not_counted(tiny_gqa):
     given = [row[: 11 - n] for n, row in enumerate(rows())]
     job = make_job(tiny_gqa, "flap", ratio=0.3, given=given)
     seen = {}
-    activations.walk(
-        job.view, job.batch, [2], lambda b, inputs, _: seen.update({b: inputs}), job.progress
-    )
+    units = {2: job.plan.units[2]}
+    activations.walk(job.view, job.batch, units, lambda b, inputs: seen.update({b: inputs}))
     model = naive.load(tiny_gqa)
     x = torch.cat([naive.inputs_of(model, [row])[2, "down"] for row in given])
     assert seen[2].down.tokens == len(x) == sum(map(len, given))
