@@ -8,17 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from core import jobs
-from core.benchmark import command as benchmark
+from core.benchmark.analytic import known_rates
 from core.charts import compare as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, published
 from core.compare.measured import Cell, Row, cell_of
 from core.errors import DepthcutError
-from core.spec import build, parse_numbers
 from core.study import Study, info_of, study
-from core.ui import compare_view, findings, frame, runs, state
+from core.ui import compare_launch, compare_view, findings, frame, state
 from core.ui.compare_view import Scene
 from core.ui.toggle import to_text
 
@@ -73,7 +71,8 @@ def looked_at(known: Study) -> Scene:
         help="Variants of one run were measured side by side. Of two measurements of a point the "
         "newer counts.",
     )
-    return compare_view.scene(known, protocols.get(label), [benches[b] for b in chosen])
+    picked = [benches[b] for b in chosen]
+    return compare_view.scene(known, protocols.get(label), picked, known_rates(state.workspace()))
 
 
 def point_of(scene: Scene) -> tuple[Cell, float | None]:
@@ -266,10 +265,10 @@ def measured_on(scene: Scene) -> str:
     if not scene.runs:
         return "Estimated from shapes; nothing was measured."
     summary = scene.runs[0].summary
-    kinds = ", ".join(sorted({str(v["dtype"]) for v in summary["variants"]}))
+    kinds = ", ".join(sorted({str(v.get("dtype")) for v in summary["variants"]}))
     return (
-        f"Measured on {summary['device']} ({summary.get('device_name')}), {kinds}, "
-        f"{summary['input_tokens']} tokens in, seed {summary['seed']}."
+        f"Measured on {summary.get('device')} ({summary.get('device_name')}), {kinds}, "
+        f"{summary.get('input_tokens')} tokens in, seed {summary.get('seed')}."
     )
 
 
@@ -297,60 +296,25 @@ def tables(scene: Scene, rows: list[Row]) -> None:
         st.table(pd.DataFrame(known).T)
 
 
-def launchers(known: Study, name: str) -> None:
-    """Offer the benchmark of chosen variants, and the recipe that makes matched ones."""
-    here = [v for v in known.variants if v.folder]
-    picked = st.multiselect(
-        "Variants to benchmark",
-        [v.id for v in here],
-        default=[v.id for v in here[:1] + here[1:][-5:]],
-        key="to_benchmark",
-        format_func={v.id: v.label for v in here}.get,
-    )
-    columns = st.columns(4)
-    batches = columns[0].text_input("Batch sizes", "1,4,16", key="bench_batches")
-    outputs = columns[1].text_input("Output tokens", "128", key="bench_outputs")
-    limit = columns[2].number_input("Seconds at most", 1, 86400, 90, key="bench_limit")
-    device = columns[3].text_input("Device", "auto", key="bench_device")
-    try:
-        values = {
-            "checkpoints": tuple(picked),
-            "batch_sizes": parse_numbers(batches, "--batch-sizes"),
-            "output_tokens": parse_numbers(outputs, "--output-tokens"),
-            "time_limit_s": float(limit),
-            "device": device,
-        }
-        spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
-        if not picked:
-            raise DepthcutError("No variant is chosen.", "Choose at least one.")
-        plan = benchmark.dry_run(spec)
-    except DepthcutError as error:
-        st.error(str(error))
-        return
-    most = max(p["total_mib"] for p in plan["points"])
-    st.caption(
-        f"{plan['generations']} generations in about {limit:.0f} s; at most {most:,.0f} MiB "
-        "(estimated)."
-    )
-    with st.expander("Estimated memory of every point"):
-        st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
-    st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
-    if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
-        record = runs.launch_once("benchmark", "benchmark", values)
-        st.session_state["benchmark_run"] = record.id if record else ""
-    runs.show(st.session_state.get("benchmark_run", ""))
-
-
 frame.start("Compare")
 name = state.active_checkpoint()
 state.inspect(name)
 known = study(state.workspace(), name)
 chosen = st.session_state.get("compare_chosen") or st.query_params.get("point", "")
 cold = not known.benchmarks and not known.protocols
-with st.expander("Measure variants", expanded=cold, icon=":material/timer:"):
-    launchers(known, name)
+if cold:
+    st.info("Nothing was measured yet. Make variants of one size, or measure what there is.")
+with st.expander("Make and compare depth and width", expanded=cold, icon=":material/balance:"):
+    compare_launch.recipe_form(known.dense.id)
+with st.expander("Benchmark variants", expanded=cold, icon=":material/timer:"):
+    compare_launch.benchmark_form(known)
 if cold:
     st.stop()
+sentence, details = compare_launch.verdict_of(known)
+if sentence:
+    st.success(sentence, icon=":material/gavel:")
+    with st.popover("All findings"):
+        st.markdown("\n".join(f"- {f}" for f in details))
 scene = looked_at(known)
 for problem in scene.problems():
     st.warning(problem)

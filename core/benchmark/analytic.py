@@ -1,22 +1,28 @@
 """What a model should cost, from its shapes alone: memory exactly, latency as a roofline.
 
 Torch-free, so that a page can show figures while a slider moves. A decoding step reads every
-weight once and the key/value cache once; it takes the longer of reading and multiplying, plus
-what this machine was measured to spend per block and per step on anything else (`Rates`).
+weight once, and the key/value cache once and twice more to make it longer; it takes the longer of
+moving and multiplying, plus what this machine was measured to spend on anything else (`Rates`):
+by the step, by the block, by the activation, and once a generation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from core.workspace import read_json
 
 if TYPE_CHECKING:
     from core.checkpoint import CheckpointInfo
+    from core.workspace import Workspace
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUGH_PCT = 30.0
+CACHE_MOVES = 3
+"""A step's passes over the cache: read and written anew when it grows, read by the attention."""
 SAMPLING_BYTES = 24
 """Bytes a logit costs while sampling by top-k and top-p: float32 logits, their sorted copy,
 probabilities and cumulated ones (4 each), and the sorting order (8)."""
@@ -91,11 +97,15 @@ class Rates:
     matmul_flops_per_s: float
     """Square matrix product."""
     block_overhead_s: float = 0.0
-    """A decoding step's cost per block when the block is almost empty."""
+    """A decoding step's cost per block beside its bytes and operations, for one sequence."""
     step_overhead_s: float = 0.0
     """A decoding step's cost beside its blocks."""
     sampling_s_per_logit: float = 0.0
     """Sorting for top-k and top-p, per logit."""
+    activation_s: float = 0.0
+    """What an element of an activation costs in each of the passes over it (`activations`)."""
+    generation_overhead_s: float = 0.0
+    """What a generation costs beside its steps."""
     dtype: str = "float32"
 
 
@@ -103,6 +113,27 @@ def read_rates(saved: Mapping[str, Any]) -> Rates:
     """Return rates as a benchmark's summary.json has them; fields of other versions are left."""
     names = {f.name for f in dataclasses.fields(Rates)}
     return Rates(**{name: value for name, value in saved.items() if name in names})
+
+
+def mean_rates(found: Sequence[Rates]) -> Rates:
+    """Return the mean of several measurements of one device in one precision."""
+    fields = [f.name for f in dataclasses.fields(Rates) if f.name != "dtype"]
+    means = {name: statistics.fmean(getattr(r, name) for r in found) for name in fields}
+    return Rates(**means, dtype=found[0].dtype)
+
+
+def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | None:
+    """Return what the workspace's newest benchmark run measured of a device in a precision.
+
+    Without a device, or a precision, the newest of any. None where nothing was measured: any
+    benchmark run does it, and with ``--rates-only`` nothing else.
+    """
+    for record in where.runs("benchmark"):
+        summary = read_json(record.path / "summary.json") or {}
+        rates = summary.get("rates") or {}
+        if rates and device in ("", summary.get("device")) and dtype in ("", rates.get("dtype")):
+            return read_rates(rates)
+    return None
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
@@ -158,6 +189,18 @@ def _read_per_step(info: Shapes) -> int:
     return info.parameters - (0 if info.tied else info.parts["embedding"])
 
 
+def activations(info: Shapes) -> int:
+    """Return the elements that pass between a token's kernels: norms, rotations, gates, sums.
+
+    Counted as in the LLaMA family: twelve passes over the hidden state in a block, six over
+    queries and keys, three over the MLP's neurons.
+    """
+    return sum(
+        12 * info.hidden + 6 * (s["heads"] + s["kv_heads"]) * info.head_dim + 3 * s["intermediate"]
+        for s in info.block_shapes
+    )
+
+
 def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
     """Return the seconds of one forward pass over ``tokens`` new tokens a sequence."""
     width = WIDTH[rates.dtype]
@@ -165,19 +208,26 @@ def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1
     body = _read_per_step(info) - head
     attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)
     flops = batch * (tokens * (2 * body + attention) + 2 * head)
-    read = (body + head) * width + kv_bytes(info, batch, context, rates.dtype)
-    seconds = max(flops / rates.matmul_flops_per_s, read / rates.bandwidth_bytes_per_s)
+    moved = (body + head) * width + CACHE_MOVES * kv_bytes(info, batch, context, rates.dtype)
+    seconds = max(flops / rates.matmul_flops_per_s, moved / rates.bandwidth_bytes_per_s)
     other = rates.step_overhead_s + len(info.block_shapes) * rates.block_overhead_s
+    other += batch * tokens * activations(info) * rates.activation_s
     return seconds + other + batch * info.vocab * rates.sampling_s_per_logit
+
+
+def first_token_s(info: Shapes, rates: Rates, batch: int, input_tokens: int = 12) -> float:
+    """Return the seconds until the first token is there."""
+    prompt = step_s(info, rates, batch, input_tokens, input_tokens)
+    return rates.generation_overhead_s + prompt
 
 
 def latency_s(
     info: Shapes, rates: Rates, batch: int, input_tokens: int = 12, output_tokens: int = 128
 ) -> float:
     """Return the seconds of one whole generation: the prompt, then a step for every token."""
-    prompt = step_s(info, rates, batch, input_tokens, input_tokens)
     middle = input_tokens + output_tokens / 2  # a step's cost is linear in the context
-    return prompt + (output_tokens - 1) * step_s(info, rates, batch, int(middle))
+    rest = (output_tokens - 1) * step_s(info, rates, batch, int(middle))
+    return first_token_s(info, rates, batch, input_tokens) + rest
 
 
 def latency_ms(

@@ -57,6 +57,9 @@ class BenchmarkSpec(DeviceOptions):
         True, help="Find the largest batch that fits, on a GPU or under a memory limit."
     )
     random_weights: bool = option(False, help="Random weights; config.json is enough.")
+    rates_only: bool = option(
+        False, help="Only measure what the device does, for estimates; no checkpoint is loaded."
+    )
     seed: int = option(1234, help="Draws random weights and samples.", low=0)
     dry_run: bool = option(False, help="Say what will run and what it should cost.")
 
@@ -80,7 +83,7 @@ class Variant:
 
 def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[Variant]:
     """Resolve and inspect the checkpoints; names are their folders', made different."""
-    config_only = spec.random_weights or spec.dry_run
+    config_only = spec.random_weights or spec.dry_run or spec.rates_only
     found: list[Variant] = []
     longest = spec.input_tokens + max(spec.output_tokens)
     for given in spec.checkpoints:
@@ -171,6 +174,7 @@ class Session:
         self.done = 0
         self.skipped: list[dict[str, Any]] = []
         self.order: list[str] = []
+        self.measured_rates: list[analytic.Rates] = []
         limit = spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
         self.cell_limit_s = limit / self.total if limit else None
 
@@ -193,12 +197,21 @@ class Session:
         }
 
     def rates(self) -> analytic.Rates | None:
-        """Measure what the device does, in a worker of its own."""
-        for event in _talk(self.request(self.variants[0], measure_rates=True), self.progress):
-            if event.pop("event") == "rates":
-                return analytic.Rates(**event)
-        self.progress.log("The device's rates could not be measured; there are no estimates.")
-        return None
+        """Return what the device was measured to do: the mean of both ends of the benchmark.
+
+        The first variant's visits, which are the first and the last of two, measure it at their
+        ends; where they could not, a worker of its own does.
+        """
+        if not self.measured_rates:
+            self.progress.step(self.done, self.total, "what the device does")
+            request = self.request(self.variants[0], measure_rates=True, memory_limit_mib=None)
+            for event in _talk(request, self.progress):
+                if event.pop("event") == "rates":
+                    self.measured_rates.append(analytic.Rates(**event))
+        if not self.measured_rates:
+            self.progress.log("The device's rates could not be measured; there are no estimates.")
+            return None
+        return analytic.mean_rates(self.measured_rates)
 
     def visit(self, visit: int, variant: Variant) -> None:
         """Measure one variant once, restarting the worker where the system killed it."""
@@ -219,6 +232,7 @@ class Session:
                 warmup=warmup,
                 runs=protocol.share(spec.runs, spec.visits, visit),
                 find_largest=find,
+                measure_rates=variant is self.variants[0] and not spec.memory_limit_mib,
             )
             killed_at = self._listen(request, visit, variant, left)
             if killed_at is None:
@@ -262,6 +276,8 @@ class Session:
                 assert cell is not None
                 self._take(variant, CellResult(cell, visit, **_tuples(event)))
                 left.remove(cell)
+            elif kind == "rates":
+                self.measured_rates.append(analytic.Rates(**event))
             elif kind == "largest":
                 variant.largest = event
             elif kind == "failed" and event["oom"]:
@@ -352,9 +368,10 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
     began = time.time()
     device = resolve_device(spec.device)
     session = Session(spec, run.progress, str(device))
-    for visit, name in protocol.visit_order([v.name for v in session.variants], spec.visits):
-        session.visit(visit, next(v for v in session.variants if v.name == name))
-        write(session, run, None)
+    if not spec.rates_only:
+        for visit, name in protocol.visit_order([v.name for v in session.variants], spec.visits):
+            session.visit(visit, next(v for v in session.variants if v.name == name))
+            write(session, run, None)
     rates = session.rates()
     rows = write(session, run, rates)
     run.progress.step(session.total, session.total, "Done.")
@@ -387,7 +404,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
                 "capacity_mib": v.loaded.get("capacity_mib"),
                 "largest_batch": v.largest,
             }
-            for v in session.variants
+            for v in (() if spec.rates_only else session.variants)
         ],
         "rates": dataclasses.asdict(rates) if rates else None,
         "analytic": {

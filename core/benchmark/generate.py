@@ -123,16 +123,18 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
     return clock.between_s(start, end), clock.between_s(start, first.mark)
 
 
-def tiny_model(blocks: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a LLaMA with next to nothing in its blocks."""
+def tiny_model(
+    blocks: int, device: torch.device, dtype: torch.dtype, width: int = 32
+) -> PreTrainedModel:
+    """Return a LLaMA with random weights and next to nothing in its blocks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=blocks,
-        num_attention_heads=2,
+        num_attention_heads=max(2, width // 32),
     )
     return LlamaForCausalLM(config).to(device, dtype).eval()
 

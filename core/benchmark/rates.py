@@ -1,25 +1,27 @@
 """What a device does in a second: reading weights, multiplying, and what else a step costs.
 
-Measured on synthetic tensors and on a model with next to nothing in its blocks, never on the model
-whose latency is then estimated.
+Measured on synthetic tensors and on narrow random models, never on the model whose latency is then
+estimated.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
-from core.benchmark.analytic import Rates
+from core.benchmark.analytic import BlocksLeft, Rates, activations, step_s
 from core.benchmark.generate import Clock, force_length, timed, tiny_model
 
+PROBE_WIDTH, PROBE_BATCH, PROBE_INPUT, PROBE_STEPS = 128, 32, 4, 24
 READ_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30, "mps": 256 * 2**20}
 SQUARE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
 
-def _median_s(work: Callable[[], object], device: torch.device, least_s: float = 0.3) -> float:
+def _median_s(work: Callable[[], object], device: torch.device, least_s: float = 0.2) -> float:
     clock = Clock(device)
     work()
     clock.wait()
@@ -49,16 +51,40 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
         multiply_s = _median_s(lambda: left @ left, device)
         logits = torch.randn(16, 4096, device=device)
         sort_s = _median_s(lambda: _sample(logits), device, 0.1)
-    few, many = (_empty_step_s(blocks, device, dtype) for blocks in (1, 5))
-    block_s = max(0.0, (many - few) / 4)
     sorted_logits = sort_s / logits.numel() if device.type == "cpu" else 0.0
-    return Rates(
+    rates = Rates(
         bandwidth_bytes_per_s=size / read_s,
         matmul_flops_per_s=2.0 * square**3 / multiply_s,
-        block_overhead_s=block_s,
-        step_overhead_s=max(0.0, few - block_s),
         sampling_s_per_logit=sorted_logits,
         dtype=str(dtype).removeprefix("torch."),
+    )
+    return _overheads(rates, device, dtype)
+
+
+def _overheads(rates: Rates, device: torch.device, dtype: torch.dtype) -> Rates:
+    """Return the rates with what generating costs beside bytes and operations.
+
+    Random models of the smallest useful width, with few and many blocks and for one and many
+    sequences: what differs beyond the roofline is a block's cost and an activation's.
+    """
+    few, many = (_Probe(blocks, device, dtype) for blocks in (1, 5))
+
+    def beyond(probe: _Probe, batch: int) -> tuple[float, float]:
+        first, step = probe.seconds(batch)
+        known = step_s(probe.shapes, rates, batch, PROBE_INPUT + PROBE_STEPS // 2)
+        return first - step, step - known
+
+    generation, one_few = beyond(few, 1)
+    _, one_many = beyond(many, 1)
+    _, crowd = beyond(many, PROBE_BATCH)
+    block = max(0.0, (one_many - one_few) / (many.blocks - few.blocks))
+    passed = (PROBE_BATCH - 1) * activations(many.shapes)
+    return dataclasses.replace(
+        rates,
+        block_overhead_s=block,
+        step_overhead_s=max(0.0, one_few - few.blocks * block),
+        activation_s=max(0.0, crowd - one_many) / passed,
+        generation_overhead_s=max(0.0, generation),
     )
 
 
@@ -72,14 +98,27 @@ def _sample(logits: torch.Tensor) -> torch.Tensor:
     return torch.multinomial(filtered.softmax(-1), 1)
 
 
-def _empty_step_s(blocks: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds of a decoding step of a model with almost empty blocks."""
-    model = tiny_model(blocks, device, dtype)
-    generation = force_length(model, 33)
-    ids = torch.ones(1, 4, dtype=torch.long, device=device)
-    timed(model, ids, generation)
-    steps = []
-    for _ in range(5):
-        whole, first = timed(model, ids, generation)
-        steps.append((whole - first) / 32)
-    return statistics.median(steps)
+class _Probe:
+    """A random model with ``blocks`` narrow blocks, and its time for a token."""
+
+    def __init__(self, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.blocks, self.device = blocks, device
+        self.model = tiny_model(blocks, device, dtype, width=PROBE_WIDTH)
+        config = self.model.config
+        heads = config.num_attention_heads
+        shape = {"heads": heads, "kv_heads": heads, "intermediate": config.intermediate_size}
+        total = sum(p.numel() for p in self.model.parameters())
+        embedding = config.vocab_size * config.hidden_size
+        self.shapes = BlocksLeft(
+            config.hidden_size, config.vocab_size, config.hidden_size // heads, False, total,
+            {"embedding": embedding}, (shape,) * blocks,
+        )  # fmt: skip
+
+    def seconds(self, batch: int) -> tuple[float, float]:
+        """Return the median seconds to the first token and of every further one."""
+        generation = force_length(self.model, PROBE_STEPS + 1)
+        ids = torch.ones(batch, PROBE_INPUT, dtype=torch.long, device=self.device)
+        timed(self.model, ids, generation)
+        found = [timed(self.model, ids, generation) for _ in range(3)]
+        steps = [(whole - first) / PROBE_STEPS for whole, first in found]
+        return statistics.median(first for _, first in found), statistics.median(steps)

@@ -101,13 +101,13 @@ class Visit:
         self.request, self.emit = request, emit
         self.device = loading.resolve_device(request.device)
         generate.import_and_settle(self.device)
+        tokenizer = None
+        with contextlib.suppress(DepthcutError):  # before the meter: it is no part of the model
+            tokenizer = loading.load_tokenizer(request.folder)
         self.meter = memory.MemoryMeter(self.device)
         if request.memory_limit_mib:
             memory.limit(self.device, request.memory_limit_mib)
         self.model = load(request, self.device)
-        tokenizer = None
-        with contextlib.suppress(DepthcutError):
-            tokenizer = loading.load_tokenizer(request.folder)
         vocab = int(self.model.config.vocab_size)
         self.ids = generate.prompt_ids(tokenizer, vocab, request.input_tokens)
         weights = {p.data_ptr(): p for p in self.model.parameters()}.values()
@@ -237,7 +237,15 @@ class Visit:
 
 
 def work(request: Request, emit: Emit) -> None:
-    """Carry out a request, telling ``emit`` of every step."""
+    """Carry out a request, telling ``emit`` of every step; rates are measured last."""
+    if request.cells:
+        visit = Visit(request, emit)
+        largest = visit.cells()
+        if request.find_largest:
+            visit.largest(largest)
+        device = visit.device
+        del visit
+        _free(device)
     if request.measure_rates:
         from core import model as loading
         from core.benchmark import rates
@@ -246,11 +254,6 @@ def work(request: Request, emit: Emit) -> None:
         config = json.loads((Path(request.folder) / "config.json").read_text(encoding="utf-8"))
         found = rates.measure(device, loading.resolve_dtype(request.dtype, device, config))
         emit("rates", **dataclasses.asdict(found))
-        return
-    visit = Visit(request, emit)
-    largest = visit.cells()
-    if request.find_largest:
-        visit.largest(largest)
 
 
 def _end_with_the_parent() -> None:

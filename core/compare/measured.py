@@ -60,7 +60,7 @@ def rows_of(runs: Iterable[Benchmark]) -> list[Row]:
 
 def with_speedup(rows: Sequence[Row], dense: str) -> list[Row]:
     """Return the rows with ``speedup``: dense latency over this one at the same point."""
-    base = {cell_of(r): r["latency_s_mean"] for r in rows if r["id"] == dense}
+    base = {cell_of(r): r.get("latency_s_mean") for r in rows if r["id"] == dense}
     result = []
     for row in rows:
         over, own = base.get(cell_of(row)), row.get("latency_s_mean")
@@ -83,7 +83,7 @@ def estimate(shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str) -> Row
     if rates is None:
         return row
     whole = analytic.latency_s(shapes, rates, batch, given, made)
-    first = analytic.step_s(shapes, rates, batch, given, given)
+    first = analytic.first_token_s(shapes, rates, batch, given)
     return row | {
         "latency_s_mean": whole,
         "latency_s_p50": whole,

@@ -75,25 +75,29 @@ class Scene:
         return [s for s in said if s]
 
 
-def scene(study: Study, protocol: Protocol | None, runs: Sequence[Benchmark]) -> Scene:
-    """Put measurements and estimates together."""
+def scene(
+    study: Study, protocol: Protocol | None, runs: Sequence[Benchmark], rates: Rates | None = None
+) -> Scene:
+    """Put measurements and estimates together; ``rates`` serve where no run chosen has any."""
     found = candidates(study, protocol)
     measured_ids = {p["id"] for b in runs for p in b.points}
     found = [c for c in found if c.kind != "other" or c.key in measured_ids]
     rows = measured.with_speedup(measured.rows_of(runs), study.dense.id)
-    rates, dtype = _rates(runs or study.benchmarks)
+    rates = _rates(runs) or rates
     made = Scene(study, protocol, tuple(runs), tuple(found), tuple(rows), rates=rates)
-    return replace(made, guesses=tuple(_guesses(made, dtype)), capacity_mib=_capacity(runs))
+    return replace(
+        made,
+        guesses=tuple(_guesses(made, rates.dtype if rates else "float32")),
+        capacity_mib=_capacity(runs),
+    )
 
 
-def _rates(runs: Sequence[Benchmark]) -> tuple[Rates | None, str]:
-    """Return the newest run's rates of its device, and its precision."""
+def _rates(runs: Sequence[Benchmark]) -> Rates | None:
+    """Return the newest run's rates of its device."""
     for bench in sorted(runs, key=lambda b: -b.record.started):
-        rates = bench.summary.get("rates")
-        if rates:
-            found = analytic.read_rates(rates)
-            return found, found.dtype
-    return None, "float32"
+        if rates := bench.summary.get("rates"):
+            return analytic.read_rates(rates)
+    return None
 
 
 def _capacity(runs: Sequence[Benchmark]) -> float | None:

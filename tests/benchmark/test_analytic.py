@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from core import checkpoint
 from core.benchmark import analytic
 from core.model import load_model
+from core.workspace import Workspace, write_json
 
 RATES = analytic.Rates(1e9, 1e12)
 
@@ -32,7 +34,8 @@ def test_weights_and_cache_are_exact(tiny_dir, variant):
 def test_reading_bound_latency_is_bytes_over_bandwidth(tiny_dir):
     info = checkpoint.inspect(tiny_dir("gqa"))
     embedding = info.vocab * info.hidden
-    read = (info.parameters - embedding) * 4 + analytic.kv_bytes(info, 1, 20, "float32")
+    cache = 3 * analytic.kv_bytes(info, 1, 20, "float32")  # read, copied when it grows, read
+    read = (info.parameters - embedding) * 4 + cache
     slow = analytic.Rates(1e6, 1e18)
     assert analytic.step_s(info, slow, 1, 20) == pytest.approx(read / 1e6)
 
@@ -43,6 +46,45 @@ def test_a_step_costs_its_overheads_and_grows_with_the_batch(tiny_dir):
     more = analytic.Rates(1e9, 1e12, block_overhead_s=0.5, step_overhead_s=2.0)
     assert analytic.step_s(info, more, 1, 20) - plain == pytest.approx(2.0 + 0.5 * info.blocks)
     assert analytic.latency_ms(info, RATES, 64) > analytic.latency_ms(info, RATES, 1)
+
+
+def test_activations_and_the_generation_itself_cost_what_was_measured(tiny_dir):
+    info = checkpoint.inspect(tiny_dir("gqa"))
+    a_block = 12 * 32 + 6 * (4 + 2) * 8 + 3 * 48
+    assert analytic.activations(info) == info.blocks * a_block
+    dear = analytic.Rates(1e9, 1e12, activation_s=1e-3, generation_overhead_s=7.0)
+    more = analytic.step_s(info, dear, 5, 20, 2) - analytic.step_s(info, RATES, 5, 20, 2)
+    assert more == pytest.approx(1e-3 * 5 * 2 * info.blocks * a_block)
+    gain = analytic.latency_s(info, dear, 1, 4, 3) - analytic.latency_s(info, RATES, 1, 4, 3)
+    assert gain == pytest.approx(7.0 + 1e-3 * (4 + 2) * info.blocks * a_block)
+
+
+def test_blocks_of_their_own_shapes_cost_what_each_has(tiny_dir):
+    info = checkpoint.inspect(tiny_dir("gqa"))
+    narrow = dataclasses.replace(
+        info, block_shapes=({**info.block_shapes[0], "kv_heads": 1}, *info.block_shapes[1:])
+    )
+    saved = 2 * info.head_dim * 3 * 9 * 4
+    wide = analytic.kv_bytes(info, 3, 9, "float32")
+    assert wide - analytic.kv_bytes(narrow, 3, 9, "float32") == saved
+
+
+def test_rates_are_found_in_the_workspace_by_device_and_precision(tmp_path):
+    where = Workspace(tmp_path)
+    for name, created, value in (("old", 1, 1.0), ("new", 2, 2.0), ("other", 3, 3.0)):
+        book = tmp_path / name / ".run"
+        book.mkdir(parents=True)
+        write_json(book / "spec.json", {"command": "benchmark", "spec": {}})
+        write_json(book / "status.json", {"state": "done", "created": created})
+        rates = {"bandwidth_bytes_per_s": value, "matmul_flops_per_s": 1.0, "dtype": "float32"}
+        device = "cuda" if name == "other" else "cpu"
+        later = {"unknown_field": 1}
+        write_json(tmp_path / name / "summary.json", {"device": device, "rates": rates | later})
+    assert analytic.known_rates(where, "cpu", "float32").bandwidth_bytes_per_s == 2.0
+    assert analytic.known_rates(where, "cuda", "float32").bandwidth_bytes_per_s == 3.0
+    assert analytic.known_rates(where, "cpu", "bfloat16") is None
+    one, other = analytic.Rates(1.0, 2.0, 3.0), analytic.Rates(3.0, 4.0, 5.0)
+    assert analytic.mean_rates([one, other]) == analytic.Rates(2.0, 3.0, 4.0)
 
 
 def test_largest_batch_is_the_last_that_fits(tiny_dir):

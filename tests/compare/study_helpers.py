@@ -55,6 +55,7 @@ def benchmark(root: Path, name: str, started: float, entries: dict[str, str], ro
     columns = list(rows[0])
     cells = [[str(r[c]).lower() if isinstance(r[c], bool) else r[c] for c in columns] for r in rows]
     workspace.write_csv(folder / "points.csv", columns, cells)
-    listed = [{"name": n, "path": p, "parameters": 1000} for n, p in entries.items()]
+    common = {"parameters": 1000, "dtype": "float32"}
+    listed = [{"name": n, "path": p, **common} for n, p in entries.items()]
     workspace.write_json(folder / "summary.json", {"variants": listed, "device": "cpu", **more})
     return folder

@@ -42,7 +42,7 @@ def test_the_newer_of_two_measurements_counts_and_speedup_is_over_dense(tmp_path
         (str(dense), 1): ("old", 1.0), ("cut", 1): ("new", 2.0), ("cut", 4): ("old", None),
     }  # fmt: skip
     said = measured.mixed_settings(found.benchmarks)
-    assert said.startswith("new was measured on cpu, y, None, old on cpu, x")
+    assert said.startswith("new was measured on cpu, y, float32, old on cpu, x")
     assert measured.mixed_settings(found.benchmarks[:1]) == ""
 
 

@@ -1,0 +1,95 @@
+"""What the Compare page starts: a benchmark of chosen variants, and the matched comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs, recipes, workspace
+from core.benchmark import command as benchmark
+from core.errors import DepthcutError, OptionError
+from core.recipes.command import RecipeSpec
+from core.spec import build, parse_numbers
+from core.study import Study
+from core.ui import runs, state
+
+RECIPE = "depth-vs-width"
+
+
+def benchmark_form(known: Study) -> None:
+    """Draw the choice of variants and points, the dry run, the command and the button."""
+    here = {v.id: v for v in known.variants if v.folder}
+    picked = st.multiselect(
+        "Variants",
+        list(here),
+        default=[*list(here)[:1], *list(here)[1:][-5:]],
+        key="to_benchmark",
+        format_func=lambda name: here[name].label,
+    )
+    columns = st.columns(4)
+    batches = columns[0].text_input("Batch sizes", "1,4,16", key="bench_batches")
+    outputs = columns[1].text_input("Output tokens", "128", key="bench_outputs")
+    limit = columns[2].number_input("Seconds at most", 1, 86400, 90, key="bench_limit")
+    device = columns[3].text_input("Device", "auto", key="bench_device")
+    try:
+        values = {
+            "checkpoints": tuple(picked),
+            "batch_sizes": parse_numbers(batches, "--batch-sizes"),
+            "output_tokens": parse_numbers(outputs, "--output-tokens"),
+            "time_limit_s": float(limit),
+            "device": device,
+        }
+        spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
+        if not (picked and spec.batch_sizes and spec.output_tokens):
+            raise OptionError("No variant, batch size or output length.", "Choose one of each.")
+        plan = benchmark.dry_run(spec)
+    except DepthcutError as error:
+        st.error(str(error))
+        return
+    most = max(p["total_mib"] for p in plan["points"])
+    st.caption(
+        f"Estimated: up to {plan['generations']} generations, timed for about {limit:.0f} s; "
+        f"at most {most:,.0f} MiB."
+    )
+    with st.popover("Memory of every point"):
+        st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
+    st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
+    if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
+        record = runs.launch_once("benchmark", "benchmark", values)
+        st.session_state["benchmark_run"] = record.id if record else ""
+    runs.show(st.session_state.get("benchmark_run", ""))
+
+
+def recipe_form(name: str) -> None:
+    """Draw the recipe that makes depth and width variants of one size and measures them all."""
+    recipe = recipes.get(RECIPE)
+    st.caption(recipe.about)
+    columns = st.columns(2)
+    ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
+    text = columns[1].text_input(
+        "Text", "demo", key="recipe_text", help="Calibrates and judges: demo, a file, or hub:NAME."
+    )
+    values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, "ratio": ratio, "data": text}
+    try:
+        spec = build(RecipeSpec, {**values, "out": "DIR"})
+    except DepthcutError as error:
+        st.error(str(error))
+        return
+    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    if st.button("Make and compare", type="primary", icon=":material/balance:", key="run_recipe"):
+        record = runs.launch_once(RECIPE, "recipe", values)
+        st.session_state["compare_recipe"] = record.id if record else ""
+    runs.show(st.session_state.get("compare_recipe", ""))
+
+
+def verdict_of(known: Study) -> tuple[str, list[str]]:
+    """Return verdict and findings of the study's newest finished comparison; empty without one."""
+    names = {known.dense.id, str(known.dense.folder)}
+    for record in state.workspace().runs("recipe"):
+        asked = record.spec.get("name") == RECIPE and record.spec.get("checkpoint") in names
+        if asked and record.state == "done":
+            found = workspace.read_json(record.path / "summary.json") or {}
+            return str(found.get("verdict") or ""), list(found.get("findings") or [])
+    return "", []

@@ -1,0 +1,193 @@
+"""The Compare page: figures' data against points.csv, budgets, addresses, and what is said cold."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+sys.path.append(str(Path(__file__).parents[1] / "compare"))
+import study_helpers as made
+
+from core import checkpoint, workspace
+
+APP = str(Path(__file__).parents[2] / "app.py")
+COLUMNS = (
+    "variant", "batch_size", "input_tokens", "output_tokens", "latency_s_mean", "latency_s_p50",
+    "latency_s_p10", "latency_s_p90", "latency_s_std", "first_token_s", "per_token_s",
+    "tokens_per_s", "peak_memory_mib", "reserved_mib", "process_mib", "utilisation_pct", "oom",
+    "runs", "estimated_latency_s", "estimated_memory_mib",
+)  # fmt: skip
+COST = {"dense": (10.0, 4000.0), "depth": (6.0, 3000.0), "width": (9.5, 3100.0)}
+PPL = {"dense": 2.0, "depth": 2.3, "width": 2.2}
+
+
+def points(names) -> list[dict]:
+    """Return made-up measurements at batches 1 and 4; the dense model runs out at 4."""
+    rows = []
+    for name in names:
+        for batch in (1, 4):
+            row = dict.fromkeys(COLUMNS)
+            pace, mib = COST[name]
+            whole = pace * batch**0.5 * 8 / 1000
+            row |= {"variant": name, "batch_size": batch, "input_tokens": 12, "output_tokens": 8}
+            row |= {"oom": name == "dense" and batch == 4, "runs": 20, "estimated_memory_mib": mib}
+            if not row["oom"]:
+                row |= {"latency_s_mean": whole, "latency_s_p50": whole, "per_token_s": whole / 8}
+                row |= {"latency_s_p10": 0.9 * whole, "latency_s_p90": 1.2 * whole}
+                row |= {"latency_s_std": 0.01, "first_token_s": whole / 8, "peak_memory_mib": mib}
+                row |= {"tokens_per_s": batch * 8 / whole, "estimated_latency_s": 0.9 * whole}
+            rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """A workspace with a depth and a width variant, judged and measured."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
+    total = checkpoint.inspect(dense).parameters
+    made.pruned(root, "depth", dense, [2, 3], 1, total, criterion="ppl",
+                plan={"protect_first": 1})  # fmt: skip
+    wide = made.checkpoint(made.run(root, "width", "width", 2, checkpoint=dense, method="flap"))
+    left = {"method": "flap", "parameters_after": total - 2 * 7744}
+    workspace.write_json(wide / "pruning.json", left)
+    paths = {"dense": str(dense), "depth": str(root / "depth"), "width": str(wide)}
+    for place, (name, path) in enumerate(paths.items()):
+        judged = made.run(root, f"judged-{name}", "evaluate", 3 + place, checkpoint=path)
+        columns = ("source", "window", "bos", "tokens", "ppl")
+        row = ("demo", 128, "once", 9, PPL[name])
+        workspace.write_csv(judged / "perplexity.csv", columns, [row])
+    made.benchmark(root, "bench", 9, paths, points(paths), device_name="a processor", seed=1,
+                   input_tokens=12)  # fmt: skip
+    return tmp_path
+
+
+def open_page(folder, **query) -> AppTest:
+    page = AppTest.from_file(APP, default_timeout=90).switch_page("pages/compare.py")
+    for name, value in {"model": str(folder), **query}.items():
+        page.query_params[name] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def widget(found, start):
+    return next(w for w in found if w.label.startswith(start))
+
+
+def figures(page) -> dict[str, dict]:
+    """Return the page's charts by the title of their y axis."""
+    specs = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
+    return {s["layout"]["yaxis"].get("title", {}).get("text", ""): s for s in specs}
+
+
+def numbers(values) -> list:
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
+    return values
+
+
+def said(page) -> str:
+    return " ".join(e.value for kind in ("markdown", "caption", "warning", "info", "error")
+                    for e in getattr(page, kind))  # fmt: skip
+
+
+def test_panels_show_what_points_csv_holds(prepared):
+    page = open_page(prepared / "dense")
+    with (prepared / "ws" / "bench" / "points.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    drawn = figures(page)
+    for title, column in (
+        ("latency (s)", "latency_s_p50"),
+        ("tokens/s", "tokens_per_s"),
+        ("peak memory (MiB)", "peak_memory_mib"),
+    ):
+        traces = [t for t in drawn[title]["data"] if t.get("mode") == "lines+markers"]
+        assert len(traces) == 3
+        for trace in traces:
+            key = trace["customdata"][0][0].split("/")[-1]
+            mine = [r for r in rows if r["variant"] == key and r["oom"] == "false"]
+            assert numbers(trace["y"]) == pytest.approx([float(r[column]) for r in mine])
+            assert numbers(trace["x"]) == [int(r["batch_size"]) for r in mine]
+    crosses = [t for t in drawn["latency (s)"]["data"] if "out of memory" in t["name"]]
+    assert [numbers(t["x"]) for t in crosses] == [[4]]
+    assert "4,000 MiB" in crosses[0]["hovertemplate"]
+    ups = [t for t in drawn["speed-up over dense"]["data"] if t["customdata"][0][0] == "depth"]
+    assert numbers(ups[0]["y"]) == pytest.approx([10 / 6])
+
+
+def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
+    page = open_page(prepared / "dense")
+    drawn = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
+    quality, pareto = drawn[0], drawn[1]
+    ends = {t["name"]: numbers(t["y"])[-1] for t in quality["data"]}
+    assert ends["PPL+"] == PPL["depth"]
+    assert ends["FLAP"] == PPL["width"]
+    placed = {
+        t["customdata"][0][0].split("/")[-1]: (numbers(t["x"])[0], numbers(t["y"])[0])
+        for t in pareto["data"]
+        if t.get("customdata")
+    }
+    assert placed == {name: (COST[name][1], PPL[name]) for name in PPL}
+    front = next(t for t in pareto["data"] if t["name"] == "frontier")
+    assert numbers(front["x"]) == [3000.0, 3100.0, 4000.0]
+
+
+def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
+    page = open_page(prepared / "dense")
+    assert "**dense**: nothing removed" in said(page)
+    widget(page.number_input, "At most, ms").set_value(9.6).run()
+    assert "**FLAP 21%**" in said(page)
+    widget(page.number_input, "At most, ms").set_value(7.0).run()
+    assert "**PPL+ 21%**: 21.2% of the parameters removed, perplexity 2.3, 1.150" in said(page)
+    widget(page.number_input, "Perplexity at most").set_value(1.05).run()
+    assert "Nothing keeps to this budget" in said(page)
+    again = open_page(prepared / "dense", ms="7.0")
+    assert "**PPL+ 21%**" in said(again)
+    chosen = open_page(prepared / "dense", point="depth")
+    strip = [json.loads(c.proto.spec) for c in chosen.get("plotly_chart")][2]
+    assert [d[2] for d in strip["data"][0]["customdata"]].count("dropped") == 2
+
+
+def test_published_figures_are_drawn_over_their_own_dense_only(prepared):
+    page = open_page(prepared / "dense", published="FLAP's README")
+    quality = json.loads(page.get("plotly_chart")[0].proto.spec)
+    stars = next(t for t in quality["data"] if t["name"].startswith("published"))
+    assert pytest.approx(14.62 / 12.62) in numbers(stars["y"])
+    own = next(t for t in quality["data"] if t["name"] == "FLAP")
+    assert numbers(own["y"])[-1] == pytest.approx(PPL["width"] / PPL["dense"])
+    assert "Stars: published" in said(page)
+
+
+def test_a_variant_deleted_meanwhile_and_other_tokenizers_are_a_sentence_each(prepared):
+    shutil.rmtree(prepared / "ws" / "depth")
+    (prepared / "ws" / "width" / "tokenizer.json").unlink()
+    made.checkpoint(prepared / "ws" / "width", words=9)
+    page = open_page(prepared / "dense", point="depth")
+    warned = [w.value for w in page.warning]
+    assert any(w.startswith("depth: measured in bench, but the checkpoint was del") for w in warned)
+    assert any(
+        "have different tokenizers, so their perplexities do not compare" in w for w in warned
+    )
+    assert any(w.startswith("depth is not among these any more") for w in warned)
+
+
+def test_with_nothing_measured_the_page_offers_to_measure(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    page = open_page("demo")
+    commands = [c.value for c in page.code]
+    assert any(c.startswith("python -m core recipe depth-vs-width --out DIR") for c in commands)
+    assert any("core benchmark demo --out DIR" in c for c in commands)
+    widget(page.text_input, "Batch sizes").set_value("4-1").run()
+    assert any("runs backwards" in e.value for e in page.error)
+    widget(page.text_input, "Batch sizes").set_value("2").run()
+    widget(page.text_input, "Output tokens").set_value("100000").run()
+    assert any("more than the context of demo" in e.value for e in page.error)
