@@ -243,7 +243,7 @@ def main() -> None:
     if arguments.peak:
         only_peak(arguments)
         return
-    shapes = SHAPES
+    shapes: tuple[tuple[int, int], ...] = SHAPES
     if arguments.blocks and arguments.hidden:
         shapes = ((arguments.blocks, arguments.hidden),)
     print("\n".join(HEAD), flush=True)

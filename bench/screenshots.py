@@ -1,68 +1,47 @@
 """Pictures of the running dashboard for the README: ``python -m bench.screenshots``.
 
-Starts the dashboard on a workspace of its own, scores the demo checkpoint and prunes it from the
-command line, and takes each page in a headless Chromium. ``--out`` and ``--dark`` for looking at
-it; the default writes docs/img.
+Starts the dashboard on a workspace of its own, fills it from the command line with runs of the
+demo checkpoint (some minutes), and takes each page in a headless Chromium. ``--workspace`` keeps
+and reuses the runs; ``--out``, ``--dark`` and ``--width`` are for looking at pages; the default
+writes docs/img.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
+from bench.dashboard import ROOT, chromium, fill, serve, settled, workspace
+
 PAGES = {
-    "home": ("", 760),
+    "home": ("", 900),
     "checkpoint": ("checkpoint", 900),
     "importance": ("importance", 1500),
-    "prune": ("prune?drop=5,8,11", 1500),
+    "prune": ("prune?drop=4,5,6", 1500),
+    "width": ("prune?prune_way=Width", 900),
+    "retrain": ("retrain?run=restore/lora", 1500),
+    "evaluate": ("evaluate", 1500),
+    "compare": ("compare", 1700),
+    "playground": ("playground", 900),
+    "presentation": ("presentation", 900),
     "jobs": ("jobs", 700),
 }
+"""Name of the picture: address, and height of the window."""
 
 
-def core(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "core", *arguments], cwd=ROOT, check=True)
-
-
-def wait_for(url: str) -> None:
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(url, timeout=1)
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise SystemExit("The dashboard did not start.")
-
-
-def take(url: str, out: Path, dark: bool, width: int) -> None:
-    import find_browser
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=find_browser.find(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        scheme = "dark" if dark else "light"
-        context = browser.new_context(color_scheme=scheme)
+def take(url: str, out: Path, dark: bool, width: int, names: list[str]) -> None:
+    """Take every page of ``names`` at ``url``."""
+    with chromium(color_scheme="dark" if dark else "light") as context:
         page = context.new_page()
-        for name, (path, height) in PAGES.items():
+        for name in names:
+            path, height = PAGES[name]
             page.set_viewport_size({"width": width, "height": height})
             joint = "&" if "?" in path else "?"
             page.goto(f"{url}/{path}{joint}model=demo")
-            page.get_by_text("Running jobs").first.wait_for(timeout=60000)
-            page.wait_for_function(
-                "!document.querySelector('[data-testid=stStatusWidget]')", timeout=60000
-            )
-            time.sleep(2)
+            page.get_by_text("Running jobs").first.wait_for(timeout=60000, state="attached")
+            settled(page)
+            page.wait_for_timeout(2500)
             page.screenshot(path=str(out / f"{name}.png"))
-        browser.close()
 
 
 def main() -> None:
@@ -70,28 +49,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=1400)
-    parser.add_argument("--port", type=int, default=8799)
+    parser.add_argument("--pages", nargs="*", choices=tuple(PAGES), default=list(PAGES))
+    parser.add_argument("--workspace", default="", help="filled where it is empty, and kept")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DEPTHCUT_WORKSPACE"] = folder
-        core("importance", "demo", "--out", f"{folder}/importance-demo")
-        core("curve", "demo", "--scores", f"{folder}/importance-demo", "--out", f"{folder}/curve")
-        core("prune", "demo", "--drop", "5,8", "--out", f"{folder}/demo-without-5-8")
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "streamlit", "run", "app.py"),
-                *("--server.port", str(arguments.port), "--server.headless", "true"),
-            ],
-            cwd=ROOT,
-        )
-        try:
-            url = f"http://127.0.0.1:{arguments.port}"
-            wait_for(url)
-            take(url, arguments.out, arguments.dark, arguments.width)
-        finally:
-            server.terminate()
-            server.wait()
+    with workspace(arguments.workspace) as folder:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            fill(folder, full=True)
+        with serve() as url:
+            take(url, arguments.out, arguments.dark, arguments.width, arguments.pages)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""A dashboard and a browser for benches and pictures: a workspace of its own, one server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+
+
+def core(*arguments: str) -> None:
+    """Run ``python -m core``; raises where it fails."""
+    subprocess.run([sys.executable, "-m", "core", *arguments], cwd=ROOT, check=True)
+
+
+def fill(folder: Path, *, full: bool = False) -> None:
+    """Put runs of the demo into a workspace: scores, a curve, a variant; ``full``: all kinds."""
+    core("importance", "demo", "--out", f"{folder}/importance-demo")
+    core("curve", "demo", "--scores", f"{folder}/importance-demo", "--out", f"{folder}/curve")
+    core("prune", "demo", "--drop", "4,5,6", "--out", f"{folder}/demo-without-4-5-6")
+    if full:
+        core("recipe", "depth-vs-width", "demo", "--out", f"{folder}/depth-vs-width")
+        core("recipe", "restore", "demo", "--out", f"{folder}/restore")
+        checkpoints = ("demo", "depth-vs-width/depth-ppl", "restore/lora")
+        for number, name in enumerate(checkpoints):
+            tasks = ("--tasks", "demo", "--limit", "100", "--perplexity", "demo")
+            core("evaluate", name, *tasks, "--out", f"{folder}/evaluate-{number}")
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def workspace(keep: str = "") -> Iterator[Path]:
+    """Yield a workspace that processes started here use: ``keep``, or one that is removed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(keep or temporary).absolute()
+        os.environ["DEPTHCUT_WORKSPACE"] = str(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[str]:
+    """Start the dashboard on the current workspace and yield its address."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "streamlit", "run", "app.py"),
+            *("--server.port", str(port), "--server.headless", "true"),
+            *("--server.fileWatcherType", "none"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _answers(f"{url}/_stcore/health")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> None:
+    for _ in range(240):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=1)
+            return
+        time.sleep(0.25)
+    raise SystemExit("The dashboard did not start.")
+
+
+@contextlib.contextmanager
+def chromium(**options: Any) -> Iterator[Any]:
+    """Yield a browser context; ``options`` are Playwright's, as color_scheme and viewport."""
+    import find_browser
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = play.chromium.launch(executable_path=find_browser.find(), args=arguments)
+        yield browser.new_context(**options)
+        browser.close()
+
+
+def settled(page: Any) -> None:
+    """Wait until no script of the page runs."""
+    app = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+    page.locator(app).wait_for(state="attached", timeout=60000)
+    page.locator('[data-testid="stStatusWidget"]').wait_for(state="detached", timeout=60000)
