@@ -14,7 +14,7 @@ from core.recipes.chain import Chain, Recipe, Step, Verdict
 METHODS = ("lora", "full")
 GENERAL = "demo stories"
 """What the demo as general text is called; it is trained on as instructions."""
-QUESTIONS = 40
+QUESTIONS = 20
 """Questions per skill, where the demo world's are asked."""
 
 

@@ -1,0 +1,130 @@
+"""The retraining recipes: their steps on tiny models, and tables that follow from the runs."""
+
+import csv
+import json
+import statistics
+
+import pytest
+import tiny
+from retrain_helpers import write_jsonl
+
+from core import commands, recipes, run, workspace
+from core.errors import OptionError
+from core.progress import SILENT
+from core.recipes.chain import Chain
+from core.recipes.command import RecipeSpec
+from core.spec import build
+
+
+def carry_out(name, checkpoint, folder, **options):
+    """Do a recipe's steps in this process, in order, and return chain, verdict and table."""
+    spec = RecipeSpec(name=name, checkpoint=str(checkpoint), out=str(folder), device="cpu",
+                      **options)  # fmt: skip
+    recipe, chain = recipes.get(name), Chain(spec, folder, SILENT)
+    for step in recipe.steps(spec):
+        entry = commands.get(step.command)
+        values = dict(step.values(chain) if callable(step.values) else step.values)
+        values = {k: str(v) if k in ("checkpoint", "scores", "plan") else v
+                  for k, v in values.items()}  # fmt: skip
+        if entry.computes:
+            values["device"] = "cpu"
+        if not entry.is_run:
+            result = entry.load().run(build(entry.spec_class, values))
+            workspace.write_json(chain.dir(step.name) / f"{step.name}.json", result)
+            continue
+        made = build(entry.spec_class, {**values, "out": str(chain.dir(step.name))})
+        assert run.execute(entry, made) == 0, step.name
+    verdict = recipe.verdict(chain)
+    with (folder / "table.csv").open() as file:
+        return chain, verdict, list(csv.DictReader(file))
+
+
+def value(table, variant, judged_on, measure):
+    (row,) = [r for r in table if (r["variant"], r["judged_on"], r["measure"])
+              == (variant, judged_on, measure)]  # fmt: skip
+    return float(row["value"])
+
+
+@pytest.fixture
+def source(tmp_path):
+    def write(name, seed):
+        lines = dict.fromkeys(tiny.text(60, seed).splitlines())
+        return write_jsonl(tmp_path / f"{name}.jsonl", [{"text": line} for line in lines])
+
+    return write
+
+
+def test_ablation(pruned, source, tmp_path):
+    data, general = source("a", 3), source("b", 4)
+    chain, verdict, table = carry_out(
+        "ablation", pruned, tmp_path / "r", data=f"{data},{general}", steps=2
+    )
+    lora, full = chain.json("lora"), chain.json("full")
+    # The same rows, tokens and pruned model for both.
+    for name in ("tokens", "heldout_loss_before", "heldout_loss_dense", "heldout"):
+        assert lora[name] == full[name]
+    assert value(table, "lora", "held out", "recovered") == lora["recovered"]
+    assert value(table, "full", "held out", "loss") == full["heldout_loss_after"]
+    assert value(table, "pruned", "held out", "loss") == lora["heldout_loss_before"]
+    for variant in ("pruned", "lora", "full"):
+        assert value(table, variant, general, "kl") > 0
+        assert value(table, variant, general, "loss") > 0
+    assert f"LoRA {lora['recovered']:.0%}" in verdict.sentence
+    assert not any(row["variant"] == "dense" and row["measure"] == "kl" for row in table)
+
+
+def test_stability(pruned, source, tmp_path):
+    chain, verdict, table = carry_out(
+        "stability", pruned, tmp_path / "r", data=source("a", 3), steps=2, seed=7
+    )
+    for place, rate in ((1, 3e-3), (2, 1e-3)):
+        runs = [chain.json(f"rate{place}-seed{seed}") for seed in (7, 8, 9)]
+        assert len({r["heldout_loss_after"] for r in runs}) == 3  # the seed does something
+        assert [r["settings"]["lr"] for r in runs] == pytest.approx([rate] * 3)
+        shares = [r["recovered"] for r in runs]
+        label = f"learning rate {rate:g}"
+        assert value(table, label, "mean", "recovered") == pytest.approx(statistics.mean(shares))
+        (row,) = [r for r in table if r["variant"] == label and r["judged_on"] == "mean"]
+        assert float(row["spread"]) == pytest.approx(statistics.stdev(shares))
+        assert f"{label}: {statistics.mean(shares):.1%}" in verdict.sentence
+
+
+def test_domain(pruned, source, tmp_path):
+    a, b = source("a", 3), source("b", 4)
+    chain, _, table = carry_out("domain", pruned, tmp_path / "r", data=f"{a},{b}", steps=2)
+    on_a = chain.json("on-a")
+    assert value(table, f"trained on {a}", a, "recovered") == on_a["recovered"]
+    assert value(table, f"trained on {b}", b, "loss") == chain.json("on-b")["heldout_loss_after"]
+    cross = value(table, f"trained on {a}", b, "loss")
+    dense, before = value(table, "dense", b, "loss"), value(table, "pruned", b, "loss")
+    share = (before - cross) / (before - dense)
+    assert value(table, f"trained on {a}", b, "recovered") == pytest.approx(share)
+    # Judged by the same rows of B, whichever it was trained on, and by none it was trained on.
+    names = {p.name: p for p in (tmp_path / "r" / "data").iterdir()}
+    rows = {n: {json.loads(x)["text"] for x in p.read_text().splitlines()}
+            for n, p in names.items()}  # fmt: skip
+    assert not rows["b-train.jsonl"] & rows["b-heldout.jsonl"]
+    assert len({r["items"] for r in table if r["judged_on"] == b and r["measure"] == "loss"}) == 1
+
+
+def test_cpt_lora(pruned, source, tmp_path):
+    chain, _, table = carry_out("cpt-lora", pruned, tmp_path / "r", data=source("a", 3), steps=4)
+    first, second = chain.json("continued"), chain.json("continued-lora")
+    assert (first["steps"], second["steps"], chain.json("lora")["steps"]) == (2, 2, 4)
+    assert second["heldout_loss_before"] == pytest.approx(first["heldout_loss_after"], abs=1e-5)
+    dense, before = first["heldout_loss_dense"], first["heldout_loss_before"]
+    share = (before - second["heldout_loss_after"]) / (before - dense)
+    label = "continued, then LoRA"
+    assert value(table, label, "held out", "recovered") == pytest.approx(share)
+
+
+def test_a_dense_checkpoint_is_pruned_first(dense, tmp_path):
+    spec = RecipeSpec(name="ablation", checkpoint=str(dense), out=str(tmp_path))
+    names = [step.name for step in recipes.get("ablation").steps(spec)]
+    assert names == ["scores", "plan", "pruned", "lora", "full"]
+
+
+def test_domain_wants_two_sources(pruned, tmp_path):
+    spec = RecipeSpec(name="domain", checkpoint=str(pruned), out=str(tmp_path), data="one.txt")
+    with pytest.raises(OptionError, match="compares two"):
+        recipes.get("domain").steps(spec)
