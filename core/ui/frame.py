@@ -14,6 +14,7 @@ PAGES = {
     "retrain": ("pages/retrain.py", "Retrain", ":material/model_training:"),
     "evaluate": ("pages/evaluate.py", "Evaluate", ":material/quiz:"),
     "compare": ("pages/compare.py", "Compare", ":material/scatter_plot:"),
+    "playground": ("pages/playground.py", "Playground", ":material/chat:"),
     "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
 }
 """Pages in the order of the work: script, label, icon."""

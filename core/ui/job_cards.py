@@ -32,6 +32,7 @@ PAGES = {
     "width": "pages/prune.py",
     "evaluate": "pages/evaluate.py",
     "retrain": "pages/retrain.py",
+    "live": "pages/playground.py",
 }
 """The page that launches each command."""
 

@@ -1,0 +1,231 @@
+"""Playground: one prompt before up to four models, side by side, token by token."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.errors import DepthcutError
+from core.live import client
+from core.live.protocol import Sampling
+from core.spec import build
+from core.study import Variant
+from core.ui import frame, playground_columns, prune_pad, state, toggle, widgets
+from core.ui.playground_columns import Column
+from core.ui.playground_run import Output, Session
+
+SESSION, REFRESH_S = "playground_session", 0.2
+NAMES = ("max_tokens", "temperature", "top_k", "top_p", "seed", "batch")
+STYLE = """<style>
+.pg-text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5}
+.pg-text .prompt {opacity: .62}
+.pg-text mark {background: rgba(213, 94, 0, .22); color: inherit; border-bottom: 2px solid #D55E00}
+</style>"""
+
+
+def chooser(name: str) -> list[Column]:
+    """Draw the choice of columns and return them; it lives in the address."""
+    known = playground_columns.variants(state.workspace(), name)
+    pad = prune_pad.plan_elsewhere()
+    skip = toggle.to_text(pad.drop or (0,))
+    asked = playground_columns.from_address(st.query_params.get("columns", ""))
+    codes = ["dense", f"skip:{skip}", *(f"run:{v.record.id}" for v in known[1:] if v.record)]
+    codes = list(dict.fromkeys([*codes, *(c for c in asked if c.startswith("skip:"))]))
+    choices = {code: found for code in codes if (found := _column(code, name, known))}
+    if "playground_columns" not in st.session_state:
+        start = [c for c in asked if c in choices] or codes[:2]
+        st.session_state["playground_columns"] = start
+    kept = [c for c in st.session_state["playground_columns"] if c in choices]
+    st.session_state["playground_columns"] = kept
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    picked = left.multiselect(
+        "Columns",
+        list(choices),
+        key="playground_columns",
+        format_func=lambda code: choices[code].title,
+        max_selections=playground_columns.MOST,
+        help="Up to four: the dense model, it without some blocks, or variants of it.",
+    )
+
+    def add() -> None:
+        blocks = st.session_state["playground_skip"].strip()
+        if blocks and len(picked) < playground_columns.MOST:
+            st.session_state["playground_columns"] = [*picked, f"skip:{blocks}"]
+            st.query_params["columns"] = playground_columns.to_address([*picked, f"skip:{blocks}"])
+            st.session_state["playground_skip"] = ""
+
+    right.text_input(
+        "Add a column without blocks",
+        key="playground_skip",
+        on_change=add,
+        placeholder="3,5",
+        help="Blocks to leave out of the dense model; nothing is written.",
+    )
+    st.query_params["columns"] = playground_columns.to_address(picked)
+    return [choices[code] for code in picked]
+
+
+def _column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
+    try:
+        return playground_columns.column(code, name, known)
+    except DepthcutError as error:
+        st.error(str(error))
+        return None
+
+
+def prompt_box(name: str) -> tuple[str, bool]:
+    """Draw the prompt with its examples; return it and whether it is a chat message."""
+    examples = playground_columns.examples(name)
+    if "playground_prompt" not in st.session_state:
+        first = st.query_params.get("prompt", "") or next(iter(examples.values()))
+        st.session_state["playground_prompt"] = first
+
+    def take() -> None:
+        chosen = st.session_state.get("playground_example")
+        if chosen:
+            st.session_state["playground_prompt"] = examples[chosen]
+            st.session_state["playground_example"] = None
+
+    st.pills("Examples", list(examples), key="playground_example", on_change=take)
+    prompt = st.text_area("Prompt", key="playground_prompt", height=100)
+    st.query_params["prompt"] = prompt[:1500]
+    chat = playground_columns.has_chat_template(name) and st.toggle(
+        "As a chat message", help="Wraps the prompt in the tokenizer's own chat template."
+    )
+    return prompt, bool(chat)
+
+
+def settings() -> dict[str, Any]:
+    """Draw the sampling controls; they live in the address too."""
+    start: dict[str, Any] = {}
+    if "playground_read" not in st.session_state:
+        st.session_state["playground_read"] = True
+        for name in NAMES:
+            given = st.query_params.get(name)
+            if given:
+                start[name] = float(given) if "." in given else int(given or 0)
+        try:
+            build(Sampling, start)
+        except DepthcutError as error:
+            st.error(str(error))
+            start = {}
+    values = widgets.fields(Sampling, NAMES, start)
+    for name, value in values.items():
+        st.query_params[name] = str(value)
+    return values
+
+
+def text_html(output: Output, reference: Output | None, row: int, prompt: str) -> str:
+    """Return one row's text as HTML: the prompt pale, differences to ``reference`` marked."""
+    text = output.texts[row] if row < len(output.texts) else ""
+    other = reference.texts[row] if reference and row < len(reference.texts) else None
+    body = html.escape(text) if other is None else playground_columns.marked(text, other)
+    caret = " ▌" if output.state == "writing" else ""
+    return (
+        f'<div class="pg-text"><span class="prompt">{html.escape(prompt)}</span>{body}{caret}</div>'
+    )
+
+
+def draw(session: Session, prompt: str, differences: bool) -> None:
+    """Draw every column as it stands."""
+    st.html(STYLE)
+    first = session.outputs[0]
+    for place, output in zip(st.columns(len(session.outputs)), session.outputs, strict=True):
+        with place, st.container(border=True):
+            st.markdown(f"**{output.title}**")
+            reference = None if output is first or not differences else first
+            if output.state == "failed":
+                st.error(output.note)
+            elif output.state == "waiting":
+                st.caption(output.note.capitalize() or "Waiting for its turn.")
+            for row in range(len(output.texts)):
+                if row:
+                    st.divider()
+                st.html(text_html(output, reference, row, prompt))
+            if output.state == "stopped":
+                st.caption("Stopped.")
+    table(session)
+
+
+def table(session: Session) -> None:
+    """Draw the figures of all columns."""
+    rows = {o.title: playground_columns.figures(o.begun, o.result) for o in session.outputs}
+    if not any(rows.values()):
+        return
+    st.table(pd.DataFrame(rows).fillna("…"))
+    about = next((o.begun for o in session.outputs if o.begun), {})
+    st.caption(
+        f"Measured on {about.get('device')}, {about.get('dtype')}, one column after another. "
+        "Memory is that of the column alone: its weights, and the key/value cache at full length "
+        "(on CUDA: the measured peak). Speed counts all rows from the prompt to the last token."
+    )
+
+
+def results(prompt: str, differences: bool) -> None:
+    """Draw the last run; again and again while it goes on."""
+    session: Session | None = st.session_state.get(SESSION)
+    if session is None:
+        return
+    running = session.running
+
+    def view() -> None:
+        session.look()
+        if running and not session.running:
+            st.rerun()
+        if running and st.button("Stop", key="playground_stop", icon=":material/stop_circle:"):
+            session.stop()
+        draw(session, st.session_state.get("playground_shown", prompt), differences)
+
+    st.fragment(view, run_every=REFRESH_S if running else None)()
+
+
+def memory() -> None:
+    """Draw what the live model holds, and its stop."""
+    record = client.running(state.workspace())
+    now = client.status(record) if record else None
+    if record is None or now is None:
+        st.caption("The live model starts with the first text, and stays in memory.")
+        return
+    left, right = st.columns([4, 1], vertical_alignment="center")
+    held = ", ".join(n if len(n) < 30 else "…" + n[-28:] for n in now["models"]) or "nothing"
+    left.caption(
+        f"In memory on {now['device']}: {held}; {now['memory_mib']:,.0f} of "
+        f"{now['budget_mib']:,.0f} MiB, the least recently used goes first."
+    )
+    if right.button("Unload", icon=":material/eject:", help="Ends the live model's process."):
+        client.stop(record)
+        st.rerun()
+
+
+frame.start("Playground")
+name = state.active_checkpoint()
+info = state.inspect(name)
+columns = chooser(name)
+prompt, chat = prompt_box(name)
+values = settings()
+last: Session | None = st.session_state.get(SESSION)
+busy = bool(last and last.running)
+with st.container(horizontal=True, vertical_alignment="center"):
+    pressed = st.button(
+        "Write",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=busy or not columns or not prompt.strip(),
+    )
+    differences = st.toggle("Mark differences to the first column", value=True)
+if not columns:
+    st.info("Choose at least one column.")
+if pressed and not busy:
+    asked = {**values, "prompt": prompt, "chat": chat}
+    st.session_state["playground_shown"] = prompt
+    st.session_state[SESSION] = Session(
+        [(c.title, {**asked, "checkpoint": c.checkpoint, "skip": list(c.skip)}) for c in columns],
+        state.workspace(),
+    ).start()
+    st.rerun()
+results(prompt, differences)
+memory()
