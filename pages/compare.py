@@ -23,10 +23,13 @@ from core.ui.toggle import to_text
 ASKED: Any = "query-params"
 
 
-def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
+def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more: Any) -> Any:
     """Draw a chart with its note, and offer its data and a web page of its own."""
     event = st.plotly_chart(
-        figure, key=key, config={"toImageButtonOptions": {"scale": 3, "filename": key}}, **more
+        figure if legend else go.Figure(figure).update_layout(showlegend=False),
+        key=key,
+        config={"toImageButtonOptions": {"scale": 3, "filename": key}},
+        **more,
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(note)
@@ -81,7 +84,7 @@ def point_of(scene: Scene) -> tuple[Cell, float | None]:
     ratio = None
     if len(scene.ratios) > 1:
         words = {f"{r:.1%}": r for r in scene.ratios}
-        middle = min(words, key=lambda w: abs(words[w] - 0.2))
+        middle = next(w for w, r in words.items() if r == scene.usual_ratio)
         picked = columns[0].select_slider(
             "Parameters removed",
             list(words),
@@ -256,7 +259,13 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
             if not charts.data_of(figure):
                 st.caption(f"{charts.METRICS[metric]}: not measured.")
                 continue
-            shown(figure, f"panel_{metric}", measured_on(scene), alt=charts.METRICS[metric])
+            shown(
+                figure,
+                f"panel_{metric}",
+                measured_on(scene),
+                legend=place == 0,
+                alt=charts.METRICS[metric],
+            )
     st.caption(compare_view.accuracy(scene.runs))
 
 
@@ -312,7 +321,7 @@ if cold:
     st.stop()
 sentence, details = compare_launch.verdict_of(known)
 if sentence:
-    st.success(sentence, icon=":material/gavel:")
+    st.info(sentence, icon=":material/gavel:")
     with st.popover("All findings"):
         st.markdown("\n".join(f"- {f}" for f in details))
 scene = looked_at(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,11 @@ def tiny_model(
 
 
 def import_and_settle(device: torch.device) -> None:
-    """Generate once with a tiny model, so that libraries are not counted as a model's memory."""
+    """Load and generate once with a tiny model, so that libraries count as no model's memory."""
+    from core.model import load_model
+
     model = tiny_model(1, device, torch.float32)
     timed(model, torch.ones(1, 4, dtype=torch.long, device=device), force_length(model, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        load_model(folder, device, torch.float32, check=False)

@@ -309,6 +309,7 @@ def quality(
             mode="lines+markers",
             line={"color": look.colour, "width": 2.5, "dash": look.dash},
             marker={"size": [7 if c.is_plan else 12 for c in points], "symbol": look.symbol}
+            | {"opacity": 1}
             | _outline(line[0].retrained),
             customdata=[[c.key, c.label, _blocks(c)] for c in points],
             selected={"marker": {"opacity": 1}},

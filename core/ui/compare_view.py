@@ -5,6 +5,7 @@ Worked out from the page's controls, which live in the address; no Streamlit her
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,14 @@ class Scene:
         """Ratios of all cut candidates, ascending, each once."""
         cut = (c.ratio for c in self.found if c.kind in ("depth", "width") and c.ratio)
         return sorted({round(r, 3) for r in cut})
+
+    @property
+    def usual_ratio(self) -> float | None:
+        """The ratio to begin with: the middle one of the checkpoints', else that nearest to 0.2."""
+        made = [c.ratio for c in self.found if c.variant and c.kind in ("depth", "width")]
+        known = [round(r, 3) for r in made if r]
+        wanted = statistics.median_low(known) if known else 0.2
+        return min(self.ratios, key=lambda r: abs(r - wanted), default=None)
 
     def at_ratio(self, ratio: float | None) -> list[Candidate]:
         """Return dense and of every series the candidate nearest to ``ratio``; all without one."""
