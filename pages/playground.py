@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Sequence
 from typing import Any
@@ -107,9 +108,9 @@ def settings() -> dict[str, Any]:
         for name in NAMES:
             given = st.query_params.get(name)
             if given:
-                start[name] = float(given) if "." in given else int(given or 0)
+                start[name] = _number(given)
         try:
-            build(Sampling, start)
+            start = {n: getattr(build(Sampling, start), n) for n in start}
         except DepthcutError as error:
             st.error(str(error))
             start = {}
@@ -117,6 +118,14 @@ def settings() -> dict[str, Any]:
     for name, value in values.items():
         st.query_params[name] = str(value)
     return values
+
+
+def _number(text: str) -> Any:
+    """Return a number of the address; what is none stays text, and the spec says so."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def text_html(output: Output, reference: Output | None, row: int, prompt: str) -> str:

@@ -14,7 +14,7 @@ from core.importance.curve_command import CurveSpec
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
-from core.ui import frame, prune_pad, prune_view, runs, state, width_form
+from core.ui import frame, live, prune_pad, prune_view, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.prune_view import Known
 
@@ -238,12 +238,13 @@ way = st.segmented_control(
 if way == WAYS[1]:
     width_form.draw(name, info)
     st.stop()
-known = scores_picker(pad, info)
+known, rows = live.with_answers(scores_picker(pad, info))
 first, last = planner(pad, known)
 protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
 if pad.error:
     st.error(pad.error)
 toggle_pad(pad, known, protected)
+live.panel(name, info, pad.drop, rows)
 kept_blocks = {
     plan: (len(drop), known.quality(drop))
     for plan, drop in pad.plans.items()

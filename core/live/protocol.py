@@ -48,8 +48,11 @@ class Perplexity:
         None, help="Judge by so many calibration rows, as importance does.", low=1, high=100000
     )
     seed: int = option(1234, help="Draws the calibration rows.", low=0)
-    tokens: int = option(
-        32768, help="Judge by the first so many tokens of a longer text.", low=2, unit="tokens"
+    tokens: int | None = option(
+        None,
+        help="Judge by the first so many tokens of a longer text. Default: what takes seconds.",
+        low=2,
+        unit="tokens",
     )
     fresh: bool = option(False, help="Forget what earlier answers computed.")
 

@@ -22,6 +22,10 @@ from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
 
 MIB = 2.0**20
+OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
+"""What a perplexity may take by default, in floating-point operations: some seconds. A small model
+judges by the whole text, LLaMA-7B on a GPU by about 150,000 tokens."""
+LEAST_TOKENS = 1024
 TEXTS = 4
 """Texts that a model keeps states and answers of."""
 
@@ -48,15 +52,22 @@ class Loaded:
         """Memory of the weights and of the states kept for texts."""
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a text to judge by where the question does not say."""
+        operations = OPERATIONS.get(self.view.device.type, OPERATIONS["cpu"])
+        return max(LEAST_TOKENS, int(operations / (2 * self.info.parameters)))
+
     def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int]:
         """Return the text of a question before this model, and the windows of the whole text.
 
         Raises `DataError` or `OptionError` where the text cannot be used.
         """
-        how = (ask.window, ask.bos, ask.tokens) if ask.samples is None else (ask.window, ask.seed)
+        most = ask.tokens or self.most_tokens
+        how = (ask.window, ask.bos, most) if ask.samples is None else (ask.window, ask.seed)
         key = (ask.source, _stamp(ask.source), ask.samples, *how)
         if key not in self.texts:
-            windows, total = _windows(ask, self.tokenizer, self.info.context)
+            windows, total = _windows(ask, self.tokenizer, self.info.context, most)
             self.texts[key] = WhatIf(self.view, windows, room_bytes)
             self.totals[key] = total
             while len(self.texts) > TEXTS:
@@ -73,8 +84,10 @@ def _stamp(source: str) -> Any:
     return None
 
 
-def _windows(ask: Perplexity, tokenizer: Any, context: int) -> tuple[list[list[int]], int]:
-    """Return the windows to judge by, and how many the whole text has."""
+def _windows(
+    ask: Perplexity, tokenizer: Any, context: int, most: int
+) -> tuple[list[list[int]], int]:
+    """Return the windows to judge by, ``most`` tokens of text, and how many the whole text has."""
     from core.evaluate.perplexity import token_stream
 
     if context and ask.window > context:
@@ -87,7 +100,7 @@ def _windows(ask: Perplexity, tokenizer: Any, context: int) -> tuple[list[list[i
         return rows, len(rows)
     ids = token_stream(ask.source, tokenizer)
     windows = data.evaluation_windows(ids, ask.window, ask.bos, tokenizer.bos_token_id)
-    return windows[: max(1, ask.tokens // ask.window)], len(windows)
+    return windows[: max(1, most // ask.window)], len(windows)
 
 
 class Store:

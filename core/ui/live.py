@@ -6,6 +6,7 @@ and set of blocks, and asks for those that a page wants. `panel` draws the Prune
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +18,9 @@ import streamlit as st
 from core.checkpoint import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
-from core.prune.outlook import Quality
+from core.prune.outlook import CurvePoint
 from core.ui import prune_view, state
-from core.workspace import RunRecord, Workspace
+from core.workspace import RunRecord, Workspace, read_json
 
 POLL_S = 0.25
 HELD_OUT: dict[str, Any] = {"source": "demo", "window": 128}
@@ -69,6 +70,11 @@ class Desk:
         found = self._known.get(key)
         return found if found and found.done and not found.error else None
 
+    def settled(self, key: Key) -> bool:
+        """Whether this was asked and has ended, well or not."""
+        found = self._known.get(key)
+        return found is not None and found.done
+
     def want(self, owner: str, key: Key, question: Question) -> Question:
         """Return the question as it stands, asked in the background where nobody has yet.
 
@@ -99,6 +105,17 @@ class Desk:
         except Exception as error:
             question.error = f"Unexpected {type(error).__name__}: {error}."
         question.done = True
+
+    def answers(
+        self, info: CheckpointInfo, text: Mapping[str, Any]
+    ) -> list[tuple[frozenset[int], float]]:
+        """Return every set that was measured on ``text``, with its perplexity."""
+        place = key_of(info, text, ())[:2]
+        return [
+            (key[2], question.ppl)
+            for key, question in list(self._known.items())
+            if key[:2] == place and question.done and question.ppl and not question.error
+        ]
 
     def forget(self, key: Key) -> None:
         """Ask again when it is wanted next."""
@@ -156,14 +173,21 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def quality(
-    info: CheckpointInfo, rows: Mapping[str, Any] | None, drop: Iterable[int]
-) -> Quality | None:
-    """Return the live model's perplexity of ``drop`` on calibration rows where it is known."""
-    found = desk().known(key_of(info, rows, drop)) if rows else None
-    if found is None or found.ppl is None:
-        return None
-    return Quality(found.ppl, "measured", "live")
+def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, Any] | None]:
+    """Return ``known`` with every set that the live model has measured on the scores' own rows.
+
+    Also returns these rows as the text of a question; None where there are no scores.
+    """
+    if not known.run:
+        return known, None
+    rows = rows_of(read_json(state.workspace().root / known.run / "summary.json") or {})
+    if rows is None:
+        return known, None
+    points = tuple(
+        CurvePoint("live", len(skip), ppl, tuple(sorted(skip)), "live")
+        for skip, ppl in desk().answers(known.info, rows)
+    )
+    return dataclasses.replace(known, points=(*known.points, *points)), rows
 
 
 def is_on() -> bool:
@@ -176,7 +200,8 @@ def panel(
 ) -> None:
     """Draw the true perplexity without ``drop``, and the live process with start and stop."""
     wanted = (name, drop, rows)
-    waiting = is_on() and not _all_done(info, drop, rows)
+    possible = not (drop and prune_view.drop_problem(drop, info.blocks))
+    waiting = is_on() and possible and not _all_settled(info, drop, rows)
     st.fragment(_panel, run_every=POLL_S if waiting else 5)(info, wanted, waiting)
 
 
@@ -190,9 +215,9 @@ def _held_out() -> dict[str, Any]:
     return {**HELD_OUT, "source": given} if given else HELD_OUT
 
 
-def _all_done(info: CheckpointInfo, drop: tuple[int, ...], rows: dict[str, Any] | None) -> bool:
+def _all_settled(info: CheckpointInfo, drop: tuple[int, ...], rows: dict[str, Any] | None) -> bool:
     sets = ((), drop)
-    return all(desk().known(key_of(info, t, s)) for t in _texts(rows).values() for s in sets)
+    return all(desk().settled(key_of(info, t, s)) for t in _texts(rows).values() for s in sets)
 
 
 def _owner() -> str:
@@ -255,6 +280,8 @@ def _head(name: str, record: RunRecord | None) -> None:
         )
     elif record:
         line += f" :gray[· {record.progress[2] or record.state}]"
+    elif is_on() and (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
+        line += f" :orange[· its process is gone ({gone.state}); the next question starts it anew]"
     text.markdown(line)
     if record and button.button("Stop", key="live_stop", icon=":material/stop_circle:"):
         st.session_state["live_on"] = False
