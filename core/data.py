@@ -14,6 +14,7 @@ in an order drawn by the seed, a random crop of each.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -56,15 +57,21 @@ def rows_of(source: str, use: Use = "calibration") -> list[Row]:
         DataError: no such source, wrong columns, wrong encoding, or nothing in it.
     """
     if source == "demo":
-        from core.demo import world
-
-        return [{"text": s} for s in world.stories(DEMO_ROWS[use], DEMO_SEED, use)]
+        return [{"text": story} for story in _demo_stories(use)]
     source = _preset(source)
     is_hub = source.startswith("hub:")
     rows = _hub_rows(source) if is_hub else list(_file_rows(_file(source)))
     if not rows:
         raise DataError(f"There is nothing in {source}.", "Give a source with text in it.")
     return rows
+
+
+@functools.cache
+def _demo_stories(use: Use) -> tuple[str, ...]:
+    """Return the demo's stories; making them takes seconds, so they are made once."""
+    from core.demo import world
+
+    return tuple(world.stories(DEMO_ROWS[use], DEMO_SEED, use))
 
 
 def text_rows(source: str, use: Use = "calibration") -> list[str]:
