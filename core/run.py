@@ -58,7 +58,7 @@ class RunProgress(Progress):
 
     def metric(self, **values: float | int | str | None) -> None:
         """Append one JSON line; a single write, so a reader sees whole lines."""
-        line = json.dumps({"time": round(time.time(), 3), **values})
+        line = workspace.to_json({"time": round(time.time(), 3), **values})
         try:
             with self._metrics.open("a", encoding="utf-8") as handle:
                 handle.write(line + "\n")

@@ -64,9 +64,18 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         raise
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON: what is not finite, which JSON cannot say, becomes null."""
+    try:
+        return json.dumps(value, indent=indent, default=str, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+        return json.dumps(plain, indent=indent)
+
+
 def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
     """Write a JSON object atomically, with the schema version in front."""
-    text = json.dumps({"schema": SCHEMA, **value}, indent=2, default=str) + "\n"
+    text = to_json({"schema": SCHEMA, **value}, indent=2) + "\n"
     write_text(path, text, durable=durable)
 
 

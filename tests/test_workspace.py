@@ -243,3 +243,16 @@ def test_disk_use_is_the_sum_of_the_files(where):
     before = read_run(folder).disk_bytes()
     (folder / "x.bin").write_bytes(b"0" * 5000)
     assert read_run(folder).disk_bytes() - before == 5000
+
+
+def test_json_is_strict_where_a_number_is_not_finite(tmp_path):
+    value = {"loss": float("nan"), "ppl": [1.5, float("inf")], "name": "NaN", "path": tmp_path}
+    workspace.write_json(tmp_path / "x.json", value)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert read["loss"] is None
+    assert read["ppl"] == [1.5, None]
+    assert (read["name"], read["path"]) == ("NaN", str(tmp_path))

@@ -70,6 +70,12 @@ def test_published_parameters(llama_7b, count, left):
     assert plan.choose(None, "last", ratio=1 - left / 6_738_415_616, info=info).params == left
 
 
+def test_published_parameters_of_the_13b_model(tmp_path):
+    shape = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+    info = checkpoint.inspect(config_only(tmp_path / "13b", num_attention_heads=40, **shape))
+    assert plan.choose(None, "last", count=8, info=info).params == 10_478_228_480
+
+
 def test_nearest_reachable_ratio(llama_7b):
     info = checkpoint.inspect(llama_7b)
     block = info.block_parameters[0]
