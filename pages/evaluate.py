@@ -7,17 +7,18 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs
+from core import jobs, recipes
 from core.charts import evaluate as charts
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import command, questions, results
 from core.evaluate.command import EvaluateSpec
 from core.evaluate.results import Judged, Measure
+from core.recipes.command import RecipeSpec
 from core.spec import build, parse_numbers
 from core.study import Study, Variant, study, tokenizer_conflict
 from core.ui import evaluate_view as view
-from core.ui import frame, runs, state, widgets
+from core.ui import frame, prune_view, runs, state, widgets
 
 ASKED: Any = "query-params"
 
@@ -226,6 +227,41 @@ def flipped(judged: list[Judged], chosen: list[Measure]) -> None:
         downloaded("flips.csv", rows)
 
 
+def calibration(known: Study) -> None:
+    """Draw whether an importance computed on one text holds on another, and start that recipe."""
+    st.subheader("Does an importance hold on another text")
+    name = name_of(known.dense)
+    found = view.calibration_runs(state.workspace(), name)
+    if found:
+        record = found[0]
+        summary = prune_view.summary_of(record)
+        rows = summary["figures"]["table"]
+        figure = charts.calibration_grid(rows)
+        st.plotly_chart(figure, key="grid", alt="Calibration text against the text judged on.")
+        st.markdown(summary["verdict"])
+        st.caption(" ".join(summary["findings"]))
+        downloaded("calibration.csv", rows)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        texts = st.text_input(
+            "Two texts", key="grid_texts", placeholder="demo: stories and instructions",
+            help="A,B: each is calibrated on and judged on. Empty for the demo's.",
+        )  # fmt: skip
+        pressed = st.button("Compare texts", icon=":material/grid_on:", key="grid_start")
+    try:
+        values = {"name": "calibration", "checkpoint": name, "data": texts}
+        spec = build(RecipeSpec, {**values, "out": "DIR"})
+        recipes.get("calibration").steps(spec)
+    except DepthcutError as error:
+        st.error(str(error))
+        return
+    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    if pressed:
+        started = runs.launch_once("calibration", "recipe", values)
+        st.session_state["grid_started"] = started.id if started else ""
+        st.rerun()
+    runs.show(st.session_state.get("grid_started", ""))
+
+
 frame.start("Evaluate")
 name = state.active_checkpoint()
 state.inspect(name)
@@ -251,4 +287,5 @@ if not empty:
 else:
     st.info("Nothing has been measured for this checkpoint yet. Start a run above.")
 skills(known)
+calibration(known)
 frame.step("compare", "Next: compare quality with cost")

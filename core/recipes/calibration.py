@@ -1,13 +1,12 @@
 """Recipe ``calibration``: does an importance computed on one text hold on another?
 
 A 2 x 2: blocks are scored on A and on B, each plan is carried out, and both are judged on A and on
-B. ``--data A,B`` names the two texts; the default is the demo's stories, and the same stories with
-the words of each in random order, which keeps what words there are and loses what they say.
+B. ``--data A,B`` names the two texts; the default is the demo world's stories and its instructions.
 """
 
 from __future__ import annotations
 
-import random
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 RATIO = 0.2
-SEED = 1234
 SIDES = ("a", "b")
 TABLE = "calibration.csv"
 COLUMNS = ("calibration", "evaluated", "ppl", "ratio", "dropped")
 """Of calibration.csv; ``ratio`` is the perplexity over the dense one on the same text."""
-SHUFFLED = "shuffled words"
+INSTRUCTIONS = "demo instructions"
 HOLDS = 1.05
 """A plan holds on a text where it costs at most this many times what that text's own costs."""
 
@@ -46,25 +44,21 @@ def names(spec: Any) -> tuple[str, str]:
     """Return how the two texts are called."""
     found = sources(spec)
     if found is None:
-        return "demo", SHUFFLED
+        return "demo", INSTRUCTIONS
     first, second = (Path(source).name for source in found)
     return (first, second) if first != second else found
 
 
 def _text(chain: Chain, side: int, use: data.Use) -> str:
-    """Return the text of a side to calibrate on or to judge by; shuffled ones are written here."""
+    """Return the text of a side to calibrate on or to judge by; the demo's share no row."""
     given = sources(chain.spec)
     if given is not None or side == 0:
         return given[side] if given else "demo"
-    path = chain.folder / f"shuffled-{use}.txt"
+    path = chain.folder / f"instructions-{use}.jsonl"
     if not path.is_file():
-        draw = random.Random(SEED)
-        lines = []
-        for story in data.text_rows("demo", use):
-            words = story.split()
-            draw.shuffle(words)
-            lines.append(" ".join(words))
-        workspace.write_text(path, "\n".join(lines) + "\n")
+        rows = data.instruction_rows("demo", "heldout" if use == "heldout" else "train")
+        texts = ("\n".join(filter(None, row.values())) for row in rows)
+        workspace.write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from core.evaluate import compare, results, suites
 from core.evaluate.compare import Delta, Flip
 from core.evaluate.results import Cell, Judged, Measure
+from core.workspace import RunRecord, Workspace
 
 
 def texts_of(written: str) -> tuple[str, ...]:
@@ -38,17 +39,20 @@ def number(cell: Cell) -> str:
 
 
 def wide(judged: Sequence[Judged], chosen: Sequence[Measure]) -> list[dict[str, str]]:
-    """Return the table that people read: one row a checkpoint, a column a measure, means last."""
+    """Return the table that people read: one row a measure, a column a checkpoint, means last."""
     rows = []
-    for one in judged:
-        row = {"": one.variant.label}
-        for measure in chosen:
+    for measure in chosen:
+        row = {"": measure.label}
+        for one in judged:
             cell = one.cells.get(measure)
-            row[measure.label] = "not measured" if cell is None else number(cell)
-        for name, value, delta in results.means(one, chosen):
-            row[name] = f"{value:.3f}" + change(delta, 3)
+            row[one.variant.label] = "not measured" if cell is None else number(cell)
         rows.append(row)
-    return rows
+    averages: dict[str, dict[str, str]] = {}
+    for one in judged:
+        for name, value, delta in results.means(one, chosen):
+            row = averages.setdefault(name, {"": name})
+            row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
+    return [*rows, *averages.values()]
 
 
 def protocol_note(judged: Sequence[Judged], chosen: Sequence[Measure]) -> str:
@@ -102,6 +106,17 @@ def chances() -> dict[str, float]:
 def task_choices() -> list[str]:
     """Return what the task field offers: presets, then the tasks in them."""
     return [*suites.PRESETS, *dict.fromkeys(t for tasks in suites.PRESETS.values() for t in tasks)]
+
+
+def calibration_runs(where: Workspace, name: str) -> list[RunRecord]:
+    """Return the finished calibration recipes of a checkpoint, newest first."""
+    return [
+        record
+        for record in where.runs("recipe")
+        if record.state == "done"
+        and record.spec.get("name") == "calibration"
+        and record.spec.get("checkpoint") == name
+    ]
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> str:
