@@ -45,11 +45,13 @@ elif not pruned:
 else:
     st.markdown(
         f"{len(pruned)} pruned {'checkpoint' if len(pruned) == 1 else 'checkpoints'} so far, "
-        f"the last one `{pruned[0].name}`. Compare another choice, or load what you have."
+        f"the last one `{pruned[0].name}`. Bring its quality back, judge it, or compare."
     )
     with st.container(horizontal=True):
+        frame.link("retrain", "Restore its quality")
+        frame.link("evaluate", "Judge it")
+        frame.link("compare", "Compare variants")
         frame.link("prune", "Try another choice")
-        frame.link("jobs", "See runs and variants")
 
 st.subheader("Recipes")
 st.caption("A chain of runs with one verdict, on the active checkpoint.")
