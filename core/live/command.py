@@ -64,7 +64,6 @@ class Resident:
         """Answer with the models of ``store``; the run holds the device now."""
         self.spec, self._run, self.store = spec, run, store
         self.answered = 0
-        self.loading = ""
 
     def status(self) -> dict[str, Any]:
         """Return what the process holds; may be called from any thread."""
@@ -94,6 +93,7 @@ class Resident:
             job = self.server.next(POLL_S)
             if job:
                 self._answer(job)
+                self.server.last_asked = time.monotonic()
             elif time.monotonic() - self.server.last_asked > self.spec.idle:
                 self._run.progress.log(f"No question for {self.spec.idle} s.")
                 return
