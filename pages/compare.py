@@ -107,7 +107,8 @@ def point_of(scene: Scene) -> tuple[Cell, float | None]:
 def budget_of() -> choice.Budget:
     """Draw the budget fields; empty is no limit."""
     columns = st.columns(3)
-    wide: dict[str, Any] = {"value": None, "min_value": 0.0, "bind": ASKED, "placeholder": "any"}
+    wide: dict[str, Any] = {"value": None, "min_value": 0.0, "bind": ASKED}
+    wide |= {"placeholder": "any", "format": "%.4g"}
     memory = columns[0].number_input("At most, GiB of memory", key="gib", step=0.5, **wide)
     pace = columns[1].number_input("At most, ms a token", key="ms", step=1.0, **wide)
     ppl = columns[2].number_input("Perplexity at most, times dense", key="x", step=0.05, **wide)

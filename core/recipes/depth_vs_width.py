@@ -22,24 +22,29 @@ BATCHES = (1, 4, 16)
 SAMPLES = 64
 """Calibration rows of the width methods: enough for a small model, and quick."""
 OUTPUT = 32
-CPU_SECONDS = 60.0
+CPU_SECONDS = 45.0
+LIGHT, LIGHTER = "light-", 0.6
+"""Prefix of the lighter variants' steps, and their ratio over the main one's."""
 
 
 def steps(spec: Any) -> list[Step]:
-    """Score, plan, cut by depth and by width, judge, and measure everything together."""
-    text = spec.data or "demo"
+    """Score, plan, cut by depth and by width, judge, and measure everything together.
+
+    A lighter set is made and judged too, so that quality has a curve; its cost is not measured.
+    """
+    text, ratio = spec.data or "demo", spec.ratio or RATIO
     made = [Step("scores", "importance", {
         "checkpoint": spec.checkpoint, "metrics": DEPTH, "calibration": text,
     })]  # fmt: skip
-    made += [_planned(spec, criterion) for criterion in DEPTH]
-    made += [_cut(spec, criterion) for criterion in DEPTH]
+    made += _set(spec, "", ratio, text)
     made.append(Step("curve", "curve", lambda chain: {
         "checkpoint": spec.checkpoint, "scores": chain.dir("scores"), "criteria": DEPTH,
     }))  # fmt: skip
-    made += [_narrowed(spec, method, text) for method in WIDTH]
     made.append(_judged("dense", text))
     made += [_judged(name, text) for name in VARIANTS]
     made.append(Step("benchmark", "benchmark", _benchmark))
+    made += _set(spec, LIGHT, LIGHTER * ratio, text)
+    made += [_judged(LIGHT + name, text) for name in VARIANTS]
     return made
 
 
@@ -47,29 +52,37 @@ VARIANTS = (*(f"depth-{c}" for c in DEPTH), *(f"width-{m}" for m in WIDTH))
 """Steps that leave a checkpoint; width ones may fail where a model is too small for them."""
 
 
-def _planned(spec: Any, criterion: str) -> Step:
-    return Step(f"plan-{criterion}", "plan", lambda chain: {
-        "scores": chain.dir("scores"), "criterion": criterion, "ratio": spec.ratio or RATIO,
-        "checkpoint": spec.checkpoint,
-    })  # fmt: skip
+def _set(spec: Any, prefix: str, ratio: float, text: str) -> list[Step]:
+    """Return the steps that make one variant of every method at one parameter count."""
+    optional = bool(prefix)
+    made: list[Step] = []
+    for criterion in DEPTH:
+        made += _cut(spec, prefix, criterion, ratio, optional)
+    return [*made, *(_narrowed(spec, prefix, method, text) for method in WIDTH)]
 
 
-def _cut(spec: Any, criterion: str) -> Step:
-    return Step(f"depth-{criterion}", "prune", lambda chain: {
-        "checkpoint": spec.checkpoint,
-        "plan": chain.file(f"plan-{criterion}", f"plan-{criterion}.json"),
-    })  # fmt: skip
+def _cut(spec: Any, prefix: str, criterion: str, ratio: float, optional: bool) -> list[Step]:
+    plan, made = f"{prefix}plan-{criterion}", f"{prefix}depth-{criterion}"
+    return [
+        Step(plan, "plan", lambda chain: {
+            "scores": chain.dir("scores"), "criterion": criterion, "ratio": ratio,
+            "checkpoint": spec.checkpoint,
+        }, optional),
+        Step(made, "prune", lambda chain: {
+            "checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json"),
+        }, optional),
+    ]  # fmt: skip
 
 
-def _narrowed(spec: Any, method: str, text: str) -> Step:
+def _narrowed(spec: Any, prefix: str, method: str, text: str) -> Step:
     values = {"checkpoint": spec.checkpoint, "method": method, "calibration": text}
     if method != "llm-pruner":  # its 10 rows are few enough
         values["samples"] = SAMPLES
 
     def options(chain: Chain) -> dict[str, Any]:
-        return {**values, "match": chain.dir("depth-ppl")}
+        return {**values, "match": chain.dir(f"{prefix}depth-ppl")}
 
-    return Step(f"width-{method}", "width", options, optional=True)
+    return Step(f"{prefix}width-{method}", "width", options, optional=True)
 
 
 def folder_of(chain: Chain, name: str) -> str:
@@ -81,11 +94,16 @@ def _judged(name: str, text: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         return {"checkpoint": folder_of(chain, name), "perplexity": (text,)}
 
-    return Step(f"judge-{name}", "evaluate", options, optional=name.startswith("width"))
+    return Step(f"judge-{name}", "evaluate", options, optional="width" in name or LIGHT in name)
+
+
+def there(chain: Chain) -> list[str]:
+    """Return dense and the variants that were made and judged."""
+    return ["dense", *(v for v in VARIANTS if not {v, f"judge-{v}"} & chain.failed.keys())]
 
 
 def _benchmark(chain: Chain) -> dict[str, Any]:
-    names = ["dense", *(v for v in VARIANTS if v not in chain.failed)]
+    names = there(chain)
     return {
         "checkpoints": tuple(folder_of(chain, name) for name in names),
         "batch_sizes": BATCHES,
@@ -96,14 +114,12 @@ def _benchmark(chain: Chain) -> dict[str, Any]:
 
 def figures(chain: Chain) -> dict[str, dict[str, Any]]:
     """Return what was measured of every variant, dense first, by the recipe's names."""
-    there = {v["path"]: v for v in chain.json("benchmark")["variants"]}
+    entries = chain.json("benchmark")["variants"]
     points = chain.rows("benchmark", "points.csv")
     singles = chain.rows("benchmark", "runs.csv")
     found: dict[str, dict[str, Any]] = {}
-    entries = list(there.values())
-    names = ["dense", *(v for v in VARIANTS if v not in chain.failed)]
     total = entries[0]["parameters"]
-    for name, entry in zip(names, entries, strict=True):
+    for name, entry in zip(there(chain), entries, strict=True):
         at_one = next(p for p in points
                       if p["variant"] == entry["name"] and p["batch_size"] == "1")  # fmt: skip
         times = [r for r in singles if r["variant"] == entry["name"] and r["batch_size"] == "1"]
