@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -45,8 +46,8 @@ class StepPlan:
     """Which sequences each optimiser step takes; depends on the seed and the step alone.
 
     Every step has exactly ``batch`` sequences (epochs run into each other), sorted by length and
-    split into ``accumulation`` micro-batches, so that padding stays small and a step's gradient
-    does not depend on the micro-batch.
+    split into ``accumulation`` micro-batches of like size in tokens, so that padding stays small;
+    a step's gradient does not depend on the micro-batch.
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, accumulation: int, seed: int) -> None:
@@ -71,6 +72,33 @@ class StepPlan:
 
     def _step(self, step: int) -> list[list[int]]:
         chosen = sorted(self.indices(step), key=self._lengths.__getitem__)
-        parts = self.accumulation
-        edges = [len(chosen) * part // parts for part in range(parts + 1)]
-        return [chosen[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        sizes = split([self._lengths[i] for i in chosen], self.accumulation)
+        ends = list(itertools.accumulate(sizes))
+        return [chosen[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def split(lengths: Sequence[int], parts: int) -> list[int]:
+    """Return how many of the ascending ``lengths`` each of ``parts`` micro-batches takes.
+
+    The largest padded micro-batch (rows times the longest of them) is as small as can be, so short
+    rows go many at once; it never exceeds that of parts with equally many rows.
+    """
+    low, high = max(lengths), max(lengths) * len(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        fits = len(_filled(lengths, middle)) <= parts
+        low, high = (low, middle) if fits else (middle + 1, high)
+    sizes = _filled(lengths, low)
+    while len(sizes) < parts:  # there is room to spare: halve the fullest
+        place = max(range(len(sizes)), key=sizes.__getitem__)
+        sizes[place : place + 1] = [sizes[place] // 2, sizes[place] - sizes[place] // 2]
+    return sizes
+
+
+def _filled(lengths: Sequence[int], most: int) -> list[int]:
+    """Return the sizes of the fewest parts of at most ``most`` padded tokens, from the longest."""
+    sizes, left = [], len(lengths)
+    while left:
+        sizes.append(min(left, most // lengths[left - 1]))
+        left -= sizes[-1]
+    return sizes[::-1]

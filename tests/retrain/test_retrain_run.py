@@ -14,7 +14,9 @@ from retrain_helpers import execute, summary
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.retrain import session, trainer, weights
+from core.retrain import rows, session, trainer, weights
+from core.retrain.command import RetrainSpec
+from core.retrain.encoders import FileTokenizer
 from core.workspace import read_run
 
 ROOT = Path(__file__).parents[2]
@@ -240,12 +242,15 @@ def test_divergence_falls_back_to_the_start_where_nothing_was_better(options, tm
     assert not any(w.any() for n, w in weights_of(tmp_path / "run").items() if "lora_B" in n)
 
 
-def limit_memory(monkeypatch, most):
-    """Let any training computation on more than ``most`` sequences run out of memory."""
+def limit_memory(monkeypatch, options, most):
+    """Let training on more padded tokens than ``most`` of the longest rows run out of memory."""
     usual = trainer.predicted_logits
+    spec = RetrainSpec(**options)
+    found = rows.prepare(spec, FileTokenizer(Path(spec.checkpoint)), vocab=320, context=256)
+    longest = max(len(row.ids) for row in found.train)
 
     def limited(model, batch):
-        if model.training and len(batch["input_ids"]) > most:
+        if model.training and batch["input_ids"].numel() > most * longest:
             raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
         return usual(model, batch)
 
@@ -253,7 +258,7 @@ def limit_memory(monkeypatch, most):
 
 
 def test_out_of_memory_names_the_largest_micro_batch(options, monkeypatch, capsys):
-    limit_memory(monkeypatch, 2)
+    limit_memory(monkeypatch, options, 2)
     assert execute(**{**options, "micro_batch": 6}) == 1
     said = capsys.readouterr().err
     assert "Out of memory with a micro-batch of 6 rows of up to 128 tokens." in said
@@ -261,7 +266,7 @@ def test_out_of_memory_names_the_largest_micro_batch(options, monkeypatch, capsy
 
 
 def test_out_of_memory_retries_with_what_fits(lora, options, tmp_path, monkeypatch):
-    limit_memory(monkeypatch, 3)
+    limit_memory(monkeypatch, options, 3)
     assert execute(**{**options, "micro_batch": 6, "retry": True}) == 0
     got = summary(tmp_path / "run")
     assert got["settings"]["micro_batch"] == 3

@@ -1,6 +1,8 @@
 """Rows: what is masked, cut, held out, packed, in which order; and bad data in one sentence."""
 
+import itertools
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -119,7 +121,8 @@ def test_steps_take_every_sequence_once_an_epoch_whatever_the_micro_batch():
     seen = Counter()
     for step in range(3):
         parts = one.step(step)
-        assert [len(p) for p in parts] == [4, 4]
+        assert len(parts) == 2
+        assert sum(map(len, parts)) == 8
         assert sorted(i for p in parts for i in p) == sorted(i for p in other.step(step) for i in p)
         assert [lengths[i] for p in parts for i in p] == sorted(
             lengths[i] for i in one.indices(step)
@@ -127,6 +130,25 @@ def test_steps_take_every_sequence_once_an_epoch_whatever_the_micro_batch():
         seen.update(i for p in parts for i in p)
     assert seen == Counter(range(24))
     assert batches.StepPlan(lengths, 8, 2, seed=2).indices(0) != one.indices(0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 9])
+def test_micro_batches_have_the_smallest_largest_size(parts):
+    """Against every way of cutting the ascending lengths into so many parts."""
+    rng = random.Random(parts)
+    for _ in range(30):
+        lengths = sorted(rng.choice([3, 9, rng.randint(2, 40)]) for _ in range(9))
+        sizes = batches.split(lengths, parts)
+        assert len(sizes) == parts
+        assert sum(sizes) == 9
+        assert min(sizes) > 0
+
+        def padded(cuts, lengths=lengths):
+            edges = [0, *cuts, 9]
+            return max((b - a) * lengths[b - 1] for a, b in itertools.pairwise(edges))
+
+        best = min(padded(cuts) for cuts in itertools.combinations(range(1, 9), parts - 1))
+        assert padded(list(itertools.accumulate(sizes))[:-1]) == best
 
 
 def test_exact_ids_are_used_as_they_are(encoder, tmp_path):
