@@ -25,6 +25,8 @@ from core.workspace import RunRecord
 AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}
 _KEPT = "width_form"
+COARSE = 0.01
+"""Share of the target from which on being off is explained."""
 
 
 def draw(name: str, info: CheckpointInfo) -> None:
@@ -37,7 +39,9 @@ def draw(name: str, info: CheckpointInfo) -> None:
     values = {"checkpoint": name, **_choices(info)}
     spec, plan, problem = _checked(values, info)
     if "match" in values and not values["match"]:
-        problem = "There is no variant to match yet: create one by depth first, or give a ratio."
+        problem = (
+            "There is no variant to match yet: create one under Blocks first, or give a ratio."
+        )
     if problem:
         st.error(problem)
     if spec and plan:
@@ -125,8 +129,9 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             "Samples",
             1,
             100000,
-            placeholder=f"{method.samples}, or all there are",
-            help=f"Calibration rows; empty: the paper's {method.samples} x {method.length} tokens.",
+            placeholder=str(method.samples),
+            help=f"Calibration rows; empty: the paper's {method.samples} x {method.length} tokens, or "
+            "all rows there are.",
             **_keep("samples", None),
         )
     with st.expander("Device, precision and seed"):
@@ -154,7 +159,7 @@ def _amount(amount: str, info: CheckpointInfo) -> dict[str, Any]:
     variants = {str(r.path): r for r in _variants()}
     key = "width_in_match"
     if not variants:
-        st.selectbox("Variant", (), placeholder="none yet: create one on the Depth tab")
+        st.selectbox("Variant", (), placeholder="none yet: create one under Blocks")
         return {"match": None}
     if st.session_state.get(key) not in (None, *variants):
         del st.session_state[key]
@@ -214,6 +219,11 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
             None if estimated else f"{off / plan.target:+.3%}",
             delta_color="off",
         )
+        if not estimated and abs(off) > COARSE * plan.target:
+            st.caption(
+                "No ratio comes nearer: a head goes in all pruned blocks at once. Other blocks, "
+                "FLAP or Wanda-sp may."
+            )
     else:
         columns[1].metric("Weights", f"{after * _width(plan):,.1f} MiB")
     if plan.counts is None:
