@@ -194,3 +194,12 @@ def test_bad_input_gives_one_sentence(tiny_gqa, tmp_path, text, capsys, options,
     errors = [e for e in capsys.readouterr().err.splitlines() if "Error" in e or "rror:" in e]
     assert len(errors) == 1
     assert sentence in errors[0]
+
+
+def test_blank_rows_of_a_hub_data_set_stay_in_the_stream(tmp_path):
+    """WikiText-2 is published by rows, blank ones between; joining keeps them, as the papers do."""
+    folder = tmp_path / "wiki"
+    folder.mkdir()
+    told = ["", " = Title = \n", "", " Ann sees the red ball . \n", ""]
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in told))
+    assert data.evaluation_stream(f"hub:{folder}:train:text") == "\n\n".join(told)
