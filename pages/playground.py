@@ -33,7 +33,8 @@ def chooser(name: str) -> list[Column]:
     known = playground_columns.variants(state.workspace(), name)
     pad = prune_pad.plan_elsewhere()
     skip = toggle.to_text(pad.drop or (0,))
-    asked = playground_columns.from_address(st.query_params.get("columns", ""))
+    kept_codes = st.session_state.get("playground_kept_columns", "")
+    asked = playground_columns.from_address(st.query_params.get("columns", "") or kept_codes)
     codes = ["dense", f"skip:{skip}", *(f"run:{v.record.id}" for v in known[1:] if v.record)]
     codes = list(dict.fromkeys([*codes, *(c for c in asked if c.startswith("skip:"))]))
     choices = {code: found for code in codes if (found := _column(code, name, known))}
@@ -66,7 +67,8 @@ def chooser(name: str) -> list[Column]:
         placeholder="3,5",
         help="Blocks to leave out of the dense model; nothing is written.",
     )
-    st.query_params["columns"] = playground_columns.to_address(picked)
+    codes_now = playground_columns.to_address(picked)
+    st.query_params["columns"] = st.session_state["playground_kept_columns"] = codes_now
     return [choices[code] for code in picked]
 
 
@@ -82,8 +84,8 @@ def prompt_box(name: str) -> tuple[str, bool]:
     """Draw the prompt with its examples; return it and whether it is a chat message."""
     examples = playground_columns.examples(name)
     if "playground_prompt" not in st.session_state:
-        first = st.query_params.get("prompt", "") or next(iter(examples.values()))
-        st.session_state["playground_prompt"] = first
+        before = st.query_params.get("prompt", "") or st.session_state.get("playground_kept_prompt")
+        st.session_state["playground_prompt"] = before or next(iter(examples.values()))
 
     def take() -> None:
         chosen = st.session_state.get("playground_example")
@@ -94,6 +96,7 @@ def prompt_box(name: str) -> tuple[str, bool]:
     st.pills("Examples", list(examples), key="playground_example", on_change=take)
     prompt = st.text_area("Prompt", key="playground_prompt", height=100)
     st.query_params["prompt"] = prompt[:1500]
+    st.session_state["playground_kept_prompt"] = prompt  # a widget's own value ends with its page
     chat = playground_columns.has_chat_template(name) and st.toggle(
         "As a chat message", help="Wraps the prompt in the tokenizer's own chat template."
     )
