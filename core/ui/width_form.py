@@ -130,7 +130,7 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             1,
             100000,
             placeholder=str(method.samples),
-            help=f"Calibration rows; empty: the paper's {method.samples} x {method.length} tokens, or "
+            help=f"Calibration rows; empty: the paper's {method.samples} x {method.length}, or "
             "all rows there are.",
             **_keep("samples", None),
         )
