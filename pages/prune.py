@@ -14,7 +14,7 @@ from core.importance.curve_command import CurveSpec
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
-from core.ui import frame, live, prune_pad, prune_view, runs, state, width_form
+from core.ui import frame, live, prune_cost, prune_pad, prune_view, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.prune_view import Known
 
@@ -156,7 +156,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
     runs.show(pad.curve)
 
 
-def comparison(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
+def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) -> None:
     """Draw both plans side by side: their blocks, sizes and what is known of their quality."""
     info = known.info
     st.subheader("Two plans side by side")
@@ -201,6 +201,7 @@ def comparison(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         if st.button(f"Clear {pad.active}", icon=":material/clear:", disabled=not pad.drop):
             pad.drop = ()
             st.rerun()
+    prune_cost.draw(name, info, pad.plans, int(batch), dtype)
 
 
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
@@ -262,6 +263,6 @@ if lines:
 else:
     st.caption("Nothing is known of the perplexity yet: score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
-comparison(pad, known, protected)
+comparison(pad, known, name, protected)
 creator(pad, known, name, first, last)
 prune_pad.share(pad)

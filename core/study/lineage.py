@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from core import checkpoint, variants, workspace
+from core.prune.plan import default_protection
 from core.retrain.command import LABELS as RETRAINED
 from core.study.kinds import Variant, criterion_label, local_info, width_label
 
@@ -65,13 +66,23 @@ def _made(
         label = f"{named}{share}"
         made = replace(base, kind="width", method=method, method_label=named)
     else:
-        plan, method = pruning.get("plan") or {}, str(pruning.get("criterion") or "")
-        protected = bool(plan.get("protect_first") or plan.get("protect_last"))
+        method = str(pruning.get("criterion") or "")
+        protected = _protected(pruning)
         gone = _gone(pruning, blocks)
         named = criterion_label(method, protected) if method else "by hand"
         label = (named if method else f"without {', '.join(map(str, gone))}") + share
         made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
     return made if record.name != record.id else replace(made, label=label)
+
+
+def _protected(pruning: dict[str, Any]) -> bool:
+    """Whether first and last blocks were protected: as the plan says, else as by default."""
+    plan = pruning.get("plan") or {}
+    if plan:
+        return bool(plan.get("protect_first") or plan.get("protect_last"))
+    blocks = int(pruning.get("blocks_before") or 0)
+    first, last = default_protection(blocks)
+    return all(first <= b < blocks - last for b in pruning.get("dropped") or [0])
 
 
 def _gone(pruning: dict[str, Any], blocks: int | None) -> tuple[int, ...]:

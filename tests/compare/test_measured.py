@@ -104,3 +104,21 @@ def test_published_figures_stay_with_their_own_dense_row():
         assert row["source"]
         if row["parameters"] and row["model"] == "LLaMA-7B" and row["ratio"]:
             assert row["ratio"] == pytest.approx(1 - row["parameters"] / 6738415616, abs=1e-4)
+
+
+def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
+    from core.ui import prune_cost
+
+    info = checkpoint.inspect(tiny_dir("gqa"))
+    rates = analytic.Rates(1e9, 1e11, 1e-4, 1e-3)
+    table = {r[""]: r for r in prune_cost.rows(info, {"A": (1, 3)}, rates, 4, "float32")}
+    dense = analytic.latency_s(info, rates, 4, 12, 128)
+    cut = analytic.latency_s(analytic.without(info, (1, 3)), rates, 4, 12, 128)
+    assert table["speed-up"] == {
+        "": "speed-up",
+        "dense": "1.00 x",
+        "plan A": f"{dense / cut:.2f} x",
+    }
+    assert table["latency of 128 tokens"]["plan A"] == f"{1000 * cut:,.4g} ms"
+    unknown = prune_cost.rows(info, {"A": ()}, None, 4, "float32")
+    assert [r[""] for r in unknown] == ["peak memory"]

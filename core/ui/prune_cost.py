@@ -1,0 +1,71 @@
+"""What plans should cost on this device, worked out while they are toggled (Prune page)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import jobs
+from core.benchmark.analytic import Rates, known_rates, without
+from core.benchmark.command import BenchmarkSpec
+from core.checkpoint import CheckpointInfo
+from core.compare.measured import estimate
+from core.ui import runs, state
+
+INPUT, OUTPUT = 12, 128
+"""Tokens of the paper's prompt, and of its shorter output."""
+
+
+def rows(
+    info: CheckpointInfo,
+    plans: Mapping[str, Sequence[int]],
+    rates: Rates | None,
+    batch: int,
+    dtype: str,
+) -> list[dict[str, Any]]:
+    """Return the table: one row a fact, one column dense and each plan; times need ``rates``."""
+    cell = (batch, INPUT, OUTPUT)
+    drops = {"dense": (), **{f"plan {name}": drop for name, drop in plans.items()}}
+    costs = {
+        name: estimate(without(info, [b for b in drop if b < info.blocks]), rates, cell, dtype)
+        for name, drop in drops.items()
+    }
+    facts: dict[str, Any] = {"peak memory": lambda c: f"{c['peak_memory_mib']:,.4g} MiB"}
+    if rates:
+        whole = costs["dense"]["latency_s_mean"]
+        facts |= {
+            f"latency of {OUTPUT} tokens": lambda c: f"{1000 * c['latency_s_mean']:,.4g} ms",
+            "time to the first": lambda c: f"{1000 * c['first_token_s']:,.3g} ms",
+            "time per token": lambda c: f"{1000 * c['per_token_s']:,.3g} ms",
+            "tokens/s": lambda c: f"{c['tokens_per_s']:,.4g}",
+            "speed-up": lambda c: f"{whole / c['latency_s_mean']:.2f} x",
+        }
+    return [
+        {"": fact} | {name: show(cost) for name, cost in costs.items()}
+        for fact, show in facts.items()
+    ]
+
+
+def draw(
+    name: str, info: CheckpointInfo, plans: Mapping[str, Sequence[int]], batch: int, dtype: str
+) -> None:
+    """Draw the table, or offer to measure the device where nothing did."""
+    st.subheader("What the plans should cost")
+    rates = known_rates(state.workspace(), dtype=dtype)
+    st.table(pd.DataFrame(rows(info, plans, rates, batch, dtype)).set_index(""))
+    if rates:
+        st.caption(
+            f"Estimated from shapes and from what the device was measured to do: {INPUT} tokens "
+            f"in, {OUTPUT} out, batch {batch}, {dtype}. The Compare page measures it."
+        )
+        return
+    values: dict[str, Any] = {"checkpoints": (name,), "rates_only": True, "dtype": dtype}
+    st.caption(f"Times are not known: this device was not measured in {dtype} yet.")
+    st.code(jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR")), "bash")
+    if st.button("Measure this device", icon=":material/speed:"):
+        record = runs.launch_once("rates", "benchmark", values)
+        st.session_state["rates_run"] = record.id if record else ""
+    runs.show(st.session_state.get("rates_run", ""))
