@@ -125,6 +125,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=180.0,
         ),
         Command(
+            "report",
+            "core.report.command",
+            "ReportSpec",
+            "A study as one HTML file to hand over, and as a zip.",
+            is_run=False,
+        ),
+        Command(
             "jobs", "core.jobs_command", "JobsSpec", "List, show and cancel runs.", is_run=False
         ),
     )

@@ -1,0 +1,95 @@
+"""The report as a web page: what a study's material says, put together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from core import __version__
+from core.findings import Finding, of_run, of_study
+from core.report import headline, html, sections
+from core.report.headline import Stop
+from core.report.material import Material
+
+
+def findings_of(material: Material, budget_mib: float | None = None) -> list[Finding]:
+    """Return the findings of the importance run shown and of the study.
+
+    Memory is held against the budget, else against what the benchmarked device has.
+    """
+    scene = material.scene
+    budget = budget_mib or scene.capacity_mib
+    where = "the budget" if budget_mib else "the benchmarked device"
+    found = of_run(material.scores.path) if material.scores else []
+    bench = scene.runs[0] if scene.runs else None
+    return found + of_study(
+        material.study, scene.protocol, bench, budget_mib=budget, where=where,
+        cell=headline.cell_of(scene),
+    )  # fmt: skip
+
+
+def sentence(stop: Stop) -> str:
+    """Say in one sentence what a cut pays and what it costs."""
+    what = f"{len(stop.dropped)} blocks" if len(stop.dropped) != 1 else "one block"
+    said = f"Dropping {what} removes {stop.ratio:.0%} of the parameters"
+    gains = []
+    if stop.speed:
+        gains.append(f"generates {stop.speed:.2f} times as fast")
+    if stop.memory:
+        gains.append(f"needs {stop.memory:.0%} of the memory")
+    if gains:
+        said += f", {' and '.join(gains)} ({stop.cost})"
+    if stop.ppl:
+        said += f", at {stop.ppl:.2f} times the dense perplexity (measured)"
+    if stop.mended:
+        said += f", {stop.mended:.2f} times after retraining by {stop.mended_by}"
+    return said + "."
+
+
+def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
+    """Return the large figures of a cut: label -> (figure, how it is known)."""
+    found = {"Parameters removed": (f"{stop.ratio:.0%}", "counted")}
+    if stop.speed:
+        found["Speed"] = (f"{stop.speed:.2f} x", stop.cost)
+    if stop.memory:
+        found["Memory"] = (f"{stop.memory:.0%}", stop.cost)
+    if stop.ppl:
+        after = f", {stop.mended:.2f} x after {stop.mended_by}" if stop.mended else ""
+        found["Perplexity"] = (f"{stop.ppl:.2f} x", f"measured{after}")
+    return found
+
+
+def page(material: Material, budget_mib: float | None = None) -> str:
+    """Return the whole report as one HTML page that needs nothing else."""
+    name = material.study.dense.label
+    when = time.strftime("%Y-%m-%d %H:%M")
+    lead = [
+        html.paragraph(f"{material.study.dense.id}, {len(material.runs)} runs, {when}.", "note")
+    ]
+    found = headline.stops(material.scene)
+    if found:
+        stop = headline.start(found)
+        batch, given, made = headline.cell_of(material.scene)
+        how = f"{stop.label}. Speed and memory at batch {batch}, {given} tokens in, {made} out; "
+        how += "all figures beside the dense model."
+        lead += [html.paragraph(sentence(stop)), html.tiles(tiles(stop))]
+        lead.append(html.paragraph(how, "note"))
+    chapters = [
+        sections.checkpoint(material),
+        sections.findings(findings_of(material, budget_mib)),
+        sections.importance(material),
+        sections.variants(material),
+        sections.retraining(material),
+        sections.quality(material),
+        sections.cost(material),
+        sections.others(material),
+        *sections.reproduce(material),
+    ]
+    foot = f"Written by Depthcut {__version__} on {when} from the files of the runs listed above."
+    return html.page(f"Depthcut report: {name}", lead, chapters, foot)
+
+
+def file_name(material: Material) -> str:
+    """Return a name for the report's file."""
+    label = Path(material.study.dense.label).name
+    return f"depthcut-{''.join(c if c.isalnum() or c in '-_.' else '-' for c in label)}.html"

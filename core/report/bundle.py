@@ -1,0 +1,64 @@
+"""A study as one zip: the report, and the folders of its runs as they are on disk."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from core import workspace
+from core.report.material import Material
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""Endings of the files that hold weights or the state of an optimiser."""
+PASSING = ("heartbeat", "lock", "cancel")
+"""Files of the bookkeeping that mean nothing once a run has ended."""
+
+
+def files(material: Material, *, weights: bool) -> Iterator[tuple[Path, str]]:
+    """Yield every file of the study's runs and its name in the zip, each once."""
+    seen: set[str] = set()
+    steps = {r.path.resolve() for r in material.runs}
+    for record in material.runs:
+        for folder, inner, names in os.walk(record.path):
+            here = Path(folder)
+            # a recipe's own folder: its steps come by themselves, where they belong to the study
+            inner[:] = sorted(
+                d for d in inner
+                if (here / d).resolve() not in steps and not d.endswith(".tmp")
+            )  # fmt: skip
+            for name in sorted(names):
+                path = here / name
+                target = f"{record.id}/{path.relative_to(record.path).as_posix()}"
+                if name in PASSING or name.endswith(".tmp") or path.is_symlink():
+                    continue
+                if (weights or path.suffix not in WEIGHTS) and target not in seen:
+                    seen.add(target)
+                    yield path, target
+
+
+def write(path: Path, material: Material, report: str, *, weights: bool = False) -> int:
+    """Write the zip atomically and return the number of its files.
+
+    Raises `OutputError` where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    count = 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("report.html", report)
+            for source, target in files(material, weights=weights):
+                stored = source.suffix in WEIGHTS  # weights hardly shrink
+                kind = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+                archive.write(source, target, compress_type=kind)
+                count += 1
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise workspace.cannot_write(path, error) from error
+        raise
+    return count

@@ -1,0 +1,172 @@
+"""What a report is made from: a study, the runs behind it, and what they were made with."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import checkpoint, workspace
+from core.compare.measured import setting_of
+from core.errors import InputError
+from core.study import Benchmark, Study, study
+from core.study.kinds import Finder
+from core.ui.compare_view import Scene, scene
+from core.workspace import BOOKKEEPING, CHAINS, RunRecord, Workspace, read_run
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study with the runs that belong to it."""
+
+    study: Study
+    scene: Scene
+    runs: tuple[RunRecord, ...]
+    """Oldest first; recipes before their steps."""
+
+    @property
+    def scores(self) -> RunRecord | None:
+        """The importance run to show: with perplexities, then most metrics, then the newest."""
+        found = [r for r in self.runs if r.command == "importance"]
+
+        def worth(record: RunRecord) -> tuple[bool, int, float]:
+            summary = summary_of(record)
+            metrics = len(summary.get("metrics") or ())
+            return bool(summary.get("dense_ppl")), metrics, record.started
+
+        return max(found, key=worth, default=None)
+
+    @property
+    def retrained(self) -> list[RunRecord]:
+        """The retrainings, newest first."""
+        return [r for r in reversed(self.runs) if r.command == "retrain"]
+
+
+def summary_of(record: RunRecord) -> dict[str, Any]:
+    """Return a run's summary.json; empty where there is none."""
+    return workspace.read_json(record.path / "summary.json") or {}
+
+
+def gather(name: str, where: Workspace | None = None) -> Material:
+    """Return the material on ``name``: a checkpoint, or the folder of a run, recipe, workspace.
+
+    Raises `InputError` where it is none of these, or a folder with more than one study.
+    """
+    where = where or Workspace()
+    place, model = _meant(name, where)
+    known = study(place, model)
+    same = _comparable(known.benchmarks)
+    protocol = next(iter(known.protocols), None)
+    return Material(known, scene(known, protocol, same), tuple(_runs(place, known)))
+
+
+def _comparable(benches: Iterable[Benchmark]) -> list[Benchmark]:
+    """Return the newest benchmark and those measured on the same device in the same precision."""
+    found = list(benches)
+    return [b for b in found if setting_of(b) == setting_of(found[0])]
+
+
+def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
+    """Return the workspace to read and the checkpoint that ``name`` means."""
+    for path in (Path(name).expanduser(), where.root / name):
+        record = read_run(path) if path.is_dir() else None
+        if record and record.command in CHAINS:
+            return Workspace(path), str(record.spec.get("checkpoint") or "demo")
+        if record:
+            return _home(record, where), _checkpoint_of(record, path)
+    if checkpoint.local_folder(name) or checkpoint.is_hub_id(name):
+        return where, name
+    folder = Path(name).expanduser()
+    if folder.is_dir() and Workspace(folder).runs():
+        return Workspace(folder), _only_study(Workspace(folder))
+    checkpoint.resolve(name, allow_config_only=True)  # says what is wrong with it
+    return where, name
+
+
+def _home(record: RunRecord, where: Workspace) -> Workspace:
+    """Return the workspace that a run lies in: the usual one, else the folder above the run."""
+    if record.path.resolve().is_relative_to(where.root.resolve()):
+        return where
+    return Workspace(record.path.parent)
+
+
+def _checkpoint_of(record: RunRecord, path: Path) -> str:
+    local = checkpoint.local_folder(str(path))
+    if local:
+        return str(path)
+    several = record.spec.get("checkpoints") or [""]
+    name = str(record.spec.get("checkpoint") or several[0])
+    if not name:
+        raise InputError(f"{path} is a run of no checkpoint.", "Give a checkpoint or its run.")
+    return name
+
+
+def _only_study(where: Workspace) -> str:
+    names = {str(n) for r in where.runs() if (n := r.spec.get("checkpoint"))}
+    roots = {study(where, n).dense.id for n in names}
+    if len(roots) == 1:
+        return roots.pop()
+    raise InputError(
+        f"{where.root} holds {len(roots)} studies: {', '.join(sorted(roots)[:5]) or 'none'}.",
+        f"Give one of their checkpoints, with --workspace {where.root}.",
+    )
+
+
+def _runs(where: Workspace, known: Study) -> list[RunRecord]:
+    """Return the done runs of the study, oldest first, with the recipes that they are steps of."""
+    finder = Finder(known.variants)
+    ids = {r.id for r in known.runs}
+    records = where.runs()
+    own = read_run(where.root)
+    found = [
+        r
+        for r in records
+        if r.state == "done"
+        and (r.id in ids or finder(str(r.spec.get("checkpoint") or ""), _cwd(r)))
+    ]
+    parents = {r.parent for r in found if r.parent}
+    chains = [r for r in (*records, *([own] if own else [])) if r.command in CHAINS]
+    found += [r for r in chains if r.path.name in parents and r not in found]
+    return sorted(found, key=lambda r: (r.started, r.id))
+
+
+def _cwd(record: RunRecord) -> str:
+    return str((workspace.read_json(record.path / BOOKKEEPING / "spec.json") or {}).get("cwd", ""))
+
+
+def commands(runs: Iterable[RunRecord]) -> list[str]:
+    """Return the command of every run in order; a plan in a file is said in a comment."""
+    lines = []
+    for record in runs:
+        if record.argv:
+            lines.append(f"{shlex.join(record.argv)}{_dropped(record)}")
+    return lines
+
+
+def _dropped(record: RunRecord) -> str:
+    if record.command != "prune" or not record.spec.get("plan"):
+        return ""
+    found = workspace.read_json(record.path / "pruning.json") or {}
+    return f"   # the plan drops {','.join(map(str, found.get('dropped') or []))}"
+
+
+def versions(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:
+    """Return one row for each setting in which runs were made: device, precision, versions."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in runs:
+        found = summary_of(record)
+        used = dict(found.get("versions") or {})
+        used |= {n: found[n] for n in ("torch", "transformers") if isinstance(found.get(n), str)}
+        row = {
+            "device": found.get("device"),
+            "device name": found.get("device_name"),
+            "precision": found.get("compute_dtype") or found.get("dtype"),
+            **{n: used.get(n) for n in ("depthcut", "torch", "transformers", "peft", "lm_eval")},
+        }
+        if used:
+            kept = rows.setdefault(tuple(row.values()), {**row, "runs of": ""})
+            names = {*filter(None, str(kept["runs of"]).split(", ")), record.command}
+            kept["runs of"] = ", ".join(sorted(names))
+    return list(rows.values())
