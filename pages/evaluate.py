@@ -152,7 +152,8 @@ def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
 def overview(judged: list[Judged], chosen: list[Measure]) -> None:
     """Draw the table over checkpoints, and the dots by task."""
     st.subheader("Results")
-    st.dataframe(pd.DataFrame(view.wide(judged, chosen)), hide_index=True)
+    rows = view.wide(judged, chosen)
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(640, 38 + 35 * len(rows)))
     note = view.protocol_note(judged, chosen)
     st.caption(
         f"{note} In brackets: the difference to {judged[0].variant.label} with its standard error, "

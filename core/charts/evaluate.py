@@ -15,6 +15,20 @@ DIVERGING = ((0.0, "#D55E00"), (0.5, "#F4F4F4"), (1.0, "#0072B2"))
 """Worse is orange, no change is light, better is blue."""
 
 
+SPARE = (
+    ("#0072B2", "circle"),
+    ("#D55E00", "square"),
+    ("#009E73", "diamond"),
+    ("#CC79A7", "triangle-up"),
+    ("#E69F00", "triangle-down"),
+    ("#56B4E9", "pentagon"),
+    ("#8C564B", "cross"),
+)
+"""Colours and symbols of checkpoints beyond the first of a method."""
+BAR: dict[str, Any] = {"orientation": "h", "y": -0.28, "yanchor": "top", "thickness": 12}
+"""A colour bar below the plot, so that a narrow window keeps its width for the cells."""
+
+
 def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[str, float]) -> Any:
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
@@ -23,9 +37,10 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
     """
     figure = go.Figure()
     names = [m.label for m in tasks]
-    spread = min(0.12, 0.6 / max(1, len(judged)))
+    spread = min(0.2, 0.7 / max(1, len(judged)))
+    looks = _looks(judged)
     for place, one in enumerate(judged):
-        look = look_of(one.variant)  # type: ignore[arg-type]
+        colour, symbol = looks[place]
         rows = [(at, one.cells[m]) for at, m in enumerate(tasks) if m in one.cells]
         offset = (place - (len(judged) - 1) / 2) * spread
         figure.add_scatter(
@@ -34,7 +49,7 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
             error_x={"array": [cell.stderr or 0.0 for _, cell in rows], "thickness": 1.5},
             mode="markers",
             name=one.variant.label,
-            marker={"size": 11, "color": look.colour, "symbol": look.symbol,
+            marker={"size": 11, "color": colour, "symbol": symbol,
                     "line": {"width": 1, "color": "#FFFFFF"}},
             customdata=[[names[at], cell.count] for at, cell in rows],
             hovertemplate="%{customdata[0]}: %{x:.4f}, %{customdata[1]} questions"
@@ -52,13 +67,28 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
             showlegend=number == 0,
             hoverinfo="skip",
         )
-    palette.dress(figure, 120 + 46 * len(tasks))
+    palette.dress(figure, 120 + (22 + 12 * len(judged)) * len(tasks))
     figure.update_yaxes(
         tickvals=list(range(len(tasks))), ticktext=names, range=[len(tasks) - 0.5, -0.5],
         zeroline=False, automargin=True,
     )  # fmt: skip
     figure.update_xaxes(title="value, with one standard error", zeroline=False)
     return figure
+
+
+def _looks(judged: Sequence[Judged]) -> list[tuple[str, str]]:
+    """Return colour and symbol of every checkpoint: its method's, others where that is taken."""
+    spare = iter(SPARE)
+    found: list[tuple[str, str]] = []
+    for one in judged:
+        own = look_of(one.variant)  # type: ignore[arg-type]
+        look = (own.colour, own.symbol)
+        while look in found:
+            look = next(spare, (own.colour, f"{own.symbol.removesuffix('-dot')}-open"))
+            if look in found and look[1].endswith("-open"):
+                break
+        found.append(look)
+    return found
 
 
 def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
@@ -92,11 +122,11 @@ def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
             ],
             hovertemplate="%{y}<br>without block %{x}: %{customdata[0]:.4f}, dense "
             "%{customdata[1]:.4f}<br>change %{z:+.4f}%{customdata[2]}<extra></extra>",
-            colorbar={"title": {"text": "change"}, "tickformat": "+.2f"},
+            colorbar={**BAR, "title": {"text": "change", "side": "top"}, "tickformat": "+.2f"},
         )
     )
-    palette.dress(figure, 130 + 34 * len(tasks))
-    figure.update_xaxes(title="block left out", dtick=1 if len(blocks) <= 40 else 4)
+    palette.dress(figure, 210 + 34 * len(tasks))
+    figure.update_xaxes(title="block left out", nticks=min(16, len(blocks) + 1), tickangle=0)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
@@ -135,9 +165,9 @@ def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
             ],
             texttemplate="%{text}",
             hovertemplate="%{y}, judged %{x}: %{z:.4f} x dense<extra></extra>",
-            colorbar={"title": {"text": "x dense"}},
+            colorbar={**BAR, "title": {"text": "x dense", "side": "top"}},
         )
     )
-    palette.dress(figure, 320)
+    palette.dress(figure, 400)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure

@@ -50,7 +50,8 @@ def wide(judged: Sequence[Judged], chosen: Sequence[Measure]) -> list[dict[str, 
     averages: dict[str, dict[str, str]] = {}
     for one in judged:
         for name, value, delta in results.means(one, chosen):
-            row = averages.setdefault(name, {"": name})
+            blank = {other.variant.label: "not measured" for other in judged}
+            row = averages.setdefault(name, {"": name, **blank})
             row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
     return [*rows, *averages.values()]
 
