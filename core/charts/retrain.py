@@ -194,6 +194,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             name=method,
             text=[f"{share:.0%}" for share in rows["recovered"]],
             textposition="auto",
+            width=0.55,
             marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "#FFFFFF"}},
             hovertemplate="%{y}: %{x:.1%} of the gap recovered<extra></extra>",
         )

@@ -80,16 +80,16 @@ def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
                 "name": record.name,
                 "state": record.state,
                 "method": record.spec.get("method"),
+                "recovered": found.get("recovered"),
+                "dense": found.get("heldout_loss_dense"),
+                "before": found.get("heldout_loss_before"),
+                "after": found.get("heldout_loss_after"),
                 "data": Path(str(record.spec.get("data") or "")).name,
                 "rows": data.get("kind"),
                 "lr": (found.get("settings") or {}).get("lr"),
                 "steps": found.get("steps"),
                 "tokens": found.get("tokens"),
                 "trained": found.get("trainable_parameters"),
-                "dense": found.get("heldout_loss_dense"),
-                "before": found.get("heldout_loss_before"),
-                "after": found.get("heldout_loss_after"),
-                "recovered": found.get("recovered"),
                 "tokens_per_s": found.get("tokens_per_s"),
                 "memory_mib": found.get("peak_memory_mib"),
                 "seed": record.spec.get("seed"),
@@ -150,11 +150,11 @@ def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
 
 def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return what a dry run says as label -> text."""
-    needed, free = plan["memory_bytes"]["total"], plan["free_bytes"]
-    room = f"{size(needed)}" + (f" of {size(free)}" if free is not None else "")
+    free = plan["free_bytes"]
     return {
         "Trainable": f"{count(plan['trainable_parameters'])} ({plan['trainable_share']:.1%})",
-        "Memory, needed of free": room,
+        "Memory needed": size(plan["memory_bytes"]["total"]),
+        "Memory free": "not known" if free is None else size(free),
         "Tokens": count(plan["tokens"]),
         "Steps": f"{plan['settings']['steps']:,} x {plan['settings']['batch']}",
         "Time": "not known" if plan["seconds"] is None else f"about {span(plan['seconds'])}",
