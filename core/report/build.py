@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from core import __version__
 from core.findings import Finding, of_run, of_study
@@ -48,14 +47,14 @@ def sentence(stop: Stop) -> str:
 
 def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
     """Return the large figures of a cut: label -> (figure, how it is known)."""
-    found = {"Parameters removed": (f"{stop.ratio:.0%}", "counted")}
+    found = {"Removed": (f"{stop.ratio:.0%}", "of the parameters, counted")}
     if stop.speed:
-        found["Speed"] = (f"{stop.speed:.2f} x", stop.cost)
+        found["Speed"] = (f"{stop.speed:.2f} x", f"dense, {stop.cost}")
     if stop.memory:
-        found["Memory"] = (f"{stop.memory:.0%}", stop.cost)
+        found["Memory"] = (f"{stop.memory:.0%}", f"of dense, {stop.cost}")
     if stop.ppl:
         after = f", {stop.mended:.2f} x after {stop.mended_by}" if stop.mended else ""
-        found["Perplexity"] = (f"{stop.ppl:.2f} x", f"measured{after}")
+        found["Perplexity"] = (f"{stop.ppl:.2f} x", f"dense, measured{after}")
     return found
 
 
@@ -87,9 +86,3 @@ def page(material: Material, budget_mib: float | None = None) -> str:
     ]
     foot = f"Written by Depthcut {__version__} on {when} from the files of the runs listed above."
     return html.page(f"Depthcut report: {name}", lead, chapters, foot)
-
-
-def file_name(material: Material) -> str:
-    """Return a name for the report's file."""
-    label = Path(material.study.dense.label).name
-    return f"depthcut-{''.join(c if c.isalnum() or c in '-_.' else '-' for c in label)}.html"

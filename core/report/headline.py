@@ -15,8 +15,8 @@ from typing import Any
 from core.compare import measured
 from core.compare.candidates import Candidate, shapes_of
 from core.compare.measured import Cell
-from core.study import info_of
-from core.ui.compare_view import Scene
+from core.study import Benchmark, Study, info_of
+from core.ui.compare_view import Scene, scene
 
 USUAL = 0.2
 """Share of the parameters from which a first look starts: the paper's moderate pruning."""
@@ -77,6 +77,12 @@ def start(found: Sequence[Stop]) -> Stop:
     """Return where to start: the checkpoint nearest to the usual share, else the plan."""
     made = [s for s in found if not s.is_plan] or list(found)
     return min(made, key=lambda s: abs(s.ratio - USUAL))
+
+
+def widest(study: Study, runs: Sequence[Benchmark]) -> Scene:
+    """Return the study seen by the protocol that judged most sizes; figures never mix two."""
+    scenes = [scene(study, protocol, runs) for protocol in study.protocols or (None,)]
+    return max(scenes, key=lambda s: sum(bool(x.ppl) for x in stops(s)))
 
 
 def _stop(

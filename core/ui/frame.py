@@ -15,6 +15,7 @@ PAGES = {
     "evaluate": ("pages/evaluate.py", "Evaluate", ":material/quiz:"),
     "compare": ("pages/compare.py", "Compare", ":material/scatter_plot:"),
     "playground": ("pages/playground.py", "Playground", ":material/chat:"),
+    "presentation": ("pages/presentation.py", "Presentation", ":material/co_present:"),
     "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
 }
 """Pages in the order of the work: script, label, icon."""

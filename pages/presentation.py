@@ -1,0 +1,85 @@
+"""Presentation: what dropping blocks pays and what it costs, for a stakeholder's minute."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.charts import presentation as charts
+from core.report import headline, material
+from core.report.build import sentence, tiles
+from core.ui import frame, state
+from core.ui.compare_view import Scene
+
+LARGE = """<style>
+[data-testid="stMainBlockContainer"] { padding-top: 3rem; }
+[data-testid="stMain"] h1 { font-size: 1.3rem; padding: 0; }
+[data-testid="stMain"] p { font-size: 1.45rem; line-height: 1.4; }
+[data-testid="stMain"] [data-testid="stCaptionContainer"] p { font-size: 1.05rem; }
+[data-testid="stMetricValue"], [data-testid="stMetricValue"] p { font-size: 3.2rem; }
+[data-testid="stSliderThumbValue"] { font-size: 1.4rem; }
+</style>"""
+"""Type that is read from the last row of a room."""
+
+
+def nothing_yet() -> None:
+    """Say what to run."""
+    st.info(
+        "There is nothing to present yet. Run the recipe depth-vs-width (or drop-one) on this "
+        "checkpoint: it drops blocks, judges the result and measures speed and memory."
+    )
+    for recipe in ("drop-one", "depth-vs-width"):
+        st.code(f"python -m core recipe {recipe} {name} --out {state.workspace().root / recipe}")
+    frame.link("compare", "Or measure variants on the Compare page")
+
+
+def present(scene: Scene, stops: list[headline.Stop]) -> None:
+    """Draw the slider, the sentence, the numbers and the picture."""
+    names = {s.name: s for s in stops}
+    first = headline.start(stops)
+    if len(names) > 1:
+        if st.query_params.get("removed") not in names:
+            st.query_params.pop("removed", None)
+        chosen = st.select_slider(
+            "Parameters removed", list(names), first.name, key="removed", bind="query-params"
+        )
+        first = names[chosen]
+    st.markdown(f"**{sentence(first)}**")
+    shown = tiles(first)
+    for column, (label, (figure, how)) in zip(st.columns(len(shown)), shown.items(), strict=True):
+        with column.container(border=True):
+            st.metric(label, figure)
+            st.caption(how)
+    st.plotly_chart(
+        charts.payoff(stops, first),
+        key="payoff",
+        config={"displayModeBar": False},
+        alt="Speed, memory and perplexity, times dense, against the parameters removed.",
+    )
+    st.caption(note(scene))
+
+
+def note(scene: Scene) -> str:
+    """Say what the figures were measured on, and what the marks mean."""
+    batch, given, made = headline.cell_of(scene)
+    said = f"All beside the dense model, {scene.study.dense.label}."
+    if scene.protocol:
+        said += f" Perplexity (lower is better) measured: {scene.protocol.label}."
+    said += f" Speed and memory at batch {batch}, {given} tokens in, {made} out"
+    if scene.runs:
+        summary = scene.runs[0].summary
+        said += f", on {summary.get('device')} ({summary.get('device_name')})"
+    return said + ". Hollow marks are estimated; a star is after retraining."
+
+
+frame.start("Presentation")
+st.set_page_config(initial_sidebar_state="collapsed")
+st.html(LARGE)
+name = state.active_checkpoint()
+state.inspect(name)
+gathered = material.gather(name, state.workspace())
+seen = headline.widest(gathered.study, gathered.scene.runs)
+sizes = headline.stops(seen)
+if sizes:
+    present(seen, sizes)
+else:
+    nothing_yet()
