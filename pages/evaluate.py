@@ -279,8 +279,8 @@ if not empty:
     limit = asked[0] if asked else None
     if len(asked) > 1:
         limit = st.selectbox(
-            "Questions of each task", asked, key="shown_limit",
-            format_func=lambda n: f"the first {n}" if n else "all",
+            "Show tasks asked with", asked, key="shown_limit",
+            format_func=lambda n: f"the first {n} questions" if n else "all questions",
         )  # fmt: skip
     chosen = results.measures(measured, limit)
     overview(measured, chosen)

@@ -44,8 +44,8 @@ class Measure:
         name = Path(self.name).name or self.name
         if self.kind == "task":
             return f"{name} ({self.how})"
-        where = " in every window" if self.bos == "window" else ""
-        return f"{name}, window {self.window}, BOS{where}" if where else f"{name}, {self.window}"
+        where = ", BOS in each" if self.bos == "window" else ""
+        return f"perplexity of {name}, {self.window} tokens{where}"
 
     @property
     def lower_is_better(self) -> bool:

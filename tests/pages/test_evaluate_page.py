@@ -222,7 +222,7 @@ def test_one_click_starts_one_run_a_checkpoint(here):
     assert [r.state for r in ended] == ["done", "done"], [r.log_tail(5) for r in ended]
     page.run()
     names = page.dataframe[0].value[""].tolist()
-    assert "text.txt, 16" in names
+    assert "perplexity of text.txt, 16 tokens" in names
     for record in ended:
         where.delete(record)
 
