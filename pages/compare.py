@@ -16,7 +16,7 @@ from core.compare import choice, published
 from core.compare.measured import Cell, Row, cell_of
 from core.errors import DepthcutError
 from core.study import Study, info_of, study
-from core.ui import compare_launch, compare_view, findings, frame, state
+from core.ui import compare_launch, compare_view, findings, frame, report, state
 from core.ui.compare_view import Scene
 from core.ui.toggle import to_text
 
@@ -25,20 +25,21 @@ ASKED: Any = "query-params"
 
 def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more: Any) -> Any:
     """Draw a chart with its note, and offer its data and a web page of its own."""
+    name = key.rstrip("0123456789").rstrip("_")
     event = st.plotly_chart(
         figure if legend else go.Figure(figure).update_layout(showlegend=False),
         key=key,
-        config={"toImageButtonOptions": {"scale": 3, "filename": key}},
+        config={"toImageButtonOptions": {"scale": 3, "filename": name}},
         **more,
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(note)
         for label, kind, make in (
             ("CSV", "text/csv", lambda: csv_of(charts.data_of(figure))),
-            ("HTML", "text/html", lambda: charts.standalone(figure)),
+            ("HTML", "text/html", lambda: charts.standalone(figure, note)),
         ):
             st.download_button(
-                label, make, f"{key}.{label.lower()}", kind,
+                label, make, f"{name}.{label.lower()}", kind,
                 key=f"{key}_{label}", on_click="ignore", type="tertiary",
                 icon=":material/download:",
             )  # fmt: skip
@@ -142,10 +143,11 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
     columns = st.columns(2, vertical_alignment="bottom")
     source = columns[0].selectbox(
         "Published figures",
-        ["none", *published.sources("wikitext2_ppl")],
+        ["none", *published.sources()],
         key="published",
         bind=ASKED,
-        help="Other models and texts: they only compare as times their own dense perplexity.",
+        help="Other models, texts and machines: they only compare as times their own dense model. "
+        "Perplexities are drawn here, speed-ups over the panel against the ratio.",
     )
     relative = columns[1].toggle("As times the dense perplexity", key="relative", bind=ASKED)
     overlay = published.over_dense(source) if source != "none" else []
@@ -161,7 +163,9 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
           alt="Perplexity against the share of parameters removed.")  # fmt: skip
 
 
-def pareto_chart(scene: Scene, rows: list[Row], budget: choice.Budget, chosen: str) -> None:
+def pareto_chart(
+    scene: Scene, rows: list[Row], budget: choice.Budget, chosen: str, ratio: float | None
+) -> None:
     """Draw quality against a cost; a click chooses."""
     st.subheader("Quality against cost")
     names = {label: column for column, label in charts.AXES.items()}
@@ -180,10 +184,13 @@ def pareto_chart(scene: Scene, rows: list[Row], budget: choice.Budget, chosen: s
     looks = {c.key: charts.look_of(c) for c in scene.found}
     figure = charts.pareto(
         rows, looks, front, x,
-        within=[r["key"] for r in fitting], best=best["key"] if best and budget.is_set else "",
-        chosen=chosen, limits=budget.limits,
+        within=[r["key"] for r in fitting], at=[c.key for c in scene.at_ratio(ratio)],
+        best=best["key"] if best and budget.is_set else "", chosen=chosen, limits=budget.limits,
     )  # fmt: skip
-    note = "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over the budget."
+    note = (
+        "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over the budget. "
+        "Large: nearest to the ratio above."
+    )
     shown(figure, key, note, on_select=lambda: clicked(key), selection_mode="points",
           alt="Perplexity against cost; a click on a point shows its plan.")  # fmt: skip
 
@@ -250,7 +257,8 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
     for place, metric in enumerate(metrics):
         if against == "ratio":
             here = [r for r in rows if cell_of(r) == cell]
-            figure = charts.against_ratio(here, scene.found, metric, ratio)
+            others = published.over_dense(st.session_state.get("published", ""), "speedup")
+            figure = charts.against_ratio(here, scene.found, metric, ratio, others)
         else:
             x, fixed = ("batch_size", 2) if against == "batch size" else ("output_tokens", 0)
             keys = {c.key for c in at}
@@ -336,7 +344,8 @@ estimates = st.toggle(
 rows = scene.table(cell, estimates=estimates)
 findings.of_scene(scene, cell, budget)
 quality_chart(scene, ratio, chosen)
-pareto_chart(scene, rows, budget, chosen)
+pareto_chart(scene, rows, budget, chosen, ratio)
 chosen_one(scene, rows, chosen)
 panels(scene, cell, ratio, estimates)
 tables(scene, rows)
+report.button(name)

@@ -219,11 +219,16 @@ def _cost_axis(figure: go.Figure, metric: str) -> None:
 
 
 def against_ratio(
-    rows: Sequence[Row], found: Sequence[Candidate], metric: str, at: float | None = None
+    rows: Sequence[Row],
+    found: Sequence[Candidate],
+    metric: str,
+    at: float | None = None,
+    published: Iterable[Row] = (),
 ) -> go.Figure:
     """Draw a metric against the pruning ratio, one line a series, all starting at dense.
 
-    ``rows`` are of one batch size and output length; ``at`` marks a ratio.
+    ``rows`` are of one batch size and output length; ``at`` marks a ratio. ``published`` rows are
+    drawn over the speed-up only: other machines' times mean nothing here.
     """
     figure = go.Figure()
     dense = next((c for c in found if c.kind == "dense"), None)
@@ -259,6 +264,8 @@ def against_ratio(
                 hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}"
                 f"<extra>{'estimated' if guessed else 'measured'}</extra>",
             )
+    if metric == "speedup":
+        _published(figure, published)
     _mark_ratio(figure, at)
     _ratio_axis(figure)
     _cost_axis(figure, metric)
@@ -379,16 +386,18 @@ def pareto(
     x: str,
     *,
     within: Iterable[str] = (),
+    at: Iterable[str] = (),
     best: str = "",
     chosen: str = "",
     limits: Mapping[str, float | None] | None = None,
 ) -> go.Figure:
     """Draw perplexity (log) against a cost; a click on a point names its key in customdata.
 
-    ``within`` are the keys that keep to the budget: others are faint. ``limits`` (by column) draws
+    ``within`` are the keys that keep to the budget: others are faint. ``at`` are those at the ratio
+    that is looked at: others are small. ``limits`` (by column) draws
     the budget. Arrows go from each model to its retrained self; only the frontier has labels.
     """
-    kept = set(within)
+    kept, large = set(within), set(at)
     known = [r for r in rows if r.get(x) is not None and r.get("ppl")]
     figure = go.Figure()
     figure.add_scatter(
@@ -400,7 +409,7 @@ def pareto(
         hoverinfo="skip",
     )
     for name in dict.fromkeys(r["series"] for r in known):
-        _cloud(figure, [r for r in known if r["series"] == name], looks, x, kept, name)
+        _cloud(figure, [r for r in known if r["series"] == name], looks, x, kept, large)
     linear = x_is_linear(known, x)
     _arrows(
         figure,
@@ -455,7 +464,7 @@ def _cloud(
     looks: Mapping[str, Look],
     x: str,
     kept: set[str],
-    name: str,
+    large: set[str],
 ) -> None:
     look = looks[rows[0]["key"]]
     open_ = [r["kind_of_cost"] == "estimated" and x != "parameters" for r in rows]
@@ -463,12 +472,12 @@ def _cloud(
         x=[r[x] for r in rows],
         y=[r["ppl"] for r in rows],
         mode="markers",
-        name=name,
+        name=rows[0]["series"],
         customdata=[[r["key"], r["label"], f"{r['ratio'] or 0:.1%}"] for r in rows],
         marker={
             "color": look.colour,
             "symbol": [look.symbol + ("-open" if o else "") for o in open_],
-            "size": [9 if r["is_plan"] else 13 for r in rows],
+            "size": [14 if not large or r["key"] in large else 8 for r in rows],
             "opacity": [1.0 if not kept or r["key"] in kept else 0.25 for r in rows],
             "line": {"width": 1.5, "color": look.colour},
         }
@@ -522,6 +531,18 @@ def data_of(figure: go.Figure) -> list[dict[str, Any]]:
     return rows
 
 
-def standalone(figure: go.Figure) -> str:
-    """Return a web page of its own with the figure, its data and plotly.js in it."""
-    return str(figure.to_html(include_plotlyjs=True, full_html=True))
+def standalone(figure: go.Figure, note: str = "") -> str:
+    """Return a web page of its own with the figure, its data, its note and plotly.js in it."""
+    page = go.Figure(figure)
+    page.update_layout(
+        template="plotly_white",
+        height=640,
+        showlegend=True,
+        margin={"l": 80, "r": 30, "t": 80, "b": 90},
+    )
+    page.add_annotation(
+        text=note, showarrow=False, xref="paper", yref="paper", x=0, y=0, xanchor="left",
+        yanchor="top", yshift=-60, font={"size": palette.FONT_SIZE},
+    )  # fmt: skip
+    config = {"responsive": True, "toImageButtonOptions": {"scale": 3}}
+    return str(page.to_html(include_plotlyjs=True, full_html=True, config=config))

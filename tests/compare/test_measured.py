@@ -122,3 +122,18 @@ def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
     assert table["latency of 128 tokens"]["plan A"] == f"{1000 * cut:,.4g} ms"
     unknown = prune_cost.rows(info, {"A": ()}, None, 4, "float32")
     assert [r[""] for r in unknown] == ["peak memory"]
+
+
+def test_a_charts_own_page_needs_nothing_from_elsewhere():
+    import plotly.graph_objects as go
+
+    from core.charts import compare as charts
+
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3.25, 4.5], name="one"))
+    page = charts.standalone(figure, "Measured on a processor.")
+    assert "Measured on a processor." in page
+    assert "3.25" in page
+    assert "<script src" not in page
+    assert [(r["x"], r["y"], r["series"]) for r in charts.data_of(figure)] == [
+        (1, 3.25, "one"), (2, 4.5, "one"),
+    ]  # fmt: skip

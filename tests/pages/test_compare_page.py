@@ -165,6 +165,11 @@ def test_published_figures_are_drawn_over_their_own_dense_only(prepared):
     own = next(t for t in quality["data"] if t["name"] == "FLAP")
     assert numbers(own["y"])[-1] == pytest.approx(PPL["width"] / PPL["dense"])
     assert "Stars: published" in said(page)
+    page = open_page(prepared / "dense", published="SLEB's README", against="ratio")
+    drawn = figures(page)
+    stars = [t for t in drawn["speed-up over dense"]["data"] if "published" in t["name"]]
+    assert numbers(stars[0]["y"]) == [1.05, 1.05, 1.27]
+    assert not any("published" in t["name"] for t in drawn["latency (s)"]["data"])
 
 
 def test_a_variant_deleted_meanwhile_and_other_tokenizers_are_a_sentence_each(prepared):
