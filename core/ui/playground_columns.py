@@ -51,21 +51,20 @@ def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
     Raises `OptionError` for blocks that cannot be read.
     """
     if code == "dense":
-        return Column(code, "dense", str(known[0].folder or name))
+        return Column(code, "dense", known[0].id or name)
     if code.startswith("skip:"):
         skip = toggle.from_text(code.removeprefix("skip:"))
         title = f"without {', '.join(map(str, skip))}" if skip else "no block left out"
         return Column(code, title, name, skip)
     for variant in known[1:]:
         if variant.record and code == f"run:{variant.record.id}":
-            return Column(code, label_of(variant), str(variant.folder))
+            return Column(code, label_of(variant), variant.record.id)
     return None
 
 
 def label_of(variant: Variant) -> str:
     """Return how a variant is called in a list: its kind and its name."""
-    ratio = f", {variant.ratio:.0%} removed" if variant.ratio else ""
-    return f"{variant.kind}: {variant.label}{ratio}"
+    return f"{variant.kind}: {variant.label}"
 
 
 def from_address(text: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core import workspace
+from core.checkpoint import local_folder
 from core.errors import OptionError, RunError
 from core.ui import playground_columns as columns
 from core.ui.live import Desk, Question, key_of
@@ -162,7 +163,11 @@ def test_a_variant_of_the_workspace_can_be_a_column(open_page, tmp_path, tiny_gq
     at = open_page(columns="dense|run:small")
     assert at.multiselect(key="playground_columns").value == ["dense", "run:small"]
     found = columns.variants(Workspace(), str(tiny_gqa))
-    assert columns.column("run:small", str(tiny_gqa), found).checkpoint == str(folder)
+    small = columns.column("run:small", str(tiny_gqa), found).checkpoint
+    assert local_folder(small).resolve() == folder.resolve()
+    assert columns.column("dense", "small", columns.variants(Workspace(), "small")).checkpoint == (
+        str(tiny_gqa)
+    )
 
 
 def test_the_desk_asks_once_gives_up_what_is_not_wanted_and_keeps_errors(tiny_gqa):
