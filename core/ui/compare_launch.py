@@ -11,7 +11,7 @@ from core import jobs, recipes, workspace
 from core.benchmark import command as benchmark
 from core.errors import DepthcutError, OptionError
 from core.recipes.command import RecipeSpec
-from core.spec import build, parse_numbers
+from core.spec import build, parse_numbers, show
 from core.study import Study
 from core.ui import runs, state
 
@@ -21,6 +21,7 @@ RECIPE = "depth-vs-width"
 def benchmark_form(known: Study) -> None:
     """Draw the choice of variants and points, the dry run, the command and the button."""
     here = {v.id: v for v in known.variants if v.folder}
+    _take_settings(known)
     picked = st.multiselect(
         "Variants",
         list(here),
@@ -60,6 +61,21 @@ def benchmark_form(known: Study) -> None:
         record = runs.launch_once("benchmark", "benchmark", values)
         st.session_state["benchmark_run"] = record.id if record else ""
     runs.show(st.session_state.get("benchmark_run", ""))
+
+
+def _take_settings(known: Study) -> None:
+    """Fill the form with the settings of an earlier run that the Jobs page was told to use."""
+    kept = state.take_settings("benchmark")
+    if not kept:
+        return
+    found = [known.at(str(name)) for name in kept.get("checkpoints", ())]
+    st.session_state["to_benchmark"] = [v.id for v in found if v and v.folder]
+    for key, name in (("bench_batches", "batch_sizes"), ("bench_outputs", "output_tokens")):
+        if kept.get(name):
+            st.session_state[key] = show(tuple(kept[name]))
+    if kept.get("time_limit_s"):
+        st.session_state["bench_limit"] = int(kept["time_limit_s"])
+    st.session_state["bench_device"] = str(kept.get("device") or "auto")
 
 
 def recipe_form(name: str) -> None:

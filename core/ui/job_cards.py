@@ -33,6 +33,7 @@ PAGES = {
     "evaluate": "pages/evaluate.py",
     "retrain": "pages/retrain.py",
     "live": "pages/playground.py",
+    "benchmark": "pages/compare.py",
 }
 """The page that launches each command."""
 

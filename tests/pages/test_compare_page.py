@@ -196,3 +196,16 @@ def test_with_nothing_measured_the_page_offers_to_measure(tmp_path, monkeypatch)
     widget(page.text_input, "Batch sizes").set_value("2").run()
     widget(page.text_input, "Output tokens").set_value("100000").run()
     assert any("more than the context of demo" in e.value for e in page.error)
+
+
+def test_settings_of_an_earlier_benchmark_fill_the_form(prepared):
+    page = AppTest.from_file(APP, default_timeout=90).switch_page("pages/compare.py")
+    page.query_params["model"] = str(prepared / "dense")
+    spec = {"checkpoints": [str(prepared / "ws" / "width")], "batch_sizes": [2, 8]}
+    spec |= {"output_tokens": [32], "time_limit_s": 7.0, "device": "cpu"}
+    page.session_state["run_settings"] = {"benchmark": spec}
+    page.run()
+    assert not page.exception, page.exception
+    assert widget(page.multiselect, "Variants").value == ["width"]
+    assert widget(page.text_input, "Batch sizes").value == "2,8"
+    assert widget(page.number_input, "Seconds").value == 7
