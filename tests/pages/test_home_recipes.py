@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from streamlit.testing.v1 import AppTest
 
 from core import jobs, recipes, workspace
 from core.recipes.command import RecipeSpec
 from core.ui.recipes import OFFERED
-from core.workspace import Workspace
 
 APP = str(Path(__file__).parents[2] / "app.py")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A workspace of the test's own; runs that still live at its end are killed."""
-    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    where = Workspace()
-    yield where
-    for record in where.runs():
-        if record.is_live:
-            jobs.LocalLauncher().kill(record)
 
 
 def home(folder):

@@ -11,26 +11,12 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import jobs
 from core.__main__ import main
 from core.charts import importance as charts
-from core.workspace import Workspace, read_run
+from core.workspace import read_run
 
 APP = str(Path(__file__).parents[2] / "app.py")
 ARGUMENTS = ["--samples", "4", "--length", "24", "--metrics", "ppl,magnitude"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A workspace of the test's own; runs that still live at its end are killed."""
-    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    where = Workspace()
-    yield where
-    for record in where.runs():
-        if record.is_live:
-            jobs.LocalLauncher().kill(record)
 
 
 @pytest.fixture

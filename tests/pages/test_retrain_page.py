@@ -13,22 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from core import jobs
 from core.__main__ import main
-from core.workspace import Workspace, read_run, write_csv, write_json
+from core.workspace import read_run, write_csv, write_json
 
 APP = str(Path(__file__).parents[2] / "app.py")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A workspace of the test's own; runs that still live at its end are killed."""
-    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    where = Workspace()
-    yield where
-    for record in where.runs():
-        if record.is_live:
-            jobs.LocalLauncher().kill(record)
 
 
 @pytest.fixture
