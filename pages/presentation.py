@@ -11,11 +11,12 @@ from core.ui import frame, state
 from core.ui.compare_view import Scene
 
 LARGE = """<style>
-[data-testid="stMainBlockContainer"] { padding-top: 3rem; }
+[data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
 [data-testid="stMain"] h1 { font-size: 1.3rem; padding: 0; }
 [data-testid="stMain"] p { font-size: 1.45rem; line-height: 1.4; }
 [data-testid="stMain"] [data-testid="stCaptionContainer"] p { font-size: 1.05rem; }
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] p { font-size: 3.2rem; }
+[data-testid="stSlider"] label { margin-bottom: 1.2rem; }
 [data-testid="stSliderThumbValue"] { font-size: 1.4rem; }
 </style>"""
 """Type that is read from the last row of a room."""

@@ -33,7 +33,7 @@ def sentence(stop: Stop) -> str:
     said = f"Dropping {what} removes {stop.ratio:.0%} of the parameters"
     gains = []
     if stop.speed:
-        gains.append(f"generates {stop.speed:.2f} times as fast")
+        gains.append(_pace(stop.speed, stop.noise or 0.0))
     if stop.memory:
         gains.append(f"needs {stop.memory:.0%} of the memory")
     if gains:
@@ -45,11 +45,18 @@ def sentence(stop: Stop) -> str:
     return said + "."
 
 
+def _pace(speed: float, noise: float) -> str:
+    if abs(speed - 1) <= noise:
+        return f"is as fast as before within the noise of {noise:.0%}"
+    return f"generates {speed:.2f} times as fast"
+
+
 def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
     """Return the large figures of a cut: label -> (figure, how it is known)."""
     found = {"Removed": (f"{stop.ratio:.0%}", "of the parameters, counted")}
+    noise = f", noise {stop.noise:.0%}" if stop.noise is not None else ""
     if stop.speed:
-        found["Speed"] = (f"{stop.speed:.2f} x", f"dense, {stop.cost}")
+        found["Speed"] = (f"{stop.speed:.2f} x", f"dense, {stop.cost}{noise}")
     if stop.memory:
         found["Memory"] = (f"{stop.memory:.0%}", f"of dense, {stop.cost}")
     if stop.ppl:

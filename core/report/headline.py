@@ -15,6 +15,8 @@ from typing import Any
 from core.compare import measured
 from core.compare.candidates import Candidate, shapes_of
 from core.compare.measured import Cell
+from core.compare.speed import Speed
+from core.findings.cost import speeds_at
 from core.study import Benchmark, Study, info_of
 from core.ui.compare_view import Scene, scene
 
@@ -37,6 +39,8 @@ class Stop:
     memory: float | None
     cost: str
     """measured, estimated, or unknown: how speed and memory are known."""
+    noise: float | None = None
+    """Share by which a measured speed is uncertain."""
     is_plan: bool = False
     mended: float | None = None
     """Perplexity after the best retraining of this checkpoint; None where there was none."""
@@ -94,6 +98,7 @@ def _stop(
 ) -> Stop:
     row = rows[candidate.key]
     speed, memory, cost = _measured(row, dense)
+    paced = _paced(scene, candidate.label, cell) if cost == "measured" else None
     if cost == "unknown":
         speed, memory, cost = _estimated(scene, candidate, cell)
     tuned = [
@@ -108,7 +113,8 @@ def _stop(
         dropped=candidate.dropped,
         parameters=candidate.parameters,
         ppl=row["ppl_over_dense"],
-        speed=speed,
+        speed=paced.factor if paced else speed,
+        noise=paced.noise if paced else None,
         memory=memory,
         cost=cost,
         is_plan=candidate.is_plan,
@@ -124,6 +130,14 @@ def _measured(
         return None, None, "unknown"
     own, base = row["memory_mib"], dense["memory_mib"]
     return row["speedup"], own / base if own and base else None, "measured"
+
+
+def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:
+    """Return the newest measured speed-up with its noise, from the single runs of a benchmark."""
+    for bench in sorted(scene.runs, key=lambda b: -b.record.started):
+        if found := speeds_at(scene.study, bench, cell).get(label):
+            return found
+    return None
 
 
 def _estimated(

@@ -87,9 +87,9 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
 
 def _home(record: RunRecord, where: Workspace) -> Workspace:
     """Return the workspace that a run lies in: the usual one, else the folder above the run."""
-    if record.path.resolve().is_relative_to(where.root.resolve()):
-        return where
-    return Workspace(record.path.parent)
+    above = record.path.resolve().parent
+    inside = where.root.resolve() in (above, above.parent if record.parent else above)
+    return where if inside else Workspace(record.path.parent)
 
 
 def _checkpoint_of(record: RunRecord, path: Path) -> str:

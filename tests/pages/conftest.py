@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from core import jobs
 from core.workspace import Workspace
+
+sys.path.append(str(Path(__file__).parents[1] / "compare"))  # runs made by hand: study_helpers
 
 
 @pytest.fixture

@@ -1,0 +1,117 @@
+"""The Presentation page says in large figures what the files hold, and keeps the ratio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import study_helpers as made
+from streamlit.testing.v1 import AppTest
+
+from core import checkpoint, workspace
+from core.charts import presentation as charts
+from core.report.headline import Stop
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A dense checkpoint in a workspace of its own."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    return tmp_path / "ws", made.checkpoint(tmp_path / "dense")
+
+
+def judged(root, name, at, folder, ppl):
+    run = made.run(root, name, "evaluate", at, checkpoint=folder)
+    columns = ("source", "window", "bos", "tokens", "ppl")
+    workspace.write_csv(run / "perplexity.csv", columns, [("text.txt", 64, "once", 999, ppl)])
+    workspace.write_json(run / "summary.json", {"device": "cpu", "dtype": "float32"})
+
+
+def measured(root, dense):
+    total = checkpoint.inspect(dense).parameters
+    cuts = [made.pruned(root, f"cut{n}", dense, list(range(1, n + 1)), n, total) for n in (1, 2)]
+    for at, (folder, ppl) in enumerate([(dense, 10.0), (cuts[0], 12.0), (cuts[1], 25.0)]):
+        judged(root, f"judge{at}", 10 + at, folder, ppl)
+    names = {"dense": dense, "cut1": cuts[0]}
+    rows = [
+        {"variant": n, "batch_size": 1, "input_tokens": 12, "output_tokens": 8, "oom": False,
+         "latency_s_mean": s, "latency_s_std": 0.001, "runs": 9, "peak_memory_mib": m}
+        for n, s, m in (("dense", 1.0, 100.0), ("cut1", 0.8, 75.0))
+    ]  # fmt: skip
+    made.benchmark(root, "timed", 20, {n: str(p) for n, p in names.items()}, rows)
+    return [f"{c.ratio:.1%}" for c in _ratios(cuts)]
+
+
+def _ratios(cuts):
+    from core.variants import tree
+    from core.workspace import Workspace
+
+    found = {v.record.path: v for r in tree(Workspace().runs()) for _, v in r.walk() if v.record}
+    return [found[c] for c in cuts]
+
+
+def open_page(dense, **query):
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    page.query_params["model"] = str(dense)
+    page.run().switch_page("pages/presentation.py")
+    for name, value in {"model": str(dense), **query}.items():
+        page.query_params[name] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def tiles(page):
+    return {m.label: m.value for m in page.metric}
+
+
+def test_without_measurements_it_says_what_to_run(lab):
+    page = open_page(lab[1])
+    assert "nothing to present yet" in page.info[0].value
+    assert any("recipe depth-vs-width" in c.value for c in page.code)
+    assert any("recipe drop-one" in c.value for c in page.code)
+    assert not page.select_slider
+
+
+def test_big_figures_are_the_measured_ones_and_the_slider_is_the_only_control(lab):
+    root, dense = lab
+    small, large = measured(root, dense)
+    page = open_page(dense, removed=small)
+    shown = tiles(page)
+    assert shown["Removed"] == f"{float(small[:-1]) / 100:.0%}"
+    assert (shown["Speed"], shown["Memory"], shown["Perplexity"]) == ("1.25 x", "75%", "1.20 x")
+    assert any("dense, measured, noise" in c.value for c in page.caption)
+    widgets = [*page.button, *page.selectbox, *page.toggle, *page.text_input, *page.number_input]
+    assert widgets == []
+    (slider,) = page.select_slider
+    slider.set_value(large).run()
+    assert tiles(page)["Perplexity"] == "2.50 x"
+    assert "Speed" not in tiles(page)  # nobody measured it, and nothing is known of the device
+    assert any("of dense, estimated" in c.value for c in page.caption)
+
+
+@pytest.mark.parametrize("removed", ["99.9%", "nonsense"])
+def test_a_ratio_that_is_not_there_falls_back(lab, removed):
+    root, dense = lab
+    ratios = measured(root, dense)
+    assert open_page(dense, removed=removed).select_slider[0].value in ratios
+
+
+def test_the_picture_holds_the_stops_and_hollow_is_estimated():
+    stops = [
+        Stop("a", "a", 0.1, (1,), 9, 1.1, 1.2, 0.9, "measured", mended=1.05, mended_by="LoRA"),
+        Stop("b", "b", 0.2, (1, 2), 8, 1.5, 1.4, 0.8, "estimated", is_plan=True),
+        Stop("c", "c", 0.3, (1, 2, 3), 7, 2.5, None, None, "unknown", is_plan=True),
+    ]
+    figure = json.loads(charts.payoff(stops, stops[1]).to_json())
+    by_name = {t["name"]: t for t in figure["data"]}
+    assert by_name["perplexity"]["y"] == [1.0, 1.1, 1.5, 2.5]
+    assert by_name["speed"]["y"] == [1.0, 1.2, 1.4]
+    assert by_name["memory"]["x"] == [0.0, 0.1, 0.2]
+    assert by_name["speed"]["marker"]["symbol"][1:] == ["triangle-up", "triangle-up-open"]
+    assert "open" not in "".join(by_name["perplexity"]["marker"]["symbol"])
+    assert by_name["perplexity after retraining"]["y"] == [1.05]
+    assert len({t["line"]["dash"] for t in figure["data"] if t.get("line")}) == 3

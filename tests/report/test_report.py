@@ -1,0 +1,284 @@
+"""A report is one file with everything in it; the zip has the study's runs; bad input is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import study_helpers as made
+
+from core import checkpoint, workspace
+from core.__main__ import main
+from core.report import build, headline
+from core.report.material import commands, gather
+from core.workspace import Workspace, read_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A workspace with a dense checkpoint, two cuts, a retrained one, and all that is measured."""
+    root = tmp_path / "ws"
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(root))
+    dense = made.checkpoint(tmp_path / "dense")
+    total = checkpoint.inspect(dense).parameters
+    plan = {"protect_first": 1, "protect_last": 1}
+    scored(made.run(root, "scores", "importance", 1, checkpoint=dense), dense)
+    cut = made.pruned(root, "cut", dense, [2], 2, total, criterion="ppl", plan=plan)
+    made.pruned(root, "more", dense, [2, 3], 3, total, criterion="ppl", plan=plan)
+    (cut / ".run" / "heartbeat").touch()
+    tuned = made.run(root, "tuned", "retrain", 4, checkpoint=cut, method="lora", data="demo")
+    made.checkpoint(tuned / "merged")
+    (tuned / "adapter").mkdir()
+    (tuned / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    retrained(tuned)
+    for at, (folder, ppl) in enumerate([(dense, 10.0), (cut, 13.0), (root / "more", 40.0),
+                                        (tuned, 11.0)]):  # fmt: skip
+        judged(made.run(root, f"judge{at}", "evaluate", 5 + at, checkpoint=folder), ppl)
+    rows = [
+        {"variant": n, "batch_size": b, "input_tokens": 12, "output_tokens": 8, "oom": False,
+         "latency_s_mean": s * b, "latency_s_p50": s * b, "latency_s_std": 0.001, "runs": 9,
+         "tokens_per_s": 8 / s, "peak_memory_mib": m * b, "per_token_s": s / 9}
+        for n, s, m in (("dense", 1.0, 100.0), ("cut", 0.8, 80.0)) for b in (1, 4)
+    ]  # fmt: skip
+    paths = {"dense": str(dense), "cut": str(cut)}
+    made.benchmark(root, "timed", 10, paths, rows, device_name="a <chip>", input_tokens=12, seed=7)
+    return Workspace(), dense
+
+
+def scored(folder, dense):
+    blocks = [(b, 12.0 + b, 3.0 * b, 9.0 - b, 0.1 * b, 0.2 * b) for b in range(6)]
+    columns = ("block", "ppl", "taylor", "magnitude", "block_influence", "relative_update")
+    workspace.write_csv(folder / "blocks.csv", columns, blocks)
+    rows = [(b, s, 2.0 + 0.1 * b + 0.01 * s) for b in range(-1, 6) for s in range(3)]
+    workspace.write_csv(folder / "samples.csv", ("block", "sample", "nll"), rows)
+    summary = {"dense_ppl": 10.5, "calibration": "demo", "samples": 3, "length": 64, "seed": 1234,
+               "device": "cpu", "dtype": "float32", "tokens": 189, "metrics": ["ppl", "taylor"],
+               "versions": {"depthcut": "9.8.7", "torch": "6.5.4"}}  # fmt: skip
+    workspace.write_json(folder / "summary.json", summary)
+    argv = ["python", "-m", "core", "importance", str(dense), "--out", "a folder"]
+    spec = {"command": "importance", "spec": {"checkpoint": str(dense)}, "argv": argv, "cwd": ""}
+    workspace.write_json(folder / ".run" / "spec.json", spec)
+
+
+def judged(folder, ppl):
+    columns = ("source", "window", "bos", "tokens", "ppl")
+    workspace.write_csv(folder / "perplexity.csv", columns, [("text.txt", 64, "once", 999, ppl)])
+    workspace.write_json(folder / "summary.json", {"device": "cpu", "dtype": "float32"})
+    rows = [("piqa", "acc", 0.5 + ppl / 1000, 0.03, 40)]
+    workspace.write_csv(
+        folder / "tasks.csv", ("task", "metric", "value", "stderr", "samples"), rows
+    )
+
+
+def retrained(folder):
+    lines = [{"step": n, "loss": 3.0 - n / 10, "lr": 0.1} for n in range(1, 6)]
+    lines.append({"event": "eval", "step": 5, "heldout_loss": 2.4, "recovered": 0.5,
+                  "heldout_loss_dense": 2.0, "heldout_loss_before": 2.8})  # fmt: skip
+    text = "\n".join(json.dumps(line) for line in lines) + "\n"
+    (folder / ".run" / "metrics.jsonl").write_text(text)
+    workspace.write_json(folder / "summary.json", {
+        "heldout_loss_dense": 2.0, "heldout_loss_before": 2.8, "heldout_loss_after": 2.4,
+        "recovered": 0.5, "seed": 3, "device": "cpu", "compute_dtype": "float32",
+        "heldout": {"rows": 2, "source": "demo", "tokens": 50},
+        "data": {"source": "demo", "kind": "text"},
+    })  # fmt: skip
+
+
+def report(tmp_path, name, *more):
+    out = tmp_path / "report.html"
+    assert main(["report", str(name), "--out", str(out), *more]) == 0
+    return out.read_text()
+
+
+# ------------------------------------------------------------------------------------------ page
+
+
+def test_everything_of_the_study_is_in_one_file_that_asks_nobody(lab, tmp_path, capsys):
+    where, dense = lab
+    text = report(tmp_path, dense)
+    own = text.replace(re.search(r"<script>/\*\*.*?</script>", text, re.S)[0], "")
+    assert len(own) < len(text) / 10  # plotly.js is there, once
+    assert not re.search(r"""(src|href)=["'](?!#)""", own)
+    for title in ("Checkpoint", "Findings", "Calibration and importance", "Plans and variants",
+                  "Retraining", "Quality", "Speed and memory", "Published figures", "Versions",
+                  "Reproduce"):  # fmt: skip
+        assert f">{title}</h2>" in own
+    assert "measured</span>" in own
+    assert "estimated</span>" in own
+    assert "published</span>" in own
+    assert "9.8.7" in own
+    assert "6.5.4" in own
+    assert "demo, 3 x 64 tokens, seed 1234, cpu, float32" in own
+    assert "50% of the gap was recovered" in own
+    assert "a &lt;chip&gt;" in own
+    assert "a <chip>" not in own
+    assert "authors&#x27; repository" in own
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["variants"] == 4
+    assert printed["findings"] == ["criteria-disagree", "large-drop"]
+
+
+def test_the_figures_hold_what_the_files_hold(lab, tmp_path):
+    _, dense = lab
+    text = report(tmp_path, dense)
+    specs = re.findall(r'<script type="application/json" class="figure">(.*?)</script>', text, re.S)
+    figures = [json.loads(s) for s in specs]
+    bars = [f for f in figures if f["data"][0]["type"] == "bar" and f["layout"]["yaxis"]
+            .get("title", {}).get("text") == "perplexity without the block"]  # fmt: skip
+    assert bars[0]["data"][0]["y"] == [12.0 + b for b in range(6)]
+    names = {t["name"] for f in figures for t in f["data"] if t.get("name")}
+    assert {"training loss", "held-out loss", "PPL+"} <= names
+    assert any(n.startswith("published: ") for n in names)
+    assert text.count('role="img" aria-label=') == len(figures)
+
+
+def test_task_differences_carry_the_error_of_both(lab, tmp_path):
+    _, dense = lab
+    text = report(tmp_path, dense)
+    row = re.search(r"<tr><td>piqa</td><td>PPL\+ \d+%</td>.*?</tr>", text)[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells[3:] == ["0.513", "0.03", "0.003", f"{(2 * 0.03**2) ** 0.5:.4g}", "40"]
+
+
+def test_commands_come_oldest_first_and_ready_to_paste(lab):
+    where, dense = lab
+    found = gather(str(dense), where)
+    lines = commands(found.runs)
+    assert lines[0].endswith("--out 'a folder'")
+    times = [r.started for r in found.runs]
+    assert times == sorted(times)
+    assert {r.id for r in found.runs} >= {"scores", "cut", "tuned", "timed", "judge0"}
+
+
+def test_a_dense_checkpoint_alone_makes_a_report_that_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "empty"))
+    text = report(tmp_path, made.checkpoint(tmp_path / "dense"))
+    assert "No importance of this checkpoint was measured yet." in text
+    assert "Nothing was retrained." in text
+    assert "No quality was measured yet." in text
+    assert "There are no runs yet." in text
+
+
+@pytest.mark.parametrize("name", ["cut", "scores", "timed"])
+def test_any_run_of_a_study_stands_for_it(lab, name):
+    where, dense = lab
+    assert gather(name, where).study.dense.id == str(dense)
+    assert gather(str(where.root / name), Workspace(where.root.parent)).study.dense.id == str(dense)
+
+
+def test_a_workspace_folder_with_one_study_will_do_with_two_it_will_not(lab, tmp_path, capsys):
+    where, dense = lab
+    assert gather(str(where.root), Workspace(tmp_path / "other")).study.dense.id == str(dense)
+    second = made.checkpoint(tmp_path / "second", 4)
+    made.run(where.root, "stranger", "importance", 99, checkpoint=second)
+    assert main(["report", str(where.root), "--out", str(tmp_path / "x.html")]) == 2
+    assert "holds 2 studies" in capsys.readouterr().err
+
+
+def test_a_recipe_folder_has_its_steps_and_its_own_command(lab, tmp_path):
+    where, dense = lab
+    chain = made.run(where.root, "chain", "recipe", 20, checkpoint=dense)
+    scored(made.run(chain, "scores", "importance", 21, checkpoint=dense), dense)
+    found = gather(str(chain), where)
+    assert [r.id for r in found.runs] == ["chain", "chain/scores"]
+    everything = gather(str(dense), where)
+    assert {"chain", "chain/scores", "cut"} <= {r.id for r in everything.runs}
+
+
+# ------------------------------------------------------------------------------------- big numbers
+
+
+def test_the_headline_is_measured_over_dense(lab):
+    where, dense = lab
+    found = gather(str(dense), where)
+    first, second = headline.stops(found.scene)
+    assert (first.ppl, first.speed, first.memory) == pytest.approx((1.3, 1 / 0.8, 0.8))
+    assert first.cost == "measured"
+    assert (first.mended, first.mended_by) == (pytest.approx(1.1), "LoRA")
+    # Two standard errors of each mean, by hand.
+    shares = [2 * 0.001 / s / 9**0.5 for s in (1.0, 0.8)]
+    assert first.noise == pytest.approx((shares[0] ** 2 + shares[1] ** 2) ** 0.5)
+    assert second.ppl == pytest.approx(4.0)
+    assert second.cost == "estimated"
+    assert second.speed is None  # nothing is known of the device, so nothing is said
+    assert "generates 1.25 times as fast and needs 80% of the memory (measured)" in (
+        build.sentence(first)
+    )
+
+
+def test_a_look_starts_at_the_checkpoint_nearest_to_moderate_pruning():
+    def stop(ratio, is_plan=False):
+        return headline.Stop("a", "a", ratio, (1,), 1, 1.1, None, None, "unknown", is_plan=is_plan)
+
+    sizes = [stop(0.05), stop(0.18), stop(0.2, is_plan=True), stop(0.5)]
+    assert headline.start(sizes).ratio == 0.18
+    assert headline.start(sizes[2:3]).ratio == 0.2
+
+
+def test_speed_within_the_noise_is_not_sold_as_a_gain():
+    stop = headline.Stop("a", "a", 0.2, (1,), 1, 1.1, 1.02, 0.9, "measured", noise=0.05)
+    assert "as fast as before within the noise of 5%" in build.sentence(stop)
+
+
+# ------------------------------------------------------------------------------------ zip, errors
+
+
+def test_the_zip_holds_runs_without_weights_unless_asked(lab, tmp_path):
+    where, dense = lab
+    out, small, whole = (tmp_path / n for n in ("r.html", "small.zip", "whole.zip"))
+    base = ["report", str(dense), "--out", str(out), "--overwrite", "--zip"]
+    assert main([*base, str(small)]) == 0
+    assert main([*base, str(whole), "--weights"]) == 0
+    names = {n: zipfile.ZipFile(n).namelist() for n in (small, whole)}
+    assert set(names[whole]) - set(names[small]) == {"tuned/adapter/adapter_model.safetensors"}
+    assert {"report.html", "cut/pruning.json", "cut/.run/spec.json", "timed/points.csv"} <= set(
+        names[small]
+    )
+    assert not any("heartbeat" in n for n in names[whole])
+    assert zipfile.ZipFile(whole).read("tuned/adapter/adapter_model.safetensors") == b"weights"
+    assert len(names[whole]) == len(set(names[whole]))
+    zipfile.ZipFile(small).extractall(tmp_path / "elsewhere")
+    assert read_run(tmp_path / "elsewhere" / "cut").command == "prune"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["DENSE", "--out", "taken.html"], "taken.html exists. Give another file, or add"),
+        (["DENSE", "--out", "."], "is a folder. Give a file to write."),
+        (["DENSE", "--out", "a.html", "--zip", "a.html"], "are both"),
+        (["DENSE", "--out", "a.html", "--weights"], "--weights belongs to --zip"),
+        (["nowhere", "--out", "a.html"], "There is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    lab, tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "taken.html").write_text("mine")
+    line = [str(lab[1]) if a == "DENSE" else a for a in arguments]
+    assert main(["report", *line]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert [p.name for p in folder.iterdir()] == ["taken.html"]
+    assert (folder / "taken.html").read_text() == "mine"
+
+
+def test_neither_torch_nor_the_dashboard_is_loaded(lab, tmp_path):
+    code = (
+        "import sys; from core.__main__ import main; "
+        f"assert main(['report', {str(lab[1])!r}, '--out', {str(tmp_path / 'o.html')!r}]) == 0; "
+        "print(sorted({'torch', 'transformers', 'streamlit'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip().endswith("[]"), done.stderr
