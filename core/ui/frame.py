@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.ui import machine, state
+from core.ui import access, machine, state
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),
@@ -31,6 +31,7 @@ ICON = (
 def start(title: str) -> None:
     """Set the page up and draw the sidebar; the first call of every page."""
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
+    access.check()
     model = state.current_checkpoint()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
