@@ -1,0 +1,75 @@
+"""Live perplexity while blocks are toggled, and two columns of the playground side by side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+folder, prompt = sys.argv[1], sys.argv[2]
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer(prompt, return_tensors="pt").input_ids
+out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=2)
+print(json.dumps(tokenizer.decode(out[0][ids.shape[1]:], skip_special_tokens=True)))
+"""
+
+
+def written(folder, prompt):
+    """What stock transformers continues the prompt with, greedily."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(folder), prompt],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def pruned(server, tiny_gqa):
+    """The tiny model really without blocks 1 and 3, its perplexity, and its own text."""
+    folder = server.workspace / "live-pruned"
+    server.command("prune", str(tiny_gqa), "--drop", "1,3", "--out", str(folder))
+    out = server.workspace / "live-judged"
+    server.command("evaluate", str(folder), "--perplexity", "demo", "--out", str(out))
+    summary = json.loads((out / "summary.json").read_text())
+    return folder, summary["perplexity"][0]["ppl"]
+
+
+def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_gqa, pruned):
+    folder, wanted = pruned
+    visitor = visit()
+    page = visitor.page
+    visitor.open(f"/prune?model={tiny_gqa}")
+    page.get_by_role("button", name="Start", exact=True).click()
+    pills = page.get_by_test_id("stButtonGroup").filter(has_text="01234")
+    for block in ("1", "3"):
+        pills.get_by_role("button", name=block, exact=True).click()
+        visitor.settle()
+    metric = page.get_by_test_id("stMetric").filter(has_text="Held-out text, without 1, 3")
+    metric.filter(has_text="against").wait_for()
+    shown = metric.get_by_test_id("stMetricValue").inner_text().replace(",", "")
+    assert float(shown) == pytest.approx(wanted, rel=1e-4)
+    visitor.check()
+
+    prompt = "Ann sees the red ball"
+    address = f"/playground?model={tiny_gqa}&columns=dense|skip:1,3&max_tokens=12&temperature=0.0"
+    visitor.open(f"{address}&prompt={prompt}")
+    page.get_by_role("button", name="Write").click()
+    page.get_by_text("Measured on").wait_for()
+    page.get_by_role("button", name="Stop", exact=True).wait_for(state="detached")
+    visitor.settle()
+    texts = page.locator(".pg-text")
+    assert texts.count() == 2
+    for place, source in enumerate((tiny_gqa, folder)):
+        assert texts.nth(place).inner_text().replace("▌", "") == prompt + written(source, prompt)
+    figures = page.get_by_test_id("stTable").inner_text()
+    assert figures.count("tokens/s") == 2
+    page.get_by_role("button", name="Unload").click()
+    page.get_by_text("The live model starts with the first text").wait_for()
