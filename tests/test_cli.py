@@ -214,6 +214,8 @@ def test_light_commands_import_no_torch(tmp_path, tiny_gqa):
         "retrain": ["--data", text, "--cutoff", "32"],
         "importance": ["--calibration", text],
         "prune": ["--drop", "1"],
+        "width": ["--method", "wanda-sp", "--ratio", "0.3", "--calibration", text],
+        "evaluate": ["--perplexity", text, "--window", "32"],
     }
     for name, command in commands.COMMANDS.items():
         if "dry_run" in command.spec_class.__dataclass_fields__:
