@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, workspace
+from core import checkpoint, jobs, workspace
 from core.charts import retrain as charts
 from core.spec import build
 from core.ui import job_cards, retrain_view, runs, state
@@ -184,15 +184,21 @@ def _results(record: RunRecord) -> None:
             st.rerun()
 
 
+def _trust(name: str) -> str:
+    folder = checkpoint.local_folder(name)
+    return runs.trust(folder) if folder else ""
+
+
 def _loading(record: RunRecord, summary: dict[str, Any]) -> None:
     """Show how stock libraries load what was written."""
     lines = ["from transformers import AutoModelForCausalLM"]
-    if (record.path / "merged").is_dir():
-        lines += [f'model = AutoModelForCausalLM.from_pretrained("{record.path / "merged"}")']
+    merged, base = record.path / "merged", str(summary["checkpoint"])
+    if merged.is_dir():
+        lines += [f'model = AutoModelForCausalLM.from_pretrained("{merged}"{runs.trust(merged)})']
     elif (record.path / "adapter").is_dir():
         lines[0:0] = ["from peft import PeftModel"]
         lines += [
-            f'model = AutoModelForCausalLM.from_pretrained("{summary["checkpoint"]}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{base}"{_trust(base)})',
             f'model = PeftModel.from_pretrained(model, "{record.path / "adapter"}")',
         ]
     with st.expander("Load it in stock libraries"):

@@ -6,6 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -101,12 +102,17 @@ def _state(record: RunRecord) -> None:
         st.error(f"{record.name}: {record.state}. {record.error} {record.hint}".strip())
 
 
+def trust(folder: Path) -> str:
+    """Return the argument that stock loading needs where a checkpoint brings its own classes."""
+    return ", trust_remote_code=True" if any(folder.glob("modeling_*.py")) else ""
+
+
 def _finished(record: RunRecord) -> None:
     took = (record.finished or record.started) - record.started
     st.success(f"{record.name} is done, after {took:.0f} s.")
     if record.holds_checkpoint():
         st.caption("Load it with transformers alone:")
-        code = ", trust_remote_code=True" if any(record.path.glob("modeling_*.py")) else ""
+        code = trust(record.path)
         st.code(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{record.path}"{code})\n'
