@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 from core.demo import CHECKPOINT, DATA
 from core.demo.evaluate import accuracy, leave_one_out, story_loss, without_block
-from core.demo.questions import CHANCE, SKILLS
+from core.demo.questions import CHANCE, SKILLS, questions
 from core.demo.world import entropy, stories
 
 
@@ -106,7 +106,7 @@ def test_shipped_files_are_what_the_generator_gives():
     assert (DATA / "train_sample.txt").read_text().splitlines()[:5] == stories(5, 0, "train")
     for skill in SKILLS:
         rows = (DATA / f"questions_{skill}.jsonl").read_text().splitlines()
-        assert len(rows) == 100
-        assert set(json.loads(rows[0])) == {"skill", "context", "choices", "answer"}
+        assert len(rows) == 200
+        assert [json.loads(row) for row in rows[:10]] == list(questions(skill, 10, 0))
     rows = (DATA / "instructions.jsonl").read_text().splitlines()
     assert set(json.loads(rows[0])) == {"instruction", "input", "output"}
