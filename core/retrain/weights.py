@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from core.checkpoint import TOKENIZER_FILES
 from core.errors import CheckpointError
 from core.model import DTYPES, dtype_name, load_model
+from core.prune.staging import COMPANIONS
 from core.retrain.command import RetrainSpec
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.rows import Row
@@ -108,10 +108,10 @@ def merge_and_save(
 
     def write(target: Path, whole: Any = whole) -> None:
         whole.save_pretrained(target, max_shard_size="5GB")
-        keep = [*TOKENIZER_FILES, "special_tokens_map.json", "pruning.json"]
-        for name in keep + [path.name for path in source.glob("*.py")]:
-            if (source / name).is_file() and not (target / name).exists():
-                shutil.copyfile(source / name, target / name)
+        for pattern in (*COMPANIONS, "pruning.json"):
+            for path in source.glob(pattern):
+                if path.is_file() and not (target / path.name).exists():
+                    shutil.copyfile(path, target / path.name)
 
     replace_folder(folder, write)
     del whole, model, write

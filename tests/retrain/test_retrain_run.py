@@ -94,6 +94,10 @@ def test_adapter_and_merged_checkpoint_load_in_plain_libraries(lora, pruned):
     assert stated["max_logit_difference"] < 1e-4
     assert AutoTokenizer.from_pretrained(lora / "merged")("Ann").input_ids
     assert (lora / "merged" / "pruning.json").is_file()
+    special = [
+        AutoTokenizer.from_pretrained(f).special_tokens_map for f in (pruned, lora / "merged")
+    ]
+    assert special[0] == special[1] != {}
 
 
 def test_metrics_hold_every_step_and_evaluation(lora):
