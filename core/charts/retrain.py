@@ -195,7 +195,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             text=[f"{share:.0%}" for share in rows["recovered"]],
             textposition="auto",
             width=0.55,
-            marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "#FFFFFF"}},
+            marker={"color": colour, "pattern": _hatch(pattern)},
             hovertemplate="%{y}: %{x:.1%} of the gap recovered<extra></extra>",
         )
     figure.add_vline(x=1.0, line={"dash": "dash", "width": 2, "color": palette.PROTECTED})
@@ -203,6 +203,11 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
     order = table["name"].tolist()
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed")
     return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)
+
+
+def _hatch(shape: str) -> dict[str, str]:
+    """Return a pattern drawn over a bar's own colour, so that the bar stays filled."""
+    return {"shape": shape, "fgcolor": "#FFFFFF", "fillmode": "overlay"}
 
 
 def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
@@ -227,7 +232,7 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
             cliponaxis=False,
             marker={
                 "color": SERIES[place % len(SERIES)],
-                "pattern": {"shape": patterns[place % len(patterns)], "fgcolor": "#FFFFFF"},
+                "pattern": _hatch(patterns[place % len(patterns)]),
             },
             hovertemplate=f"{variant}, %{{x}}: %{{y:.4g}}<extra></extra>",
             **error,

@@ -137,6 +137,8 @@ def test_a_recipes_chart_has_its_tables_values_and_spread():
     figure = charts.recipe(table, "value", "loss")
     assert [list(bar.y) for bar in figure.data] == [[1.0, 2.0], [3.0]]
     assert list(figure.data[0].error_y.array)[1] == 0.5
+    # Over the colour, not instead of it: a bar must not vanish on its background.
+    assert {bar.marker.pattern.fillmode for bar in figure.data} == {"overlay"}
     assert figure.layout.yaxis.title.text == "loss"
 
 
