@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from core import data, workspace
-from core.errors import OptionError
 from core.importance.agreement import spearman
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
@@ -29,15 +28,7 @@ HOLDS = 1.05
 
 def sources(spec: Any) -> tuple[str, str] | None:
     """Return the two texts, or None for the default; raises `OptionError` where not two."""
-    if spec.data in ("", "demo"):
-        return None
-    found = tuple(part.strip() for part in spec.data.split(",") if part.strip())
-    if len(found) != 2:
-        raise OptionError(
-            f"--data '{spec.data}' names {len(found)} text(s); this recipe compares two.",
-            "Write --data A.txt,B.txt.",
-        )
-    return found[0], found[1]
+    return parts.two_sources(spec, "text", "A.txt,B.txt")
 
 
 def names(spec: Any) -> tuple[str, str]:
@@ -72,7 +63,7 @@ def steps(spec: Any) -> list[Step]:
 
 def _side(spec: Any, side: int, ratio: float) -> list[Step]:
     name = SIDES[side]
-    scores, plan = f"scores-{name}", f"plan-{name}"
+    scores = f"scores-{name}"
 
     def scored(chain: Chain) -> Mapping[str, Any]:
         return {
@@ -82,24 +73,16 @@ def _side(spec: Any, side: int, ratio: float) -> list[Step]:
             "length": min(128, parts.context(spec)),
         }
 
-    def planned(chain: Chain) -> Mapping[str, Any]:
-        options = {"scores": chain.dir(scores), "criterion": "ppl", "ratio": ratio}
-        return {**options, "checkpoint": spec.checkpoint}
-
-    def pruned(chain: Chain) -> Mapping[str, Any]:
-        return {"checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json")}
-
     return [
         Step(scores, "importance", scored),
-        Step(plan, "plan", planned),
-        Step(name, "prune", pruned),
+        *parts.cut(spec, name, "ppl", scores=scores, ratio=ratio),
     ]
 
 
 def _judged(spec: Any, name: str) -> Step:
     def options(chain: Chain) -> Mapping[str, Any]:
         return {
-            "checkpoint": spec.checkpoint if name == "dense" else chain.dir(name),
+            "checkpoint": parts.folder_of(chain, name),
             "perplexity": tuple(_text(chain, side, "heldout") for side in range(2)),
             "window": (min(128, parts.context(spec)),),
         }

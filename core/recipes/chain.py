@@ -37,7 +37,7 @@ from core import commands, jobs, workspace
 from core.errors import Cancelled, RunError
 from core.progress import Progress
 from core.spec import build, hints_of, to_dict
-from core.workspace import BOOKKEEPING, RunRecord, read_run
+from core.workspace import RunRecord, read_run
 
 POLL_S = 0.2
 SHARE = 100
@@ -173,9 +173,3 @@ class Chain:
             raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to go on.")
         if record.state != "done":
             raise RunError(f"Step {step.name} {record.state}: {record.error}", record.hint)
-
-
-def read_steps(folder: Path) -> list[RunRecord]:
-    """Return the runs inside a recipe's folder, in the order in which they began."""
-    found = (read_run(path) for path in folder.iterdir() if path.name != BOOKKEEPING)
-    return sorted((r for r in found if r), key=lambda r: r.started)

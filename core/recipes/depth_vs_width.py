@@ -11,6 +11,7 @@ import statistics
 from typing import Any
 
 from core.compare.speed import Speed, speed_up
+from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.study.kinds import criterion_label, width_label
 
@@ -32,19 +33,17 @@ def steps(spec: Any) -> list[Step]:
 
     A lighter set is made and judged too, so that quality has a curve; its cost is not measured.
     """
-    text, ratio = spec.data or "demo", spec.ratio or RATIO
-    made = [Step("scores", "importance", {
-        "checkpoint": spec.checkpoint, "metrics": DEPTH, "calibration": text,
-    })]  # fmt: skip
+    text, ratio = parts.text_of(spec), spec.ratio or RATIO
+    made = [parts.scored(spec, metrics=DEPTH)]
     made += _set(spec, "", ratio, text)
     made.append(Step("curve", "curve", lambda chain: {
         "checkpoint": spec.checkpoint, "scores": chain.dir("scores"), "criteria": DEPTH,
     }))  # fmt: skip
-    made.append(_judged("dense", text))
-    made += [_judged(name, text) for name in VARIANTS]
+    made.append(_judged(spec, "dense"))
+    made += [_judged(spec, name) for name in VARIANTS]
     made.append(Step("benchmark", "benchmark", _benchmark))
     made += _set(spec, LIGHT, LIGHTER * ratio, text)
-    made += [_judged(LIGHT + name, text) for name in VARIANTS]
+    made += [_judged(spec, LIGHT + name) for name in VARIANTS]
     return made
 
 
@@ -62,16 +61,9 @@ def _set(spec: Any, prefix: str, ratio: float, text: str) -> list[Step]:
 
 
 def _cut(spec: Any, prefix: str, criterion: str, ratio: float, optional: bool) -> list[Step]:
-    plan, made = f"{prefix}plan-{criterion}", f"{prefix}depth-{criterion}"
-    return [
-        Step(plan, "plan", lambda chain: {
-            "scores": chain.dir("scores"), "criterion": criterion, "ratio": ratio,
-            "checkpoint": spec.checkpoint,
-        }, optional),
-        Step(made, "prune", lambda chain: {
-            "checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json"),
-        }, optional),
-    ]  # fmt: skip
+    plan = f"{prefix}plan-{criterion}"
+    name = f"{prefix}depth-{criterion}"
+    return parts.cut(spec, name, criterion, plan=plan, optional=optional, ratio=ratio)
 
 
 def _narrowed(spec: Any, prefix: str, method: str, text: str) -> Step:
@@ -85,16 +77,8 @@ def _narrowed(spec: Any, prefix: str, method: str, text: str) -> Step:
     return Step(f"{prefix}width-{method}", "width", options, optional=True)
 
 
-def folder_of(chain: Chain, name: str) -> str:
-    """Return the checkpoint that a name of this recipe means."""
-    return chain.spec.checkpoint if name == "dense" else str(chain.dir(name))
-
-
-def _judged(name: str, text: str) -> Step:
-    def options(chain: Chain) -> dict[str, Any]:
-        return {"checkpoint": folder_of(chain, name), "perplexity": (text,)}
-
-    return Step(f"judge-{name}", "evaluate", options, optional="width" in name or LIGHT in name)
+def _judged(spec: Any, name: str) -> Step:
+    return parts.judged(spec, name, optional="width" in name or LIGHT in name)
 
 
 def there(chain: Chain) -> list[str]:
@@ -105,7 +89,7 @@ def there(chain: Chain) -> list[str]:
 def _benchmark(chain: Chain) -> dict[str, Any]:
     names = there(chain)
     return {
-        "checkpoints": tuple(folder_of(chain, name) for name in names),
+        "checkpoints": tuple(parts.folder_of(chain, name) for name in names),
         "batch_sizes": BATCHES,
         "output_tokens": (OUTPUT,),
         "time_limit_s": CPU_SECONDS if chain.spec.device in ("auto", "cpu") else None,
@@ -116,23 +100,18 @@ def figures(chain: Chain) -> dict[str, dict[str, Any]]:
     """Return what was measured of every variant, dense first, by the recipe's names."""
     entries = chain.json("benchmark")["variants"]
     points = chain.rows("benchmark", "points.csv")
-    singles = chain.rows("benchmark", "runs.csv")
+    times = parts.latencies(chain, "benchmark")
     found: dict[str, dict[str, Any]] = {}
     total = entries[0]["parameters"]
     for name, entry in zip(there(chain), entries, strict=True):
         at_one = next(p for p in points
                       if p["variant"] == entry["name"] and p["batch_size"] == "1")  # fmt: skip
-        times = [r for r in singles if r["variant"] == entry["name"] and r["batch_size"] == "1"]
-        ppl = float(chain.rows(f"judge-{name}", "perplexity.csv")[0]["ppl"])
         found[name] = {
             "parameters": entry["parameters"],
             "ratio": 1 - entry["parameters"] / total,
-            "ppl": ppl,
-            "latencies_s": {
-                visit: [float(r["latency_s"]) for r in times if r["visit"] == visit]
-                for visit in sorted({r["visit"] for r in times})
-            },
-            "peak_memory_mib": float(at_one["peak_memory_mib"]) if times else None,
+            "ppl": parts.perplexity(chain, name),
+            "latencies_s": times[entry["name"]],
+            "peak_memory_mib": (float(at_one["peak_memory_mib"]) if times[entry["name"]] else None),
         }
     return found
 

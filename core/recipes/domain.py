@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.errors import OptionError
-from core.recipes import retraining
+from core.recipes import parts, retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 DEMO = ("demo", "demo-stories")
@@ -17,15 +16,7 @@ NAMES = ("a", "b")
 
 def sources(spec: Any) -> tuple[str, str]:
     """Return the two sources; raises `OptionError` where there are not two."""
-    if spec.data in ("", "demo"):
-        return DEMO
-    found = [part.strip() for part in spec.data.split(",") if part.strip()]
-    if len(found) != 2:
-        raise OptionError(
-            f"--data '{spec.data}' names {len(found)} source(s); this recipe compares two.",
-            "Write --data A.jsonl,B.jsonl.",
-        )
-    return found[0], found[1]
+    return parts.two_sources(spec, "source", "A.jsonl,B.jsonl") or DEMO
 
 
 def steps(spec: Any) -> list[Step]:

@@ -37,13 +37,8 @@ def timing(chain: Chain, *names: str) -> dict[str, Any]:
 
 def speeds(chain: Chain, step: str) -> list[Speed]:
     """Return the speed-up of every variant of a benchmark over its first one, at batch size 1."""
-    names = [v["name"] for v in chain.json(step)["variants"]]
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for row in chain.rows(step, "runs.csv"):
-        if row["batch_size"] == "1":
-            visits = times[row["variant"]]
-            visits.setdefault(row["visit"], []).append(float(row["latency_s"]))
-    return [speed_up(times[names[0]], times[name]) for name in names[1:]]
+    dense, *others = parts.latencies(chain, step).values()
+    return [speed_up(dense, own) for own in others]
 
 
 def verdict(chain: Chain) -> Verdict:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from core import checkpoint
+from core.errors import OptionError
 from core.recipes.chain import Chain, Step
 
 SCORES = "scores"
 
 
-def scored(spec: Any) -> Step:
-    """Return the step that scores every block by all criteria."""
-    options = {"checkpoint": spec.checkpoint, "calibration": text_of(spec)}
-    return Step(SCORES, "importance", options)
+def scored(spec: Any, **options: Any) -> Step:
+    """Return the step that scores every block, by all criteria unless ``options`` say otherwise."""
+    usual = {"checkpoint": spec.checkpoint, "calibration": text_of(spec)}
+    return Step(SCORES, "importance", {**usual, **options})
 
 
 def text_of(spec: Any) -> str:
@@ -21,45 +22,59 @@ def text_of(spec: Any) -> str:
     return str(spec.data or "demo")
 
 
-def cut(spec: Any, name: str, criterion: str, **amount: Any) -> list[Step]:
+def cut(
+    spec: Any,
+    name: str,
+    criterion: str,
+    *,
+    plan: str = "",
+    scores: str = SCORES,
+    optional: bool = False,
+    **amount: Any,
+) -> list[Step]:
     """Return the steps that plan (``plan-NAME``) and write a pruned checkpoint (``NAME``).
 
-    ``amount`` is one of count, ratio and params.
+    ``amount`` is one of count, ratio and params; ``plan`` and ``scores`` name other steps.
     """
-    plan = f"plan-{name}"
+    plan = plan or f"plan-{name}"
     return [
         Step(
             plan,
             "plan",
             lambda chain: {
-                "scores": chain.dir(SCORES),
+                "scores": chain.dir(scores),
                 "criterion": criterion,
                 "checkpoint": spec.checkpoint,
                 **amount,
             },
+            optional,
         ),
         Step(
             name,
             "prune",
             lambda chain: {"checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json")},
+            optional,
         ),
     ]
 
 
-def judged(spec: Any, name: str, checkpoint_of: str = "", **more: Any) -> Step:
+def folder_of(chain: Chain, name: str) -> str:
+    """Return the checkpoint that ``dense`` or the name of a step means."""
+    return str(chain.spec.checkpoint if name == "dense" else chain.dir(name))
+
+
+def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step:
     """Return the step ``judge-NAME``: perplexity of the dense model, or of the step ``NAME``."""
 
     def options(chain: Chain) -> dict[str, Any]:
-        folder = chain.dir(checkpoint_of or name) if name != "dense" else spec.checkpoint
-        window = min(128, context(spec))
         return {
-            "checkpoint": folder,
+            "checkpoint": folder_of(chain, name),
             "perplexity": (text_of(spec),),
-            "window": (window,),
+            "window": (min(128, context(spec)),),
             **more,
         }
 
-    return Step(f"judge-{name}", "evaluate", options)
+    return Step(f"judge-{name}", "evaluate", options, optional)
 
 
 def context(spec: Any) -> int:
@@ -71,6 +86,31 @@ def context(spec: Any) -> int:
 def perplexity(chain: Chain, name: str) -> float:
     """Return what the step ``judge-NAME`` measured."""
     return float(chain.rows(f"judge-{name}", "perplexity.csv")[0]["ppl"])
+
+
+def latencies(chain: Chain, step: str) -> dict[str, dict[str, list[float]]]:
+    """Return a benchmark's latencies in seconds at batch size 1: variant -> visit -> runs."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for entry in chain.json(step)["variants"]:
+        found[entry["name"]] = {}
+    for row in chain.rows(step, "runs.csv"):
+        if row["batch_size"] == "1":
+            visits = found[row["variant"]]
+            visits.setdefault(row["visit"], []).append(float(row["latency_s"]))
+    return found
+
+
+def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
+    """Return the two of ``--data A,B``, or None for the default; raises `OptionError` otherwise."""
+    if spec.data in ("", "demo"):
+        return None
+    found = [part.strip() for part in spec.data.split(",") if part.strip()]
+    if len(found) != 2:
+        raise OptionError(
+            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe compares two.",
+            f"Write --data {example}.",
+        )
+    return found[0], found[1]
 
 
 def measured_on(found: dict[str, Any]) -> str:

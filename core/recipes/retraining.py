@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core import checkpoint, data, workspace
+from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.retrain.command import RATES, SMALL
 from core.retrain.recovery import Recovery
@@ -31,25 +32,8 @@ def pruned_steps(spec: Any) -> list[Step]:
         return []
     ratio = spec.ratio or QUARTER
     return [
-        Step("scores", "importance", {"checkpoint": spec.checkpoint, "metrics": ("ppl",)}),
-        Step(
-            "plan",
-            "plan",
-            lambda chain: {
-                "scores": chain.dir("scores"),
-                "criterion": "ppl",
-                "ratio": ratio,
-                "checkpoint": spec.checkpoint,
-            },
-        ),
-        Step(
-            "pruned",
-            "prune",
-            lambda chain: {
-                "checkpoint": spec.checkpoint,
-                "plan": chain.file("plan", "plan.json"),
-            },
-        ),
+        parts.scored(spec, metrics=("ppl",), calibration="demo"),
+        *parts.cut(spec, "pruned", "ppl", plan="plan", ratio=ratio),
     ]
 
 
