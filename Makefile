@@ -23,7 +23,8 @@ check: setup
 	$(BIN)/python -m mypy
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser
+	$(BIN)/python -m pytest tests/browser
 
 proof: setup
 	$(BIN)/python -m bench.proof

@@ -48,6 +48,14 @@ def click_point(visitor, label):
     """Click the marker of the candidate ``label`` on the Pareto chart, the page's second."""
     chart = visitor.page.locator(".js-plotly-plot").nth(1)
     chart.scroll_into_view_if_needed()
+    visitor.page.wait_for_function(
+        """label => {
+            const chart = document.querySelectorAll(".js-plotly-plot")[1];
+            const drawn = chart && chart._fullLayout && chart._fullLayout.xaxis;
+            return drawn && chart.data.some(t => t.customdata && t.customdata[0][1] === label);
+        }""",
+        arg=label,
+    )
     place = chart.evaluate(
         """(chart, label) => {
             const trace = chart.data.find(t => t.customdata && t.customdata[0][1] === label);
