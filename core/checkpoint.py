@@ -120,6 +120,14 @@ def resolve(
     return folder
 
 
+def file_state(
+    folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors")
+) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a checkpoint's files do: name, time and size of each."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in suffixes)
+    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds safetensors."""
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()

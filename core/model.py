@@ -7,6 +7,7 @@ memory and weights that are not finite end in errors of `core.errors` that say w
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 from collections.abc import Iterator
@@ -245,14 +246,29 @@ def out_of_memory_explained(what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        signs = ("out of memory", "can't allocate memory", "not enough memory")
-        if not isinstance(error, MemoryError) and not any(s in text.lower() for s in signs):
+        if not is_out_of_memory(error):
             raise
+        text = str(error)
         raise OutOfMemoryError(
             f"Out of memory while {what}: {(text.splitlines() or ['no detail'])[0][:200]}",
             "Use --dtype bfloat16, fewer samples or shorter rows, or a larger device.",
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is one of the ways in which memory runs out."""
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory that no tensor uses any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 _baseline_mib: dict[str, float] = {}

@@ -210,8 +210,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
         return
     with st.container(border=True):
         st.subheader(found.label)
-        st.markdown(compare_view.verdict(row, choice.Budget(), 0).split(": ", 1)[1]
-                    .rsplit(": ", 1)[0] + ".")  # fmt: skip
+        st.markdown(compare_view.facts_of(row) + ".")
         dense = info_of(scene.study.dense)
         if found.kind in ("dense", "depth") and dense:
             strip = block_strip(dense.blocks, {"A": found.dropped})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import gc
 import json
 import os
 import sys
@@ -78,16 +77,6 @@ def load(request: Request, device: torch.device) -> Any:
     finally:
         torch.set_default_dtype(before)
     return made.to(device, dtype).eval().requires_grad_(False)
-
-
-def _free(device: torch.device) -> None:
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 class Visit:
@@ -161,10 +150,10 @@ class Visit:
 
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
         """Do ``work``; (False, None) where memory ran out."""
-        from core.model import out_of_memory_explained
+        from core import model as loading
 
         try:
-            with out_of_memory_explained("generating"):
+            with loading.out_of_memory_explained("generating"):
                 result = work()
         except OutOfMemoryError:
             result = None
@@ -173,7 +162,7 @@ class Visit:
                 raise
             result = None
         if result is None:
-            _free(self.device)
+            loading.free_memory(self.device)
         return result is not None, result
 
     def cells(self) -> int:
@@ -238,6 +227,8 @@ class Visit:
 
 def work(request: Request, emit: Emit) -> None:
     """Carry out a request, telling ``emit`` of every step; rates are measured last."""
+    from core import model as loading
+
     if request.cells:
         visit = Visit(request, emit)
         largest = visit.cells()
@@ -245,9 +236,8 @@ def work(request: Request, emit: Emit) -> None:
             visit.largest(largest)
         device = visit.device
         del visit
-        _free(device)
+        loading.free_memory(device)
     if request.measure_rates:
-        from core import model as loading
         from core.benchmark import rates
 
         device = loading.resolve_device(request.device)

@@ -18,14 +18,13 @@ import torch
 
 from core.blocks import BlockView
 from core.errors import OutOfMemoryError
+from core.evaluate.estimate import STATE_MIB
 from core.evaluate.suites import Place
 from core.evaluate.zero_shot import TaskResult, ask, harness_model
 from core.importance.branches import make_batch, states_without
 from core.model import out_of_memory_explained
 from core.progress import SILENT, Progress
 
-STATE_BYTES = {"cpu": 2**26, "cuda": 2**31, "mps": 2**29}
-"""Hidden states of all variants held at once; halved while the device is too small."""
 LOGITS = 2**24
 
 Request = tuple[Any, list[int], list[int]]
@@ -102,7 +101,8 @@ def loglikelihoods(
     order = sorted(rows, key=len, reverse=True)
     answers: list[list[Answer]] = [[] for _ in requests]
     width = len(sets) * view.hidden_size * torch.finfo(view.dtype).bits // 8
-    size = max(1, STATE_BYTES.get(view.device.type, 2**26) // (width * len(order[0])))
+    room = int(2**20 * STATE_MIB.get(view.device.type, STATE_MIB["cpu"]))
+    size = max(1, room // (width * len(order[0])))
     done = 0
     while done < len(order):
         piece = order[done : done + size]

@@ -16,8 +16,7 @@ from core.importance.estimate import block_flops, head_flops
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
 STATE_MIB = {"cpu": 64.0, "cuda": 2048.0, "mps": 512.0}
-"""States of all variants when each block is left out (`core.evaluate.block_tasks`)."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Hidden states of all variants when each block is left out, held at once (`block_tasks`)."""
 
 
 def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:

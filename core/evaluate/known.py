@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from core import __version__, workspace
-from core.checkpoint import TOKENIZER_FILES, TensorIndex, content_key
+from core.checkpoint import TOKENIZER_FILES, TensorIndex, content_key, file_state
 from core.workspace import RunRecord, Workspace
 
 FULL_BYTES = 2**30
@@ -42,9 +42,7 @@ def digest(value: Any) -> str:
 
 def checkpoint_content(folder: Path) -> str:
     """Return what identifies a checkpoint's content; remembered until a file changes."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model"))
-    stamp = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return _content(folder, stamp)
+    return _content(folder, file_state(folder, (".json", ".safetensors", ".model")))
 
 
 @functools.lru_cache(maxsize=64)

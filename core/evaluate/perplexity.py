@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core import data
 from core.errors import NotFiniteError, OutOfMemoryError
-from core.model import out_of_memory_explained
+from core.model import free_memory, out_of_memory_explained
 from core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def window_losses(
             if size == 1:
                 raise
             size //= 2
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(device)
             continue
         progress.step(len(losses), len(ids), f"{label}: {len(losses):,} of {len(ids):,} windows")
     if not all(map(math.isfinite, losses)):

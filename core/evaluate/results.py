@@ -47,11 +47,6 @@ class Measure:
         where = ", BOS in each" if self.bos == "window" else ""
         return f"perplexity of {name}, {self.window} tokens{where}"
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether less is better."""
-        return self.kind == "perplexity"
-
 
 @dataclass(frozen=True)
 class Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -141,7 +140,7 @@ class Store:
             OutOfMemoryError: It alone is larger than the budget, or than the device.
         """
         folder = checkpoint.resolve(name)
-        key = (str(folder.resolve()), _state_of(folder))
+        key = (str(folder.resolve()), checkpoint.file_state(folder))
         if key not in self._models:
             for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed
                 del self._models[old]
@@ -198,19 +197,9 @@ def _ids(value: Any) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
-def _state_of(folder: Path) -> tuple[Any, ...]:
-    """Return what changes when a checkpoint's files do."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
-    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-
-
 def free_memory(device: torch.device) -> None:
     """Give memory that no tensor uses any more back to the device and the system."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
+    models.free_memory(device)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
-from core.model import dtype_name, peak_memory_mib, reset_peak_memory
+from core.model import (
+    dtype_name,
+    free_memory,
+    is_out_of_memory,
+    peak_memory_mib,
+    reset_peak_memory,
+)
 from core.retrain import batches, diagnostics, weights
 from core.retrain.command import RetrainSpec
 from core.retrain.diagnostics import Finding
 from core.retrain.judge import COLUMNS
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
-from core.retrain.session import Session, free_memory, is_out_of_memory, trim_metrics
+from core.retrain.session import Session, trim_metrics
 from core.retrain.trainer import (
     COMPLETE,
     MicroBatches,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import time
@@ -20,6 +19,8 @@ from core.errors import (
     OutputError,
 )
 from core.model import (
+    free_memory,
+    is_out_of_memory,
     load_model,
     load_tokenizer,
     resolve_device,
@@ -269,22 +270,6 @@ class Session:
             return True
 
         return diagnostics.largest_that_fits(below, fits)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of the ways in which memory runs out."""
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what is no longer used."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def trim_metrics(path: Path, step: int) -> None:

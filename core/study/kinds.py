@@ -224,9 +224,7 @@ def local_info(folder: Path | None) -> checkpoint.CheckpointInfo | None:
     """Return what a local checkpoint is, remembered until its files change."""
     if folder is None:
         return None
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
-    stamp = tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
-    return _inspected(folder, stamp)
+    return _inspected(folder, checkpoint.file_state(folder))
 
 
 @functools.lru_cache(maxsize=64)

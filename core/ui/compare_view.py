@@ -141,6 +141,16 @@ def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
     """Say which candidate to take and why, or what to do where none fits."""
     if row is None:
         return "Nothing keeps to this budget. Raise one of its limits, or measure more variants."
+    why = f"the lowest perplexity of {fitting} that keep to the budget" if budget.is_set else (
+        "the lowest perplexity of all; set a budget to weigh it against cost"
+    )  # fmt: skip
+    if row.get("ppl") is None:
+        why = "the fastest; no perplexity was measured"
+    return f"**{row['label']}**: {facts_of(row)}: {why}."
+
+
+def facts_of(row: choice.Row) -> str:
+    """Return what a candidate is, costs and keeps, in a row of facts."""
     facts = [f"{row['ratio']:.1%} of the parameters removed" if row["ratio"] else "nothing removed"]
     if row.get("ppl_over_dense"):
         facts.append(f"perplexity {row['ppl']:.4g}, {row['ppl_over_dense']:.3f} x dense")
@@ -148,13 +158,8 @@ def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
         facts.append(f"{row['per_token_ms']:.3g} ms a token")
     if row.get("memory_mib") is not None:
         facts.append(f"{row['memory_mib']:,.4g} MiB")
-    why = f"the lowest perplexity of {fitting} that keep to the budget" if budget.is_set else (
-        "the lowest perplexity of all; set a budget to weigh it against cost"
-    )  # fmt: skip
-    if row.get("ppl") is None:
-        why = "the fastest; no perplexity was measured"
     cost = f" (cost {row['kind_of_cost']})" if row["kind_of_cost"] != "measured" else ""
-    return f"**{row['label']}**: {', '.join(facts)}{cost}: {why}."
+    return ", ".join(facts) + cost
 
 
 def accuracy(runs: Sequence[Benchmark]) -> str:

@@ -6,7 +6,6 @@ reload; the last one chosen is also kept in the workspace for the next visit.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -114,12 +113,7 @@ def inspect(name: str) -> CheckpointInfo:
 def describe(name: str) -> CheckpointInfo:
     """Return what a checkpoint is, cached by the state of its files; raises `CheckpointError`."""
     folder = checkpoint.local_folder(name)
-    return _described(name, _stamp(folder) if folder else "")
-
-
-def _stamp(folder: Path) -> str:
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors"))
-    return str([(f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files])
+    return _described(name, str(checkpoint.file_state(folder)) if folder else "")
 
 
 @st.cache_data(max_entries=32, ttl=3600, show_spinner=False)

@@ -40,11 +40,6 @@ class WidthPlan:
         """Whether the number of parameters is exact or estimated."""
         return "estimated" if self.counts is None else "exact"
 
-    def counts_at(self, ratio: float) -> dict[int, Counts]:
-        """Return what the method keeps at ``ratio``; not for adaptive methods."""
-        count = allocation.COUNTING[self.method.counting]
-        return {b: count(self.units[b], ratio) for b in self.blocks}
-
 
 def make(
     info: CheckpointInfo,
