@@ -29,7 +29,7 @@ pruned = [r for r in runs if r.command == "prune" and r.state == "done"]
 
 st.subheader("Active checkpoint")
 tiles = st.columns(4)
-tiles[0].metric("Checkpoint", name if len(name) < 24 else "…" + name[-22:], border=True)
+tiles[0].metric("Checkpoint", name.rstrip("/").rsplit("/", 1)[-1], border=True, help=name)
 tiles[1].metric("Blocks", info.blocks, border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
 weights = prune_view.size(info.memory_bytes[info.dtype])

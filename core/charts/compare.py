@@ -278,7 +278,10 @@ def _mark_ratio(figure: go.Figure, at: float | None) -> None:
 
 
 def _ratio_axis(figure: go.Figure) -> None:
-    figure.update_xaxes(title="parameters removed", tickformat=".0%", rangemode="tozero")
+    """Label the axis of ratios; where only the dense model stands on it, it ends at a half."""
+    alone = not any(x for trace in figure.data for x in trace.x or ())
+    limits = {"range": [-0.01, 0.5]} if alone else {"rangemode": "tozero"}
+    figure.update_xaxes(title="parameters removed", tickformat=".0%", **limits)
 
 
 # ------------------------------------------------------------------------------------------ quality

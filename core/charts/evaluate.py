@@ -33,8 +33,10 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
     ``chance`` is the accuracy of guessing by task, drawn as a short line where it is known. Rows
-    of a task are a little apart, so that equal values do not hide each other.
+    of a task are a little apart, so that equal values do not hide each other. A checkpoint that
+    was asked none of the tasks takes no room.
     """
+    judged = [one for one in judged if any(m in one.cells for m in tasks)]
     figure = go.Figure()
     names = [m.label for m in tasks]
     spread = min(0.2, 0.7 / max(1, len(judged)))

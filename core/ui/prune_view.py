@@ -190,6 +190,7 @@ def size(count: float) -> str:
     """Return bytes in the unit that reads best, powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+            digits = 0 if unit == "B" or count >= 1000 else 2
+            return f"{count:.{digits}f} {unit}"
         count /= 1024
     return f"{count:.2f} TiB"
