@@ -49,6 +49,9 @@ def main() -> None:
     processor_clock()
     found = rates.measure(DEVICE, torch.float32)
     lines = [
+        f"`python -m bench.analytic {' '.join(asked.checkpoints)} --batch-sizes "
+        f"{asked.batch_sizes}`, the variants made by `python -m core recipe depth-vs-width demo`.",
+        "",
         f"Generations of {asked.output_tokens} tokens after 12, float32, one thread of a CPU, "
         "processor seconds, median of 3.",
         "",
