@@ -252,11 +252,13 @@ def main() -> None:
         rows += measure(arguments, *shape)
         print(rows[-1], flush=True)
     device = models.resolve_device(arguments.device)
+    one = len(shapes) == 1
+    shape = f" --blocks {shapes[0][0]} --hidden {shapes[0][1]}" if one else ""
     threads = f" --threads {arguments.threads}" if arguments.threads else ""
     native = "with" if has_bfloat16() else "without"
     about = (
         f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat} "
-        f"--clock {arguments.clock}{threads}` on {device} ({native} bfloat16 instructions), "
+        f"--clock {arguments.clock}{threads}{shape}` on {device} ({native} bfloat16 instructions), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}: "
         f"{arguments.samples} x {arguments.length} random tokens, random weights, vocabulary "
         f"{arguments.vocab}, medians of {arguments.repeat} turns."
