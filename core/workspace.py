@@ -29,6 +29,8 @@ FINAL_STATES = ("done", "failed", "cancelled")
 LIVE_STATES = ("starting", "queued", "running")
 HEARTBEAT_S = 2.0
 REMOTE_SILENCE_S = 60.0
+STARTING_GRACE_S = 15.0
+"""How long a run that has been announced may take until its process is known."""
 BOOKKEEPING = ".run"
 CHAINS = ("recipe", "demo")
 """Commands whose folders hold other runs: their steps."""
@@ -241,16 +243,21 @@ def _state_of(path: Path, status: dict[str, Any]) -> str:
     if not status.get("pid"):
         owner = read_json(path / BOOKKEEPING / "launch.json") or {}
         if not owner:
-            young = time.time() - float(status.get("created") or 0) < 15
-            return state if young else "lost"
+            created = float(status.get("created") or _modified(path / BOOKKEEPING / "spec.json"))
+            return state if time.time() - created < STARTING_GRACE_S else "lost"
     return state if processes.is_alive(owner.get("pid"), owner.get("pid_started")) else "lost"
 
 
 def _heartbeat_age(path: Path) -> float:
+    return time.time() - _modified(path / BOOKKEEPING / "heartbeat")
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was last written, in Unix seconds; long ago where it is not there."""
     try:
-        return time.time() - (path / BOOKKEEPING / "heartbeat").stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
-        return float("inf")
+        return 0.0
 
 
 def _read_status(book: Path) -> dict[str, Any]:

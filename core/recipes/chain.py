@@ -150,13 +150,21 @@ class Chain:
         if record and record.state == "done" and record.spec == to_dict(spec):
             self.progress.log(f"{step.name}: done before.")
             return
-        if not (record and record.is_live and record.spec == to_dict(spec)):
+        found = record if record and record.is_live and record.spec == to_dict(spec) else None
+        if found:
+            self.progress.log(f"{step.name}: goes on where it was found.")
+            found = self._watch(step, found, place, count)
+        if found is None or found.state == "lost":  # killed with, or before, whoever started it
             record = jobs.launch_in(self.dir(step.name), step.command, spec)
             self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
-        self._watch(step, record, place, count)
+            found = self._watch(step, record, place, count)
+        if found.state == "cancelled":
+            raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to go on.")
+        if found.state != "done":
+            raise RunError(f"Step {step.name} {found.state}: {found.error}", found.hint)
 
-    def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> None:
-        """Follow a step until it ends; a cancelled recipe cancels it."""
+    def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> RunRecord:
+        """Follow a step until it ends and return its last record; a cancelled recipe cancels it."""
         try:
             while record.is_live:
                 done, total, message = record.progress
@@ -169,7 +177,4 @@ class Chain:
         except (Cancelled, KeyboardInterrupt):
             jobs.cancel(record)
             raise
-        if record.state == "cancelled":
-            raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to go on.")
-        if record.state != "done":
-            raise RunError(f"Step {step.name} {record.state}: {record.error}", record.hint)
+        return record

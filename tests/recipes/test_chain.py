@@ -17,7 +17,7 @@ from core.importance.agreement import spearman
 from core.progress import SILENT, Progress
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.workspace import read_run
+from core.workspace import BOOKKEEPING, STARTING_GRACE_S, read_run, write_json
 
 WAIT = {"steps": 2, "pause": 0.01}
 
@@ -90,6 +90,33 @@ def test_cancelling_the_recipe_cancels_its_step(place, tmp_path):
     with pytest.raises(Cancelled):
         made.run([step])
     assert read_run(made.dir("slow")).state == "cancelled"
+
+
+def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
+    """The recipe was killed between announcing its step and starting the step's process."""
+    made = chain(place)
+    step = Step("one", "wait", WAIT)
+    made.run([step])
+    book = made.dir("one") / BOOKKEEPING
+    (book / "launch.json").unlink()
+    created = time.time() - STARTING_GRACE_S + 0.5
+    host = read_run(made.dir("one")).status["host"]
+    write_json(book / "status.json", {"state": "starting", "created": created, "host": host})
+    assert read_run(made.dir("one")).is_live
+    made.run([step])
+    assert read_run(made.dir("one")).state == "done"
+
+
+def test_a_step_lost_under_the_recipe_s_eyes_fails_it(place, tmp_path):
+    made = chain(place)
+
+    def kill_it():
+        record = read_run(made.dir("one"))
+        os.kill(record.status["pid"], signal.SIGKILL)
+
+    threading.Timer(1.5, kill_it).start()
+    with pytest.raises(RunError, match="Step one lost"):
+        made.run([Step("one", "wait", {**WAIT, "go": str(tmp_path / "never")})])
 
 
 def test_a_killed_recipe_goes_on_with_the_step_that_still_runs(place):
