@@ -120,13 +120,32 @@ def _quiet() -> None:
 
 
 def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = SILENT) -> Any:
-    """Return lm-eval's own wrapper around a loaded model, which reports progress as it goes."""
+    """Return lm-eval's own wrapper around a loaded model, which reports progress as it goes.
+
+    A tokenizer with neither BOS nor EOS will do until a task needs one: lm-eval alone would stop
+    at the first text it encodes.
+    """
     from lm_eval.models.huggingface import HFLM
+
+    bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
 
     class Wrapped(HFLM):
         """lm-eval's model with our progress in the place of its bars."""
 
         label, total, done = "", 0, 0
+
+        @property
+        def prefix_token_id(self) -> int:
+            if bare:
+                raise _no_token(self.label, "asks for text without anything before it", "BOS")
+            return super().prefix_token_id
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **more: Any
+        ) -> Any:
+            if bare and add_special_tokens is None:  # no BOS that the text could begin with
+                add_special_tokens = True
+            return super().tok_encode(string, add_special_tokens, **more)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             self.total, self.done = len(requests), 0
@@ -137,6 +156,8 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()
+            if self.tokenizer.eos_token_id is None:
+                raise _no_token(self.label, "has text written until its end", "EOS")
             return super().generate_until(requests, disable_tqdm=True)
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
@@ -145,6 +166,15 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
             return super()._model_call(inps, *args, **kwargs)
 
     return Wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch, backend="causal")
+
+
+def _no_token(task: str, why: str, kind: str) -> DataError:
+    """Return the one sentence for a task that needs a token which the tokenizer lacks."""
+    others = " and no EOS" if kind == "BOS" else ""
+    return DataError(
+        f"Task '{task}' {why}, but this checkpoint's tokenizer has no {kind} token{others}.",
+        f"Name one as {kind.lower()}_token in tokenizer_config.json, or leave this task out.",
+    )
 
 
 def ask(

@@ -236,3 +236,65 @@ def test_known_answers_are_reused_until_a_question_changes(tmp_path, local_tasks
     assert changed[2]["tasks"][0]["reused_from"] is None
     assert len(changed[1]) == len(samples)
     assert changed[1] != samples
+
+
+@pytest.fixture
+def bare(tmp_path, tiny_gqa):
+    """The tiny checkpoint with a tokenizer that has neither BOS nor EOS."""
+    folder = shutil.copytree(tiny_gqa, tmp_path / "bare")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        content = json.loads((folder / name).read_text())
+        for key in ("bos_token", "eos_token", "post_processor"):
+            content.pop(key, None)
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_tokenizer_with_neither_bos_nor_eos_will_do(tmp_path, local_tasks, bare):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (None, None)
+    rows, samples, _ = evaluate(
+        bare, tmp_path / "out", "--tasks", "colours", "--task-dir", local_tasks, "--each-block"
+    )
+    assert [row["metric"] for row in rows] == ["acc", "acc_norm"]
+    model = AutoModelForCausalLM.from_pretrained(bare).eval()
+    for sample in samples:
+        before = tokenizer(sample["question"]).input_ids
+        wanted = []
+        for choice in sample["choices"]:
+            ids = torch.tensor([tokenizer(f"{sample['question']} {choice}").input_ids])
+            with torch.no_grad():
+                likely = model(ids).logits[0].log_softmax(-1)
+            places = range(len(before), ids.shape[1])
+            wanted.append(sum(likely[i - 1, ids[0, i]].item() for i in places))
+        assert sample["loglikelihoods"] == pytest.approx(wanted, abs=1e-3)
+    dense = [r for r in questions.read_blocks(tmp_path / "out") if r[0] == -1]
+    assert [row[3] for row in dense] == [float(row["value"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({'"Q: {{question}}\\nA:"': '""'}, "no BOS token and no EOS. Name one as bos_token in"),
+        (
+            {"multiple_choice": "generate_until", "acc_norm": "exact_match", "acc": "bypass"},
+            "no EOS token. Name one as eos_token in",
+        ),
+    ],
+)
+def test_a_token_that_a_task_needs_is_named(tmp_path, local_tasks, bare, capsys, changes, sentence):
+    path = local_tasks / "colours.yaml"
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    argv = ["evaluate", bare, "--tasks", "colours", "--task-dir", local_tasks]
+    assert main([str(a) for a in (*argv, "--out", tmp_path / "out")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "rror:" in line]
+    assert len(errors) == 1
+    assert "Task 'colours'" in errors[0]
+    assert sentence in errors[0]
