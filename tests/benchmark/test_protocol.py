@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 
@@ -95,13 +96,13 @@ def test_prompt_is_the_papers_repeated_or_cut():
 def test_utilisation_is_sampled_while_it_runs():
     sampler = UtilisationSampler(torch.device("cpu"), every_s=0.05)
     sampler.start()
-    end = time.perf_counter() + 0.4
-    while time.perf_counter() < end:
+    deadline = time.perf_counter() + 30
+    while len(sampler.samples) < 3 and time.perf_counter() < deadline:
         sum(range(1000))
     sampler.stop()
     count = len(sampler.samples)
     assert count >= 3
     assert all(0 <= s <= 100 for s in sampler.samples)
-    assert max(sampler.samples) > 10
+    assert max(sampler.samples) > 50 / os.cpu_count()  # one of them was busy
     time.sleep(0.15)
     assert len(sampler.samples) == count

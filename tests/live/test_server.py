@@ -28,6 +28,15 @@ def generation(folder, **values):
     return {**start, **values}
 
 
+def endless(tmp_path):
+    """A checkpoint, and a question that keeps it writing for minutes."""
+    folder = tiny.write(tmp_path / "long", "gqa", max_position_embeddings=8192)
+    config = json.loads((folder / "generation_config.json").read_text())
+    config["eos_token_id"] = None
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder, generation(folder, max_tokens=8000, batch=4)
+
+
 def test_answers_equal_pruned_checkpoints_each_after_a_different_one(
     live, tiny_dir, tmp_path, text
 ):
@@ -70,11 +79,7 @@ def test_several_clients_each_get_their_own_stream(live, tiny_dir):
 
 
 def test_a_client_that_goes_away_stops_its_generation(live, tmp_path):
-    folder = tiny.write(tmp_path / "long", "gqa", max_position_embeddings=8192)
-    config = json.loads((folder / "generation_config.json").read_text())
-    config["eos_token_id"] = None
-    (folder / "generation_config.json").write_text(json.dumps(config))
-    asked = generation(folder, max_tokens=8000, batch=4)
+    folder, asked = endless(tmp_path)
     stream = client.events(live, "generate", asked)
     while next(stream)["event"] != "token":
         pass
@@ -137,8 +142,8 @@ def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, 
         lock = DeviceLock("cpu", {"run": "importance-1"})
     assert lock.holder()["run"] == str(live.path)
     lock.acquire()  # as a queued run does; it would wait for ever
-    now = client.status(live)
-    assert (now["held"], now["models"]) == (False, [])
+    until(lambda: not client.status(live)["held"])
+    assert client.status(live)["models"] == []
     said, answers = [], []
 
     def later():
@@ -151,7 +156,7 @@ def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, 
     thread.start()
     until(lambda: any("behind importance-1" in e["for"] for e in said))
     assert not answers
-    assert read_run(live.path).state == "queued"
+    until(lambda: read_run(live.path).state == "queued")
     lock.release()
     thread.join(60)
     assert answers[-1]["ppl"] == before
@@ -159,13 +164,13 @@ def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, 
     assert read_run(live.path).state == "running"
 
 
-def test_death_idleness_and_stop(place, tiny_dir, text, monkeypatch):
+def test_death_idleness_and_stop(place, tiny_dir, text, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = tiny_dir("gqa")
     question = {"source": str(text), "window": 24}
     record = client.ensure(place, {"device": "cpu"})
     assert client.ensure(place).path == record.path
-    stream = client.events(record, "generate", generation(folder, max_tokens=200, batch=8))
+    stream = client.events(record, "generate", endless(tmp_path)[1])
     next(stream)
     os.kill(read_run(record.path).status["pid"], signal.SIGKILL)
     with pytest.raises(LiveGone, match="killed, or ran out of memory. Ask again"):
@@ -190,6 +195,8 @@ def test_two_starters_share_one_process(place, monkeypatch):
         time.sleep(0.2)
         launched.append(real("wait", {"pause": 30.0, "steps": 1}, place))
         path = launched[-1].path / ".run" / "spec.json"
+        # The run writes its own spec before it says that it runs.
+        until(lambda: read_run(launched[-1].path).state == "running")
         path.write_text(path.read_text().replace('"command": "wait"', '"command": "live"'))
         return read_run(launched[-1].path)
 

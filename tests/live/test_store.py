@@ -38,9 +38,9 @@ def test_states_make_room_before_models_do(tiny_dir, text):
     store = Store(CPU, "float32", 100)
     held = store.get(one)
     ask = Perplexity(checkpoint=one, source=str(text), window=24)
-    judged, total = held.text(ask, 2**30)
+    judged, windows, total = held.text(ask, 2**30)
     wanted = judged.answer(()).ppl
-    assert judged.windows == total
+    assert judged.windows == windows == total
     assert held.bytes > held.weight_bytes
     needed = Store(CPU, "float32", 100).get(two).weight_bytes
     store.budget_mib = (held.bytes + needed) / 2**20 - 0.01

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import threading
 import time
 
 import pandas as pd
 import pytest
-from test_jobs import wait_for
+from test_jobs import kill, wait_for, wait_until
 
 from core import jobs
 from core.errors import Cancelled, RunError
@@ -17,7 +16,7 @@ from core.importance.agreement import spearman
 from core.progress import SILENT, Progress
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.workspace import BOOKKEEPING, STARTING_GRACE_S, read_run, write_json
+from core.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
 
 WAIT = {"steps": 2, "pause": 0.01}
 
@@ -35,6 +34,17 @@ class Heard(Progress):
     def check_cancel(self):
         if self.stop:
             raise Cancelled("Cancelled on request.", "")
+
+
+@contextlib.contextmanager
+def beside(work):
+    """Do ``work`` in a thread while the body runs."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def chain(place, progress=SILENT, name="importance"):
@@ -86,24 +96,37 @@ def test_cancelling_the_recipe_cancels_its_step(place, tmp_path):
     heard = Heard()
     made = chain(place, heard)
     step = Step("slow", "wait", {**WAIT, "go": str(tmp_path / "never")})
-    threading.Timer(1.5, lambda: setattr(heard, "stop", True)).start()
-    with pytest.raises(Cancelled):
+
+    def stop_it():
+        wait_until(lambda: read_run(made.dir("slow")))
+        heard.stop = True
+
+    with beside(stop_it), pytest.raises(Cancelled):
         made.run([step])
     assert read_run(made.dir("slow")).state == "cancelled"
 
 
 def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
     """The recipe was killed between announcing its step and starting the step's process."""
-    made = chain(place)
+
+    class Announced(Heard):
+        """Lets the announced run grow old once the recipe has been seen to wait for it."""
+
+        def step(self, done, total, message=""):
+            super().step(done, total, message)
+            if message == "one: starts" and (status := read_json(path)) and "pid" not in status:
+                write_json(path, {**status, "created": time.time() - 2 * STARTING_GRACE_S})
+
     step = Step("one", "wait", WAIT)
+    chain(place).run([step])
+    heard = Announced()
+    made = chain(place, heard)
+    path = made.dir("one") / BOOKKEEPING / "status.json"
+    path.with_name("launch.json").unlink()
+    start = {"state": "starting", "host": read_json(path)["host"]}
+    write_json(path, {**start, "created": time.time() + 3600})
     made.run([step])
-    book = made.dir("one") / BOOKKEEPING
-    (book / "launch.json").unlink()
-    created = time.time() - STARTING_GRACE_S + 0.5
-    host = read_run(made.dir("one")).status["host"]
-    write_json(book / "status.json", {"state": "starting", "created": created, "host": host})
-    assert read_run(made.dir("one")).is_live
-    made.run([step])
+    assert "one: starts" in [message for _, _, message in heard.steps]
     assert read_run(made.dir("one")).state == "done"
 
 
@@ -111,27 +134,24 @@ def test_a_step_lost_under_the_recipe_s_eyes_fails_it(place, tmp_path):
     made = chain(place)
 
     def kill_it():
-        record = read_run(made.dir("one"))
-        os.kill(record.status["pid"], signal.SIGKILL)
+        wait_until(lambda: read_run(made.dir("one")))
+        kill(wait_for(read_run(made.dir("one")), "running"))
 
-    threading.Timer(1.5, kill_it).start()
-    with pytest.raises(RunError, match="Step one lost"):
+    with beside(kill_it), pytest.raises(RunError, match="Step one lost"):
         made.run([Step("one", "wait", {**WAIT, "go": str(tmp_path / "never")})])
 
 
-def test_a_killed_recipe_goes_on_with_the_step_that_still_runs(place):
+def test_a_killed_recipe_goes_on_with_the_step_that_still_runs(place, tiny_gqa):
     """The real command in a process of its own; kill -9, then start it again."""
     text = "Tom has a red ball. " * 400
     source = place.root / "text.txt"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("\n".join([text] * 12))
-    record = jobs.launch("recipe", {"name": "importance", "data": str(source)}, place)
-    deadline = time.monotonic() + 30
-    while read_run(record.path / "scores") is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(read_run(record.path).status["pid"], signal.SIGKILL)
-    assert wait_for(record, "lost", seconds=10)
+    options = {"name": "importance", "checkpoint": str(tiny_gqa), "data": str(source)}
+    record = jobs.launch("recipe", options, place)
+    wait_until(lambda: read_run(record.path / "scores"))
+    kill(read_run(record.path))
+    assert wait_for(record, "lost")
     pid = read_run(record.path / "scores").status.get("pid")
     done = wait_for(jobs.restart(read_run(record.path)), "done", "failed", seconds=90)
     assert done.state == "done", done.log_tail()

@@ -172,9 +172,8 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
         spec = RetrainSpec(
             checkpoint=str(tiny_gqa), data=tasks, out="x", template="plain", cutoff=128, **options
         )
-        began = time.monotonic()
         asked = retrain_dry.ask(known, spec, Workspace(tmp_path))
-        assert time.monotonic() - began < 1.0
+        assert (asked.plan, asked.error) == (None, "")  # nothing is waited for
         deadline = time.monotonic() + 60
         while not asked.poll():
             assert time.monotonic() < deadline
