@@ -153,7 +153,7 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
     overlay = published.over_dense(source) if source != "none" else []
     key = f"quality_{st.session_state.get('compare_clicks', 0)}"
     note = f"Measured: {scene.protocol.label if scene.protocol else ''}. Large: checkpoints; "
-    note += "small: plans."
+    note += f"small: plans. {compare_view.allowed(scene.at_ratio(ratio))}"
     if overlay:
         note += f" Stars: published, WikiText-2, windows of 128, {source}."
     figure = charts.quality(

@@ -28,6 +28,8 @@ class Candidate:
     method: str = ""
     retrained: str = ""
     dropped: tuple[int, ...] = ()
+    cut_in: tuple[int, ...] = ()
+    """Blocks that the method might cut; empty where that is not known."""
     parameters: int | None = None
     ratio: float | None = None
     ppl: float | None = None
@@ -77,6 +79,7 @@ def _of_variant(
         method=variant.method,
         retrained=variant.retrained,
         dropped=variant.dropped,
+        cut_in=variant.cut_in,
         parameters=variant.parameters,
         ratio=variant.ratio,
         ppl=judged.ppl if judged else None,
@@ -97,6 +100,7 @@ def _of_plan(plan: Quality, dense: str) -> Candidate:
         kind="depth",
         method=plan.criterion,
         dropped=plan.drop,
+        cut_in=plan.cut_in,
         parameters=plan.parameters,
         ratio=plan.ratio,
         ppl=plan.ppl,

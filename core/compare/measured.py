@@ -13,6 +13,7 @@ from core.benchmark import analytic
 from core.benchmark.analytic import Rates, Shapes
 from core.compare.candidates import Candidate
 from core.study import Benchmark
+from core.words import block_ranges
 
 Row = dict[str, Any]
 Cell = tuple[int, int, int]
@@ -132,6 +133,7 @@ def table(
                 "retrained": candidate.retrained,
                 "parent": candidate.parent,
                 "dropped": candidate.dropped,
+                "cut_in": block_ranges(candidate.cut_in),
                 "parameters": candidate.parameters,
                 "ratio": candidate.ratio,
                 "ppl": candidate.ppl,

@@ -25,6 +25,11 @@ class RecipeSpec(DeviceOptions):
     )
     data: str = option("", help="Text to train and judge on, where the recipe does: a SOURCE.")
     steps: int | None = option(None, help="Training steps, where the recipe trains.", low=1)
+    same_layers: bool = option(
+        False,
+        help="Of depth-vs-width: width methods cut only in the blocks that depth may drop. "
+        "Otherwise each cuts where its paper does (FLAP and Wanda-sp in all).",
+    )
     seed: int | None = option(None, help="Seed of every step; none keeps each command's own.")
 
 

@@ -1,7 +1,9 @@
 """Recipe ``depth-vs-width``: depth and width pruning at one parameter count, on this machine.
 
 Depth by perplexity and by Taylor+; LLM-Pruner, FLAP and Wanda-sp with as many parameters as the
-depth variant has, as near as can be. All are judged by the same text and measured side by side.
+depth variant has, as near as can be. Each cuts where its paper does: LLM-Pruner leaves the blocks
+alone that depth protects, FLAP and Wanda-sp none; with ``--same-layers`` all leave the same ones.
+All are judged by the same text and measured side by side.
 The Compare page shows the result.
 """
 
@@ -10,10 +12,12 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from core import words, workspace
 from core.compare.speed import Speed, speed_up
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.study.kinds import criterion_label, width_label
+from core.study.lineage import allowed_blocks
 
 RATIO = 0.33
 """Of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
@@ -72,9 +76,16 @@ def _narrowed(spec: Any, prefix: str, method: str, text: str) -> Step:
         values["samples"] = SAMPLES
 
     def options(chain: Chain) -> dict[str, Any]:
-        return {**values, "match": chain.dir(f"{prefix}depth-ppl")}
+        layers = {"layers": _layers(chain, f"{prefix}plan-ppl")} if spec.same_layers else {}
+        return {**values, **layers, "match": chain.dir(f"{prefix}depth-ppl")}
 
     return Step(f"{prefix}width-{method}", "width", options, optional=True)
+
+
+def _layers(chain: Chain, plan: str) -> str:
+    """Return the blocks that a depth plan might drop, as --layers takes them."""
+    made = chain.json(plan, f"{plan}.json")
+    return f"{made['protect_first']}:{made['blocks'] - made['protect_last']}"
 
 
 def _judged(spec: Any, name: str) -> Step:
@@ -109,11 +120,16 @@ def figures(chain: Chain) -> dict[str, dict[str, Any]]:
         found[name] = {
             "parameters": entry["parameters"],
             "ratio": 1 - entry["parameters"] / total,
+            "cut_in": allowed_blocks(_pruning(chain, name)),
             "ppl": parts.perplexity(chain, name),
             "latencies_s": times[entry["name"]],
             "peak_memory_mib": (float(at_one["peak_memory_mib"]) if times[entry["name"]] else None),
         }
     return found
+
+
+def _pruning(chain: Chain, name: str) -> dict[str, Any]:
+    return {} if name == "dense" else workspace.read_json(chain.dir(name) / "pruning.json") or {}
 
 
 def verdict(chain: Chain) -> Verdict:
@@ -143,9 +159,21 @@ def verdict(chain: Chain) -> Verdict:
         f"{speeds[fast]} ({label(fast)}), the fastest width baseline at {speeds[rival]} "
         f"({label(rival)}): {judged(speeds[fast], speeds[rival])} Perplexity rises to "
         f"{worse[good]:.3f} x dense by depth ({label(good)}), {worse[better]:.3f} x by width "
-        f"({label(better)})."
+        f"({label(better)}).{where(found)}"
     )
     return Verdict(text, findings(found, speeds, worse), plain(found, speeds, worse))
+
+
+def where(found: dict[str, dict[str, Any]]) -> str:
+    """Say in which blocks each method might cut, and how to give them the same where they differ.
+
+    Leaving the first and last blocks alone can matter more for quality than the method.
+    """
+    allowed = {label(name): f["cut_in"] for name, f in found.items() if name != "dense"}
+    said = words.by_blocks(allowed)
+    differ = len({blocks for blocks in allowed.values() if blocks}) > 1
+    more = " by default, as their papers do; --same-layers gives all the same" if differ else ""
+    return f" Allowed to cut{more}: {said}." if said else ""
 
 
 def judged(depth: Speed, width: Speed) -> str:
@@ -171,10 +199,15 @@ def findings(
     dense = found["dense"]
     return tuple(
         f"{label(name)}: {found[name]['parameters']:,} parameters (-{found[name]['ratio']:.1%}), "
-        f"perplexity {found[name]['ppl']:.4g} ({worse[name]:.3f} x dense), {speed}, "
-        f"peak memory {memory(found[name], dense)}."
+        f"{cut_in(found[name])}perplexity {found[name]['ppl']:.4g} ({worse[name]:.3f} x dense), "
+        f"{speed}, peak memory {memory(found[name], dense)}."
         for name, speed in speeds.items()
     )
+
+
+def cut_in(own: dict[str, Any]) -> str:
+    """Return the blocks that a method might cut, with a comma; nothing where they are unknown."""
+    return f"cut in blocks {words.block_ranges(own['cut_in'])}, " if own["cut_in"] else ""
 
 
 def memory(own: dict[str, Any], dense: dict[str, Any]) -> str:
@@ -192,6 +225,7 @@ def plain(
     return {
         name: {
             **{k: f[k] for k in kept},
+            "cut_in": list(f["cut_in"]),
             "ppl_over_dense": worse[name],
             "speedup": speeds[name].factor if name in speeds else 1.0,
             "noise": speeds[name].noise if name in speeds else None,

@@ -53,6 +53,8 @@ class Variant:
     """lora, continued, full, or nothing."""
     dropped: tuple[int, ...] = ()
     """Blocks of the dense model that are gone, in removal order."""
+    cut_in: tuple[int, ...] = ()
+    """Blocks of the dense model that the method might cut; empty where that is not known."""
     parameters: int | None = None
     ratio: float | None = None
     """Share of the dense checkpoint's parameters that is gone."""
@@ -105,6 +107,8 @@ class Quality:
     criterion: str = ""
     protected: bool = False
     drop: tuple[int, ...] = ()
+    cut_in: tuple[int, ...] = ()
+    """Blocks that the plan's criterion might drop: those that were not protected."""
     parameters: int | None = None
     ratio: float | None = None
     tokens: int | None = None

@@ -56,7 +56,8 @@ def _made(
     )  # fmt: skip
     share = f" {ratio:.0%}" if ratio else ""
     if record.command == "retrain":
-        kept = {name: getattr(parent, name) for name in ("method", "method_label", "dropped")}
+        names = ("method", "method_label", "dropped", "cut_in")
+        kept = {name: getattr(parent, name) for name in names}
         method = str(record.spec.get("method") or "")
         label = f"{parent.label} + {RETRAINED.get(method, method)}"
         made = replace(base, retrained=method, **kept)
@@ -65,6 +66,7 @@ def _made(
         named = width_label(method)
         label = f"{named}{share}"
         made = replace(base, kind="width", method=method, method_label=named)
+        made = replace(made, cut_in=allowed_blocks(pruning))
     else:
         method = str(pruning.get("criterion") or "")
         protected = _protected(pruning)
@@ -72,6 +74,7 @@ def _made(
         named = criterion_label(method, protected) if method else "by hand"
         label = (named if method else f"without {', '.join(map(str, gone))}") + share
         made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
+        made = replace(made, cut_in=allowed_blocks(pruning))
     return made if record.name != record.id else replace(made, label=label)
 
 
@@ -83,6 +86,24 @@ def _protected(pruning: dict[str, Any]) -> bool:
     blocks = int(pruning.get("blocks_before") or 0)
     first, last = default_protection(blocks)
     return all(first <= b < blocks - last for b in pruning.get("dropped") or [0])
+
+
+def allowed_blocks(pruning: dict[str, Any]) -> tuple[int, ...]:
+    """Return the blocks that a pruning.json's method might cut, by their dense numbers.
+
+    Those of --layers for width, all but the plan's protected ones for depth; empty where blocks
+    were named by hand.
+    """
+    plan = pruning.get("plan") or {}
+    if "layers" in pruning:
+        own = list(pruning["layers"] or [])
+    elif plan.get("blocks"):
+        own = [b for b in range(plan["blocks"]) if b not in (plan.get("protected") or [])]
+    else:
+        return ()
+    dropped = pruning.get("dropped_original") or pruning.get("dropped") or []
+    source = sorted({*(pruning.get("original_blocks") or []), *dropped})
+    return tuple(source[b] if b < len(source) else b for b in own)
 
 
 def _gone(pruning: dict[str, Any], blocks: int | None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from core import workspace
 from core.prune.outlook import curve_points
-from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, meanings
+from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
 from core.workspace import BOOKKEEPING, RunRecord
 
 
@@ -158,7 +158,9 @@ def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list
     """Return a curve run's plans; their zeroth point is the dense checkpoint."""
     common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
     sizes = {(r.get("criterion"), r.get("count")): r for r in read_rows(record.path / "curve.csv")}
-    protected = bool(summary.get("protected"))
+    protected = summary.get("protected") or []
+    info = info_of(variant)
+    cut_in = tuple(b for b in range(info.blocks if info else 0) if b not in protected)
     found = []
     for point in curve_points(record.path):
         row = sizes[point.criterion, point.count]
@@ -168,8 +170,9 @@ def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list
             Quality(
                 ppl=point.ppl,
                 criterion=point.criterion,
-                protected=protected,
+                protected=bool(protected),
                 drop=point.drop,
+                cut_in=cut_in,
                 parameters=row["params"],
                 ratio=row["ratio"],
                 **common,

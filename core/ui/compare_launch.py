@@ -82,12 +82,19 @@ def recipe_form(name: str) -> None:
     """Draw the recipe that makes depth and width variants of one size and measures them all."""
     recipe = recipes.get(RECIPE)
     st.caption(recipe.about)
-    columns = st.columns(2)
+    columns = st.columns(3, vertical_alignment="bottom")
     ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
     text = columns[1].text_input(
         "Text", "demo", key="recipe_text", help="Calibrates and judges: demo, a file, or hub:NAME."
     )
+    same = columns[2].toggle(
+        "The same blocks for all",
+        key="recipe_same",
+        help="Width methods cut only in the blocks that depth may drop. Otherwise each cuts where "
+        "its paper does: FLAP and Wanda-sp in all, LLM-Pruner not in the first and last.",
+    )
     values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, "ratio": ratio, "data": text}
+    values["same_layers"] = same
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:

@@ -17,6 +17,7 @@ from core.compare import choice, measured
 from core.compare.candidates import Candidate, candidates, nearest, shapes_of
 from core.compare.measured import Cell, Row
 from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
+from core.words import by_blocks
 
 DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
 """What is estimated where nothing was measured."""
@@ -152,6 +153,8 @@ def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
 def facts_of(row: choice.Row) -> str:
     """Return what a candidate is, costs and keeps, in a row of facts."""
     facts = [f"{row['ratio']:.1%} of the parameters removed" if row["ratio"] else "nothing removed"]
+    if row.get("cut_in"):
+        facts.append(f"cut in blocks {row['cut_in']}")
     if row.get("ppl_over_dense"):
         facts.append(f"perplexity {row['ppl']:.4g}, {row['ppl_over_dense']:.3f} x dense")
     if row.get("per_token_ms") is not None:
@@ -160,6 +163,13 @@ def facts_of(row: choice.Row) -> str:
         facts.append(f"{row['memory_mib']:,.4g} MiB")
     cost = f" (cost {row['kind_of_cost']})" if row["kind_of_cost"] != "measured" else ""
     return ", ".join(facts) + cost
+
+
+def allowed(found: Sequence[Candidate]) -> str:
+    """Say in which blocks each method might cut: it can matter more than the method does."""
+    known = {c.series: c.cut_in for c in found if not c.retrained}
+    said = by_blocks(known)
+    return f"Allowed to cut: {said}." if said else ""
 
 
 def accuracy(runs: Sequence[Benchmark]) -> str:

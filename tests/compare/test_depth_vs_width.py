@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,12 @@ SPEED = {
     "width-flap": 1.02, "width-wanda-sp": 1.1,
 }  # fmt: skip
 """Seconds at batch 1."""
+DEPTH = {"plan": {"blocks": 8, "protected": [0, 7]}}
+CUT_IN = {
+    "ppl": DEPTH, "taylor": DEPTH, "pruner": {"layers": [1, 2, 3, 4, 5, 6]},
+    "flap": {"layers": list(range(8))}, "sp": {"layers": list(range(8))},
+}  # fmt: skip
+"""By the last part of a name: what pruning.json says of the blocks that might be cut."""
 
 
 def chain_of(folder, jitter: float = 0.01, missing: str = "") -> Chain:
@@ -37,6 +44,8 @@ def chain_of(folder, jitter: float = 0.01, missing: str = "") -> Chain:
         judged = ("demo", 128, "once", 9, 2.0 + 0.1 * place)
         columns = ("source", "window", "bos", "tokens", "ppl")
         workspace.write_csv(folder / f"judge-{name}" / "perplexity.csv", columns, [judged])
+        if name != "dense":
+            workspace.write_json(folder / name / "pruning.json", CUT_IN[name.split("-")[-1]])
     where = folder / "benchmark"
     workspace.write_csv(where / "runs.csv", ("variant", "batch_size", "visit", "latency_s"), runs)
     columns = ("variant", "batch_size", "peak_memory_mib")
@@ -60,6 +69,38 @@ def test_the_verdict_is_the_figures_of_the_files(tmp_path):
     assert "depth is 44% faster than width, beyond the noise" in found.sentence
     assert "1.050 x dense by depth (PPL+), 1.150 x by width (LLM-Pruner)" in found.sentence
     assert len(found.findings) == 5
+
+
+def test_the_verdict_says_where_each_method_might_cut(tmp_path):
+    found = recipe.verdict(chain_of(tmp_path))
+    assert found.sentence.endswith(
+        "Allowed to cut by default, as their papers do; --same-layers gives all the same: "
+        "PPL+, Taylor+, LLM-Pruner in blocks 1 to 6; FLAP, Wanda-sp in 0 to 7."
+    )
+    said = ["1 to 6"] * 3 + ["0 to 7"] * 2
+    assert all(
+        f"cut in blocks {blocks}, " in line
+        for line, blocks in zip(found.findings, said, strict=True)
+    )
+    assert found.figures["width-flap"]["cut_in"] == list(range(8))
+    assert found.figures["dense"]["cut_in"] == []
+
+
+def test_with_same_layers_all_widths_get_the_blocks_that_depth_may_drop(tmp_path):
+    made = chain_of(tmp_path)
+    for prefix in ("", recipe.LIGHT):
+        plan = {"blocks": 14, "protect_first": 4, "protect_last": 2}
+        workspace.write_json(tmp_path / f"{prefix}plan-ppl" / f"{prefix}plan-ppl.json", plan)
+    own = [s.values(made) for s in recipe.steps(made.spec) if s.command == "width"]
+    assert not any("layers" in values for values in own)
+    spec = replace(made.spec, same_layers=True)
+    same = [s.values(made)["layers"] for s in recipe.steps(spec) if s.command == "width"]
+    assert same == ["4:12"] * 6
+    for name in ("width-flap", "width-wanda-sp"):
+        workspace.write_json(tmp_path / name / "pruning.json", {"layers": [1, 2, 3, 4, 5, 6]})
+    assert recipe.verdict(made).sentence.endswith(
+        "Allowed to cut: PPL+, Taylor+, LLM-Pruner, FLAP, Wanda-sp in blocks 1 to 6."
+    )
 
 
 def test_what_is_below_the_noise_is_called_so(tmp_path):

@@ -21,12 +21,13 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
     root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
     total = checkpoint.inspect(dense).parameters
-    plan = {"protect_first": 1, "protect_last": 1}
+    plan = {"protect_first": 1, "protect_last": 1, "blocks": 6, "protected": [0, 5]}
     made.pruned(root, "first", dense, [4, 2], 1, total, criterion="taylor", plan=plan)
     made.pruned(root, "again", "first", [0], 2, total, lineage=[{"dropped": [4, 2]}],
                 original_blocks=[1, 3, 5])  # fmt: skip
     wide = made.checkpoint(made.run(root, "wide", "width", 3, checkpoint=dense, method="flap"))
-    workspace.write_json(wide / "pruning.json", {"method": "flap", "parameters_after": total // 2})
+    workspace.write_json(wide / "pruning.json", {"method": "flap", "parameters_after": total // 2,
+                                               "layers": [0, 1, 2, 3, 4, 5]})  # fmt: skip
     tuned = made.run(root, "tuned", "retrain", 4, checkpoint=root / "first", method="lora",
                      data="demo")  # fmt: skip
     held = {"source": "demo", "rows": 20, "tokens": 300}
@@ -63,6 +64,25 @@ def test_variants_are_named_by_how_they_were_made(here, tmp_path):
     assert [v.series for v in found.variants[2:]] == ["by hand", "FLAP", "Taylor+ + LoRA"]
     assert found.find("tuned").folder is None  # an adapter only
     assert found.find("first").ratio == pytest.approx(2 * 7744 / total)
+
+
+def test_blocks_that_a_method_might_cut_go_by_their_dense_numbers(here, tmp_path):
+    dense = tmp_path / "dense"
+    again = {"dropped": [1], "dropped_original": [2], "original_blocks": [0, 3, 5]}
+    plan = {"blocks": 4, "protected": [0, 3]}
+    made.pruned(here.root, "second", "first", [1], 7, 99999, plan=plan, criterion="ppl",
+                lineage=[{"dropped": [4, 1]}], **again)  # fmt: skip
+    narrow = made.checkpoint(made.run(here.root, "narrow", "width", 8, checkpoint=dense))
+    kept = {"method": "wanda-sp", "layers": [1, 2], "original_blocks": [0, 2, 3, 5]}
+    workspace.write_json(narrow / "pruning.json", kept)
+    found = {v.id: v.cut_in for v in studies.study(here, str(dense)).variants}
+    assert found == {
+        str(dense): (), "first": (1, 2, 3, 4), "again": (), "wide": (0, 1, 2, 3, 4, 5),
+        "tuned": (1, 2, 3, 4), "second": (2, 3), "narrow": (2, 3),
+    }  # fmt: skip
+    (plan,) = studies.study(here, str(dense)).plans(Protocol("demo", 128, "rows",
+                                                             "10 rows (seed 1)"))  # fmt: skip
+    assert plan.cut_in == (1, 2, 3, 4, 5)
 
 
 def test_perplexities_go_by_their_protocol(here, tmp_path):

@@ -55,9 +55,9 @@ def prepared(tmp_path, monkeypatch):
     root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
     total = checkpoint.inspect(dense).parameters
     made.pruned(root, "depth", dense, [2, 3], 1, total, criterion="ppl",
-                plan={"protect_first": 1})  # fmt: skip
+                plan={"protect_first": 1, "blocks": 6, "protected": [0]})  # fmt: skip
     wide = made.checkpoint(made.run(root, "width", "width", 2, checkpoint=dense, method="flap"))
-    left = {"method": "flap", "parameters_after": total - 2 * 7744}
+    left = {"method": "flap", "parameters_after": total - 2 * 7744, "layers": [0, 1, 2, 3, 4, 5]}
     workspace.write_json(wide / "pruning.json", left)
     paths = {"dense": str(dense), "depth": str(root / "depth"), "width": str(wide)}
     for place, (name, path) in enumerate(paths.items()):
@@ -141,13 +141,29 @@ def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
     assert numbers(front["x"]) == [3000.0, 3100.0, 4000.0]
 
 
+def test_the_page_says_in_which_blocks_each_method_might_cut(prepared):
+    page = open_page(prepared / "dense")
+    assert "Allowed to cut: PPL+ in blocks 1 to 5; FLAP in 0 to 5." in said(page)
+    table = next(t.value for t in page.dataframe if "cut_in" in t.value)
+    assert list(table["cut_in"]) == ["", "1 to 5", "0 to 5"]
+
+
+def test_the_recipe_can_give_all_methods_the_same_blocks(prepared):
+    page = open_page(prepared / "dense")
+    widget(page.toggle, "The same blocks for all").set_value(True).run()
+    assert any("--same-layers" in c.value for c in page.code)
+
+
 def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     page = open_page(prepared / "dense")
     assert "**dense**: nothing removed" in said(page)
     widget(page.number_input, "At most, ms").set_value(9.6).run()
     assert "**FLAP 21%**" in said(page)
     widget(page.number_input, "At most, ms").set_value(7.0).run()
-    assert "**PPL+ 21%**: 21.2% of the parameters removed, perplexity 2.3, 1.150" in said(page)
+    facts = (
+        "**PPL+ 21%**: 21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
+    )
+    assert f"**PPL+ 21%**: {facts}" in said(page)
     widget(page.number_input, "Perplexity at most").set_value(1.05).run()
     assert "Nothing keeps to this budget" in said(page)
     again = open_page(prepared / "dense", ms="7.0")

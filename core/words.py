@@ -1,0 +1,45 @@
+"""How sizes and block numbers are written for people, the same everywhere; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+def memory(mib: float | None) -> str:
+    """Return MiB as people read it, in B, KiB, MiB or GiB: 512 B, 2.5 MiB, 1,000 MiB, 12.6 GiB.
+
+    One decimal below 100 of a unit and from 1 GiB up; ``-`` where it is not known.
+    """
+    if mib is None:
+        return "-"
+    value, unit = mib * 2**20, "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, larger
+    decimals = 0 if unit == "B" or (unit != "GiB" and abs(value) >= 100) else 1
+    return f"{value:,.{decimals}f} {unit}"
+
+
+def block_ranges(blocks: Iterable[int]) -> str:
+    """Return block numbers as ranges: 0 to 3, 6, 8 to 9 (0-3 would be a date to a spreadsheet)."""
+    runs: list[list[int]] = []
+    for block in sorted(set(blocks)):
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
+
+
+def by_blocks(allowed: Mapping[str, tuple[int, ...]]) -> str:
+    """Return which names share blocks: ``PPL+, LLM-Pruner in blocks 4 to 29; FLAP in 0 to 31``.
+
+    Names without blocks are left out; empty where none has any.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, blocks in allowed.items():
+        if blocks:
+            groups.setdefault(block_ranges(blocks), []).append(name)
+    said = [f"{', '.join(names)} in {blocks}" for blocks, names in groups.items()]
+    return "; ".join(said).replace(" in ", " in blocks ", 1)
