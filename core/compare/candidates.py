@@ -13,6 +13,9 @@ from core.benchmark.analytic import Shapes, without
 from core.checkpoint import CheckpointInfo
 from core.study import Protocol, Quality, Study, Variant, criterion_label, info_of
 
+NEAR = 0.05
+"""Difference of ratios, at most, for a series of plans alone to stand beside checkpoints."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -127,9 +130,13 @@ def series_points(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def nearest(found: Sequence[Candidate], ratio: float) -> list[Candidate]:
     """Return dense and others, and of every series the candidate nearest to ``ratio``.
 
-    At equal distance a checkpoint goes before a plan, then the smaller cut.
+    At equal distance a checkpoint goes before a plan, then the smaller cut. A series that has
+    nothing but plans further off than `NEAR` (one block of an importance run) is left out.
     """
     chosen = [c for c in found if c.kind in ("dense", "other")]
     for line in series_points(found).values():
-        chosen.append(min(line, key=lambda c: (round(abs((c.ratio or 0) - ratio), 4), c.is_plan)))
+        best = min(line, key=lambda c: (round(abs((c.ratio or 0) - ratio), 4), c.is_plan))
+        near = abs((best.ratio or 0) - ratio) <= NEAR
+        if near or not all(c.is_plan for c in line):
+            chosen.append(best)
     return chosen

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from core import workspace
+from core.checkpoint import file_state
+from core.errors import DepthcutError
 from core.prune.outlook import curve_points
+from core.prune.plan import choose
+from core.prune.scores import BlockScores, load
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
 from core.workspace import BOOKKEEPING, RunRecord
 
@@ -81,15 +86,26 @@ def benchmarks(
 def perplexities_and_tasks(
     records: Iterable[RunRecord], finder: Finder, dense: Variant
 ) -> tuple[list[Quality], list[Task]]:
-    """Return perplexities and task scores of the study's variants and plans."""
+    """Return perplexities and task scores of the study's variants and plans.
+
+    Runs whose summary says that they measured other weights than the variant's folder holds now
+    are left out: the checkpoint was replaced since.
+    """
     quality: list[Quality] = []
     tasks: list[Task] = []
     readers = {"importance": _scored, "curve": _curve}
+    keys: dict[str, str] = {}
     for record in records:
         variant = finder(str(record.spec.get("checkpoint") or ""), _cwd(record))
         if variant is None:
             continue
         summary = workspace.read_json(record.path / "summary.json") or {}
+        if variant.id not in keys:
+            info = info_of(variant)
+            keys[variant.id] = info.key if info else ""
+        measured, now = summary.get("checkpoint_key"), keys[variant.id]
+        if measured and now and measured != now:
+            continue
         if record.command == "evaluate":
             quality += _evaluated(record, summary, variant)
             tasks += _tasks(record, variant)
@@ -144,14 +160,59 @@ def _rows_protocol(summary: dict[str, Any]) -> Protocol:
 
 
 def _scored(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
-    """Return the dense perplexity of an importance run."""
+    """Return the dense perplexity of an importance run, and those of its criteria's first blocks.
+
+    The sweep measured the model without each block: the one-block plan of every criterion that
+    the run scored is among them.
+    """
     if not summary.get("dense_ppl"):
         return []
     common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
-    return [
-        Quality(ppl=summary["dense_ppl"], variant=variant.id, ratio=0.0,
-                parameters=variant.parameters, **common)
-    ]  # fmt: skip
+    dense = Quality(
+        ppl=summary["dense_ppl"], variant=variant.id, ratio=0.0,
+        parameters=variant.parameters, **common,
+    )  # fmt: skip
+    return [dense, *_first_blocks(record.path, variant, common)]
+
+
+def _first_blocks(folder: Path, variant: Variant, common: dict[str, Any]) -> list[Quality]:
+    """Return the one-block plan of each criterion of an importance run, with default protection.
+
+    ``common`` is what all perplexities of the run share: protocol, run, device. Empty where the
+    run has no perplexities without single blocks, or its checkpoint is gone.
+    """
+    info = info_of(variant)
+    try:
+        scores = _scores(folder, file_state(folder, (".csv",))) if info else None
+    except (DepthcutError, OSError):
+        return []
+    if not info or not scores or scores.blocks != info.blocks or "ppl" not in scores.columns:
+        return []
+    found = []
+    for criterion in scores.available:
+        try:
+            plan = choose(scores, criterion, count=1, info=info)
+        except DepthcutError:
+            continue
+        if (ppl := scores.columns["ppl"][plan.drop[0]]) is not None:
+            found.append(
+                Quality(
+                    ppl=ppl,
+                    criterion=plan.criterion,
+                    protected=bool(plan.protected),
+                    drop=plan.drop,
+                    cut_in=tuple(b for b in range(plan.blocks) if b not in plan.protected),
+                    parameters=plan.params,
+                    ratio=plan.ratio,
+                    **common,
+                )
+            )
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _scores(folder: Path, _: object) -> BlockScores:
+    return load(folder)
 
 
 def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:

@@ -14,7 +14,7 @@ from core.compare import measured, published
 from core.compare.candidates import Candidate, nearest
 from core.compare.speed import speed_up
 from core.prune import depth
-from core.study import study
+from core.study import Variant, study
 from core.workspace import Workspace
 
 
@@ -69,9 +69,14 @@ def cut(key, series, ratio, variant=None):
 
 def test_the_ratio_picks_one_of_every_series():
     dense = Candidate("dense", "dense", "dense", "dense", ratio=0.0)
-    found = [dense, cut("a1", "A", 0.1), cut("a2", "A", 0.3), cut("b1", "B", 0.22)]
+    made = Variant("id", "label", "depth")
+    pairs = (("a1", 0.1), ("a2", 0.3), ("b1", 0.22))
+    found = [dense, *(cut(key, key[0].upper(), ratio, made) for key, ratio in pairs)]
     assert [c.key for c in nearest(found, 0.12)] == ["dense", "a1", "b1"]
     assert [c.key for c in nearest(found, 0.25)] == ["dense", "a2", "b1"]
+    planned = [*found, cut("p1", "P", 0.04), cut("p2", "P", 0.08)]
+    assert [c.key for c in nearest(planned, 0.12)] == ["dense", "a1", "b1", "p2"]
+    assert [c.key for c in nearest(planned, 0.25)] == ["dense", "a2", "b1"]
 
 
 def test_noise_covers_what_two_equal_models_differ_by():

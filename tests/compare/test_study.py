@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import study_helpers as made
 
 from core import checkpoint, workspace
 from core import study as studies
+from core.compare.candidates import candidates
 from core.study import Protocol
 from core.workspace import Workspace
 
@@ -102,6 +104,54 @@ def test_perplexities_go_by_their_protocol(here, tmp_path):
     assert [(t.variant, t.task, t.value, t.samples) for t in found.tasks] == [
         ("wide", "piqa", 0.5, 40)
     ]
+
+
+def importance(root, name, dense, started, ppl, **more):
+    """Write an importance run of ppl and taylor; Taylor's order is that of the block numbers."""
+    folder = made.run(root, name, "importance", started, checkpoint=dense)
+    rows = [(block, value, float(block)) for block, value in enumerate(ppl)]
+    workspace.write_csv(folder / "blocks.csv", ("block", "ppl", "taylor"), rows)
+    text = {"calibration": "own.txt", "samples": 4, "length": 32, "seed": 7}
+    workspace.write_json(folder / "summary.json", {"dense_ppl": 2.0, **text, **more})
+    return folder
+
+
+def test_perplexities_without_one_block_are_measured_plans(here, tmp_path):
+    dense = tmp_path / "dense"
+    folder = importance(here.root, "scored", dense, 7, [1.9, 9.0, 8.0, 2.5, 7.0, 1.8])
+    info = checkpoint.inspect(dense)
+    rows = Protocol("own.txt", 32, "rows", "4 rows (seed 7)")
+    found = studies.study(here, str(dense))
+    plans = {q.criterion: q for q in found.plans(rows)}
+    with (folder / "blocks.csv").open() as handle:
+        measured = {int(r["block"]): float(r["ppl"]) for r in csv.DictReader(handle)}
+    free = [1, 2, 3, 4]  # of six blocks the first and the last are protected
+    cheapest = min(free, key=measured.__getitem__)
+    assert {name: (q.drop, q.ppl) for name, q in plans.items()} == {
+        "ppl": ((cheapest,), measured[cheapest]), "taylor": ((1,), measured[1]),
+    }  # fmt: skip
+    for plan in plans.values():
+        left = info.parameters - info.block_parameters[plan.drop[0]]
+        assert (plan.parameters, plan.ratio) == (left, pytest.approx(1 - left / info.parameters))
+        assert (plan.cut_in, plan.protected, plan.run) == ((1, 2, 3, 4), True, "scored")
+    shown = {c.key: c for c in candidates(found, rows)}
+    assert shown["plan:ppl:3"].series == "PPL+"
+    assert shown["plan:taylor:1"].ppl == 9.0
+    assert shown[str(dense)].ppl == 2.0
+    other = [c.key for c in candidates(found, Protocol("demo", 128, "rows", "10 rows (seed 1)"))]
+    assert "plan:taylor:1" not in other
+    workspace.write_csv(folder / "blocks.csv", ("block", "taylor"), [(b, 1.0) for b in range(6)])
+    assert studies.study(here, str(dense)).plans(rows) == ()
+
+
+def test_scores_of_a_checkpoint_that_was_replaced_are_left_out(tiny_dir, tmp_path):
+    here, dense = Workspace(tmp_path / "ws"), tiny_dir("mha")
+    key = checkpoint.inspect(dense).key
+    importance(here.root, "now", dense, 1, [5.0] * 5, checkpoint_key=key)
+    importance(here.root, "before", dense, 2, [6.0] * 5, checkpoint_key="of other weights")
+    found = studies.study(here, str(dense))
+    assert {q.run for q in found.quality} == {"now"}
+    assert {q.ppl for q in found.quality if q.drop} == {5.0}
 
 
 def test_benchmark_points_find_their_variants(here, tmp_path):

@@ -160,9 +160,7 @@ def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     widget(page.number_input, "At most, ms").set_value(9.6).run()
     assert "**FLAP 21%**" in said(page)
     widget(page.number_input, "At most, ms").set_value(7.0).run()
-    facts = (
-        "**PPL+ 21%**: 21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
-    )
+    facts = "21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
     assert f"**PPL+ 21%**: {facts}" in said(page)
     widget(page.number_input, "Perplexity at most").set_value(1.05).run()
     assert "Nothing keeps to this budget" in said(page)
