@@ -1,13 +1,15 @@
 """The paper's curves on one GPU: dense, depth-pruned and width-pruned LLaMA-7B shapes.
 
-    make bench-gpu            or: python -m bench.gpu [--out DIR] [--minutes 7.5] [--tiny]
+    make bench-gpu            or: python -m bench.gpu [--out DIR] [--minutes 6.75] [--tiny]
 
 Random weights in bfloat16 (latency and memory do not depend on their values), prompt of 12 tokens,
 forced output of 128, top-k 50 and top-p 0.95, batches 1 to 256 (Shortened LLaMA, arXiv 2402.02834).
 Every variant is built twice, in reversed order, one alive at a time; out of memory ends its
 batches.
-The time left is shared out over what is still to do; how many runs each point got is in the result.
-Needs torch, transformers and the standard library. Writes bench-gpu.json and bench-gpu.md.
+The time left is shared out over what is still to do, a point for which too little is left is
+skipped, and half a minute after ``--minutes`` the script ends wherever it is. Writes bench-gpu.json
+and bench-gpu.md after every point, with what was skipped and how many runs each point got.
+Needs torch, transformers, safetensors and the standard library.
 ``--tiny`` is a self-test of the script on any device.
 """
 
@@ -15,21 +17,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
-import json
-import statistics
+import os
+import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.benchmark import generate, protocol
+from bench.gpu_report import MEMORY, TIME, Report
+from core.benchmark import analytic, generate, memory, protocol, rates
 from core.benchmark.memory import MemoryMeter
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.utilisation import UtilisationSampler
 from core.errors import OutOfMemoryError
-from core.model import out_of_memory_explained, resolve_device
+from core.model import dtype_name, free_memory, out_of_memory_explained, resolve_device
+
+INPUT_TOKENS = 12
+GRACE_S = 30.0
+"""How long a generation under way may go on when the time is over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,53 +101,76 @@ def narrow(block: Any, shape: Shape, hidden: int) -> None:
 
 
 def build(shape: Shape, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the variant with random weights on ``device``."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Return the variant with random weights on ``device``; blocks are made one after another.
 
-    config = LlamaConfig(**{**sizes, "num_hidden_layers": shape.blocks})
+    Raises `OutOfMemoryError` where they do not fit.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    config = LlamaConfig(**{**sizes, "num_hidden_layers": 0})
     config._attn_implementation = "sdpa"
     before = torch.get_default_dtype()
     torch.manual_seed(1234)
     try:
         torch.set_default_dtype(dtype)
-        with device:
+        with out_of_memory_explained("making random weights"), device:
             model = LlamaForCausalLM(config)
-            if shape.narrow_heads:
-                for block in model.model.layers[shape.first : shape.last + 1]:
+            config.num_hidden_layers = shape.blocks
+            for index in range(shape.blocks):
+                block = LlamaDecoderLayer(config, index)
+                if shape.narrow_heads and shape.first <= index <= shape.last:
                     narrow(block, shape, config.hidden_size)
+                model.model.layers.append(block)
     finally:
         torch.set_default_dtype(before)
     return model.eval().requires_grad_(False)
 
 
+def shapes_of(shape: Shape, sizes: dict[str, int]) -> analytic.BlocksLeft:
+    """Return what the analytic model needs to know of a variant."""
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head_dim = hidden // heads
+    dense = {"heads": heads, "kv_heads": heads, "intermediate": sizes["intermediate_size"]}
+    kept = shape.narrow_heads
+    narrowed = {"heads": kept, "kv_heads": kept, "intermediate": shape.narrow_neurons}
+    blocks = tuple(
+        narrowed if kept and shape.first <= index <= shape.last else dense
+        for index in range(shape.blocks)
+    )
+    within = sum(hidden * (4 * b["heads"] * head_dim + 3 * b["intermediate"] + 2) for b in blocks)
+    table = sizes["vocab_size"] * hidden
+    parts = {"embedding": table, "blocks": within, "norm": hidden, "head": table}
+    return analytic.BlocksLeft(
+        hidden, sizes["vocab_size"], head_dim, False, sum(parts.values()), parts, blocks
+    )
+
+
 def measure(
     model: Any, cell: Cell, visit: int, meter: MemoryMeter, limit_s: float, runs: int, warmup: int
 ) -> CellResult:
-    """Warm up and time one point; stops early when ``limit_s`` is spent."""
+    """Warm up and time one point, each at least once; stops early when ``limit_s`` is spent."""
     device = meter.device
-    vocab = model.config.vocab_size
-    ids = torch.tensor([generate.prompt_ids(None, vocab, 12)], device=device)
-    ids = ids.repeat(cell.batch_size, 1)
+    ids = torch.tensor([generate.prompt_ids(None, model.config.vocab_size, INPUT_TOKENS)])
     config = generate.force_length(model, cell.output_tokens)
     began = time.perf_counter()
+    times: list[tuple[float, float]] = []
+    sampler = UtilisationSampler(device)
     try:
         with out_of_memory_explained("generating"):
+            ids = ids.to(device).repeat(cell.batch_size, 1)
             for _ in range(warmup):
                 generate.timed(model, ids, config)
                 if time.perf_counter() - began > limit_s / 3:
                     break
             meter.reset()
-            sampler = UtilisationSampler(device)
             sampler.start()
-            times: list[tuple[float, float]] = []
-            try:
-                while len(times) < runs and (not times or time.perf_counter() - began < limit_s):
-                    times.append(generate.timed(model, ids, config))
-            finally:
-                sampler.stop()
+            while len(times) < runs and (not times or time.perf_counter() - began < limit_s):
+                times.append(generate.timed(model, ids, config))
     except OutOfMemoryError:
-        free(device)
         return CellResult(cell, visit, oom=True)
+    finally:
+        sampler.stop()
     peaks = meter.read()
     return CellResult(
         cell,
@@ -154,126 +184,143 @@ def measure(
     )
 
 
-def free(device: torch.device) -> None:
-    """Give unused memory back to the device."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+class Bench:
+    """Measures every variant twice in reversed order, until ``end`` (of `time.monotonic`)."""
 
+    def __init__(
+        self,
+        report: Report,
+        grid: list[Cell],
+        device: torch.device,
+        end: float,
+        runs: int,
+        warmup: int,
+    ) -> None:
+        """Prepare to fill ``report``."""
+        self.report, self.grid, self.device, self.end = report, grid, device, end
+        self.runs, self.warmup = runs, warmup
+        self.left = 0
 
-def collect(
-    variants: tuple[Shape, ...],
-    sizes: dict[str, int],
-    grid: list[Cell],
-    device: torch.device,
-    dtype: torch.dtype,
-    end: float,
-    runs: int,
-    warmup: int,
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int], list[str]]:
-    """Measure everything twice in reversed order before ``end`` (of `time.monotonic`)."""
-    by_name = {v.name: v for v in variants}
-    order = protocol.visit_order(list(by_name), 2)
-    results: dict[str, dict[Cell, list[CellResult]]] = {name: {} for name in by_name}
-    parameters: dict[str, int] = {}
-    left = len(order) * len(grid)
-    generate.import_and_settle(device)
-    for visit, name in order:
-        meter = MemoryMeter(device)
-        model = build(by_name[name], sizes, device, dtype)
-        parameters[name] = sum(p.numel() for p in model.parameters())
-        for cell in grid:
-            share = (end - time.monotonic()) / max(1, left)
-            left -= 1
-            done = results[name].setdefault(cell, [])
-            full = any(r.oom for rs in results[name].values() for r in rs)
-            if full or (visit and share < 0.2):
-                continue
-            done.append(measure(model, cell, visit, meter, share, runs, warmup))
-            state = "out of memory" if done[-1].oom else f"{len(done[-1].latencies_s)} runs"
-            print(f"{name} visit {visit + 1}, batch {cell.batch_size}: {state}", flush=True)
+    def run(self, variants: tuple[Shape, ...], sizes: dict[str, int], dtype: torch.dtype) -> None:
+        """Visit all variants; then measure what the device does, for the estimates."""
+        by_name = {v.name: v for v in variants}
+        order = protocol.visit_order(list(by_name), 2)
+        self.left = len(order) * len(self.grid)
+        generate.import_and_settle(self.device)
+        for visit, name in order:
+            self.visit(visit, by_name[name], sizes, dtype)
+        if time.monotonic() < self.end:
+            self.report.rates = rates.measure(self.device, dtype)
+
+    def visit(self, visit: int, shape: Shape, sizes: dict[str, int], dtype: torch.dtype) -> None:
+        """Build one variant and measure its points, small batches first."""
+        if self.report.full(shape.name, self.grid[0]) or time.monotonic() >= self.end:
+            for cell in self.grid:
+                self.point(visit, shape.name, cell, None, None)
+            return
+        meter = MemoryMeter(self.device)
+        model = None
+        try:
+            model = build(shape, sizes, self.device, dtype)
+            self.report.parameters[shape.name] = sum(p.numel() for p in model.parameters())
+        except OutOfMemoryError:
+            print(f"{shape.name}: the weights alone do not fit", flush=True)
+            self.report.take(shape.name, CellResult(self.grid[0], visit, oom=True))
+        free_memory(self.device)
+        for cell in self.grid:
+            self.point(visit, shape.name, cell, model, meter)
         del model
-        free(device)
-    rows = {
-        name: [protocol.point(name, 12, rs, {}) for rs in cells.values() if rs]
-        for name, cells in results.items()
-    }
-    return rows, parameters, [name for _, name in order]
+        free_memory(self.device)
+
+    def point(
+        self, visit: int, name: str, cell: Cell, model: Any, meter: MemoryMeter | None
+    ) -> None:
+        """Measure one point in its share of the time left, or note why not."""
+        remaining = self.end - time.monotonic()
+        share, self.left = remaining / self.left, self.left - 1
+        if self.report.full(name, cell):
+            return self.report.skip(name, visit, cell, MEMORY)
+        if meter is None or remaining < (self.report.expected_s(name, cell) or 0.0):
+            return self.report.skip(name, visit, cell, TIME)
+        result = measure(model, cell, visit, meter, share, self.runs, self.warmup)
+        if result.oom:
+            free_memory(self.device)
+        self.report.take(name, result)
+        state = "out of memory" if result.oom else f"{len(result.latencies_s)} runs"
+        print(f"{name} visit {visit + 1}, batch {cell.batch_size}: {state}", flush=True)
+        return None
 
 
-def table(rows: dict[str, list[dict[str, Any]]], parameters: dict[str, int]) -> str:
-    """Return the Markdown table: each point with its speed-up over dense at the same batch."""
-    dense = {
-        (p["batch_size"], p["output_tokens"]): p["latency_s_mean"]
-        for p in next(iter(rows.values()))
+def give_up(report: Report) -> None:
+    """End the process where it is, with what was measured."""
+    report.state = "ended by its time limit"
+    report.save()
+    print(f"The time is over. {report.folder} has what was measured.", flush=True)
+    os._exit(0)
+
+
+def about(
+    device: torch.device, dtype: torch.dtype, grid: list[Cell], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """Return on what and how everything is measured."""
+    cuda = device.type == "cuda"
+    return {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if cuda else device.type,
+        "capacity_mib": memory.capacity_mib(device) if cuda else None,
+        "dtype": dtype_name(dtype),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "input_tokens": INPUT_TOKENS,
+        "output_tokens": grid[0].output_tokens,
+        "sampling": {"top_k": protocol.TOP_K, "top_p": protocol.TOP_P},
+        "sizes": sizes,
     }
-    lines = [
-        "| variant | parameters | batch | latency s | std | first token s | tokens/s "
-        "| speed-up | peak MiB | GPU % | runs |",
-        "| --- | " + " | ".join(["---:"] * 10) + " |",
-    ]
-    for name, points in rows.items():
-        for p in points:
-            start = f"| {name} | {parameters[name]:,} | {p['batch_size']} |"
-            if p["oom"]:
-                lines.append(start + " out of memory | | | | | | | |")
-                continue
-            base = dense.get((p["batch_size"], p["output_tokens"]))
-            gain = f"{base / p['latency_s_mean']:.2f} x" if base else "-"
-            busy = "-" if p["utilisation_pct"] is None else f"{p['utilisation_pct']:.0f}"
-            spread = p["latency_s_std"]
-            lines.append(
-                f"{start} {p['latency_s_mean']:.3f} | "
-                f"{'-' if spread is None else f'{spread:.3f}'} | {p['first_token_s']:.4f} | "
-                f"{p['tokens_per_s']:.0f} | {gain} | {p['peak_memory_mib']:.0f} | {busy} | "
-                f"{p['runs']} |"
-            )
-    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the script's options."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--out", default="workspace/bench-gpu")
+    made.add_argument("--minutes", type=float, default=6.75)
+    made.add_argument("--device", default="auto")
+    made.add_argument("--tiny", action="store_true")
+    return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="workspace/bench-gpu")
-    parser.add_argument("--minutes", type=float, default=7.0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true")
-    asked = parser.parse_args()
-    began = time.monotonic()
+    """Measure, and write after every point."""
+    asked = parser().parse_args()
+    end = time.monotonic() + 60 * asked.minutes
     device = resolve_device(asked.device)
     if device.type == "cpu" and not asked.tiny:
-        parser.error("this needs a CUDA device; --tiny tests the script on any")
+        parser().error("this needs a CUDA device; --tiny tests the script on any")
     variants = TINY_VARIANTS if asked.tiny else VARIANTS
     sizes = TINY if asked.tiny else LLAMA_7B
     batches = (1, 4) if asked.tiny else (1, 8, 16, 32, 64, 128, 256)
     grid = protocol.cells(batches, (8,) if asked.tiny else (128,))
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    end = began + 60 * (0.5 if asked.tiny else asked.minutes)
     runs, warmup = (2, 1) if asked.tiny else (10, 5)
-    rows, parameters, order = collect(variants, sizes, grid, device, dtype, end, runs, warmup)
-    points = [p for group in rows.values() for p in group]
-    folder = Path(asked.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    result = {
-        "schema": 1,
-        "device": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "sizes": sizes,
+    known = about(device, dtype, grid, sizes) | {
         "variants": [dataclasses.asdict(v) for v in variants],
-        "parameters": parameters,
-        "order": order,
-        "seconds": round(time.monotonic() - began, 1),
-        "median_runs": statistics.median(p["runs"] for p in points),
-        "points": points,
+        "order": [name for _, name in protocol.visit_order([v.name for v in variants], 2)],
     }
-    (folder / "bench-gpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    head = (
-        f"{name}, {result['dtype']}, random weights, 12 tokens in, "
-        f"{grid[0].output_tokens} out, torch {torch.__version__}.\n\n"
-    )
-    (folder / "bench-gpu.md").write_text(head + table(rows, parameters))
-    print(head + table(rows, parameters))
+    shapes = {v.name: shapes_of(v, sizes) for v in variants}
+    report = Report(Path(asked.out), known, shapes)
+    watchdog = threading.Timer(end + GRACE_S - time.monotonic(), give_up, [report])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        Bench(report, grid, device, end, runs, warmup).run(variants, sizes, dtype)
+        short = any(s["why"] == TIME for s in report.skipped)
+        report.state = "ended by its time limit" if short else "complete"
+    except BaseException as error:
+        report.state = f"ended by {type(error).__name__}"
+        raise
+    finally:
+        watchdog.cancel()
+        report.save()
+    print(report.text())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""What `bench.gpu` has measured so far: one JSON and one Markdown table, written after every point.
+
+A point cut short, a variant that does not fit, a point for which no time was left: each is in the
+result, with the reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from pathlib import Path
+from typing import Any
+
+from core import workspace
+from core.benchmark import analytic, protocol
+from core.benchmark.protocol import Cell, CellResult
+
+MEMORY, TIME = "a smaller batch ran out of memory", "no time was left"
+
+
+class Report:
+    """The results of all variants; every change is on the disk before the next point begins."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], shapes: dict[str, analytic.Shapes]):
+        """Keep results of the variants ``shapes`` in ``folder``; ``about`` says on what."""
+        self.folder, self.about, self.shapes = folder, about, shapes
+        self.results: dict[str, dict[Cell, list[CellResult]]] = {name: {} for name in shapes}
+        self.skipped: list[dict[str, Any]] = []
+        self.parameters: dict[str, int] = {}
+        self.rates: analytic.Rates | None = None
+        self.state = "running"
+        self._lock = threading.RLock()  # the watchdog writes from a thread of its own
+
+    def take(self, name: str, result: CellResult) -> None:
+        """Keep and write one visit's measurement of a point."""
+        with self._lock:
+            self.results[name].setdefault(result.cell, []).append(result)
+            self.save()
+
+    def skip(self, name: str, visit: int, cell: Cell, why: str) -> None:
+        """Note that a point is not measured on a visit, and why."""
+        with self._lock:
+            self.skipped.append(
+                {"variant": name, "visit": visit, "batch_size": cell.batch_size, "why": why}
+            )
+
+    def full(self, name: str, cell: Cell) -> bool:
+        """Whether this batch or a smaller one ran out of memory."""
+        seen = self.results[name].items()
+        return any(c.batch_size <= cell.batch_size and any(r.oom for r in rs) for c, rs in seen)
+
+    def expected_s(self, name: str, cell: Cell) -> float | None:
+        """Return what a generation should take, by what is known; None where nothing is.
+
+        This point's earlier visit, else the slowest variant at this point, else this variant's
+        largest batch so far, which is faster than any larger one.
+        """
+
+        def median(of: str, at: Cell) -> float | None:
+            times = [t for r in self.results[of].get(at, []) for t in r.latencies_s]
+            return statistics.median(times) if times else None
+
+        own = median(name, cell)
+        others = [median(other, cell) for other in self.results]
+        smaller = [median(name, at) for at in self.results[name]]
+        known = [t for t in others if t is not None] or [t for t in smaller if t is not None]
+        return own if own is not None else max(known, default=None)
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the points of every variant, measured beside estimated."""
+        return {
+            name: [
+                protocol.point(name, self.about["input_tokens"], rs, self._estimate(name, cell))
+                for cell, rs in cells.items()
+            ]
+            for name, cells in self.results.items()
+        }
+
+    def _estimate(self, name: str, cell: Cell) -> dict[str, float | None]:
+        shape = (cell.batch_size, self.about["input_tokens"], cell.output_tokens)
+        memory = analytic.memory_bytes(self.shapes[name], *shape, self.about["dtype"])["total"]
+        known = self.rates and analytic.latency_s(self.shapes[name], self.rates, *shape)
+        return {"estimated_latency_s": known, "estimated_memory_mib": memory / 2**20}
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything that bench-gpu.json holds."""
+        rows = self.rows()
+        points = [p for group in rows.values() for p in group]
+        runs = [p["runs"] for p in points if not p["oom"]]
+        return {
+            "state": self.state,
+            **self.about,
+            "parameters": self.parameters,
+            "median_runs": statistics.median(runs) if runs else None,
+            "analytic": {
+                "latency": _errors(points, "estimated_latency_s", "latency_s_mean"),
+                "memory": _errors(points, "estimated_memory_mib", "peak_memory_mib"),
+            },
+            "largest_batch_estimated": self._largest(),
+            "skipped": self.skipped,
+            "points": points,
+        }
+
+    def _largest(self) -> dict[str, int] | None:
+        """Return the largest batch of each variant that should fit this device; none on a CPU."""
+        capacity, about = self.about["capacity_mib"], self.about
+        if capacity is None:
+            return None
+        lengths = (about["input_tokens"], about["output_tokens"])
+        return {
+            name: analytic.largest_batch(shapes, capacity * 2**20, *lengths, about["dtype"])
+            for name, shapes in self.shapes.items()
+        }
+
+    def save(self) -> None:
+        """Write bench-gpu.json and bench-gpu.md, each atomically."""
+        with self._lock:
+            workspace.write_json(self.folder / "bench-gpu.json", self.summary())
+            workspace.write_text(self.folder / "bench-gpu.md", self.text())
+
+    def text(self) -> str:
+        """Return the Markdown: on what, the table, and what is not in it."""
+        found = self.summary()
+        head = (
+            f"{found['device_name']}, {found['dtype']}, random weights, {found['input_tokens']} "
+            f"tokens in, {found['output_tokens']} out, torch {found['torch']}, transformers "
+            f"{found['transformers']}; measured, {found['median_runs'] or 0:g} timed runs a point "
+            f"in the median. State: {found['state']}.\n\n"
+        )
+        return head + table(self.rows(), self.parameters) + "\n".join(["", *notes(found), ""])
+
+
+def _errors(points: list[dict[str, Any]], estimated: str, measured: str) -> dict[str, Any]:
+    known = [p for p in points if p[estimated] is not None and p[measured]]
+    return analytic.errors((p[estimated], p[measured]) for p in known)
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """Return lines on what was not measured, and on the estimates."""
+    lines = []
+    for why in (MEMORY, TIME):
+        left_out = [s for s in found["skipped"] if s["why"] == why]
+        if left_out:
+            named = (f"{s['variant']} batch {s['batch_size']}" for s in left_out)
+            lines.append(f"Not measured, because {why}: {', '.join(dict.fromkeys(named))}.")
+    for what, errors in found["analytic"].items():
+        if errors["points"]:
+            lines.append(
+                f"Analytic model of {what}: off by {errors['median_error_pct']:.0f} % in the "
+                f"median, {errors['worst_error_pct']:.0f} % at worst, over {errors['points']} "
+                f"points{' (rough)' if errors['rough'] else ''}."
+            )
+    if found["largest_batch_estimated"]:
+        said = (f"{name} {batch:,}" for name, batch in found["largest_batch_estimated"].items())
+        lines.append(f"Largest batch that should fit (estimated): {', '.join(said)}.")
+    return lines
+
+
+def table(rows: dict[str, list[dict[str, Any]]], parameters: dict[str, int]) -> str:
+    """Return the Markdown table: each point with its speed-up over dense at the same batch."""
+    dense = {
+        (p["batch_size"], p["output_tokens"]): p["latency_s_mean"]
+        for p in next(iter(rows.values()), [])
+    }
+    lines = [
+        "| variant | parameters | batch | latency s | std | first token s | tokens/s "
+        "| speed-up | peak MiB | GPU % | runs |",
+        "| --- | " + " | ".join(["---:"] * 10) + " |",
+    ]
+    for name, points in rows.items():
+        for p in points:
+            size = parameters.get(name)
+            start = f"| {name} | {'-' if size is None else f'{size:,}'} | {p['batch_size']} |"
+            if p["oom"]:
+                lines.append(start + " out of memory | | | | | | | |")
+                continue
+            base = dense.get((p["batch_size"], p["output_tokens"]))
+            gain = f"{base / p['latency_s_mean']:.2f} x" if base else "-"
+            busy = "-" if p["utilisation_pct"] is None else f"{p['utilisation_pct']:.0f}"
+            spread = p["latency_s_std"]
+            lines.append(
+                f"{start} {p['latency_s_mean']:.3f} | "
+                f"{'-' if spread is None else f'{spread:.3f}'} | {p['first_token_s']:.4f} | "
+                f"{p['tokens_per_s']:.0f} | {gain} | {p['peak_memory_mib']:.0f} | {busy} | "
+                f"{p['runs']} |"
+            )
+    return "\n".join(lines) + "\n"
