@@ -140,7 +140,8 @@ class DeviceLock:
         ahead = [self.holder()] + [
             self._read(p) for p in self._live_tickets() if p.name < ticket.name
         ]
-        names = [str(o.get("run") or f"process {o.get('pid')}") for o in ahead if o]
+        known = [o for o in ahead if o and (o.get("run") or o.get("pid"))]
+        names = [str(o.get("run") or f"process {o['pid']}") for o in known]
         return ", ".join(names) or "another run"
 
     @staticmethod

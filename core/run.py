@@ -151,11 +151,14 @@ class Run:
         """Whether someone asked this run to stop."""
         return self._stop_signal or (self.book / "cancel").exists()
 
-    def stop_signal(self, *_: Any) -> None:
+    def stop_signal(self, number: int, _: Any = None) -> None:
         """Handle SIGTERM and SIGINT: ask the run to stop at its next step; twice ends it."""
         if self._stop_signal:
             raise KeyboardInterrupt
         self._stop_signal = True
+        if number == signal.SIGINT:
+            with contextlib.suppress(OSError):  # print is not allowed in a signal handler
+                os.write(2, b"Stopping at the next step. Ctrl-C once more stops at once.\n")
 
     def take_device(self, device: str, still: Callable[[str], None] | None = None) -> DeviceLock:
         """Wait in line for ``device`` and hold it until the run ends.

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from core.workspace import Workspace
+
 CONTINUE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,18 +28,16 @@ print(json.dumps({"blocks": len(model.model.layers), "new": out.shape[1] - ids.s
 
 def wait_for_run(server, command, known=(), seconds=90):
     """Wait until a run of ``command`` that is not in ``known`` is done; return its folder."""
-    deadline, state = time.time() + seconds, "absent"
+    deadline, new = time.time() + seconds, []
     while time.time() < deadline:
-        new = [p for p in server.workspace.glob(f"{command}-*") if p not in known]
+        runs = Workspace(server.workspace).runs(command)
+        new = [run for run in runs if run.path not in known]
         assert len(new) < 2, new
-        if new:
-            status = json.loads((new[0] / ".run" / "status.json").read_text())
-            state = status["state"]
-            if state in ("done", "failed", "cancelled"):
-                assert state == "done", status
-                return new[0]
+        if new and not new[0].is_live:
+            assert new[0].state == "done", new[0].log_tail()
+            return new[0].path
         time.sleep(0.2)
-    raise AssertionError(f"{command} is {state} after {seconds} s")
+    raise AssertionError(f"{command} is not done after {seconds} s: {new}")
 
 
 def click_bar(visitor, block):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import time
 
 import pytest
 
 from core.ui.frame import PAGES
+from core.workspace import Workspace, read_run
 
 PILLS = '[data-testid="stButtonGroup"]'
 
@@ -25,21 +27,24 @@ def wait_for_address(visitor, drop):
     visitor.settle()
 
 
+def see(visitor, text):
+    """Wait until the page says ``text``."""
+    visitor.page.get_by_test_id("stMain").get_by_text(text).first.wait_for()
+
+
 def runs_of(server, command):
-    return sorted(server.workspace.glob(f"{command}-*"))
+    return [record.path for record in Workspace(server.workspace).runs(command)]
 
 
 def state_of(run):
-    return json.loads((run / ".run" / "status.json").read_text())["state"]
+    return read_run(run).state
 
 
-def wait_for_state(run, states, seconds=90):
+def wait_until(true, seconds=90):
     deadline = time.time() + seconds
-    while time.time() < deadline:
-        if state_of(run) in states:
-            return
+    while not true():
+        assert time.time() < deadline, "it did not come"
         time.sleep(0.1)
-    raise AssertionError(f"{run.name} is {state_of(run)}, not {states}")
 
 
 def test_a_cold_deep_link_keeps_its_query_and_the_frame(visit, server, tiny_gqa):
@@ -53,8 +58,7 @@ def test_a_cold_deep_link_keeps_its_query_and_the_frame(visit, server, tiny_gqa)
     names = [label for _, label, _ in PAGES.values()]
     assert names == [text.split("\n")[-1] for text in links[: len(names)]]
     wait_for_address(visitor, (3, 1))
-    main = visitor.page.get_by_test_id("stMain").inner_text()
-    assert "--drop 3,1" in main
+    see(visitor, "--drop 3,1")
     strip = visitor.chart(-1)["data"]
     found = {bar["name"]: [c[0] for c in bar["customdata"] if c[2] == "dropped"] for bar in strip}
     assert found == {"A": [1, 3], "B": [2]}
@@ -70,8 +74,8 @@ def test_two_sessions_do_not_disturb_each_other(visit, tiny_gqa):
     wait_for_address(two, (2, 0))
     one.page.get_by_text("Copy A to B").click()
     one.settle()
-    assert "--drop 1,3" in one.page.get_by_test_id("stMain").inner_text()
-    assert "--drop 2,0" in two.page.get_by_test_id("stMain").inner_text()
+    see(one, "--drop 1,3")
+    see(two, "--drop 2,0")
 
 
 def test_blocks_are_chosen_by_keyboard(visit, tiny_gqa):
@@ -82,7 +86,7 @@ def test_blocks_are_chosen_by_keyboard(visit, tiny_gqa):
     button.get_by_text("2", exact=True).last.locator("xpath=ancestor::button").focus()
     visitor.page.keyboard.press("Space")
     wait_for_address(visitor, (2,))
-    assert "--drop 2" in visitor.page.get_by_test_id("stMain").inner_text()
+    see(visitor, "--drop 2")
 
 
 def test_a_selection_survives_other_pages(visit, tiny_gqa):
@@ -118,15 +122,17 @@ def test_a_run_outlives_the_dashboard(visit, server, tiny_dir):
     visitor.page.keyboard.press("Tab")
     visitor.settle()
     visitor.page.get_by_role("button", name="Score the blocks").click()
-    deadline = time.time() + 30
-    while len(runs_of(server, "importance")) == len(before) and time.time() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: len(runs_of(server, "importance")) > len(before))
     (run,) = [r for r in runs_of(server, "importance") if r not in before]
+    wait_until(lambda: read_run(run).status.get("pid"))
+    pid = read_run(run).status["pid"]
+    os.kill(pid, signal.SIGSTOP)  # held, so that it does not end before the dashboard has
     server.stop()
-    assert state_of(run) in ("starting", "queued", "running")
+    assert state_of(run) in ("queued", "running")
+    os.kill(pid, signal.SIGCONT)
     visitor.close()
     server.start()
-    wait_for_state(run, ("done",))
+    wait_until(lambda: state_of(run) == "done")
     again = visit()
     again.open(f"/jobs?run={run.name}")
     card = again.page.get_by_test_id("stMain")

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
 from core.charts import importance as charts
+from core.device_lock import DeviceLock
 from core.workspace import read_run
 
 APP = str(Path(__file__).parents[2] / "app.py")
@@ -72,12 +73,15 @@ def test_two_clicks_start_one_run_whose_results_are_shown(here, tiny_gqa, text, 
     commands = [c.value for c in page.code if "importance" in c.value]
     assert f"--calibration {text} --samples 4 --length 24" in commands[0]
 
+    ahead = DeviceLock("cpu")  # so that the run lives until both clicks have come
+    ahead.acquire()
     widget(page.button, "Score the blocks").click().run()
     assert widget(page.button, "Score the blocks").disabled
     # A browser's fast second click comes with the button as it was drawn before the first.
     widget(page.button, "Score the blocks")._value = True
     page.run()
     (record,) = here.runs()
+    ahead.release()
     deadline = time.monotonic() + 90
     while (record := read_run(record.path)).is_live and time.monotonic() < deadline:
         time.sleep(0.2)
