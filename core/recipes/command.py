@@ -30,6 +30,15 @@ class RecipeSpec(DeviceOptions):
         help="Of depth-vs-width: width methods cut only in the blocks that depth may drop. "
         "Otherwise each cuts where its paper does (FLAP and Wanda-sp in all).",
     )
+    tasks: tuple[str, ...] = option(
+        (),
+        help="Of paper-table: tasks of lm-eval, with commas, or presets. Default: the paper's "
+        "seven; the demo's own questions for the demo.",
+    )
+    task_dir: str = option("", help="Of paper-table: folder of your own tasks, as for evaluate.")
+    limit: int | None = option(
+        None, help="Of paper-table: questions of each task. Default: all; 40 for the demo.", low=1
+    )
     seed: int | None = option(None, help="Seed of every step; none keeps each command's own.")
 
 

@@ -2,15 +2,20 @@
 
 Kim et al., arXiv 2402.02834: blocks dropped by PPL and Taylor+ at the paper's three ratios (6, 9
 and 11 of 32 blocks), retrained with LoRA, judged by perplexity and zero-shot tasks, and timed. The
-authors' own figures stand beside it, marked as published.
+authors' own figures stand beside it, marked as published. Nothing is judged on text that was
+trained on: ``--data`` is one SOURCE, of which a part is held out to judge by, or ``TRAIN,JUDGE``.
 """
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 from core import checkpoint, workspace
 from core.compare import published
+from core.errors import RunError
+from core.evaluate import suites
 from core.recipes import parts, retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
@@ -36,6 +41,8 @@ COLUMNS = (
 AUTHORS = "authors' repository"
 LIMIT = 40
 """Questions of each demo task; real tasks are asked in full."""
+WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
+"""Its training split, and its test split to judge by."""
 
 
 def counts(spec: Any) -> list[int]:
@@ -51,23 +58,72 @@ def variants(spec: Any) -> list[tuple[str, str, int]]:
 
 
 def steps(spec: Any) -> list[Step]:
-    """Score, cut at three ratios by two criteria, retrain each, judge and time everything."""
-    found = [parts.scored(spec)]
-    tasks = tasks_of(spec)
-    found += [parts.judged(spec, "dense", **tasks)]
+    """Score, cut at three ratios by two criteria, retrain each, judge and time everything.
+
+    Tasks are steps of their own that may fail: without a network there are none of the paper's.
+    """
+    texts_of(spec)
+    found = [
+        Step(
+            parts.SCORES,
+            "importance",
+            lambda chain: {"checkpoint": spec.checkpoint, "calibration": texts(chain)[0]},
+        )
+    ]
+    found += [_judged("dense"), _asked(spec, "dense")]
     for name, criterion, count in variants(spec):
         found += parts.cut(spec, name, criterion, count=count)
-        found += [_retrained(name), parts.judged(spec, name)]
-        found += [parts.judged(spec, f"lora-{name}", **tasks)]
+        found += [_retrained(name), _judged(name), _judged(f"lora-{name}")]
+        found.append(_asked(spec, f"lora-{name}"))
     found.append(Step("speed", "benchmark", lambda chain: timing(chain, *_fastest(spec))))
     return found
 
 
+def texts_of(spec: Any) -> tuple[str, str] | None:
+    """Return the SOURCEs to train on and to judge by; None where one is to be split.
+
+    Raises `OptionError` where ``--data`` names more than two.
+    """
+    if spec.data in ("", "demo"):
+        return "demo", "demo"  # rows to train on, to calibrate on and to judge by are disjoint
+    if spec.data == "wikitext2":
+        return WIKITEXT2
+    return parts.two_sources(spec, "source", "TRAIN.jsonl,JUDGE.txt") if "," in spec.data else None
+
+
+def texts(chain: Chain) -> tuple[str, str]:
+    """Return the sources to train (and calibrate) on and to judge by; splits one where it must."""
+    return texts_of(chain.spec) or retraining.split(chain, chain.spec.data, "text")
+
+
 def tasks_of(spec: Any) -> dict[str, Any]:
-    """Return the task options: the demo's own questions for the demo, else the paper's seven."""
-    if spec.checkpoint == "demo":
-        return {"tasks": ("demo",), "limit": LIMIT}
-    return {"tasks": ("paper",)}
+    """Return the task options: what is asked for; the demo's questions for the demo, else seven."""
+    demo = spec.checkpoint == "demo" and not spec.tasks
+    return {
+        "tasks": spec.tasks or (("demo",) if demo else ("paper",)),
+        "task_dir": spec.task_dir,
+        "limit": spec.limit or (LIMIT if demo else None),
+    }
+
+
+def _judged(name: str) -> Step:
+    def options(chain: Chain) -> dict[str, Any]:
+        return {
+            "checkpoint": parts.folder_of(chain, name),
+            "perplexity": (texts(chain)[1],),
+            "window": (min(128, parts.context(chain.spec)),),
+        }
+
+    return Step(f"judge-{name}", "evaluate", options)
+
+
+def _asked(spec: Any, name: str) -> Step:
+    def options(chain: Chain) -> dict[str, Any]:
+        if "tasks-dense" in chain.failed:
+            raise RunError("Not asked: there is no dense figure.", "See tasks-dense.")
+        return {"checkpoint": parts.folder_of(chain, name), **tasks_of(spec)}
+
+    return Step(f"tasks-{name}", "evaluate", options, optional=True)
 
 
 def _fastest(spec: Any) -> list[str]:
@@ -77,7 +133,8 @@ def _fastest(spec: Any) -> list[str]:
 
 def _retrained(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
-        found = retraining.options(chain, "lora", checkpoint=str(chain.dir(name)))
+        train, _ = texts(chain)
+        found = retraining.options(chain, "lora", checkpoint=str(chain.dir(name)), data=train)
         if found["data"] == "demo":
             found["format"] = "text"
         return {**found, "dense": chain.spec.checkpoint, "merge": True}
@@ -85,18 +142,23 @@ def _retrained(name: str) -> Step:
     return Step(f"lora-{name}", "retrain", options)
 
 
-def mean(chain: Chain, step: str) -> float | None:
-    """Return the mean over tasks that the run reports, None where it has none."""
-    for row in chain.rows(step, "tasks.csv"):
-        if row["task"].startswith("AVE"):
-            return float(row["value"])
-    return None
+def mean(chain: Chain, name: str) -> float | None:
+    """Return the plain mean over the asked tasks, of each its metric; None without all of them."""
+    step = f"tasks-{name}"
+    if step in chain.failed:
+        return None
+    rows = chain.rows(step, "tasks.csv")
+    found = []
+    for task in suites.expand(tasks_of(chain.spec)["tasks"]):
+        own = {row["metric"]: float(row["value"]) for row in rows if row["task"] == task}
+        found.append(own[suites.metric_of(task, list(own))])
+    return math.fsum(found) / len(found)
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
     """Return the rows of table.csv: dense, every variant before and after LoRA, published ones."""
     spec = chain.spec
-    text = parts.text_of(spec)
+    text = Path(texts(chain)[1]).name
     fast = {
         int(name.rsplit("-", 1)[1]): speed.factor
         for name, speed in zip(_fastest(spec), speeds(chain, "speed"), strict=True)
@@ -110,7 +172,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             "params": dense["parameters"],
             "ratio": 0.0,
             "ppl": parts.perplexity(chain, "dense"),
-            "tasks_mean": mean(chain, "judge-dense"),
+            "tasks_mean": mean(chain, "dense"),
             "speedup": 1.0,
         }
     ]
@@ -126,7 +188,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
                     "ratio": record["ratio"],
                     "retrained": retrained,
                     "ppl": parts.perplexity(chain, judged),
-                    "tasks_mean": mean(chain, f"judge-{judged}") if retrained else None,
+                    "tasks_mean": mean(chain, judged) if retrained else None,
                     "speedup": fast[count],
                 }
             )
@@ -162,25 +224,43 @@ def verdict(chain: Chain) -> Verdict:
     own = [row for row in rows if row["kind"] == "measured"]
     dense, most = own[0]["ppl"], max(row["blocks_dropped"] for row in own)
     last = [row for row in own if row["blocks_dropped"] == most]
-    best = {kind: min((r for r in last if r["retrained"] == kind), key=lambda r: r["ppl"])
-            for kind in ("", "lora")}  # fmt: skip
+    best = {
+        kind: min(row["ppl"] for row in last if row["retrained"] == kind) / dense
+        for kind in ("", "lora")
+    }
     return Verdict(
-        f"Without {most} blocks ({last[0]['ratio']:.0%} of the parameters) perplexity is "
-        f"{best['']['ppl'] / dense:.3f} x dense, after LoRA {best['lora']['ppl'] / dense:.3f} x; "
-        f"speed is {best['']['speedup']:.2f} x dense.",
+        f"Without {most} of {chain.json('judge-dense')['blocks']} blocks ({last[0]['ratio']:.0%} "
+        f"of the parameters) perplexity is {best['']:.3f} x dense, after LoRA "
+        f"{best['lora']:.3f} x; it runs at {speeds(chain, 'speed')[-1]}.",
         (
-            *(
-                f"{row['criterion']}, {row['blocks_dropped']} blocks, "
-                f"{row['retrained'] or 'not retrained'}: perplexity {row['ppl']:.4g}"
-                + (f", tasks {row['tasks_mean']:.3f}." if row["tasks_mean"] is not None else ".")
-                for row in own[1:]
-            ),
+            *map(_sentence, own),
+            _judged_on(chain),
             f"{sum(row['kind'] == 'published' for row in rows)} published rows are in table.csv, "
-            "marked; they were measured on other models and texts.",
+            "marked; their authors measured them, on the models and text named there.",
             parts.measured_on(chain.json(parts.SCORES)),
         ),
         {"rows": own},
     )
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    """Return one measured row in words."""
+    name = "Dense" if not row["blocks_dropped"] else (
+        f"{row['criterion']}, {row['blocks_dropped']} blocks, {row['retrained'] or 'not retrained'}"
+    )  # fmt: skip
+    tasks = "" if row["tasks_mean"] is None else f", tasks {row['tasks_mean']:.3f}"
+    return f"{name}: perplexity {row['ppl']:.4g}{tasks}."
+
+
+def _judged_on(chain: Chain) -> str:
+    """Return what perplexity and tasks were measured on."""
+    found = chain.rows("judge-dense", "perplexity.csv")[0]
+    text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"
+    if "tasks-dense" in chain.failed:
+        return f"{text}; no tasks ({chain.failed['tasks-dense']})"
+    asked = tasks_of(chain.spec)
+    limit = f"{asked['limit']} questions each" if asked["limit"] else "all questions"
+    return f"{text}; tasks: the mean of {', '.join(asked['tasks'])}, {limit}."
 
 
 RECIPE = Recipe(
