@@ -127,27 +127,37 @@ def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None =
     except OSError as error:
         raise workspace.cannot_write(folder, error) from error
     before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
-    (folder / BOOKKEEPING / "cancel").unlink(missing_ok=True)
+    status = _announce(folder, before)
     save_spec(folder, commands.get(command), spec)
-    _start(launcher or LocalLauncher(root=Workspace().root), command, spec, folder, before)
+    _start(launcher or LocalLauncher(root=Workspace().root), command, spec, folder, status)
     record = read_run(folder)
     assert record is not None
     return record
 
 
-def _start(
-    launcher: Launcher, command: str, spec: Any, folder: Path, before: dict[str, Any]
-) -> None:
-    """Announce the run, then start it; a run that cannot even be started is a failed one."""
+def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Write that a run starts in ``folder``; ``before`` is the status of the one it replaces.
+
+    This comes before the new spec is written: whoever dies in between leaves a lost run, never new
+    options beside the end of an earlier run.
+    """
     status: dict[str, Any] = {
         "state": "starting",
         "created": time.time(),
         "host": socket.gethostname(),
         "files": before.get("files") or [],
     }
-    path = folder / BOOKKEEPING / "status.json"
-    (folder / BOOKKEEPING / "launch.json").unlink(missing_ok=True)
-    workspace.write_json(path, status)
+    book = folder / BOOKKEEPING
+    (book / "cancel").unlink(missing_ok=True)
+    (book / "launch.json").unlink(missing_ok=True)
+    workspace.write_json(book / "status.json", status)
+    return status
+
+
+def _start(
+    launcher: Launcher, command: str, spec: Any, folder: Path, status: dict[str, Any]
+) -> None:
+    """Start an announced run; one that cannot even be started is a failed one."""
     argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
     try:
         launcher.start(argv, folder)
@@ -156,7 +166,8 @@ def _start(
             f"Cannot start the run: {error.strerror or error}.", "Free memory or disk space."
         )
         end = {"state": "failed", "finished": time.time(), "hint": failed.hint}
-        workspace.write_json(path, {**status, **end, "error": failed.message})
+        end["error"] = failed.message
+        workspace.write_json(folder / BOOKKEEPING / "status.json", {**status, **end})
         raise failed from error
 
 
@@ -173,11 +184,10 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
     folder = record.path.absolute()
     again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
     spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
-    (folder / BOOKKEEPING / "cancel").unlink(missing_ok=True)
     given = (workspace.read_json(folder / BOOKKEEPING / "spec.json") or {}).get("cwd")
     cwd = Path(str(given)) if given and Path(str(given)).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
-    _start(launcher, record.command, spec, folder, record.status)
+    _start(launcher, record.command, spec, folder, _announce(folder, record.status))
     started = read_run(record.path)
     assert started is not None
     return started

@@ -89,9 +89,9 @@ def test_kill_9_is_shown_as_lost_frees_the_device_and_can_be_restarted(place, tm
     lost = wait_for(record, "lost")
     assert lost.progress[0] == 2
     wait_until(lambda: DeviceLock("cpu").holder() is None)
-    go.touch()
     again = jobs.restart(lost)
     assert again.state in ("starting", "running")
+    go.touch()
     done = wait_for(again, "done")
     assert done.error == ""
     assert (record.path / "result.csv").is_file()
@@ -243,6 +243,21 @@ def test_what_a_process_says_before_it_begins_is_in_the_log(place, monkeypatch):
     record = jobs.launch("wait", {"steps": 1}, place)
     lost = wait_for(record, "lost")
     assert "No command 'wait'" in lost.log_tail()
+
+
+def test_who_dies_while_starting_a_run_leaves_no_new_options_with_an_old_end(place, monkeypatch):
+    done = wait_for(jobs.launch("wait", {"steps": 1, "pause": 0.0}, place), "done")
+    command = commands.get("wait")
+
+    def dies(*_):
+        raise SystemExit(9)
+
+    monkeypatch.setattr(jobs, "save_spec", dies)
+    with pytest.raises(SystemExit):
+        jobs.launch_in(done.path, "wait", command.spec_class(out=str(done.path), steps=2))
+    left = read_run(done.path)
+    assert (left.spec["steps"], left.state) == (1, "starting")  # and lost when nothing follows
+    assert left.finished is None
 
 
 def test_a_run_that_cannot_be_started_has_failed(place):

@@ -222,15 +222,21 @@ def test_deleting_a_live_run_is_refused(where):
 def test_five_hundred_runs_are_listed_quickly(where):
     for _ in range(500):
         make_fast(where)
-    best = min(timed(where.runs) for _ in range(5))
+    best, plain = (min(timed(call) for _ in range(5)) for call in (where.runs, reading(where)))
     assert len(where.runs()) == 500
-    assert best < 0.5  # pages ask every two seconds; 0.1 s on one core
+    assert best < 8 * plain  # pages ask every two seconds; 0.1 s on one core, 4 x
 
 
 def make_fast(where):
     folder = where.new_dir("prune")
     (folder / ".run/spec.json").write_text('{"command": "prune", "spec": {"a": 1}, "argv": []}')
     (folder / ".run/status.json").write_text('{"state": "done", "created": 5}')
+
+
+def reading(where):
+    """What cannot be done without: reading two small files a run."""
+    files = [f for folder in where.root.iterdir() for f in (folder / ".run").iterdir()]
+    return lambda: [json.loads(file.read_text()) for file in files]
 
 
 def timed(call):
