@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core import variants
+from core import variants, words
 from core.ui import frame, job_cards, state
 from core.ui.prune_view import size
 from core.workspace import RunRecord
@@ -68,7 +68,7 @@ def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord])
     if variant.record:
         facts.append(variant.record.command)
     if variant.dropped:
-        facts.append("without " + ", ".join(map(str, variant.dropped)))
+        facts.append("without " + words.block_ranges(variant.dropped))
     if variant.blocks:
         facts.append(f"{variant.blocks} blocks")
     if variant.parameters:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import workspace
+from core import words, workspace
 from core.charts.prune import Line
 from core.checkpoint import CheckpointInfo
 from core.errors import DepthcutError
@@ -171,7 +171,7 @@ def rows(
     """Return the comparison's table: one row a fact, one column dense and each plan."""
     columns = {"dense": (dense, ppl, ()), **{f"plan {n}": v for n, v in plans.items()}}
     facts: dict[str, Any] = {
-        "blocks dropped": lambda o, q, d: ", ".join(map(str, d)) or "none",
+        "blocks dropped": lambda o, q, d: words.block_ranges(d) or "none",
         "blocks left": lambda o, q, d: f"{o.blocks}",
         "parameters": lambda o, q, d: f"{o.parameters:,}",
         "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
