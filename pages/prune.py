@@ -14,7 +14,7 @@ from core.importance.curve_command import CurveSpec
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
-from core.ui import frame, live, prune_cost, prune_pad, prune_view, runs, state, width_form
+from core.ui import frame, live_panel, prune_cost, prune_pad, prune_view, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.prune_view import Known
 
@@ -66,8 +66,10 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
         "Plan", PLANS, key="pad_active", on_change=switch, help="The plan that clicks change."
     )
 
+    slider = pad.key("slider")
+
     def plan() -> None:
-        criterion, count = st.session_state["pad_criterion"], st.session_state.get("pad_count", 0)
+        criterion, count = st.session_state["pad_criterion"], st.session_state.get(slider, 0)
         prune_pad.planned(lambda: known.choose(criterion, count, first, last))
 
     pad.criterion = columns[0].selectbox(
@@ -85,11 +87,13 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
             f"{blocks} protected. Lower the protection, or choose by hand."
         )
         return first, last
-    st.session_state["pad_count"] = min(len(pad.drop), len(ratios) - 1)
+    count = min(len(pad.drop), len(ratios) - 1)
+    if st.session_state.get(slider) != count:
+        st.session_state[slider] = count
     st.select_slider(
         f"Remove by {pad.criterion}",
         range(len(ratios)),
-        key="pad_count",
+        key=slider,
         on_change=plan,
         format_func=lambda k: f"{k} of {blocks} ({ratios[k]:.1%})",
         help="Blocks to remove, and their share of all parameters.",
@@ -124,14 +128,16 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
     )
     if known.has_ppl:
         st.caption(known.note)
-    st.session_state["pad_pills"] = chosen
+    pills = pad.key("pills")
+    if set(st.session_state.get(pills) or ()) != set(chosen):
+        st.session_state[pills] = chosen
     st.pills(
         f"Blocks that plan {pad.active} drops (click here or on the chart)",
         range(blocks),
         selection_mode="multi",
-        key="pad_pills",
+        key=pills,
         on_change=prune_pad.picked,
-        args=("pad_pills",),
+        args=(pills,),
     )
 
 
@@ -239,13 +245,13 @@ way = st.segmented_control(
 if way == WAYS[1]:
     width_form.draw(name, info)
     st.stop()
-known, rows = live.with_answers(scores_picker(pad, info))
+known, rows = live_panel.with_answers(scores_picker(pad, info))
 first, last = planner(pad, known)
 protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
 if pad.error:
     st.error(pad.error)
 toggle_pad(pad, known, protected)
-live.panel(name, info, pad.drop, rows)
+live_panel.draw(name, info, pad, rows)
 kept_blocks = {
     plan: (len(drop), known.quality(drop))
     for plan, drop in pad.plans.items()

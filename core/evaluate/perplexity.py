@@ -27,6 +27,8 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 """Tokens of the first batch; halved until the device has room. A CPU gains nothing from more."""
 LOGITS = 2**24
 """Logits held at once, in float32: 64 MiB."""
+CPU_ROWS = 512
+"""Positions whose logits a CPU holds at once: with a small vocabulary they stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def head_losses(model: Any, normed: Tensor, ids: Tensor) -> list[float]:
     """
     flat, targets = normed[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     step = max(1, LOGITS // model.lm_head.weight.shape[0])
+    if flat.device.type == "cpu":
+        step = min(step, CPU_ROWS)
     nll = [
         F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
         for part, wanted in zip(flat.split(step), targets.split(step), strict=True)

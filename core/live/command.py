@@ -180,18 +180,18 @@ class Resident:
         from core.model import dtype_name
 
         began = time.perf_counter()
-        text, total = loaded.text(ask, self.store.room_bytes())
+        text, windows, total = loaded.text(ask, self.store.room_bytes())
         if ask.fresh:
             text.forget()
         told = began
 
         def part(answer: Any) -> None:
             nonlocal told
-            if time.perf_counter() - told >= PART_S and answer.windows < text.windows:
+            if time.perf_counter() - told >= PART_S and answer.windows < windows:
                 told = time.perf_counter()
-                job.emit("part", ppl=answer.ppl, windows=answer.windows, of=text.windows)
+                job.emit("part", ppl=answer.ppl, windows=answer.windows, of=windows)
 
-        answer = text.answer(ask.skip, part, lambda: self._check(job))
+        answer = text.answer(ask.skip, part, lambda: self._check(job), windows)
         job.done(
             ppl=answer.ppl,
             windows=answer.windows,

@@ -54,6 +54,9 @@ class Perplexity:
         low=2,
         unit="tokens",
     )
+    quick: bool = option(
+        False, help="Judge by the beginning of a text: what answers in a fraction of a second."
+    )
     fresh: bool = option(False, help="Forget what earlier answers computed.")
 
 

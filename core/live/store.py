@@ -24,6 +24,8 @@ MIB = 2.0**20
 OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
 """What a perplexity may take by default, in floating-point operations: some seconds. A small model
 judges by the whole text, LLaMA-7B on a GPU by about 150,000 tokens."""
+QUICK = {"cpu": 3e10, "cuda": 6e13, "mps": 1e12}
+"""What a quick perplexity may take: under half a second on two cores, 0.2 s on a large GPU."""
 LEAST_TOKENS = 1024
 TEXTS = 4
 """Texts that a model keeps states and answers of."""
@@ -51,18 +53,19 @@ class Loaded:
         """Memory of the weights and of the states kept for texts."""
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of a text to judge by where the question does not say."""
-        operations = OPERATIONS.get(self.view.device.type, OPERATIONS["cpu"])
-        return max(LEAST_TOKENS, int(operations / (2 * self.info.parameters)))
+    def tokens_for(self, operations: dict[str, float]) -> int:
+        """Return the tokens of a text that this model judges with so many operations."""
+        most = operations.get(self.view.device.type, operations["cpu"])
+        return max(LEAST_TOKENS, int(most / (2 * self.info.parameters)))
 
-    def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int]:
-        """Return the text of a question before this model, and the windows of the whole text.
+    def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int, int]:
+        """Return the text of a question before this model, its windows, and those of all of it.
 
+        Questions about the beginning of a text share its states with those about more of it.
         Raises `DataError` or `OptionError` where the text cannot be used.
         """
-        most = ask.tokens or self.most_tokens
+        usual = self.tokens_for(OPERATIONS)
+        most = max(ask.tokens or usual, usual)
         how = (ask.window, ask.bos, most) if ask.samples is None else (ask.window, ask.seed)
         key = (ask.source, _stamp(ask.source), ask.samples, *how)
         if key not in self.texts:
@@ -72,7 +75,10 @@ class Loaded:
             while len(self.texts) > TEXTS:
                 self.totals.pop(self.texts.popitem(last=False)[0], None)
         self.texts.move_to_end(key)
-        return self.texts[key], self.totals[key]
+        judged = self.texts[key]
+        wanted = ask.tokens or (self.tokens_for(QUICK) if ask.quick else usual)
+        count = judged.windows if ask.samples else max(1, wanted // ask.window)
+        return judged, min(count, judged.windows), self.totals[key]
 
 
 def _stamp(source: str) -> Any:

@@ -95,11 +95,13 @@ class WhatIf:
         skip: Iterable[int],
         on_part: Callable[[Answer], None] | None = None,
         check: Callable[[], None] | None = None,
+        windows: int | None = None,
     ) -> Answer:
         """Return the perplexity without the blocks of ``skip``.
 
         ``on_part`` is told after every chunk how it stands; ``check`` is called before each block
-        and may raise to give up: what was computed so far is kept.
+        and may raise to give up: what was computed so far is kept. ``windows`` judges by the
+        first so many; an answer for more of them goes on from there.
 
         Raises:
             PlanError: A block does not exist, or none would be left.
@@ -108,20 +110,21 @@ class WhatIf:
         dropped = check_drop(skip, len(self._view))
         kept = tuple(b for b in range(len(self._view)) if b not in dropped)
         losses = self._losses.setdefault(kept, [])
+        most = self.windows if windows is None else windows
+        numbers = range(len(losses), math.ceil(most / len(self._chunks[0])))
         passes = 0
         with out_of_memory_explained("measuring perplexity"):
-            for found, computed in self._chunk_losses(len(losses), kept, check):
+            for found, computed in self._chunk_losses(numbers, kept, check):
                 losses.append(found)
                 passes += computed
                 if on_part:
-                    on_part(self._sum(losses, passes))
-        return self._sum(losses, passes)
+                    on_part(self._sum(losses, passes, most))
+        return self._sum(losses, passes, most)
 
     def _chunk_losses(
-        self, first: int, kept: tuple[int, ...], check: Callable[[], None] | None
+        self, numbers: range, kept: tuple[int, ...], check: Callable[[], None] | None
     ) -> Iterable[tuple[list[float], int]]:
-        """Yield the losses of every chunk from ``first`` on, and the blocks run for it."""
-        numbers = range(first, len(self._chunks))
+        """Yield the losses of the chunks of ``numbers``, and the blocks run for each."""
 
         @torch.inference_mode()
         def losses(number: int) -> tuple[list[float], int]:
@@ -138,8 +141,8 @@ class WhatIf:
             for at in range(0, len(numbers), self._threads):
                 yield from pool.map(losses, numbers[at : at + self._threads])
 
-    def _sum(self, losses: list[list[float]], passes: int) -> Answer:
-        every = [value for chunk in losses for value in chunk]
+    def _sum(self, losses: list[list[float]], passes: int, most: int) -> Answer:
+        every = [value for chunk in losses for value in chunk][:most]
         mean = math.fsum(every) / len(every)
         if not math.isfinite(mean):
             raise NotFiniteError(

@@ -1,11 +1,12 @@
 """The Prune page's own state: two plans, which one is edited, and what ranks the blocks.
 
 It survives page changes (plain session state, not a widget's) and lives in the address, so that
-it can be shared and outlives a reload: ``?drop=3,5&b=2,4&run=RUN&criterion=ppl&plan=B``.
+it can be shared and outlives a reload: ``?drop=3,5&b=2,4&run=RUN&criterion=ppl&plan=B&text=demo``.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,10 @@ from core.workspace import read_run
 
 PLANS = ("A", "B")
 _QUERY = {"A": "drop", "B": "b"}
+_NAMES = ("drop", "b", "plan", "run", "criterion", "text")
 _STATE = "prune_pad"
+ECHO_S = 10.0
+"""A browser sends the address before last for at most so long: until it has heard of the new."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Pad:
     active: str = "A"
     run: str = ""
     criterion: str = ""
+    text: str = ""
+    """What the live model judges by, as ``evaluate --perplexity`` takes it; empty: the usual."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values of widgets that outlive a page change."""
     error: str = ""
@@ -42,6 +48,10 @@ class Pad:
     """The curve run started last."""
     seen: dict[str, str] = field(default_factory=dict)
     """The address as last read or written."""
+    left: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """Addresses written before that one, and when each was left."""
+    turns: dict[str, int] = field(default_factory=lambda: {"pills": 0, "slider": 0})
+    """How often each widget's plan was changed by something else, see `key`."""
 
     @property
     def drop(self) -> toggle.Blocks:
@@ -50,16 +60,41 @@ class Pad:
 
     @drop.setter
     def drop(self, blocks: toggle.Blocks) -> None:
+        self.change(blocks)
+
+    def change(self, blocks: toggle.Blocks, by: str = "") -> None:
+        """Set the plan that is edited; ``by`` names the widget that shows it already."""
         self.plans[self.active] = blocks
+        for widget in self.turns:
+            self.turns[widget] += widget != by
+
+    def wrote(self, query: dict[str, str]) -> None:
+        """Remember the address that the page has now."""
+        if query != self.seen:
+            self.left[tuple(self.seen.values())] = time.monotonic()
+            self.left.pop(tuple(query.values()), None)
+        self.seen = query
+
+    def is_echo(self, query: dict[str, str]) -> bool:
+        """Whether this is an address of ours that the browser still sends, not one opened."""
+        left = self.left.get(tuple(query.values()))
+        return left is not None and time.monotonic() - left < ECHO_S
+
+    def key(self, widget: str) -> str:
+        """Return the key of a widget that shows the plan.
+
+        Another one after every change from elsewhere: on a fast second click the browser still
+        sends what the widget showed before, which must not be taken for a choice.
+        """
+        return f"pad_{widget}_{self.active}{self.turns[widget]}"
 
 
 def current() -> Pad:
     """Return this session's pad, taking in an address that was opened from outside."""
     pad: Pad = st.session_state.setdefault(_STATE, Pad())
     _take_settings(pad)
-    query = {name: st.query_params.get(name, "") for name in ("drop", "b", "plan", "run")}
-    query["criterion"] = st.query_params.get("criterion", "")
-    if any(query.values()) and query != pad.seen:
+    query = {name: st.query_params.get(name, "") for name in _NAMES}
+    if any(query.values()) and query != pad.seen and not pad.is_echo(query):
         _read(pad, query)
     return pad
 
@@ -102,7 +137,9 @@ def _read(pad: Pad, query: dict[str, str]) -> None:
         except OptionError as error:
             pad.error = str(error)
     pad.active = query["plan"] if query["plan"] in PLANS else "A"
+    pad.change(pad.drop)
     pad.run = query["run"] or pad.run
+    pad.text = query["text"] or pad.text
     try:
         pad.criterion = block_scores.canonical(query["criterion"]) if query["criterion"] else ""
     except OptionError as error:
@@ -119,8 +156,9 @@ def share(pad: Pad) -> None:
         "plan": pad.active if pad.active != "A" else "",
         "run": pad.run,
         "criterion": pad.criterion,
+        "text": pad.text,
     }
-    pad.seen = query
+    pad.wrote(query)
     for name, value in query.items():
         if value and st.query_params.get(name) != value:
             st.query_params[name] = value
@@ -154,7 +192,7 @@ def clicked(key: str, blocks: int) -> None:
 def picked(key: str) -> None:
     """Take the pills ``key`` into the plan that is edited."""
     pad: Pad = st.session_state[_STATE]
-    pad.drop = toggle.follow(pad.drop, st.session_state.get(key) or ())
+    pad.change(toggle.follow(pad.drop, st.session_state.get(key) or ()), "pills")
     pad.error = ""
 
 
@@ -163,6 +201,6 @@ def planned(choose: Callable[[], toggle.Blocks]) -> None:
     pad: Pad = st.session_state[_STATE]
     pad.error = ""
     try:
-        pad.drop = choose()
+        pad.change(choose(), "slider")
     except DepthcutError as error:
         pad.error = str(error)

@@ -46,7 +46,7 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     folder, wanted = pruned
     visitor = visit()
     page = visitor.page
-    visitor.open(f"/prune?model={tiny_gqa}")
+    visitor.open(f"/prune?model={tiny_gqa}&text=demo")
     page.get_by_role("button", name="Start", exact=True).click()
     pills = page.get_by_test_id("stButtonGroup").filter(has_text="01234")
     for block in ("1", "3"):

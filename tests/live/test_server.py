@@ -195,8 +195,8 @@ def test_two_starters_share_one_process(place, monkeypatch):
         time.sleep(0.2)
         launched.append(real("wait", {"pause": 30.0, "steps": 1}, place))
         path = launched[-1].path / ".run" / "spec.json"
-        # The run writes its own spec before it says that it runs.
-        until(lambda: read_run(launched[-1].path).state == "running")
+        # The run writes its own spec before its work begins.
+        until(lambda: "work begins" in read_run(launched[-1].path).log_tail())
         path.write_text(path.read_text().replace('"command": "wait"', '"command": "live"'))
         return read_run(launched[-1].path)
 

@@ -67,3 +67,23 @@ def test_a_changed_checkpoint_is_loaded_anew(tmp_path):
     assert after is not before
     assert store.names == [str(folder)]
     assert before.info.key != after.info.key
+
+
+def test_a_quick_question_shares_the_text_and_takes_what_the_device_does_at_once(
+    tiny_dir, text, monkeypatch
+):
+    from core.live import store as stores
+    from core.live.protocol import Perplexity
+
+    held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
+    ask = {"checkpoint": "x", "source": str(text), "window": 24}
+    monkeypatch.setattr(stores, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(stores, "QUICK", {"cpu": 2 * held.info.parameters * 100})
+    judged, windows, total = held.text(Perplexity(**ask, quick=True), 2**30)
+    assert windows == 100 // 24
+    assert held.text(Perplexity(**ask), 2**30) == (judged, total, total)
+    assert held.text(Perplexity(**ask, tokens=50), 2**30) == (judged, 2, total)
+    assert total > windows
+    assert len(held.texts) == 1
+    rows = held.text(Perplexity(**{**ask, "window": 10}, samples=3, quick=True), 2**30)
+    assert rows[1:] == (3, 3)

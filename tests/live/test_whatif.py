@@ -116,3 +116,20 @@ def test_several_chunks_at_a_time_equal_one(whatif):
     threads = torch.get_num_threads()
     assert [text.answer(s).ppl for s in ((), (1,), (0, 3))] == pytest.approx(one, rel=1e-6)
     assert torch.get_num_threads() == threads
+
+
+def test_the_beginning_of_a_text_is_exact_and_the_rest_goes_on_from_there(whatif, tmp_path):
+    folder, windows, text = whatif()
+    text._chunks = torch.tensor(windows).split(3)
+    text._plan(100)
+    depth.prune(folder, (1, 3), tmp_path / "p")
+    start = text.answer((1, 3), windows=4)
+    wanted = naive_perplexity(tmp_path / "p", windows[:4])
+    assert start.ppl == pytest.approx(wanted, rel=1e-5)
+    assert (start.windows, start.predictions) == (4, 4 * 23)
+    assert start.block_passes == 2 * 3  # two chunks cover four windows
+    rest = text.answer((1, 3))
+    assert rest.ppl == pytest.approx(naive_perplexity(tmp_path / "p", windows), rel=1e-5)
+    assert rest.block_passes == (len(text._chunks) - 2) * 3
+    again = text.answer((1, 3), windows=4)
+    assert (again.ppl, again.block_passes) == (start.ppl, 0)

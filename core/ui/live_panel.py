@@ -1,0 +1,268 @@
+"""The Prune page's live perplexities: of the scores' own rows and of a held-out text.
+
+The held-out text is judged by its beginning first, which answers at once and says how much that
+is; then by all of it. Neither stands for the other: each has a place of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.checkpoint import CheckpointInfo
+from core.demo import CHECKPOINT
+from core.live import client
+from core.prune.outlook import CurvePoint
+from core.study.tokenizers import tokenizer_key
+from core.ui import prune_pad, prune_view, state
+from core.ui.live import Question, desk, key_of
+from core.workspace import RunRecord, read_json, read_run
+
+POLL_S = 0.25
+WINDOW = 128
+"""Tokens in a window of the held-out text; fewer where the model's context is shorter."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text of the panel: its answer for the dense model, and for the plan."""
+
+    title: str
+    text: dict[str, Any]
+    dense: Question
+    plan: Question
+
+    @property
+    def done(self) -> bool:
+        """Whether both have ended, well or not."""
+        return self.dense.done and self.plan.done
+
+
+def rows_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return an importance run's calibration rows as the text of a question; None without one."""
+    if not all(summary.get(n) for n in ("calibration", "samples", "length")):
+        return None
+    return {
+        "source": str(summary["calibration"]),
+        "samples": int(summary["samples"]),
+        "window": int(summary["length"]),
+        "seed": int(summary.get("seed") or 0),
+    }
+
+
+def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, Any] | None]:
+    """Return ``known`` with every set that the live model has measured on the scores' own rows.
+
+    Also returns these rows as the text of a question; None where there are no scores.
+    """
+    if not known.run:
+        return known, None
+    rows = rows_of(read_json(state.workspace().root / known.run / "summary.json") or {})
+    if rows is None:
+        return known, None
+    points = tuple(
+        CurvePoint("live", len(skip), ppl, tuple(sorted(skip)), "live")
+        for skip, ppl in desk().answers(known.info, rows)
+    )
+    return dataclasses.replace(known, points=(*known.points, *points)), rows
+
+
+def usual_source(info: CheckpointInfo, rows: Mapping[str, Any] | None) -> str:
+    """Return the text to judge by where none is given.
+
+    The demo's held-out stories for checkpoints of its vocabulary; else the text that the scores
+    were computed on, else WikiText-2.
+    """
+    if tokenizer_key(Path(info.path)) == tokenizer_key(CHECKPOINT):
+        return "demo"
+    return str(rows["source"]) if rows else "wikitext2"
+
+
+def is_on() -> bool:
+    """Whether this session wants live perplexities: one runs, or this session started one."""
+    return bool(st.session_state.get("live_on")) or client.running(state.workspace()) is not None
+
+
+def draw(name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None) -> None:
+    """Draw the true perplexity without the plan's blocks, and the process with start and stop."""
+    problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
+    waiting = is_on() and not problem and not all(a.done for a in _ask(name, info, pad, rows))
+    st.fragment(_panel, run_every=POLL_S if waiting else 5)(name, info, pad, rows, waiting)
+
+
+def _ask(
+    name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None
+) -> list[Asked]:
+    """Return every text with its answers as they stand; what is missing is asked for.
+
+    All of the held-out text is asked for once its beginning has answered, and given up as soon
+    as the plan changes: it would keep the quick answers waiting.
+    """
+    source = pad.text or usual_source(info, rows)
+    whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
+    quick = {**whole, "quick": True}
+    quick_keys = [key_of(info, quick, skip) for skip in ((), pad.drop)]
+    texts = {"Calibration rows": rows} if rows else {}
+    texts["Held-out text"] = quick
+    keys = {key_of(info, text, skip) for text in texts.values() for skip in ((), pad.drop)}
+    begun = desk().known(quick_keys[0])
+    partial = begun is not None and begun.windows < begun.of
+    quick_done = all(desk().known(key) for key in quick_keys)
+    if quick_done:
+        keys |= {key_of(info, whole, skip) for skip in ((), pad.drop)}
+    for who in ("dense", "plan"):
+        desk().give_up(f"{_owner()} {who}", keys)
+    found = [_want(name, info, title, text, pad.drop) for title, text in texts.items()]
+    if partial:
+        found[-1] = dataclasses.replace(found[-1], title="Held-out start")
+        if quick_done:
+            found.append(_want(name, info, "Held-out text", whole, pad.drop))
+        elif not found[-1].done:
+            later = Question(name, frozenset(pad.drop), whole)
+            found.append(Asked("Held-out text", whole, later, later))
+    return found
+
+
+def _want(
+    name: str, info: CheckpointInfo, title: str, text: dict[str, Any], drop: tuple[int, ...]
+) -> Asked:
+    def ask(skip: tuple[int, ...], who: str) -> Question:
+        question = Question(name, frozenset(skip), dict(text))
+        return desk().want(f"{_owner()} {who}", key_of(info, text, skip), question)
+
+    dense = ask((), "dense")
+    return Asked(title, text, dense, ask(drop, "plan") if drop else dense)
+
+
+def _owner() -> str:
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    context = get_script_run_ctx()
+    return context.session_id if context else "nobody"
+
+
+def _panel(
+    name: str,
+    info: CheckpointInfo,
+    pad: prune_pad.Pad,
+    rows: dict[str, Any] | None,
+    waiting: bool,
+) -> None:
+    record = client.running(state.workspace())
+    with st.container(border=True):
+        _head(name, record)
+        if not is_on():
+            st.caption(
+                "Off. The live model stays in memory and measures every choice you make; it gives "
+                "the device to any other run that asks."
+            )
+            return
+        _source_field(pad, usual_source(info, rows))
+        problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
+        if problem:
+            st.caption(problem)
+            return
+        asked = _ask(name, info, pad, rows)
+        for column, one in zip(st.columns(len(asked)), asked, strict=True):
+            with column:
+                _answer(one, pad.drop, rows)
+        _errors(info, pad, asked)
+    if waiting and all(one.done for one in asked):
+        st.rerun()  # the table and the curve take it in
+
+
+def _source_field(pad: prune_pad.Pad, usual: str) -> None:
+    """Draw the field for the held-out text; what it holds goes into the address."""
+    given = st.text_input(
+        "Held-out text",
+        value=pad.text,
+        placeholder=usual,
+        help="What to judge by: demo, wikitext2, a .txt, .jsonl, .csv or .parquet file, or "
+        f"hub:NAME. Empty: {usual}.",
+    )
+    if given.strip() != pad.text:
+        pad.text = given.strip()
+        st.rerun()
+
+
+def _errors(info: CheckpointInfo, pad: prune_pad.Pad, asked: list[Asked]) -> None:
+    errors = dict.fromkeys(q.error for one in asked for q in (one.dense, one.plan) if q.error)
+    for error in errors:
+        st.warning(error)
+    if errors and st.button("Ask again", key="live_again", icon=":material/refresh:"):
+        for one in asked:
+            for skip in ((), pad.drop):
+                desk().forget(key_of(info, one.text, skip))
+        st.rerun()
+
+
+def _head(name: str, record: RunRecord | None) -> None:
+    """Draw the title, what the process holds, and its button."""
+    text, button = st.columns([4, 1], vertical_alignment="center")
+    now = _status(record) if record else None
+    line = "**Live perplexity**"
+    if now:
+        line += (
+            f" :gray[· {now['memory_mib']:,.0f} of {now['budget_mib']:,.0f} MiB used on "
+            f"{now['device']}, process {now['process_mib']:,.0f} MiB]"
+        )
+    elif record:
+        line += f" :gray[· {record.progress[2] or record.state}]"
+    elif is_on() and (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
+        line += f" :orange[· its process is gone ({gone.state}); the next question starts it anew]"
+    text.markdown(line)
+    if record and button.button("Stop", key="live_stop", icon=":material/stop_circle:"):
+        st.session_state["live_on"] = False
+        client.stop(record)
+        st.rerun()
+    if not record and button.button("Start", key="live_start", icon=":material/bolt:"):
+        st.session_state["live_on"] = True
+        st.rerun()
+
+
+@st.cache_data(ttl=2, show_spinner=False)
+def _status_of(path: str) -> dict[str, Any] | None:
+    record = read_run(Path(path))
+    return client.status(record) if record else None
+
+
+def _status(record: RunRecord) -> dict[str, Any] | None:
+    return _status_of(str(record.path))
+
+
+def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -> None:
+    """Draw one perplexity with its change against the dense model on the same text."""
+    what = f"without {', '.join(map(str, drop))}" if drop else "dense"
+    asked, dense = one.plan, one.dense
+    if asked.ppl is None:
+        st.metric(f"{one.title}, {what}", "…")
+        st.caption(asked.error and "No answer." or asked.waiting.capitalize() or "Asking.")
+        return
+    change = None
+    if drop and dense.done and asked.done and dense.ppl and asked.windows == dense.windows:
+        change = f"{asked.ppl / dense.ppl - 1:+.1%} against {dense.ppl:.4g} dense"
+    shown = f"{asked.ppl:.5g}" + ("" if asked.done else " …")
+    st.metric(f"{one.title}, {what}", shown, change, delta_color="off")
+    st.caption(measured_on(asked, one.text, rows))
+
+
+def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any] | None) -> str:
+    """Return what an answer was measured on: text, how much of it, device and precision."""
+    name = str(text["source"]).rsplit("/", 1)[-1]
+    if "samples" in text:
+        name += f" (calibration, seed {text['seed']})"
+    elif rows and text["source"] == rows["source"] != "demo":
+        name += " (the scores' own text)"
+    else:
+        name += " (held out)"
+    part = "" if asked.done else "so far, "
+    amount = f"{part}the first {asked.windows} of {asked.of} windows"
+    if asked.windows == asked.of:
+        amount = f"all {asked.of} windows"
+    where = f", {asked.about['device']} {asked.about['dtype']}" if asked.about.get("device") else ""
+    return f"Measured on {name}, {amount} of {text['window']} tokens{where}, {asked.seconds:.2f} s."

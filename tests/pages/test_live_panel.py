@@ -1,0 +1,174 @@
+"""Live perplexities of the Prune page: which text is asked for, how it is named and kept."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from streamlit.testing.v1 import AppTest
+
+from core import checkpoint, workspace
+from core.demo import CHECKPOINT
+from core.errors import DataError
+from core.ui import live, live_panel
+
+ROOT = Path(__file__).parents[2]
+WHOLE = 20
+PART = 4
+
+
+class Fake:
+    """Answers at once: 10 for the dense model, one more a block; remembers what was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, question):
+        self.asked.append((question.text, question.skip))
+        if question.text["source"] == "nowhere.txt":
+            raise DataError("No text source 'nowhere.txt': there is no such file.", "Give demo.")
+        whole = "quick" not in question.text
+        question.ppl = 10.0 + len(question.skip) + (0.5 if whole else 0.0)
+        question.windows, question.of = (WHOLE if whole else PART), WHOLE
+        question.about = {"device": "cpu", "dtype": "float32"}
+
+    @property
+    def sources(self):
+        return {text["source"] for text, _ in self.asked}
+
+
+@pytest.fixture
+def fake(here, monkeypatch):
+    """The live process replaced by one that answers at once."""
+    found = Fake()
+    monkeypatch.setattr(live, "ask_live", found)
+    live.desk.clear()
+    yield found
+    live.desk.clear()
+
+
+def open_page(model, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.session_state["live_on"] = True
+    for name, value in {"model": str(model), **query}.items():
+        at.query_params[name] = value
+    at.switch_page("pages/prune.py").run()
+    return settled(at)
+
+
+def settled(at):
+    for _ in range(8):  # an answer comes in the background, and all of a text after its beginning
+        time.sleep(0.05)
+        at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def metrics(at):
+    return {m.label: m.value for m in at.metric}
+
+
+def field(at):
+    return next(i for i in at.text_input if i.label == "Held-out text")
+
+
+def scored(here, model, text):
+    """An importance run of ``model`` made on ``text``."""
+    folder = here.root / "importance-1"
+    (folder / ".run").mkdir(parents=True)
+    spec = {"checkpoint": str(model), "out": str(folder)}
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "importance", "spec": spec})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    about = {"calibration": str(text), "samples": 4, "length": 32, "seed": 7, "dtype": "float32"}
+    key = checkpoint.inspect(model).key
+    about |= {"checkpoint_key": key, "dense_ppl": 7.5, "device": "cpu"}
+    workspace.write_json(folder / "summary.json", about)
+    rows = [(b, 8.0 + b) for b in range(tiny.BLOCKS)]
+    workspace.write_csv(folder / "blocks.csv", ("block", "ppl"), rows)
+
+
+def test_the_beginning_answers_first_and_each_says_how_much_it_is(fake, tiny_gqa):
+    at = open_page(tiny_gqa, drop="1,3", text="demo")
+    assert metrics(at) == {
+        "Held-out start, without 1, 3": "12",
+        "Held-out text, without 1, 3": "12.5",
+    }
+    captions = " ".join(c.value for c in at.caption)
+    assert f"Measured on demo (held out), the first {PART} of {WHOLE} windows of 128" in captions
+    assert (
+        f"Measured on demo (held out), all {WHOLE} windows of 128 tokens, cpu float32" in captions
+    )
+    assert [m.delta for m in at.metric] == ["+20.0% against 10 dense", "+19.0% against 10.5 dense"]
+    first_whole = next(i for i, (text, _) in enumerate(fake.asked) if "quick" not in text)
+    assert all("quick" in text for text, _ in fake.asked[:first_whole])
+    assert first_whole == 2  # dense and plan
+
+
+def test_a_text_of_ones_own_is_kept_in_the_address_and_over_page_changes(fake, tiny_gqa):
+    at = open_page(tiny_gqa, drop="1")
+    assert field(at).placeholder == "wikitext2"
+    field(at).set_value("mine.txt").run()
+    settled(at)
+    assert fake.sources == {"wikitext2", "mine.txt"}
+    assert at.query_params["text"] in ("mine.txt", ["mine.txt"])
+    at.switch_page("pages/importance.py").run()
+    at.switch_page("pages/prune.py").run()
+    assert field(at).value == "mine.txt"
+    shared = open_page(tiny_gqa, text="other.txt")
+    assert field(shared).value == "other.txt"
+    assert "other.txt" in fake.sources
+    field(shared).set_value("").run()
+    settled(shared)
+    assert "text" not in shared.query_params
+
+
+def test_a_bad_text_is_one_sentence_and_the_page_goes_on(fake, tiny_gqa):
+    at = open_page(tiny_gqa, drop="1,3", text="nowhere.txt")
+    sentence = "No text source 'nowhere.txt': there is no such file. Give demo."
+    assert [w.value for w in at.warning] == [sentence]
+    assert len(fake.asked) == 2  # not again at every poll
+    assert any(" prune " in c.value for c in at.code)
+    next(b for b in at.button if b.label == "Ask again").click().run()
+    settled(at)
+    assert len(fake.asked) == 4
+    field(at).set_value("demo").run()
+    settled(at)
+    assert not at.warning
+    assert metrics(at)["Held-out text, without 1, 3"] == "12.5"
+
+
+def test_the_usual_text_is_the_demos_or_the_scores_own(fake, here, tiny_gqa, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Ann sees the red ball.\n" * 50)
+    assert live_panel.usual_source(checkpoint.inspect(CHECKPOINT), {"source": "x.txt"}) == "demo"
+    scored(here, tiny_gqa, mine)
+    at = open_page(tiny_gqa, drop="1")
+    assert field(at).placeholder == str(mine)
+    assert fake.sources == {str(mine)}
+    assert set(metrics(at)) == {
+        "Calibration rows, without 1", "Held-out start, without 1", "Held-out text, without 1",
+    }  # fmt: skip
+    captions = " ".join(c.value for c in at.caption)
+    assert "mine.txt (calibration, seed 7)" in captions
+    assert "mine.txt (the scores' own text)" in captions
+
+
+def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
+    """A session's own questions alone are given up; what it still wants goes on."""
+    desk = live.Desk(lambda question: question.stop.wait(20))
+    info = checkpoint.inspect(tiny_gqa)
+
+    def want(who, **text):
+        key = live.key_of(info, text, (1,))
+        return key, desk.want(who, key, live.Question("x", frozenset({1}), text))
+
+    kept, first = want("me plan", source="a", quick=True)
+    _, second = want("me plan", source="a")
+    _, other = want("you plan", source="b")
+    desk.give_up("me plan", [kept])
+    assert [q.stop.is_set() for q in (first, second, other)] == [False, True, False]
+    assert want("me plan", source="a")[1] is not second
+    for question in (first, other, want("me plan", source="a")[1]):
+        question.stop.set()
