@@ -1,15 +1,25 @@
-"""Real input: stories260k on WikiText-2, by both protocols, against a plain transformers loop."""
+"""Real input: stories260k on WikiText-2 and on its own text, against a plain loop and lm-eval."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.__main__ import main
+
+sys.path.append(str(Path(__file__).parent))
+from test_perplexity import plain_loop
+from test_tasks import evaluate, harness, local_tasks
+
+choices = local_tasks
+"""A folder with a task of the tests' own."""
 
 
 @pytest.mark.parametrize("bos", ["once", "window"])
@@ -23,17 +33,85 @@ def test_stories260k_on_wikitext2(real_dir, tmp_path, bos):
     with (out / "perplexity.csv").open(newline="") as handle:
         rows = {int(row["window"]): row for row in csv.DictReader(handle)}
 
+    for window in (128, 512):
+        expected, tokens = plain_loop(folder, text, window, bos)
+        assert int(rows[window]["tokens"]) == tokens > 3_000
+        assert float(rows[window]["ppl"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def own(real_dir):
+    """Eight texts that stories260k wrote at temperature 1."""
+    folder = real_dir / "stories260k"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False).input_ids
-    start = [tokenizer.bos_token_id]
-    for window in (128, 512):
-        stream, size = (start + ids, window) if bos == "once" else (ids, window - 1)
-        losses = []
-        for at in range(0, len(stream) - size + 1, size):
-            row = torch.tensor([(start if bos == "window" else []) + stream[at : at + size]])
-            with torch.no_grad():
-                losses.append(model(input_ids=row, labels=row).loss.item())
-        expected = math.exp(math.fsum(losses) / len(losses))
-        assert int(rows[window]["tokens"]) == len(losses) * (window - 1) > 3_000
-        assert float(rows[window]["ppl"]) == pytest.approx(expected, rel=1e-5)
+    torch.manual_seed(3)
+    start = torch.full((8, 1), tokenizer.bos_token_id)
+    written = model.generate(
+        start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, top_p=1.0,
+        temperature=1.0, max_new_tokens=500, min_new_tokens=500, pad_token_id=0,
+    )  # fmt: skip
+    return tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def entropy(folder, text, tokens):
+    """The mean entropy in nat of what the model predicts along a text."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids][:tokens]
+    with torch.no_grad():
+        likely = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+    return -(likely.exp() * likely).sum(-1).mean().item()
+
+
+def test_stories260k_on_text_sampled_from_itself(real_dir, tmp_path, own):
+    """The loss on what a model wrote is the entropy of what it predicted, but for chance."""
+    folder, argv = real_dir / "stories260k", []
+    for number, text in enumerate(own):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+        argv += ["--perplexity", tmp_path / f"{number}.txt"]
+    out = tmp_path / "out"
+    argv = ["evaluate", folder, *argv, "--window", "440", "--device", "cpu", "--out", out]
+    assert main([str(a) for a in argv]) == 0
+    with (out / "perplexity.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    found = [float(row["ppl"]) for row in rows]
+    assert [int(row["tokens"]) for row in rows] == [439] * len(own)
+    expected = [plain_loop(folder, tmp_path / f"{n}.txt", 440, "once")[0] for n in range(len(own))]
+    assert found == pytest.approx(expected, rel=1e-5)
+    predicted = sum(entropy(folder, text, 440) for text in own) / len(own)
+    loss = sum(map(math.log, found)) / len(found)
+    assert loss == pytest.approx(predicted, abs=0.1)  # deviation of chance: 1.3 / sqrt(8 * 439)
+
+
+TASK = """
+task: own_text
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+"""
+
+
+def test_the_command_line_of_lm_eval_agrees_on_stories260k(real_dir, tmp_path, own, choices):
+    folder = real_dir / "stories260k"
+    data = choices / "own_text.jsonl"
+    data.write_text("".join(json.dumps({"text": t}) + "\n" for t in own), encoding="utf-8")
+    (choices / "own_text.yaml").write_text(TASK.format(data=data))
+    options = ("--tasks", "own_text,colours", "--task-dir", choices, "--dtype", "float32")
+    rows, _, _ = evaluate(folder, tmp_path / "out", *options)
+    theirs, _ = harness(folder, tmp_path, ["own_text", "colours"], "--include_path", choices)
+    assert [row["metric"] for row in rows] == [
+        "word_perplexity", "byte_perplexity", "bits_per_byte", "acc", "acc_norm",
+    ]  # fmt: skip
+    for row in rows:
+        found = theirs[row["task"]][f"{row['metric']},none"]
+        assert float(row["value"]) == pytest.approx(found, rel=1e-6)
