@@ -286,6 +286,7 @@ def measured_on(scene: Scene) -> str:
     return (
         f"Measured on {summary.get('device')} ({summary.get('device_name')}), {kinds}, "
         f"{summary.get('input_tokens')} tokens in, seed {summary.get('seed')}."
+        + (" Peak memory is of tensors." if summary.get("peak_memory") == "tensors" else "")
     )
 
 

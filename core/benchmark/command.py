@@ -136,6 +136,7 @@ def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any
     """
     env = {
         **os.environ,
+        "KINETO_LOG_LEVEL": "99",  # the profiler's notes of starting and stopping
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
     }
     process = subprocess.Popen(
@@ -232,6 +233,7 @@ class Session:
                 warmup=warmup,
                 runs=protocol.share(spec.runs, spec.visits, visit),
                 find_largest=find,
+                count_tensors=visit == 0 and not spec.memory_limit_mib,
                 measure_rates=variant is self.variants[0] and not spec.memory_limit_mib,
             )
             killed_at = self._listen(request, visit, variant, left)
@@ -258,7 +260,7 @@ class Session:
         spec, current, cell = self.spec, None, None
         for event in _talk(request, self.progress):
             kind = event.pop("event")
-            if kind in ("cell", "result", "skipped"):
+            if kind in ("cell", "result", "skipped", "tensors"):
                 cell = Cell(event.pop("batch_size"), event.pop("output_tokens"))
                 current = cell if kind == "cell" else None
             if kind == "loaded":
@@ -276,6 +278,10 @@ class Session:
                 assert cell is not None
                 self._take(variant, CellResult(cell, visit, **_tuples(event)))
                 left.remove(cell)
+            elif kind == "tensors":
+                assert cell is not None
+                counted = variant.results[cell][-1]
+                variant.results[cell][-1] = dataclasses.replace(counted, **event)
             elif kind == "rates":
                 self.measured_rates.append(analytic.Rates(**event))
             elif kind == "largest":
@@ -351,6 +357,12 @@ def _rows(session: Session, rates: analytic.Rates | None) -> list[dict[str, Any]
     return rows
 
 
+def _only_growth(session: Session) -> bool:
+    """Whether tensors were told at no point, so that the process's growth stands for them."""
+    found = [r for v in session.variants for rs in v.results.values() for r in rs]
+    return all(r.allocated_mib is None for r in found)
+
+
 def _errors(rows: list[dict[str, Any]], estimated: str, measured: str) -> dict[str, Any]:
     known = [r for r in rows if r[estimated] is not None and r[measured]]
     return analytic.errors((r[estimated], r[measured]) for r in known)
@@ -390,6 +402,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
         "runs_asked": spec.runs,
         "warmup_asked": spec.warmup,
         "order": session.order,
+        "peak_memory": "process growth" if _only_growth(session) else "tensors",
         "memory_limit_mib": spec.memory_limit_mib,
         "skipped": session.skipped,
         "seconds": round(time.time() - began, 1),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.processes import memory_mib
 
@@ -14,16 +16,18 @@ if TYPE_CHECKING:
     import torch
 
 MIB = 2.0**20
+_COUNTED = "depthcut: counted"
 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
     """Peaks since the last `MemoryMeter.reset`, in MiB; None where a device does not tell."""
 
-    allocated_mib: float
-    """CUDA: tensors. MPS: tensors now. CPU: the process's resident growth since before loading."""
+    allocated_mib: float | None
+    """Tensors. CUDA: peak. MPS: now. CPU: not told; `tensor_peak` counts them."""
     reserved_mib: float | None
-    """What torch's allocator held on the device."""
+    """What the allocator held. CUDA and MPS: torch's, on the device. CPU: the process's resident
+    growth since before loading, which is tensors and what the C library's heap has in its gaps."""
     process_mib: float | None
     """CUDA: what the device had in use beyond what was used before this process; else the
     process's peak resident memory."""
@@ -63,7 +67,7 @@ class MemoryMeter:
         if self.device.type == "mps":
             held = torch.mps.driver_allocated_memory() / MIB
             return Peaks(torch.mps.current_allocated_memory() / MIB, held, peak)
-        return Peaks(max(0.0, peak - self._before_mib), None, peak)
+        return Peaks(None, max(0.0, peak - self._before_mib), peak)
 
     def _device_used_mib(self) -> float | None:
         """Return what is in use on a CUDA device by everybody, seen before and after us."""
@@ -73,6 +77,28 @@ class MemoryMeter:
 
         free, total = torch.cuda.mem_get_info(self.device)
         return (total - free) / MIB
+
+
+def tensor_peak(work: Callable[[], object], before: Callable[[], object] | None = None) -> int:
+    """Do ``work`` on the CPU and return the most bytes of tensors in it, from the allocator's log.
+
+    Counted are tensors made since ``before``, which is done first and may leave some behind.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        if before:
+            before()
+        with record_function(_COUNTED):
+            work()
+    log: Any = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+    begin = min(e.start_ns() for e in log if e.name() == _COUNTED)
+    changes = sorted((e.start_ns(), n, e.nbytes()) for n, e in enumerate(log)
+                     if e.name() == "[memory]")  # fmt: skip
+    held = itertools.accumulate(size for _, _, size in changes)
+    levels = [(at, total) for (at, _, _), total in zip(changes, held, strict=True)]
+    there = [total for at, total in levels if at < begin][-1:]
+    return max([0, *there, *(total for at, total in levels if at >= begin)])
 
 
 def resident_mib(peak: bool = False) -> float:

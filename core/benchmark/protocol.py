@@ -94,7 +94,8 @@ def point(
     """Merge the visits of one cell into a row of points.csv.
 
     Out of memory in any visit makes the point out of memory. Times are over all visits' runs;
-    memory is the largest seen.
+    memory is the largest seen. Where tensors were not counted, what the allocator held stands for
+    the peak.
     """
     cell = results[0].cell
     row: dict[str, Any] = dict.fromkeys(POINT_COLUMNS)
@@ -105,6 +106,8 @@ def point(
     times = [t for r in results for t in r.latencies_s]
     firsts = [t for r in results for t in r.first_tokens_s]
     busy = [u for r in results for u in r.utilisation_pct]
+    allocated = _largest([r.allocated_mib for r in results])
+    held = _largest([r.reserved_mib for r in results])
     mean, first = statistics.fmean(times), statistics.fmean(firsts)
     rest = cell.output_tokens - 1
     return row | {
@@ -116,8 +119,8 @@ def point(
         "first_token_s": first,
         "per_token_s": (mean - first) / rest if rest else None,
         "tokens_per_s": cell.batch_size * cell.output_tokens / mean,
-        "peak_memory_mib": _largest([r.allocated_mib for r in results]),
-        "reserved_mib": _largest([r.reserved_mib for r in results]),
+        "peak_memory_mib": held if allocated is None else allocated,
+        "reserved_mib": held,
         "process_mib": _largest([r.process_mib for r in results]),
         "utilisation_pct": statistics.fmean(busy) if busy else None,
         "utilisation_max_pct": max(busy) if busy else None,

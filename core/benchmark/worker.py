@@ -15,10 +15,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.benchmark import memory
 from core.benchmark.protocol import Cell
 from core.errors import DepthcutError, OutOfMemoryError
 
@@ -45,6 +47,8 @@ class Request:
     """(batch size, output tokens), in order."""
     cell_limit_s: float | None = None
     memory_limit_mib: int | None = None
+    count_tensors: bool = False
+    """Count what tensors take at every point too, where the device does not tell (CPU)."""
     find_largest: bool = False
     measure_rates: bool = False
 
@@ -85,9 +89,10 @@ class Visit:
     def __init__(self, request: Request, emit: Emit) -> None:
         """Load what ``request`` names, under its memory limit."""
         from core import model as loading
-        from core.benchmark import generate, memory
+        from core.benchmark import generate
 
         self.request, self.emit = request, emit
+        self.measured: list[Cell] = []
         self.device = loading.resolve_device(request.device)
         generate.import_and_settle(self.device)
         tokenizer = None
@@ -178,30 +183,79 @@ class Visit:
             ok, result = self.fits(lambda cell=cell: self.measure(cell))  # type: ignore[misc]
             if ok:
                 largest = max(largest, batch)
+                self.measured.append(cell)
             else:
                 full.append(cell)
             self.emit("result", **dataclasses.asdict(cell), oom=not ok, **(result or {}))
         return largest
 
-    def holds(self, batch: int, output: int) -> bool:
-        """Whether a generation at its end fits: full cache, one prompt's work, one sampling.
+    def tensors(self) -> None:
+        """Tell what tensors take at most at each point: weights, cache, activations, sampling."""
+        weights = {t.data_ptr(): t for t in self.model.state_dict().values()}.values()
+        held = sum(t.numel() * t.element_size() for t in weights)
+        for cell in self.measured:
+            count = functools.partial(self._tensors_beside_weights, cell)
+            ok, most = self.fits(count)
+            if ok:
+                mib = (held + most) / memory.MIB
+                self.emit("tensors", **dataclasses.asdict(cell), allocated_mib=mib)
 
-        The cache is filled by chunks as long as the prompt, which takes a tenth of the time of
+    def _tensors_beside_weights(self, cell: Cell) -> int:
+        """Return the most bytes in a generation: of the prompt's pass, or of the last two steps."""
+        from core.benchmark import generate
+
+        ids, one = self.prompts(cell.batch_size), generate.force_length(self.model, 1)
+        prompt = memory.tensor_peak(lambda: generate.timed(self.model, ids, one))
+        if cell.output_tokens == 1:
+            return prompt
+        filled: list[Any] = []
+        last = memory.tensor_peak(
+            lambda: self.end(ids, filled),
+            before=lambda: filled.append(self.fill(ids, len(self.ids) + cell.output_tokens - 3)),
+        )
+        return max(prompt, last)
+
+    def fill(self, ids: torch.Tensor, tokens: int) -> Any:
+        """Return a cache of ``tokens`` tokens a sequence.
+
+        It is filled by chunks as long as the prompt, which takes a tenth of the time of
         generating it and as much memory.
+        """
+        import torch
+
+        cache = None
+        with torch.inference_mode():
+            while tokens > 0:
+                chunk = ids[:, :tokens]
+                out = self.model(chunk, cache=cache, use_cache=True, logits_to_keep=1)
+                cache, tokens = out.past_key_values, tokens - chunk.shape[1]
+        return cache
+
+    def end(self, ids: torch.Tensor, cache: Sequence[Any]) -> bool:
+        """Make the last two tokens of a generation upon a filled cache, the first of the list.
+
+        Two, as the last step finds the scores of the one before still there.
         """
         import torch
 
         from core.benchmark import generate
 
+        whole = ids[:, :1].repeat(1, cache[0].get_seq_length() + 1 if cache[0] else 1)
+        with torch.inference_mode():
+            self.model.generate(
+                whole,
+                attention_mask=torch.ones_like(whole),
+                cache=cache[0],
+                generation_config=generate.force_length(self.model, 2),
+            )
+        return True
+
+    def holds(self, batch: int, output: int) -> bool:
+        """Whether a generation at its end fits: full cache, one prompt's work, one sampling."""
+
         def work() -> bool:
-            ids, cache, left = self.prompts(batch), None, len(self.ids) + output - 1
-            with torch.inference_mode():
-                while left:
-                    chunk = ids[:, :left]
-                    out = self.model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                    cache, left = out.past_key_values, left - chunk.shape[1]
-                generate.timed(self.model, ids[:, :1], generate.force_length(self.model, 1))
-            return cache is not None
+            ids = self.prompts(batch)
+            return self.end(ids, [self.fill(ids, len(self.ids) + output - 3)])
 
         return self.fits(work)[0]
 
@@ -232,6 +286,8 @@ def work(request: Request, emit: Emit) -> None:
     if request.cells:
         visit = Visit(request, emit)
         largest = visit.cells()
+        if request.count_tensors and visit.device.type == "cpu":
+            visit.tensors()
         if request.find_largest:
             visit.largest(largest)
         device = visit.device
@@ -261,6 +317,7 @@ def main() -> int:
         events.flush()
 
     request = Request(**json.loads(sys.stdin.readline()))
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         work(request, emit)

@@ -60,7 +60,10 @@ def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir):
         assert float(point["tokens_per_s"]) == pytest.approx(rate)
         assert point["oom"] == "false"
         assert float(point["utilisation_pct"]) > 0
-        assert float(point["process_mib"]) > float(point["peak_memory_mib"])
+        assert float(point["process_mib"]) > float(point["reserved_mib"]) > 0
+        guess = float(point["estimated_memory_mib"])
+        assert guess == pytest.approx(float(point["peak_memory_mib"]), rel=0.15)
+    assert summary["peak_memory"] == "tensors"
     info = checkpoint.inspect(one)
     assert summary["variants"][0]["weight_bytes"] == analytic.weight_bytes(info, "float32")
     pairs = [(float(p["estimated_latency_s"]), float(p["latency_s_mean"])) for p in points]

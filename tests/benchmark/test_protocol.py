@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from core.benchmark import generate, protocol
+from core.benchmark import generate, memory, protocol, worker
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.utilisation import UtilisationSampler
 
@@ -54,6 +54,42 @@ def test_a_point_is_over_all_runs_of_all_visits():
     full = protocol.point("v", 12, [*visits, CellResult(cell, 2, oom=True)], {})
     assert full["oom"] is True
     assert full["latency_s_mean"] is None
+
+
+def test_without_counted_tensors_what_the_allocator_held_is_the_peak():
+    cell = Cell(1, 2)
+    counted = CellResult(cell, 0, (1.0,), (0.5,), 3.0, 4.0, 50.0)
+    held = CellResult(cell, 1, (1.0,), (0.5,), None, 5.0, 50.0)
+    both, one = (protocol.point("v", 12, rs, {}) for rs in ([counted, held], [held]))
+    assert (both["peak_memory_mib"], both["reserved_mib"]) == (3.0, 5.0)
+    assert (one["peak_memory_mib"], one["reserved_mib"]) == (5.0, 5.0)
+
+
+def test_tensors_are_counted_at_their_peak():
+    kept = []
+
+    def work():
+        first = torch.zeros(1000)
+        both = first.repeat(3)  # 4,000 and 12,000 bytes at once
+        del first, both
+        kept.append(torch.zeros(500))
+
+    assert memory.tensor_peak(work) == pytest.approx(16000, abs=99)
+    found = memory.tensor_peak(work, before=lambda: kept.append(torch.zeros(2000)))
+    assert found == pytest.approx(24000, abs=99)
+    # what `before` had at most and freed again does not count
+    assert memory.tensor_peak(lambda: None, before=lambda: float(torch.zeros(10**6).sum())) < 1000
+
+
+@pytest.mark.parametrize(("batch", "output"), [(1, 9), (3, 30), (2, 1)])
+def test_the_ends_of_a_generation_take_what_the_whole_does(batch, output):
+    visit = object.__new__(worker.Visit)
+    visit.model, visit.device, visit.ids = tiny.model("gqa"), torch.device("cpu"), [5, 7, 9, 11]
+    ids, config = visit.prompts(batch), generate.force_length(visit.model, output)
+    generate.timed(visit.model, ids, config)
+    whole = memory.tensor_peak(lambda: generate.timed(visit.model, ids, config))
+    found = visit._tensors_beside_weights(Cell(batch, output))
+    assert found == pytest.approx(whole, rel=0.03)
 
 
 @pytest.mark.parametrize("output", [2, 17])
