@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from core import jobs, recipes
@@ -53,6 +54,7 @@ def _card(checkpoint: str, name: str) -> None:
         record = started or record
     if record and record.state == "done":
         verdict(record)
+        _table(record)
     elif record:
         runs.show(record.id)
 
@@ -66,3 +68,15 @@ def verdict(record: RunRecord) -> None:
     for step, why in (found.get("failed") or {}).items():
         st.warning(f"{step} did not work: {why}")
     st.caption(f"Measured by the run {record.name}; every step is a run of its own on Jobs.")
+
+
+def _table(record: RunRecord) -> None:
+    """Draw the recipe's table.csv where it has one; columns without a value are left out."""
+    path = record.path / "table.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        st.dataframe(table.dropna(axis="columns", how="all"), hide_index=True)
+        st.download_button(
+            "table.csv", path.read_bytes, f"{record.id}.csv", "text/csv", on_click="ignore",
+            key=f"table_{record.id}", type="tertiary", icon=":material/download:",
+        )  # fmt: skip

@@ -48,7 +48,13 @@ def test_a_verdict_is_shown_with_its_findings(here, tiny_gqa):
     workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
     summary = {"verdict": "Block 2 can go.", "findings": ["It is cheap."], "failed": {"w": "no"}}
     workspace.write_json(folder / "summary.json", summary)
+    workspace.write_csv(
+        folder / "table.csv", ("model", "ppl", "none"), [("a", 2.5, None), ("b", None, None)]
+    )
     page = home(tiny_gqa)
+    (table,) = (t.value for t in page.dataframe if "ppl" in t.value)
+    assert list(table.columns) == ["model", "ppl"]
+    assert table["ppl"].tolist()[0] == 2.5
     assert "Block 2 can go." in [s.value for s in page.success]
     assert "- It is cheap." in [m.value for m in page.markdown]
     assert any("w did not work: no" in w.value for w in page.warning)
