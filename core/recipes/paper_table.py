@@ -34,6 +34,7 @@ COLUMNS = (
     "text",
     "ppl",
     "tasks_mean",
+    "tasks_stderr",
     "speedup",
     "source",
 )
@@ -142,17 +143,26 @@ def _retrained(name: str) -> Step:
     return Step(f"lora-{name}", "retrain", options)
 
 
-def mean(chain: Chain, name: str) -> float | None:
-    """Return the plain mean over the asked tasks, of each its metric; None without all of them."""
+def asked(chain: Chain, name: str) -> dict[str, float | None]:
+    """Return the plain mean over the asked tasks, of each its metric, and its standard error.
+
+    The error is that of independent tasks. Empty where they were not asked.
+    """
     step = f"tasks-{name}"
     if step in chain.failed:
-        return None
+        return {}
     rows = chain.rows(step, "tasks.csv")
     found = []
     for task in suites.expand(tasks_of(chain.spec)["tasks"]):
-        own = {row["metric"]: float(row["value"]) for row in rows if row["task"] == task}
+        own = {row["metric"]: row for row in rows if row["task"] == task}
         found.append(own[suites.metric_of(task, list(own))])
-    return math.fsum(found) / len(found)
+    errors = [float(row["stderr"]) ** 2 for row in found if row["stderr"]]
+    return {
+        "tasks_mean": math.fsum(float(row["value"]) for row in found) / len(found),
+        "tasks_stderr": (
+            math.sqrt(math.fsum(errors)) / len(found) if len(errors) == len(found) else None
+        ),
+    }
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
@@ -172,7 +182,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             "params": dense["parameters"],
             "ratio": 0.0,
             "ppl": parts.perplexity(chain, "dense"),
-            "tasks_mean": mean(chain, "dense"),
+            **asked(chain, "dense"),
             "speedup": 1.0,
         }
     ]
@@ -188,7 +198,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
                     "ratio": record["ratio"],
                     "retrained": retrained,
                     "ppl": parts.perplexity(chain, judged),
-                    "tasks_mean": mean(chain, judged) if retrained else None,
+                    **(asked(chain, judged) if retrained else {}),
                     "speedup": fast[count],
                 }
             )
@@ -248,7 +258,9 @@ def _sentence(row: dict[str, Any]) -> str:
     name = "Dense" if not row["blocks_dropped"] else (
         f"{row['criterion']}, {row['blocks_dropped']} blocks, {row['retrained'] or 'not retrained'}"
     )  # fmt: skip
-    tasks = "" if row["tasks_mean"] is None else f", tasks {row['tasks_mean']:.3f}"
+    tasks = f", tasks {row['tasks_mean']:.3f}" if "tasks_mean" in row else ""
+    if row.get("tasks_stderr") is not None:
+        tasks += f" ± {row['tasks_stderr']:.3f}"
     return f"{name}: perplexity {row['ppl']:.4g}{tasks}."
 
 
@@ -258,9 +270,9 @@ def _judged_on(chain: Chain) -> str:
     text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"
     if "tasks-dense" in chain.failed:
         return f"{text}; no tasks ({chain.failed['tasks-dense']})"
-    asked = tasks_of(chain.spec)
-    limit = f"{asked['limit']} questions each" if asked["limit"] else "all questions"
-    return f"{text}; tasks: the mean of {', '.join(asked['tasks'])}, {limit}."
+    options = tasks_of(chain.spec)
+    limit = f"{options['limit']} questions each" if options["limit"] else "all questions"
+    return f"{text}; tasks: the mean of {', '.join(options['tasks'])}, {limit}."
 
 
 RECIPE = Recipe(

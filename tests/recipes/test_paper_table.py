@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,14 @@ def test_the_table_is_what_the_steps_have_measured(tmp_path, tiny_gqa):
         assert bool(row["tasks_mean"]) is asked
         if asked:
             assert float(row["tasks_mean"]) == pytest.approx(mean - at / 100)
+            assert float(row["tasks_stderr"]) == pytest.approx(0.1 / math.sqrt(3))
     assert [float(row["speedup"]) for row in own] == [1, 2, 2, 2, 2, 3, 3, 3, 3]
     others = [row for row in rows if row["kind"] == "published"]
     assert {"12.62", "17.66", "20.21"} <= {row["ppl"] for row in others}  # METHODS, section 4
     assert "Without 2 of 5 blocks (20% of the parameters)" in found.sentence
     assert "perplexity is 3.000 x dense, after LoRA 2.000 x" in found.sentence
     assert "3.00 x dense" in found.sentence
-    assert found.findings[0] == f"Dense: perplexity 2, tasks {mean:.3f}."
+    assert found.findings[0] == f"Dense: perplexity 2, tasks {mean:.3f} ± 0.058."
 
 
 def test_without_tasks_the_table_says_why(tmp_path, tiny_gqa):
@@ -135,5 +137,5 @@ def test_without_tasks_the_table_says_why(tmp_path, tiny_gqa):
     asked = ("dense", *(f"lora-{name}" for name, *_ in paper_table.variants(made.spec)))
     made.failed = {f"tasks-{name}": "The data of task 'piqa' is not here." for name in asked}
     found = recipes.get("paper-table").verdict(made)
-    assert all(row["tasks_mean"] is None for row in found.figures["rows"])
+    assert not any("tasks_mean" in row for row in found.figures["rows"])
     assert any("no tasks (The data of task 'piqa'" in line for line in found.findings)
