@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint
+from core import checkpoint, words
 from core.checkpoint import CheckpointInfo, Shard, TensorEntry, TensorIndex
 from core.errors import CheckpointError
 from core.progress import SILENT, Progress
@@ -61,7 +61,7 @@ def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) 
             progress.log(f"The Hub cannot be reached; using the copy of {name} in the cache.")
             return folder
         files = _wanted(name, sizes, config_only)
-        progress.log(f"Fetching {name} from the Hub ({_size(sum(sizes[f] for f in files))}).")
+        progress.log(f"Fetching {name} from the Hub ({words.size(sum(sizes[f] for f in files))}).")
         folder = _download(repo, commit, {file: sizes[file] for file in files}, progress)
         _note_revision(repo, revision)
         return folder
@@ -257,10 +257,6 @@ def _shard(file: str, size: int, header: Any) -> Shard:
     ]
     tensors.sort(key=lambda tensor: tensor.start)
     return Shard(file, size, dict(header.metadata or {}), tuple(tensors))
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 # ----------------------------------------------------------------------------------------- errors

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 
-def memory(mib: float | None) -> str:
-    """Return MiB as people read it, in B, KiB, MiB or GiB: 512 B, 2.5 MiB, 1,000 MiB, 12.6 GiB.
-
-    One decimal below 100 of a unit and from 1 GiB up; ``-`` where it is not known.
-    """
-    if mib is None:
-        return "-"
-    value, unit = mib * 2**20, "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
+def size(count: float) -> str:
+    """Return bytes to three digits in the unit that reads best: 512 B, 8.48 MiB, 12.6 GiB."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024:
             break
-        value, unit = value / 1024, larger
-    decimals = 0 if unit == "B" or (unit != "GiB" and abs(value) >= 100) else 1
-    return f"{value:,.{decimals}f} {unit}"
+        count, unit = count / 1024, larger
+    decimals = 0 if unit == "B" or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
+    return f"{count:,.{decimals}f} {unit}"
 
 
 def block_ranges(blocks: Iterable[int]) -> str:

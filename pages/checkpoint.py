@@ -9,7 +9,7 @@ from core import jobs
 from core.charts.checkpoint import parameter_bars
 from core.inspect_command import InspectSpec
 from core.ui import frame, state
-from core.ui.prune_view import size
+from core.words import size
 
 frame.start("Checkpoint")
 name = state.active_checkpoint()

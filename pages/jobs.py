@@ -6,7 +6,7 @@ import streamlit as st
 
 from core import variants, words
 from core.ui import frame, job_cards, state
-from core.ui.prune_view import size
+from core.words import size
 from core.workspace import RunRecord
 
 SHOWN = 20

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from core.words import block_ranges, by_blocks, memory
+from core.words import block_ranges, by_blocks, size
 
 
 @pytest.mark.parametrize(
-    ("size", "text"),
+    ("count", "text"),
     [
-        (None, "-"),
         (0, "0 B"),
         (512, "512 B"),
-        (1536, "1.5 KiB"),
-        (8.476 * 2**20, "8.5 MiB"),
-        (99.94 * 2**20, "99.9 MiB"),
+        (1023, "1,023 B"),
+        (1536, "1.50 KiB"),
+        (8.476 * 2**20, "8.48 MiB"),
+        (9.997 * 2**20, "10.0 MiB"),
+        (60 * 2**20, "60.0 MiB"),
+        (99.97 * 2**20, "100 MiB"),
         (1000 * 2**20, "1,000 MiB"),
         (12894.6 * 2**20, "12.6 GiB"),
-        (2000 * 2**30, "2,000.0 GiB"),
-        (-3 * 2**20, "-3.0 MiB"),
+        (2048 * 2**30, "2.00 TiB"),
+        (5000 * 2**40, "5,000 TiB"),
+        (-3 * 2**20, "-3.00 MiB"),
     ],
 )
-def test_memory_in_the_unit_that_reads_best(size, text):
-    assert memory(None if size is None else size / 2**20) == text
+def test_sizes_have_three_digits_in_the_unit_that_reads_best(count, text):
+    assert size(count) == text
 
 
 def test_block_ranges_name_every_block_once():

@@ -12,8 +12,9 @@ from core.compare.measured import Cell, cell_of
 from core.compare.speed import Speed, speed_up
 from core.findings.finding import Finding, listed
 from core.study import Benchmark, Study, Variant, info_of, read_rows
+from core.words import size
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 CELL: Cell = (1, 12, 128)
 """Batch, input and output tokens that memory is worked out for where nothing was measured."""
 
@@ -39,17 +40,12 @@ def memory_too_large(
     return Finding(
         "memory",
         f"Still too large: {smallest.label}, the smallest checkpoint of this study, needs "
-        f"{size(least)} ({kind}) at batch {batch} with {output} new tokens, and {where} has "
-        f"{size(budget_mib)}.",
-        {f"{v.label} ({how})": size(mib) for mib, v, how in sorted(known, key=lambda x: x[0])}
-        | {where: size(budget_mib)},
+        f"{size(least * MIB)} ({kind}) at batch {batch} with {output} new tokens, and {where} has "
+        f"{size(budget_mib * MIB)}.",
+        {f"{v.label} ({how})": size(mib * MIB) for mib, v, how in sorted(known, key=lambda x: x[0])}
+        | {where: size(budget_mib * MIB)},
         _fit(study, budget_mib, cell),
     )
-
-
-def size(mib: float) -> str:
-    """Return memory in MiB or GiB."""
-    return f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
 
 
 def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | None:

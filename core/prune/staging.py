@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from core import checkpoint, processes, workspace
+from core import checkpoint, processes, words, workspace
 from core.errors import OutputError
 
 RECORD = "pruning.json"
@@ -82,8 +82,8 @@ def check_space(partial: Path, size: int) -> None:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise OutputError(
-            f"The variant takes {needed / 2**30:.2f} GiB, {partial.parent} has "
-            f"{free / 2**30:.2f} GiB free.",
+            f"The variant takes {words.size(needed)}, {partial.parent} has "
+            f"{words.size(free)} free.",
             "Free space, or give an --out on another disk.",
         )
 

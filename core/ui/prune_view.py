@@ -15,6 +15,7 @@ from core.importance import criteria
 from core.prune import plan as planning
 from core.prune import scores as block_scores
 from core.prune.outlook import CurvePoint, Outlook, Quality, curve_points, quality, same_text
+from core.words import size
 from core.workspace import RunRecord, Workspace
 
 
@@ -184,13 +185,3 @@ def rows(
         {"": fact} | {name: show(*value) for name, value in columns.items()}
         for fact, show in facts.items()
     ]
-
-
-def size(count: float) -> str:
-    """Return bytes in the unit that reads best, powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            digits = 0 if unit == "B" or count >= 1000 else 2
-            return f"{count:.{digits}f} {unit}"
-        count /= 1024
-    return f"{count:.2f} TiB"

@@ -141,7 +141,7 @@ def test_memory_is_measured_against_the_budget(lab):
     cut = lab.pruned("cut", [2])
     lab.timed({"dense": (lab.dense, [[1.0, 1.1]]), "cut": (cut, [[0.5, 0.6]])})
     found = memory_too_large(lab.study(), 60.0, "cuda:0", (1, 12, 8))
-    assert "needs 100 MiB (measured) at batch 1 with 8 new tokens, and cuda:0 has 60 MiB" in (
+    assert "needs 100 MiB (measured) at batch 1 with 8 new tokens, and cuda:0 has 60.0 MiB" in (
         found.sentence
     )
     assert memory_too_large(lab.study(), 100.0, "cuda:0", (1, 12, 8)) is None

@@ -177,7 +177,7 @@ def test_cancel_and_full_disk_leave_nothing(tiny_gqa, tmp_path, monkeypatch, in_
 def test_too_little_space_is_told_before_writing(tiny_gqa, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match="GiB free"):
+    with pytest.raises(OutputError, match="has 1,000 B free"):
         depth.prune(tiny_gqa, (1,), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
