@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from core import checkpoint, workspace
-from core.retrain.command import LABELS
+from core.retrain.spec import LABELS
+from core.words import size
 from core.workspace import RunRecord, Workspace
 
 MAKERS = ("prune", "width", "retrain")
@@ -173,12 +174,6 @@ def count(value: float) -> str:
             return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
         value /= 1000
     return f"{value:.1f} B"
-
-
-def size(bytes_: float) -> str:
-    """Return memory in MiB or GiB."""
-    mib = bytes_ / MIB
-    return f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
 def span(seconds: float) -> str:
