@@ -20,6 +20,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import find_browser
 
+from core import jobs
+from core.workspace import Workspace
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     "--headless",
@@ -149,6 +152,9 @@ def server(chromium, tmp_path_factory):
     server.start()
     yield server
     server.stop()
+    for record in Workspace(server.workspace).runs():
+        if record.is_live:  # a live model that a failed test left behind
+            jobs.LocalLauncher().kill(record)
 
 
 class Visitor:
