@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core import variants
 from core.ui import frame, prune_view, recipes, state
+from core.words import size
 
 frame.start("Home")
 st.title("Depthcut")
@@ -23,16 +25,16 @@ if not name:
     st.stop()
 
 info = state.inspect(name)
-runs = state.workspace().runs()
+done = [r for r in state.workspace().runs() if r.state == "done"]
 scored = prune_view.scored_runs(state.workspace(), info)
-pruned = [r for r in runs if r.command == "prune" and r.state == "done"]
+pruned = variants.made_from(done, name)
 
 st.subheader("Active checkpoint")
 tiles = st.columns(4)
 tiles[0].metric("Checkpoint", name.rstrip("/").rsplit("/", 1)[-1], border=True, help=name)
 tiles[1].metric("Blocks", info.blocks, border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
-weights = prune_view.size(info.memory_bytes[info.dtype])
+weights = size(info.memory_bytes[info.dtype])
 tiles[3].metric(f"Weights, {info.dtype}", weights, border=True)
 
 st.subheader("Next step")
@@ -44,7 +46,7 @@ elif not pruned:
     frame.step("prune", "Choose blocks to drop")
 else:
     st.markdown(
-        f"{len(pruned)} pruned {'checkpoint' if len(pruned) == 1 else 'checkpoints'} so far, "
+        f"{len(pruned)} pruned {'checkpoint' if len(pruned) == 1 else 'checkpoints'} of it so far, "
         f"the last one `{pruned[0].name}`. Bring its quality back, judge it, or compare."
     )
     with st.container(horizontal=True):

@@ -16,6 +16,7 @@ from core.workspace import RunRecord
 
 MAKERS = ("prune", "width", "retrain")
 """Commands whose runs leave a checkpoint behind."""
+CUTTERS = ("prune", "width")
 
 
 @dataclass
@@ -81,6 +82,33 @@ def tree(records: Sequence[RunRecord]) -> list[Variant]:
             parent = roots[key]
         parent.children.append(variant)
     return list(roots.values())
+
+
+def made_from(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
+    """Return the runs that cut the checkpoint ``name``, or what was made of it; newest first."""
+    local = checkpoint.local_folder(name)
+    wanted = local.resolve() if local else None
+    for root in tree(records):
+        for _, node in root.walk():
+            named = node.record is None and node.parent == name
+            if named or (wanted and node.folder and node.folder.resolve() == wanted):
+                below = [v.record for _, v in node.walk() if v is not node and v.record]
+                cut = [r for r in below if r.command in CUTTERS]
+                return sorted(cut, key=lambda r: r.started, reverse=True)
+    return []
+
+
+def below(roots: Sequence[Variant], name: str) -> list[Variant]:
+    """Return what was made from the checkpoint ``name`` and from that, newest first."""
+    local = checkpoint.local_folder(name)
+    wanted = local.resolve() if local else None
+    for root in roots:
+        for _, node in root.walk():
+            named = node.record is None and node.parent == name
+            if named or (wanted and node.folder and node.folder.resolve() == wanted):
+                made = [v for depth, v in node.walk() if depth]
+                return sorted(made, key=lambda v: v.record.started if v.record else 0, reverse=True)
+    return []
 
 
 def _owner(name: str, by_folder: dict[Path, Variant]) -> Variant | None:

@@ -54,6 +54,28 @@ def test_variants_hang_below_what_they_were_made_from(tmp_path, monkeypatch):
     assert roots[0].total_bytes == sum(v.disk_bytes for _, v in found.walk())
 
 
+def test_only_cuts_of_the_checkpoint_and_of_its_variants_are_made_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
+    dense = tmp_path / "dense"
+    dense.mkdir()
+    (dense / "config.json").write_text("{}")
+    first = make_run(tmp_path, "first", "prune", dense, started=1)
+    (first / "config.json").write_text("{}")
+    make_run(tmp_path, "again", "prune", "first", started=3)
+    make_run(tmp_path, "narrow", "width", dense, started=2)
+    make_run(tmp_path, "tuned", "retrain", "first", started=4)
+    make_run(tmp_path, "other", "prune", "owner/model", started=5)
+    runs = Workspace(tmp_path).runs()
+    found = {
+        name: [r.id for r in variants.made_from(runs, name)]
+        for name in (str(dense), "first", "owner/model", "tuned", "demo")
+    }
+    assert found == {
+        str(dense): ["again", "narrow", "first"], "first": ["again"], "owner/model": ["other"],
+        "tuned": [], "demo": [],
+    }  # fmt: skip
+
+
 def test_a_variant_of_a_deleted_run_is_still_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
     make_run(tmp_path, "child", "prune", tmp_path / "gone", started=1)

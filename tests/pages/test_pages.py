@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import study_helpers as made
 from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
@@ -159,6 +161,21 @@ def test_prune_page_and_command_line_refuse_with_one_sentence(
     assert main(["prune", str(folder), "--drop", drop, "--dry-run", "--out", "x"]) == 2
     sentence = error_of(capsys)
     assert sentence in [e.value for e in page.error]
+
+
+def test_home_counts_what_was_pruned_from_the_active_checkpoint(
+    scored: Any, tiny_dir: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, folder = scored
+    shutil.copytree(workspace, tmp_path / "ws")
+    made.pruned(tmp_path / "ws", "of-another", tiny_dir("mha"), [1], 1, 99999)
+    home = open_page("app.py", tmp_path / "ws", monkeypatch, model=str(folder))
+    assert not any("pruned checkpoint" in m.value for m in home.markdown)
+    made.pruned(tmp_path / "ws", "of-this", folder, [1], 2, 99999)
+    home = open_page("app.py", tmp_path / "ws", monkeypatch, model=str(folder))
+    assert any(
+        "1 pruned checkpoint of it so far, the last one `of-this`" in m.value for m in home.markdown
+    )
 
 
 def test_jobs_page_lists_the_run(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
