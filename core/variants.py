@@ -98,19 +98,6 @@ def made_from(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
     return []
 
 
-def below(roots: Sequence[Variant], name: str) -> list[Variant]:
-    """Return what was made from the checkpoint ``name`` and from that, newest first."""
-    local = checkpoint.local_folder(name)
-    wanted = local.resolve() if local else None
-    for root in roots:
-        for _, node in root.walk():
-            named = node.record is None and node.parent == name
-            if named or (wanted and node.folder and node.folder.resolve() == wanted):
-                made = [v for depth, v in node.walk() if depth]
-                return sorted(made, key=lambda v: v.record.started if v.record else 0, reverse=True)
-    return []
-
-
 def _owner(name: str, by_folder: dict[Path, Variant]) -> Variant | None:
     """Return the run that owns the folder ``name`` means: itself or something in it."""
     for start in (Path(name).expanduser(), workspace.default_root() / name):

@@ -365,7 +365,7 @@ class Workspace:
         return [
             r
             for r in (self.runs() if among is None else among)
-            if not r.path.resolve().is_relative_to(target) and _mentions(r.spec, target, roots)
+            if _mentions(r.spec, target, roots) and not r.path.resolve().is_relative_to(target)
         ]
 
     def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
@@ -391,12 +391,47 @@ class Workspace:
 
 
 def _runs_in(folder: Path) -> list[RunRecord]:
-    """Return the runs directly below a folder."""
+    """Return the runs directly below a folder; finished ones are read anew when they change."""
     try:
-        paths = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir()]
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError:
         return []
-    return [record for record in map(read_run, paths) if record]
+    parent = folder.name if (folder / BOOKKEEPING / "spec.json").is_file() else ""
+    return [record for record in (_read_once(folder / name, parent) for name in names) if record]
+
+
+_finished: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
+FINISHED_KEPT = 10_000
+
+
+def _read_once(path: Path, parent: str) -> RunRecord | None:
+    """Return `read_run` of ``path``; of a run that has ended it is kept until its files change.
+
+    Every write of them is a new file that takes the old one's place, so that a change shows.
+    """
+    state = _files_state(path)
+    kept = _finished.get(path)
+    if kept and kept[0] == state and kept[1].parent == parent:
+        return kept[1]
+    record = read_run(path)
+    if record and record.state in FINAL_STATES and state:
+        if len(_finished) >= FINISHED_KEPT:
+            _finished.clear()
+        _finished[path] = (state, record)
+    return record
+
+
+def _files_state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a run's spec or status is written; empty where one is missing."""
+    found: tuple[int, ...] = ()
+    try:
+        for name in ("spec.json", "status.json"):
+            stat = os.stat(f"{path}/{BOOKKEEPING}/{name}")
+            found += (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return ()
+    return found
 
 
 def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:
