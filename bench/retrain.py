@@ -29,9 +29,9 @@ import torch
 
 from core import model as models
 from core.retrain import batches, weights
-from core.retrain.command import RetrainSpec, settings_of
 from core.retrain.loss import heldout_loss
 from core.retrain.rows import Row, prepare
+from core.retrain.spec import RetrainSpec, settings_of
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "retrain_bench.md"
 DROPPED = (4, 5, 6, 7)

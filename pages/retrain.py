@@ -9,8 +9,7 @@ import streamlit as st
 from core import jobs
 from core.charts import retrain as charts
 from core.errors import DepthcutError
-from core.retrain import command
-from core.retrain.command import RetrainSpec
+from core.retrain.spec import RetrainSpec, settings_of
 from core.spec import build
 from core.ui import (
     frame,
@@ -144,7 +143,7 @@ def launcher(kept: dict[str, Any]) -> str:
     problem = ""
     try:
         spec = build(RetrainSpec, {**values, "out": "DIR"})
-        command.settings_of(spec, 1)
+        settings_of(spec, 1)
         problem = outlook(spec)
         st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
     except DepthcutError as error:

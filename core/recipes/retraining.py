@@ -15,8 +15,8 @@ from typing import Any
 from core import checkpoint, data, workspace
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
-from core.retrain.command import RATES, SMALL
 from core.retrain.recovery import Recovery
+from core.retrain.spec import RATES, SMALL
 
 QUARTER = 0.25
 STEPS = 40

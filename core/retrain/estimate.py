@@ -20,8 +20,8 @@ from core.checkpoint import DTYPE_BYTES, CheckpointInfo, TensorIndex
 from core.inspect_command import StderrProgress
 from core.retrain import rows
 from core.retrain.batches import sequences
-from core.retrain.command import RetrainSpec, Settings, layout_of, settings_of
 from core.retrain.encoders import FileTokenizer
+from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""

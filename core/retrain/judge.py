@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from core.progress import SILENT, Progress
-from core.retrain.command import RetrainSpec
 from core.retrain.encoders import ModelTokenizer
 from core.retrain.loss import heldout_loss, judging, mean_kl
 from core.retrain.rows import RowSet
+from core.retrain.spec import RetrainSpec
 
 COLUMNS = ("source", "measure", "dense", "before", "after", "items")
 """Of judged.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or

@@ -18,12 +18,12 @@ from core.model import (
     reset_peak_memory,
 )
 from core.retrain import batches, diagnostics, weights
-from core.retrain.command import RetrainSpec
 from core.retrain.diagnostics import Finding
 from core.retrain.judge import COLUMNS
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
 from core.retrain.session import Session, trim_metrics
+from core.retrain.spec import RetrainSpec
 from core.retrain.trainer import (
     COMPLETE,
     MicroBatches,

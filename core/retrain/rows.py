@@ -13,8 +13,8 @@ from typing import Any
 
 from core import data
 from core.errors import DataError, OptionError
-from core.retrain.command import RetrainSpec
 from core.retrain.encoders import Encoder
+from core.retrain.spec import RetrainSpec
 
 IGNORED = -100
 """Label of a token without loss."""

@@ -27,11 +27,11 @@ from core.model import (
     resolve_dtype,
 )
 from core.retrain import batches, diagnostics, rows, weights
-from core.retrain.command import RetrainSpec, layout_of, settings_of
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.judge import Judge
 from core.retrain.loss import collate, heldout_loss
+from core.retrain.spec import RetrainSpec, layout_of, settings_of
 from core.retrain.trainer import (
     Objective,
     complete_checkpoints,

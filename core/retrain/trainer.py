@@ -27,10 +27,10 @@ from core.errors import Cancelled
 from core.progress import Progress
 from core.retrain import diagnostics
 from core.retrain.batches import Pack, StepPlan
-from core.retrain.command import RetrainSpec, Settings
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
 from core.retrain.recovery import Recovery
+from core.retrain.spec import RetrainSpec, Settings
 from core.workspace import write_json
 
 COMPLETE = "complete.json"

@@ -13,9 +13,9 @@ import torch
 from core.errors import CheckpointError
 from core.model import DTYPES, dtype_name, load_model
 from core.prune.staging import COMPANIONS
-from core.retrain.command import RetrainSpec
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.rows import Row
+from core.retrain.spec import RetrainSpec
 
 COMPARED_ROWS = 4
 

@@ -11,7 +11,7 @@ from typing import Any
 from core import checkpoint, workspace
 from core.errors import DepthcutError
 from core.importance.criteria import LABELS
-from core.retrain.command import LABELS as RETRAINED
+from core.retrain.spec import LABELS as RETRAINED
 from core.width.methods import METHODS
 from core.workspace import RunRecord
 

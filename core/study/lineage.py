@@ -8,7 +8,7 @@ from typing import Any
 
 from core import checkpoint, variants, workspace
 from core.prune.plan import default_protection
-from core.retrain.command import LABELS as RETRAINED
+from core.retrain.spec import LABELS as RETRAINED
 from core.study.kinds import Variant, criterion_label, local_info, width_label
 
 

@@ -6,7 +6,7 @@ import random
 import tiny
 
 from core import commands, run
-from core.retrain.command import RetrainSpec
+from core.retrain.spec import RetrainSpec
 
 
 def instructions(count, seed=3):

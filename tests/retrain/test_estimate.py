@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import OptionError
 from core.retrain import estimate
-from core.retrain.command import RetrainSpec, settings_of
+from core.retrain.spec import RetrainSpec, settings_of
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"template": "plain", "cutoff": 128, "device": "cpu"}

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.retrain import batches, loss, rows
-from core.retrain.command import RetrainSpec, settings_of
 from core.retrain.recovery import Recovery
+from core.retrain.spec import RetrainSpec, settings_of
 from core.retrain.trainer import MicroBatches, Objective, RetrainTrainer, StepWatcher, arguments
 
 CPU = torch.device("cpu")

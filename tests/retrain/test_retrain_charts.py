@@ -165,7 +165,7 @@ def test_the_verdict_says_what_is_not_stated():
 
 
 def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
-    from core.retrain.command import RetrainSpec
+    from core.retrain.spec import RetrainSpec
     from core.workspace import Workspace
 
     def answer(**options):

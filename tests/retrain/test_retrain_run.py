@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.retrain import rows, session, trainer, weights
-from core.retrain.command import RetrainSpec
 from core.retrain.encoders import FileTokenizer
+from core.retrain.spec import RetrainSpec
 from core.workspace import read_run
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +326,7 @@ def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(lora, options, tm
         "    return usual(self, *given, **named)\n"
         "trainer.RetrainTrainer.training_step = dying\n"
         "from core import commands, run\n"
-        "from core.retrain.command import RetrainSpec\n"
+        "from core.retrain.spec import RetrainSpec\n"
         "import json; torch = __import__('torch'); torch.set_num_threads(1)\n"
         "run.execute(commands.get('retrain'), RetrainSpec(**json.loads(sys.argv[1])))\n"
     )

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from core.errors import DataError, OptionError
 from core.retrain import batches, encoders, rows
-from core.retrain.command import RetrainSpec
+from core.retrain.spec import RetrainSpec
 
 
 def spec(source, **options):

@@ -1,0 +1,234 @@
+"""What a retraining is asked for, and what that means for given data; no torch.
+
+Defaults follow Shortened LLaMA (arXiv 2402.02834): version 1 for LoRA, version 2 for continued
+pretraining, with batches sized for one device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from core.errors import OptionError
+from core.spec import DeviceOptions, option
+
+Number = TypeVar("Number", int, float)
+
+METHODS = ("lora", "continued", "full")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SMALL = 100_000_000
+"""Below so many parameters a model takes larger learning rates, and smaller batches do."""
+RATES = {
+    "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3},
+    "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
+}
+"""Learning rates by size and method: the paper's for large models; small: tuned on the demo."""
+LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainSpec(DeviceOptions):
+    """Restore the quality of a pruned checkpoint, and measure how much came back."""
+
+    checkpoint: str = option(positional=True, help="Pruned checkpoint: folder, run or Hub id.")
+    method: str = option(
+        "lora",
+        choices=METHODS,
+        help="lora trains small adapters, continued and full train all weights (continued on "
+        "packed text, full on whichever rows are given).",
+    )
+    data: str = option(help="demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.")
+    out: str = option(help="Run directory to write.")
+    dense: str | None = option(
+        None,
+        help="Dense checkpoint to compare with. Default: the source named in pruning.json, if it "
+        "is still there.",
+    )
+    format: str = option(
+        "auto",
+        choices=("auto", "instruction", "text", "input_ids"),
+        group="data",
+        help="What the rows are. Instructions have their loss on the response only. auto goes by "
+        "the columns; the demo gives instructions, and text for continued.",
+    )
+    template: str = option(
+        "auto",
+        choices=("auto", "alpaca", "plain"),
+        group="data",
+        help="How instruction and input become a prompt. auto: alpaca, but plain for the demo, "
+        "whose context is short.",
+    )
+    cutoff: int = option(256, low=4, group="data", unit="tokens", help="Longest training row.")
+    holdout: int = option(
+        200,
+        low=1,
+        group="data",
+        help="Rows held out of a file to judge by, at most a tenth of them (paper: 2000).",
+    )
+    holdout_data: str | None = option(
+        None, group="data", help="Judge by rows of this source instead of held-out ones."
+    )
+    layout: str = option(
+        "auto",
+        choices=("auto", "packed", "grouped"),
+        group="data",
+        help="packed fills every sequence with rows that do not see each other, grouped puts rows "
+        "of like length together. auto packs for continued.",
+    )
+    steps: int | None = option(None, low=1, group="training", help="Optimiser steps.")
+    epochs: float | None = option(
+        None, low=0.001, group="training", help="Passes over the data. Default: 2 for lora, else 1."
+    )
+    lr: float | None = option(
+        None,
+        low=0,
+        group="training",
+        help="Peak learning rate. Default: the paper's 1e-4 (full: 2e-5); below 1e8 parameters "
+        "3e-3 for lora, else 1e-3.",
+    )
+    batch: int | None = option(
+        None,
+        low=1,
+        group="training",
+        help="Sequences in an optimiser step. Default: the paper's 64 (it takes 512 for continued "
+        "pretraining); below 1e8 parameters 16.",
+    )
+    micro_batch: int | None = option(
+        None, low=1, group="training", help="Sequences computed at once. Default: up to 4."
+    )
+    warmup: int | None = option(
+        None, low=0, group="training", help="Warm-up steps. Default: 100, at most a tenth of all."
+    )
+    schedule: str = option(
+        "linear",
+        choices=("linear", "cosine", "constant"),
+        group="training",
+        help="Learning rate after the warm-up.",
+    )
+    weight_decay: float | None = option(
+        None, low=0, group="training", help="Default: 0.1 for continued, else 0."
+    )
+    clip: float = option(1.0, low=0, group="training", help="Largest gradient norm; 0 is no limit.")
+    rank: int = option(8, low=1, group="LoRA", help="Rank of the adapters.")
+    alpha: float = option(16.0, low=0, group="LoRA", help="Scale of the adapters, times 1/rank.")
+    dropout: float = option(0.05, low=0, high=0.99, group="LoRA", help="Dropout before adapters.")
+    targets: tuple[str, ...] = option(
+        PROJECTIONS, group="LoRA", help="Projections that get an adapter."
+    )
+    distil: bool = option(
+        False, group="distillation", help="Also learn the dense model's next-token distributions."
+    )
+    kl_weight: float = option(
+        1.0, low=0, group="distillation", help="Weight of KL(dense || trained) beside the loss."
+    )
+    gradient_checkpointing: str = option(
+        "auto",
+        choices=("auto", "on", "off"),
+        group="memory",
+        help="Recompute activations to save memory. auto: on for models above 1e9 parameters.",
+    )
+    retry: bool = option(
+        False,
+        group="memory",
+        help="After running out of memory go on with the largest micro-batch that fits.",
+    )
+    eval_every: int | None = option(
+        None,
+        low=1,
+        help="Steps between evaluations, each with a checkpoint. Default: a tenth of all.",
+    )
+    retention: bool = option(
+        False,
+        group="judging",
+        help="Measure KL(dense || model) of next tokens on held-out rows, before and after.",
+    )
+    also: tuple[str, ...] = option(
+        (),
+        repeat=True,
+        group="judging",
+        help="Another source to judge the dense, the pruned and the retrained model by (loss and "
+        "KL); can be given several times.",
+    )
+    questions: int = option(
+        0,
+        low=0,
+        high=1000,
+        group="judging",
+        help="Questions per skill of the demo world to ask all three models.",
+    )
+    seed: int = option(1234, low=0, help="Seed of adapters, dropout and the order of rows.")
+    merge: bool = option(False, help="Also write a whole checkpoint with the adapter merged in.")
+    merge_dtype: str = option(
+        "auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="Precision of the written checkpoint; auto keeps the pruned one's.",
+    )
+    resume: bool = option(False, help="Go on from the last checkpoint in --out.")
+    dry_run: bool = option(False, help="Say what it would take, and train nothing.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a spec means for given data: every default filled in."""
+
+    steps: int
+    epochs: float
+    batch: int
+    micro_batch: int
+    accumulation: int
+    lr: float
+    warmup: int
+    weight_decay: float
+    beta2: float
+    eval_every: int
+    layout: str
+
+
+def layout_of(spec: RetrainSpec) -> str:
+    """Return ``packed`` or ``grouped``."""
+    if spec.layout != "auto":
+        return spec.layout
+    return "packed" if spec.method == "continued" else "grouped"
+
+
+def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> Settings:
+    """Fill in the defaults for ``sequences`` training sequences of a model of some size.
+
+    Raises `OptionError` where options contradict each other.
+    """
+    if spec.steps is not None and spec.epochs is not None:
+        raise OptionError("Both --steps and --epochs are given.", "Give one of them.")
+    if spec.method == "lora":
+        unknown = [name for name in spec.targets if name not in PROJECTIONS]
+        if unknown or not spec.targets:
+            what = f"'{unknown[0]}' is not a projection" if unknown else "none is given"
+            raise OptionError(f"--targets: {what}.", f"Choose from: {', '.join(PROJECTIONS)}.")
+    small = parameters < SMALL
+    batch = _given(spec.batch, 16 if small else 64)
+    if spec.micro_batch is not None and spec.micro_batch > batch:
+        raise OptionError(
+            f"--micro-batch {spec.micro_batch} is larger than --batch {batch}.",
+            "It is the part of a batch that is computed at once.",
+        )
+    continued = spec.method == "continued"
+    epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
+    steps = _given(spec.steps, max(1, round(epochs * sequences / batch)))
+    micro = _given(spec.micro_batch, min(4, batch))
+    return Settings(
+        steps=steps,
+        epochs=steps * batch / sequences,
+        batch=batch,
+        micro_batch=micro,
+        accumulation=-(-batch // micro),
+        lr=_given(spec.lr, RATES["small" if small else "large"][spec.method]),
+        warmup=_given(spec.warmup, min(100, steps // 10)),
+        weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),
+        beta2=0.95 if continued else 0.999,
+        eval_every=_given(spec.eval_every, max(1, steps // 10)),
+        layout=layout_of(spec),
+    )
+
+
+def _given(value: Number | None, default: Number) -> Number:
+    """Return an option's value, or the default where none was given."""
+    return default if value is None else value
