@@ -209,9 +209,9 @@ class Run:
             self.status.update(
                 state=state, error=error, hint=hint, finished=time.time(), waiting_for=""
             )
-            try:
-                self._put_status()
+            try:  # the state last: who sees the end sees the folder as it stays
                 (self.book / "cancel").unlink(missing_ok=True)
+                self._put_status()
             except (OutputError, OSError):  # a full disk: the run will be shown as lost
                 print(f"Cannot write the final state {state}.", file=sys.stderr)
             finally:
@@ -311,9 +311,21 @@ def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
 
 
 def _open(run: Run, *, resume: bool) -> None:
-    """Write the bookkeeping of a run that begins."""
+    """Write the bookkeeping of a run that begins.
+
+    It is running before anything of an earlier run here goes: whoever dies in between leaves a
+    lost run, never a finished one without its results.
+    """
     before = workspace.read_json(run.book / "status.json") or {}
     created = before.get("created") if run.detached else None
+    old = list(before.get("files") or [])
+    run.write_status(
+        state="running",
+        created=created or time.time(),
+        host=socket.gethostname(),
+        files=old,
+        **processes.identity(),
+    )
     try:
         if not run.detached:  # what a page asked of this run while it started still counts
             (run.book / "cancel").unlink(missing_ok=True)
@@ -324,13 +336,8 @@ def _open(run: Run, *, resume: bool) -> None:
     except OSError as error:
         raise workspace.cannot_write(run.dir, error) from error
     save_spec(run.dir, run.command, run.spec)
-    run.write_status(
-        state="running",
-        created=created or time.time(),
-        host=socket.gethostname(),
-        files=list(before.get("files") or []) if resume else [],
-        **processes.identity(),
-    )
+    if old and not resume:
+        run.write_status(files=[])
 
 
 def _carry_out(command: Command, spec: Any, run: Run) -> int:

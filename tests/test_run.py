@@ -70,6 +70,37 @@ def test_results_of_an_earlier_run_do_not_mix_with_new_ones(place, tmp_path):
     assert not list((out / ".run").glob("*.tmp"))
 
 
+def test_death_while_an_earlier_result_is_cleared_never_leaves_a_finished_run(
+    place, tmp_path, monkeypatch
+):
+    from core import run as runs
+
+    out = tmp_path / "out"
+    assert execute(*wait_command(out, steps=1)) == 0
+
+    def dies(folder, *_):
+        (folder / "result.csv").unlink()
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_clear", dies)
+        with pytest.raises(SystemExit):
+            execute(*wait_command(out, steps=2), overwrite=True)
+    left = read_run(out)
+    assert (left.state, left.finished) == ("running", None)  # this process lives still
+    assert left.status["files"] == ["result.csv"]  # the next one clears the rest
+
+
+def test_the_end_is_written_when_the_request_to_cancel_has_gone(place, tmp_path, monkeypatch):
+    run = Run(*wait_command(tmp_path / "out"), tmp_path / "out")
+    run.write_status(state="running")
+    (run.book / "cancel").touch()
+    seen = []
+    monkeypatch.setattr(run, "_put_status", lambda: seen.append((run.book / "cancel").exists()))
+    run.finish("cancelled")
+    assert seen == [False]
+
+
 def test_results_of_another_command_are_not_overwritten_even_when_asked(place, tmp_path):
     out = tmp_path / "out"
     assert execute(*wait_command(out, steps=1)) == 0
