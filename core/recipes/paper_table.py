@@ -269,7 +269,10 @@ def _judged_on(chain: Chain) -> str:
     found = chain.rows("judge-dense", "perplexity.csv")[0]
     text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"
     if "tasks-dense" in chain.failed:
-        return f"{text}; no tasks ({chain.failed['tasks-dense']})"
+        return (
+            f"{text}. No tasks were asked. {chain.failed['tasks-dense']} Once that is mended, run "
+            "the recipe again with --overwrite: what is done stays."
+        )
     options = tasks_of(chain.spec)
     limit = f"{options['limit']} questions each" if options["limit"] else "all questions"
     return f"{text}; tasks: the mean of {', '.join(options['tasks'])}, {limit}."

@@ -138,4 +138,4 @@ def test_without_tasks_the_table_says_why(tmp_path, tiny_gqa):
     made.failed = {f"tasks-{name}": "The data of task 'piqa' is not here." for name in asked}
     found = recipes.get("paper-table").verdict(made)
     assert not any("tasks_mean" in row for row in found.figures["rows"])
-    assert any("no tasks (The data of task 'piqa'" in line for line in found.findings)
+    assert any("No tasks were asked. The data of task 'piqa'" in line for line in found.findings)
