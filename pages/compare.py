@@ -297,8 +297,11 @@ def tables(scene: Scene, rows: list[Row]) -> None:
     frame_["dropped"] = frame_["dropped"].map(to_text)
     st.dataframe(frame_.dropna(axis=1, how="all"), hide_index=True)
     points = [{k: v for k, v in r.items() if k != "id"} for r in scene.rows]
+    large = [{"variant": v["name"], **v["largest_batch"]} for b in scene.runs
+             for v in b.summary["variants"] if v.get("largest_batch")]  # fmt: skip
     with st.container(horizontal=True):
         files = {"comparison": rows, "points": points, "published": published.figures()}
+        files |= {"largest-batch": large} if large else {}
         for name, data in files.items():
             st.download_button(
                 f"{name}.csv",
@@ -307,11 +310,9 @@ def tables(scene: Scene, rows: list[Row]) -> None:
                 "text/csv",
                 on_click="ignore",
             )
-    largest = {v["name"]: v.get("largest_batch") for b in scene.runs for v in b.summary["variants"]}
-    known = {n: found for n, found in largest.items() if found}
-    if known:
+    if large:
         st.caption("Largest batch that fits")
-        st.table(pd.DataFrame(known).T)
+        st.dataframe(pd.DataFrame(large), hide_index=True)
 
 
 frame.start("Compare")

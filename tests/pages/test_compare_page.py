@@ -141,6 +141,28 @@ def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
     assert numbers(front["x"]) == [3000.0, 3100.0, 4000.0]
 
 
+def test_every_panel_moves_with_the_ratio(prepared):
+    root, dense = prepared / "ws", prepared / "dense"
+    total = checkpoint.inspect(dense).parameters
+    made.pruned(root, "light", dense, [3], 10, total, criterion="ppl",
+                plan={"protect_first": 1, "blocks": 6, "protected": [0]})  # fmt: skip
+    row = points(["depth"])[0] | {"variant": "light", "peak_memory_mib": 3500.0}
+    made.benchmark(root, "more", 11, {"light": str(root / "light")}, [row], input_tokens=12,
+                   device_name="a processor", seed=1)  # fmt: skip
+    page = open_page(dense)
+    widget(page.multiselect, "Benchmark runs").set_value(["bench", "more"]).run()
+
+    def drawn():
+        panels = (figures(page)[title] for title in ("latency (s)", "peak memory (MiB)"))
+        return [{t["customdata"][0][0] for t in p["data"] if t.get("mode") == "lines+markers"}
+                for p in panels]  # fmt: skip
+
+    slider = widget(page.select_slider, "Parameters removed")
+    for word, kept in (("10.6%", "light"), ("21.2%", "depth")):
+        slider.set_value(word).run()
+        assert drawn() == [{str(dense), kept, "width"}] * 2
+
+
 def test_the_page_says_in_which_blocks_each_method_might_cut(prepared):
     page = open_page(prepared / "dense")
     assert "Allowed to cut: PPL+ in blocks 1 to 5; FLAP in 0 to 5." in said(page)

@@ -1,5 +1,6 @@
 """What is written: equal to masking, loads with transformers alone, serves every other command."""
 
+import csv
 import json
 import os
 import shutil
@@ -295,6 +296,30 @@ def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     info = checkpoint.inspect(folder)
     assert summary["variants"][0]["weight_bytes"] == info.memory_bytes["float32"]
+
+
+def test_evaluation_judges_it_as_transformers_alone_would(tiny_gqa, width, text, tmp_path):
+    from transformers import AutoTokenizer
+
+    from core import commands
+    from core.spec import build
+
+    folder, out = width(tiny_gqa, "flap", ratio=0.5), tmp_path / "out"
+    command = commands.get("evaluate")
+    values = {"checkpoint": str(folder), "perplexity": (text,), "window": (16,), "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+        assert run.execute(command, build(command.spec_class, values | {"out": str(out)})) == 0
+    with (out / "perplexity.csv").open() as handle:
+        (row,) = csv.DictReader(handle)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gqa)
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(Path(text).read_text(),
+                                                     add_special_tokens=False)]  # fmt: skip
+    model = naive.load(folder, trust_remote_code=True)
+    windows = torch.tensor(ids[: len(ids) // 16 * 16]).view(-1, 1, 16)
+    with torch.no_grad():
+        means = [model(w, labels=w).loss for w in windows]
+    assert float(row["ppl"]) == pytest.approx(float(torch.stack(means).mean().exp()), rel=1e-4)
 
 
 def test_random_weights_need_only_its_config(tiny_gqa, width, tmp_path):
