@@ -191,15 +191,16 @@ def run(spec: EvaluateSpec, run: Run) -> None:
 
     began = time.perf_counter()
     session = Session(spec, run)
+    loaded = questions.load(session)  # before any work: what is missing is said at once
     measured = [
         texts.measure(session, source, window)
         for source in spec.perplexity
         for window in spec.window
     ]
     texts.write(run, measured)
-    asked = questions.measure(session)
+    asked = questions.measure(session, loaded)
     questions.write(run, asked)
-    skills = questions.measure_blocks(session) if spec.each_block else []
+    skills = questions.measure_blocks(session, loaded) if spec.each_block else []
     questions.write_blocks(run, skills)
     run.write_json(
         "summary.json",

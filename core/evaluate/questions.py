@@ -51,7 +51,31 @@ class AskedTask:
         return {k: v for k, v in self.__dict__.items() if k != "samples"}
 
 
-def measure(session: Session) -> list[AskedTask]:
+def load(session: Session) -> dict[str, Any]:
+    """Return the tasks that have to be asked, with their data, by name.
+
+    Raises:
+        DataError: A task's data is not on this machine, or its file is not as lm-eval wants it.
+    """
+    kinds = ("task", "each block") if session.spec.each_block else ("task",)
+    keys = [(place, _keys(session, kind)[place.name]["key"])
+            for kind in kinds for place in session.places]  # fmt: skip
+    earlier = session.earlier
+    places = {p.name: p for p, key in keys if earlier is None or earlier.find(key) is None}
+    return _loaded(session, list(places.values()))
+
+
+def _loaded(session: Session, places: Sequence[suites.Place]) -> dict[str, Any]:
+    if not places:
+        return {}
+    from core.evaluate import zero_shot
+
+    session.run.progress.log(f"Loading {len(places)} task(s).")
+    manager = zero_shot.manager(places)
+    return {place.name: zero_shot.load(manager, place) for place in places}
+
+
+def measure(session: Session, loaded: dict[str, Any]) -> list[AskedTask]:
     """Ask the questions of every task, or take them from an earlier run."""
     results: dict[str, AskedTask] = {}
     open_places = []
@@ -63,7 +87,8 @@ def measure(session: Session) -> list[AskedTask]:
         else:
             open_places.append(place)
     if open_places:
-        results |= _asked(session, open_places, keys)
+        late = [place for place in open_places if place.name not in loaded]
+        results |= _asked(session, open_places, keys, loaded | _loaded(session, late))
     return [results[place.name] for place in session.places]
 
 
@@ -101,15 +126,15 @@ def _reused(session: Session, task: str, common: dict[str, Any]) -> AskedTask | 
 
 
 def _asked(
-    session: Session, places: Sequence[suites.Place], keys: dict[str, dict[str, Any]]
+    session: Session,
+    places: Sequence[suites.Place],
+    keys: dict[str, dict[str, Any]],
+    loaded: dict[str, Any],
 ) -> dict[str, AskedTask]:
-    """Ask the tasks of ``places`` with one loaded model; their data is loaded before it."""
+    """Ask the tasks of ``places`` with one loaded model."""
     from core.evaluate import zero_shot
 
     progress = session.run.progress
-    progress.log(f"Loading {len(places)} task(s).")
-    manager = zero_shot.manager(places)
-    loaded = {place.name: zero_shot.load(manager, place) for place in places}
     batch = zero_shot.batch_for(session.device.type)
     lm = zero_shot.harness_model(session.model, session.tokenizer, batch, progress)
     results = {}
@@ -151,7 +176,7 @@ class BlockCosts:
         return {k: v for k, v in self.__dict__.items() if k != "rows"} | {"names": names}
 
 
-def measure_blocks(session: Session) -> list[BlockCosts]:
+def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]:
     """Ask every task without each block, or take that from an earlier run."""
     from core.evaluate import block_tasks, zero_shot
 
@@ -159,14 +184,15 @@ def measure_blocks(session: Session) -> list[BlockCosts]:
     keys = _keys(session, "each block")
     found = {place.name: _reused_blocks(session, place.name, keys) for place in session.places}
     places = [place for place in session.places if found[place.name] is None]
-    manager = zero_shot.manager(places) if places else None
+    late = [place for place in places if place.name not in loaded]
+    loaded = loaded | _loaded(session, late)
     for place in places:
         began = time.perf_counter()
         results = block_tasks.ask_without_each_block(
             session.model,
             session.tokenizer,
             place,
-            zero_shot.load(manager, place),
+            loaded[place.name],
             limit,
             zero_shot.batch_for(session.device.type),
             progress,

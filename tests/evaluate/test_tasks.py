@@ -201,6 +201,7 @@ def test_a_task_whose_data_is_missing_says_so_before_anything_is_computed(
 
     monkeypatch.setattr(model, "load_model", lambda *_, **__: pytest.fail("loaded"))
     argv = ["evaluate", "demo", "--tasks", "demo_cause,piqa", "--out", str(tmp_path / "out")]
+    argv += ["--perplexity", "demo"]
     assert main(argv) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "rror:" in line]
     assert len(errors) == 1
