@@ -74,8 +74,9 @@ def _table(record: RunRecord) -> None:
     """Draw the recipe's table.csv where it has one; columns without a value are left out."""
     path = record.path / "table.csv"
     if path.is_file():
-        table = pd.read_csv(path)
-        st.dataframe(table.dropna(axis="columns", how="all"), hide_index=True)
+        table = pd.read_csv(path).dropna(axis="columns", how="all")
+        words = table.select_dtypes(exclude="number").columns
+        st.dataframe(table.fillna(dict.fromkeys(words, "")), hide_index=True)
         st.download_button(
             "table.csv", path.read_bytes, f"{record.id}.csv", "text/csv", on_click="ignore",
             key=f"table_{record.id}", type="tertiary", icon=":material/download:",
