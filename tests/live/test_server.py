@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import threading
 import time
 
@@ -132,6 +133,21 @@ def test_unload_frees_the_models_and_they_come_back(live, tiny_dir, text):
     assert client.answer(live, "unload")["models"] == []
     assert client.status(live)["memory_mib"] == 0
     assert ask(live, tiny_dir("gqa"), **question)["ppl"] == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is resident now")
+def test_unload_returns_the_memory_to_the_system(live, tmp_path, text):
+    folder = tiny.write(tmp_path / "large", "gqa", hidden_size=512, intermediate_size=4096)
+    weights = (folder / "model.safetensors").stat().st_size / 2**20
+    assert weights > 100
+    client.answer(live, "unload")
+    before = client.status(live)["process_mib"]
+    ask(live, folder, source=str(text), window=24)
+    held = client.status(live)
+    assert held["memory_mib"] > weights
+    assert held["process_mib"] > before + 0.9 * weights
+    after = client.answer(live, "unload")["process_mib"]
+    assert after < before + 0.2 * weights
 
 
 def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, text):
