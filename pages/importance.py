@@ -226,7 +226,8 @@ frame.start("Importance")
 name = state.active_checkpoint()
 info = state.inspect(name)
 found = prune_view.scored_runs(state.workspace(), info)
-with st.expander("New run", expanded=not found, icon=":material/tune:"):
+again = "importance" in state.settings_kept()  # the Jobs page was told to use settings again
+with st.expander("New run", expanded=again or not found, icon=":material/tune:"):
     watched = launcher(name)
 runs.show(watched)
 if found:

@@ -70,7 +70,7 @@ def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord])
     if variant.dropped:
         facts.append("without " + words.block_ranges(variant.dropped))
     if variant.blocks:
-        facts.append(f"{variant.blocks} blocks")
+        facts.append(f"{variant.blocks} block{'s' * (variant.blocks > 1)}")
     if variant.parameters:
         facts.append(f"{variant.parameters:,} parameters")
     if variant.ratio:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from core.charts import palette
-from core.charts.importance import block_ticks
 from core.checkpoint import CheckpointInfo
 
 KINDS = {
@@ -58,7 +57,7 @@ def parameter_bars(info: CheckpointInfo) -> go.Figure:
         },
         hovertemplate="%{x}: %{y:,}<extra></extra>",
     )
-    step = block_ticks(info.blocks)
+    step = palette.category_step(info.blocks)
     ticks = ["embedding", *map(str, range(0, info.blocks, step)), "head"]
     figure.update_xaxes(
         title="block", type="category", categoryorder="array", categoryarray=x, tickvals=ticks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -20,11 +19,6 @@ MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
 """Modules of a block in the order of computing."""
 LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
 """Column of blocks.csv -> how charts call it."""
-
-
-def block_ticks(blocks: int) -> int:
-    """Return the distance of block labels on an axis, so that they do not touch."""
-    return 1 if blocks <= 24 else 4 if blocks <= 64 else 10
 
 
 def perplexity_bars(
@@ -104,7 +98,7 @@ def perplexity_bars(
         figure.update_yaxes(
             title="perplexity without the block", range=[max(0.0, low - room), high + room]
         )
-    figure.update_xaxes(title="block", dtick=block_ticks(len(values)), showgrid=False)
+    figure.update_xaxes(title="block", **palette.counting_axis(len(values)), showgrid=False)
     return palette.dress(figure, 380, bargap=0.15, clickmode="event+select", dragmode=False)
 
 
@@ -138,8 +132,7 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
     names = ["dense" if block < 0 else str(block) for block in perplexity.index]
     low = float(logs.min().min())
     high = math.log10(top) if top else float(logs.max().max())
-    ticks = [low + (high - low) * i / 4 for i in range(5)]
-    words = [palette.number(10**t) for t in ticks]
+    bar = palette.log_bar("perplexity", low, high, more=bool(top))
     figure = go.Figure(
         go.Heatmap(
             z=logs.to_numpy().tolist(),
@@ -149,11 +142,7 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
             x=[str(c) for c in perplexity.columns],
             y=names,
             colorscale=palette.SCALE,
-            colorbar={
-                "title": "perplexity",
-                "tickvals": ticks,
-                "ticktext": [*words[:-1], f"{words[-1]} or more" if top else words[-1]],
-            },
+            colorbar=bar,
             hovertemplate="without block %{y}, row %{x}: %{customdata:,.4g}<extra></extra>",
         )
     )
@@ -161,16 +150,16 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
     figure.update_xaxes(
         title="calibration row",
         type="category",
-        tickvals=[str(c) for c in perplexity.columns[:: block_ticks(columns)]],
+        tickvals=[str(c) for c in perplexity.columns[:: palette.category_step(columns)]],
     )
-    step = block_ticks(len(names))
+    step = palette.category_step(len(names))
     figure.update_yaxes(
         title="block left out",
         type="category",
         autorange="reversed",
-        tickvals=[n for i, n in enumerate(names) if i == 0 or (i - 1) % step == 0],
+        tickvals=[names[0], *names[1 if step == 1 else 1 + step :: step]],
     )
-    return palette.dress(figure, min(900, 160 + 17 * len(names)))
+    return palette.dress(figure, min(900, 200 + 17 * len(names)), **palette.BELOW_BAR)
 
 
 def taylor_heatmap(
@@ -216,21 +205,19 @@ def taylor_heatmap(
     )
     if rows:
         shown = table.div(table.max(axis=1).replace(0, 1), axis=0)
-        bar: dict[str, Any] = {"title": "of the row's largest"}
+        bar = palette.colour_bar("of the row's largest")
     else:
         tiny = float(table.where(table > 0).min().min() or 1e-12)
         shown = table.clip(lower=tiny).map(math.log10)
         low, high = float(shown.min().min()), float(shown.max().max())
-        ticks = [low + (high - low) * i / 4 for i in range(5)]
-        words = [palette.number(10**t) for t in ticks]
-        bar = {"title": column, "tickvals": ticks, "ticktext": words}
+        bar = palette.log_bar(column, low, high)
     figure.add_heatmap(
         z=shown.to_numpy().tolist(),
         customdata=table.to_numpy().tolist(),
         x=blocks,
         y=list(table.index),
         colorscale=palette.SCALE,
-        colorbar={**bar, "len": 0.7, "y": 0.35},
+        colorbar=bar,
         hoverinfo="skip",
         row=2,
         col=1,
@@ -251,8 +238,9 @@ def taylor_heatmap(
     )
     figure.update_yaxes(title=f"{column}, sum", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
-    figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), row=2, col=1)
-    return palette.dress(figure, 460, clickmode="event+select", dragmode=False)
+    figure.update_xaxes(range=[min(blocks) - 0.5, max(blocks) + 0.5], automargin=False)
+    figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), row=2, col=1)
+    return palette.dress(figure, 500, clickmode="event+select", dragmode=False, **palette.BELOW_BAR)
 
 
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:
@@ -274,7 +262,7 @@ def angular_triangle(angular: pd.DataFrame) -> go.Figure:
             y=[int(i) for i in table.index],
             customdata=hover,
             colorscale=palette.SCALE,
-            colorbar={"title": "angle / pi"},
+            colorbar=palette.colour_bar("angle / pi"),
             hoverongaps=False,
             hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
         )
@@ -287,17 +275,17 @@ def angular_triangle(angular: pd.DataFrame) -> go.Figure:
         marker={
             "symbol": "circle-open",
             "size": 13 if len(best) <= 40 else 8,
-            "color": "#FFFFFF",
-            "line": {"width": 2.5, "color": palette.DROPPED},
+            "color": palette.DROPPED,
+            "line": {"width": 2.5},
         },
         hoverinfo="skip",
     )
-    step = block_ticks(len(table.index))
+    ticks = palette.counting_axis(len(table.index))
     across, up = int(table.columns.max()), int(table.index.max())
-    figure.update_xaxes(title="first block of the cut", dtick=step, range=[-0.5, across + 0.5])
-    figure.update_yaxes(title="blocks in the cut", dtick=step, range=[0.5, up + 0.5])
+    figure.update_xaxes(title="first block of the cut", **ticks, range=[-0.5, across + 0.5])
+    figure.update_yaxes(title="blocks in the cut", **ticks, range=[0.5, up + 0.5])
     height = min(760, 240 + 14 * len(table.index))
-    return palette.dress(figure, height, showlegend=True)
+    return palette.dress(figure, height, showlegend=False, **palette.BELOW_BAR)
 
 
 def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
@@ -310,7 +298,7 @@ def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
             hovertemplate="block %{x}: %{y:.5g}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="block", dtick=block_ticks(len(blocks)), showgrid=False)
+    figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), showgrid=False)
     figure.update_yaxes(title=LABELS.get(column, column))
     return palette.dress(figure, 320)
 
@@ -332,7 +320,7 @@ def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
         palette.dense_line(figure, dense_ppl)
     known = [*greedy["ppl"].tolist(), *([dense_ppl] if dense_ppl else [])]
     figure.update_yaxes(type="log", title="perplexity", **log_axis(known))
-    figure.update_xaxes(title="blocks removed", dtick=block_ticks(len(greedy)))
+    figure.update_xaxes(title="blocks removed", **palette.counting_axis(len(greedy)))
     return palette.dress(figure, 340)
 
 
@@ -353,7 +341,7 @@ def sublayer_bars(sublayers: pd.DataFrame, dense_ppl: float | None) -> go.Figure
     known = [*sublayers["ppl"].tolist(), *([dense_ppl] if dense_ppl else [])]
     figure.update_yaxes(type="log", title="perplexity without the part", **log_axis(known))
     blocks = int(sublayers["block"].max()) + 1
-    figure.update_xaxes(title="block", dtick=block_ticks(blocks), showgrid=False)
+    figure.update_xaxes(title="block", **palette.counting_axis(blocks), showgrid=False)
     return palette.dress(figure, 360)
 
 
@@ -381,7 +369,7 @@ def agreement_heatmap(blocks: pd.DataFrame) -> go.Figure:
             zmax=1,
             colorscale=palette.SCALE,
             texttemplate="%{z:.2f}",
-            colorbar={"title": "Spearman"},
+            showscale=False,
             hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
         )
     )

@@ -41,6 +41,43 @@ def dress(figure: go.Figure, height: int, **more: Any) -> go.Figure:
     return figure
 
 
+def category_step(count: int) -> int:
+    """Return the distance of labels on an axis of categories, so that they do not touch."""
+    return 1 if count <= 24 else 4 if count <= 64 else 10
+
+
+def log_bar(title: str, low: float, high: float, *, more: bool = False) -> dict[str, Any]:
+    """Return a `colour_bar` of logarithms to base ten, labelled with the values themselves.
+
+    ``more``: the scale ends at ``high`` though there are larger values.
+    """
+    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    words = [number(10**t) for t in ticks]
+    words[-1] += " or more" if more else ""
+    return colour_bar(title, tickvals=ticks, ticktext=words)
+
+
+BELOW_BAR = {"margin": {"l": 10, "r": 10, "t": 96, "b": 56}, "xaxis": {"automargin": False}}
+"""Room for `colour_bar`; where Plotly makes it by itself, it misplaces the axis title."""
+
+
+def counting_axis(count: int) -> dict[str, Any]:
+    """Return an axis of whole numbers up to ``count``: each where they fit, else as many as do."""
+    return {"dtick": 1} if count <= 24 else {"tickformat": "d"}
+
+
+def colour_bar(title: str, **more: Any) -> dict[str, Any]:
+    """Return a colour bar that lies above its plot, so that a narrow screen keeps its width."""
+    return {
+        "title": {"text": title, "side": "top"},
+        "orientation": "h",
+        "thickness": 12,
+        "y": 1.02,
+        "yanchor": "bottom",
+        **more,
+    }
+
+
 def number(value: float) -> str:
     """Return a value of a scale as people write it: 7,904 or 0.0138, no powers of ten."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -90,7 +90,7 @@ def curve(
         height=380,
         margin={"l": 10, "r": 10, "t": 50, "b": 10},
         font={"size": 13},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.1, "yanchor": "bottom", "x": 0},
     )
     return figure
 
@@ -172,9 +172,7 @@ def block_strip(
         zeroline=False,
         fixedrange=True,
     )
-    figure.update_xaxes(
-        title="block", dtick=1 if blocks <= 20 else 4 if blocks <= 64 else 10, showgrid=False
-    )
+    figure.update_xaxes(title="block", **palette.counting_axis(blocks), showgrid=False)
     figure.update_layout(
         barmode="overlay",
         clickmode="event+select",

@@ -42,7 +42,7 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
     """Draw one run of all those there are (``among``)."""
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     with st.container(border=True):
-        head, buttons = st.columns(2, vertical_alignment="center")
+        head, buttons = st.columns([2, 3], vertical_alignment="center")
         head.markdown(
             f":{colour}-badge[{icon} {record.state}] **{plain(record.name)}** "
             f":gray[{record.command}]"

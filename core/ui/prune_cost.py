@@ -64,7 +64,8 @@ def draw(
         return
     values: dict[str, Any] = {"checkpoints": (name,), "rates_only": True, "dtype": dtype}
     st.caption(f"Times are not known: this device was not measured in {dtype} yet.")
-    st.code(jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR")), "bash")
+    command = jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR"))
+    st.code(command, "bash", wrap_lines=True)
     if st.button("Measure this device", icon=":material/speed:"):
         record = runs.launch_once("rates", "benchmark", values)
         st.session_state["rates_run"] = record.id if record else ""
