@@ -69,6 +69,8 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
     slider = pad.key("slider")
 
     def plan() -> None:
+        if slider != pad.key("slider"):
+            return  # a widget that is no longer shown; the browser sends its value once more
         criterion, count = st.session_state["pad_criterion"], st.session_state.get(slider, 0)
         prune_pad.planned(lambda: known.choose(criterion, count, first, last))
 
@@ -87,12 +89,10 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
             f"{blocks} protected. Lower the protection, or choose by hand."
         )
         return first, last
-    count = min(len(pad.drop), len(ratios) - 1)
-    if st.session_state.get(slider) != count:
-        st.session_state[slider] = count
     st.select_slider(
         f"Remove by {pad.criterion}",
         range(len(ratios)),
+        **prune_pad.shown(slider, min(len(pad.drop), len(ratios) - 1), "value"),
         key=slider,
         on_change=plan,
         format_func=lambda k: f"{k} of {blocks} ({ratios[k]:.1%})",
@@ -129,12 +129,11 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
     if known.has_ppl:
         st.caption(known.note)
     pills = pad.key("pills")
-    if set(st.session_state.get(pills) or ()) != set(chosen):
-        st.session_state[pills] = chosen
     st.pills(
         f"Blocks that plan {pad.active} drops (click here or on the chart)",
         range(blocks),
         selection_mode="multi",
+        **prune_pad.shown(pills, chosen, "default"),
         key=pills,
         on_change=prune_pad.picked,
         args=(pills,),

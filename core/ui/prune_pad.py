@@ -46,6 +46,8 @@ class Pad:
     """The prune run started last."""
     curve: str = ""
     """The curve run started last."""
+    taken: tuple[str, toggle.Blocks] = ("", ())
+    """The chart's key and the blocks of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
     """The address as last read or written."""
     left: dict[tuple[str, ...], float] = field(default_factory=dict)
@@ -87,6 +89,21 @@ class Pad:
         sends what the widget showed before, which must not be taken for a choice.
         """
         return f"pad_{widget}_{self.active}{self.turns[widget]}"
+
+
+def shown(key: str, value: Any, argument: str) -> dict[str, Any]:
+    """Return the argument by which a widget shows ``value``.
+
+    A new widget starts with it: one set afterwards tells its own default first, where a page that
+    draws itself anew is quick enough, and that was taken for a choice. One that is there is set.
+    """
+    if key not in st.session_state:
+        return {argument: value}
+    now = st.session_state[key]
+    same = set(now or ()) == set(value) if isinstance(value, list) else now == value
+    if not same:
+        st.session_state[key] = value
+    return {}
 
 
 def current() -> Pad:
@@ -182,6 +199,10 @@ def clicked(key: str, blocks: int) -> None:
     """Take a click on the chart ``key`` into the plan that is edited."""
     pad: Pad = st.session_state[_STATE]
     event = st.session_state.get(key)
+    taken = (key, toggle.clicked_blocks(dict(event) if event else None))
+    if taken == pad.taken:
+        return  # sent again by a browser that has not drawn the next chart yet
+    pad.taken = taken
     before = pad.drop
     pad.drop = toggle.click(before, dict(event) if event else None, blocks)
     if pad.drop != before:
@@ -192,6 +213,8 @@ def clicked(key: str, blocks: int) -> None:
 def picked(key: str) -> None:
     """Take the pills ``key`` into the plan that is edited."""
     pad: Pad = st.session_state[_STATE]
+    if key != pad.key("pills"):
+        return  # a widget that is no longer shown; the browser sends its value once more
     pad.change(toggle.follow(pad.drop, st.session_state.get(key) or ()), "pills")
     pad.error = ""
 

@@ -87,6 +87,10 @@ def test_blocks_are_chosen_by_keyboard(visit, tiny_gqa):
     visitor.page.keyboard.press("Space")
     wait_for_address(visitor, (2,))
     see(visitor, "--drop 2")
+    for key, chosen in (("ArrowRight", (2, 3)), ("ArrowLeft", (3,))):  # the focus stays there
+        visitor.page.keyboard.press(key)
+        visitor.page.keyboard.press("Space")
+        wait_for_address(visitor, chosen)
 
 
 def test_a_selection_survives_other_pages(visit, tiny_gqa):

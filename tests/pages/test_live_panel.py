@@ -59,10 +59,15 @@ def open_page(model, **query):
 
 
 def settled(at):
-    for _ in range(8):  # an answer comes in the background, and all of a text after its beginning
-        time.sleep(0.05)
+    """Draw the page until all it asked for in the background has come and it asks for no more."""
+    deadline, calm, known = time.monotonic() + 60, 0, -1
+    while calm < 2:
+        assert time.monotonic() < deadline, "an answer did not come"
         at.run()
-    assert not at.exception, at.exception
+        assert not at.exception, at.exception
+        asked = list(live.desk()._known.values())
+        still = known == len(asked) and all(question.done for question in asked)
+        calm, known = calm + 1 if still else 0, len(asked)
     return at
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from core import checkpoint, workspace
 from core.prune.plan import choose
 from core.prune.scores import load
+from core.ui import prune_pad
 
 ROOT = Path(__file__).parents[2]
 PPL = [90.0, 9.5, 8.0, 8.25, 20.0]
@@ -163,3 +165,24 @@ def test_what_a_browser_still_sends_from_before_is_no_choice(scored, tiny_gqa):
     assert pills().key != shown
     at.select_slider[0].set_value(0).run()
     assert "no blocks" in " ".join(i.value for i in at.info).lower()
+
+
+def test_what_a_browser_sends_once_more_is_no_choice(monkeypatch):
+    """After a widget gave way to another, its last value comes again with the next message."""
+    pad = prune_pad.Pad()
+    pad.drop = (3,)
+    first = pad.key("pills")
+    pad.change((3, 1), "slider")
+    click = {"selection": {"points": [{"customdata": [2]}]}}
+    kept = {prune_pad._STATE: pad, first: [3], pad.key("pills"): [3, 1, 4], "pad_chart_0": click}
+    monkeypatch.setattr(prune_pad, "st", SimpleNamespace(session_state=kept))
+    prune_pad.picked(first)
+    assert pad.drop == (3, 1)
+    prune_pad.picked(pad.key("pills"))
+    assert pad.drop == (3, 1, 4)
+    prune_pad.clicked("pad_chart_0", 5)
+    prune_pad.clicked("pad_chart_0", 5)
+    assert pad.drop == (3, 1, 4, 2)
+    kept["pad_chart_1"] = click
+    prune_pad.clicked("pad_chart_1", 5)
+    assert pad.drop == (3, 1, 4)
