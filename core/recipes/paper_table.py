@@ -64,6 +64,7 @@ def steps(spec: Any) -> list[Step]:
     Tasks are steps of their own that may fail: without a network there are none of the paper's.
     """
     texts_of(spec)
+    suites.find(suites.expand(spec.tasks), spec.task_dir)  # told before anything is computed
     found = [
         Step(
             parts.SCORES,
