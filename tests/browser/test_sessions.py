@@ -132,10 +132,12 @@ def test_a_run_outlives_the_dashboard(visit, server, tiny_dir):
     pid = read_run(run).status["pid"]
     os.kill(pid, signal.SIGSTOP)  # held, so that it does not end before the dashboard has
     server.stop()
-    assert state_of(run) in ("queued", "running")
-    os.kill(pid, signal.SIGCONT)
-    visitor.close()
-    server.start()
+    try:
+        assert state_of(run) in ("queued", "running")
+        visitor.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        server.start()
     wait_until(lambda: state_of(run) == "done")
     again = visit()
     again.open(f"/jobs?run={run.name}")
