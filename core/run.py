@@ -343,6 +343,8 @@ def _open(run: Run, *, resume: bool) -> None:
 def _carry_out(command: Command, spec: Any, run: Run) -> int:
     try:
         module = command.load()
+        if hasattr(module, "check"):  # bad input is told at once, not when the device is free
+            module.check(spec)
         if command.computes:
             from core.model import resolve_device
 

@@ -104,6 +104,11 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
     return found
 
 
+def check(spec: BenchmarkSpec) -> None:
+    """Raise what is wrong with the checkpoints, or with the lengths for their contexts."""
+    variants_of(spec)
+
+
 def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
     """Return what would be measured and the analytic memory of every point (no torch)."""
     variants = variants_of(spec)

@@ -112,6 +112,11 @@ def length_of(spec: WidthSpec, plan: WidthPlan) -> int:
     return spec.length or min(plan.method.length, plan.info.context)
 
 
+def check(spec: WidthSpec) -> None:
+    """Raise what is wrong with the amount, the blocks, the row length or the checkpoints."""
+    dry_run(spec)
+
+
 def dry_run(spec: WidthSpec) -> dict[str, Any]:
     """Return what pruning.json would say, as far as shapes tell; config.json alone is enough.
 

@@ -14,6 +14,7 @@ import pytest
 from core import checkpoint
 from core.__main__ import main
 from core.benchmark import analytic
+from core.device_lock import DeviceLock
 
 ROOT = __file__.rsplit("/tests/", 1)[0]
 
@@ -94,6 +95,20 @@ def test_a_dry_run_says_what_will_run_from_a_config(tmp_path, tiny_dir, capsys):
     assert said["points"][0]["weights_mib"] == pytest.approx(weights, abs=0.01)
     assert said["generations"] == 30
     assert not (tmp_path / "x").exists()
+
+
+def test_a_variant_deleted_meanwhile_is_told_before_waiting_for_the_device(
+    tmp_path, tiny_dir, capsys, monkeypatch
+):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    busy = DeviceLock("cpu", {"run": "another"})
+    busy.acquire()
+    given = [str(tiny_dir("gqa")), str(tmp_path / "gone"), "--device", "cpu"]
+    assert main(["benchmark", *given, "--out", str(tmp_path / "x")]) == 2
+    found = capsys.readouterr().err
+    assert f"There is no folder {tmp_path / 'gone'}" in found
+    assert "Waiting" not in found
+    busy.release()
 
 
 def test_too_long_for_the_context_is_one_sentence(tmp_path, tiny_dir, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from core import checkpoint
 from core.__main__ import main
+from core.device_lock import DeviceLock
 from core.errors import OptionError, PlanError
 from core.width import methods, plan
 
@@ -165,6 +166,18 @@ def test_bad_options_on_the_command_line(capsys, arguments, sentence):
     status = main(["width", "demo", "--method", "flap", *arguments, "--out", "unused", "--dry-run"])
     assert status == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_bad_options_are_told_before_waiting_for_the_device(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    busy = DeviceLock("cpu", {"run": "another"})
+    busy.acquire()
+    out = ["--out", str(tmp_path / "x"), "--device", "cpu"]
+    assert main(["width", "demo", "--method", "flap", "--ratio", "1.5", *out]) == 2
+    found = capsys.readouterr().err
+    assert "--ratio 1.5 is not between 0 and 1" in found
+    assert "Waiting" not in found
+    busy.release()
 
 
 def test_other_families_are_refused(tmp_path, capsys):
