@@ -82,7 +82,7 @@ def walk(visit, server, folder, calibration, drop):
     visitor.settle()
 
     page.get_by_test_id("stSidebar").get_by_role("link", name="Importance").click()
-    page.get_by_role("heading", name="Importance").wait_for()
+    page.get_by_role("heading", name="Importance", exact=True).wait_for()
     visitor.settle()
     if not page.locator('input[aria-label="Calibration"]').is_visible():
         page.get_by_text("New run").click()  # closed where an earlier test scored these weights
