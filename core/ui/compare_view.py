@@ -51,9 +51,14 @@ class Scene:
 
     @property
     def usual_ratio(self) -> float | None:
-        """The ratio to begin with: the middle one of the checkpoints', else that nearest to 0.2."""
-        made = [c.ratio for c in self.found if c.variant and c.kind in ("depth", "width")]
-        known = [round(r, 3) for r in made if r]
+        """The ratio to begin with: the middle one of the checkpoints', else that nearest to 0.2.
+
+        Where the cost of some was measured, the others do not count: their panels would be empty.
+        """
+        costed = {r["id"] for r in self.rows}
+        made = [c for c in self.found if c.variant and c.kind in ("depth", "width")]
+        made = [c for c in made if c.key in costed] or made
+        known = [round(c.ratio, 3) for c in made if c.ratio]
         wanted = statistics.median_low(known) if known else 0.2
         return min(self.ratios, key=lambda r: abs(r - wanted), default=None)
 

@@ -15,6 +15,7 @@ from core.compare.candidates import Candidate, nearest
 from core.compare.speed import speed_up
 from core.prune import depth
 from core.study import Variant, study
+from core.ui.compare_view import Scene
 from core.workspace import Workspace
 
 
@@ -77,6 +78,16 @@ def test_the_ratio_picks_one_of_every_series():
     planned = [*found, cut("p1", "P", 0.04), cut("p2", "P", 0.08)]
     assert [c.key for c in nearest(planned, 0.12)] == ["dense", "a1", "b1", "p2"]
     assert [c.key for c in nearest(planned, 0.25)] == ["dense", "a2", "b1"]
+
+
+def test_the_page_begins_at_a_ratio_that_was_measured():
+    made = Variant("id", "label", "depth")
+    found = tuple(cut(f"a{n}", "A", r, made) for n, r in enumerate((0.1, 0.1, 0.1, 0.3)))
+    rows = ({"id": "dense"}, {"id": "a3"})
+    assert Scene(None, None, (), found, rows).usual_ratio == 0.3
+    assert Scene(None, None, (), found).usual_ratio == 0.1
+    plans = tuple(cut(f"p{n}", "P", n / 10) for n in range(1, 5))
+    assert Scene(None, None, (), plans).usual_ratio == 0.2
 
 
 def test_noise_covers_what_two_equal_models_differ_by():
