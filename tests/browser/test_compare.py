@@ -1,7 +1,8 @@
-"""Compare in a browser: a click on a Pareto point shows its plan, a budget picks another."""
+"""Compare in a browser: a recipe's verdict, its figures, a clicked point, and a budget's choice."""
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -41,7 +42,27 @@ def study(server, tmp_path, monkeypatch):
             "oom": False, "runs": 20,
         })  # fmt: skip
     made.benchmark(root, "bench", 9, paths, rows)
+    recipe = root / "dvw"
+    asked = {"name": "depth-vs-width", "checkpoint": str(dense)}
+    workspace.write_json(recipe / ".run/spec.json", {"command": "recipe", "spec": asked})
+    workspace.write_json(recipe / ".run/status.json", {"state": "done", "created": 10})
+    found = {"verdict": "Depth is faster than width.", "findings": ["Depth: 1.67 x dense."]}
+    workspace.write_json(recipe / "summary.json", found)
     return dense
+
+
+def drawn(visitor, title):
+    """Return what the chart with this y axis shows: candidate -> y values."""
+    charts = visitor.page.locator(".js-plotly-plot")
+    found = [visitor.chart(number) for number in range(charts.count())]
+    (figure,) = (f for f in found if f["layout"]["yaxis"].get("title", {}).get("text") == title)
+    lines = [t for t in figure["data"] if t.get("mode") == "lines+markers"]
+    return {t["customdata"][0][0]: numbers(t["y"]) for t in lines}
+
+
+def numbers(values):
+    """Return values as plotly keeps them: a list, or what it made of a typed array."""
+    return list(values.values()) if isinstance(values, dict) else values
 
 
 def click_point(visitor, label):
@@ -70,11 +91,18 @@ def click_point(visitor, label):
     visitor.settle()
 
 
-def test_a_clicked_point_shows_its_plan_and_a_budget_picks_another(visit, study):
+def test_a_clicked_point_shows_its_plan_and_a_budget_picks_another(visit, server, study):
     visitor = visit()
     page = visitor.page
     visitor.open(f"/compare?model={study}")
     page.get_by_text("Click a point to see its plan.").wait_for()
+    visitor.settle()
+    page.get_by_text("Depth is faster than width.").wait_for()
+    with (server.workspace / "bench" / "points.csv").open() as handle:
+        rows = {row["variant"]: row for row in csv.DictReader(handle)}
+    for title, column in (("latency (s)", "latency_s_p50"), ("tokens/s", "tokens_per_s")):
+        lines = {key.rsplit("/", 1)[-1]: y for key, y in drawn(visitor, title).items()}
+        assert lines == {name: [pytest.approx(float(r[column]))] for name, r in rows.items()}
     label = next(t["customdata"][0][1] for t in visitor.chart(1)["data"]
                  if t.get("customdata") and t["customdata"][0][0] == "deep")  # fmt: skip
     click_point(visitor, label)
