@@ -12,11 +12,15 @@ def event(*points):
     return {"selection": {"points": list(points)}}
 
 
+def click(chosen, happened, blocks=5):
+    return toggle.click(chosen, toggle.clicked_blocks(happened), blocks)
+
+
 def test_a_click_chooses_and_a_second_click_releases():
-    chosen = toggle.click((), event({"x": 3, "customdata": [3, 8.5]}), 5)
-    chosen = toggle.click(chosen, event({"x": 1, "customdata": [1, 7.0]}), 5)
+    chosen = click((), event({"x": 3, "customdata": [3, 8.5]}))
+    chosen = click(chosen, event({"x": 1, "customdata": [1, 7.0]}))
     assert chosen == (3, 1)
-    assert toggle.click(chosen, event({"x": 3, "customdata": [3, 8.5]}), 5) == (1,)
+    assert click(chosen, event({"x": 3, "customdata": [3, 8.5]})) == (1,)
 
 
 def test_customdata_names_the_block_before_x():
@@ -29,17 +33,21 @@ def test_customdata_names_the_block_before_x():
     "nothing", [None, {}, {"selection": None}, {"selection": {"points": []}}, event({"x": "dense"})]
 )
 def test_an_event_without_blocks_changes_nothing(nothing):
-    assert toggle.click((2, 0), nothing, 5) == (2, 0)
+    assert click((2, 0), nothing) == (2, 0)
+
+
+def test_what_a_late_chart_still_holds_is_no_second_click():
+    assert toggle.newly((3, 100), (3,)) == (100,)
+    assert toggle.newly((3,), (3,)) == (3,)
+    assert toggle.newly((), (3,)) == ()
 
 
 def test_traces_that_share_a_bar_toggle_it_once():
-    assert toggle.click((), event({"x": 2, "customdata": [2]}, {"x": 2, "customdata": [2]}), 5) == (
-        2,
-    )
+    assert click((), event({"x": 2, "customdata": [2]}, {"x": 2, "customdata": [2]})) == (2,)
 
 
 def test_blocks_that_are_not_there_are_ignored():
-    assert toggle.click((1,), event({"x": 5}, {"x": -1}), 5) == (1,)
+    assert click((1,), event({"x": 5}, {"x": -1})) == (1,)
 
 
 def test_pills_keep_the_removal_order_of_what_stays():

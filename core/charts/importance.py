@@ -172,7 +172,7 @@ def taylor_heatmap(
     """Draw modules (y) x blocks (x) with the block sums as bars above.
 
     ``rows`` divides every module's row by its largest value: modules differ 10 to 50 times. Every
-    column can be clicked: bars and the transparent squares over the cells carry their block as
+    column can be clicked: bars and the invisible points over the cells carry their block as
     customdata; ``dropped`` blocks have bars in the drop colour with a cross pattern.
     """
     table = weights.pivot(index="module", columns="block", values=column)
@@ -226,11 +226,11 @@ def taylor_heatmap(
     figure.add_scatter(
         x=[block for _, block in cells],
         y=[module for module, _ in cells],
-        mode="markers",
+        # Points without a size: Plotly takes any of several markers that overlap under the pointer,
+        # not the nearest, and in a narrow column that is another block.
+        mode="text",
+        text=" ",
         customdata=[[block, table.at[module, block]] for module, block in cells],
-        marker={"symbol": "square", "size": 18, "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
         hovertemplate="block %{x}, %{y}: %{customdata[1]:.5g}<extra></extra>",
         showlegend=False,
         row=2,
@@ -240,7 +240,9 @@ def taylor_heatmap(
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(range=[min(blocks) - 0.5, max(blocks) + 0.5], automargin=False)
     figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), row=2, col=1)
-    return palette.dress(figure, 500, clickmode="event+select", dragmode=False, **palette.BELOW_BAR)
+    # However far, the nearest point is that of the cell under the pointer.
+    pad = {"clickmode": "event+select", "dragmode": False, "hoverdistance": -1}
+    return palette.dress(figure, 500, **pad, **palette.BELOW_BAR)
 
 
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:

@@ -42,6 +42,8 @@ class Pad:
     """What was wrong with the address or the last plan, as the command line says it."""
     clicks: int = 0
     """Number of clicks taken; part of the chart's key, so that each starts unselected."""
+    clicked: toggle.Blocks = ()
+    """The blocks that the last of them named."""
     made: str = ""
     """The prune run started last."""
     curve: str = ""
@@ -204,7 +206,8 @@ def clicked(key: str, blocks: int) -> None:
         return  # sent again by a browser that has not drawn the next chart yet
     pad.taken = taken
     before = pad.drop
-    pad.drop = toggle.click(before, dict(event) if event else None, blocks)
+    pad.clicked = toggle.newly(toggle.clicked_blocks(dict(event) if event else None), pad.clicked)
+    pad.drop = toggle.click(before, pad.clicked, blocks)
     if pad.drop != before:
         pad.clicks += 1
         pad.error = ""

@@ -43,10 +43,19 @@ def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
     return tuple(found)
 
 
-def click(chosen: Sequence[int], event: Mapping[str, Any] | None, blocks: int) -> Blocks:
-    """Return the choice after a selection event; an event without points changes nothing."""
+def newly(named: Sequence[int], before: Sequence[int]) -> Blocks:
+    """Return the clicked blocks without those of the click before.
+
+    A chart that is redrawn late on a busy machine still holds that one's selection. A second click
+    on the same block alone is one.
+    """
+    return tuple(b for b in named if b not in before) or tuple(named)
+
+
+def click(chosen: Sequence[int], named: Sequence[int], blocks: int) -> Blocks:
+    """Return the choice after a click on the blocks ``named``; none changes nothing."""
     result = tuple(chosen)
-    for block in clicked_blocks(event):
+    for block in named:
         if 0 <= block < blocks:
             result = toggle(result, block)
     return result
