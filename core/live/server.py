@@ -176,11 +176,12 @@ class Server:
         """Send the job's events until the last one, or until the client goes away."""
         said = time.monotonic()
         while True:
-            try:
-                event = job.events.get(timeout=0.1)
-            except queue.Empty:
-                if select.select([connection], [], [], 0)[0]:
-                    return  # closed; a client says nothing after its question
+            event: dict[str, Any] | None = None
+            with contextlib.suppress(queue.Empty):
+                event = job.events.get(timeout=0.05)
+            if select.select([connection], [], [], 0)[0]:
+                return  # closed; a client says nothing after its question
+            if event is None:
                 if time.monotonic() - said < protocol.QUIET_S:
                     continue
                 event = {"event": "waiting", "for": self.situation}
