@@ -177,8 +177,7 @@ class Visitor:
         # Streamlit looks for its own addresses below a page's first, which the browser reports;
         # so it does a stopped server, and a test that stops one knows that.
         expected = "/_stcore/" in (message.location or {}).get("url", "")
-        stopped = any(said in message.text for said in ("ERR_CONNECTION", "disconnected from"))
-        if message.type == "error" and not expected and not stopped:
+        if message.type == "error" and not expected and "ERR_CONNECTION" not in message.text:
             self.complaints.append(f"console: {message.text} {message.location}")
 
     def open(self, path: str = "/") -> None:
