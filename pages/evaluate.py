@@ -12,8 +12,8 @@ from core.charts import evaluate as charts
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import command, questions, results
-from core.evaluate.command import EvaluateSpec
 from core.evaluate.results import Judged, Measure
+from core.evaluate.spec import EvaluateSpec
 from core.recipes.command import RecipeSpec
 from core.spec import build, parse_numbers
 from core.study import Study, Variant, study, tokenizer_conflict

@@ -15,7 +15,7 @@ from core import workspace
 from core.evaluate import known, suites
 
 if TYPE_CHECKING:
-    from core.evaluate.command import Session
+    from core.evaluate.session import Session
     from core.run import Run
 
 LIBRARIES = ("lm-eval", "datasets")

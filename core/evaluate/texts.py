@@ -13,7 +13,7 @@ from core import data
 from core.evaluate import known
 
 if TYPE_CHECKING:
-    from core.evaluate.command import Session
+    from core.evaluate.session import Session
     from core.run import Run
 
 PERPLEXITY = ("source", "window", "bos", "tokens", "ppl")

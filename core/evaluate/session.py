@@ -1,0 +1,79 @@
+"""One checkpoint under judgement: its files, tokenizer, device, and earlier results of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core import checkpoint
+from core.evaluate import known, suites
+from core.evaluate.spec import EvaluateSpec, check_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.run import Run
+
+
+class Session:
+    """One checkpoint under judgement; the model is loaded when something must be measured."""
+
+    def __init__(self, spec: EvaluateSpec, run: Run) -> None:
+        """Resolve the checkpoint, and check the options against it."""
+        from core import model as models
+
+        self.spec, self.run = spec, run
+        self.folder: Path = checkpoint.resolve(spec.checkpoint, run.progress)
+        self.info = checkpoint.inspect(self.folder, allow_config_only=False)
+        check_model(spec, self.info)
+        self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
+        self.content = known.checkpoint_content(self.folder)
+        self.earlier = None if spec.fresh else known.Earlier()
+        self.tokenizer = models.load_tokenizer(self.folder)
+        self.device = models.resolve_device(spec.device)
+        self.dtype = _dtype(spec.dtype, self.device, self.info.dtype)
+        self._model: Any = None
+        models.reset_peak_memory(self.device)
+
+    @property
+    def model(self) -> Any:
+        """The loaded model."""
+        from core import model as models
+
+        if self._model is None:
+            where = f"{self.device} as {models.dtype_name(self.dtype)}"
+            self.run.progress.log(f"Loading {self.spec.checkpoint} to {where}.")
+            self._model = models.load_model(self.folder, self.device, self.dtype)
+        return self._model
+
+    def key(self, *libraries: str, **protocol: Any) -> str:
+        """Return the key of a result under ``protocol``; versions of ``libraries`` count too."""
+        return known.digest(
+            {
+                "checkpoint": self.content,
+                "device": self.device.type,
+                "dtype": str(self.dtype),
+                "versions": known.versions(*libraries),
+                **protocol,
+            }
+        )
+
+    def known(self, key: str, what: str) -> tuple[Any, dict[str, Any]] | None:
+        """Return the earlier run with this result and its entry, and say so."""
+        found = self.earlier.find(key) if self.earlier else None
+        if found:
+            self.run.progress.log(f"{what}: measured before, in {found[0].id}.")
+        return found
+
+
+def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
+    """Return the dtype of weights and arithmetic.
+
+    ``auto`` keeps the checkpoint's, but widens it on a CPU that cannot compute in it, as
+    importance and curve do; widening is exact.
+    """
+    from core import model as models
+    from core.importance.forward import compute_dtype
+
+    dtype = models.resolve_dtype(name, device, {"dtype": declared})
+    return compute_dtype(device, dtype) if name == "auto" else dtype
