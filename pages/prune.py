@@ -135,6 +135,7 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         selection_mode="multi",
         **prune_pad.shown(pills, chosen, "default"),
         key=pills,
+        help="By keyboard: Tab to the blocks, arrow keys move, space drops a block or keeps it.",
         on_change=prune_pad.picked,
         args=(pills,),
     )

@@ -64,7 +64,7 @@ def curve(
             name=f"plan {name}, {quality.kind}",
             mode="markers+text",
             text=[name],
-            textposition="top center",
+            textposition="top center" if name == "A" else "bottom center",
             textfont={"size": 15, "color": colour},
             marker={
                 "symbol": symbol + ("-open" if hollow else ""),
@@ -79,12 +79,12 @@ def curve(
         palette.dense_line(figure, dense_ppl)
     values = [y for trace in figure.data for y in trace.y] + ([dense_ppl] if dense_ppl else [])
     figure.update_yaxes(type="log", title="perplexity", **log_axis(values))
-    counts = [x for trace in figure.data for x in trace.x]
+    most = max((x for trace in figure.data for x in trace.x), default=1) or 1
     figure.update_xaxes(
         title="blocks removed",
         tickformat="d",
-        dtick=1 if max(counts, default=0) <= 12 else None,
-        rangemode="tozero",
+        dtick=1 if most <= 12 else None,
+        range=[-0.04 * most, 1.04 * most],  # room for whole markers at both ends
     )
     figure.update_layout(
         height=380,
