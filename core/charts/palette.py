@@ -57,7 +57,10 @@ def log_bar(title: str, low: float, high: float, *, more: bool = False) -> dict[
     return colour_bar(title, tickvals=ticks, ticktext=words)
 
 
-BELOW_BAR = {"margin": {"l": 10, "r": 10, "t": 96, "b": 56}, "xaxis": {"automargin": False}}
+BELOW_BAR = {
+    "margin": {"l": 10, "r": 10, "t": 96, "b": 56},
+    "xaxis": {"automargin": False, "title": {"standoff": 30}},
+}
 """Room for `colour_bar`; where Plotly makes it by itself, it misplaces the axis title."""
 
 
