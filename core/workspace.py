@@ -118,6 +118,8 @@ class RunRecord:
 
     parent: str = ""
     """Id of the recipe that this run is a step of."""
+    cwd: str = ""
+    """Folder from which the run was started; relative names in its spec are seen from there."""
 
     @property
     def id(self) -> str:
@@ -296,6 +298,7 @@ def read_run(path: Path) -> RunRecord | None:
         state=state,
         status=status,
         parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
+        cwd=str(spec.get("cwd") or ""),
     )
 
 

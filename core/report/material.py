@@ -14,7 +14,7 @@ from core.errors import InputError
 from core.study import Benchmark, Study, study
 from core.study.kinds import Finder
 from core.ui.compare_view import Scene, scene
-from core.workspace import BOOKKEEPING, CHAINS, RunRecord, Workspace, read_run
+from core.workspace import CHAINS, RunRecord, Workspace, read_run
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,12 @@ def _runs(where: Workspace, known: Study) -> list[RunRecord]:
     found = [
         r
         for r in records
-        if r.state == "done"
-        and (r.id in ids or finder(str(r.spec.get("checkpoint") or ""), _cwd(r)))
+        if r.state == "done" and (r.id in ids or finder(str(r.spec.get("checkpoint") or ""), r.cwd))
     ]
     parents = {r.parent for r in found if r.parent}
     chains = [r for r in (*records, *([own] if own else [])) if r.command in CHAINS]
     found += [r for r in chains if r.path.name in parents and r not in found]
     return sorted(found, key=lambda r: (r.started, r.id))
-
-
-def _cwd(record: RunRecord) -> str:
-    return str((workspace.read_json(record.path / BOOKKEEPING / "spec.json") or {}).get("cwd", ""))
 
 
 def commands(runs: Iterable[RunRecord]) -> list[str]:

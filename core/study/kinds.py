@@ -195,18 +195,24 @@ class Study:
 
 
 class Finder:
-    """From what a spec or a summary names to a variant."""
+    """From what a spec or a summary names to a variant; what was looked up once is kept."""
 
     def __init__(self, known: Sequence[Variant]) -> None:
         """Know these variants by id, by checkpoint folder, and by run folder."""
         self._by_name = {v.id: v for v in known}
         self._by_run = {v.record.path.resolve(): v for v in known if v.record}
         self._by_folder = {v.folder.resolve(): v for v in reversed(known) if v.folder}
+        self._found: dict[tuple[str, str], Variant | None] = {}
 
     def __call__(self, name: str, cwd: str = "") -> Variant | None:
         """Return the variant whose checkpoint, or in whose run, ``name`` lies; None if none."""
         if name in self._by_name:
             return self._by_name[name]
+        if (name, cwd) not in self._found:
+            self._found[name, cwd] = self._find(name, cwd)
+        return self._found[name, cwd]
+
+    def _find(self, name: str, cwd: str) -> Variant | None:
         for path in meanings(name, cwd):
             if path in self._by_folder:
                 return self._by_folder[path]

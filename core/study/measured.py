@@ -15,7 +15,7 @@ from core.prune.outlook import curve_points
 from core.prune.plan import choose
 from core.prune.scores import BlockScores, load
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
-from core.workspace import BOOKKEEPING, RunRecord
+from core.workspace import RunRecord
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -43,32 +43,31 @@ def _value(text: Any) -> Any:
     return text
 
 
-def _cwd(record: RunRecord) -> str:
-    return str((workspace.read_json(record.path / BOOKKEEPING / "spec.json") or {}).get("cwd", ""))
-
-
 def benchmarks(
     records: Iterable[RunRecord], finder: Finder
 ) -> tuple[list[Benchmark], list[Variant]]:
     """Return the benchmark runs with a variant of the study in them, and what else they hold."""
     found: list[Benchmark] = []
     others: dict[str, Variant] = {}
+    folders: dict[tuple[str, str], Path | None] = {}
     for record in (r for r in records if r.command == "benchmark"):
         summary = workspace.read_json(record.path / "summary.json") or {}
-        cwd = _cwd(record)
+        cwd = record.cwd
         ids: dict[str, str] = {}
         beside: dict[str, Variant] = {}
         missing = []
         for entry in summary.get("variants") or []:
             name, path = str(entry.get("name")), str(entry.get("path") or "")
             variant = finder(path, cwd)
-            gone = not any((p / "config.json").is_file() for p in meanings(path, cwd))
-            if gone:
+            if (path, cwd) not in folders:
+                there = (p for p in meanings(path, cwd) if (p / "config.json").is_file())
+                folders[path, cwd] = next(there, None)
+            folder = folders[path, cwd]
+            if folder is None:
                 missing.append(name)
             elif variant:
                 ids[name] = variant.id
             else:
-                folder = next(p for p in meanings(path, cwd) if (p / "config.json").is_file())
                 beside[name] = Variant(
                     str(folder), name, "other", method_label="other",
                     parameters=entry.get("parameters"), folder=folder,
@@ -96,7 +95,7 @@ def perplexities_and_tasks(
     readers = {"importance": _scored, "curve": _curve}
     keys: dict[str, str] = {}
     for record in records:
-        variant = finder(str(record.spec.get("checkpoint") or ""), _cwd(record))
+        variant = finder(str(record.spec.get("checkpoint") or ""), record.cwd)
         if variant is None:
             continue
         summary = workspace.read_json(record.path / "summary.json") or {}
