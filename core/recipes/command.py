@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core import recipes
+from core import checkpoint, recipes
 from core.recipes.chain import Chain, Verdict
 from core.run import Run
 from core.spec import DeviceOptions, option
@@ -40,6 +40,12 @@ class RecipeSpec(DeviceOptions):
         None, help="Of paper-table: questions of each task. Default: all; 40 for the demo.", low=1
     )
     seed: int | None = option(None, help="Seed of every step; none keeps each command's own.")
+
+
+def check(spec: RecipeSpec) -> None:
+    """Raise what is wrong with the checkpoint, before there is any step."""
+    options: dict[str, Any] = {"allow_config_only": True, "need_tokenizer": False}
+    checkpoint.inspect(checkpoint.resolve(spec.checkpoint, **options), allow_config_only=True)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:

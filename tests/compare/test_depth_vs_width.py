@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from core import commands, workspace
+from core.__main__ import main
 from core.progress import SILENT
 from core.recipes import depth_vs_width as recipe
 from core.recipes.chain import Chain
@@ -134,3 +135,14 @@ def test_every_step_is_a_command_with_options_it_knows(tmp_path):
     ] * 3
     measured = steps[[s.name for s in steps].index("benchmark")].values(made)["checkpoints"]
     assert measured == ("demo", *(str(tmp_path / n) for n in list(SPEED)[1:]))
+
+
+def test_a_checkpoint_that_cannot_be_used_is_bad_input_before_any_step(tmp_path, capsys):
+    other = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    workspace.write_json(tmp_path / "gpt/config.json", other)
+    for name, sentence in (("gone", "There is no folder"), ("gpt", "'gpt2' is not supported")):
+        out = tmp_path / f"recipe-{name}"
+        asked = ["recipe", "depth-vs-width", str(tmp_path / name), "--out", str(out)]
+        assert main(asked) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (out / "scores").exists()
