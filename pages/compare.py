@@ -325,7 +325,8 @@ if cold:
     st.info("Nothing was measured yet. Make variants of one size, or measure what there is.")
 with st.expander("Make and compare depth and width", expanded=cold, icon=":material/balance:"):
     compare_launch.recipe_form(known.dense.id)
-with st.expander("Benchmark variants", expanded=cold, icon=":material/timer:"):
+opened = state.form_is_open("benchmark", cold)
+with st.expander("Benchmark variants", expanded=opened, icon=":material/timer:"):
     compare_launch.benchmark_form(known)
 if cold:
     st.stop()

@@ -270,7 +270,8 @@ known = study(state.workspace(), name)
 judged = results.gather(state.workspace(), [v for v in known.variants if v.folder])
 measured = [one for place, one in enumerate(judged) if one.cells or place == 0]
 empty = not any(one.cells for one in measured)
-with st.expander("New run", expanded=empty, icon=":material/tune:"):
+opened = state.form_is_open("evaluate", empty)
+with st.expander("New run", expanded=opened, icon=":material/tune:"):
     launcher(known)
 for run_id in st.session_state.get("eval_started", []):
     runs.show(run_id)

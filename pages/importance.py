@@ -226,8 +226,8 @@ frame.start("Importance")
 name = state.active_checkpoint()
 info = state.inspect(name)
 found = prune_view.scored_runs(state.workspace(), info)
-again = "importance" in state.settings_kept()  # the Jobs page was told to use settings again
-with st.expander("New run", expanded=again or not found, icon=":material/tune:"):
+opened = state.form_is_open("importance", not found)
+with st.expander("New run", expanded=opened, icon=":material/tune:"):
     watched = launcher(name)
 runs.show(watched)
 if found:

@@ -188,11 +188,12 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
 prune_pad.adopt_run()
 frame.start("Retrain")
 made = state.workspace().runs("retrain")
+again = state.form_is_open("retrain", first=False)
 kept = state.take_settings("retrain")
 kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
 one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
 with one:
-    with st.expander("New run", expanded=not made or bool(kept), icon=":material/tune:"):
+    with st.expander("New run", expanded=not made or again, icon=":material/tune:"):
         started = launcher(kept)
     record = runs.pick("retrain", made, "Run", newest=started, name=retrain_view.run_label)
     if record:

@@ -138,6 +138,18 @@ def settings_kept() -> dict[str, dict[str, Any]]:
     return dict(st.session_state.get(_SETTINGS, {}))
 
 
+def form_is_open(command: str, first: bool) -> bool:
+    """Whether a page's form for new runs is open: for the ``first``, and for settings used again.
+
+    Once opened for those it stays open, whatever is changed in it. To be asked before
+    `take_settings`.
+    """
+    key = f"form_open_{command}"
+    if command in settings_kept():
+        st.session_state[key] = True
+    return first or bool(st.session_state.get(key))
+
+
 def take_settings(command: str) -> dict[str, Any]:
     """Return and forget the settings kept for ``command``."""
     kept = settings_kept()

@@ -130,3 +130,17 @@ def test_no_metric_is_refused(here, tiny_gqa):
     assert any("at least one metric" in e.value for e in page.error)
     assert widget(page.button, "Score the blocks").disabled
     assert here.runs() == []
+
+
+def test_settings_used_again_are_seen_and_stay_so(here, tiny_gqa, text):
+    out = score(here, tiny_gqa, text, "first")
+    page = open_page(tiny_gqa)
+    assert not widget(page.expander, "New run").proto.expanded  # there are results to look at
+    page.switch_page("pages/jobs.py").run()
+    page.session_state["run_settings"] = {"importance": {"samples": 3}}  # as its button leaves it
+    page.switch_page("pages/importance.py").run()
+    assert widget(page.expander, "New run").proto.expanded
+    assert widget(page.number_input, "Samples").value == 3
+    widget(page.number_input, "Samples").set_value(2).run()
+    assert widget(page.expander, "New run").proto.expanded
+    assert here.runs()[0].path == out
