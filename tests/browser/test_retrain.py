@@ -55,7 +55,8 @@ def fill(visitor, label, value):
 
 
 def test_lora_on_the_pruned_demo(visit, server, tmp_path):
-    server.command("prune", "demo", "--drop", "1,8,11", "--out", str(server.workspace / "cut-demo"))
+    # Without its first block there is much to recover, whichever demo is bundled.
+    server.command("prune", "demo", "--drop", "0", "--out", str(server.workspace / "cut-demo"))
     stories = [row["text"] for row in stories_of(400)]
     data = tmp_path / "stories.jsonl"
     data.write_text("".join(json.dumps({"text": story[:160]}) + "\n" for story in stories))
