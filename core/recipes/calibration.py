@@ -13,7 +13,7 @@ from typing import Any
 
 from core import data, workspace
 from core.importance.agreement import spearman
-from core.recipes import parts
+from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 RATIO = 0.2
@@ -28,7 +28,7 @@ HOLDS = 1.05
 
 def sources(spec: Any) -> tuple[str, str] | None:
     """Return the two texts, or None for the default; raises `OptionError` where not two."""
-    return parts.two_sources(spec, "text", "A.txt,B.txt")
+    return texts.two_sources(spec, "text", "A.txt,B.txt")
 
 
 def names(spec: Any) -> tuple[str, str]:

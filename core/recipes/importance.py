@@ -16,7 +16,7 @@ OTHERS = ("taylor", "magnitude", "block_influence")
 
 def steps(spec: Any) -> list[Step]:
     """One importance run with all metrics."""
-    return [parts.scored(spec)]
+    return [parts.scored(spec, calibration=spec.data or "demo")]
 
 
 def factors(chain: Chain) -> list[float]:

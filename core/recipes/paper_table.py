@@ -16,7 +16,7 @@ from core import checkpoint, workspace
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
-from core.recipes import parts, retraining
+from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
 
@@ -42,8 +42,6 @@ COLUMNS = (
 AUTHORS = "authors' repository"
 LIMIT = 40
 """Questions of each demo task; real tasks are asked in full."""
-WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
-"""Its training split, and its test split to judge by."""
 
 
 def counts(spec: Any) -> list[int]:
@@ -63,14 +61,10 @@ def steps(spec: Any) -> list[Step]:
 
     Tasks are steps of their own that may fail: without a network there are none of the paper's.
     """
-    texts_of(spec)
+    texts.given_apart(spec)
     suites.find(suites.expand(spec.tasks), spec.task_dir)  # told before anything is computed
     found = [
-        Step(
-            parts.SCORES,
-            "importance",
-            lambda chain: {"checkpoint": spec.checkpoint, "calibration": texts(chain)[0]},
-        )
+        parts.scored(spec),
     ]
     found += [_judged("dense"), _asked(spec, "dense")]
     for name, criterion, count in variants(spec):
@@ -79,23 +73,6 @@ def steps(spec: Any) -> list[Step]:
         found.append(_asked(spec, f"lora-{name}"))
     found.append(Step("speed", "benchmark", lambda chain: timing(chain, *_fastest(spec))))
     return found
-
-
-def texts_of(spec: Any) -> tuple[str, str] | None:
-    """Return the SOURCEs to train on and to judge by; None where one is to be split.
-
-    Raises `OptionError` where ``--data`` names more than two.
-    """
-    if spec.data in ("", "demo"):
-        return "demo", "demo"  # rows to train on, to calibrate on and to judge by are disjoint
-    if spec.data == "wikitext2":
-        return WIKITEXT2
-    return parts.two_sources(spec, "source", "TRAIN.jsonl,JUDGE.txt") if "," in spec.data else None
-
-
-def texts(chain: Chain) -> tuple[str, str]:
-    """Return the sources to train (and calibrate) on and to judge by; splits one where it must."""
-    return texts_of(chain.spec) or retraining.split(chain, chain.spec.data, "text")
 
 
 def tasks_of(spec: Any) -> dict[str, Any]:
@@ -112,7 +89,7 @@ def _judged(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         return {
             "checkpoint": parts.folder_of(chain, name),
-            "perplexity": (texts(chain)[1],),
+            "perplexity": (texts.apart(chain)[1],),
             "window": (min(128, parts.context(chain.spec)),),
         }
 
@@ -135,7 +112,7 @@ def _fastest(spec: Any) -> list[str]:
 
 def _retrained(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
-        train, _ = texts(chain)
+        train, _ = texts.apart(chain)
         found = retraining.options(chain, "lora", checkpoint=str(chain.dir(name)), data=train)
         if found["data"] == "demo":
             found["format"] = "text"
@@ -169,7 +146,7 @@ def asked(chain: Chain, name: str) -> dict[str, float | None]:
 def table(chain: Chain) -> list[dict[str, Any]]:
     """Return the rows of table.csv: dense, every variant before and after LoRA, published ones."""
     spec = chain.spec
-    text = Path(texts(chain)[1]).name
+    text = Path(texts.apart(chain)[1]).name
     fast = {
         int(name.rsplit("-", 1)[1]): speed.factor
         for name, speed in zip(_fastest(spec), speeds(chain, "speed"), strict=True)

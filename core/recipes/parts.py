@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from core import checkpoint
-from core.errors import OptionError
+from core.recipes import texts
 from core.recipes.chain import Chain, Step
 
 SCORES = "scores"
 
 
 def scored(spec: Any, **options: Any) -> Step:
-    """Return the step that scores every block, by all criteria unless ``options`` say otherwise."""
-    usual = {"checkpoint": spec.checkpoint, "calibration": text_of(spec)}
-    return Step(SCORES, "importance", {**usual, **options})
+    """Return the step that scores every block, by all criteria unless ``options`` say otherwise.
 
+    It calibrates on text that no step `judged` sees.
+    """
 
-def text_of(spec: Any) -> str:
-    """Return the text that a recipe calibrates and judges on."""
-    return str(spec.data or "demo")
+    def values(chain: Chain) -> dict[str, Any]:
+        usual = {"checkpoint": spec.checkpoint, "calibration": texts.apart(chain)[0]}
+        return {**usual, **options}
+
+    return Step(SCORES, "importance", values)
 
 
 def cut(
@@ -69,7 +71,7 @@ def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step
     def options(chain: Chain) -> dict[str, Any]:
         return {
             "checkpoint": folder_of(chain, name),
-            "perplexity": (text_of(spec),),
+            "perplexity": (texts.apart(chain)[1],),
             "window": (min(128, context(spec)),),
             **more,
         }
@@ -98,19 +100,6 @@ def latencies(chain: Chain, step: str) -> dict[str, dict[str, list[float]]]:
             visits = found[row["variant"]]
             visits.setdefault(row["visit"], []).append(float(row["latency_s"]))
     return found
-
-
-def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
-    """Return the two of ``--data A,B``, or None for the default; raises `OptionError` otherwise."""
-    if spec.data in ("", "demo"):
-        return None
-    found = [part.strip() for part in spec.data.split(",") if part.strip()]
-    if len(found) != 2:
-        raise OptionError(
-            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe compares two.",
-            f"Write --data {example}.",
-        )
-    return found[0], found[1]
 
 
 def measured_on(found: dict[str, Any]) -> str:

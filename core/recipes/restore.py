@@ -15,7 +15,7 @@ RATIO = 0.33
 def steps(spec: Any) -> list[Step]:
     """Score, drop a third by perplexity, and train adapters on plain text."""
     return [
-        parts.scored(spec),
+        parts.scored(spec, calibration=spec.data or "demo"),
         *parts.cut(spec, NAME, "ppl", ratio=spec.ratio or RATIO),
         Step(RETRAINED, "retrain", training),
     ]

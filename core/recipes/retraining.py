@@ -7,12 +7,10 @@ it was judged on, by which measure. No torch here.
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, data, workspace
+from core import checkpoint, workspace
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.retrain.recovery import Recovery
@@ -22,8 +20,6 @@ QUARTER = 0.25
 STEPS = 40
 COLUMNS = ("variant", "judged_on", "measure", "value", "spread", "items")
 """Of table.csv; ``measure``: loss and kl (nat per token), recovered and accuracy (shares)."""
-HELD = 200
-SPLIT_SEED = 402
 
 
 def pruned_steps(spec: Any) -> list[Step]:
@@ -64,34 +60,6 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
         "eval_every": max(1, steps // 4),
         **more,
     }
-
-
-def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
-    """Write the rows of a SOURCE to train on and to judge by; return the paths of both files.
-
-    ``demo`` and ``demo-stories`` are the demo world's instructions and its stories.
-    """
-    train, held = (chain.folder / "data" / f"{name}-{use}.jsonl" for use in ("train", "heldout"))
-    if not (train.is_file() and held.is_file()):
-        rows, judges = _rows(source)
-        for path, found in ((train, rows), (held, judges)):
-            lines = (json.dumps(row, default=str) + "\n" for row in found)
-            workspace.write_text(path, "".join(lines))
-    return str(train), str(held)
-
-
-def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    if source == "demo":
-        found, judges = (list(data.instruction_rows(source, u)) for u in ("train", "heldout"))
-        return found, judges[:HELD]
-    if source == "demo-stories":
-        stories = (data.text_rows("demo", use) for use in ("train", "heldout"))
-        found, judges = ([{"text": text} for text in texts] for texts in stories)
-        return found, judges[:HELD]
-    rows = data.rows_of(source, "train")
-    random.Random(SPLIT_SEED).shuffle(rows)
-    count = min(HELD, max(1, len(rows) // 10))
-    return rows[count:], rows[:count]
 
 
 def recovered(dense: Any, before: Any, after: Any) -> float | None:

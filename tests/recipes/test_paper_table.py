@@ -45,18 +45,6 @@ def test_nothing_is_judged_on_text_that_was_trained_on(tmp_path, tiny_gqa):
     assert sorted(rows[0] + rows[1]) == sorted(lines)
 
 
-def test_sources_are_the_published_split_or_two(tmp_path, tiny_gqa):
-    train, test = paper_table.texts(chain(tmp_path, tiny_gqa, data="wikitext2"))
-    assert ":train:" in train
-    assert test == "wikitext2"
-    assert paper_table.texts(chain(tmp_path, tiny_gqa, data="a.jsonl, b.txt")) == (
-        "a.jsonl",
-        "b.txt",
-    )
-    with pytest.raises(OptionError, match="names 3 source"):
-        recipes.get("paper-table").steps(chain(tmp_path, tiny_gqa, data="a,b,c").spec)
-
-
 def test_which_tasks_are_asked(tmp_path, tiny_gqa):
     ask = paper_table.tasks_of
     assert ask(chain(tmp_path, tiny_gqa).spec)["tasks"] == ("paper",)

@@ -1,0 +1,84 @@
+"""Which text a recipe works on, and which it judges by. No torch here.
+
+``--data`` is one SOURCE, of which a part is held out to judge by, or two with a comma between.
+The demo and WikiText-2 bring text to judge by of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from core import data, workspace
+from core.errors import InputError, OptionError
+from core.recipes.chain import Chain
+
+WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
+"""Its training split, and its test split to judge by."""
+HELD = 200
+"""Rows held out of a source at most; a tenth of fewer than ten times as many."""
+SPLIT_SEED = 402
+
+
+def given_apart(spec: Any) -> tuple[str, str] | None:
+    """Return the SOURCEs to work on and to judge by; None where one is to be split.
+
+    Raises `OptionError` where ``--data`` names more than two.
+    """
+    if spec.data in ("", "demo"):
+        return "demo", "demo"  # its rows to train on, to calibrate on and to judge by are disjoint
+    if spec.data == "wikitext2":
+        return WIKITEXT2
+    return two_sources(spec, "source", "TRAIN.jsonl,JUDGE.txt") if "," in spec.data else None
+
+
+def apart(chain: Chain) -> tuple[str, str]:
+    """Return the SOURCEs to work on and to judge by; splits one where it must."""
+    return given_apart(chain.spec) or split(chain, chain.spec.data, "text")
+
+
+def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
+    """Return the two of ``--data A,B``, or None for the default; raises `OptionError` otherwise."""
+    if spec.data in ("", "demo"):
+        return None
+    found = [part.strip() for part in spec.data.split(",") if part.strip()]
+    if len(found) != 2:
+        raise OptionError(
+            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe compares two.",
+            f"Write --data {example}.",
+        )
+    return found[0], found[1]
+
+
+def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
+    """Write the rows of a SOURCE to train on and to judge by; return the paths of both files.
+
+    ``demo`` and ``demo-stories`` are the demo world's instructions and its stories.
+    """
+    train, held = (chain.folder / "data" / f"{name}-{use}.jsonl" for use in ("train", "heldout"))
+    if not (train.is_file() and held.is_file()):
+        rows, judges = _rows(source)
+        for path, found in ((train, rows), (held, judges)):
+            lines = (json.dumps(row, default=str) + "\n" for row in found)
+            workspace.write_text(path, "".join(lines))
+    return str(train), str(held)
+
+
+def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    if source == "demo":
+        found, judges = (list(data.instruction_rows(source, u)) for u in ("train", "heldout"))
+        return found, judges[:HELD]
+    if source == "demo-stories":
+        stories = (data.text_rows("demo", use) for use in ("train", "heldout"))
+        found, judges = ([{"text": text} for text in texts] for texts in stories)
+        return found, judges[:HELD]
+    rows = data.rows_of(source, "train")
+    if len(rows) < 2:
+        raise InputError(
+            f"{source} has {len(rows)} row(s); at least 2 are needed, some to judge by.",
+            "Give a text of several lines, or two: --data TRAIN,JUDGE.",
+        )
+    random.Random(SPLIT_SEED).shuffle(rows)
+    count = min(HELD, max(1, len(rows) // 10))
+    return rows[count:], rows[:count]
