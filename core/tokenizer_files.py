@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core.errors import CheckpointError
 from core.tensors import read_config
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -20,11 +24,32 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
         if not path.is_file():
             continue
         kind, ids = _token_ids(path)
+        if not ids:
+            raise CheckpointError(
+                f"{path} is no tokenizer: it names no tokens.",
+                "Copy it from the model it belongs to.",
+            )
         extra = folder / "added_tokens.json"
         if file != "tokenizer.json" and extra.is_file():
             ids += [int(i) for i in read_config(extra).values()]
         return {"kind": kind, "file": file, "size": max(ids, default=-1) + 1}
     return None
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, without transformers and torch.
+
+    Raises `CheckpointError` where the file is not one.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more particular
+        raise CheckpointError(
+            f"{path} is no tokenizer that can be read: {error}.",
+            "Copy tokenizer.json from the model it belongs to.",
+        ) from error
 
 
 def _token_ids(path: Path) -> tuple[str, list[int]]:

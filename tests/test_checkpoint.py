@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core import checkpoint
 from core.__main__ import main
 from core.errors import CheckpointError
+from core.tokenizer_files import read_tokenizer
 
 
 @pytest.fixture
@@ -142,6 +143,7 @@ def smaller_embedding(folder):
         (smaller_embedding, "tokenizer of .* has 320 tokens, the embedding only 300"),
         (lambda f: (f / "tokenizer.json").unlink(), "There is no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not valid JSON"),
+        (lambda f: (f / "tokenizer.json").write_text('{"a": 1}'), "it names no tokens"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "no weights"),
@@ -246,3 +248,10 @@ def test_real_checkpoint(real_dir):
     info = checkpoint.inspect(checkpoint.resolve(real_dir / "stories260k"))
     assert info.parameters == 260_032
     assert (info.blocks, info.heads, info.kv_heads, info.tied) == (5, 8, 4, True)
+
+
+def test_a_tokenizer_with_tokens_that_cannot_be_read_is_one_sentence(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(CheckpointError, match="is no tokenizer that can be read: data did not"):
+        read_tokenizer(path)

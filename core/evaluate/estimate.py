@@ -12,6 +12,7 @@ from core.checkpoint import CheckpointInfo
 from core.demo import DATA
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
+from core.tokenizer_files import read_tokenizer
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
@@ -44,9 +45,7 @@ def _count(source: str, tokenizer: Path, _: str) -> int:
         text = data.evaluation_stream(source)
     if not tokenizer.is_file():
         return len(text) // 4
-    from tokenizers import Tokenizer
-
-    return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False).ids)
+    return len(read_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids)
 
 
 def perplexity_flops(info: CheckpointInfo, tokens: int, window: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.errors import CheckpointError
+from core.tokenizer_files import read_tokenizer
 
 
 class Encoder(Protocol):
@@ -51,9 +52,7 @@ class FileTokenizer:
                 f"{folder} has no tokenizer.json, so its tokens cannot be counted beforehand.",
                 "Save the tokenizer once with transformers, or start without --dry-run.",
             )
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer = read_tokenizer(path)
         self.eos_id = self._eos(folder)
 
     def _eos(self, folder: Path) -> int | None:
