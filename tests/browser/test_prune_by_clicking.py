@@ -92,6 +92,8 @@ def walk(visit, server, folder, calibration, drop):
         visitor.settle()
     page.get_by_role("button", name="Score the blocks").click()
     scores = wait_for_run(server, "importance", before)
+    # The page hears of the end two seconds later; until then it shows an earlier test's scores.
+    page.wait_for_url(lambda url: f"run={scores.name}" in url)
     page.get_by_role("heading", name="Perplexity without each block").wait_for()
     visitor.settle()
     with (scores / "blocks.csv").open() as handle:
