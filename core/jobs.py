@@ -187,7 +187,9 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
     given = (workspace.read_json(folder / BOOKKEEPING / "spec.json") or {}).get("cwd")
     cwd = Path(str(given)) if given and Path(str(given)).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
-    _start(launcher, record.command, spec, folder, _announce(folder, record.status))
+    status = _announce(folder, record.status)
+    save_spec(folder, entry, spec, cwd)
+    _start(launcher, record.command, spec, folder, status)
     started = read_run(record.path)
     assert started is not None
     return started

@@ -393,10 +393,11 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def save_spec(folder: Path, command: Command, spec: Any) -> None:
-    """Write spec.json: the command, its options, and the argv that gives them."""
+def save_spec(folder: Path, command: Command, spec: Any, cwd: Path | None = None) -> None:
+    """Write spec.json: the command, its options, the argv that gives them, where it starts."""
     argv = ["python", "-m", "core", command.name, *to_arguments(spec)]
-    value = {"command": command.name, "spec": to_dict(spec), "argv": argv, "cwd": os.getcwd()}
+    value = {"command": command.name, "spec": to_dict(spec), "argv": argv}
+    value["cwd"] = str(cwd or os.getcwd())
     workspace.write_json(folder / BOOKKEEPING / "spec.json", value)
 
 

@@ -108,7 +108,9 @@ def test_a_command_that_can_resume_does_so_when_restarted(place, tmp_path):
     lost = wait_for(record, "lost")
     assert lost.spec["resume"] is False
     go.touch()
-    done = wait_for(jobs.restart(lost), "done")
+    again = jobs.restart(lost)
+    assert again.spec["resume"] is True  # before its process has said anything
+    done = wait_for(again, "done")
     assert done.spec["resume"] is True
     assert [m["step"] for m in done.metrics()] == [1, 2, 1, 2]  # the first attempt's are kept
 

@@ -164,8 +164,9 @@ def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any
         if process.poll() is None:
             process.kill()
         process.wait()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 class Session:

@@ -44,12 +44,18 @@ class DryRun:
         except ValueError:
             lines = [line for line in _text(self.said).splitlines() if line.strip()]
             self.error = (lines or ["The dry run said nothing."])[-1].removeprefix("Error: ")
+        self._close()
         return True
 
     def stop(self) -> None:
-        """End the process if it still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
+        """End the process; there will be no answer."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        self.output.close()
+        self.said.close()
 
 
 def _text(file: IO[bytes]) -> str:
@@ -67,8 +73,10 @@ def ask(known: dict[str, DryRun], spec: Any, where: Workspace) -> DryRun:
     found = known.get(key)
     if found and (not found.poll() or time.monotonic() - found.began < STALE_S):
         return found
-    for older in known.values():
-        older.stop()
+    for other, older in list(known.items()):
+        if not older.poll():  # stopped and forgotten, so that it can be asked again
+            older.stop()
+            del known[other]
     while len(known) >= KEPT:
         del known[next(iter(known))]
     env = {**os.environ, "DEPTHCUT_WORKSPACE": str(where.root.absolute())}

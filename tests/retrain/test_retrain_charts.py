@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -189,3 +190,10 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     bad = answer(steps=1, epochs=1.0)
     assert bad.plan is None
     assert bad.error.startswith("Both --steps and --epochs")
+    other = RetrainSpec(checkpoint=str(tiny_gqa), data=tasks, out="x", cutoff=64)
+    left = retrain_dry.ask(known, other, Workspace(tmp_path))
+    retrain_dry.ask(known, replace(other, cutoff=32), Workspace(tmp_path))
+    assert left.process.returncode is not None  # only the newest question is worked on
+    again = retrain_dry.ask(known, other, Workspace(tmp_path))
+    assert again is not left  # and one that was dropped is asked again
+    again.stop()
