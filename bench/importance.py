@@ -2,6 +2,7 @@
 
     python -m bench.importance                      both models of the project's aims, float32
     python -m bench.importance --dtype bfloat16 --blocks 12 --hidden 768 --save
+    python -m bench.importance --dtype bfloat16 --without-bfloat16     as on a CPU that lacks it
 
 (a) removes each block in place and evaluates; (b) builds a smaller model for every block and
 copies the weights into it, as the paper's scripts do. All ways take the same rows in the same
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -26,8 +28,9 @@ from torch import nn
 
 from core import model as models
 from core.blocks import BlockView
+from core.importance import forward
 from core.importance.branches import Batch, make_batch
-from core.importance.forward import compute_dtype, has_bfloat16
+from core.importance.forward import compute_dtype
 from core.importance.sweep import sweep
 from core.importance.taylor import taylor
 
@@ -143,6 +146,7 @@ def peak(arguments: argparse.Namespace, blocks: int, hidden: int, way: str) -> f
     for name in ("vocab", "samples", "length", "dtype", "device"):
         command += [f"--{name}", str(getattr(arguments, name))]
     command += ["--blocks", str(blocks), "--hidden", str(hidden)]
+    command += ["--without-bfloat16"] * arguments.without_bfloat16
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -233,6 +237,11 @@ def main() -> None:
         default="wall",
         help="cpu counts this process's own seconds, for one thread on a busy machine",
     )
+    parser.add_argument(
+        "--without-bfloat16",
+        action="store_true",
+        help="hold oneDNN to AVX2, as on a CPU without bfloat16 instructions",
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"append to {RESULT.name}")
     arguments = parser.parse_args()
@@ -240,6 +249,9 @@ def main() -> None:
     clock = CLOCKS[arguments.clock]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.without_bfloat16:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read at the first product
+        forward.has_bfloat16 = lambda: False
     if arguments.peak:
         only_peak(arguments)
         return
@@ -255,11 +267,12 @@ def main() -> None:
     one = len(shapes) == 1
     shape = f" --blocks {shapes[0][0]} --hidden {shapes[0][1]}" if one else ""
     threads = f" --threads {arguments.threads}" if arguments.threads else ""
-    native = "with" if has_bfloat16() else "without"
+    native = "with" if forward.has_bfloat16() else "without"
+    held = " --without-bfloat16" if arguments.without_bfloat16 else ""
     about = (
         f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat} "
-        f"--clock {arguments.clock}{threads}{shape}` on {device} ({native} bfloat16 instructions), "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}: "
+        f"--clock {arguments.clock}{threads}{held}{shape}` on {device} ({native} bfloat16 "
+        f"instructions), {torch.get_num_threads()} thread(s), torch {torch.__version__}: "
         f"{arguments.samples} x {arguments.length} random tokens, random weights, vocabulary "
         f"{arguments.vocab}, medians of {arguments.repeat} turns."
     )
