@@ -240,8 +240,9 @@ def taylor_heatmap(
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(range=[min(blocks) - 0.5, max(blocks) + 0.5], automargin=False)
     figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), row=2, col=1)
-    # However far, the nearest point is that of the cell under the pointer.
-    pad = {"clickmode": "event+select", "dragmode": False, "hoverdistance": -1}
+    # Far enough that a click anywhere in a cell finds its point. Not -1, without a limit: then all
+    # bars above are equally near, and the last one is taken.
+    pad = {"clickmode": "event+select", "dragmode": False, "hoverdistance": 1000}
     return palette.dress(figure, 500, **pad, **palette.BELOW_BAR)
 
 
