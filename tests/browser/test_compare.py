@@ -51,12 +51,18 @@ def study(server, tmp_path, monkeypatch):
     return dense
 
 
+TITLED = """title => [...document.querySelectorAll(".js-plotly-plot")].find(
+    chart => chart.layout && chart.layout.yaxis && chart.layout.yaxis.title
+        && chart.layout.yaxis.title.text === title)"""
+
+
 def drawn(visitor, title):
-    """Return what the chart with this y axis shows: candidate -> y values."""
-    charts = visitor.page.locator(".js-plotly-plot")
-    found = [visitor.chart(number) for number in range(charts.count())]
-    (figure,) = (f for f in found if f["layout"]["yaxis"].get("title", {}).get("text") == title)
-    lines = [t for t in figure["data"] if t.get("mode") == "lines+markers"]
+    """Return what the chart with this y axis shows: candidate -> y values; waits for the chart."""
+    visitor.page.wait_for_function(f"title => Boolean(({TITLED})(title))", arg=title)
+    data = visitor.page.evaluate(
+        f"title => JSON.parse(JSON.stringify(({TITLED})(title).data))", title
+    )
+    lines = [t for t in data if t.get("mode") == "lines+markers"]
     return {t["customdata"][0][0]: numbers(t["y"]) for t in lines}
 
 
