@@ -44,7 +44,7 @@ def pruned(server, tiny_gqa):
 
 
 def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_gqa, pruned):
-    """A second session may try again: now and then the first one waits in vain, not yet known why."""
+    """A second session may try again: now and then the first waits in vain, not known why."""
     try:
         walk(visit, tiny_gqa, pruned)
     except (AssertionError, PlaywrightError):
