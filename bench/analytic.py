@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from bench import tell
 from core import checkpoint
 from core.benchmark import analytic, generate, rates
 from core.model import load_model
@@ -81,10 +82,7 @@ def main() -> None:
         "",
         f"Rates: `{json.dumps({k: v for k, v in dataclasses.asdict(found).items()})}`",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if asked.save:
-        asked.save.write_text(text)
+    tell("\n".join(lines) + "\n", asked.save)
 
 
 if __name__ == "__main__":

@@ -92,10 +92,7 @@ class Report:
             **self.about,
             "parameters": self.parameters,
             "median_runs": statistics.median(runs) if runs else None,
-            "analytic": {
-                "latency": _errors(points, "estimated_latency_s", "latency_s_mean"),
-                "memory": _errors(points, "estimated_memory_mib", "peak_memory_mib"),
-            },
+            "analytic": analytic.errors_of_points(points),
             "largest_batch_estimated": self._largest(),
             "skipped": self.skipped,
             "points": points,
@@ -128,11 +125,6 @@ class Report:
             f"in the median. State: {found['state']}.\n\n"
         )
         return head + table(self.rows(), self.parameters) + "\n".join(["", *notes(found), ""])
-
-
-def _errors(points: list[dict[str, Any]], estimated: str, measured: str) -> dict[str, Any]:
-    known = [p for p in points if p[estimated] is not None and p[measured]]
-    return analytic.errors((p[estimated], p[measured]) for p in known)
 
 
 def notes(found: dict[str, Any]) -> list[str]:

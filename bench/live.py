@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench import tell
 from core.live.protocol import Perplexity
 from core.live.store import Loaded, Store
 from core.model import resolve_device
@@ -83,10 +84,7 @@ def main() -> None:
             f"Beginning, {unit}: median {statistics.median(ours):.3f}, at worst {max(ours):.3f}; "
             f"without states {statistics.median(naive):.3f} and {max(naive):.3f}.",
         ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if asked.save:
-        asked.save.write_text(text)
+    tell("\n".join(lines) + "\n", asked.save)
 
 
 if __name__ == "__main__":

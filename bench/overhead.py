@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from bench import tell
 from core import checkpoint
 from core.benchmark import generate
 from core.benchmark.protocol import percentile
@@ -99,10 +100,7 @@ def main() -> None:
         "overhead_median_pct": statistics.median(shares),
         "overhead_95pct_interval": [low, high],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if asked.save:
-        asked.save.write_text(text + "\n")
+    tell(json.dumps(result, indent=2) + "\n", asked.save)
 
 
 if __name__ == "__main__":

@@ -184,8 +184,7 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
     folder = record.path.absolute()
     again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
     spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
-    given = (workspace.read_json(folder / BOOKKEEPING / "spec.json") or {}).get("cwd")
-    cwd = Path(str(given)) if given and Path(str(given)).is_dir() else None
+    cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     status = _announce(folder, record.status)
     save_spec(folder, entry, spec, cwd)

@@ -237,6 +237,19 @@ def latency_ms(
     return 1000.0 * latency_s(info, rates, batch, input_tokens, output_tokens)
 
 
+def errors_of_points(points: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return `errors` of latency and memory over rows as of points.csv; out of memory is none."""
+    rows = list(points)
+    columns = {
+        "latency": ("estimated_latency_s", "latency_s_mean"),
+        "memory": ("estimated_memory_mib", "peak_memory_mib"),
+    }
+    return {
+        what: errors((r[e], r[m]) for r in rows if r[e] is not None and r[m])
+        for what, (e, m) in columns.items()
+    }
+
+
 def errors(pairs: Iterable[tuple[float, float]]) -> dict[str, Any]:
     """Return how far estimates are from measurements, over (estimated, measured) pairs.
 

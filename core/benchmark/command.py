@@ -369,11 +369,6 @@ def _only_growth(session: Session) -> bool:
     return all(r.allocated_mib is None for r in found)
 
 
-def _errors(rows: list[dict[str, Any]], estimated: str, measured: str) -> dict[str, Any]:
-    known = [r for r in rows if r[estimated] is not None and r[measured]]
-    return analytic.errors((r[estimated], r[measured]) for r in known)
-
-
 def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
     """Measure all variants and write points.csv, runs.csv and summary.json."""
     import platform
@@ -426,10 +421,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
             for v in (() if spec.rates_only else session.variants)
         ],
         "rates": dataclasses.asdict(rates) if rates else None,
-        "analytic": {
-            "latency": _errors(rows, "estimated_latency_s", "latency_s_mean"),
-            "memory": _errors(rows, "estimated_memory_mib", "peak_memory_mib"),
-        },
+        "analytic": analytic.errors_of_points(rows),
     }
     run.write_json("summary.json", summary)
     return {"points": len(rows), "out_of_memory": sum(r["oom"] for r in rows)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,11 @@ from core.checkpoint import CheckpointInfo
 from core.errors import DataError, PlanError
 from core.importance.criteria import CONTROLS
 from core.prune.scores import BlockScores, canonical
+
+
+def unprotected(blocks: int, protected: Container[int]) -> tuple[int, ...]:
+    """Return the blocks that may be dropped, of so many."""
+    return tuple(block for block in range(blocks) if block not in protected)
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,11 @@ def steps(spec: Any) -> list[Step]:
     """
     texts.given_apart(spec)
     suites.find(suites.expand(spec.tasks), spec.task_dir)  # told before anything is computed
-    found = [
-        parts.scored(spec),
-    ]
-    found += [_judged("dense"), _asked(spec, "dense")]
+    found = [parts.scored(spec), parts.judged(spec, "dense"), _asked(spec, "dense")]
     for name, criterion, count in variants(spec):
         found += parts.cut(spec, name, criterion, count=count)
-        found += [_retrained(name), _judged(name), _judged(f"lora-{name}")]
-        found.append(_asked(spec, f"lora-{name}"))
+        found += [_retrained(name), parts.judged(spec, name)]
+        found += [parts.judged(spec, f"lora-{name}"), _asked(spec, f"lora-{name}")]
     found.append(Step("speed", "benchmark", lambda chain: timing(chain, *_fastest(spec))))
     return found
 
@@ -83,17 +80,6 @@ def tasks_of(spec: Any) -> dict[str, Any]:
         "task_dir": spec.task_dir,
         "limit": spec.limit or (LIMIT if demo else None),
     }
-
-
-def _judged(name: str) -> Step:
-    def options(chain: Chain) -> dict[str, Any]:
-        return {
-            "checkpoint": parts.folder_of(chain, name),
-            "perplexity": (texts.apart(chain)[1],),
-            "window": (min(128, parts.context(chain.spec)),),
-        }
-
-    return Step(f"judge-{name}", "evaluate", options)
 
 
 def _asked(spec: Any, name: str) -> Step:
@@ -112,11 +98,7 @@ def _fastest(spec: Any) -> list[str]:
 
 def _retrained(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
-        train, _ = texts.apart(chain)
-        found = retraining.options(chain, "lora", checkpoint=str(chain.dir(name)), data=train)
-        if found["data"] == "demo":
-            found["format"] = "text"
-        return {**found, "dense": chain.spec.checkpoint, "merge": True}
+        return retraining.restoring(chain, name, data=texts.apart(chain)[0])
 
     return Step(f"lora-{name}", "retrain", options)
 

@@ -22,11 +22,8 @@ def steps(spec: Any) -> list[Step]:
 
 
 def training(chain: Chain) -> dict[str, Any]:
-    """Return the options of the LoRA run; the demo is trained on its stories."""
-    options = retraining.options(chain, "lora", checkpoint=str(chain.dir(NAME)))
-    if options["data"] == "demo":
-        options["format"] = "text"
-    return {**options, "dense": chain.spec.checkpoint, "merge": True}
+    """Return the options of the LoRA run."""
+    return retraining.restoring(chain, NAME)
 
 
 def verdict(chain: Chain) -> Verdict:

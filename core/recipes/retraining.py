@@ -62,6 +62,16 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def restoring(chain: Chain, name: str, **more: Any) -> dict[str, Any]:
+    """Return the options of LoRA on the step ``name``, against the dense model, merged at the end.
+
+    The demo is trained on its stories, not on its instructions.
+    """
+    found = options(chain, "lora", checkpoint=str(chain.dir(name)), **more)
+    plain = {"format": "text"} if found["data"] == "demo" else {}
+    return {**found, **plain, "dense": chain.spec.checkpoint, "merge": True}
+
+
 def recovered(dense: Any, before: Any, after: Any) -> float | None:
     """Return the share of the gap that was closed; None where it is not stated."""
     values = [None if v in (None, "") else float(v) for v in (dense, before, after)]

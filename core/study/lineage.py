@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from core import checkpoint, variants, workspace
-from core.prune.plan import default_protection
+from core.prune.plan import default_protection, unprotected
 from core.retrain.spec import LABELS as RETRAINED
 from core.study.kinds import Variant, criterion_label, local_info, width_label
 
@@ -98,7 +98,7 @@ def allowed_blocks(pruning: dict[str, Any]) -> tuple[int, ...]:
     if "layers" in pruning:
         own = list(pruning["layers"] or [])
     elif plan.get("blocks"):
-        own = [b for b in range(plan["blocks"]) if b not in (plan.get("protected") or [])]
+        own = list(unprotected(plan["blocks"], plan.get("protected") or []))
     else:
         return ()
     dropped = pruning.get("dropped_original") or pruning.get("dropped") or []

@@ -12,7 +12,7 @@ from core import workspace
 from core.checkpoint import file_state
 from core.errors import DepthcutError
 from core.prune.outlook import curve_points
-from core.prune.plan import choose
+from core.prune.plan import choose, unprotected
 from core.prune.scores import BlockScores, load
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
 from core.workspace import RunRecord
@@ -200,7 +200,7 @@ def _first_blocks(folder: Path, variant: Variant, common: dict[str, Any]) -> lis
                     criterion=plan.criterion,
                     protected=bool(plan.protected),
                     drop=plan.drop,
-                    cut_in=tuple(b for b in range(plan.blocks) if b not in plan.protected),
+                    cut_in=unprotected(plan.blocks, plan.protected),
                     parameters=plan.params,
                     ratio=plan.ratio,
                     **common,
@@ -220,7 +220,7 @@ def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list
     sizes = {(r.get("criterion"), r.get("count")): r for r in read_rows(record.path / "curve.csv")}
     protected = summary.get("protected") or []
     info = info_of(variant)
-    cut_in = tuple(b for b in range(info.blocks if info else 0) if b not in protected)
+    cut_in = unprotected(info.blocks if info else 0, protected)
     found = []
     for point in curve_points(record.path):
         row = sizes[point.criterion, point.count]

@@ -201,12 +201,13 @@ def clicked(key: str, blocks: int) -> None:
     """Take a click on the chart ``key`` into the plan that is edited."""
     pad: Pad = st.session_state[_STATE]
     event = st.session_state.get(key)
-    taken = (key, toggle.clicked_blocks(dict(event) if event else None))
+    named = toggle.clicked_blocks(dict(event) if event else None)
+    taken = (key, named)
     if taken == pad.taken:
         return  # sent again by a browser that has not drawn the next chart yet
     pad.taken = taken
     before = pad.drop
-    pad.clicked = toggle.newly(toggle.clicked_blocks(dict(event) if event else None), pad.clicked)
+    pad.clicked = toggle.newly(named, pad.clicked)
     pad.drop = toggle.click(before, pad.clicked, blocks)
     if pad.drop != before:
         pad.clicks += 1
