@@ -1,47 +1,96 @@
-"""A click on a column of the Taylor heatmap drops that block in the Prune page's plan."""
+"""The Importance page in a browser: a click on a heatmap's column drops the block on Prune too."""
 
 from __future__ import annotations
 
-HEATMAP = """() => [...document.querySelectorAll(".js-plotly-plot")].findIndex(
-    chart => chart._fullLayout && chart.data.some(trace => trace.type === "heatmap"
-        && trace.y.includes("gate")))"""
-CELL = """(chart, [module, block]) => {
-    const x = chart._fullLayout.xaxis2, y = chart._fullLayout.yaxis2;
-    const box = chart.getBoundingClientRect();
-    return [box.left + x._offset + x.c2p(x.d2c(block)), box.top + y._offset + y.c2p(y.d2c(module))];
-}"""
-CROSSED = """number => {
-    const chart = document.querySelectorAll(".js-plotly-plot")[number];
-    const bars = chart.data.find(trace => trace.type === "bar");
-    return bars.x.filter((_, place) => bars.marker.pattern.shape[place]);
-}"""
+import pytest
+
+HEATMAP = ".js-plotly-plot:has(.subplot.x2y2, .subplot.xy2)"
+"""The only chart here with a second plot below the first."""
 
 
-def click_cell(visitor, module, block):
-    """Click one cell of the heatmap where the browser drew it."""
-    visitor.page.wait_for_function(f"({HEATMAP})() >= 0")
-    chart = visitor.page.locator(".js-plotly-plot").nth(visitor.page.evaluate(HEATMAP))
+@pytest.fixture
+def scored(server):
+    """Return what makes Taylor scores of a checkpoint, as a run of the server's workspace."""
+
+    def score(folder, name):
+        out = server.workspace / name
+        server.command(
+            *("importance", str(folder), "--out", str(out), "--metrics", "taylor"),
+            *("--samples", "1", "--length", "8", "--device", "cpu"),
+        )
+
+    return score
+
+
+def click(visitor, block, module=None):
+    """Click the cell of ``block`` and ``module``, or the block's bar above the heatmap."""
+    chart = visitor.page.locator(HEATMAP).first
     chart.scroll_into_view_if_needed()
-    visitor.page.mouse.click(*chart.evaluate(CELL, [module, block]))
+    place = chart.evaluate(
+        """(chart, [block, module]) => {
+            const layout = chart._fullLayout, box = chart.getBoundingClientRect();
+            const bars = chart.data.find(trace => trace.type === "bar");
+            const y = module ? layout.yaxis2 : layout.yaxis;
+            const height = module ? y.d2c(module) : y.d2c(bars.y[block]) / 2;
+            return [box.left + layout.xaxis._offset + layout.xaxis.c2p(block),
+                    box.top + y._offset + y.c2p(height)];
+        }""",
+        [block, module],
+    )
+    visitor.page.mouse.click(*place)
 
 
-def test_a_column_of_the_taylor_heatmap_drops_its_block(visit, server, tiny_dir):
+def chosen(visitor, blocks):
+    """Wait until the line under the heatmap names these blocks."""
+    visitor.page.get_by_text(f"Chosen: {blocks}.").wait_for()
+    visitor.settle()
+
+
+def crossed(visitor):
+    """Return the blocks whose bars are drawn as dropped."""
+    shapes = visitor.page.locator(HEATMAP).first.evaluate("e => e.data[0].marker.pattern.shape")
+    return [block for block, shape in enumerate(shapes) if shape]
+
+
+def test_clicked_cells_and_bars_are_dropped_on_the_prune_page(visit, scored, tiny_gqa):
+    scored(tiny_gqa, "columns")
+    visitor = visit()
+    page = visitor.page
+    visitor.open(f"/importance?model={tiny_gqa}&run=columns")
+    page.get_by_role("heading", name="Taylor importance by module").wait_for()
+    chosen(visitor, "none")
+    click(visitor, 3, "o")
+    chosen(visitor, "3")
+    click(visitor, 1)
+    chosen(visitor, "3, 1")
+    click(visitor, 4, "input_norm")
+    chosen(visitor, "3, 1, 4")
+    click(visitor, 3, "down")
+    chosen(visitor, "1, 4")
+    assert crossed(visitor) == [1, 4]
+
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
+    page.get_by_role("heading", name="Create the variant of plan A").wait_for()
+    visitor.settle()
+    assert "--drop 1,4" in page.get_by_test_id("stMain").inner_text()
+    assert "drop=1%2C4" in page.url
+    visitor.check()
+
+
+def test_a_narrow_column_drops_its_own_block(visit, scored, tiny_dir):
     """With columns of a few pixels, where a neighbour is easily taken for the block meant."""
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     folder = tiny_dir("gqa", num_hidden_layers=126, **size)
-    out = server.workspace / "scores-to-click"
-    server.command(
-        *("importance", str(folder), "--out", str(out), "--metrics", "taylor"),
-        *("--samples", "1", "--length", "8", "--device", "cpu"),
-    )
+    scored(folder, "narrow-columns")
     visitor = visit()
     page = visitor.page
-    visitor.open(f"/importance?model={folder}&run={out.name}")
-    for module, block, chosen in (("v", 77, "77"), ("down", 3, "77, 3"), ("q", 77, "3")):
-        click_cell(visitor, module, block)
-        page.get_by_text(f"Chosen: {chosen}.").wait_for()
-        visitor.settle()
-    assert page.evaluate(CROSSED, page.evaluate(HEATMAP)) == [3]
+    visitor.open(f"/importance?model={folder}&run=narrow-columns")
+    page.get_by_role("heading", name="Taylor importance by module").wait_for()
+    chosen(visitor, "none")
+    for module, block, blocks in (("v", 77, "77"), ("down", 3, "77, 3"), ("q", 77, "3")):
+        click(visitor, block, module)
+        chosen(visitor, blocks)
+    assert crossed(visitor) == [3]
 
     page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
     page.get_by_role("heading", name="Create the variant").wait_for()
