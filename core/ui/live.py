@@ -79,9 +79,9 @@ class Desk:
         place = (owner, key[1])
         with self._lock:
             before = self._latest.get(place)
+            if before != key:
+                self._release(place)
             self._latest[place] = key
-            if before and before != key and not self._known[before].done:
-                self._known.pop(before).stop.set()
             found = self._known.get(key)
             if found and not (found.error and before != key):
                 return found
@@ -98,9 +98,15 @@ class Desk:
         with self._lock:
             for place, key in list(self._latest.items()):
                 if place[0] == owner and key not in wanted:
-                    del self._latest[place]
-                    if key in self._known and not self._known[key].done:
-                        self._known.pop(key).stop.set()
+                    self._release(place)
+
+    def _release(self, place: tuple[str, str]) -> None:
+        """Forget what is wanted at ``place``, and stop it where nobody else waits for it."""
+        key = self._latest.pop(place, None)
+        found = self._known.get(key) if key else None
+        if key and found and not found.done and key not in self._latest.values():
+            del self._known[key]
+            found.stop.set()
 
     def _run(self, question: Question) -> None:
         try:

@@ -178,11 +178,12 @@ def share(pad: Pad) -> None:
         "text": pad.text,
     }
     pad.wrote(query)
-    for name, value in query.items():
-        if value and st.query_params.get(name) != value:
-            st.query_params[name] = value
-        elif not value and name in st.query_params:
-            del st.query_params[name]
+    now = st.query_params.to_dict()
+    wanted = {k: v for k, v in now.items() if k not in query} | {
+        k: v for k, v in query.items() if v
+    }
+    if wanted != now:
+        st.query_params.from_dict(wanted)  # at once: half an address would be read as another one
 
 
 def kept(pad: Pad, name: str, default: Any) -> dict[str, Any]:

@@ -209,6 +209,12 @@ class Visitor:
             .evaluate("e => JSON.parse(JSON.stringify({data: e.data, layout: e.layout}))")
         )
 
+    def tell(self) -> None:
+        """Print what the page shows; pytest passes it on where the test failed."""
+        with contextlib.suppress(Exception):
+            text = self.page.get_by_test_id("stMain").inner_text(timeout=2000)
+            print(f"{self.page.url}\n{text}")
+
     def close(self) -> None:
         """Check this session a last time and close it."""
         if not self.closed:
@@ -230,4 +236,5 @@ def visit(chromium, server):
 
     yield new
     for visitor in visitors:
+        visitor.tell()
         visitor.close()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from playwright.sync_api import Error as PlaywrightError
 
 PLAIN = """
 import json, sys, torch
@@ -44,20 +43,13 @@ def pruned(server, tiny_gqa):
 
 
 def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_gqa, pruned):
-    """A second session may try again: now and then the first waits in vain, not known why."""
-    try:
-        walk(visit, tiny_gqa, pruned)
-    except (AssertionError, PlaywrightError):
-        walk(visit, tiny_gqa, pruned)
-
-
-def walk(visit, tiny_gqa, pruned):
-    """Toggle blocks on Prune, then write in two columns, as a user would."""
     folder, wanted = pruned
     visitor = visit()
     page = visitor.page
     visitor.open(f"/prune?model={tiny_gqa}&text=demo")
+    visitor.settle()
     page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).wait_for()
     pills = page.get_by_test_id("stButtonGroup").filter(has_text="01234")
     for block in ("1", "3"):
         pills.get_by_role("button", name=block, exact=True).click()

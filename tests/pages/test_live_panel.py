@@ -177,3 +177,22 @@ def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
     assert want("me plan", source="a")[1] is not second
     for question in (first, other, want("me plan", source="a")[1]):
         question.stop.set()
+
+
+def test_what_two_sessions_wait_for_goes_on_until_neither_wants_it(tiny_gqa):
+    desk = live.Desk(lambda question: question.stop.wait(20))
+    info = checkpoint.inspect(tiny_gqa)
+    text = {"source": "a"}
+
+    def want(who, *skip):
+        asked = live.Question("x", frozenset(skip), text)
+        return desk.want(who, live.key_of(info, text, skip), asked)
+
+    shared = want("me plan", 1)
+    assert want("you plan", 1) is shared
+    mine = want("me plan", 2)
+    assert not shared.stop.is_set()
+    yours = want("you plan", 3)
+    assert shared.stop.is_set()
+    for question in (mine, yours):
+        question.stop.set()
