@@ -288,8 +288,7 @@ def _clear(folder: Path, status: dict[str, Any]) -> None:
     for name in status.get("files") or []:
         (folder / str(name)).unlink(missing_ok=True)
     for place in (folder, folder / BOOKKEEPING):
-        for left in place.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        workspace.sweep(place)
 
 
 def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:

@@ -44,12 +44,28 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
     )
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return a new name in the folder of ``path`` to write to before taking its place."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files whose writer has gone.
+
+    Those of a living process stay: a page may be writing beside the run that clears its folder.
+    """
+    for left in folder.glob(".*.tmp"):
+        writer = left.name.split(".")[-3]
+        if not writer.isdigit() or not processes.is_alive(int(writer), None):
+            left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write ``text`` atomically; raises `OutputError` where the folder cannot be written.
 
     ``durable`` waits until the bytes are on the disk, so that results outlive a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="") as handle:

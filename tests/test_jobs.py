@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -260,6 +261,20 @@ def test_who_dies_while_starting_a_run_leaves_no_new_options_with_an_old_end(pla
     left = read_run(done.path)
     assert (left.spec["steps"], left.state) == (1, "starting")  # and lost when nothing follows
     assert left.finished is None
+
+
+def test_a_run_that_begins_leaves_alone_what_its_launcher_still_writes(place, monkeypatch):
+    replace = Path.replace
+
+    def late(temporary, target):
+        if Path(target).name == "launch.json":
+            wait_until(lambda: Path(target).with_name("heartbeat").exists())
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    record = wait_for(jobs.launch("wait", {"steps": 1}, place), "done")
+    launched = workspace.read_json(record.path / ".run/launch.json")
+    assert launched["pid"] == record.status["pid"]
 
 
 def test_a_run_that_cannot_be_started_has_failed(place):

@@ -64,10 +64,15 @@ def test_results_of_an_earlier_run_do_not_mix_with_new_ones(place, tmp_path):
     out = tmp_path / "out"
     assert execute(*wait_command(out, steps=1, megabytes=1)) == 0
     (out / "notes.txt").write_text("mine")
-    (out / ".run/.status.json.1.abc.tmp").write_text("left by a killed process")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (out / f".run/.status.json.{gone.pid}.abc.tmp").write_text("left by a killed process")
+    (out / ".run/.odd.tmp").write_text("nobody's")
+    mine = out / f".run/.name.json.{os.getpid()}.abc.tmp"
+    mine.write_text("being written by a page")
     assert execute(*wait_command(out, steps=1), overwrite=True) == 0
     assert sorted(p.name for p in out.iterdir()) == [".run", "notes.txt", "result.csv"]
-    assert not list((out / ".run").glob("*.tmp"))
+    assert list((out / ".run").glob(".*.tmp")) == [mine]
 
 
 def test_death_while_an_earlier_result_is_cleared_never_leaves_a_finished_run(

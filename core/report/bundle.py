@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +43,7 @@ def write(path: Path, material: Material, report: str, *, weights: bool = False)
 
     Raises `OutputError` where it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+    temporary = workspace.temporary_beside(path)
     count = 1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def test_clicked_cells_and_bars_are_dropped_on_the_prune_page(visit, scored, tin
     chosen(visitor, "1, 4")
     assert crossed(visitor) == [1, 4]
 
-    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune", exact=True).click()
     page.get_by_role("heading", name="Create the variant of plan A").wait_for()
     visitor.settle()
     assert "--drop 1,4" in page.get_by_test_id("stMain").inner_text()
@@ -92,7 +92,7 @@ def test_a_narrow_column_drops_its_own_block(visit, scored, tiny_dir):
         chosen(visitor, blocks)
     assert crossed(visitor) == [3]
 
-    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune", exact=True).click()
     page.get_by_role("heading", name="Create the variant").wait_for()
     page.get_by_text("--drop 3 ").first.wait_for()
     page.wait_for_url(lambda url: url.endswith("drop=3") or "drop=3&" in url)

@@ -81,7 +81,7 @@ def walk(visit, server, folder, calibration, drop):
     page.get_by_text("Next step").wait_for()
     visitor.settle()
 
-    page.get_by_test_id("stSidebar").get_by_role("link", name="Importance").click()
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Importance", exact=True).click()
     page.get_by_role("heading", name="Importance", exact=True).wait_for()
     visitor.settle()
     if not page.locator('input[aria-label="Calibration"]').is_visible():
@@ -100,7 +100,7 @@ def walk(visit, server, folder, calibration, drop):
         rows = list(csv.DictReader(handle))
     assert visitor.chart()["data"][0]["y"] == pytest.approx([float(r["ppl"]) for r in rows])
 
-    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune").click()
+    page.get_by_test_id("stSidebar").get_by_role("link", name="Prune", exact=True).click()
     page.get_by_role("heading", name="Create the variant").wait_for()
     visitor.settle()
     assert visitor.chart()["data"][0]["y"] == pytest.approx([float(r["ppl"]) for r in rows])

@@ -99,7 +99,7 @@ def test_a_selection_survives_other_pages(visit, tiny_gqa):
     pill(visitor, 1).click()
     wait_for_address(visitor, (3, 1))
     for name in ("Jobs", "Prune"):
-        visitor.page.get_by_test_id("stSidebar").get_by_role("link", name=name).click()
+        visitor.page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
         visitor.page.get_by_role("heading", name=name, exact=True).wait_for()
         visitor.settle()
     wait_for_address(visitor, (3, 1))
