@@ -58,6 +58,8 @@ class Step:
     values: Values | Callable[[Chain], Values]
     optional: bool = False
     """The recipe goes on where this step fails, and the verdict says so."""
+    needs: str = ""
+    """Name of an optional step without which this one makes no sense: it is left out then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Chain:
         self.progress = progress
         self.failed: dict[str, str] = {}
         """Optional steps that failed, and why."""
+        self.left_out: set[str] = set()
+        """Steps that were not tried, as one that they need failed or was left out itself."""
 
     def dir(self, step: str) -> Path:
         """Return the folder of a step's results."""
@@ -124,6 +128,10 @@ class Chain:
         """Carry out ``steps``; raises the first failure of one that is not optional."""
         for place, step in enumerate(steps):
             self.progress.step(place * SHARE, len(steps) * SHARE, step.name)
+            if step.needs and (step.needs in self.failed or step.needs in self.left_out):
+                self.left_out.add(step.name)
+                self.progress.log(f"{step.name}: left out, as there is no {step.needs}.")
+                continue
             try:
                 self._run_step(step, place, len(steps))
             except RunError as error:

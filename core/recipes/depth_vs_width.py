@@ -80,7 +80,9 @@ def _narrowed(spec: Any, prefix: str, method: str) -> Step:
         text, match = texts.apart(chain)[0], chain.dir(f"{prefix}depth-ppl")
         return {**values, **same, "calibration": text, "match": match}
 
-    return Step(f"{prefix}width-{method}", "width", options, optional=True)
+    return Step(
+        f"{prefix}width-{method}", "width", options, optional=True, needs=f"{prefix}depth-ppl"
+    )
 
 
 def _layers(chain: Chain, plan: str) -> str:

@@ -56,6 +56,7 @@ def cut(
             "prune",
             lambda chain: {"checkpoint": spec.checkpoint, "plan": chain.file(plan, f"{plan}.json")},
             optional,
+            needs=plan,
         ),
     ]
 
@@ -76,7 +77,7 @@ def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step
             **more,
         }
 
-    return Step(f"judge-{name}", "evaluate", options, optional)
+    return Step(f"judge-{name}", "evaluate", options, optional, needs=name)
 
 
 def context(spec: Any) -> int:

@@ -1,59 +1,34 @@
-"""Compare in a browser: a recipe's verdict, its figures, a clicked point, and a budget's choice."""
+"""Compare in a browser: a recipe from its button to a clicked point and a budget's choice."""
 
 from __future__ import annotations
 
 import csv
-import sys
-from pathlib import Path
+import json
+import statistics
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "compare"))
-import study_helpers as made
+from core.workspace import Workspace
 
-from core import checkpoint, workspace
-
-POINTS = {"dense": (10.0, 4000.0, 2.0), "deep": (6.0, 3000.0, 2.3), "wide": (9.5, 3200.0, 2.2)}
-"""ms a token, MiB, perplexity."""
-
-
-@pytest.fixture
-def study(server, tmp_path, monkeypatch):
-    """A dense checkpoint with a depth and a width variant, measured; in the server's workspace."""
-    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(server.workspace))
-    root, dense = server.workspace, made.checkpoint(tmp_path / "dense")
-    total = checkpoint.inspect(dense).parameters
-    made.pruned(root, "deep", dense, [1, 4], 1, total, criterion="ppl",
-                plan={"protect_first": 1})  # fmt: skip
-    wide = made.checkpoint(made.run(root, "wide", "width", 2, checkpoint=dense, method="flap"))
-    size = {"method": "flap", "parameters_after": total - 15000}
-    workspace.write_json(wide / "pruning.json", size)
-    paths = {"dense": str(dense), "deep": str(root / "deep"), "wide": str(wide)}
-    rows = []
-    for place, (name, path) in enumerate(paths.items()):
-        pace, mib, ppl = POINTS[name]
-        judged = made.run(root, f"judged-{name}", "evaluate", 3 + place, checkpoint=path)
-        columns = ("source", "window", "bos", "tokens", "ppl")
-        workspace.write_csv(judged / "perplexity.csv", columns, [("demo", 128, "once", 9, ppl)])
-        rows.append({
-            "variant": name, "batch_size": 1, "input_tokens": 12, "output_tokens": 8,
-            "latency_s_mean": pace / 100, "latency_s_p50": pace / 100, "per_token_s": pace / 1000,
-            "first_token_s": 0.01, "tokens_per_s": 800 / pace, "peak_memory_mib": mib,
-            "oom": False, "runs": 20,
-        })  # fmt: skip
-    made.benchmark(root, "bench", 9, paths, rows)
-    recipe = root / "dvw"
-    asked = {"name": "depth-vs-width", "checkpoint": str(dense)}
-    workspace.write_json(recipe / ".run/spec.json", {"command": "recipe", "spec": asked})
-    workspace.write_json(recipe / ".run/status.json", {"state": "done", "created": 10})
-    found = {"verdict": "Depth is faster than width.", "findings": ["Depth: 1.67 x dense."]}
-    workspace.write_json(recipe / "summary.json", found)
-    return dense
-
+MINUTES = 8
+"""How long the recipe may take here; it makes and judges eleven tiny models."""
 
 TITLED = """title => [...document.querySelectorAll(".js-plotly-plot")].find(
     chart => chart.layout && chart.layout.yaxis && chart.layout.yaxis.title
         && chart.layout.yaxis.title.text === title)"""
+
+PLACES = """chart => {
+    const layout = chart._fullLayout, box = chart.getBoundingClientRect();
+    const x = layout.xaxis, y = layout.yaxis;
+    return chart.data.filter(trace => trace.customdata).flatMap(trace =>
+        [...trace.customdata].map((data, i) => ({
+            key: data[0], label: data[1], x: trace.x[i], y: trace.y[i],
+            left: box.left + x._offset + x.c2p(x.d2c(trace.x[i])),
+            top: box.top + y._offset + y.c2p(y.d2c(trace.y[i])),
+        })));
+}"""
+"""What the Pareto chart shows, and where on the screen."""
 
 
 def drawn(visitor, title):
@@ -71,69 +46,132 @@ def numbers(values):
     return list(values.values()) if isinstance(values, dict) else values
 
 
-def click_point(visitor, label):
-    """Click the marker of the candidate ``label`` on the Pareto chart, the page's second."""
+def pareto(visitor):
+    """Return the points of the Pareto chart, the page's second, once they are drawn."""
+    visitor.page.wait_for_function(
+        """() => {
+            const chart = document.querySelectorAll(".js-plotly-plot")[1];
+            return chart && chart._fullLayout && chart._fullLayout.xaxis
+                && chart.data.some(trace => trace.customdata);
+        }"""
+    )
     chart = visitor.page.locator(".js-plotly-plot").nth(1)
     chart.scroll_into_view_if_needed()
-    visitor.page.wait_for_function(
-        """label => {
-            const chart = document.querySelectorAll(".js-plotly-plot")[1];
-            const drawn = chart && chart._fullLayout && chart._fullLayout.xaxis;
-            return drawn && chart.data.some(t => t.customdata && t.customdata[0][1] === label);
-        }""",
-        arg=label,
-    )
-    place = chart.evaluate(
-        """(chart, label) => {
-            const trace = chart.data.find(t => t.customdata && t.customdata[0][1] === label);
-            const layout = chart._fullLayout, box = chart.getBoundingClientRect();
-            const x = layout.xaxis, y = layout.yaxis;
-            return [box.left + x._offset + x.c2p(x.d2c(trace.x[0])),
-                    box.top + y._offset + y.c2p(y.d2c(trace.y[0]))];
-        }""",
-        label,
-    )
-    visitor.page.mouse.click(*place)
     visitor.settle()
+    return {point["key"]: point for point in chart.evaluate(PLACES)}
 
 
-def test_a_clicked_point_shows_its_plan_and_a_budget_picks_another(visit, server, study):
+def table(path):
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def ran(visitor, server, model):
+    """Start the recipe from the page, wait for its end, and return its folder."""
+    page = visitor.page
+    visitor.open(f"/compare?model={model}")
+    page.get_by_text("Nothing was measured yet.").wait_for()
+    slider = page.get_by_role("slider", name="Parameters to remove")
+    slider.focus()
+    for _ in range(7):  # from 0.33 to 0.26: two of five blocks, and one for the lighter set
+        page.keyboard.press("ArrowLeft")
+    page.get_by_text("--ratio 0.26").wait_for()
+    page.get_by_role("button", name="Make and compare").click()
+    page.get_by_role("button", name="Cancel").wait_for()
+    visitor.check()
+    page.get_by_text("one prompt at a time, depth runs at").first.wait_for(timeout=MINUTES * 60e3)
+    visitor.settle()
+    (record,) = [
+        r for r in Workspace(server.workspace).runs("recipe") if r.spec["checkpoint"] == str(model)
+    ]
+    assert record.state == "done"
+    return record.path
+
+
+def measured(recipe):
+    """Return what the recipe's files say of each measured candidate, at batch size 1."""
+    points = {
+        row["variant"]: row
+        for row in table(recipe / "benchmark" / "points.csv")
+        if row["batch_size"] == "1"
+    }
+    names = list(points)
+    assert len(names) == 6  # dense, two of depth, three of width
+    found = {}
+    for name in names:
+        judge = "judge-dense" if name == names[0] else f"judge-{name}"
+        (judged,) = table(recipe / judge / "perplexity.csv")
+        found[name] = {
+            "ppl": float(judged["ppl"]),
+            "ms": 1000 * float(points[name]["per_token_s"]),
+            "mib": float(points[name]["peak_memory_mib"]),
+        }
+    return found
+
+
+def naive_best(found, most_ms):
+    """Return the measured candidate to take, and how many there are to choose from."""
+    fitting = [name for name, f in found.items() if f["ms"] <= most_ms]
+    order = sorted(fitting, key=lambda n: (found[n]["ppl"], found[n]["ms"], found[n]["mib"]))
+    return order[0], len(fitting)
+
+
+def test_a_recipe_a_clicked_point_and_a_budget_that_picks_another(visit, server, tiny_dir):
+    model = tiny_dir("gqa", seed=21)  # FLAP keeps the most, the depth variants are the fastest
     visitor = visit()
     page = visitor.page
-    visitor.open(f"/compare?model={study}")
-    page.get_by_text("Click a point to see its plan.").wait_for()
-    visitor.settle()
-    page.get_by_text("Depth is faster than width.").wait_for()
-    with (server.workspace / "bench" / "points.csv").open() as handle:
-        rows = {row["variant"]: row for row in csv.DictReader(handle)}
-    for title, column in (("latency (s)", "latency_s_p50"), ("tokens/s", "tokens_per_s")):
-        lines = {key.rsplit("/", 1)[-1]: y for key, y in drawn(visitor, title).items()}
-        assert lines == {name: [pytest.approx(float(r[column]))] for name, r in rows.items()}
-    label = next(t["customdata"][0][1] for t in visitor.chart(1)["data"]
-                 if t.get("customdata") and t["customdata"][0][0] == "deep")  # fmt: skip
-    click_point(visitor, label)
-    page.get_by_role("heading", name=label).wait_for()
-    assert "point=deep" in page.url
-    strip = visitor.chart(2)["data"][0]
-    assert [b for b, _, kind in strip["customdata"] if kind == "dropped"] == [1, 4]
+    recipe = ran(visitor, server, model)
+    found = measured(recipe)
+    keys = {f"{recipe.name}/{name}": name for name in found}
+    keys[str(model)] = next(iter(found))
 
-    assert page.get_by_text("dense: nothing removed").count() == 1
-    limit = page.get_by_label("At most, ms a token")
-    limit.fill("9.6")
-    limit.press("Enter")
-    page.get_by_text("FLAP 21%: 20.5% of the parameters removed").wait_for()
-    limit.fill("7")
-    limit.press("Enter")
-    page.get_by_text("the lowest perplexity of 1 that keep to the budget").wait_for()
-    assert page.get_by_text(f"{label}: 21.2% of the parameters removed").count() >= 1
+    page.get_by_role("radio", name="time per token (ms)").click()
     visitor.settle()
-    assert "ms=7" in page.url
+    shown = pareto(visitor)
+    for key, name in keys.items():
+        if name in found and key in shown:
+            assert shown[key]["y"] == pytest.approx(found[name]["ppl"])
+            assert shown[key]["x"] == pytest.approx(found[name]["ms"])
+    assert {keys[key] for key in shown if key in keys} == set(found)
+    rows = table(recipe / "benchmark" / "points.csv")
+    for title, column in (("latency (s)", "latency_s_p50"), ("tokens/s", "tokens_per_s")):
+        lines = {keys[key]: y for key, y in drawn(visitor, title).items() if key in keys}
+        for name, y in lines.items():
+            own = [float(r[column]) for r in rows if r["variant"] == name]
+            assert y == pytest.approx(own)
+        assert set(lines) == set(found)
+
+    place = next(shown[key] for key, name in keys.items() if name == "depth-ppl")
+    page.mouse.click(place["left"], place["top"])
+    page.wait_for_url(lambda url: "point=" in url)
+    visitor.settle()
+    point = parse_qs(urlsplit(page.url).query)["point"][0]
+    assert keys[point] in ("depth-ppl", "depth-taylor")  # here they may lie on each other
+    page.get_by_role("heading", name=shown[point]["label"], exact=True).wait_for()
+    dropped = json.loads((recipe / keys[point] / "pruning.json").read_text())["dropped"]
+    strip = visitor.chart(2)["data"][0]
+    assert [b for b, _, kind in strip["customdata"] if kind == "dropped"] == dropped
+
+    label = {keys[key]: point["label"] for key, point in shown.items() if key in keys}
+    free, _ = naive_best(found, 1e9)
+    tight = statistics.geometric_mean((found[free]["ms"], min(f["ms"] for f in found.values())))
+    assert naive_best(found, tight)[0] != free
+    limit = page.get_by_label("At most, ms a token")
+    for most in (1e6, tight):
+        limit.fill(f"{most:.9g}")
+        limit.press("Enter")
+        best, count = naive_best(found, most)
+        said = page.get_by_test_id("stMain").get_by_text(
+            f"the lowest perplexity of {count} that keep to the budget"
+        )
+        said.wait_for()
+        assert said.inner_text().startswith(f"{label[best]}: ")
+    visitor.settle()
 
     page.reload()
-    page.get_by_role("heading", name=label).wait_for()
-    page.get_by_text("the lowest perplexity of 1 that keep to the budget").wait_for()
+    page.get_by_text(f"the lowest perplexity of {count} that keep to the budget").wait_for()
+    page.get_by_role("heading", name=shown[point]["label"], exact=True).wait_for()
     page.get_by_role("button", name="Make it the active checkpoint").click()
-    page.get_by_text("Active checkpoint").first.wait_for()
+    page.wait_for_url(lambda url: parse_qs(urlsplit(url).query).get("model") == [point])
     visitor.settle()
-    assert "model=deep" in page.url
     visitor.check()

@@ -92,6 +92,22 @@ def test_a_failed_step_is_named_and_an_optional_one_is_passed_over(place):
     assert read_run(made.dir("then")).state == "done"
 
 
+def test_what_needs_a_failed_step_is_left_out_and_not_called_a_failure(place):
+    made = chain(place)
+    made.run([
+        Step("bad", "wait", {**WAIT, "fail": "error"}, optional=True),
+        Step("on-bad", "wait", WAIT, needs="bad"),
+        Step("on-that", "wait", WAIT, needs="on-bad"),
+        Step("then", "wait", WAIT),
+        Step("on-then", "wait", WAIT, needs="then"),
+    ])  # fmt: skip
+    assert list(made.failed) == ["bad"]
+    assert made.left_out == {"on-bad", "on-that"}
+    assert not made.dir("on-bad").exists()
+    assert not made.dir("on-that").exists()
+    assert read_run(made.dir("on-then")).state == "done"
+
+
 def test_cancelling_the_recipe_cancels_its_step(place, tmp_path):
     heard = Heard()
     made = chain(place, heard)
