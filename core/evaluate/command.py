@@ -108,3 +108,4 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "versions": known.versions(*(questions.LIBRARIES if asked else ())),
         },
     )
+    known.clear_aside(run.book)

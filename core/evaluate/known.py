@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from core.checkpoint import TOKENIZER_FILES, TensorIndex, content_key, file_stat
 from core.workspace import RunRecord, Workspace
 
 FULL_BYTES = 2**30
+ANSWERS = "answers"
+"""Folder of a run's bookkeeping with what it has measured so far, a file for each key."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
 ALSO_READ = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
 
@@ -75,15 +78,27 @@ def windows_content(windows: Iterable[Iterable[int]]) -> str:
     return state.hexdigest()[:32]
 
 
+def put_aside(book: Path, key: str, value: dict[str, Any]) -> None:
+    """Keep what was measured under ``key`` in a run's bookkeeping, should the run not finish."""
+    workspace.write_json(book / ANSWERS / f"{key}.json", value)
+
+
+def clear_aside(book: Path) -> None:
+    """Forget what was put aside; the run's results have it all."""
+    shutil.rmtree(book / ANSWERS, ignore_errors=True)
+
+
 class Earlier:
-    """Finished evaluations of a workspace, found by key."""
+    """Earlier evaluations of a workspace, found by key: finished ones, and parts of others."""
 
     def __init__(self, where: Workspace | None = None) -> None:
         """Read the summaries of all finished runs; the newest of equal keys counts."""
         self._found: dict[str, tuple[RunRecord, dict[str, Any]]] = {}
+        self._others: list[RunRecord] = []
         for record in (where or Workspace()).runs("evaluate"):
             summary = workspace.read_json(record.path / "summary.json") or {}
             if record.state != "done":
+                self._others.append(record)
                 continue
             for part in ("perplexity", "tasks", "skills"):
                 for row in summary.get(part) or ():
@@ -92,3 +107,11 @@ class Earlier:
     def find(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
         """Return the run and its summary's entry with this key, or None."""
         return self._found.get(key)
+
+    def aside(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
+        """Return a run that was going on, or ended early, and what it put aside under this key."""
+        for record in self._others:
+            path = record.path / workspace.BOOKKEEPING / ANSWERS / f"{key}.json"
+            if value := workspace.read_json(path):
+                return record, value
+        return None

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,13 @@ class AskedTask:
         """Return everything but the samples."""
         return {k: v for k, v in self.__dict__.items() if k != "samples"}
 
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> AskedTask:
+        """Return what was put aside as plain JSON values."""
+        known_ = {f.name: value[f.name] for f in fields(cls)}
+        scores = tuple(tuple(score) for score in known_["scores"])
+        return cls(**{**known_, "scores": scores, "samples": tuple(known_["samples"])})
+
 
 def load(session: Session) -> dict[str, Any]:
     """Return the tasks that have to be asked, with their data, by name.
@@ -60,8 +67,7 @@ def load(session: Session) -> dict[str, Any]:
     kinds = ("task", "each block") if session.spec.each_block else ("task",)
     keys = [(place, _keys(session, kind)[place.name]["key"])
             for kind in kinds for place in session.places]  # fmt: skip
-    earlier = session.earlier
-    places = {p.name: p for p, key in keys if earlier is None or earlier.find(key) is None}
+    places = {p.name: p for p, key in keys if not session.has(key)}
     return _loaded(session, list(places.values()))
 
 
@@ -108,7 +114,8 @@ def _reused(session: Session, task: str, common: dict[str, Any]) -> AskedTask | 
     """Return the result of an earlier run with the same key, if its samples are still there."""
     earlier = session.known(common["key"], f"Task {task}")
     if not earlier:
-        return None
+        part = session.aside(common["key"], f"Task {task}")
+        return AskedTask.read(part) if part else None
     record, row = earlier
     names = {score[0] for score in row["scores"]}
     samples = tuple(s for s in read_samples(record.path) if s["task"] in names)
@@ -151,6 +158,8 @@ def _asked(
             seconds=found.seconds,
             samples=found.samples,
         )
+        done = results[place.name]
+        known.put_aside(session.run.book, done.key, {**done.__dict__})
         task, metric, value, stderr, size = rows[0]
         error = f" ± {stderr:.4f}" if stderr is not None else ""
         progress.log(f"{task}: {metric} {value:.4f}{error} ({size} questions).")
@@ -174,6 +183,12 @@ class BlockCosts:
         """Return everything but the rows, and the names of the tasks in them."""
         names = list(dict.fromkeys(row[1] for row in self.rows))
         return {k: v for k, v in self.__dict__.items() if k != "rows"} | {"names": names}
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> BlockCosts:
+        """Return what was put aside as plain JSON values."""
+        known_ = {f.name: value[f.name] for f in fields(cls)}
+        return cls(**{**known_, "rows": tuple(tuple(row) for row in known_["rows"])})
 
 
 def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]:
@@ -199,7 +214,9 @@ def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]
         )
         rows = tuple(block_tasks.costs(results))
         seconds = round(time.perf_counter() - began, 3)
-        found[place.name] = BlockCosts(place.name, rows, **keys[place.name], seconds=seconds)
+        done = BlockCosts(place.name, rows, **keys[place.name], seconds=seconds)
+        found[place.name] = done
+        known.put_aside(session.run.book, done.key, {**done.__dict__})
         worst = min((row for row in rows if row[0] >= 0), key=lambda row: row[5])
         progress.log(f"{worst[1]}: without block {worst[0]} {worst[2]} changes by {worst[5]:+.4f}.")
     return [costs for place in session.places if (costs := found[place.name]) is not None]
@@ -208,9 +225,11 @@ def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]
 def _reused_blocks(
     session: Session, task: str, keys: dict[str, dict[str, Any]]
 ) -> BlockCosts | None:
-    earlier = session.known(keys[task]["key"], f"Task {task} without each block")
+    what = f"Task {task} without each block"
+    earlier = session.known(keys[task]["key"], what)
     if not earlier:
-        return None
+        part = session.aside(keys[task]["key"], what)
+        return BlockCosts.read(part) if part else None
     record, row = earlier
     rows = tuple(r for r in read_blocks(record.path) if r[1] in row["names"])
     origin = row.get("reused_from") or record.id

@@ -65,6 +65,23 @@ class Session:
             self.run.progress.log(f"{what}: measured before, in {found[0].id}.")
         return found
 
+    def aside(self, key: str, what: str) -> dict[str, Any] | None:
+        """Return what a run that did not finish has measured under ``key``, and say so.
+
+        Its ``reused_from`` names that run; None where it is this one, started again.
+        """
+        found = self.earlier.aside(key) if self.earlier else None
+        if not found:
+            return None
+        record, value = found
+        self.run.progress.log(f"{what}: measured before, in {record.id}, which did not finish.")
+        own = record.path.resolve() == self.run.dir.resolve()
+        return {**value, "reused_from": None if own else record.id}
+
+    def has(self, key: str) -> bool:
+        """Whether the result under ``key`` is known."""
+        return bool(self.earlier and (self.earlier.find(key) or self.earlier.aside(key)))
+
 
 def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
     """Return the dtype of weights and arithmetic.

@@ -239,6 +239,46 @@ def test_known_answers_are_reused_until_a_question_changes(tmp_path, local_tasks
     assert changed[1] != samples
 
 
+@pytest.mark.parametrize("where", ["the same folder", "another"])
+@pytest.mark.parametrize("each_block", [False, True])
+def test_answers_of_a_run_that_did_not_finish_are_not_asked_again(
+    tmp_path, tiny_gqa, local_tasks, monkeypatch, where, each_block
+):
+    from core.evaluate import block_tasks, zero_shot
+
+    workspace = tmp_path / "workspace"
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(workspace))
+    options = ["--tasks", "colours,demo_compare", "--task-dir", local_tasks, "--limit", 3]
+    options += ["--each-block"] if each_block else []
+    wanted = evaluate(tiny_gqa, tmp_path / "whole", *options)
+    place, name = (block_tasks, "ask_without_each_block") if each_block else (zero_shot, "ask")
+    plain, asked = getattr(place, name), []
+
+    def dies(*arguments):
+        task = next(a.name for a in arguments if hasattr(a, "local"))
+        asked.append(task)
+        if task == "demo_compare" and asked.count(task) == 1:
+            raise RuntimeError("gone")
+        return plain(*arguments)
+
+    monkeypatch.setattr(place, name, dies)
+    first = workspace / "first"
+    argv = ["evaluate", tiny_gqa, "--out", first, "--device", "cpu", *options]
+    assert main([str(a) for a in argv]) != 0
+    assert asked == ["colours", "demo_compare"]
+    assert not (first / "tasks.csv").exists() or each_block
+    out = first if where == "the same folder" else workspace / "second"
+    rows, samples, summary = evaluate(tiny_gqa, out, *options)
+    assert asked == ["colours", "demo_compare", "demo_compare"]
+    assert (rows, samples) == wanted[:2]
+    part = summary["skills" if each_block else "tasks"]
+    origin = None if out == first else "first"
+    assert [task["reused_from"] for task in part] == [origin, None]
+    if each_block:
+        assert (out / "skills.csv").read_text() == (tmp_path / "whole/skills.csv").read_text()
+    assert not (out / ".run/answers").exists()
+
+
 @pytest.fixture
 def bare(tmp_path, tiny_gqa):
     """The tiny checkpoint with a tokenizer that has neither BOS nor EOS."""
