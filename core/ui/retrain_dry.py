@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -52,6 +53,11 @@ class DryRun:
         self.process.kill()
         self.process.wait()
         self._close()
+
+    def __del__(self) -> None:
+        """End what nobody waits for any more: the session that asked has gone."""
+        with contextlib.suppress(Exception):
+            self.stop()
 
     def _close(self) -> None:
         self.output.close()

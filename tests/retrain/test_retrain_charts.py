@@ -196,4 +196,7 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     assert left.process.returncode is not None  # only the newest question is worked on
     again = retrain_dry.ask(known, other, Workspace(tmp_path))
     assert again is not left  # and one that was dropped is asked again
-    again.stop()
+    process = again.process
+    del again
+    known.clear()  # the session has gone
+    assert process.returncode is not None
