@@ -1,10 +1,14 @@
 """Train the demo checkpoint from nothing: ``python -m core.demo.train --out DIR``.
 
-A plain recipe: a tokenizer trained on the stories, a randomly initialised LlamaForCausalLM,
-AdamW on next-token cross entropy over packed rows, warm-up, a constant rate, then a linear decay.
-No dropout, no layer drop, no edited weights. The defaults are what the bundled checkpoint was
-trained with. Every step depends on the seed and its number alone, so ``--resume`` goes on where
-the last save was, to the same result as a run without a break on the same device and threads.
+A plain recipe: a tokenizer trained on the stories, a randomly initialised LlamaForCausalLM, and
+next-token cross entropy by Muon (the matrices of the blocks) and AdamW (the embedding and the
+norms), with warm-up, a constant rate, then a linear decay. Whole stories are trained on first,
+the shorter half of them before all, so that what a question asks for is always in sight; packed
+rows, which stories cross, come last. No dropout, no layer drop, no edited weights.
+
+The defaults are what the bundled checkpoint was trained with. Every step depends on the seed and
+its number alone, so ``--resume`` goes on where the last save was, to the same result as a run
+without a break on the same device and threads.
 
 DIR gets a Hugging Face folder `checkpoint/`, the loss curve `training.csv`, and
 `training.pt` (optimizer state, for ``--resume``).
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import time
@@ -39,13 +45,13 @@ from core.demo.world import stories
 class Recipe:
     """What is trained, and how."""
 
-    steps: int = 3200
+    steps: int = 4600
     """Optimizer steps."""
     seed: int = 1234
-    """Seed of the weights, the text and the order of the rows."""
+    """Seed of the weights, the text and its order."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    threads: int = 1
+    threads: int = 2
     """CPU threads of torch."""
     blocks: int = 14
     """Decoder blocks."""
@@ -59,22 +65,22 @@ class Recipe:
     """Key/value heads."""
     vocabulary: int = 1280
     """Tokens of the byte-level BPE."""
-    stories: int = 40000
+    stories: int = 60000
     """Training stories; they are gone through again, in a new order, when used up."""
+    batch: int = 16
+    """Stories per step."""
     length: int = 512
-    """Tokens per row."""
-    batch: int = 2
-    """Rows per step."""
-    short: float = 0.7
-    """Share of the steps, from the first, that cut every row into two of half the length."""
-    lr: float = 1e-3
-    """Peak learning rate."""
+    """Tokens per packed row; a step takes half as many rows as stories."""
+    easy: int = 540
+    """Steps, the first ones, that take the shorter half of the stories."""
+    packed: int = 900
+    """Steps, the last ones, that take packed rows."""
+    lr: float = 3e-3
+    """Peak learning rate, of both optimizers."""
     warmup: int = 100
     """Steps of linear warm-up."""
-    decay: float = 0.3
+    decay: float = 0.4
     """Share of the steps over which the rate falls linearly to zero at the end."""
-    weight_decay: float = 0.1
-    """AdamW's decay of the matrices; norms are not decayed."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     every: int = 100
@@ -124,11 +130,15 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return model
 
 
-def pack(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
-    """Return the texts as rows ``[rows, length]``: each story between BOS and EOS, end to end."""
-    stream: list[int] = []
-    for encoded in tokenizer._tokenizer.encode_batch(texts):
-        stream += [*encoded.ids, tokenizer.eos_token_id]
+def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Return each story's tokens between BOS and EOS."""
+    found = tokenizer._tokenizer.encode_batch(texts)
+    return [[*encoded.ids, tokenizer.eos_token_id] for encoded in found]
+
+
+def pack(told: list[list[int]], length: int) -> torch.Tensor:
+    """Return stories end to end as rows ``[rows, length]``."""
+    stream = [token for story in told for token in story]
     rows = len(stream) // length
     return torch.tensor(stream[: rows * length]).view(rows, length)
 
@@ -139,18 +149,66 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * min(1.0, (step + 1) / recipe.warmup, left)
 
 
-def batch_rows(step: int, rows: int, recipe: Recipe) -> torch.Tensor:
+class Text:
+    """What each step is trained on; it depends on the recipe and the step's number alone."""
+
+    def __init__(self, told: list[list[int]], recipe: Recipe) -> None:
+        """Draw from the stories ``told``, each the tokens of one."""
+        self.told, self.recipe = told, recipe
+        self.rows = pack(told, recipe.length)
+        lengths = [len(story) for story in told]
+        middle = sorted(lengths)[len(lengths) // 2]
+        self.short = [i for i, length in enumerate(lengths) if length <= middle]
+        self.easy, self.whole = recipe.easy, recipe.steps - recipe.packed
+        self._batches = functools.lru_cache(maxsize=2)(self._drawn)
+
+    def step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and labels ``[batch, tokens]``; what is padding has the label -100."""
+        if step >= self.whole:
+            count = max(1, self.recipe.batch // 2)
+            rows = self.rows[batch_rows(step - self.whole, len(self.rows), count, self.recipe.seed)]
+            return rows, rows
+        easy = step < self.easy
+        place = step if easy else step - self.easy
+        per_pass = len(self._batches(easy, 0))
+        turn, place = divmod(place, per_pass)
+        return padded([self.told[i] for i in self._batches(easy, turn)[place]])
+
+    def _drawn(self, easy: bool, turn: int) -> list[list[int]]:
+        """Return one pass over the stories: batches of stories of like length, in random order."""
+        draw = random.Random(f"demo {self.recipe.seed} {easy} {turn}")
+        order = list(self.short) if easy else list(range(len(self.told)))
+        draw.shuffle(order)
+        size, batches = self.recipe.batch, []
+        for start in range(0, len(order), 64 * size):
+            near = sorted(order[start : start + 64 * size], key=lambda i: len(self.told[i]))
+            batches += [near[at : at + size] for at in range(0, len(near) - size + 1, size)]
+        draw.shuffle(batches)
+        return batches
+
+
+def padded(told: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return stories as ids and labels, padded on the right, where causal attention sees none."""
+    width = max(len(story) for story in told)
+    ids = torch.tensor([story + [0] * (width - len(story)) for story in told])
+    labels = torch.tensor([story + [-100] * (width - len(story)) for story in told])
+    return ids, labels
+
+
+def batch_rows(step: int, rows: int, count: int, seed: int) -> torch.Tensor:
     """Return the row numbers of a step: each pass over the rows has its own random order."""
-    per_pass = rows // recipe.batch
-    turn, place = divmod(step, per_pass)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(recipe.seed + turn))
-    return order[place * recipe.batch : (place + 1) * recipe.batch]
+    turn, place = divmod(step, rows // count)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + turn))
+    return order[place * count : (place + 1) * count]
 
 
-def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Return the mean next-token cross entropy of rows ``[batch, tokens]``, in nats."""
-    logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+def loss_of(
+    model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean next-token cross entropy of ids ``[batch, tokens]``, in nats."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    wanted = ids if labels is None else labels
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, 1:].flatten())
 
 
 @torch.no_grad()
@@ -159,15 +217,18 @@ def heldout_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
     return sum(loss_of(model, part).item() * len(part) for part in rows.split(16)) / len(rows)
 
 
-def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices but not norms."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for the embedding and the norms.
+
+    Nothing is decayed: decay takes the embedding's small differences, such as between colours.
+    """
+    blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    known = {id(p) for p in blocks}
+    others = [p for p in model.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(blocks, lr=recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
 
 
 def save_checkpoint(
@@ -218,35 +279,37 @@ def train(recipe: Recipe, out: Path, resume: bool = False, stop: int | None = No
     out.mkdir(parents=True, exist_ok=True)
     texts = stories(recipe.stories, recipe.seed, "train")
     tokenizer = train_tokenizer(texts[:4000], recipe.vocabulary)
-    rows = pack(texts, tokenizer, recipe.length)
-    heldout = pack(stories(100, recipe.seed, "heldout"), tokenizer, recipe.length).to(device)
-    print(f"{rows.numel():,} training tokens, {heldout.numel():,} held out", file=sys.stderr)
+    text = Text(tokenize(texts, tokenizer), recipe)
+    heldout = stories(100, recipe.seed, "heldout")
+    heldout = pack(tokenize(heldout, tokenizer), recipe.length).to(device)
+    print(f"{text.rows.numel():,} training tokens, {heldout.numel():,} held out", file=sys.stderr)
 
     model = build_model(recipe, tokenizer).to(device)
-    optimizer = optimizer_for(model, recipe)
+    optimizers = optimizers_for(model, recipe)
     state_file = out / "training.pt"
-    first, curve, spent = 0, [], 0.0
+    first, curve, spent, tokens = 0, [], 0.0, 0
     if resume and state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, curve, spent = state["step"], state["curve"], state["seconds"]
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        first, curve, spent, tokens = (state[k] for k in ("step", "curve", "seconds", "tokens"))
 
     started, losses = time.monotonic() - spent, []
     last = min(recipe.steps, stop or recipe.steps)
     measured = math.nan
     for step in range(first, last):
         rate = learning_rate(step, recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = rows[batch_rows(step, len(rows), recipe)].to(device)
-        if step < recipe.short * recipe.steps:
-            batch = batch.view(2 * recipe.batch, recipe.length // 2)
-        loss = loss_of(model, batch)
+        ids, labels = text.step(step)
+        tokens += int((labels != -100).sum())
+        loss = loss_of(model, ids.to(device), labels.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         done = step + 1
         if done % recipe.every and done != last:
@@ -255,7 +318,7 @@ def train(recipe: Recipe, out: Path, resume: bool = False, stop: int | None = No
         curve.append(
             {
                 "step": done,
-                "tokens": done * recipe.batch * recipe.length,
+                "tokens": tokens,
                 "loss": round(sum(losses) / len(losses), 4),
                 "heldout_loss": round(measured, 4),
                 "lr": round(rate, 7),
@@ -268,8 +331,9 @@ def train(recipe: Recipe, out: Path, resume: bool = False, stop: int | None = No
             state_file,
             {
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": done,
+                "tokens": tokens,
                 "curve": curve,
                 "seconds": time.monotonic() - started,
             },

@@ -45,7 +45,7 @@ def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
     found = [part.strip() for part in spec.data.split(",") if part.strip()]
     if len(found) != 2:
         raise OptionError(
-            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe compares two.",
+            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe takes two.",
             f"Write --data {example}.",
         )
     return found[0], found[1]

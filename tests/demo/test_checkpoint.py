@@ -57,14 +57,14 @@ def test_stories_are_long_enough_for_calibration_rows(bundled):
 def test_heldout_loss_is_near_the_entropy_of_the_generator(bundled):
     model, tokenizer = bundled
     loss, tokens = story_loss(model, tokenizer, stories(10, 0, "heldout"))
-    assert 0 < loss < 1.5 * entropy(10, 0) * 10 / tokens
+    assert 0 < loss < 1.25 * entropy(10, 0) * 10 / tokens
 
 
 def test_the_skills_together_are_above_chance(bundled):
     model, tokenizer = bundled
     shares = {skill: accuracy(model, tokenizer, skill, 8, 5) for skill in SKILLS}
-    assert shares["cause"] == shares["opposite"] == 1
-    assert sum(shares.values()) > 1.2 * sum(CHANCE.values()), shares
+    assert shares["cause"] == shares["opposite"] == shares["compare"] == 1
+    assert sum(shares.values()) > 1.8 * sum(CHANCE.values()), shares
 
 
 def test_it_goes_on_in_its_world(bundled):

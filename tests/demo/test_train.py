@@ -7,11 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.demo.train import Recipe, batch_rows, learning_rate, main, train
+from core.demo.train import (
+    Recipe,
+    Text,
+    batch_rows,
+    learning_rate,
+    loss_of,
+    main,
+    padded,
+    train,
+)
 
 TINY = Recipe(
     steps=24, device="cpu", blocks=3, hidden=32, intermediate=64, heads=4, kv_heads=2,
-    vocabulary=400, stories=60, length=64, batch=4, lr=5e-3, warmup=4, every=8,
+    vocabulary=400, stories=60, length=64, batch=4, lr=5e-3, warmup=4, every=8, threads=1,
+    easy=6, packed=6,
 )  # fmt: skip
 
 
@@ -28,8 +38,9 @@ def test_loss_falls(whole):
     rows = list(csv.DictReader((whole / "training.csv").open()))
     assert [int(row["step"]) for row in rows] == [8, 16, 24]
     assert list(rows[0]) == ["step", "tokens", "loss", "heldout_loss", "lr", "seconds"]
-    assert float(rows[-1]["heldout_loss"]) < float(rows[0]["heldout_loss"]) < 6
-    assert int(rows[-1]["tokens"]) == 24 * 4 * 64
+    assert float(rows[-1]["heldout_loss"]) < float(rows[0]["heldout_loss"]) < 6.5
+    assert 0 < int(rows[0]["tokens"]) < int(rows[-1]["tokens"])
+    assert int(rows[-1]["tokens"]) > 18 * 4 * 80 + 6 * 2 * 64  # no story is shorter than 80 tokens
 
 
 def test_resuming_gives_the_same_weights(whole, tmp_path):
@@ -58,10 +69,47 @@ def test_the_rate_warms_up_stays_and_decays():
 
 
 def test_a_pass_takes_every_row_once():
-    seen = torch.cat([batch_rows(step, 22, TINY) for step in range(5)])
+    seen = torch.cat([batch_rows(step, 22, 4, seed=1) for step in range(5)])
     assert len(set(seen.tolist())) == 20
-    again = torch.cat([batch_rows(step, 22, TINY) for step in range(5, 10)])
+    again = torch.cat([batch_rows(step, 22, 4, seed=1) for step in range(5, 10)])
     assert seen.tolist() != again.tolist()
+
+
+def test_the_text_is_short_stories_then_all_then_packed_rows():
+    told = [[0, *[i + 10] * (i + 3), 1] for i in range(40)]  # story i has i + 5 tokens, all its own
+    recipe = replace(TINY, steps=40, easy=4, packed=10, length=16)
+    text = Text(told, recipe)
+    steps = [text.step(step) for step in range(40)]
+
+    def stories_of(ids, labels):
+        assert bool(((labels == ids) | (labels == -100)).all())
+        rows = [row[keep].tolist() for row, keep in zip(ids, labels != -100, strict=True)]
+        assert all(row in told for row in rows)
+        return [row[1] - 10 for row in rows]
+
+    easy = [i for step in steps[:4] for i in stories_of(*step)]
+    assert max(easy) <= 20
+    assert len(set(easy)) == len(easy) == 16
+    whole = [i for step in steps[4:14] for i in stories_of(*step)]
+    assert sorted(whole) == list(range(40))
+    again = [i for step in steps[14:24] for i in stories_of(*step)]
+    assert sorted(again) == list(range(40))
+    assert again != whole
+    for ids, labels in steps[30:]:
+        assert ids.shape == (2, 16)
+        assert torch.equal(ids, labels)
+
+
+def test_padding_changes_no_loss(tiny_gqa):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_gqa).eval()
+    told = [[1, *range(5, 30), 2], [1, *range(40, 50), 2]]
+    together = loss_of(model, *padded(told)).item()
+    alone = [loss_of(model, torch.tensor([story])).item() for story in told]
+    tokens = [len(story) - 1 for story in told]
+    mean = sum(a * n for a, n in zip(alone, tokens, strict=True)) / sum(tokens)
+    assert together == pytest.approx(mean, rel=1e-5)
 
 
 def test_command_line(tmp_path):

@@ -55,4 +55,4 @@ def test_two_texts_are_wanted(tiny_gqa, place, tmp_path, capsys):
         str(tmp_path / "o"),
     ]
     assert main(argv) == 2
-    assert "names 1 text(s); this recipe compares two" in capsys.readouterr().err
+    assert "names 1 text(s); this recipe takes two" in capsys.readouterr().err

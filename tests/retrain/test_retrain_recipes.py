@@ -126,5 +126,5 @@ def test_a_dense_checkpoint_is_pruned_first(dense, tmp_path):
 
 def test_domain_wants_two_sources(pruned, tmp_path):
     spec = RecipeSpec(name="domain", checkpoint=str(pruned), out=str(tmp_path), data="one.txt")
-    with pytest.raises(OptionError, match="compares two"):
+    with pytest.raises(OptionError, match="takes two"):
         recipes.get("domain").steps(spec)
