@@ -17,7 +17,7 @@ PAGES = {
     "home": ("", 900),
     "checkpoint": ("checkpoint", 900),
     "importance": ("importance", 1500),
-    "prune": ("prune?drop=4,5,6", 1500),
+    "prune": ("prune?drop=4,6,8", 1500),
     "width": ("prune?prune_way=Width", 900),
     "retrain": ("retrain?run=restore/lora", 1500),
     "evaluate": ("evaluate", 1500),

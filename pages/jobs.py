@@ -76,9 +76,12 @@ def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord])
     if variant.ratio:
         facts.append(f"{variant.ratio:.1%} removed")
     facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not here")
-    text.markdown(f"{lead}**{job_cards.plain(variant.label)}** :gray[{' · '.join(facts)}]")
+    text.markdown(
+        f"{lead}**{job_cards.plain(variant.label)}** :gray[{' · '.join(facts)}]",
+        help=str(variant.folder) if variant.folder and not variant.record else None,
+    )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
-        key = variant.record.id if variant.record else variant.label
+        key = variant.record.id if variant.record else variant.parent  # a label may come twice
         if variant.folder and st.button("Use", key=f"use_{key}", help="Make it the active one."):
             state.set_checkpoint(variant.record.id if variant.record else variant.parent)
             st.rerun()

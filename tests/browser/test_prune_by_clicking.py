@@ -69,7 +69,7 @@ def dropped(visitor):
 
 def walk(visit, server, folder, calibration, drop):
     """Load, score, choose by clicking, create; return the importance and the variant's folder."""
-    before = {*server.workspace.glob("*")}
+    before = {run.path for run in Workspace(server.workspace).runs()}
     visitor = visit()
     page = visitor.page
     visitor.open("/")

@@ -112,3 +112,19 @@ def test_variants_hang_below_their_source(root, tiny_gqa):
     assert "without 2 · 4 blocks · 1,234 parameters · 20.0% removed" in rows[cut]
     at.button(key="use_cut").click().run()
     assert at.session_state["active_model"] == "cut"
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(root, tiny_dir):
+    one, two = tiny_dir("gqa"), tiny_dir("gqa", seed=3)
+    assert one.name == two.name
+    for number, folder in enumerate((one, two)):
+        cut = make(root, f"cut-{number}", "prune", {"checkpoint": str(folder)}, state="done")
+        workspace.write_json(cut / "pruning.json", {"source": str(folder), "dropped": [1]})
+    at = open_page()
+    roots = [e for e in at.markdown if "dense" in e.value and f"**{one.name}**" in e.value]
+    assert {e.help for e in roots} == {str(one), str(two)}
+    uses = [b for b in at.button if b.label == "Use" and str(two) in (b.key or "")]
+    assert len(uses) == 1
+    uses[0].click().run()
+    assert not at.exception
+    assert at.session_state["active_model"] == str(two)
