@@ -80,7 +80,11 @@ def windows_content(windows: Iterable[Iterable[int]]) -> str:
 
 def put_aside(book: Path, key: str, value: dict[str, Any]) -> None:
     """Keep what was measured under ``key`` in a run's bookkeeping, should the run not finish."""
-    workspace.write_json(book / ANSWERS / f"{key}.json", value)
+    workspace.write_json(_aside(book, key), value)
+
+
+def _aside(book: Path, key: str) -> Path:
+    return book / ANSWERS / f"{key}.json"
 
 
 def clear_aside(book: Path) -> None:
@@ -111,7 +115,11 @@ class Earlier:
     def aside(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
         """Return a run that was going on, or ended early, and what it put aside under this key."""
         for record in self._others:
-            path = record.path / workspace.BOOKKEEPING / ANSWERS / f"{key}.json"
-            if value := workspace.read_json(path):
+            if value := workspace.read_json(_aside(record.path / workspace.BOOKKEEPING, key)):
                 return record, value
         return None
+
+    def has(self, key: str) -> bool:
+        """Whether there is a result under this key; what was put aside is not read for that."""
+        books = (record.path / workspace.BOOKKEEPING for record in self._others)
+        return key in self._found or any(_aside(book, key).is_file() for book in books)

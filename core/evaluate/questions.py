@@ -6,10 +6,10 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core import workspace
 from core.evaluate import known, suites
@@ -17,6 +17,8 @@ from core.evaluate import known, suites
 if TYPE_CHECKING:
     from core.evaluate.session import Session
     from core.run import Run
+
+Result = TypeVar("Result")
 
 LIBRARIES = ("lm-eval", "datasets")
 COLUMNS = ("task", "metric", "value", "stderr", "samples")
@@ -50,13 +52,6 @@ class AskedTask:
         """Return everything but the samples."""
         return {k: v for k, v in self.__dict__.items() if k != "samples"}
 
-    @classmethod
-    def read(cls, value: dict[str, Any]) -> AskedTask:
-        """Return what was put aside as plain JSON values."""
-        known_ = {f.name: value[f.name] for f in fields(cls)}
-        scores = tuple(tuple(score) for score in known_["scores"])
-        return cls(**{**known_, "scores": scores, "samples": tuple(known_["samples"])})
-
 
 def load(session: Session) -> dict[str, Any]:
     """Return the tasks that have to be asked, with their data, by name.
@@ -67,7 +62,8 @@ def load(session: Session) -> dict[str, Any]:
     kinds = ("task", "each block") if session.spec.each_block else ("task",)
     keys = [(place, _keys(session, kind)[place.name]["key"])
             for kind in kinds for place in session.places]  # fmt: skip
-    places = {p.name: p for p, key in keys if not session.has(key)}
+    earlier = session.earlier
+    places = {p.name: p for p, key in keys if earlier is None or not earlier.has(key)}
     return _loaded(session, list(places.values()))
 
 
@@ -115,7 +111,7 @@ def _reused(session: Session, task: str, common: dict[str, Any]) -> AskedTask | 
     earlier = session.known(common["key"], f"Task {task}")
     if not earlier:
         part = session.aside(common["key"], f"Task {task}")
-        return AskedTask.read(part) if part else None
+        return _read(AskedTask, part) if part else None
     record, row = earlier
     names = {score[0] for score in row["scores"]}
     samples = tuple(s for s in read_samples(record.path) if s["task"] in names)
@@ -159,7 +155,7 @@ def _asked(
             samples=found.samples,
         )
         done = results[place.name]
-        known.put_aside(session.run.book, done.key, {**done.__dict__})
+        known.put_aside(session.run.book, done.key, vars(done))
         task, metric, value, stderr, size = rows[0]
         error = f" ± {stderr:.4f}" if stderr is not None else ""
         progress.log(f"{task}: {metric} {value:.4f}{error} ({size} questions).")
@@ -183,12 +179,6 @@ class BlockCosts:
         """Return everything but the rows, and the names of the tasks in them."""
         names = list(dict.fromkeys(row[1] for row in self.rows))
         return {k: v for k, v in self.__dict__.items() if k != "rows"} | {"names": names}
-
-    @classmethod
-    def read(cls, value: dict[str, Any]) -> BlockCosts:
-        """Return what was put aside as plain JSON values."""
-        known_ = {f.name: value[f.name] for f in fields(cls)}
-        return cls(**{**known_, "rows": tuple(tuple(row) for row in known_["rows"])})
 
 
 def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]:
@@ -216,7 +206,7 @@ def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]
         seconds = round(time.perf_counter() - began, 3)
         done = BlockCosts(place.name, rows, **keys[place.name], seconds=seconds)
         found[place.name] = done
-        known.put_aside(session.run.book, done.key, {**done.__dict__})
+        known.put_aside(session.run.book, done.key, vars(done))
         worst = min((row for row in rows if row[0] >= 0), key=lambda row: row[5])
         progress.log(f"{worst[1]}: without block {worst[0]} {worst[2]} changes by {worst[5]:+.4f}.")
     return [costs for place in session.places if (costs := found[place.name]) is not None]
@@ -229,12 +219,21 @@ def _reused_blocks(
     earlier = session.known(keys[task]["key"], what)
     if not earlier:
         part = session.aside(keys[task]["key"], what)
-        return BlockCosts.read(part) if part else None
+        return _read(BlockCosts, part) if part else None
     record, row = earlier
     rows = tuple(r for r in read_blocks(record.path) if r[1] in row["names"])
     origin = row.get("reused_from") or record.id
     common = {**keys[task], "seconds": row["seconds"], "reused_from": origin}
     return BlockCosts(task, rows, **common) if rows else None
+
+
+def _read(kind: Callable[..., Result], value: dict[str, Any]) -> Result:
+    """Return a result that was put aside as plain JSON values, whose tuples have become lists."""
+
+    def tuples(part: Any) -> Any:
+        return tuple(map(tuples, part)) if isinstance(part, list) else part
+
+    return kind(**{name: tuples(part) for name, part in value.items() if name != "schema"})
 
 
 def write_blocks(run: Run, found: Sequence[BlockCosts]) -> None:

@@ -78,10 +78,6 @@ class Session:
         own = record.path.resolve() == self.run.dir.resolve()
         return {**value, "reused_from": None if own else record.id}
 
-    def has(self, key: str) -> bool:
-        """Whether the result under ``key`` is known."""
-        return bool(self.earlier and (self.earlier.find(key) or self.earlier.aside(key)))
-
 
 def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
     """Return the dtype of weights and arithmetic.

@@ -52,13 +52,19 @@ def crossed(visitor):
     return [block for block, shape in enumerate(shapes) if shape]
 
 
+def opened(visit, folder, run):
+    """Open a run's heatmap with nothing chosen."""
+    visitor = visit()
+    visitor.open(f"/importance?model={folder}&run={run}")
+    visitor.page.get_by_role("heading", name="Taylor importance by module").wait_for()
+    chosen(visitor, "none")
+    return visitor
+
+
 def test_clicked_cells_and_bars_are_dropped_on_the_prune_page(visit, scored, tiny_gqa):
     scored(tiny_gqa, "columns")
-    visitor = visit()
+    visitor = opened(visit, tiny_gqa, "columns")
     page = visitor.page
-    visitor.open(f"/importance?model={tiny_gqa}&run=columns")
-    page.get_by_role("heading", name="Taylor importance by module").wait_for()
-    chosen(visitor, "none")
     click(visitor, 3, "o")
     chosen(visitor, "3")
     click(visitor, 1)
@@ -82,11 +88,8 @@ def test_a_narrow_column_drops_its_own_block(visit, scored, tiny_dir):
     size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     folder = tiny_dir("gqa", num_hidden_layers=126, **size)
     scored(folder, "narrow-columns")
-    visitor = visit()
+    visitor = opened(visit, folder, "narrow-columns")
     page = visitor.page
-    visitor.open(f"/importance?model={folder}&run=narrow-columns")
-    page.get_by_role("heading", name="Taylor importance by module").wait_for()
-    chosen(visitor, "none")
     for module, block, blocks in (("v", 77, "77"), ("down", 3, "77, 3"), ("q", 77, "3")):
         click(visitor, block, module)
         chosen(visitor, blocks)
