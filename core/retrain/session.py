@@ -26,7 +26,7 @@ from core.model import (
     resolve_device,
     resolve_dtype,
 )
-from core.retrain import batches, diagnostics, rows, weights
+from core.retrain import batches, diagnostics, fused, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.judge import Judge
@@ -238,6 +238,8 @@ class Session:
             enable = getattr(model, "activation_checkpointing_enable", None)
             enable = enable or model.gradient_checkpointing_enable  # its name until transformers 5
             enable({"use_reentrant": False})
+        else:
+            fused.install(model)
         return model
 
     def objective(self) -> Objective:

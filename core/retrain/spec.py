@@ -94,7 +94,10 @@ class RetrainSpec(DeviceOptions):
         "pretraining); below 1e8 parameters 16.",
     )
     micro_batch: int | None = option(
-        None, low=1, group="training", help="Sequences computed at once. Default: up to 4."
+        None,
+        low=1,
+        group="training",
+        help="Sequences computed at once. Default: up to 4; below 1e8 parameters up to 8.",
     )
     warmup: int | None = option(
         None, low=0, group="training", help="Warm-up steps. Default: 100, at most a tenth of all."
@@ -213,7 +216,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
     continued = spec.method == "continued"
     epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
     steps = _given(spec.steps, max(1, round(epochs * sequences / batch)))
-    micro = _given(spec.micro_batch, min(4, batch))
+    micro = _given(spec.micro_batch, min(8 if small else 4, batch))
     return Settings(
         steps=steps,
         epochs=steps * batch / sequences,

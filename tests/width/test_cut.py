@@ -282,6 +282,25 @@ def test_retraining_takes_it_and_merges(tiny_gqa, width, text, tmp_path, monkeyp
     assert (first - logits(own(Path(values["checkpoint"])))).abs().max() > 1e-4
 
 
+def test_its_blocks_train_as_one_operation_each(tiny_gqa, width):
+    """Each block has its own shape, and those of FLAP a bias that the family has not."""
+    from core.retrain import fused
+
+    model = own(width(tiny_gqa, "flap", ratio=0.5)).train().requires_grad_(True)
+
+    def gradients():
+        model.zero_grad()
+        out = model(input_ids=ids(), labels=ids(), use_cache=False)
+        out.loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    stock = gradients()
+    assert any(name.endswith("o_proj.bias") for name in stock)
+    assert fused.install(model) == len(model.model.layers)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, stock[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path):
     folder = width(tiny_gqa, "flap", ratio=0.5)
     env = os.environ | {"OMP_NUM_THREADS": "1", "DEPTHCUT_LOCK_DIR": str(tmp_path / "locks")}
