@@ -29,6 +29,8 @@ FUSED = ("llama", "mistral", "qwen2")
 """Families whose layers are computed here: two norms, no norms on queries and keys."""
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+Weights = Sequence[Any]
+"""Tensors, or None where there is none: weight, bias, A and B of a projection, or several such."""
 _CACHES = ("cache", "past_key_values", "past_key_value")
 """Names of the cache, by version of transformers."""
 
@@ -163,7 +165,7 @@ def _forward(
     positions: tuple[Tensor, Tensor],
     mask: Tensor | None,
     how: _How,
-    weights: Sequence[Tensor | None],
+    weights: Weights,
     compute: torch.dtype,
 ) -> Tensor:
     ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
@@ -251,7 +253,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
 
 
 def _project(
-    x: Tensor, weights: Sequence[Tensor | None], how: _Projection, gone: Tensor | None
+    x: Tensor, weights: Weights, how: _Projection, gone: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return x W^T + bias + factor drop(x) A^T B^T, and drop(x) A^T for the way back."""
     weight, bias, a, b = weights
@@ -265,11 +267,11 @@ def _project(
 def _project_back(
     grad: Tensor,
     x: Tensor,
-    weights: Sequence[Tensor | None],
+    weights: Weights,
     how: _Projection,
-    low: Tensor | None,
+    low: Any,
     gone: Tensor | None,
-    of_x: Tensor | None,
+    of_x: Any,
     train: bool,
     for_x: bool,
 ) -> tuple[list[Tensor | None], Tensor | None]:
@@ -293,7 +295,7 @@ def _project_back(
 
 
 def _all_dropped(
-    rows: int, lines: Sequence[Sequence[Tensor | None]], plans: Sequence[_Projection]
+    rows: int, lines: Sequence[Weights], plans: Sequence[_Projection]
 ) -> list[Tensor | None]:
     """Return what each projection's adapter does not see of its input of ``rows`` tokens."""
     result: list[Tensor | None] = [None] * len(plans)
@@ -355,7 +357,7 @@ def _norm_back(
     add: Tensor,
     for_x: bool,
     for_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Any, Tensor | None]:
     """Return the gradients of x, added to those in ``add``, and of the weight."""
     full, grad = x.float(), grad.float()
     of_x = of_weight = None
@@ -394,11 +396,11 @@ def _attend(
     with torch.set_grad_enabled(how.learning):
         for part in parts:
             part.requires_grad_(how.learning)
-        many = parts
+        turned, keys, values = parts
         if groups > 1:
-            many = [parts[0], *(part.repeat_interleave(groups, 1) for part in parts[1:])]
+            keys, values = (part.repeat_interleave(groups, 1) for part in (keys, values))
         seen = functional.scaled_dot_product_attention(
-            *many, attn_mask=mask, is_causal=mask is None, scale=how.scaling
+            turned, keys, values, attn_mask=mask, is_causal=mask is None, scale=how.scaling
         ).transpose(1, 2)
     if how.learning:
         ctx.attention = (*parts, seen)
