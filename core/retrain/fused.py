@@ -137,9 +137,9 @@ class _Layer(torch.autograd.Function):
         *weights: Tensor | None,
     ) -> Tensor:
         kind = x.device.type
-        compute = x.dtype
-        if torch.is_autocast_enabled(kind):
-            compute = torch.get_autocast_dtype(kind)
+        if not torch.is_autocast_enabled(kind):
+            return _forward(ctx, x, (cos, sin), mask, how, weights, x.dtype)
+        compute = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             return _forward(ctx, x, (cos, sin), mask, how, weights, compute)
 
