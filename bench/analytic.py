@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bench import tell
-from core import checkpoint
+from core import checkpoint, locate
 from core.benchmark import analytic, generate, rates
 from core.model import load_model
 from core.spec import parse_numbers
@@ -61,7 +61,7 @@ def main() -> None:
     ]
     pairs, base = [], {}
     for given in asked.checkpoints:
-        folder = checkpoint.resolve(given, need_tokenizer=False)
+        folder = locate.resolve(given, need_tokenizer=False)
         info = checkpoint.inspect(folder)
         model = load_model(folder, DEVICE, torch.float32, check=False)
         name = given if given == "demo" else folder.resolve().name

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from bench import tell
-from core import checkpoint
+from core import checkpoint, locate
 from core.benchmark import generate
 from core.benchmark.protocol import percentile
 from core.benchmark.utilisation import UtilisationSampler
@@ -48,7 +48,7 @@ def main() -> None:
     asked = parser.parse_args()
     now = time.perf_counter if asked.clock == "wall" else time.process_time
     device = resolve_device(asked.device)
-    folder = checkpoint.resolve(asked.checkpoint)
+    folder = locate.resolve(asked.checkpoint)
     info = checkpoint.inspect(folder)
     dtype = resolve_dtype("auto", device, {"dtype": info.dtype})
     model = load_model(folder, device, dtype)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.progress import Progress
 from core.spec import option
 
@@ -32,9 +32,9 @@ def run(spec: InspectSpec) -> dict[str, Any]:
     Raises `CheckpointError` for anything that keeps the checkpoint from being used.
     """
     name = spec.checkpoint
-    if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+    if locate.only_on_hub(name):
         from core import hub
 
         return {"schema": 1, **hub.inspect(name, StderrProgress()).to_dict()}
-    folder = checkpoint.resolve(name, StderrProgress(), allow_config_only=True)
+    folder = locate.resolve(name, StderrProgress(), allow_config_only=True)
     return {"schema": 1, **checkpoint.inspect(folder).to_dict()}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import checkpoint, workspace
+from core import locate, workspace
 from core.workspace import RunRecord
 
 MAKERS = ("prune", "width", "retrain")
@@ -86,7 +86,7 @@ def tree(records: Sequence[RunRecord]) -> list[Variant]:
 
 def made_from(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
     """Return the runs that cut the checkpoint ``name``, or what was made of it; newest first."""
-    local = checkpoint.local_folder(name)
+    local = locate.local_folder(name)
     wanted = local.resolve() if local else None
     for root in tree(records):
         for _, node in root.walk():
@@ -109,13 +109,13 @@ def _owner(name: str, by_folder: dict[Path, Variant]) -> Variant | None:
 
 
 def _root_key(name: str) -> str:
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     return str(folder.resolve()) if folder else name
 
 
 def dense(name: str) -> Variant:
     """Return a dense checkpoint as the root of a tree; ``name`` is what runs call it."""
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     label = name if folder is None or name == "demo" else folder.name
     root = Variant(label, None, folder, name)
     config = workspace.read_json(folder / "config.json") if folder else None

@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.__main__ import main
 from core.errors import CheckpointError
 from core.tokenizer_files import read_tokenizer
@@ -73,7 +73,7 @@ def test_llama_7b_from_its_config(tmp_path, capsys):
     assert said["memory_bytes"]["float16"] == 2 * 6_738_415_616
     assert said["kv_bytes_per_token"]["float16"] == 2 * 32 * 4096 * 2
     with pytest.raises(CheckpointError, match="no weights"):
-        checkpoint.resolve(tmp_path)
+        locate.resolve(tmp_path)
 
 
 def test_blocks_of_different_shapes(copy):
@@ -171,7 +171,7 @@ def test_wrong_things_are_told(copy, capsys, harm, says):
     folder = copy()
     harm(folder)
     with pytest.raises(CheckpointError, match=says):
-        checkpoint.resolve(folder)
+        locate.resolve(folder)
     if "no weights" not in says:  # config.json alone may be inspected
         assert main(["inspect", str(folder)]) == 2
         captured = capsys.readouterr()
@@ -184,7 +184,7 @@ def test_missing_shard(copy):
     shard = sorted(folder.glob("model-*.safetensors"))[2]
     shard.unlink()
     with pytest.raises(CheckpointError, match=f"1 of 7 weight files are missing .*{shard.name}"):
-        checkpoint.resolve(folder)
+        locate.resolve(folder)
 
 
 def test_index_that_does_not_belong(copy):
@@ -193,7 +193,7 @@ def test_index_that_does_not_belong(copy):
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00007.safetensors"
     (folder / checkpoint.INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is in model-00001"):
-        checkpoint.resolve(folder)
+        locate.resolve(folder)
 
 
 def test_resolve_names(tiny_gqa, tmp_path, monkeypatch):
@@ -201,16 +201,16 @@ def test_resolve_names(tiny_gqa, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(workspace))
     shutil.copytree(tiny_gqa, workspace / "run-1" / "merged")
     shutil.copytree(tiny_gqa, workspace / "run-2")
-    assert checkpoint.resolve("run-1") == workspace / "run-1" / "merged"
-    assert checkpoint.resolve(workspace / "run-1") == workspace / "run-1" / "merged"
-    assert checkpoint.resolve("run-2") == workspace / "run-2"
+    assert locate.resolve("run-1") == workspace / "run-1" / "merged"
+    assert locate.resolve(workspace / "run-1") == workspace / "run-1" / "merged"
+    assert locate.resolve("run-2") == workspace / "run-2"
     (workspace / "run-3" / "adapter").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="adapter"):
-        checkpoint.resolve("run-3" if (tmp_path / "run-3").exists() else workspace / "run-3")
+        locate.resolve("run-3" if (tmp_path / "run-3").exists() else workspace / "run-3")
     with pytest.raises(CheckpointError, match="no folder nowhere"):
-        checkpoint.resolve("nowhere")
+        locate.resolve("nowhere")
     with pytest.raises(CheckpointError, match="is a file"):
-        checkpoint.resolve(workspace / "run-2" / "config.json")
+        locate.resolve(workspace / "run-2" / "config.json")
 
 
 def test_content_key(tiny_dir, copy):
@@ -245,7 +245,7 @@ def test_sentencepiece_size(tmp_path):
 
 
 def test_real_checkpoint(real_dir):
-    info = checkpoint.inspect(checkpoint.resolve(real_dir / "stories260k"))
+    info = checkpoint.inspect(locate.resolve(real_dir / "stories260k"))
     assert info.parameters == 260_032
     assert (info.blocks, info.heads, info.kv_heads, info.tied) == (5, 8, 4, True)
 

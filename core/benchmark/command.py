@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
 from core.errors import DepthcutError, OptionError, RunError
@@ -88,7 +88,7 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
     longest = spec.input_tokens + max(spec.output_tokens)
     for given in spec.checkpoints:
         options: dict[str, Any] = {"allow_config_only": config_only, "need_tokenizer": False}
-        folder = checkpoint.resolve(given, **options)
+        folder = locate.resolve(given, **options)
         info = checkpoint.inspect(folder, allow_config_only=config_only)
         if info.context and longest > info.context:
             raise OptionError(

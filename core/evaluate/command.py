@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data
+from core import checkpoint, data, locate
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
@@ -22,7 +22,7 @@ __all__ = ("EvaluateSpec", "dry_run", "run")
 
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; null where data must be fetched first."""
-    folder = checkpoint.resolve(spec.checkpoint, allow_config_only=True)
+    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
     info = checkpoint.inspect(folder)
     check_model(spec, info)
     tasks = suites.expand(spec.tasks)

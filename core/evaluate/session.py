@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
 
@@ -23,7 +23,7 @@ class Session:
         from core import model as models
 
         self.spec, self.run = spec, run
-        self.folder: Path = checkpoint.resolve(spec.checkpoint, run.progress)
+        self.folder: Path = locate.resolve(spec.checkpoint, run.progress)
         self.info = checkpoint.inspect(self.folder, allow_config_only=False)
         check_model(spec, self.info)
         self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()

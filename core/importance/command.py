@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data
+from core import checkpoint, data, locate
 from core.errors import OptionError
 from core.importance import estimate as work
 from core.importance.criteria import DEFAULT_METRICS, METRICS
@@ -49,7 +49,7 @@ class ImportanceSpec(DeviceOptions):
 
 def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; headers are enough."""
-    folder = checkpoint.resolve(spec.checkpoint, allow_config_only=True)
+    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
     info = checkpoint.inspect(folder)
     _check_length(spec, info.context)
     dtype = info.dtype if spec.dtype == "auto" else spec.dtype
@@ -84,7 +84,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     from core.blocks import BlockView
     from core.importance.branches import make_batch
 
-    folder = checkpoint.resolve(spec.checkpoint, run.progress)
+    folder = locate.resolve(spec.checkpoint, run.progress)
     info = checkpoint.inspect(folder, allow_config_only=False)
     _check_length(spec, info.context)
     tokenizer = models.load_tokenizer(folder)

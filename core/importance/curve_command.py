@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data, workspace
+from core import checkpoint, data, locate, workspace
 from core.errors import OptionError, PlanError
 from core.prune import plan, scores
 from core.spec import DeviceOptions, option
@@ -66,7 +66,7 @@ def run(spec: CurveSpec, run: Run) -> None:
     from core.blocks import BlockView
     from core.importance.branches import losses_without, make_batch
 
-    folder = checkpoint.resolve(spec.checkpoint, run.progress)
+    folder = locate.resolve(spec.checkpoint, run.progress)
     info = checkpoint.inspect(folder, allow_config_only=False)
     plans = _plans(spec, info, scores.load(spec.scores))
     text = _text(spec)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from core import checkpoint, data
+from core import checkpoint, data, locate
 from core import model as models
 from core.blocks import BlockView
 from core.errors import OptionError, OutOfMemoryError
@@ -145,7 +145,7 @@ class Store:
             CheckpointError: It is not there or cannot be read.
             OutOfMemoryError: It alone is larger than the budget, or than the device.
         """
-        folder = checkpoint.resolve(name)
+        folder = locate.resolve(name)
         key = (str(folder.resolve()), checkpoint.file_state(folder))
         if key not in self._models:
             for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.errors import CheckpointError
 from core.inspect_command import StderrProgress
 from core.prune import plan
@@ -63,15 +63,15 @@ def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> checkpoint.Checkp
     """Return what the checkpoint is: the one given, else the run's own where it is still there."""
     if spec.checkpoint:
         name = spec.checkpoint
-        if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+        if locate.only_on_hub(name):
             from core import hub
 
             return hub.inspect(name, StderrProgress())
-        folder = checkpoint.resolve(
+        folder = locate.resolve(
             name, StderrProgress(), allow_config_only=True, need_tokenizer=False
         )
         return checkpoint.inspect(folder)
-    folder_or_none = checkpoint.local_folder(scores.checkpoint) if scores.checkpoint else None
+    folder_or_none = locate.local_folder(scores.checkpoint) if scores.checkpoint else None
     if folder_or_none is None:
         return None
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.checkpoint import CheckpointInfo
 from core.errors import PlanError
 from core.inspect_command import StderrProgress
@@ -36,7 +36,7 @@ class PruneSpec:
 
 def run(spec: PruneSpec, run: Run) -> None:
     """Write the variant into the run directory; the runner has checked that it may."""
-    folder = checkpoint.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
+    folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
     info = checkpoint.inspect(folder, allow_config_only=False)
     drop, plan = selection(spec, info)
     record = depth.prune(
@@ -59,13 +59,13 @@ def run(spec: PruneSpec, run: Run) -> None:
 def dry_run(spec: PruneSpec) -> dict[str, Any]:
     """Return what pruning.json would say; config.json alone is enough."""
     name = spec.checkpoint
-    if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+    if locate.only_on_hub(name):
         from core import hub
 
         info = hub.inspect(name, StderrProgress())
         folder = Path(name)
     else:
-        folder = checkpoint.resolve(
+        folder = locate.resolve(
             name, StderrProgress(), allow_config_only=True, need_tokenizer=False
         )
         info = checkpoint.inspect(folder)
@@ -131,4 +131,4 @@ def _read_plan(name: str) -> dict[str, Any]:
 
 def _name(given: str, folder: Path) -> str:
     """Return the name to record: a Hub id and demo as given, a folder as found."""
-    return given if given == "demo" or checkpoint.is_hub_id(given) else str(folder)
+    return given if given == "demo" or locate.is_hub_id(given) else str(folder)

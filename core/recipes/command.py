@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint, recipes
+from core import checkpoint, locate, recipes
 from core.recipes.chain import Chain, Verdict
 from core.run import Run
 from core.spec import DeviceOptions, option
@@ -49,7 +49,7 @@ class RecipeSpec(DeviceOptions):
 def check(spec: RecipeSpec) -> None:
     """Raise what is wrong with the checkpoint, before there is any step."""
     options: dict[str, Any] = {"allow_config_only": True, "need_tokenizer": False}
-    checkpoint.inspect(checkpoint.resolve(spec.checkpoint, **options), allow_config_only=True)
+    checkpoint.inspect(locate.resolve(spec.checkpoint, **options), allow_config_only=True)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, workspace
+from core import checkpoint, locate, workspace
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
@@ -46,7 +46,7 @@ LIMIT = 40
 
 def counts(spec: Any) -> list[int]:
     """Return how many blocks the paper's ratios drop here, each once; at least one."""
-    folder = checkpoint.resolve(spec.checkpoint, allow_config_only=True)
+    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
     blocks = checkpoint.inspect(folder).blocks
     return sorted({max(1, round(blocks * share)) for share in SHARES})
 

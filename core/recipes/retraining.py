@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, workspace
+from core import checkpoint, locate, workspace
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.retrain.recovery import Recovery
@@ -34,7 +34,7 @@ def pruned_steps(spec: Any) -> list[Step]:
 
 
 def _is_pruned(name: str) -> bool:
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     return bool(folder and (folder / "pruning.json").is_file())
 
 
@@ -48,7 +48,7 @@ def variant(chain: Chain) -> str:
 def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
     """Return the options of a retraining of the variant; ``more`` goes on top."""
     name = str(more.pop("checkpoint", "") or variant(chain))
-    info = checkpoint.inspect(checkpoint.resolve(name))
+    info = checkpoint.inspect(locate.resolve(name))
     steps = chain.spec.steps or STEPS
     return {
         "checkpoint": name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, workspace
+from core import locate, workspace
 from core.compare.measured import setting_of
 from core.errors import InputError
 from core.study import Benchmark, Study, study
@@ -76,12 +76,12 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
             return Workspace(path), str(record.spec.get("checkpoint") or "demo")
         if record:
             return _home(record, where), _checkpoint_of(record, path)
-    if checkpoint.local_folder(name) or checkpoint.is_hub_id(name):
+    if locate.local_folder(name) or locate.is_hub_id(name):
         return where, name
     folder = Path(name).expanduser()
     if folder.is_dir() and Workspace(folder).runs():
         return Workspace(folder), _only_study(Workspace(folder))
-    checkpoint.resolve(name, allow_config_only=True)  # says what is wrong with it
+    locate.resolve(name, allow_config_only=True)  # says what is wrong with it
     return where, name
 
 
@@ -93,7 +93,7 @@ def _home(record: RunRecord, where: Workspace) -> Workspace:
 
 
 def _checkpoint_of(record: RunRecord, path: Path) -> str:
-    local = checkpoint.local_folder(str(path))
+    local = locate.local_folder(str(path))
     if local:
         return str(path)
     several = record.spec.get("checkpoints") or [""]

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, families
+from core import checkpoint, families, locate
 from core.checkpoint import DTYPE_BYTES, CheckpointInfo, TensorIndex
 from core.inspect_command import StderrProgress
 from core.retrain import rows
@@ -38,7 +38,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
 
     Raises `InputError` for whatever would stop the run before it starts.
     """
-    folder = checkpoint.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
+    folder = locate.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
     info = checkpoint.inspect(folder)
     encoder = FileTokenizer(folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)

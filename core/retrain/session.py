@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.errors import (
     CheckpointError,
     InputError,
@@ -79,7 +79,7 @@ class Session:
         self.spec, self.run, self.progress = spec, run, run.progress
         self.started = time.time()
         self.device = resolve_device(spec.device)
-        self.folder = checkpoint.resolve(spec.checkpoint, run.progress)
+        self.folder = locate.resolve(spec.checkpoint, run.progress)
         self.info = checkpoint.inspect(self.folder, allow_config_only=False)
         self.precision = precision(spec, self.device, {"dtype": self.info.dtype})
         self.dense_name, self.dense_folder = self._find_dense()
@@ -102,7 +102,7 @@ class Session:
             found = None
         else:
             try:
-                found = checkpoint.resolve(name, self.progress, need_tokenizer=False)
+                found = locate.resolve(name, self.progress, need_tokenizer=False)
             except InputError:
                 if self.spec.dense:
                     raise

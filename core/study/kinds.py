@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, workspace
+from core import checkpoint, locate, workspace
 from core.errors import DepthcutError
 from core.importance.criteria import LABELS
 from core.retrain.spec import LABELS as RETRAINED
@@ -224,7 +224,7 @@ class Finder:
 
 def meanings(name: str, cwd: str = "") -> list[Path]:
     """Return the folders that a spec's name may mean: from here, the workspace, or its cwd."""
-    local = checkpoint.local_folder(name)
+    local = locate.local_folder(name)
     starts = [local, Path(name).expanduser(), workspace.default_root() / name]
     starts += [Path(cwd) / name] if cwd else []
     return [start.resolve() for start in starts if start]

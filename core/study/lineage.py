@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from core import checkpoint, variants, workspace
+from core import locate, variants, workspace
 from core.prune.plan import default_protection, unprotected
 from core.retrain.spec import LABELS as RETRAINED
 from core.study.kinds import Variant, criterion_label, local_info, width_label
@@ -14,7 +14,7 @@ from core.study.kinds import Variant, criterion_label, local_info, width_label
 
 def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
     """Return the tree that ``name`` is in, or a tree of its own."""
-    local = checkpoint.local_folder(name)
+    local = locate.local_folder(name)
     wanted = local.resolve() if local else None
     for root in roots:
         for _, node in root.walk():

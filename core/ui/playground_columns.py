@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import workspace
-from core.checkpoint import local_folder
 from core.errors import DepthcutError
+from core.locate import local_folder
 from core.study import Variant, study
 from core.ui import toggle
 from core.workspace import Workspace

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import checkpoint, jobs, workspace
+from core import jobs, locate, workspace
 from core.charts import retrain as charts
 from core.spec import build
 from core.ui import job_cards, retrain_view, runs, state
@@ -185,7 +185,7 @@ def _results(record: RunRecord) -> None:
 
 
 def _trust(name: str) -> str:
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     return runs.trust(folder) if folder else ""
 
 

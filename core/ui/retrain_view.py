@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from core import checkpoint, workspace
+from core import locate, workspace
 from core.retrain.spec import LABELS
 from core.words import size
 from core.workspace import RunRecord, Workspace
@@ -56,7 +56,7 @@ def run_label(record: RunRecord) -> str:
 def short(name: object) -> str:
     """Return a checkpoint's name without the folders before it."""
     text = str(name or "")
-    return text if checkpoint.is_hub_id(text) else Path(text).name
+    return text if locate.is_hub_id(text) else Path(text).name
 
 
 def same_parent(records: Iterable[RunRecord], record: RunRecord) -> list[RunRecord]:
@@ -68,7 +68,7 @@ def same_parent(records: Iterable[RunRecord], record: RunRecord) -> list[RunReco
 
 def _parent(record: RunRecord) -> str:
     name = str(record.spec.get("checkpoint") or "")
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     return str(folder.resolve()) if folder else name
 
 

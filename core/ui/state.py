@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.checkpoint import CheckpointInfo
 from core.errors import DepthcutError
 from core.workspace import RunRecord, Workspace, read_json, write_json
@@ -112,17 +112,17 @@ def inspect(name: str) -> CheckpointInfo:
 
 def describe(name: str) -> CheckpointInfo:
     """Return what a checkpoint is, cached by the state of its files; raises `CheckpointError`."""
-    folder = checkpoint.local_folder(name)
+    folder = locate.local_folder(name)
     return _described(name, str(checkpoint.file_state(folder)) if folder else "")
 
 
 @st.cache_data(max_entries=32, ttl=3600, show_spinner=False)
 def _described(name: str, _: str) -> CheckpointInfo:
-    if checkpoint.local_folder(name) is None and checkpoint.is_hub_id(name):
+    if locate.only_on_hub(name):
         from core import hub
 
         return hub.inspect(name)
-    return checkpoint.inspect(checkpoint.resolve(name, allow_config_only=True))
+    return checkpoint.inspect(locate.resolve(name, allow_config_only=True))
 
 
 def use_settings(record: RunRecord) -> None:

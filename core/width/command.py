@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data
+from core import checkpoint, data, locate
 from core.checkpoint import CheckpointInfo
 from core.importance import estimate as work
 from core.inspect_command import StderrProgress
@@ -81,9 +81,7 @@ def make_plan(
     """
     match, aim = None, None
     if spec.match is not None:
-        folder = checkpoint.resolve(
-            spec.match, progress, allow_config_only=True, need_tokenizer=False
-        )
+        folder = locate.resolve(spec.match, progress, allow_config_only=True, need_tokenizer=False)
         match = (spec.match, checkpoint.inspect(folder).parameters)
         aim = {"match": spec.match, "parameters": match[1]}
     elif spec.params is not None:
@@ -124,9 +122,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     the ratio, everything else is exact.
     """
     progress = StderrProgress()
-    folder = checkpoint.resolve(
-        spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False
-    )
+    folder = locate.resolve(spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False)
     info = checkpoint.inspect(folder)
     plan, aim = make_plan(spec, info, progress)
     record = depth.make_record(
@@ -180,7 +176,7 @@ def criterion_of(spec: WidthSpec) -> str:
 def name_of(spec: WidthSpec, folder: Path) -> str:
     """Return the source's name to record: a Hub id and demo as given, a folder as found."""
     given = spec.checkpoint
-    return given if given == "demo" or checkpoint.is_hub_id(given) else str(folder)
+    return given if given == "demo" or locate.is_hub_id(given) else str(folder)
 
 
 def shapes(plan: WidthPlan, counts: Any) -> list[dict[str, int]]:
@@ -223,7 +219,7 @@ def run(spec: WidthSpec, run: Run) -> None:
     from core.width.write import write
 
     method = methods.get(spec.method)
-    folder = checkpoint.resolve(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
+    folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
     info = checkpoint.inspect(folder, allow_config_only=False)
     plan, aim = make_plan(spec, info, run.progress)
     device = models.resolve_device(spec.device)

@@ -10,8 +10,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core import workspace
-from core.checkpoint import local_folder
 from core.errors import OptionError, RunError
+from core.locate import local_folder
 from core.ui import playground_columns as columns
 from core.ui.live import Desk, Question, key_of
 from core.ui.playground_run import Session

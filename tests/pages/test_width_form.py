@@ -8,7 +8,7 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint
+from core import checkpoint, locate
 from core.__main__ import main
 from core.prune import depth
 
@@ -20,7 +20,7 @@ def script():
     from core.ui import width_form
 
     name = st.session_state["folder"]
-    width_form.draw(name, checkpoint.inspect(checkpoint.resolve(name)))
+    width_form.draw(name, checkpoint.inspect(locate.resolve(name)))
 
 
 @pytest.fixture
