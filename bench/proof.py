@@ -132,7 +132,7 @@ def retraining() -> None:
         record.run("-m", "core", "prune", "demo", "--plan", f"{folder}/plan.json",
                    "--out", variant)  # fmt: skip
         retrained(record, f"{folder}/lora", variant, "--method", "lora",
-                  "--data", "demo", "--format", "text", "--steps", "40",
+                  "--data", "demo", "--steps", "40",
                   "--eval-every", "10", gap=0.1, share=0.5)  # fmt: skip
         record.save("retrain_demo.md")
 

@@ -46,7 +46,8 @@ SHAPES: dict[str, dict[str, int]] = {
 
 def spec_of(arguments: argparse.Namespace) -> RetrainSpec:
     return RetrainSpec(
-        checkpoint="demo", data="demo", out="none", batch=64, steps=arguments.steps,
+        checkpoint="demo", data="demo", format="instruction", out="none", batch=64,
+        steps=arguments.steps,
         dropout=arguments.dropout, warmup=0, schedule="constant", lr=1e-3, seed=1,
         dtype=arguments.dtype, device=arguments.device, micro_batch=arguments.micro_batch,
         eval_every=arguments.steps,

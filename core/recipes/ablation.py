@@ -1,19 +1,20 @@
 """Recipe ``ablation``: LoRA against full fine-tuning of one variant, on the same tokens.
 
-Recovery, loss on general text, KL of next-token distributions to the dense model, and on the demo
+Recovery, loss on other text, KL of next-token distributions to the dense model, and on the demo
 its questions: what each method restores, and what it forgets.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from core.recipes import retraining
+from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
 METHODS = ("lora", "full")
-GENERAL = "demo stories"
-"""What the demo as general text is called; it is trained on as instructions."""
+OTHER = "demo instructions"
+"""What the demo is also judged on; it is trained on as stories."""
 QUESTIONS = 20
 """Questions per skill, where the demo world's are asked."""
 
@@ -24,22 +25,20 @@ def steps(spec: Any) -> list[Step]:
 
 
 def sources(spec: Any) -> tuple[str, tuple[str, ...]]:
-    """Return what to train on and the general text: ``--data DATA[,GENERAL]``."""
-    data, *general = (part.strip() for part in (spec.data or "demo,demo").split(","))
-    return data, tuple(filter(None, general))
+    """Return what to train on and the other text: ``--data DATA[,OTHER]``."""
+    data, *other = (part.strip() for part in (spec.data or "demo").split(","))
+    return data, tuple(filter(None, other))
 
 
 def _training(method: str) -> Step:
     def values(chain: Chain) -> dict[str, Any]:
-        data, general = sources(chain.spec)
+        data, other = sources(chain.spec)
+        demo: dict[str, Any] = {}
+        if data == "demo":
+            demo = {"questions": QUESTIONS, "template": "plain"}
+            other = other or (texts.split(chain, "demo", OTHER.replace(" ", "-"))[1],)
         return retraining.options(
-            chain,
-            method,
-            data=data,
-            also=general,
-            layout="grouped",
-            retention=True,
-            questions=QUESTIONS if data == "demo" else 0,
+            chain, method, data=data, also=other, layout="grouped", retention=True, **demo
         )
 
     return Step(method, "retrain", values)
@@ -57,7 +56,8 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         columns = {}  # dense and pruned are the same for both methods
         for row in chain.rows(method, "judged.csv"):
             about = {"measure": row["measure"], "items": row["items"]}
-            about["judged_on"] = GENERAL if row["source"] == "demo" else row["source"]
+            ours = Path(row["source"]).parent == chain.folder / "data"
+            about["judged_on"] = OTHER if ours else row["source"]
             for column, name in names.items():
                 if row[column]:
                     rows.append({"variant": name, "value": float(row[column]), **about})
@@ -101,7 +101,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "ablation",
     "LoRA against full fine-tuning",
-    "Retrains one variant both ways on the same tokens: recovery, general text, kept knowledge.",
+    "Retrains one variant both ways on the same tokens: recovery, other text, kept knowledge.",
     steps,
     verdict,
 )

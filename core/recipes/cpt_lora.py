@@ -33,8 +33,7 @@ def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str,
     found = retraining.options(chain, method, **more)
     if half:
         found["steps"] = max(1, found["steps"] // 2)
-    # All are judged by the same rows, so all take the demo's stories.
-    return found | ({"format": "text"} if found["data"] == "demo" else {})
+    return found
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from core import checkpoint, locate, workspace
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
-from core.retrain.recovery import Recovery
+from core.retrain.recovery import BEYOND, Recovery
 from core.retrain.spec import RATES, SMALL
 
 QUARTER = 0.25
@@ -63,13 +63,9 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
 
 
 def restoring(chain: Chain, name: str, **more: Any) -> dict[str, Any]:
-    """Return the options of LoRA on the step ``name``, against the dense model, merged at the end.
-
-    The demo is trained on its stories, not on its instructions.
-    """
+    """Return the options of LoRA on the step ``name``, against the dense model, then merged."""
     found = options(chain, "lora", checkpoint=str(chain.dir(name)), **more)
-    plain = {"format": "text"} if found["data"] == "demo" else {}
-    return {**found, **plain, "dense": chain.spec.checkpoint, "merge": True}
+    return {**found, "dense": chain.spec.checkpoint, "merge": True}
 
 
 def recovered(dense: Any, before: Any, after: Any) -> float | None:
@@ -88,7 +84,9 @@ def write_table(chain: Chain, rows: list[dict[str, Any]]) -> None:
 
 def percent(share: float | None) -> str:
     """Return a recovered share in words."""
-    return "no share stated (gap under 0.05 nat)" if share is None else f"{share:.0%}"
+    if share is None:
+        return "no share stated (gap under 0.05 nat)"
+    return f"{share:.0%}" + (" (better than dense there)" if share > BEYOND else "")
 
 
 def measured(chain: Chain, step: str) -> str:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from core.retrain.recovery import BEYOND
+
 WINDOW = 20
 """Steps that are averaged; nothing is judged on fewer than two such windows."""
 FLAT_NAT = 0.005
@@ -35,7 +37,7 @@ class Finding:
     """One thing that was noticed, and what to try."""
 
     kind: str
-    """nan, exploding, rising, flat, pruned-too-hard or out-of-memory."""
+    """nan, exploding, rising, flat, pruned-too-hard, beyond-dense or out-of-memory."""
     message: str
     hint: str
     stop: bool = False
@@ -171,6 +173,20 @@ def pruned_too_hard(
             hint,
         )
     return None
+
+
+def beyond_dense(gap: float | None, recovered: float | None) -> Finding | None:
+    """Recognise a share that does not tell of what pruning took: the data was new to all models."""
+    if gap is None or recovered is None or recovered <= BEYOND:
+        return None
+    return Finding(
+        "beyond-dense",
+        f"The held-out loss is now {gap * (recovered - 1):.2f} nat below the dense model's, so "
+        "the training taught what that never knew, and the recovered share tells nothing of what "
+        "pruning took.",
+        "Judge by text that the dense model is good at as well (--also), by --retention, or by "
+        "tasks (evaluate).",
+    )
 
 
 def largest_that_fits(below: int, fits: Callable[[int], bool]) -> int:

@@ -169,6 +169,9 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         finding = diagnostics.pruned_too_hard(spec.method, result.gap, result.recovered)
         if finding and result.recovered is not None:
             session.note(finding)
+        finding = diagnostics.beyond_dense(result.gap, result.recovered)
+        if finding:
+            session.note(finding)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = watcher.trainer.state.global_step
     if spec.method == "lora":

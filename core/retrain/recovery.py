@@ -9,6 +9,9 @@ from typing import Any
 SMALLEST_GAP = 0.05
 """Below this gap in nats the share is mostly noise, so it is not stated."""
 
+BEYOND = 1.05
+"""Recovered share from which the training taught more than pruning had taken."""
+
 
 @dataclass(frozen=True)
 class Recovery:

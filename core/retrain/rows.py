@@ -98,8 +98,6 @@ def kind_of(spec: RetrainSpec, source: str) -> str:
     """Return what the rows of ``source`` are taken for."""
     if spec.format != "auto":
         return spec.format
-    if source == "demo":
-        return "text" if spec.method == "continued" else "instruction"
     return data.kind_of(source)
 
 

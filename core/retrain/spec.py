@@ -49,7 +49,7 @@ class RetrainSpec(DeviceOptions):
         choices=("auto", "instruction", "text", "input_ids"),
         group="data",
         help="What the rows are. Instructions have their loss on the response only. auto goes by "
-        "the columns; the demo gives instructions, and text for continued.",
+        "the columns; the demo gives its stories, and with instruction its questions.",
     )
     template: str = option(
         "auto",

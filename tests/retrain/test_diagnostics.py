@@ -6,7 +6,13 @@ import random
 import pytest
 
 from core.retrain import diagnostics
-from core.retrain.diagnostics import Watch, largest_that_fits, not_finite, pruned_too_hard
+from core.retrain.diagnostics import (
+    Watch,
+    beyond_dense,
+    largest_that_fits,
+    not_finite,
+    pruned_too_hard,
+)
 
 
 def feed(losses, norms=None, dense=None):
@@ -79,6 +85,26 @@ def test_pruned_too_hard(method, gap, recovered, said):
     if said:
         assert "--method continued" in finding.hint
         assert "fewer blocks" in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("gap", "recovered", "said"),
+    [
+        (0.1, 8.0, True),
+        (0.1, 1.02, False),
+        (0.1, 0.8, False),
+        (None, None, False),
+        (0.01, None, False),
+    ],
+)
+def test_better_than_the_dense_model_is_no_recovery(gap, recovered, said):
+    finding = beyond_dense(gap, recovered)
+    assert bool(finding) == said
+    if said:
+        assert "0.70 nat below the dense model's" in finding.message  # 0.1 nat, 7 times over
+        assert "--also" in finding.hint
+        assert not finding.stop
+        assert "tells nothing of what pruning took" in str(finding)
 
 
 @pytest.mark.parametrize(("below", "limit"), [(8, 5), (8, 7), (64, 1), (2, 1), (8, 0), (1, 0)])

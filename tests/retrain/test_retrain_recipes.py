@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,8 +12,10 @@ from retrain_helpers import write_jsonl
 from core import commands, recipes, run, workspace
 from core.errors import OptionError
 from core.progress import SILENT
+from core.recipes import ablation, retraining
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
+from core.retrain.rows import kind_of
 from core.spec import build
 
 
@@ -71,6 +74,32 @@ def test_ablation(pruned, source, tmp_path):
         assert value(table, variant, general, "loss") > 0
     assert f"LoRA {lora['recovered']:.0%}" in verdict.sentence
     assert not any(row["variant"] == "dense" and row["measure"] == "kl" for row in table)
+
+
+def test_ablation_of_the_demo_trains_on_stories_and_judges_by_instructions_too(pruned, tmp_path):
+    spec = RecipeSpec(name="ablation", checkpoint=str(pruned), out=str(tmp_path))
+    recipe, chain = recipes.get("ablation"), Chain(spec, tmp_path, SILENT)
+    for step in recipe.steps(spec):
+        values = step.values(chain)
+        (other,) = values["also"]
+        assert values["data"] == "demo"
+        assert "instruction" in json.loads(Path(other).read_text().splitlines()[0])
+        made = build(commands.get("retrain").spec_class, {**values, "out": "x"})
+        assert kind_of(made, "demo") == "text"
+        chain.dir(step.name).mkdir()
+        row = {"source": other, "measure": "loss", "dense": 1, "before": 3, "after": 2, "items": 9}
+        workspace.write_csv(chain.dir(step.name) / "judged.csv", list(row), [list(row.values())])
+        summary = {"recovered": 0.5, "heldout": {"tokens": 7}}
+        workspace.write_json(chain.dir(step.name) / "summary.json", summary)
+    table = ablation.table(chain)
+    assert value(table, "dense", "demo instructions", "loss") == 1
+    assert value(table, "full", "demo instructions", "loss") == 2
+
+
+def test_better_than_dense_is_said_beside_the_share():
+    assert retraining.percent(0.8) == "80%"
+    assert retraining.percent(8.0) == "800% (better than dense there)"
+    assert "no share" in retraining.percent(None)
 
 
 def test_stability(pruned, source, tmp_path):
