@@ -36,7 +36,7 @@ def _training(method: str) -> Step:
         demo: dict[str, Any] = {}
         if data == "demo":
             demo = {"questions": QUESTIONS, "template": "plain"}
-            other = other or (texts.split(chain, "demo", OTHER.replace(" ", "-"))[1],)
+            other = other or (texts.split(chain, texts.INSTRUCTIONS, texts.INSTRUCTIONS)[1],)
         return retraining.options(
             chain, method, data=data, also=other, layout="grouped", retention=True, **demo
         )

@@ -1,6 +1,6 @@
 """Recipe ``domain``: retrain on A, judge on A and B; and the other way round.
 
-``--data A,B`` names the two sources; the default is the demo world's instructions and stories.
+``--data A,B`` names the two sources; the default is the demo world's stories and instructions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 
-DEMO = ("demo", "demo-stories")
+DEMO = (texts.STORIES, texts.INSTRUCTIONS)
 NAMES = ("a", "b")
 
 
@@ -80,7 +80,7 @@ def verdict(chain: Chain) -> Verdict:
     own = found[f"trained on {first}", first]
     other = found[f"trained on {first}", second]
     return Verdict(
-        f"Retraining on {first} recovered {retraining.percent(own)} there and "
+        f"Retraining on {first} recovered {retraining.percent(own)} on its own rows and "
         f"{retraining.percent(other)} on {second}.",
         (*said, retraining.measured(chain, "on-a"), retraining.measured(chain, "on-b")),
         {f"{trained} | {judged}": share for (trained, judged), share in found.items()},

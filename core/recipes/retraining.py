@@ -86,7 +86,7 @@ def percent(share: float | None) -> str:
     """Return a recovered share in words."""
     if share is None:
         return "no share stated (gap under 0.05 nat)"
-    return f"{share:.0%}" + (" (better than dense there)" if share > BEYOND else "")
+    return f"{share:.0%}" + (" (better than dense)" if share > BEYOND else "")
 
 
 def measured(chain: Chain, step: str) -> str:

@@ -16,6 +16,8 @@ from core.recipes.chain import Chain
 
 WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
 """Its training split, and its test split to judge by."""
+INSTRUCTIONS, STORIES = "demo-instructions", "demo-stories"
+"""What `split` takes beside SOURCEs: the questions of the demo world, and its text."""
 HELD = 200
 """Rows held out of a source at most; a tenth of fewer than ten times as many."""
 SPLIT_SEED = 402
@@ -54,7 +56,7 @@ def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
 def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
     """Write the rows of a SOURCE to train on and to judge by; return the paths of both files.
 
-    ``demo`` and ``demo-stories`` are the demo world's instructions and its stories.
+    `INSTRUCTIONS` and `STORIES` are the demo's.
     """
     train, held = (chain.folder / "data" / f"{name}-{use}.jsonl" for use in ("train", "heldout"))
     if not (train.is_file() and held.is_file()):
@@ -66,10 +68,10 @@ def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
 
 
 def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    if source == "demo":
-        found, judges = (list(data.instruction_rows(source, u)) for u in ("train", "heldout"))
+    if source == INSTRUCTIONS:
+        found, judges = (list(data.instruction_rows("demo", u)) for u in ("train", "heldout"))
         return found, judges[:HELD]
-    if source == "demo-stories":
+    if source == STORIES:
         stories = (data.text_rows("demo", use) for use in ("train", "heldout"))
         found, judges = ([{"text": text} for text in texts] for texts in stories)
         return found, judges[:HELD]

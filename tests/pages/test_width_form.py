@@ -8,7 +8,7 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint, locate
+from core import checkpoint
 from core.__main__ import main
 from core.prune import depth
 
@@ -16,7 +16,7 @@ from core.prune import depth
 def script():
     import streamlit as st
 
-    from core import checkpoint
+    from core import checkpoint, locate
     from core.ui import width_form
 
     name = st.session_state["folder"]
