@@ -34,7 +34,7 @@ LOOKS = {
     "wanda-sp": ("#7B6FD0", "triangle-right"),
 }
 """Colour and symbol by criterion or width method."""
-SPARE = (("#7F7F7F", "hexagon"), ("#CC79A7", "cross"), ("#009E73", "hourglass"))
+SPARE = (("#7F7F7F", "hexagon"), ("#CC79A7", "cross"), ("#009E73", "star-diamond"))
 METRICS = {
     "latency_s_p50": "latency (s)",
     "tokens_per_s": "tokens/s",
@@ -64,6 +64,11 @@ class Look:
     colour: str
     dash: str
     symbol: str
+
+    def marker(self, *, hollow: bool) -> str:
+        """Return the symbol, ``hollow`` for what is estimated; plotly's order is open, then dot."""
+        plain = self.symbol.removesuffix("-dot")
+        return plain + "-open" * hollow + "-dot" * (plain != self.symbol)
 
 
 def look_of(candidate: Candidate) -> Look:
@@ -146,7 +151,7 @@ def _line(
         mode="lines+markers",
         line={"color": look.colour, "width": 1.5 if guessed else 2.5}
         | {"dash": "dot" if guessed else look.dash},
-        marker={"size": 9, "symbol": look.symbol + ("-open" if guessed else "")},
+        marker={"size": 9, "symbol": look.marker(hollow=guessed)},
         customdata=[[candidate.key, _spread(r)] for r in line],
         hovertemplate=f"{candidate.label}<br>%{{x}}: %{{y:,.4g}}%{{customdata[1]}}<extra>"
         f"{'estimated' if guessed else 'measured'}</extra>",
@@ -259,7 +264,7 @@ def against_ratio(
                 mode="lines+markers",
                 line={"color": look.colour, "width": 1.5 if guessed else 2.5}
                 | {"dash": "dot" if guessed else look.dash},
-                marker={"size": 9, "symbol": look.symbol + ("-open" if guessed else "")},
+                marker={"size": 9, "symbol": look.marker(hollow=guessed)},
                 customdata=[[c.key, c.label] for c, _ in points],
                 hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}"
                 f"<extra>{'estimated' if guessed else 'measured'}</extra>",
@@ -479,7 +484,7 @@ def _cloud(
         customdata=[[r["key"], r["label"], f"{r['ratio'] or 0:.1%}"] for r in rows],
         marker={
             "color": look.colour,
-            "symbol": [look.symbol + ("-open" if o else "") for o in open_],
+            "symbol": [look.marker(hollow=o) for o in open_],
             "size": [14 if not large or r["key"] in large else 8 for r in rows],
             "opacity": [1.0 if not kept or r["key"] in kept else 0.25 for r in rows],
             "line": {"width": 1.5, "color": look.colour},

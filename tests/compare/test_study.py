@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -199,3 +200,22 @@ def test_the_demo_without_runs_is_a_study_of_one(tmp_path):
 def test_no_torch_is_imported():
     code = "import sys, core.study; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("retrained", ["", "lora"])
+@pytest.mark.parametrize("hollow", [False, True])
+def test_plotly_knows_every_symbol_of_a_candidate(retrained, hollow):
+    """Of every method and, by the names of their series, of those without a look of their own."""
+    import plotly.graph_objects as go
+
+    from core.charts.compare import LOOKS, SPARE, look_of
+    from core.compare.candidates import Candidate
+
+    named = [Candidate("k", "l", method, "depth", method) for method in LOOKS]
+    spare = [Candidate("k", "l", "x" * place, "depth", "by hand") for place in range(20)]
+    looks = [look_of(dataclasses.replace(c, retrained=retrained)) for c in (*named, *spare)]
+    assert {look.colour for look in looks} >= {colour for colour, _ in SPARE}
+    for look in looks:
+        symbol = go.Scatter(marker={"symbol": look.marker(hollow=hollow)}).marker.symbol
+        assert ("-open" in symbol) == hollow
+        assert bool(retrained) == ("-dot" in symbol) or look.symbol in ("cross", "star")
