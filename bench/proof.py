@@ -6,12 +6,14 @@ importance, plan, prune, and the smaller checkpoint continued by stock transform
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,11 +62,21 @@ class Record:
         print(f"docs/results/{name}")
 
 
-def whole_path(checkpoint: str, text: str, prompt: str, count: int, title: str, name: str) -> None:
-    """Inspect, score, plan, measure the curve, prune, and load the result elsewhere."""
+@contextlib.contextmanager
+def recording(title: str, name: str, *about: str) -> Iterator[Record]:
+    """Give a record whose runs go to a temporary workspace; save it as ``name`` at the end."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DEPTHCUT_WORKSPACE"] = folder
         record = Record(title, folder)
+        record.lines += [line for text in about for line in (text, "")]
+        yield record
+        record.save(name)
+
+
+def whole_path(checkpoint: str, text: str, prompt: str, count: int, title: str, name: str) -> None:
+    """Inspect, score, plan, measure the curve, prune, and load the result elsewhere."""
+    with recording(title, name) as record:
+        folder = record.folder
         record.run("-m", "core", "importance", checkpoint, "--calibration", text,
                    "--out", f"{folder}/scores")  # fmt: skip
         record.file(Path(folder) / "scores" / "blocks.csv")
@@ -81,7 +93,6 @@ def whole_path(checkpoint: str, text: str, prompt: str, count: int, title: str, 
             path = str(ROOT / "core/demo/checkpoint") if which == "demo" else which
             shown = f"stock transformers, greedy, {which}"
             record.run("-c", CONTINUE, path, prompt, shown=shown)
-        record.save(name)
 
 
 SAMPLES = """
@@ -115,14 +126,13 @@ def retrained(record: Record, out: str, *argv: str, gap: float, share: float) ->
 
 def retraining() -> None:
     """LoRA on the demo without a quarter of its blocks."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DEPTHCUT_WORKSPACE"] = folder
-        record = Record("Retraining the demo", folder)
-        record.lines += [
-            "A quarter of 14 blocks is 4 (3.5): the cheapest by perplexity. Held-out rows are "
-            "stories of a split that is never trained on.",
-            "",
-        ]
+    with recording(
+        "Retraining the demo",
+        "retrain_demo.md",
+        "A quarter of 14 blocks is 4 (3.5): the cheapest by perplexity. Held-out rows are "
+        "stories of a split that is never trained on.",
+    ) as record:
+        folder = record.folder
         record.run("-m", "core", "importance", "demo", "--metrics", "ppl",
                    "--out", f"{folder}/scores")  # fmt: skip
         plan = record.run("-m", "core", "plan", f"{folder}/scores", "--criterion", "ppl",
@@ -134,15 +144,13 @@ def retraining() -> None:
         retrained(record, f"{folder}/lora", variant, "--method", "lora",
                   "--data", "demo", "--steps", "40",
                   "--eval-every", "10", gap=0.1, share=0.5)  # fmt: skip
-        record.save("retrain_demo.md")
 
 
 def retraining_real() -> None:
     """stories260K without a block, retrained on text of the dense model itself."""
     source = str(REAL / "stories260k")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DEPTHCUT_WORKSPACE"] = folder
-        record = Record("Retraining stories260K", folder)
+    with recording("Retraining stories260K", "retrain_stories260k.md") as record:
+        folder = record.folder
         for name, seed, count in (("train", 1, 640), ("heldout", 2, 96)):
             record.run("-c", SAMPLES, source, f"{folder}/{name}.jsonl", str(seed), str(count),
                        shown=f"{count} rows of 96 tokens sampled from the dense model, "
@@ -153,7 +161,6 @@ def retraining_real() -> None:
                   "--cutoff", "96", "--steps", "80", "--lr", "1e-2", "--rank", "16",
                   "--alpha", "32", "--eval-every", "20", "--merge", gap=0.05,
                   share=0.3)  # fmt: skip
-        record.save("retrain_stories260k.md")
 
 
 RECIPES = ("ablation", "stability", "domain", "cpt-lora")
@@ -161,19 +168,17 @@ RECIPES = ("ablation", "stability", "domain", "cpt-lora")
 
 def recipes() -> None:
     """The recipes that retrain one variant in several ways, on the demo."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DEPTHCUT_WORKSPACE"] = folder
-        record = Record("Retraining the demo in several ways", folder)
-        record.lines += [
-            "Each drops a quarter of the demo's parameters by perplexity and retrains what is left "
-            "for 40 steps of 16 sequences (docs/command-line.md, `recipe`).",
-            "",
-        ]
+    with recording(
+        "Retraining the demo in several ways",
+        "retrain_recipes.md",
+        "Each drops a quarter of the demo's parameters by perplexity and retrains what is left "
+        "for 40 steps of 16 sequences (docs/command-line.md, `recipe`).",
+    ) as record:
+        folder = record.folder
         for name in RECIPES:
             record.lines += [f"## {name}", ""]
             record.run("-m", "core", "recipe", name, "--out", f"{folder}/{name}")
             record.file(Path(folder) / name / "table.csv")
-        record.save("retrain_recipes.md")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint, locate
+from core import locate
 from core.progress import Progress
 from core.spec import option
 
@@ -31,10 +31,4 @@ def run(spec: InspectSpec) -> dict[str, Any]:
 
     Raises `CheckpointError` for anything that keeps the checkpoint from being used.
     """
-    name = spec.checkpoint
-    if locate.only_on_hub(name):
-        from core import hub
-
-        return {"schema": 1, **hub.inspect(name, StderrProgress()).to_dict()}
-    folder = locate.resolve(name, StderrProgress(), allow_config_only=True)
-    return {"schema": 1, **checkpoint.inspect(folder).to_dict()}
+    return {"schema": 1, **locate.inspect(spec.checkpoint, StderrProgress()).to_dict()}

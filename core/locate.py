@@ -35,11 +35,6 @@ def local_folder(name: str) -> Path | None:
     return None
 
 
-def only_on_hub(name: str) -> bool:
-    """Whether ``name`` means nothing on this machine and reads as a Hub id."""
-    return local_folder(name) is None and is_hub_id(name)
-
-
 def resolve(
     name: str | Path,
     progress: Progress = SILENT,
@@ -66,6 +61,24 @@ def resolve(
         folder, config_only=config_only, need_tokenizer=need_tokenizer and not config_only
     )
     return folder
+
+
+def inspect(
+    name: str, progress: Progress = SILENT, *, need_tokenizer: bool = True
+) -> checkpoint.CheckpointInfo:
+    """Return what the checkpoint that ``name`` means is; of one on the Hub only headers are read.
+
+    Raises as `resolve`.
+    """
+    if local_folder(name) is None and is_hub_id(name):
+        return hub.inspect(name, progress)
+    folder = resolve(name, progress, allow_config_only=True, need_tokenizer=need_tokenizer)
+    return checkpoint.inspect(folder)
+
+
+def recorded_name(given: str, folder: Path) -> str:
+    """Return the name to record: a Hub id and demo as given, a folder as found."""
+    return given if given == "demo" or is_hub_id(given) else str(folder)
 
 
 def _not_there(name: str) -> CheckpointError:

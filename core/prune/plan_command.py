@@ -62,15 +62,7 @@ def run(spec: PlanSpec) -> dict[str, Any]:
 def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> checkpoint.CheckpointInfo | None:
     """Return what the checkpoint is: the one given, else the run's own where it is still there."""
     if spec.checkpoint:
-        name = spec.checkpoint
-        if locate.only_on_hub(name):
-            from core import hub
-
-            return hub.inspect(name, StderrProgress())
-        folder = locate.resolve(
-            name, StderrProgress(), allow_config_only=True, need_tokenizer=False
-        )
-        return checkpoint.inspect(folder)
+        return locate.inspect(spec.checkpoint, StderrProgress(), need_tokenizer=False)
     folder_or_none = locate.local_folder(scores.checkpoint) if scores.checkpoint else None
     if folder_or_none is None:
         return None

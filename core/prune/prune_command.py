@@ -45,7 +45,7 @@ def run(spec: PruneSpec, run: Run) -> None:
         run.dir,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
-        name=_name(spec.checkpoint, folder),
+        name=locate.recorded_name(spec.checkpoint, folder),
         overwrite=True,
         progress=run.progress,
     )
@@ -59,16 +59,8 @@ def run(spec: PruneSpec, run: Run) -> None:
 def dry_run(spec: PruneSpec) -> dict[str, Any]:
     """Return what pruning.json would say; config.json alone is enough."""
     name = spec.checkpoint
-    if locate.only_on_hub(name):
-        from core import hub
-
-        info = hub.inspect(name, StderrProgress())
-        folder = Path(name)
-    else:
-        folder = locate.resolve(
-            name, StderrProgress(), allow_config_only=True, need_tokenizer=False
-        )
-        info = checkpoint.inspect(folder)
+    info = locate.inspect(name, StderrProgress(), need_tokenizer=False)
+    folder = locate.local_folder(name) or Path(name)
     drop, plan = selection(spec, info)
     record = depth.make_record(
         folder,
@@ -76,7 +68,7 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         drop,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
-        name=_name(name, folder),
+        name=locate.recorded_name(name, folder),
     )
     left = record["parameters_after"]
     widths = checkpoint.DTYPE_BYTES
@@ -127,8 +119,3 @@ def _read_plan(name: str) -> dict[str, Any]:
     if not isinstance(drop, list) or not all(type(block) is int for block in drop):
         raise PlanError(f"{name} has no list 'drop' of block numbers.", "Give a plan's file.")
     return plan
-
-
-def _name(given: str, folder: Path) -> str:
-    """Return the name to record: a Hub id and demo as given, a folder as found."""
-    return given if given == "demo" or locate.is_hub_id(given) else str(folder)

@@ -24,11 +24,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from core import families
+from core.retrain.loss import causal_of
+from core.retrain.spec import PROJECTIONS
 
-FUSED = ("llama", "mistral", "qwen2")
-"""Families whose layers are computed here: two norms, no norms on queries and keys."""
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
 Weights = Sequence[Any]
 """Tensors, or None where there is none: weight, bias, A and B of a projection, or several such."""
 _CACHES = ("cache", "past_key_values", "past_key_value")
@@ -38,17 +36,19 @@ _CACHES = ("cache", "past_key_values", "past_key_value")
 def install(model: Any) -> int:
     """Let the layers of ``model`` (also under peft) compute as described; return how many do.
 
-    None do in other families, with attention other than sdpa, or with a transformers whose layers
-    return tuples.
+    None do in families with norms on queries and keys, with attention other than sdpa, or with a
+    transformers whose layers return tuples.
     """
     config = model.config
+    family = families.FAMILIES.get(config.model_type.removeprefix(families.CUSTOM_PREFIX))
     if (
-        config.model_type.removeprefix(families.CUSTOM_PREFIX) not in FUSED
+        family is None
+        or family.qk_norm
         or getattr(config, "_attn_implementation", None) != "sdpa"
         or config.hidden_act != "silu"
     ):
         return 0
-    layers = (model.get_base_model() if hasattr(model, "peft_config") else model).model.layers
+    layers = causal_of(model).model.layers
     if inspect.signature(type(layers[0]).forward).return_annotation is not Tensor:
         return 0
     for layer in layers:
@@ -73,7 +73,7 @@ def _forward_of(layer: Any, stock: Any) -> Any:
             return stock(hidden_states, attention_mask, *rest, **kwargs)
         projections = [
             _Projection.of(getattr(part, name))
-            for part, names in ((attention, _ATTENTION), (layer.mlp, _MLP))
+            for part, names in ((attention, PROJECTIONS[:4]), (layer.mlp, PROJECTIONS[4:]))
             for name in names
         ]
         norms = (layer.input_layernorm, layer.post_attention_layernorm)

@@ -50,9 +50,14 @@ def autocast(device: torch.device, compute: torch.dtype | None) -> Any:
     return torch.autocast(device.type, dtype=compute)
 
 
+def causal_of(model: Any) -> Any:
+    """Return transformers' own model, also from under peft."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return float32 logits [predicted tokens, vocabulary] and their targets."""
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal = causal_of(model)
     positions = batch.get("position_ids")
     extra = {} if positions is None else {"position_ids": positions}
     # With a cache, transformers does not tell packed rows apart.

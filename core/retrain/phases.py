@@ -165,13 +165,13 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     session.findings += watcher.findings
     after = watcher.after[1] if watcher.after else session.before
     result = Recovery(session.dense_loss, session.before, after)
-    if not stopped and not watcher.cancelled:
-        finding = diagnostics.pruned_too_hard(spec.method, result.gap, result.recovered)
-        if finding and result.recovered is not None:
-            session.note(finding)
-        finding = diagnostics.beyond_dense(result.gap, result.recovered)
-        if finding:
-            session.note(finding)
+    if not stopped and not watcher.cancelled and result.recovered is not None:
+        for finding in (
+            diagnostics.pruned_too_hard(spec.method, result.gap, result.recovered),
+            diagnostics.beyond_dense(result.gap, result.recovered),
+        ):
+            if finding:
+                session.note(finding)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = watcher.trainer.state.global_step
     if spec.method == "lora":

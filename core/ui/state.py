@@ -118,11 +118,7 @@ def describe(name: str) -> CheckpointInfo:
 
 @st.cache_data(max_entries=32, ttl=3600, show_spinner=False)
 def _described(name: str, _: str) -> CheckpointInfo:
-    if locate.only_on_hub(name):
-        from core import hub
-
-        return hub.inspect(name)
-    return checkpoint.inspect(locate.resolve(name, allow_config_only=True))
+    return locate.inspect(name)
 
 
 def use_settings(record: RunRecord) -> None:

@@ -125,9 +125,8 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     folder = locate.resolve(spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False)
     info = checkpoint.inspect(folder)
     plan, aim = make_plan(spec, info, progress)
-    record = depth.make_record(
-        folder, info, (), criterion=criterion_of(spec), name=name_of(spec, folder)
-    )
+    name = locate.recorded_name(spec.checkpoint, folder)
+    record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
     record |= _sizes(plan, aim, plan.parameters, plan.ratio)
     record |= {
         "dry_run": True,
@@ -171,12 +170,6 @@ def criterion_of(spec: WidthSpec) -> str:
         "magnitude": "L2 norm of the unit",
         "random": f"random, seed {spec.seed}",
     }[spec.method]
-
-
-def name_of(spec: WidthSpec, folder: Path) -> str:
-    """Return the source's name to record: a Hub id and demo as given, a folder as found."""
-    given = spec.checkpoint
-    return given if given == "demo" or locate.is_hub_id(given) else str(folder)
 
 
 def shapes(plan: WidthPlan, counts: Any) -> list[dict[str, int]]:
@@ -226,9 +219,8 @@ def run(spec: WidthSpec, run: Run) -> None:
     dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
     models.reset_peak_memory(device)
     selection, text = _select(spec, run, folder, plan, device, dtype)
-    record = depth.make_record(
-        folder, info, (), criterion=criterion_of(spec), name=name_of(spec, folder)
-    )
+    name = locate.recorded_name(spec.checkpoint, folder)
+    record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
     record |= _sizes(plan, aim, after, selection.ratio)
