@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core import variants
-from core.ui import frame, prune_view, recipes, state
+from core.prune import known
+from core.study import variants
+from core.ui import frame, recipes, state
 from core.words import size
 
 frame.start("Home")
@@ -26,7 +27,7 @@ if not name:
 
 info = state.inspect(name)
 done = [r for r in state.workspace().runs() if r.state == "done"]
-scored = prune_view.scored_runs(state.workspace(), info)
+scored = known.scored_runs(state.workspace(), info)
 pruned = variants.made_from(done, name)
 
 st.subheader("Active checkpoint")

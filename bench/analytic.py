@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from bench import tell
-from core import checkpoint, locate
 from core.benchmark import analytic, generate, rates
-from core.model import load_model
-from core.spec import parse_numbers
+from core.checkpoint import headers, locate
+from core.model.loading import load_model
+from core.runs.spec import parse_numbers
 
 DEVICE = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def main() -> None:
     pairs, base = [], {}
     for given in asked.checkpoints:
         folder = locate.resolve(given, need_tokenizer=False)
-        info = checkpoint.inspect(folder)
+        info = headers.inspect(folder)
         model = load_model(folder, DEVICE, torch.float32, check=False)
         name = given if given == "demo" else folder.resolve().name
         for batch in parse_numbers(asked.batch_sizes):

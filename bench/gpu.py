@@ -27,12 +27,13 @@ from typing import Any
 import torch
 
 from bench.gpu_report import MEMORY, TIME, Report
-from core.benchmark import analytic, generate, memory, protocol, rates
-from core.benchmark.memory import MemoryMeter
+from core.benchmark import analytic, generate, meter, protocol, rates
+from core.benchmark.meter import MemoryMeter
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.utilisation import UtilisationSampler
 from core.errors import OutOfMemoryError
-from core.model import dtype_name, free_memory, out_of_memory_explained, resolve_device
+from core.model.memory import free_memory, out_of_memory_explained
+from core.model.precision import dtype_name, resolve_device
 
 INPUT_TOKENS = 12
 GRACE_S = 30.0
@@ -267,7 +268,7 @@ def about(
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if cuda else device.type,
-        "capacity_mib": memory.capacity_mib(device) if cuda else None,
+        "capacity_mib": meter.capacity_mib(device) if cuda else None,
         "dtype": dtype_name(dtype),
         "torch": torch.__version__,
         "transformers": version("transformers"),

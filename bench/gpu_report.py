@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from core import workspace
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
+from core.runs import workspace
 
 MEMORY, TIME = "a smaller batch ran out of memory", "no time was left"
 

@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from core import model as models
-from core.blocks import BlockView
 from core.importance import forward
 from core.importance.branches import Batch, make_batch
 from core.importance.forward import compute_dtype
 from core.importance.sweep import sweep
 from core.importance.taylor import taylor
+from core.model import memory, precision
+from core.model.blocks import BlockView
 
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "importance_bench.md"
 SHAPES = ((12, 768), (32, 512))
@@ -153,8 +153,8 @@ def peak(arguments: argparse.Namespace, blocks: int, hidden: int, way: str) -> f
 
 def prepared(arguments: argparse.Namespace, blocks: int, hidden: int) -> dict[str, Any]:
     """The model, the rows, and every way of scoring them."""
-    device = models.resolve_device(arguments.device)
-    dtype = models.DTYPES[arguments.dtype]
+    device = precision.resolve_device(arguments.device)
+    dtype = precision.DTYPES[arguments.dtype]
     model = build(blocks, hidden, arguments.vocab, device, dtype)
     generator = torch.Generator().manual_seed(1)
     size = (arguments.samples, arguments.length)
@@ -173,10 +173,10 @@ def prepared(arguments: argparse.Namespace, blocks: int, hidden: int) -> dict[st
 
 def only_peak(arguments: argparse.Namespace) -> None:
     ready = prepared(arguments, arguments.blocks, arguments.hidden)
-    models.reset_peak_memory(ready["device"])
-    start = models.peak_memory_mib(ready["device"]) if ready["device"].type == "cuda" else 0.0
+    memory.reset_peak_memory(ready["device"])
+    start = memory.peak_memory_mib(ready["device"]) if ready["device"].type == "cuda" else 0.0
     ready["ways"][arguments.peak]()
-    print(models.peak_memory_mib(ready["device"]) - start)
+    print(memory.peak_memory_mib(ready["device"]) - start)
 
 
 def measure(arguments: argparse.Namespace, blocks: int, hidden: int) -> list[str]:
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--dtype", choices=tuple(models.DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=tuple(precision.DTYPES), default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, default=3)
@@ -263,7 +263,7 @@ def main() -> None:
     for shape in shapes:
         rows += measure(arguments, *shape)
         print(rows[-1], flush=True)
-    device = models.resolve_device(arguments.device)
+    device = precision.resolve_device(arguments.device)
     one = len(shapes) == 1
     shape = f" --blocks {shapes[0][0]} --hidden {shapes[0][1]}" if one else ""
     threads = f" --threads {arguments.threads}" if arguments.threads else ""

@@ -20,7 +20,7 @@ import torch
 from bench import tell
 from core.live.protocol import Perplexity
 from core.live.store import Loaded, Store
-from core.model import resolve_device
+from core.model.precision import resolve_device
 
 TEXTS: dict[str, dict[str, Any]] = {
     "10 calibration rows": {"samples": 10},

@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 
 from bench import tell
-from core import checkpoint, locate
 from core.benchmark import generate
 from core.benchmark.protocol import percentile
 from core.benchmark.utilisation import UtilisationSampler
-from core.model import load_model, resolve_device, resolve_dtype
+from core.checkpoint import headers, locate
+from core.model.loading import load_model
+from core.model.precision import resolve_device, resolve_dtype
 
 
 def interval(values: list[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -49,7 +50,7 @@ def main() -> None:
     now = time.perf_counter if asked.clock == "wall" else time.process_time
     device = resolve_device(asked.device)
     folder = locate.resolve(asked.checkpoint)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     dtype = resolve_dtype("auto", device, {"dtype": info.dtype})
     model = load_model(folder, device, dtype)
     config = generate.force_length(model, asked.output_tokens)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from core import families
+from core.checkpoint import families
 
 CHILD = """
 import json, resource, sys, time

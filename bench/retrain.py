@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from core import model as models
+from core.model import loading, memory, precision
 from core.retrain import batches, fused, weights
 from core.retrain.loss import heldout_loss
 from core.retrain.rows import Row, prepare
@@ -62,7 +62,7 @@ def build(arguments: argparse.Namespace, spec: RetrainSpec, device: torch.device
 
         with tempfile.TemporaryDirectory() as folder:
             depth.prune(CHECKPOINT, DROPPED, Path(folder) / "pruned")
-            model = models.load_model(Path(folder) / "pruned", device, torch.float32)
+            model = loading.load_model(Path(folder) / "pruned", device, torch.float32)
     else:
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,7 +88,6 @@ def rows_of(arguments: argparse.Namespace, spec: RetrainSpec) -> tuple[list[Row]
 
 def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
     """The trainer that `retrain` uses, without its evaluations."""
-    from core.progress import SILENT
     from core.retrain.session import precision
     from core.retrain.trainer import (
         MicroBatches,
@@ -99,6 +98,7 @@ def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], devi
     from core.retrain.trainer import (
         arguments as training_arguments,
     )
+    from core.runs.progress import SILENT
 
     packs = batches.sequences(rows, "grouped", spec.cutoff, spec.seed)
     size = 1 if arguments.shape == "demo" else SMALL
@@ -165,7 +165,7 @@ def one(arguments: argparse.Namespace) -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = models.resolve_device(arguments.device)
+    device = precision.resolve_device(arguments.device)
     spec = spec_of(arguments)
     rows, heldout = rows_of(arguments, spec)
     trainer = (ours if arguments.way == "ours" else theirs)(arguments, spec, rows, device)
@@ -178,9 +178,9 @@ def one(arguments: argparse.Namespace) -> None:
             clock.append((time.perf_counter(), time.process_time()))
 
     trainer.add_callback(Clock())
-    models.reset_peak_memory(device)
+    memory.reset_peak_memory(device)
     trainer.train()
-    peak = models.peak_memory_mib(device)
+    peak = memory.peak_memory_mib(device)
     plan = batches.StepPlan([len(r.ids) for r in rows], 64, 1, spec.seed)
     counted = [len(rows[i].ids) for step in range(1, spec.steps or 1) for i in plan.indices(step)]
     seconds, cpu_s = (end - start for start, end in zip(clock[0], clock[-1], strict=True))
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=("demo", *SHAPES), default="demo")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of 64 rows")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--dtype", choices=("auto", *models.DTYPES), default="auto")
+    parser.add_argument("--dtype", choices=("auto", *precision.DTYPES), default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--micro-batch", type=int)
@@ -268,7 +268,7 @@ def main() -> None:
         one(arguments)
         return
     dropouts = DROPOUTS if arguments.dropout is None else (arguments.dropout,)
-    device = models.resolve_device(arguments.device)
+    device = precision.resolve_device(arguments.device)
     threads = arguments.threads or torch.get_num_threads()
     lines = [
         "# Retraining: measured",

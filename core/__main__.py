@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from core import __version__, commands
 from core.errors import DepthcutError, OptionError
-from core.spec import add_arguments, from_namespace
+from core.runs.spec import add_arguments, from_namespace
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,10 +80,10 @@ def _dispatch(argv: list[str]) -> int:
         _print_json(command.load().run(spec))
         return 0
     if getattr(spec, "out", None) == "":  # only where the command may choose
-        from core.workspace import Workspace
+        from core.runs.workspace import Workspace
 
         spec = dataclasses.replace(spec, out=str(Workspace().new_dir(command.name)))
-    from core.run import execute
+    from core.runs.run import execute
 
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from core.run import as_known
+        from core.runs.run import as_known
 
         if os.environ.get("DEPTHCUT_DEBUG"):
             raise

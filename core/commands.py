@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         Command(
             "inspect",
-            "core.inspect_command",
+            "core.checkpoint.inspect_command",
             "InspectSpec",
             "What a checkpoint is, from headers.",
             is_run=False,
@@ -132,7 +132,11 @@ COMMANDS: dict[str, Command] = {
             is_run=False,
         ),
         Command(
-            "jobs", "core.jobs_command", "JobsSpec", "List, show and cancel runs.", is_run=False
+            "jobs",
+            "core.runs.jobs_command",
+            "JobsSpec",
+            "List, show and cancel runs.",
+            is_run=False,
         ),
     )
 }

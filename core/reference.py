@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from core import commands
-from core.spec import flag_of, hints_of, kind_of, show
+from core.runs.spec import flag_of, hints_of, kind_of, show
 
 _KINDS = {int: "whole number", float: "number", str: "text", bool: "switch"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core import jobs
 from core.charts.checkpoint import parameter_bars
-from core.inspect_command import InspectSpec
+from core.checkpoint.inspect_command import InspectSpec
+from core.runs import jobs
 from core.ui import frame, state
 from core.words import size
 

@@ -13,12 +13,13 @@ from core.charts import compare as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, published
+from core.compare import scene as compare_view
 from core.compare.measured import Cell, Row, cell_of
+from core.compare.scene import Scene
 from core.errors import DepthcutError
+from core.prune.toggle import to_text
 from core.study import Study, info_of, study
-from core.ui import compare_launch, compare_view, findings, frame, report, state
-from core.ui.compare_view import Scene
-from core.ui.toggle import to_text
+from core.ui import compare_launch, findings, frame, report, state
 
 ASKED: Any = "query-params"
 

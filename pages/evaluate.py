@@ -7,18 +7,20 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, recipes
+from core import recipes
 from core.charts import evaluate as charts
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import command, questions, results
+from core.evaluate import tables as view
 from core.evaluate.results import Judged, Measure
 from core.evaluate.spec import EvaluateSpec
+from core.prune import known as prune_view
 from core.recipes.command import RecipeSpec
-from core.spec import build, parse_numbers
+from core.runs import jobs
+from core.runs.spec import build, parse_numbers
 from core.study import Study, Variant, study, tokenizer_conflict
-from core.ui import evaluate_view as view
-from core.ui import frame, prune_view, runs, state, widgets
+from core.ui import frame, runs, state, widgets
 
 ASKED: Any = "query-params"
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from core import jobs
 from core.charts import importance as charts
 from core.errors import DepthcutError
 from core.findings import of_run
 from core.importance import command
-from core.spec import build
-from core.ui import findings, frame, prune_pad, prune_view, runs, state, widgets
-from core.workspace import RunRecord
+from core.prune import known
+from core.runs import jobs
+from core.runs.spec import build
+from core.runs.workspace import RunRecord
+from core.ui import findings, frame, prune_pad, runs, state, widgets
 
 TABLES = (
     "blocks.csv",
@@ -175,11 +176,11 @@ def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
 
 def results(record: RunRecord) -> None:
     """Draw everything that the run measured."""
-    summary, blocks = prune_view.summary_of(record), read(record, "blocks.csv")
+    summary, blocks = known.summary_of(record), read(record, "blocks.csv")
     if blocks is None or not summary:
         st.info("This run has left no results.")
         return
-    note = prune_view.measured_on(summary)
+    note = known.measured_on(summary)
     tiles = st.columns(4)
     if summary.get("dense_ppl"):
         tiles[0].metric("Dense perplexity", f"{summary['dense_ppl']:.4g}", border=True)
@@ -225,13 +226,13 @@ def results(record: RunRecord) -> None:
 frame.start("Importance")
 name = state.active_checkpoint()
 info = state.inspect(name)
-found = prune_view.scored_runs(state.workspace(), info)
+found = known.scored_runs(state.workspace(), info)
 opened = state.form_is_open("importance", not found)
 with st.expander("New run", expanded=opened, icon=":material/tune:"):
     watched = launcher(name)
 runs.show(watched)
 if found:
-    record = runs.pick("importance", found, "Results of", newest=watched, name=prune_view.label_of)
+    record = runs.pick("importance", found, "Results of", newest=watched, name=known.label_of)
     if record:
         results(record)
 else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core import variants, words
+from core import words
+from core.runs.workspace import RunRecord
+from core.study import variants
 from core.ui import frame, job_cards, state
 from core.words import size
-from core.workspace import RunRecord
 
 SHOWN = 20
 

@@ -12,12 +12,14 @@ import streamlit as st
 
 from core.errors import DepthcutError
 from core.live import client
+from core.live import columns as playground_columns
+from core.live.columns import Column
+from core.live.playground import Output, Session
 from core.live.protocol import Sampling
-from core.spec import build
+from core.prune import toggle
+from core.runs.spec import build
 from core.study import Variant
-from core.ui import frame, playground_columns, prune_pad, state, toggle, widgets
-from core.ui.playground_columns import Column
-from core.ui.playground_run import Output, Session
+from core.ui import frame, prune_pad, state, widgets
 
 SESSION, REFRESH_S = "playground_session", 0.2
 NAMES = ("max_tokens", "temperature", "top_k", "top_p", "seed", "batch")

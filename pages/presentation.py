@@ -5,10 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from core.charts import presentation as charts
-from core.report import headline, material
+from core.compare import headline
+from core.compare.scene import Scene
+from core.report import material
 from core.report.build import sentence, tiles
 from core.ui import frame, state
-from core.ui.compare_view import Scene
 
 LARGE = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }

@@ -7,21 +7,23 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import checkpoint, jobs
 from core.charts import importance as importance_charts
 from core.charts import prune as charts
+from core.checkpoint import headers
 from core.importance.curve_command import CurveSpec
+from core.prune import known as prune_view
+from core.prune.known import Known
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
-from core.ui import frame, live_panel, prune_cost, prune_pad, prune_view, runs, state, width_form
+from core.runs import jobs
+from core.ui import frame, live_panel, prune_cost, prune_pad, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
-from core.ui.prune_view import Known
 
 WAYS = ("Blocks", "Width")
 
 
-def scores_picker(pad: Pad, info: checkpoint.CheckpointInfo) -> Known:
+def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
     """Offer the importance runs of this checkpoint and return what they say."""
     found = {r.id: r for r in prune_view.scored_runs(state.workspace(), info)}
     if not found:
@@ -176,7 +178,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
     context = columns[1].number_input(
         "Tokens of context", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
     )
-    dtypes = tuple(checkpoint.DTYPE_BYTES)
+    dtypes = tuple(headers.DTYPE_BYTES)
     dtype = columns[2].selectbox("Precision", dtypes, **kept(pad, "dtype", info.dtype))
     asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
     table = prune_view.rows(

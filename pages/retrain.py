@@ -6,23 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from core import jobs
 from core.charts import retrain as charts
 from core.errors import DepthcutError
+from core.retrain import dry_run, history
 from core.retrain.spec import RetrainSpec, settings_of
-from core.spec import build
-from core.ui import (
-    frame,
-    prune_pad,
-    retrain_dry,
-    retrain_live,
-    retrain_recipes,
-    retrain_view,
-    runs,
-    state,
-    widgets,
-)
-from core.workspace import RunRecord
+from core.runs import jobs
+from core.runs.spec import build
+from core.runs.workspace import RunRecord
+from core.ui import frame, prune_pad, retrain_live, retrain_recipes, runs, state, widgets
 
 # Everything adjustable beside the main choices, in rows of widgets.
 OPTIONS = {
@@ -44,7 +35,7 @@ OPTIONS = {
 
 def choose_variant(kept: dict[str, Any]) -> str:
     """Draw the choice of what to retrain and return its name."""
-    found = {r.id: retrain_view.label_of(r) for r in retrain_view.variants(state.workspace())}
+    found = {r.id: history.label_of(r) for r in history.variants(state.workspace())}
     active = state.current_checkpoint()
     names = {**found, **({} if not active or active in found else {active: f"active: {active}"})}
     wanted = str(kept.get("checkpoint") or "")
@@ -92,20 +83,20 @@ def settings(kept: dict[str, Any]) -> dict[str, Any]:
 @st.fragment(run_every=0.5)
 def outlook_pending(spec: RetrainSpec) -> None:
     """Poll the dry run until it has answered, then draw the page with the answer."""
-    if retrain_dry.ask(dry_runs(), spec, state.workspace()).poll():
+    if dry_run.ask(dry_runs(), spec, state.workspace()).poll():
         st.rerun()
     st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
 
 
-def dry_runs() -> dict[str, retrain_dry.DryRun]:
+def dry_runs() -> dict[str, dry_run.DryRun]:
     """Return this session's dry runs."""
-    known: dict[str, retrain_dry.DryRun] = st.session_state.setdefault("retrain_dry", {})
+    known: dict[str, dry_run.DryRun] = st.session_state.setdefault("retrain_dry", {})
     return known
 
 
 def outlook(spec: RetrainSpec) -> str:
     """Draw what the run will take and a row as it trains; return what forbids a launch."""
-    answer = retrain_dry.ask(dry_runs(), spec, state.workspace())
+    answer = dry_run.ask(dry_runs(), spec, state.workspace())
     if not answer.poll():
         outlook_pending(spec)
         return ""
@@ -113,7 +104,7 @@ def outlook(spec: RetrainSpec) -> str:
         st.error(answer.error)
         return answer.error
     plan = answer.plan
-    retrain_live.row(retrain_view.tiles(plan))
+    retrain_live.row(history.tiles(plan))
     st.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
         f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
@@ -129,7 +120,7 @@ def outlook(spec: RetrainSpec) -> str:
             number = st.segmented_control(
                 "A row as it trains", range(1, len(samples) + 1), default=1, key="retrain_row"
             )
-        st.html(retrain_view.sample_html(samples[(number or 1) - 1]))
+        st.html(history.sample_html(samples[(number or 1) - 1]))
         st.caption("Grey and slanted: given, without loss. Underlined: what the loss is on.")
     return ""
 
@@ -161,9 +152,9 @@ def launcher(kept: dict[str, Any]) -> str:
 
 def compare(records: list[RunRecord], record: RunRecord) -> None:
     """Draw all retrainings of one parent side by side."""
-    family = retrain_view.same_parent(records, record)
-    table = retrain_view.comparison(family)
-    st.subheader(f"Retrained from {retrain_view.short(record.spec.get('checkpoint'))}")
+    family = history.same_parent(records, record)
+    table = history.comparison(family)
+    st.subheader(f"Retrained from {history.short(record.spec.get('checkpoint'))}")
     if table["recovered"].notna().any():
         st.plotly_chart(charts.recovered_bars(table), key="recovered", alt="Recovered share.")
     st.dataframe(
@@ -195,7 +186,7 @@ one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
 with one:
     with st.expander("New run", expanded=not made or again, icon=":material/tune:"):
         started = launcher(kept)
-    record = runs.pick("retrain", made, "Run", newest=started, name=retrain_view.run_label)
+    record = runs.pick("retrain", made, "Run", newest=started, name=history.run_label)
     if record:
         retrain_live.show(record)
 with several:

@@ -64,10 +64,11 @@ def real_dir():
 def place(tmp_path, monkeypatch):
     """A workspace and a lock folder of the test's own, where every process knows ``wait``.
 
-    Returns the `core.workspace.Workspace`; runs that still live at the end are killed.
+    Returns the `core.runs.workspace.Workspace`; runs that still live at the end are killed.
     """
-    from core import commands, jobs
-    from core.workspace import Workspace
+    from core import commands
+    from core.runs import jobs
+    from core.runs.workspace import Workspace
 
     machinery = Path(__file__).parent / "machinery"
     monkeypatch.syspath_prepend(str(machinery))

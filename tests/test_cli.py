@@ -14,9 +14,10 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from core import __version__, commands, jobs, reference
+from core import __version__, commands, reference
 from core.__main__ import main
-from core.workspace import read_run
+from core.runs import jobs
+from core.runs.workspace import read_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,7 +168,7 @@ def test_nan_in_the_weights_names_the_tensor(capsys, tmp_path, tiny_dir):
 
 
 def test_an_unexpected_error_is_one_sentence_too(capsys, monkeypatch):
-    from core import inspect_command
+    from core.checkpoint import inspect_command
 
     def broken(_):
         raise ZeroDivisionError("seven by zero")
@@ -229,7 +230,8 @@ def test_light_commands_import_no_torch(tmp_path, tiny_gqa):
 
 def test_pages_read_runs_and_specs_without_torch():
     code = (
-        "import sys, core.run, core.jobs, core.workspace, core.device_lock, core.reference\n"
+        "import sys, core.runs.run, core.runs.jobs, core.runs.workspace, core.runs.device_lock\n"
+        "import core.reference\n"
         "core.reference.markdown()\n"
         "assert not {'torch', 'transformers', 'streamlit'} & set(sys.modules)"
     )

@@ -17,8 +17,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core import data
 from core.__main__ import main
+from core.data.calibration import calibration_rows
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, LENGTH, SEED = 4, 48, 7
@@ -104,7 +104,7 @@ def walk_the_path(call, name, folder, calibration, tmp_path, count):
         *("--metrics", "ppl,magnitude,block-influence", "--device", "cpu", "--dtype", "float32"),
     )
     summary = json.loads((scores / "summary.json").read_text())
-    rows = data.calibration_rows(str(calibration), tokenizer, SAMPLES, LENGTH, SEED)
+    rows = calibration_rows(str(calibration), tokenizer, SAMPLES, LENGTH, SEED)
     assert summary["tokens"] == SAMPLES * (LENGTH - 1)
     assert (summary["device"], summary["dtype"], summary["seed"]) == ("cpu", "float32", SEED)
     assert summary["dense_ppl"] == pytest.approx(plain_perplexity(dense, rows), rel=1e-5)

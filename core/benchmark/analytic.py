@@ -13,11 +13,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from core.workspace import read_json
+from core.runs.workspace import read_json
 
 if TYPE_CHECKING:
-    from core.checkpoint import CheckpointInfo
-    from core.workspace import Workspace
+    from core.checkpoint.headers import CheckpointInfo
+    from core.runs.workspace import Workspace
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUGH_PCT = 30.0
@@ -29,7 +29,7 @@ probabilities and cumulated ones (4 each), and the sorting order (8)."""
 
 
 class Shapes(Protocol):
-    """What is needed of `core.checkpoint.CheckpointInfo`."""
+    """What is needed of `core.checkpoint.headers.CheckpointInfo`."""
 
     @property
     def hidden(self) -> int:

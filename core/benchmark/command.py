@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, locate
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
+from core.checkpoint import headers, locate
 from core.errors import DepthcutError, OptionError, RunError
-from core.spec import DeviceOptions, option
+from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
-    from core.checkpoint import CheckpointInfo
-    from core.progress import Progress
-    from core.run import Run
+    from core.checkpoint.headers import CheckpointInfo
+    from core.runs.progress import Progress
+    from core.runs.run import Run
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU_LIMIT_S = 90.0
@@ -89,7 +89,7 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
     for given in spec.checkpoints:
         options: dict[str, Any] = {"allow_config_only": config_only, "need_tokenizer": False}
         folder = locate.resolve(given, **options)
-        info = checkpoint.inspect(folder, allow_config_only=config_only)
+        info = headers.inspect(folder, allow_config_only=config_only)
         if info.context and longest > info.context:
             raise OptionError(
                 f"--output-tokens: {longest} tokens with the prompt are more than the context of "
@@ -376,7 +376,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
 
     import torch
 
-    from core.model import resolve_device
+    from core.model.precision import resolve_device
 
     began = time.time()
     device = resolve_device(spec.device)

@@ -142,7 +142,7 @@ def tiny_model(
 
 def import_and_settle(device: torch.device) -> None:
     """Load and generate once with a tiny model, so that libraries count as no model's memory."""
-    from core.model import load_model
+    from core.model.loading import load_model
 
     model = tiny_model(1, device, torch.float32)
     timed(model, torch.ones(1, 4, dtype=torch.long, device=device), force_length(model, 3))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.benchmark import memory
+from core.benchmark import meter
 from core.benchmark.protocol import Cell
 from core.errors import DepthcutError, OutOfMemoryError
 
@@ -60,11 +60,11 @@ def load(request: Request, device: torch.device) -> Any:
     """Load the checkpoint, or give its config random weights on the device."""
     import torch
 
-    from core import model as loading
+    from core.model import loading, memory, precision
 
     folder = Path(request.folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    dtype = loading.resolve_dtype(request.dtype, device, config)
+    dtype = precision.resolve_dtype(request.dtype, device, config)
     if not request.random_weights:
         return loading.load_model(folder, device, dtype, check=False)
     from transformers import AutoConfig
@@ -76,7 +76,7 @@ def load(request: Request, device: torch.device) -> Any:
     torch.manual_seed(request.seed)
     try:
         torch.set_default_dtype(dtype)
-        with loading.out_of_memory_explained("making random weights"), device:
+        with memory.out_of_memory_explained("making random weights"), device:
             made = (chosen._from_config if own else chosen.from_config)(settings)
     finally:
         torch.set_default_dtype(before)
@@ -88,19 +88,19 @@ class Visit:
 
     def __init__(self, request: Request, emit: Emit) -> None:
         """Load what ``request`` names, under its memory limit."""
-        from core import model as loading
         from core.benchmark import generate
+        from core.model import loading, precision
 
         self.request, self.emit = request, emit
         self.measured: list[Cell] = []
-        self.device = loading.resolve_device(request.device)
+        self.device = precision.resolve_device(request.device)
         generate.import_and_settle(self.device)
         tokenizer = None
         with contextlib.suppress(DepthcutError):  # before the meter: it is no part of the model
             tokenizer = loading.load_tokenizer(request.folder)
-        self.meter = memory.MemoryMeter(self.device)
+        self.meter = meter.MemoryMeter(self.device)
         if request.memory_limit_mib:
-            memory.limit(self.device, request.memory_limit_mib)
+            meter.limit(self.device, request.memory_limit_mib)
         self.model = load(request, self.device)
         vocab = int(self.model.config.vocab_size)
         self.ids = generate.prompt_ids(tokenizer, vocab, request.input_tokens)
@@ -108,10 +108,10 @@ class Visit:
         emit(
             "loaded",
             device=str(self.device),
-            dtype=loading.dtype_name(self.model.dtype),
+            dtype=precision.dtype_name(self.model.dtype),
             weight_bytes=sum(p.numel() * p.element_size() for p in weights),
             prompt_ids=self.ids,
-            capacity_mib=request.memory_limit_mib or memory.capacity_mib(self.device),
+            capacity_mib=request.memory_limit_mib or meter.capacity_mib(self.device),
         )
 
     def prompts(self, batch: int) -> torch.Tensor:
@@ -155,10 +155,10 @@ class Visit:
 
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
         """Do ``work``; (False, None) where memory ran out."""
-        from core import model as loading
+        from core.model import memory
 
         try:
-            with loading.out_of_memory_explained("generating"):
+            with memory.out_of_memory_explained("generating"):
                 result = work()
         except OutOfMemoryError:
             result = None
@@ -167,7 +167,7 @@ class Visit:
                 raise
             result = None
         if result is None:
-            loading.free_memory(self.device)
+            memory.free_memory(self.device)
         return result is not None, result
 
     def cells(self) -> int:
@@ -197,7 +197,7 @@ class Visit:
             count = functools.partial(self._tensors_beside_weights, cell)
             ok, most = self.fits(count)
             if ok:
-                mib = (held + most) / memory.MIB
+                mib = (held + most) / meter.MIB
                 self.emit("tensors", **dataclasses.asdict(cell), allocated_mib=mib)
 
     def _tensors_beside_weights(self, cell: Cell) -> int:
@@ -205,11 +205,11 @@ class Visit:
         from core.benchmark import generate
 
         ids, one = self.prompts(cell.batch_size), generate.force_length(self.model, 1)
-        prompt = memory.tensor_peak(lambda: generate.timed(self.model, ids, one))
+        prompt = meter.tensor_peak(lambda: generate.timed(self.model, ids, one))
         if cell.output_tokens == 1:
             return prompt
         filled: list[Any] = []
-        last = memory.tensor_peak(
+        last = meter.tensor_peak(
             lambda: self.end(ids, filled),
             before=lambda: filled.append(self.fill(ids, len(self.ids) + cell.output_tokens - 3)),
         )
@@ -281,7 +281,7 @@ class Visit:
 
 def work(request: Request, emit: Emit) -> None:
     """Carry out a request, telling ``emit`` of every step; rates are measured last."""
-    from core import model as loading
+    from core.model import memory, precision
 
     if request.cells:
         visit = Visit(request, emit)
@@ -292,13 +292,13 @@ def work(request: Request, emit: Emit) -> None:
             visit.largest(largest)
         device = visit.device
         del visit
-        loading.free_memory(device)
+        memory.free_memory(device)
     if request.measure_rates:
         from core.benchmark import rates
 
-        device = loading.resolve_device(request.device)
+        device = precision.resolve_device(request.device)
         config = json.loads((Path(request.folder) / "config.json").read_text(encoding="utf-8"))
-        found = rates.measure(device, loading.resolve_dtype(request.dtype, device, config))
+        found = rates.measure(device, precision.resolve_dtype(request.dtype, device, config))
         emit("rates", **dataclasses.asdict(found))
 
 

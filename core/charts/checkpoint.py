@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from core.charts import palette
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 
 KINDS = {
     "attention": (("q_proj", "k_proj", "v_proj", "o_proj"), "#0072B2", ""),

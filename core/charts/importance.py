@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from core import criteria
 from core.charts import palette
 from core.charts.prune import log_axis
-from core.importance import criteria
 
 MOST_NLL = 700.0
 """Where the exponential would leave the range of floating-point numbers."""

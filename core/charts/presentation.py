@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from core.charts import palette
-from core.report.headline import Stop
+from core.compare.headline import Stop
 
 BIG = 20
 """Font size in pixels that is read from the last row."""

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from core.charts import palette
-from core.prune.outlook import Quality
+from core.prune.outlook import Line, Quality
 
 MARKS = {"A": ("star", palette.DROPPED), "B": ("diamond", "#E69F00")}
 """Symbol and colour of the two plans."""
 _COLOURS = {"dropped": palette.DROPPED, "protected": palette.PROTECTED, "kept": palette.KEPT}
 _PATTERNS = {"dropped": "x", "protected": "/", "kept": ""}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One criterion's perplexities: ``points`` are (blocks removed, perplexity, blocks)."""
-
-    name: str
-    kind: str
-    """measured or estimated."""
-    points: Sequence[tuple[int, float, Sequence[int]]]
 
 
 def curve(

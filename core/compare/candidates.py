@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.benchmark.analytic import Shapes, without
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.study import Protocol, Quality, Study, Variant, criterion_label, info_of
 
 NEAR = 0.05

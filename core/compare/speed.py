@@ -5,6 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from core.compare.measured import Cell, cell_of
+from core.study import Benchmark, Study, read_rows
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,39 @@ def speed_up(base: Mapping[str, Sequence[float]], own: Mapping[str, Sequence[flo
     """Return how much faster ``own`` is than ``base``: latencies in seconds by visit."""
     middle = [statistics.median(t for v in x.values() for t in v) for x in (base, own)]
     return Speed(middle[0] / middle[1], (spread(base) ** 2 + spread(own) ** 2) ** 0.5)
+
+
+def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
+    """Return by label how fast each smaller checkpoint is beside the dense one, with its noise.
+
+    From the single runs of runs.csv, by visit; where they are missing from mean and deviation.
+    """
+    labels = {v.id: v.label for v in study.variants if v.kind in ("depth", "width") and v.ratio}
+    ids = {str(p["variant"]): p["id"] for p in bench.points}
+    times: dict[str, dict[str, list[float]]] = {}
+    for row in read_rows(bench.record.path / "runs.csv"):
+        if cell_of(row) == cell and row.get("latency_s"):
+            visits = times.setdefault(ids.get(str(row["variant"]), ""), {})
+            visits.setdefault(str(row["visit"]), []).append(float(row["latency_s"]))
+    points = {p["id"]: p for p in bench.points if cell_of(p) == cell and not p["oom"]}
+    dense = study.dense.id
+    found = {}
+    for name, label in labels.items():
+        if name in times and dense in times:
+            found[label] = speed_up(times[dense], times[name])
+        elif speed := _from_points(points.get(dense), points.get(name)):
+            found[label] = speed
+    return found
+
+
+def _from_points(dense: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> Speed | None:
+    """Return a speed from mean and standard deviation: two standard errors of each, added up."""
+    if not dense or not own or not dense.get("latency_s_mean") or not own.get("latency_s_mean"):
+        return None
+    shares: Sequence[float] = [
+        2 * float(p.get("latency_s_std") or 0) / float(p["latency_s_mean"]) / p["runs"] ** 0.5
+        for p in (dense, own)
+        if p.get("runs")
+    ]
+    factor = float(dense["latency_s_mean"]) / float(own["latency_s_mean"])
+    return Speed(factor, sum(s**2 for s in shares) ** 0.5)

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from core.blocks import BlockView
 from core.errors import OutOfMemoryError
 from core.evaluate.estimate import STATE_MIB
 from core.evaluate.suites import Place
 from core.evaluate.zero_shot import TaskResult, ask, harness_model
 from core.importance.branches import make_batch, states_without
-from core.model import out_of_memory_explained
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.model.memory import out_of_memory_explained
+from core.runs.progress import SILENT, Progress
 
 LOGITS = 2**24
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data, locate
+from core.checkpoint import headers, locate
+from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
-    from core.run import Run
+    from core.runs.run import Run
 
 __all__ = ("EvaluateSpec", "dry_run", "run")
 
@@ -23,13 +24,13 @@ __all__ = ("EvaluateSpec", "dry_run", "run")
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; null where data must be fetched first."""
     folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     check_model(spec, info)
     tasks = suites.expand(spec.tasks)
     suites.find(tasks, spec.task_dir)
     texts: list[dict[str, Any]] = []
     for source in spec.perplexity:
-        data.describe(source)
+        sources.describe(source)
         tokens = work.text_tokens(source, folder)
         for window in spec.window:
             flops = None if tokens is None else work.perplexity_flops(info, tokens, window)
@@ -70,9 +71,9 @@ def _rate(session: Session, measured: list[Any]) -> float | None:
 
 def run(spec: EvaluateSpec, run: Run) -> None:
     """Measure what is asked for and write the files of the contract."""
-    from core import model as models
     from core.evaluate import questions, texts
     from core.evaluate.session import Session
+    from core.model import memory, precision
 
     began = time.perf_counter()
     session = Session(spec, run)
@@ -103,8 +104,8 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "flops_per_s": _rate(session, measured),
             "seconds": round(time.perf_counter() - began, 3),
             "device": str(session.device),
-            "dtype": models.dtype_name(session.dtype),
-            "peak_memory_mib": round(models.peak_memory_mib(session.device), 1),
+            "dtype": precision.dtype_name(session.dtype),
+            "peak_memory_mib": round(memory.peak_memory_mib(session.device), 1),
             "versions": known.versions(*(questions.LIBRARIES if asked else ())),
         },
     )

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from core import data, workspace
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.tokenizer import read_tokenizer
+from core.data import sources
+from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
-from core.tokenizer_files import read_tokenizer
+from core.runs import workspace
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
@@ -28,7 +30,7 @@ def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
 
 def text_tokens(source: str, folder: Path) -> int | None:
     """Return how many tokens a text has for a checkpoint; None where that takes a download."""
-    if source.startswith("hub:") or source in data.PRESETS:
+    if source.startswith("hub:") or source in sources.PRESETS:
         return None
     stamp = "" if source == "demo" else str(Path(source).expanduser().stat().st_mtime_ns)
     return _count(source, folder / "tokenizer.json", stamp)
@@ -36,13 +38,13 @@ def text_tokens(source: str, folder: Path) -> int | None:
 
 @functools.lru_cache(maxsize=64)
 def _count(source: str, tokenizer: Path, _: str) -> int:
-    kind = data.kind_of(source)
+    kind = sources.kind_of(source)
     if kind == "input_ids":
-        return sum(len(row["input_ids"]) for row in data.rows_of(source))
+        return sum(len(row["input_ids"]) for row in sources.rows_of(source))
     if kind == "instruction":
-        text = "\n".join("\n".join(row.values()) for row in data.instruction_rows(source))
+        text = "\n".join("\n".join(row.values()) for row in sources.instruction_rows(source))
     else:
-        text = data.evaluation_stream(source)
+        text = evaluation_stream(source)
     if not tokenizer.is_file():
         return len(text) // 4
     return len(read_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids)

@@ -6,8 +6,8 @@ Equal keys mean the same result, so it is taken from the earlier run. No torch h
 
 The checkpoint's content is its tensors, its configuration and its tokenizer. Up to `FULL_BYTES` of
 weights every byte counts; beyond that names, dtypes, shapes and three samples of 1 KiB a tensor
-(`core.tensors.content_key`), because hashing 13 GB takes longer than judging them. Training moves
-every element of the tensors it touches, so samples see it.
+(`core.checkpoint.tensors.content_key`), because hashing 13 GB takes longer than evaluating them.
+Training moves every element of the tensors it touches, so samples see it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core import __version__, workspace
-from core.checkpoint import TOKENIZER_FILES, TensorIndex, content_key, file_state
-from core.workspace import RunRecord, Workspace
+from core import __version__
+from core.checkpoint.headers import TOKENIZER_FILES, TensorIndex, content_key, file_state
+from core.runs import workspace
+from core.runs.workspace import RunRecord, Workspace
 
 FULL_BYTES = 2**30
 ANSWERS = "answers"

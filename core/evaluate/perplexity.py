@@ -1,6 +1,6 @@
 """Perplexity of a text in windows, by a plain pass of the stock model.
 
-The text is one token stream cut into non-overlapping windows (`core.data.evaluation_windows`); the
+The text is one token stream cut into non-overlapping windows (`core.data.evaluation`); the
 perplexity is exp of the mean negative log-likelihood over all predictions of all windows. The loss
 of every window is kept, so that two models can be compared window by window.
 """
@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import data
+from core.data import sources
+from core.data.evaluation import evaluation_stream
 from core.errors import NotFiniteError, OutOfMemoryError
-from core.model import free_memory, out_of_memory_explained
-from core.progress import SILENT, Progress
+from core.model.memory import free_memory, out_of_memory_explained
+from core.runs.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,14 +59,14 @@ def token_stream(source: str, tokenizer: Any) -> list[int]:
     Rows of ``input_ids`` are taken as they are, one after the other; instruction rows as their
     columns, a line each, with a blank line between rows.
     """
-    kind = data.kind_of(source)
+    kind = sources.kind_of(source)
     if kind == "input_ids":
-        return [token for row in data.rows_of(source) for token in row["input_ids"]]
+        return [token for row in sources.rows_of(source) for token in row["input_ids"]]
     if kind == "instruction":
-        rows = (filter(None, row.values()) for row in data.instruction_rows(source))
+        rows = (filter(None, row.values()) for row in sources.instruction_rows(source))
         text = "\n\n".join("\n".join(row) for row in rows)
     else:
-        text = data.evaluation_stream(source)
+        text = evaluation_stream(source)
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from core import workspace
 from core.evaluate import known, suites
+from core.runs import workspace
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
-    from core.run import Run
+    from core.runs.run import Run
 
 Result = TypeVar("Result")
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import workspace
 from core.errors import DepthcutError
 from core.evaluate import compare, known, questions, suites, texts
 from core.evaluate.compare import Delta
+from core.runs import workspace
+from core.runs.workspace import RunRecord, Workspace
 from core.study import Variant
-from core.workspace import RunRecord, Workspace
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, locate
+from core.checkpoint import headers, locate
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
 
 if TYPE_CHECKING:
     import torch
 
-    from core.run import Run
+    from core.runs.run import Run
 
 
 class Session:
@@ -20,30 +20,30 @@ class Session:
 
     def __init__(self, spec: EvaluateSpec, run: Run) -> None:
         """Resolve the checkpoint, and check the options against it."""
-        from core import model as models
+        from core.model import loading, memory, precision
 
         self.spec, self.run = spec, run
         self.folder: Path = locate.resolve(spec.checkpoint, run.progress)
-        self.info = checkpoint.inspect(self.folder, allow_config_only=False)
+        self.info = headers.inspect(self.folder, allow_config_only=False)
         check_model(spec, self.info)
         self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
         self.content = known.checkpoint_content(self.folder)
         self.earlier = None if spec.fresh else known.Earlier()
-        self.tokenizer = models.load_tokenizer(self.folder)
-        self.device = models.resolve_device(spec.device)
+        self.tokenizer = loading.load_tokenizer(self.folder)
+        self.device = precision.resolve_device(spec.device)
         self.dtype = _dtype(spec.dtype, self.device, self.info.dtype)
         self._model: Any = None
-        models.reset_peak_memory(self.device)
+        memory.reset_peak_memory(self.device)
 
     @property
     def model(self) -> Any:
         """The loaded model."""
-        from core import model as models
+        from core.model import loading, precision
 
         if self._model is None:
-            where = f"{self.device} as {models.dtype_name(self.dtype)}"
+            where = f"{self.device} as {precision.dtype_name(self.dtype)}"
             self.run.progress.log(f"Loading {self.spec.checkpoint} to {where}.")
-            self._model = models.load_model(self.folder, self.device, self.dtype)
+            self._model = loading.load_model(self.folder, self.device, self.dtype)
         return self._model
 
     def key(self, *libraries: str, **protocol: Any) -> str:
@@ -85,8 +85,8 @@ def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
     ``auto`` keeps the checkpoint's, but widens it on a CPU that cannot compute in it, as
     importance and curve do; widening is exact.
     """
-    from core import model as models
     from core.importance.forward import compute_dtype
+    from core.model import precision
 
-    dtype = models.resolve_dtype(name, device, {"dtype": declared})
+    dtype = precision.resolve_dtype(name, device, {"dtype": declared})
     return compute_dtype(device, dtype) if name == "auto" else dtype

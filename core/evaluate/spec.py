@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from core import data
+from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import OptionError
-from core.spec import DeviceOptions, option
+from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
-    from core.checkpoint import CheckpointInfo
+    from core.checkpoint.headers import CheckpointInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class EvaluateSpec(DeviceOptions):
     bos: str = option(
         "once",
         help="BOS once before the text, or in every window.",
-        choices=data.BOS_PROTOCOLS,
+        choices=BOS_PROTOCOLS,
     )
     tasks: tuple[str, ...] = option(
         (),

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import data
+from core.data import sources
+from core.data.evaluation import evaluation_windows
 from core.evaluate import known
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
-    from core.run import Run
+    from core.runs.run import Run
 
 PERPLEXITY = ("source", "window", "bos", "tokens", "ppl")
 WINDOWS = ("source", "window", "bos", "index", "nll")
@@ -56,11 +57,11 @@ def measure(session: Session, source: str, window: int) -> TextResult:
     bos, progress = session.spec.bos, session.run.progress
     name = Path(source).name
     ids = token_stream(source, session.tokenizer)
-    windows = data.evaluation_windows(ids, window, bos, session.tokenizer.bos_token_id)
+    windows = evaluation_windows(ids, window, bos, session.tokenizer.bos_token_id)
     key = session.key(kind="perplexity", bos=bos, windows=known.windows_content(windows))
     common: dict[str, Any] = {
         "source": source, "window": window, "bos": bos, "key": key,
-        "content": data.describe(source)["content"],
+        "content": sources.describe(source)["content"],
     }  # fmt: skip
     earlier = session.known(key, f"Perplexity of {name} in windows of {window}")
     if earlier:

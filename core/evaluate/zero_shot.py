@@ -19,8 +19,8 @@ from typing import Any
 
 from core.errors import DataError, OutOfMemoryError
 from core.evaluate.suites import PAPER, Place
-from core.model import out_of_memory_explained
-from core.progress import SILENT, Progress
+from core.model.memory import out_of_memory_explained
+from core.runs.progress import SILENT, Progress
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SEEDS = (0, 1234, 1234, 1234)

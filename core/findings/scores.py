@@ -8,12 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from core import workspace
+from core.criteria import COLUMNS
 from core.findings.certainty import SURE, Certainty, certainty
 from core.findings.finding import Finding, listed
 from core.importance.agreement import spearman
-from core.importance.criteria import COLUMNS
 from core.prune.plan import default_protection
+from core.runs import workspace
 from core.study import criterion_label, read_rows
 
 Rows = Sequence[Mapping[str, Any]]

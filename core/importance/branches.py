@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.blocks import BlockView
 from core.errors import CheckpointError, DataError
 from core.importance.forward import (
     FastBlock,
@@ -25,7 +24,8 @@ from core.importance.forward import (
     compute_dtype,
     is_plain,
 )
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called as (block, before, after) with the dense states [rows, tokens, hidden] of a block."""

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data, locate
+from core.checkpoint import headers, locate
+from core.criteria import DEFAULT_METRICS, METRICS
+from core.data import sources
+from core.data.calibration import calibration_rows
 from core.errors import OptionError
 from core.importance import estimate as work
-from core.importance.criteria import DEFAULT_METRICS, METRICS
-from core.spec import DeviceOptions, option
+from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
     from core.importance.greedy import Round
     from core.importance.sweep import SweepResult
     from core.importance.taylor import WeightScore
-    from core.run import Run
+    from core.runs.run import Run
 
 SIMILARITY = ("block-influence", "angular", "relative-update")
 
@@ -50,7 +52,7 @@ class ImportanceSpec(DeviceOptions):
 def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; headers are enough."""
     folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     _check_length(spec, info.context)
     dtype = info.dtype if spec.dtype == "auto" else spec.dtype
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
@@ -80,29 +82,29 @@ def _check_length(spec: ImportanceSpec, context: int) -> None:
 
 def run(spec: ImportanceSpec, run: Run) -> None:
     """Compute the metrics and write the files of the contract into the run directory."""
-    from core import model as models
-    from core.blocks import BlockView
     from core.importance.branches import make_batch
+    from core.model import loading, memory, precision
+    from core.model.blocks import BlockView
 
     folder = locate.resolve(spec.checkpoint, run.progress)
-    info = checkpoint.inspect(folder, allow_config_only=False)
+    info = headers.inspect(folder, allow_config_only=False)
     _check_length(spec, info.context)
-    tokenizer = models.load_tokenizer(folder)
-    rows = data.calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
-    device = models.resolve_device(spec.device)
-    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
-    models.reset_peak_memory(device)
-    run.progress.log(f"Loading {spec.checkpoint} to {device} as {models.dtype_name(dtype)}.")
-    view = BlockView(models.load_model(folder, device, dtype))
+    tokenizer = loading.load_tokenizer(folder)
+    rows = calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
+    device = precision.resolve_device(spec.device)
+    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    memory.reset_peak_memory(device)
+    run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
+    view = BlockView(loading.load_model(folder, device, dtype))
     batch = make_batch(rows, view)
-    with models.out_of_memory_explained("scoring blocks"):
+    with memory.out_of_memory_explained("scoring blocks"):
         results = _compute(spec, run, view, batch)
     _write(run, results, len(view))
     summary = _summary(spec, info, results)
     summary |= {
         "device": str(device),
-        "dtype": models.dtype_name(dtype),
-        "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+        "dtype": precision.dtype_name(dtype),
+        "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
         "tokens": batch.predictions,
         **_versions(device, dtype),
     }
@@ -212,7 +214,7 @@ def _write(run: Run, results: _Results, blocks: int) -> None:
 
 
 def _summary(
-    spec: ImportanceSpec, info: checkpoint.CheckpointInfo, results: _Results
+    spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Results
 ) -> dict[str, Any]:
     flops = work.estimate(
         info, spec.metrics, spec.samples, spec.length, info.dtype, spec.rounds
@@ -226,7 +228,7 @@ def _summary(
         "dense_ppl": results.sweep.dense_ppl if results.sweep else None,
         "metrics": list(spec.metrics),
         "calibration": spec.calibration,
-        "calibration_content": data.describe(spec.calibration)["content"],
+        "calibration_content": sources.describe(spec.calibration)["content"],
         "samples": spec.samples,
         "length": spec.length,
         "seed": spec.seed,
@@ -242,7 +244,7 @@ def _versions(device: Any, dtype: Any) -> dict[str, Any]:
 
     from core import __version__
     from core.importance.forward import compute_dtype
-    from core.model import dtype_name
+    from core.model.precision import dtype_name
 
     return {
         "compute_dtype": dtype_name(compute_dtype(device, dtype)),

@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data, locate, workspace
+from core.checkpoint import headers, locate
+from core.data import sources
+from core.data.calibration import calibration_rows
 from core.errors import OptionError, PlanError
 from core.prune import plan, scores
-from core.spec import DeviceOptions, option
+from core.runs import workspace
+from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class CurveSpec(DeviceOptions):
 
 
 def _plans(
-    spec: CurveSpec, info: checkpoint.CheckpointInfo, found: scores.BlockScores
+    spec: CurveSpec, info: headers.CheckpointInfo, found: scores.BlockScores
 ) -> list[plan.Plan]:
     """Return one plan for every criterion and count."""
     if found.blocks != info.blocks:
@@ -62,28 +65,28 @@ def _plans(
 
 def run(spec: CurveSpec, run: Run) -> None:
     """Measure all sets in one pass and write curve.csv and summary.json."""
-    from core import model as models
-    from core.blocks import BlockView
     from core.importance.branches import losses_without, make_batch
+    from core.model import loading, memory, precision
+    from core.model.blocks import BlockView
 
     folder = locate.resolve(spec.checkpoint, run.progress)
-    info = checkpoint.inspect(folder, allow_config_only=False)
+    info = headers.inspect(folder, allow_config_only=False)
     plans = _plans(spec, info, scores.load(spec.scores))
     text = _text(spec)
-    rows = data.calibration_rows(
+    rows = calibration_rows(
         text["calibration"],
-        models.load_tokenizer(folder),
+        loading.load_tokenizer(folder),
         text["samples"],
         text["length"],
         text["seed"],
     )
-    device = models.resolve_device(spec.device)
-    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
-    models.reset_peak_memory(device)
-    view = BlockView(models.load_model(folder, device, dtype))
+    device = precision.resolve_device(spec.device)
+    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    memory.reset_peak_memory(device)
+    view = BlockView(loading.load_model(folder, device, dtype))
     batch = make_batch(rows, view)
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
-    with models.out_of_memory_explained("measuring the curve"):
+    with memory.out_of_memory_explained("measuring the curve"):
         losses = losses_without(view, batch, sets, run.progress)
     assert losses is not None
     values = losses.perplexity
@@ -107,11 +110,11 @@ def run(spec: CurveSpec, run: Run) -> None:
             "protected": list(plans[0].protected) if plans else [],
             "drops": {f"{p.criterion} {len(p.drop)}": list(p.drop) for p in plans},
             **text,
-            "calibration_content": data.describe(text["calibration"])["content"],
+            "calibration_content": sources.describe(text["calibration"])["content"],
             "tokens": batch.predictions,
             "device": str(device),
-            "dtype": models.dtype_name(dtype),
-            "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+            "dtype": precision.dtype_name(dtype),
+            "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
         },
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core import workspace
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
+from core.runs import workspace
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

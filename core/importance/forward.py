@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.blocks import BlockView
+from core.model.blocks import BlockView
 
 CPU_TOKENS = 640
 GPU_TOKENS = 16384

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.blocks import BlockView
 from core.importance.branches import Batch, losses_without
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.blocks import BlockView
 from core.importance.branches import Batch, losses_without
 from core.importance.similarity import Similarity
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.blocks import MODULES, BlockView
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
 from core.importance.forward import chunk_rows, compute_dtype
-from core.progress import SILENT, Progress
+from core.model.blocks import MODULES, BlockView
+from core.runs.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from core import jobs
 from core.errors import DepthcutError, RunError
 from core.live import protocol
 from core.live.protocol import Contact, LiveGone
-from core.workspace import RunRecord, Workspace, read_run
+from core.runs import jobs
+from core.runs.workspace import RunRecord, Workspace, read_run
 
 START_S = 120.0
 SILENCE_S = 60.0

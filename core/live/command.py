@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core import processes
 from core.errors import Cancelled, DepthcutError
-from core.spec import DeviceOptions, option
+from core.runs import processes
+from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
     from core.live.protocol import Generate, Perplexity
     from core.live.server import Job
     from core.live.store import Loaded
-    from core.run import Run
+    from core.runs.run import Run
 
 POLL_S = 0.2
 PART_S = 0.1
@@ -40,10 +40,10 @@ class LiveSpec(DeviceOptions):
 
 def run(spec: LiveSpec, run: Run) -> None:
     """Serve until stopped, cancelled, or idle for too long."""
-    from core.benchmark.memory import capacity_mib
+    from core.benchmark.meter import capacity_mib
     from core.live.server import Server
     from core.live.store import Store
-    from core.model import resolve_device
+    from core.model.precision import resolve_device
 
     device = resolve_device(spec.device)
     budget = float(spec.memory or capacity_mib(device) / 2)
@@ -138,7 +138,7 @@ class Resident:
 
     def _answer(self, job: Job) -> None:
         from core.live.server import Gone
-        from core.run import as_known
+        from core.runs.run import as_known
 
         try:
             self._take_back(job)
@@ -177,7 +177,7 @@ class Resident:
         return self.store.get(name, loading)
 
     def _perplexity(self, job: Job, loaded: Loaded, ask: Perplexity) -> None:
-        from core.model import dtype_name
+        from core.model.precision import dtype_name
 
         began = time.perf_counter()
         text, windows, total = loaded.text(ask, self.store.room_bytes())

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import data
+from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
-from core.spec import option
-from core.workspace import BOOKKEEPING, read_json
+from core.runs.spec import option
+from core.runs.workspace import BOOKKEEPING, read_json
 
 CONTACT = "live.json"
 LINE_BYTES = 2**22
@@ -43,7 +43,7 @@ class Perplexity:
     skip: tuple[int, ...] = option((), help="Blocks to leave out.")
     source: str = option("demo", help="Text to judge by, as in evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
-    bos: str = option("once", help="BOS once, or in every window.", choices=data.BOS_PROTOCOLS)
+    bos: str = option("once", help="BOS once, or in every window.", choices=BOS_PROTOCOLS)
     samples: int | None = option(
         None, help="Judge by so many calibration rows, as importance does.", low=1, high=100000
     )

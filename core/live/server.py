@@ -20,7 +20,7 @@ from typing import Any
 
 from core.errors import DepthcutError, InputError, RunError
 from core.live import protocol
-from core.spec import build
+from core.runs.spec import build
 
 HELLO_S = 10.0
 SEND_S = 30.0

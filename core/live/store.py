@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from core import checkpoint, data, locate
-from core import model as models
-from core.blocks import BlockView
+from core.checkpoint import headers, locate
+from core.data.calibration import calibration_rows
+from core.data.evaluation import evaluation_windows
 from core.errors import OptionError, OutOfMemoryError
 from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
+from core.model import loading, memory, precision
+from core.model.blocks import BlockView
 
 MIB = 2.0**20
 OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
@@ -36,7 +38,7 @@ class Loaded:
     """One model, ready to answer."""
 
     name: str
-    info: checkpoint.CheckpointInfo
+    info: headers.CheckpointInfo
     view: BlockView
     tokenizer: Any
     eos: list[int]
@@ -101,10 +103,10 @@ def _windows(
             f"Give {context} or fewer.",
         )
     if ask.samples is not None:
-        rows = data.calibration_rows(ask.source, tokenizer, ask.samples, ask.window, ask.seed)
+        rows = calibration_rows(ask.source, tokenizer, ask.samples, ask.window, ask.seed)
         return rows, len(rows)
     ids = token_stream(ask.source, tokenizer)
-    windows = data.evaluation_windows(ids, ask.window, ask.bos, tokenizer.bos_token_id)
+    windows = evaluation_windows(ids, ask.window, ask.bos, tokenizer.bos_token_id)
     return windows[: max(1, most // ask.window)], len(windows)
 
 
@@ -146,7 +148,7 @@ class Store:
             OutOfMemoryError: It alone is larger than the budget, or than the device.
         """
         folder = locate.resolve(name)
-        key = (str(folder.resolve()), checkpoint.file_state(folder))
+        key = (str(folder.resolve()), headers.file_state(folder))
         if key not in self._models:
             for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed
                 del self._models[old]
@@ -156,26 +158,26 @@ class Store:
         return self._models[key]
 
     def _load(self, name: str, folder: Path) -> Loaded:
-        info = checkpoint.inspect(folder, allow_config_only=False)
+        info = headers.inspect(folder, allow_config_only=False)
         dtype = self._dtype(info.dtype)
         needed = info.parameters * torch.finfo(dtype).bits / 8 / MIB
         self._make_room(name, needed)
-        self._log(f"Loading {name} to {self.device} as {models.dtype_name(dtype)}.")
+        self._log(f"Loading {name} to {self.device} as {precision.dtype_name(dtype)}.")
         try:
-            model = models.load_model(folder, self.device, dtype)
+            model = loading.load_model(folder, self.device, dtype)
         except OutOfMemoryError:
             self.clear()
-            model = models.load_model(folder, self.device, dtype)
+            model = loading.load_model(folder, self.device, dtype)
         view = BlockView(model)
         eos = _ids(getattr(model.generation_config, "eos_token_id", None))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return Loaded(name, info, view, models.load_tokenizer(folder), eos, weights)
+        return Loaded(name, info, view, loading.load_tokenizer(folder), eos, weights)
 
     def _dtype(self, declared: str) -> torch.dtype:
         """Return what weights are held in; on a CPU float32 as in evaluate, see there."""
         if self.dtype == "auto" and self.device.type == "cpu":
             return torch.float32
-        return models.resolve_dtype(self.dtype, self.device, {"dtype": declared})
+        return precision.resolve_dtype(self.dtype, self.device, {"dtype": declared})
 
     def _make_room(self, name: str, needed_mib: float) -> None:
         if needed_mib > self.budget_mib:
@@ -205,7 +207,7 @@ def _ids(value: Any) -> list[int]:
 
 def free_memory(device: torch.device) -> None:
     """Give memory that no tensor uses any more back to the device and the system."""
-    models.free_memory(device)
+    memory.free_memory(device)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)

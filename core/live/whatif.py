@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.blocks import BlockView, check_drop
 from core.errors import NotFiniteError
 from core.evaluate.perplexity import head_losses
 from core.importance.branches import make_batch
-from core.model import out_of_memory_explained
+from core.model.blocks import BlockView, check_drop
+from core.model.memory import out_of_memory_explained
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
 """Tokens that go through a block together; on a CPU their activations should stay in the cache."""

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from core.benchmark.generate import Clock
-from core.blocks import check_drop
 from core.errors import DataError, OptionError
 from core.live.protocol import Generate
 from core.live.store import MIB, Loaded
 from core.live.whatif import NARROW
-from core.model import dtype_name, out_of_memory_explained
+from core.model.blocks import check_drop
+from core.model.memory import out_of_memory_explained
+from core.model.precision import dtype_name
 from core.prune.outlook import outlook
 
 Emit = Callable[..., None]

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core import checkpoint, families, workspace
-from core.checkpoint import CheckpointInfo, TensorEntry, TensorIndex
+from core.checkpoint import families, headers
+from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
-from core.progress import SILENT, Progress
 from core.prune import model_card, staging
 from core.prune.plan import check_drop, parameters_after
 from core.prune.staging import RECORD
+from core.runs import workspace
+from core.runs.progress import SILENT, Progress
 
 _CHUNK = 8 << 20
 _PIECE = 256 << 10
@@ -63,10 +64,10 @@ def prune(
     behind then, nor when the run is cancelled.
     """
     folder, target = Path(source), Path(out)
-    info = checkpoint.inspect(folder, allow_config_only=False)
+    info = headers.inspect(folder, allow_config_only=False)
     chosen = check_drop(drop, info.blocks)
     staging.check_output(folder, target, overwrite)
-    config = families.without_blocks(checkpoint.read_config(folder / "config.json"), chosen)
+    config = families.without_blocks(headers.read_config(folder / "config.json"), chosen)
     record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
     parts = list(_parts(TensorIndex.read(folder), chosen))
     with staging.partial_folder(target) as partial:
@@ -78,7 +79,7 @@ def prune(
         staging.write(partial / "README.md", card)
         staging.write(partial / RECORD, json.dumps(record, indent=2) + "\n")
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
-        checkpoint.inspect(partial, allow_config_only=False)
+        headers.inspect(partial, allow_config_only=False)
         progress.check_cancel()
         staging.publish(partial, target)
     return record
@@ -144,7 +145,7 @@ def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
         if tensors:
             kept.append((shard, tensors))
     for position, (shard, tensors) in enumerate(kept, start=1):
-        file = checkpoint.SINGLE
+        file = headers.SINGLE
         if len(kept) > 1:
             file = f"model-{position:05d}-of-{len(kept):05d}.safetensors"
         yield _Part(file, {"format": "pt", **shard.metadata}, tensors)
@@ -182,7 +183,7 @@ def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str,
     for name, entry in tensors:
         end = offset + entry.end - entry.start
         table[name] = {
-            "dtype": checkpoint.dtype_code(entry.dtype),
+            "dtype": headers.dtype_code(entry.dtype),
             "shape": list(entry.shape),
             "data_offsets": [offset, end],
         }

@@ -12,11 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import workspace
-from core.checkpoint import DTYPE_BYTES, CheckpointInfo
+from core.checkpoint.headers import DTYPE_BYTES, CheckpointInfo
 from core.prune.plan import parameters_after
+from core.runs import workspace
 
 _TEXT = ("checkpoint_key", "calibration", "samples", "length", "seed", "dtype")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One criterion's perplexities: ``points`` are (blocks removed, perplexity, blocks)."""
+
+    name: str
+    kind: str
+    """measured or estimated."""
+    points: Sequence[tuple[int, float, Sequence[int]]]
 
 
 @dataclass(frozen=True)

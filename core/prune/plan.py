@@ -12,9 +12,9 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
+from core.criteria import CONTROLS
 from core.errors import DataError, PlanError
-from core.importance.criteria import CONTROLS
 from core.prune.scores import BlockScores, canonical
 
 

@@ -6,12 +6,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint, locate
+from core.checkpoint import headers, locate
 from core.errors import CheckpointError
-from core.inspect_command import StderrProgress
 from core.prune import plan
 from core.prune import scores as block_scores
-from core.spec import option
+from core.runs.progress import StderrProgress
+from core.runs.spec import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def run(spec: PlanSpec) -> dict[str, Any]:
     return {"schema": 1, **choice.to_dict()}
 
 
-def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> checkpoint.CheckpointInfo | None:
+def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> headers.CheckpointInfo | None:
     """Return what the checkpoint is: the one given, else the run's own where it is still there."""
     if spec.checkpoint:
         return locate.inspect(spec.checkpoint, StderrProgress(), need_tokenizer=False)
@@ -67,7 +67,7 @@ def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> checkpoint.Checkp
     if folder_or_none is None:
         return None
     try:
-        info = checkpoint.inspect(folder_or_none)
+        info = headers.inspect(folder_or_none)
     except CheckpointError:
         return None
     return info if info.blocks == scores.blocks else None

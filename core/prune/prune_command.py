@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, locate
-from core.checkpoint import CheckpointInfo
+from core.checkpoint import headers, locate
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import PlanError
-from core.inspect_command import StderrProgress
 from core.prune import depth
 from core.prune.plan import check_drop
 from core.prune.scores import canonical
-from core.spec import option
+from core.runs.progress import StderrProgress
+from core.runs.spec import option
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class PruneSpec:
 def run(spec: PruneSpec, run: Run) -> None:
     """Write the variant into the run directory; the runner has checked that it may."""
     folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
-    info = checkpoint.inspect(folder, allow_config_only=False)
+    info = headers.inspect(folder, allow_config_only=False)
     drop, plan = selection(spec, info)
     record = depth.prune(
         folder,
@@ -71,7 +71,7 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         name=locate.recorded_name(name, folder),
     )
     left = record["parameters_after"]
-    widths = checkpoint.DTYPE_BYTES
+    widths = headers.DTYPE_BYTES
     return record | {
         "dry_run": True,
         "out": spec.out,

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core import workspace
+from core.criteria import COLUMNS
+from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
-from core.importance.criteria import COLUMNS
-from core.importance.criteria import NAMES as CRITERIA
+from core.runs import workspace
 
 GENERIC = "score"
 """The column of a CSV that does not say which criterion it holds."""

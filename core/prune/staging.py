@@ -13,8 +13,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from core import checkpoint, processes, words, workspace
+from core import words
+from core.checkpoint import headers
 from core.errors import OutputError
+from core.runs import processes, workspace
 
 RECORD = "pruning.json"
 _SPARE_BYTES = 16 << 20
@@ -36,7 +38,7 @@ COMPANIONS = (
     "USE_POLICY*",
 )
 # What a checkpoint written here consists of; replaced as a whole when it is written over.
-_OURS = (*COMPANIONS, "*.safetensors", checkpoint.INDEX, RECORD, "README.md", "config.json")
+_OURS = (*COMPANIONS, "*.safetensors", headers.INDEX, RECORD, "README.md", "config.json")
 
 
 def check_output(folder: Path, target: Path, overwrite: bool) -> None:
@@ -73,7 +75,7 @@ def write(path: Path, text: str) -> None:
 def write_index(partial: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
     """Write the index of weights in several files: tensor name -> file."""
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(file_of.items()))}
-    write(partial / checkpoint.INDEX, json.dumps(index, indent=2) + "\n")
+    write(partial / headers.INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def check_space(partial: Path, size: int) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core import data, workspace
+from core.data.sources import Use, instruction_rows
 from core.importance.agreement import spearman
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.runs import workspace
 
 RATIO = 0.2
 SIDES = ("a", "b")
@@ -40,14 +41,14 @@ def names(spec: Any) -> tuple[str, str]:
     return (first, second) if first != second else found
 
 
-def _text(chain: Chain, side: int, use: data.Use) -> str:
+def _text(chain: Chain, side: int, use: Use) -> str:
     """Return the text of a side to calibrate on or to judge by; the demo's share no row."""
     given = sources(chain.spec)
     if given is not None or side == 0:
         return given[side] if given else "demo"
     path = chain.folder / f"instructions-{use}.jsonl"
     if not path.is_file():
-        rows = data.instruction_rows("demo", "heldout" if use == "heldout" else "train")
+        rows = instruction_rows("demo", "heldout" if use == "heldout" else "train")
         texts = ("\n".join(filter(None, row.values())) for row in rows)
         workspace.write_text(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)

@@ -33,11 +33,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core import commands, jobs, workspace
+from core import commands
 from core.errors import Cancelled, RunError
-from core.progress import Progress
-from core.spec import build, hints_of, to_dict
-from core.workspace import RunRecord, read_run
+from core.runs import jobs, workspace
+from core.runs.progress import Progress
+from core.runs.spec import build, hints_of, to_dict
+from core.runs.workspace import RunRecord, read_run
 
 POLL_S = 0.2
 SHARE = 100

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core import checkpoint, locate, recipes
+from core import recipes
+from core.checkpoint import headers, locate
 from core.recipes.chain import Chain, Verdict
-from core.run import Run
-from core.spec import DeviceOptions, option
+from core.runs.run import Run
+from core.runs.spec import DeviceOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class RecipeSpec(DeviceOptions):
 def check(spec: RecipeSpec) -> None:
     """Raise what is wrong with the checkpoint, before there is any step."""
     options: dict[str, Any] = {"allow_config_only": True, "need_tokenizer": False}
-    checkpoint.inspect(locate.resolve(spec.checkpoint, **options), allow_config_only=True)
+    headers.inspect(locate.resolve(spec.checkpoint, **options), allow_config_only=True)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:

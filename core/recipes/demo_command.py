@@ -9,8 +9,8 @@ from typing import Any
 from core import recipes
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec, summary
-from core.run import Run
-from core.spec import DeviceOptions, option
+from core.runs.run import Run
+from core.runs.spec import DeviceOptions, option
 
 SHORT = ("importance", "drop-one", "restore")
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from core import words, workspace
+from core import words
 from core.compare.speed import Speed, speed_up
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.runs import workspace
 from core.study.kinds import criterion_label, width_label
 from core.study.lineage import allowed_blocks
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.criteria import LABELS
 from core.importance.agreement import spearman
-from core.importance.criteria import LABELS
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 

@@ -12,13 +12,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, locate, workspace
+from core.checkpoint import headers, locate
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
 from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
+from core.runs import workspace
 
 CRITERIA = ("ppl", "taylor")
 SHARES = (6 / 32, 9 / 32, 11 / 32)
@@ -47,7 +48,7 @@ LIMIT = 40
 def counts(spec: Any) -> list[int]:
     """Return how many blocks the paper's ratios drop here, each once; at least one."""
     folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    blocks = checkpoint.inspect(folder).blocks
+    blocks = headers.inspect(folder).blocks
     return sorted({max(1, round(blocks * share)) for share in SHARES})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core import checkpoint, locate
+from core.checkpoint import headers, locate
 from core.recipes import texts
 from core.recipes.chain import Chain, Step
 
@@ -82,7 +82,7 @@ def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step
 
 def context(spec: Any) -> int:
     """Return the tokens of context of the recipe's checkpoint."""
-    found = checkpoint.inspect(locate.resolve(spec.checkpoint, allow_config_only=True))
+    found = headers.inspect(locate.resolve(spec.checkpoint, allow_config_only=True))
     return found.context or 128
 
 

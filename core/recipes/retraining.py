@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, locate, workspace
+from core.checkpoint import headers, locate
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.retrain.recovery import BEYOND, Recovery
 from core.retrain.spec import RATES, SMALL
+from core.runs import workspace
 
 QUARTER = 0.25
 STEPS = 40
@@ -48,7 +49,7 @@ def variant(chain: Chain) -> str:
 def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
     """Return the options of a retraining of the variant; ``more`` goes on top."""
     name = str(more.pop("checkpoint", "") or variant(chain))
-    info = checkpoint.inspect(locate.resolve(name))
+    info = headers.inspect(locate.resolve(name))
     steps = chain.spec.steps or STEPS
     return {
         "checkpoint": name,

@@ -10,9 +10,10 @@ import json
 import random
 from typing import Any
 
-from core import data, workspace
+from core.data import sources
 from core.errors import InputError, OptionError
 from core.recipes.chain import Chain
+from core.runs import workspace
 
 WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
 """Its training split, and its test split to judge by."""
@@ -69,13 +70,13 @@ def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
 
 def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     if source == INSTRUCTIONS:
-        found, judges = (list(data.instruction_rows("demo", u)) for u in ("train", "heldout"))
+        found, judges = (list(sources.instruction_rows("demo", u)) for u in ("train", "heldout"))
         return found, judges[:HELD]
     if source == STORIES:
-        stories = (data.text_rows("demo", use) for use in ("train", "heldout"))
+        stories = (sources.text_rows("demo", use) for use in ("train", "heldout"))
         found, judges = ([{"text": text} for text in texts] for texts in stories)
         return found, judges[:HELD]
-    rows = data.rows_of(source, "train")
+    rows = sources.rows_of(source, "train")
     if len(rows) < 2:
         raise InputError(
             f"{source} has {len(rows)} row(s); at least 2 are needed, some to judge by.",

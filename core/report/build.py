@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from core import __version__
+from core.compare import headline
+from core.compare.headline import Stop
 from core.findings import Finding, of_run, of_study
-from core.report import headline, html, sections
-from core.report.headline import Stop
+from core.report import html, sections
 from core.report.material import Material
 
 

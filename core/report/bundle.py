@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from core import workspace
 from core.report.material import Material
+from core.runs import workspace
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """Endings of the files that hold weights or the state of an optimiser."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import OptionError, OutputError
-from core.spec import option
+from core.runs.spec import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ def run(spec: ReportSpec) -> dict[str, Any]:
     if len({p.resolve() for p in targets}) < len(targets):
         raise OptionError(f"--out and --zip are both {targets[0]}.", "Give two files.")
 
-    from core import workspace
     from core.report import build, bundle
     from core.report.material import gather
+    from core.runs import workspace
 
     material = gather(spec.checkpoint)
     text = build.page(material, 1024 * spec.memory if spec.memory else None)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import locate, workspace
+from core.checkpoint import locate
 from core.compare.measured import setting_of
+from core.compare.scene import Scene, scene
 from core.errors import InputError
+from core.runs import workspace
+from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Benchmark, Study, study
 from core.study.kinds import Finder
-from core.ui.compare_view import Scene, scene
-from core.workspace import CHAINS, RunRecord, Workspace, read_run
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ from core.charts import importance as importance_charts
 from core.charts import retrain as retrain_charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, published
+from core.compare import choice, headline, published
+from core.compare.scene import accuracy
 from core.findings import Finding
 from core.findings.certainty import certainty
 from core.findings.scores import protected_of
-from core.report import headline, html
+from core.prune.known import measured_on
+from core.report import html
 from core.report.html import Section
 from core.report.material import Material, commands, summary_of, versions
+from core.retrain import history
+from core.retrain.log import MetricLog
+from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.study import Study, info_of, read_rows
-from core.ui import retrain_view
-from core.ui.compare_view import accuracy
-from core.ui.prune_view import measured_on
-from core.ui.retrain_log import MetricLog
-from core.workspace import BOOKKEEPING, RunRecord
 
 MOST_CURVES = 6
 """Retrainings whose curves are drawn; all of them are in the table."""
@@ -211,7 +211,7 @@ def retraining(material: Material) -> Section:
     title = "Retraining"
     if not records:
         return Section("retraining", title, [html.paragraph("Nothing was retrained.")])
-    table = retrain_view.comparison(records)
+    table = history.comparison(records)
     parts = [html.table(_records(table), "Retrainings; losses on held-out rows, nat per token")]
     if table["recovered"].notna().any():
         figure = retrain_charts.recovered_bars(table)
@@ -229,10 +229,10 @@ def _curve(record: RunRecord) -> list[str]:
     summary = summary_of(record)
     log = MetricLog(record.path / BOOKKEEPING / "metrics.jsonl")
     log.update()
-    parts = [html.heading(retrain_view.run_label(record))]
+    parts = [html.heading(history.run_label(record))]
     if "heldout_loss_before" in summary:
-        parts.append(html.paragraph(retrain_view.verdict(summary)))
-    note = retrain_view.measured_on(summary) if summary.get("heldout") else ""
+        parts.append(html.paragraph(history.verdict(summary)))
+    note = history.measured_on(summary) if summary.get("heldout") else ""
     if log.steps:
         figure = retrain_charts.loss(log.steps, log.series["loss"], log.evaluations)
         parts.append(html.figure(figure, f"Loss by step of {record.name}.", note))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from core.retrain.spec import RetrainSpec
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
 
 __all__ = ("RetrainSpec", "dry_run", "run")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from core.checkpoint.tokenizer import read_tokenizer
 from core.errors import CheckpointError
-from core.tokenizer_files import read_tokenizer
 
 
 class Encoder(Protocol):

@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, families, locate
-from core.checkpoint import DTYPE_BYTES, CheckpointInfo, TensorIndex
-from core.inspect_command import StderrProgress
+from core.checkpoint import families, headers, locate
+from core.checkpoint.headers import DTYPE_BYTES, CheckpointInfo, TensorIndex
 from core.retrain import rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
+from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""
@@ -39,7 +39,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     Raises `InputError` for whatever would stop the run before it starts.
     """
     folder = locate.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     encoder = FileTokenizer(folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
     settings_of(spec, 1, info.parameters)  # checks the options before the work
@@ -121,7 +121,7 @@ def trainable_parameters(spec: RetrainSpec, folder: Path, info: CheckpointInfo) 
 def _shapes(folder: Path, info: CheckpointInfo) -> Mapping[str, tuple[int, ...]]:
     if info.has_weights:
         return {name: e.shape for name, e in TensorIndex.read(folder).entries.items()}
-    return families.expected_shapes(checkpoint.read_config(folder / "config.json"))
+    return families.expected_shapes(headers.read_config(folder / "config.json"))
 
 
 def memory_parts(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from core import families
+from core.checkpoint import families
 from core.retrain.loss import causal_of
 from core.retrain.spec import PROJECTIONS
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from core.progress import SILENT, Progress
 from core.retrain.encoders import ModelTokenizer
 from core.retrain.loss import heldout_loss, judging, mean_kl
 from core.retrain.rows import RowSet
 from core.retrain.spec import RetrainSpec
+from core.runs.progress import SILENT, Progress
 
 COLUMNS = ("source", "measure", "dense", "before", "after", "items")
 """Of judged.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or

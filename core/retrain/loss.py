@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.progress import SILENT, Progress
 from core.retrain.batches import Pack
 from core.retrain.rows import IGNORED, Row
+from core.runs.progress import SILENT, Progress
 
 TOKENS_AT_ONCE = 4096
 

@@ -10,13 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
-from core.model import (
-    dtype_name,
-    free_memory,
-    is_out_of_memory,
-    peak_memory_mib,
-    reset_peak_memory,
-)
+from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
+from core.model.precision import dtype_name
 from core.retrain import batches, diagnostics, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.judge import COLUMNS
@@ -33,10 +28,10 @@ from core.retrain.trainer import (
     arguments,
     complete_checkpoints,
 )
-from core.workspace import read_json, write_text
+from core.runs.workspace import read_json, write_text
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
 
 
 def retrain(spec: RetrainSpec, run: Run) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core import data
+from core.data import sources
+from core.data.templates import prompt_of
 from core.errors import DataError, OptionError
 from core.retrain.encoders import Encoder
 from core.retrain.spec import RetrainSpec
@@ -20,10 +21,6 @@ IGNORED = -100
 """Label of a token without loss."""
 HOLDOUT_SEED = 402
 """Chooses the held-out rows of a file. Fixed, so that runs with other seeds are judged alike."""
-
-_INTRO = "Below is an instruction that describes a task"
-_PAIR = ", paired with an input that provides further context"
-_ASK = ". Write a response that appropriately completes the request."
 
 
 @dataclass(frozen=True)
@@ -58,20 +55,6 @@ class RowSet:
     """Rows of other sources to judge by, none of them trained on."""
 
 
-def prompt_of(row: dict[str, str], template: str) -> str:
-    """Return the prompt of an instruction row; the response follows it directly.
-
-    ``alpaca`` is the wording that instruction models of the LLaMA family are commonly trained
-    with; ``plain`` is instruction and input on lines of their own.
-    """
-    instruction, given = row["instruction"], row["input"]
-    if template == "plain":
-        return "\n".join(filter(None, (instruction, given))) + "\n"
-    head = _INTRO + (_PAIR if given else "") + _ASK
-    middle = f"\n\n### Input:\n{given}" if given else ""
-    return f"{head}\n\n### Instruction:\n{instruction}{middle}\n\n### Response:\n"
-
-
 def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row:
     """Tokenise one instruction row, not yet cut; the loss is on the response and the end token.
 
@@ -98,7 +81,7 @@ def kind_of(spec: RetrainSpec, source: str) -> str:
     """Return what the rows of ``source`` are taken for."""
     if spec.format != "auto":
         return spec.format
-    return data.kind_of(source)
+    return sources.kind_of(source)
 
 
 def prepare(
@@ -145,7 +128,7 @@ def prepare(
             )
     trained = {row.ids for row in clean}
     also = {name: _also(name, spec, encoder, vocab, trained) for name in spec.also}
-    about = data.describe(spec.data), data.describe(source)
+    about = sources.describe(spec.data), sources.describe(source)
     return RowSet(clean, heldout, kind, total, cut, dropped, *about, also)
 
 
@@ -153,7 +136,7 @@ def _also(
     source: str, spec: RetrainSpec, encoder: Encoder, vocab: int, trained: set[tuple[int, ...]]
 ) -> list[Row]:
     """Return the rows of another source to judge by: as text unless its columns say otherwise."""
-    kind = data.kind_of(source)
+    kind = sources.kind_of(source)
     raw = _raw(source, kind, "heldout")
     random.Random(HOLDOUT_SEED).shuffle(raw)
     rows, _, _ = _rows(raw[: spec.holdout], kind, source, spec, encoder, vocab)
@@ -166,12 +149,12 @@ def _also(
     return rows
 
 
-def _raw(source: str, kind: str, use: data.Use) -> list[Any]:
+def _raw(source: str, kind: str, use: sources.Use) -> list[Any]:
     if kind == "instruction":
-        return list(data.instruction_rows(source, use))
+        return list(sources.instruction_rows(source, use))
     if kind == "text":
-        return list(data.text_rows(source, use))
-    rows = data.rows_of(source, use)
+        return list(sources.text_rows(source, use))
+    rows = sources.rows_of(source, use)
     for number, row in enumerate(rows, 1):
         ids = row.get("input_ids")
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):

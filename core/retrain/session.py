@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core import checkpoint, locate
+from core.checkpoint import headers, locate
 from core.errors import (
     CheckpointError,
     InputError,
     OptionError,
     OutputError,
 )
-from core.model import (
-    free_memory,
-    is_out_of_memory,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-)
+from core.model.loading import load_model, load_tokenizer
+from core.model.memory import free_memory, is_out_of_memory
+from core.model.precision import resolve_device, resolve_dtype
 from core.retrain import batches, diagnostics, fused, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
@@ -36,10 +31,10 @@ from core.retrain.trainer import (
     Objective,
     complete_checkpoints,
 )
-from core.workspace import write_json, write_text
+from core.runs.workspace import write_json, write_text
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
 
 LARGE = 1_000_000_000
 """From so many parameters on, activations are recomputed by default."""
@@ -80,7 +75,7 @@ class Session:
         self.started = time.time()
         self.device = resolve_device(spec.device)
         self.folder = locate.resolve(spec.checkpoint, run.progress)
-        self.info = checkpoint.inspect(self.folder, allow_config_only=False)
+        self.info = headers.inspect(self.folder, allow_config_only=False)
         self.precision = precision(spec, self.device, {"dtype": self.info.dtype})
         self.dense_name, self.dense_folder = self._find_dense()
         encoder = ModelTokenizer(load_tokenizer(self.folder), config_eos(self.folder))
@@ -112,7 +107,7 @@ class Session:
             if self.spec.distil:
                 raise OptionError("--distil needs the dense model.", "Give it with --dense.")
             return None, None
-        vocab = checkpoint.inspect(found).vocab
+        vocab = headers.inspect(found).vocab
         if vocab != self.info.vocab:
             raise CheckpointError(
                 f"The dense model has a vocabulary of {vocab:,}, the pruned one of "
@@ -208,7 +203,7 @@ class Session:
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model, in the precision that it is computed in where it teaches."""
         assert self.dense_folder
-        declared = checkpoint.read_config(self.dense_folder / "config.json")
+        declared = headers.read_config(self.dense_folder / "config.json")
         held = precision(self.spec, self.device, declared)
         model = load_model(self.dense_folder, self.device, held.weights)
         if self.spec.distil:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from core.errors import OptionError
-from core.spec import DeviceOptions, option
+from core.runs.spec import DeviceOptions, option
 
 Number = TypeVar("Number", int, float)
 

@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from core.errors import Cancelled
-from core.progress import Progress
 from core.retrain import diagnostics
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
 from core.retrain.recovery import Recovery
 from core.retrain.spec import RetrainSpec, Settings
-from core.workspace import write_json
+from core.runs.progress import Progress
+from core.runs.workspace import write_json
 
 COMPLETE = "complete.json"
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from core.errors import CheckpointError
-from core.model import DTYPES, dtype_name, load_model
+from core.model.loading import load_model
+from core.model.precision import DTYPES, dtype_name
 from core.prune.staging import COMPANIONS
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.rows import Row

@@ -10,7 +10,8 @@ A perplexity is only comparable with others of the same `Protocol`: the same tex
 
 from __future__ import annotations
 
-from core import variants
+from core.runs.workspace import Workspace
+from core.study import variants
 from core.study.kinds import (
     Benchmark,
     Finder,
@@ -25,7 +26,6 @@ from core.study.kinds import (
 from core.study.lineage import checkpoints, root_of
 from core.study.measured import benchmarks, perplexities_and_tasks, read_rows
 from core.study.tokenizers import tokenizer_conflict, tokenizer_key
-from core.workspace import Workspace
 
 __all__ = [
     "Benchmark",

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import checkpoint, locate, workspace
+from core.checkpoint import headers, locate
+from core.criteria import LABELS
 from core.errors import DepthcutError
-from core.importance.criteria import LABELS
 from core.retrain.spec import LABELS as RETRAINED
+from core.runs import workspace
+from core.runs.workspace import RunRecord
 from core.width.methods import METHODS
-from core.workspace import RunRecord
 
 SHORT = {"ppl": "PPL", "sleb": "SLEB", "angular": "Angular"}
 PLUS = ("ppl", "taylor", "magnitude")
@@ -230,19 +231,19 @@ def meanings(name: str, cwd: str = "") -> list[Path]:
     return [start.resolve() for start in starts if start]
 
 
-def local_info(folder: Path | None) -> checkpoint.CheckpointInfo | None:
+def local_info(folder: Path | None) -> headers.CheckpointInfo | None:
     """Return what a local checkpoint is, remembered until its files change."""
     if folder is None:
         return None
-    return _inspected(folder, checkpoint.file_state(folder))
+    return _inspected(folder, headers.file_state(folder))
 
 
 @functools.lru_cache(maxsize=64)
-def _inspected(folder: Path, _: object) -> checkpoint.CheckpointInfo:
-    return checkpoint.inspect(folder)
+def _inspected(folder: Path, _: object) -> headers.CheckpointInfo:
+    return headers.inspect(folder)
 
 
-def info_of(variant: Variant) -> checkpoint.CheckpointInfo | None:
+def info_of(variant: Variant) -> headers.CheckpointInfo | None:
     """Return shapes and sizes of a variant; None where its checkpoint is not here or not whole."""
     try:
         return local_info(variant.folder)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from core import locate, variants, workspace
+from core.checkpoint import locate
 from core.prune.plan import default_protection, unprotected
 from core.retrain.spec import LABELS as RETRAINED
+from core.runs import workspace
+from core.study import variants
 from core.study.kinds import Variant, criterion_label, local_info, width_label
 
 

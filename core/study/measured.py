@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core import workspace
-from core.checkpoint import file_state
+from core.checkpoint.headers import file_state
 from core.errors import DepthcutError
 from core.prune.outlook import curve_points
 from core.prune.plan import choose, unprotected
 from core.prune.scores import BlockScores, load
+from core.runs import workspace
+from core.runs.workspace import RunRecord
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
-from core.workspace import RunRecord
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

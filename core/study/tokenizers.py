@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from core.checkpoint.tokenizer import TOKENIZER_FILES
 from core.study.kinds import Variant
-from core.tokenizer_files import TOKENIZER_FILES
 
 
 def tokenizer_key(folder: Path) -> str:

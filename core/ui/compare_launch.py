@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, recipes, workspace
+from core import recipes
 from core.benchmark import command as benchmark
 from core.errors import DepthcutError, OptionError
 from core.recipes.command import RecipeSpec
-from core.spec import build, parse_numbers, show
+from core.runs import jobs, workspace
+from core.runs.spec import build, parse_numbers, show
 from core.study import Study
 from core.ui import runs, state
 

@@ -8,9 +8,9 @@ import streamlit as st
 
 from core.compare.choice import Budget
 from core.compare.measured import Cell
+from core.compare.scene import Scene
 from core.findings import Finding, of_study
-from core.ui import machine
-from core.ui.compare_view import Scene
+from core.runs import devices
 from core.ui.job_cards import plain
 
 
@@ -30,7 +30,7 @@ def of_scene(scene: Scene, cell: Cell, budget: Budget) -> None:
 
     Memory is held against the budget, else against what the first device has free now.
     """
-    device = machine.devices()[0]
+    device = devices.devices()[0]
     free, where = device.free_gib, f"{device.label} (free now)"
     if budget.memory_gib:
         free, where = budget.memory_gib, "your budget"

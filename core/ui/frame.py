@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.ui import access, machine, state
+from core.runs import devices
+from core.ui import access, state
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),
@@ -67,7 +68,7 @@ def _model(name: str) -> None:
 def _status() -> None:
     """Draw devices and running jobs; polled."""
     st.caption("Device")
-    for device in machine.devices():
+    for device in devices.devices():
         st.markdown(
             f"**{device.label}**  \n{device.free_gib:.1f} of {device.total_gib:.1f} GiB free"
         )

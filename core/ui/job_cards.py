@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from core import jobs
 from core.errors import DepthcutError
+from core.runs import jobs
+from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.ui import runs, state
-from core.workspace import BOOKKEEPING, RunRecord
 
 LOOKS = {
     "starting": (":material/hourglass_top:", "blue"),

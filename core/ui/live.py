@@ -14,10 +14,10 @@ from typing import Any
 
 import streamlit as st
 
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
-from core.workspace import Workspace
+from core.runs.workspace import Workspace
 
 KEPT = 4096
 """Answers that a dashboard remembers."""

@@ -14,14 +14,15 @@ from typing import Any
 
 import streamlit as st
 
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.demo import CHECKPOINT
 from core.live import client
+from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
+from core.runs.workspace import RunRecord, read_json, read_run
 from core.study.tokenizers import tokenizer_key
-from core.ui import prune_pad, prune_view, state
+from core.ui import prune_pad, state
 from core.ui.live import Question, desk, key_of
-from core.workspace import RunRecord, read_json, read_run
 
 POLL_S = 0.25
 WINDOW = 128

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs
 from core.benchmark.analytic import Rates, known_rates, without
 from core.benchmark.command import BenchmarkSpec
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
+from core.runs import jobs
 from core.ui import runs, state
 
 INPUT, OUTPUT = 12, 128

@@ -15,8 +15,9 @@ import streamlit as st
 
 from core.errors import DepthcutError, OptionError
 from core.prune import scores as block_scores
-from core.ui import state, toggle
-from core.workspace import read_run
+from core.prune import toggle
+from core.runs.workspace import read_run
+from core.ui import state
 
 PLANS = ("A", "B")
 _QUERY = {"A": "drop", "B": "b"}

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, recipes
+from core import recipes
 from core.recipes.command import RecipeSpec
+from core.runs import jobs
+from core.runs.workspace import RunRecord, read_json
 from core.ui import runs, state
-from core.workspace import RunRecord, read_json
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
 """Recipes of the home page; those about retraining are on the Retrain page."""

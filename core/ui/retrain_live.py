@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, locate, workspace
 from core.charts import retrain as charts
-from core.spec import build
-from core.ui import job_cards, retrain_view, runs, state
-from core.ui.retrain_log import MetricLog
-from core.workspace import BOOKKEEPING, RunRecord, read_run
+from core.checkpoint import locate
+from core.retrain import history
+from core.retrain.log import MetricLog
+from core.runs import jobs, workspace
+from core.runs.spec import build
+from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
+from core.ui import job_cards, runs, state
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
 """Findings that stop a run."""
@@ -63,7 +65,7 @@ def _head(record: RunRecord) -> None:
         if record.state == "queued":
             st.warning(f"Queued for {record.device}, behind {record.waiting_for}.")
         elif record.is_live:
-            left = "" if record.eta_s is None else f", {retrain_view.span(record.eta_s)} left"
+            left = "" if record.eta_s is None else f", {history.span(record.eta_s)} left"
             text = f"step {done:,} of {total:,}{left}" if total else message or "starting"
             st.progress(min(1.0, done / total) if total else 0.0, text=text)
         elif record.state == "done":
@@ -161,14 +163,14 @@ def _results(record: RunRecord) -> None:
     summary = workspace.read_json(record.path / "summary.json")
     if not summary or record.is_live:
         return
-    st.markdown(f"**{retrain_view.verdict(summary)}**")
-    st.caption(retrain_view.measured_on(summary))
+    st.markdown(f"**{history.verdict(summary)}**")
+    st.caption(history.measured_on(summary))
     judged = record.path / "judged.csv"
     if judged.is_file():
         st.caption("Judged by more: loss and KL(dense || model) in nat per token, accuracy.")
         st.dataframe(pd.read_csv(judged), hide_index=True)
     if summary.get("merged"):
-        st.caption(retrain_view.merged_note(summary["merged"]))
+        st.caption(history.merged_note(summary["merged"]))
     _loading(record, summary)
     with st.container(horizontal=True):
         for name in ("metrics.jsonl", "summary.json", "judged.csv"):
@@ -177,7 +179,7 @@ def _results(record: RunRecord) -> None:
                 st.download_button(
                     name, path.read_bytes, name, key=f"get_{name}", on_click="ignore"
                 )
-        if retrain_view.holder(record) and st.button(
+        if history.holder(record) and st.button(
             "Make it the active checkpoint", key=f"use_{record.id}"
         ):
             state.set_checkpoint(record.id)

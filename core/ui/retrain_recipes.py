@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs, recipes, workspace
+from core import recipes
 from core.charts import retrain as charts
 from core.errors import DepthcutError
 from core.recipes.command import RecipeSpec
-from core.spec import build
+from core.runs import jobs, workspace
+from core.runs.spec import build
+from core.runs.workspace import RunRecord
 from core.ui import runs, state, widgets
-from core.workspace import RunRecord
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {

@@ -11,10 +11,10 @@ from typing import Any
 
 import streamlit as st
 
-from core import jobs
 from core.errors import DepthcutError
+from core.runs import jobs
+from core.runs.workspace import RunRecord, read_run
 from core.ui import state
-from core.workspace import RunRecord, read_run
 
 TWICE_S = 1.5
 _LAUNCHED = "launched_runs"

@@ -10,10 +10,10 @@ from typing import Any
 
 import streamlit as st
 
-from core import checkpoint, locate
-from core.checkpoint import CheckpointInfo
+from core.checkpoint import headers, locate
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
-from core.workspace import RunRecord, Workspace, read_json, write_json
+from core.runs.workspace import RunRecord, Workspace, read_json, write_json
 
 RECENT = 8
 _ACTIVE = "active.json"
@@ -113,7 +113,7 @@ def inspect(name: str) -> CheckpointInfo:
 def describe(name: str) -> CheckpointInfo:
     """Return what a checkpoint is, cached by the state of its files; raises `CheckpointError`."""
     folder = locate.local_folder(name)
-    return _described(name, str(checkpoint.file_state(folder)) if folder else "")
+    return _described(name, str(headers.file_state(folder)) if folder else "")
 
 
 @st.cache_data(max_entries=32, ttl=3600, show_spinner=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.spec import hints_of, kind_of, show
+from core.runs.spec import hints_of, kind_of, show
 
 WORDS = {"lr": "Learning rate", "kl_weight": "KL weight"}
 """Labels of fields whose names are short for something."""

@@ -11,16 +11,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import jobs
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
-from core.progress import SILENT
-from core.spec import build
+from core.runs import jobs
+from core.runs.progress import SILENT
+from core.runs.spec import build
+from core.runs.workspace import RunRecord
 from core.ui import runs, state, widgets
 from core.width import command, methods
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
-from core.workspace import RunRecord
 
 AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.blocks import BlockView
 from core.importance.branches import Batch
 from core.importance.forward import FastBlock, Scratch, compute_dtype
 from core.importance.taylor import pieces
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
 from core.width.surgery import dropped_channels
 from core.width.units import BlockUnits, Keep
 

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core import checkpoint, data, locate
-from core.checkpoint import CheckpointInfo
+from core.checkpoint import headers, locate
+from core.checkpoint.headers import CheckpointInfo
+from core.data import sources
+from core.data.calibration import calibration_rows
 from core.importance import estimate as work
-from core.inspect_command import StderrProgress
-from core.progress import Progress
 from core.prune import depth
-from core.spec import DeviceOptions, option
+from core.runs.progress import Progress, StderrProgress
+from core.runs.spec import DeviceOptions, option
 from core.width import methods
 from core.width import plan as planning
 from core.width.plan import WidthPlan
 from core.width.units import Counts
 
 if TYPE_CHECKING:
-    from core.run import Run
+    from core.runs.run import Run
     from core.width.selection import Selection
 
 ORDERS = ("first", "second", "mixed")
@@ -82,7 +83,7 @@ def make_plan(
     match, aim = None, None
     if spec.match is not None:
         folder = locate.resolve(spec.match, progress, allow_config_only=True, need_tokenizer=False)
-        match = (spec.match, checkpoint.inspect(folder).parameters)
+        match = (spec.match, headers.inspect(folder).parameters)
         aim = {"match": spec.match, "parameters": match[1]}
     elif spec.params is not None:
         aim = {"match": None, "parameters": spec.params}
@@ -123,7 +124,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     """
     progress = StderrProgress()
     folder = locate.resolve(spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     plan, aim = make_plan(spec, info, progress)
     name = locate.recorded_name(spec.checkpoint, folder)
     record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
@@ -135,7 +136,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "layers": list(plan.blocks),
         "blocks": None if plan.counts is None else shapes(plan, plan.counts),
         "memory_bytes": {
-            name: plan.parameters * width for name, width in checkpoint.DTYPE_BYTES.items()
+            name: plan.parameters * width for name, width in headers.DTYPE_BYTES.items()
         },
         **estimate(spec, plan),
     }
@@ -208,16 +209,16 @@ def _sizes(plan: WidthPlan, aim: dict[str, Any] | None, after: int, ratio: float
 
 def run(spec: WidthSpec, run: Run) -> None:
     """Score, choose, cut, and write the checkpoint into the run directory."""
-    from core import model as models
+    from core.model import memory, precision
     from core.width.write import write
 
     method = methods.get(spec.method)
     folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
-    info = checkpoint.inspect(folder, allow_config_only=False)
+    info = headers.inspect(folder, allow_config_only=False)
     plan, aim = make_plan(spec, info, run.progress)
-    device = models.resolve_device(spec.device)
-    dtype = models.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
-    models.reset_peak_memory(device)
+    device = precision.resolve_device(spec.device)
+    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    memory.reset_peak_memory(device)
     selection, text = _select(spec, run, folder, plan, device, dtype)
     name = locate.recorded_name(spec.checkpoint, folder)
     record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
@@ -230,8 +231,8 @@ def run(spec: WidthSpec, run: Run) -> None:
         "rescued": list(selection.rescued),
         "calibration": text,
         "device": str(device),
-        "dtype": models.dtype_name(dtype),
-        "peak_memory_mib": round(models.peak_memory_mib(device), 1),
+        "dtype": precision.dtype_name(dtype),
+        "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
         "blocks": _dropped(plan, selection, shapes(plan, counts)),
     }
     write(folder, run.dir, plan, selection, record, run.progress)
@@ -242,33 +243,33 @@ def _select(
     spec: WidthSpec, run: Run, folder: Path, plan: WidthPlan, device: Any, dtype: Any
 ) -> tuple[Selection, dict[str, Any] | None]:
     """Load the model, let the method choose, and free the model."""
-    from core import model as models
-    from core.blocks import BlockView
     from core.importance.branches import make_batch
+    from core.model import loading, memory, precision
+    from core.model.blocks import BlockView
     from core.width.selection import Job
 
     rows: list[list[int]] = []
     text = None
     if plan.method.samples:
         length = length_of(spec, plan)
-        rows = data.calibration_rows(
+        rows = calibration_rows(
             spec.calibration,
-            models.load_tokenizer(folder),
+            loading.load_tokenizer(folder),
             spec.samples or plan.method.samples,
             length,
             spec.seed,
             or_fewer=spec.samples is None,
         )
-        text = data.describe(spec.calibration) | {
+        text = sources.describe(spec.calibration) | {
             "samples": len(rows),
             "length": length,
             "seed": spec.seed,
         }
-    run.progress.log(f"Loading {spec.checkpoint} to {device} as {models.dtype_name(dtype)}.")
-    view = BlockView(models.load_model(folder, device, dtype))
+    run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
+    view = BlockView(loading.load_model(folder, device, dtype))
     batch = make_batch(rows, view) if rows else None
     job = Job(view, plan, batch, spec.order, spec.seed, run.progress)
-    with models.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
+    with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
         return plan.method.load().select(job), text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from core.blocks import MODULES
+from core.model.blocks import MODULES
 from core.width.selection import Job, Selection, UnitScores, keep_best, sum_by_unit
 from core.width.units import BlockUnits
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import families
+from core.checkpoint import families
 from core.width.units import BlockUnits, Counts
 
-MODELLING = Path(__file__).with_name("modeling_depthcut.py")
+MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
 """Saved beside weights whose blocks have shapes of their own."""
 _CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
@@ -26,7 +26,7 @@ def pruned_config(
 
     ``biases``: every output projection gets one. One shape for all blocks gives the family's stock
     config with an explicit head_dim, where its transformers class accepts it; anything else the
-    config of `core.width.modeling_depthcut`, with an auto_map to the copy beside the weights.
+    config of `core.model.modeling_depthcut`, with an auto_map to the copy beside the weights.
     """
     kept = [counts.get(unit.block, unit.all.counts) for unit in units]
     heads = [k.groups * unit.queries for k, unit in zip(kept, units, strict=True)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import OptionError, PlanError
 from core.prune.plan import default_protection
 from core.width import allocation

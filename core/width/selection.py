@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from core.blocks import BlockView
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
-from core.progress import SILENT, Progress
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
 from core.width.plan import WidthPlan
 from core.width.units import BlockUnits, Counts, Keep
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from core.checkpoint import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 
 
 class Counts(NamedTuple):

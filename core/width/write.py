@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import checkpoint, families
-from core.checkpoint import TensorIndex
-from core.progress import SILENT, Progress
+from core.checkpoint import families, headers
+from core.checkpoint.headers import TensorIndex
 from core.prune import model_card, staging
+from core.runs.progress import SILENT, Progress
 from core.width.layout import MODELLING, pruned_config
 from core.width.plan import WidthPlan
 from core.width.selection import Selection
@@ -41,7 +41,7 @@ def write(
     """
     staging.check_output(folder, target, overwrite=True)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
-    source = checkpoint.read_config(folder / "config.json")
+    source = headers.read_config(folder / "config.json")
     config = pruned_config(source, plan.units, counts, biases=bool(selection.biases))
     custom = families.is_custom(config)
     with staging.partial_folder(target) as partial:
@@ -53,7 +53,7 @@ def write(
         staging.write(partial / "README.md", model_card.width_card(record, custom_code=custom))
         staging.write(partial / staging.RECORD, record_text(record))
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
-        checkpoint.inspect(partial, allow_config_only=False)
+        headers.inspect(partial, allow_config_only=False)
         progress.check_cancel()
         staging.publish(partial, target)
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from core import checkpoint
 from core.benchmark import analytic
-from core.model import load_model
-from core.workspace import Workspace, write_json
+from core.checkpoint import headers
+from core.model.loading import load_model
+from core.runs.workspace import Workspace, write_json
 
 RATES = analytic.Rates(1e9, 1e12)
 
@@ -20,7 +20,7 @@ RATES = analytic.Rates(1e9, 1e12)
 @pytest.mark.parametrize("variant", ["mha", "gqa", "tied", "mistral", "qwen2", "qwen3"])
 def test_weights_and_cache_are_exact(tiny_dir, variant):
     folder = tiny_dir(variant)
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     model = load_model(folder, torch.device("cpu"), torch.float32)
     weights = {p.data_ptr(): p.numel() * 4 for p in model.parameters()}
     assert analytic.weight_bytes(info, "float32") == sum(weights.values())
@@ -32,7 +32,7 @@ def test_weights_and_cache_are_exact(tiny_dir, variant):
 
 
 def test_reading_bound_latency_is_bytes_over_bandwidth(tiny_dir):
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     embedding = info.vocab * info.hidden
     cache = 3 * analytic.kv_bytes(info, 1, 20, "float32")  # read, copied when it grows, read
     read = (info.parameters - embedding) * 4 + cache
@@ -41,7 +41,7 @@ def test_reading_bound_latency_is_bytes_over_bandwidth(tiny_dir):
 
 
 def test_a_step_costs_its_overheads_and_grows_with_the_batch(tiny_dir):
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     plain = analytic.step_s(info, RATES, 1, 20)
     more = analytic.Rates(1e9, 1e12, block_overhead_s=0.5, step_overhead_s=2.0)
     assert analytic.step_s(info, more, 1, 20) - plain == pytest.approx(2.0 + 0.5 * info.blocks)
@@ -49,7 +49,7 @@ def test_a_step_costs_its_overheads_and_grows_with_the_batch(tiny_dir):
 
 
 def test_activations_and_the_generation_itself_cost_what_was_measured(tiny_dir):
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     a_block = 12 * 32 + 6 * (4 + 2) * 8 + 3 * 48
     assert analytic.activations(info) == info.blocks * a_block
     dear = analytic.Rates(1e9, 1e12, activation_s=1e-3, generation_overhead_s=7.0)
@@ -60,7 +60,7 @@ def test_activations_and_the_generation_itself_cost_what_was_measured(tiny_dir):
 
 
 def test_blocks_of_their_own_shapes_cost_what_each_has(tiny_dir):
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     narrow = dataclasses.replace(
         info, block_shapes=({**info.block_shapes[0], "kv_heads": 1}, *info.block_shapes[1:])
     )
@@ -88,7 +88,7 @@ def test_rates_are_found_in_the_workspace_by_device_and_precision(tmp_path):
 
 
 def test_largest_batch_is_the_last_that_fits(tiny_dir):
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     capacity = 3 * 2**20
     batch = analytic.largest_batch(info, capacity, 12, 64, "float32")
     assert batch > 1

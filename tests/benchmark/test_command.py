@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from core import checkpoint
 from core.__main__ import main
 from core.benchmark import analytic
-from core.device_lock import DeviceLock
+from core.checkpoint import headers
+from core.runs.device_lock import DeviceLock
 
 ROOT = __file__.rsplit("/tests/", 1)[0]
 
@@ -65,7 +65,7 @@ def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir):
         guess = float(point["estimated_memory_mib"])
         assert guess == pytest.approx(float(point["peak_memory_mib"]), rel=0.15)
     assert summary["peak_memory"] == "tensors"
-    info = checkpoint.inspect(one)
+    info = headers.inspect(one)
     assert summary["variants"][0]["weight_bytes"] == analytic.weight_bytes(info, "float32")
     pairs = [(float(p["estimated_latency_s"]), float(p["latency_s_mean"])) for p in points]
     worst = max(100 * abs(e / m - 1) for e, m in pairs)
@@ -90,7 +90,7 @@ def test_a_dry_run_says_what_will_run_from_a_config(tmp_path, tiny_dir, capsys):
     arguments = ["benchmark", str(tmp_path), "--out", str(tmp_path / "x"), "--dry-run"]
     assert main([*arguments, "--random-weights", "--batch-sizes", "2"]) == 0
     said = json.loads(capsys.readouterr().out)
-    info = checkpoint.inspect(tmp_path)
+    info = headers.inspect(tmp_path)
     weights = analytic.weight_bytes(info, "float32") / 2**20
     assert said["points"][0]["weights_mib"] == pytest.approx(weights, abs=0.01)
     assert said["generations"] == 30

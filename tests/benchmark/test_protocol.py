@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from core.benchmark import generate, memory, protocol, worker
+from core.benchmark import generate, meter, protocol, worker
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.utilisation import UtilisationSampler
 
@@ -74,11 +74,11 @@ def test_tensors_are_counted_at_their_peak():
         del first, both
         kept.append(torch.zeros(500))
 
-    assert memory.tensor_peak(work) == pytest.approx(16000, abs=99)
-    found = memory.tensor_peak(work, before=lambda: kept.append(torch.zeros(2000)))
+    assert meter.tensor_peak(work) == pytest.approx(16000, abs=99)
+    found = meter.tensor_peak(work, before=lambda: kept.append(torch.zeros(2000)))
     assert found == pytest.approx(24000, abs=99)
     # what `before` had at most and freed again does not count
-    assert memory.tensor_peak(lambda: None, before=lambda: float(torch.zeros(10**6).sum())) < 1000
+    assert meter.tensor_peak(lambda: None, before=lambda: float(torch.zeros(10**6).sum())) < 1000
 
 
 @pytest.mark.parametrize(("batch", "output"), [(1, 9), (3, 30), (2, 1)])
@@ -87,7 +87,7 @@ def test_the_ends_of_a_generation_take_what_the_whole_does(batch, output):
     visit.model, visit.device, visit.ids = tiny.model("gqa"), torch.device("cpu"), [5, 7, 9, 11]
     ids, config = visit.prompts(batch), generate.force_length(visit.model, output)
     generate.timed(visit.model, ids, config)
-    whole = memory.tensor_peak(lambda: generate.timed(visit.model, ids, config))
+    whole = meter.tensor_peak(lambda: generate.timed(visit.model, ids, config))
     found = visit._tensors_beside_weights(Cell(batch, output))
     assert found == pytest.approx(whole, rel=0.03)
 

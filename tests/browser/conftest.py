@@ -20,8 +20,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import find_browser
 
-from core import jobs
-from core.workspace import Workspace
+from core.runs import jobs
+from core.runs.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [

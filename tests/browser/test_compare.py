@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from core.workspace import Workspace
+from core.runs.workspace import Workspace
 
 MINUTES = 8
 """How long the recipe may take here; it makes and judges eleven tiny models."""

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from core.__main__ import main
-from core.workspace import Workspace
+from core.runs.workspace import Workspace
 
 
 def live_runs(server):

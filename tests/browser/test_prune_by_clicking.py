@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from core.workspace import Workspace
+from core.runs.workspace import Workspace
 
 CONTINUE = """
 import json, sys, torch

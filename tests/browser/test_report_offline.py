@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
-sys.path.append(str(Path(__file__).parents[1] / "compare"))
 from test_report import lab
 
 from core.__main__ import main
-from core.importance.criteria import METRICS
+from core.criteria import METRICS
 
 study = lab
 """A study with retraining curves, quality and benchmarks; its files are made, not computed."""

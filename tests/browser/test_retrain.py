@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from core.workspace import json_lines, read_run
+from core.runs.workspace import json_lines, read_run
 
 
 def wait_until(true, seconds=60, what="it"):
@@ -107,6 +107,6 @@ def test_lora_on_the_pruned_demo(visit, server, tmp_path):
 
 
 def stories_of(count):
-    from core import data
+    from core.data import sources
 
-    return data.rows_of("demo", "train")[:count]
+    return sources.rows_of("demo", "train")[:count]

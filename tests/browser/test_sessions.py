@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from core.runs.workspace import Workspace, read_run
 from core.ui.frame import PAGES
-from core.workspace import Workspace, read_run
 
 PILLS = '[data-testid="stButtonGroup"]'
 

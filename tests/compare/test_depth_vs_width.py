@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from core import commands, workspace
+from core import commands
 from core.__main__ import main
-from core.progress import SILENT
 from core.recipes import depth_vs_width as recipe
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
-from core.spec import build
+from core.runs import workspace
+from core.runs.progress import SILENT
+from core.runs.spec import build
 
 SPEED = {
     "dense": 1.0, "depth-ppl": 0.7, "depth-taylor": 0.68, "width-llm-pruner": 0.98,

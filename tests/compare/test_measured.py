@@ -8,15 +8,15 @@ import statistics
 import pytest
 import study_helpers as made
 
-from core import checkpoint
 from core.benchmark import analytic
+from core.checkpoint import headers
 from core.compare import measured, published
 from core.compare.candidates import Candidate, nearest
+from core.compare.scene import Scene
 from core.compare.speed import speed_up
 from core.prune import depth
+from core.runs.workspace import Workspace
 from core.study import Variant, study
-from core.ui.compare_view import Scene
-from core.workspace import Workspace
 
 
 def point(name, batch, seconds, output=8):
@@ -29,7 +29,7 @@ def point(name, batch, seconds, output=8):
 def test_the_newer_of_two_measurements_counts_and_speedup_is_over_dense(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
     dense = made.checkpoint(tmp_path / "dense")
-    total = checkpoint.inspect(dense).parameters
+    total = headers.inspect(dense).parameters
     cut = made.pruned(tmp_path / "ws", "cut", dense, [1], 1, total)
     both = {"dense": str(dense), "cut": str(cut)}
     old = [point("dense", 1, 8.0), point("cut", 1, 5.0), point("cut", 4, None)]
@@ -50,7 +50,7 @@ def test_the_newer_of_two_measurements_counts_and_speedup_is_over_dense(tmp_path
 def test_an_estimated_plan_costs_what_the_cut_checkpoint_would(tiny_dir, tmp_path):
     folder = tiny_dir("gqa")
     depth.prune(folder, [1, 3], tmp_path / "cut")
-    info, real = checkpoint.inspect(folder), checkpoint.inspect(tmp_path / "cut")
+    info, real = headers.inspect(folder), headers.inspect(tmp_path / "cut")
     shapes = analytic.without(info, [1, 3])
     assert (shapes.parameters, shapes.parts) == (real.parameters, real.parts)
     rates = analytic.Rates(1e9, 1e11, 1e-4, 1e-3, 1e-8)
@@ -125,7 +125,7 @@ def test_published_figures_stay_with_their_own_dense_row():
 def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
     from core.ui import prune_cost
 
-    info = checkpoint.inspect(tiny_dir("gqa"))
+    info = headers.inspect(tiny_dir("gqa"))
     rates = analytic.Rates(1e9, 1e11, 1e-4, 1e-3)
     table = {r[""]: r for r in prune_cost.rows(info, {"A": (1, 3)}, rates, 4, "float32")}
     dense = analytic.latency_s(info, rates, 4, 12, 128)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.__main__ import main
 from core.evaluate import compare, questions, suites, texts, zero_shot
-from core.workspace import read_json
+from core.runs.workspace import read_json
 
 
 def test_the_error_of_a_perplexity_difference_is_that_of_resampling():
@@ -127,8 +127,8 @@ def test_what_each_block_costs_equals_asking_the_really_pruned_model(tiny_dir, t
 
 def test_log_likelihoods_without_each_block_are_lm_evals(tiny_gqa):
     """Continuations of one and several tokens, a shared context, and one too long to fit."""
-    from core.blocks import BlockView
     from core.evaluate.block_tasks import loglikelihoods
+    from core.model.blocks import BlockView
 
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_gqa)

@@ -12,11 +12,12 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core import data
 from core.__main__ import main
+from core.data import sources
+from core.data.evaluation import evaluation_stream, evaluation_windows
 from core.errors import OutOfMemoryError
 from core.evaluate import perplexity, texts
-from core.workspace import read_json
+from core.runs.workspace import read_json
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_several_sources_in_the_order_given(tiny_gqa, tmp_path, text):
         plain_loop(tiny_gqa, joined, 16, "once")[0], rel=1e-5
     )
     assert [p["content"] for p in summary["perplexity"]] == [
-        data.describe(str(s))["content"] for s in (text, other)
+        sources.describe(str(s))["content"] for s in (text, other)
     ]
 
 
@@ -97,7 +98,7 @@ def test_the_batch_is_halved_until_it_fits(tiny_gqa, text, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_gqa)
     ids = perplexity.token_stream(str(text), tokenizer)
-    windows = data.evaluation_windows(ids, 16, "once", 1)
+    windows = evaluation_windows(ids, 16, "once", 1)
     whole = perplexity.window_losses(model, windows)
     assert whole.batch > 3
     honest, asked = perplexity._losses, []
@@ -202,4 +203,4 @@ def test_blank_rows_of_a_hub_data_set_stay_in_the_stream(tmp_path):
     folder.mkdir()
     told = ["", " = Title = \n", "", " Ann sees the red ball . \n", ""]
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in told))
-    assert data.evaluation_stream(f"hub:{folder}:train:text") == "\n\n".join(told)
+    assert evaluation_stream(f"hub:{folder}:train:text") == "\n\n".join(told)

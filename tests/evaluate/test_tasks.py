@@ -17,7 +17,7 @@ from core.__main__ import main
 from core.demo import CHECKPOINT, DATA
 from core.errors import OptionError
 from core.evaluate import questions, suites
-from core.workspace import read_json
+from core.runs.workspace import read_json
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 12
@@ -197,9 +197,9 @@ def test_unknown_tasks_are_refused_with_near_names(local_tasks):
 def test_a_task_whose_data_is_missing_says_so_before_anything_is_computed(
     tmp_path, capsys, monkeypatch
 ):
-    from core import model
+    from core.model import loading
 
-    monkeypatch.setattr(model, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
     argv = ["evaluate", "demo", "--tasks", "demo_cause,piqa", "--out", str(tmp_path / "out")]
     argv += ["--perplexity", "demo"]
     assert main(argv) == 2

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 
-from core import workspace
 from core.findings import of_run
 from core.findings.certainty import certainty
 from core.findings.scores import calibration_small, criteria_disagree, protected_of
+from core.runs import workspace
 
 BLOCKS = 8
 

@@ -7,13 +7,14 @@ import random
 import pytest
 import study_helpers as made
 
-from core import checkpoint, workspace
 from core.benchmark.analytic import memory_bytes
+from core.checkpoint import headers
 from core.findings import of_study
 from core.findings.cost import gain_below_noise, memory_too_large
 from core.findings.quality import large_drop
+from core.runs import workspace
+from core.runs.workspace import Workspace
 from core.study import info_of, study
-from core.workspace import Workspace
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ class Lab:
         self.root = tmp_path / "ws"
         monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(self.root))
         self.dense = made.checkpoint(tmp_path / "dense")
-        self.total = checkpoint.inspect(self.dense).parameters
+        self.total = headers.inspect(self.dense).parameters
         self.clock = 0.0
 
     def when(self):

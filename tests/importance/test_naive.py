@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from core import model as models
-from core.blocks import MODULES, BlockView
 from core.errors import Cancelled, NotFiniteError
 from core.importance.branches import losses_without, make_batch
 from core.importance.greedy import greedy
 from core.importance.sweep import sublayer_perplexity, sweep
 from core.importance.taylor import block_sums, magnitude, taylor
-from core.progress import Progress
+from core.model import loading
+from core.model.blocks import MODULES, BlockView
+from core.runs.progress import Progress
 
 FAMILIES = ("mha", "gqa", "llama3", "mistral", "qwen2", "qwen3")
 CPU = torch.device("cpu")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return models.load_model(folder, CPU, dtype)
+    return loading.load_model(folder, CPU, dtype)
 
 
 def rows_for(model: Any, count: int = 4, length: int = 24) -> list[list[int]]:
@@ -212,7 +212,7 @@ def test_nan_weights_are_named(tiny_dir: Any, tmp_path: Path) -> None:
     tensors[name][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NotFiniteError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        models.load_model(folder, CPU, torch.float32)
+        loading.load_model(folder, CPU, torch.float32)
 
 
 def test_progress_per_block_and_cancel_within_one(tiny_dir: Any) -> None:

@@ -10,7 +10,7 @@ import tiny
 
 sys.path.insert(0, str(Path(__file__).parent))
 from core.live import client
-from core.workspace import Workspace
+from core.runs.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import time
 
 import torch
 
-from core import data
-from core import model as models
+from core.data.evaluation import evaluation_windows
 from core.evaluate.perplexity import token_stream
 from core.live import client
+from core.model import loading
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def naive_perplexity(folder, windows):
 
 def windows_of(folder, source, window, bos):
     """The windows that evaluate judges by."""
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder)
     ids = token_stream(str(source), tokenizer)
-    return data.evaluation_windows(ids, window, bos, tokenizer.bos_token_id)
+    return evaluation_windows(ids, window, bos, tokenizer.bos_token_id)
 
 
 def until(true, seconds=30.0):

@@ -15,13 +15,13 @@ import pytest
 import tiny
 from live_helpers import ask, naive_perplexity, texts, until, windows_of
 
-from core import jobs
-from core.device_lock import DeviceLock
 from core.errors import InputError
 from core.live import client, protocol
 from core.live.protocol import LiveGone
 from core.prune import depth
-from core.workspace import Workspace, read_run
+from core.runs import jobs
+from core.runs.device_lock import DeviceLock
+from core.runs.workspace import Workspace, read_run
 
 
 def generation(folder, **values):

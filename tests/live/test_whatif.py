@@ -9,10 +9,10 @@ import tiny
 import torch
 from live_helpers import CPU, naive_perplexity, windows_of
 
-from core import model as models
-from core.blocks import BlockView
 from core.errors import DataError, PlanError
 from core.live.whatif import WhatIf
+from core.model import loading
+from core.model.blocks import BlockView
 from core.prune import depth
 
 PLENTY = 2**30
@@ -30,7 +30,7 @@ def whatif(tiny_dir, text):
     def make(variant="gqa", room=PLENTY, bos="once"):
         folder = tiny_dir(variant)
         windows = windows_of(folder, text, 24, bos)
-        view = BlockView(models.load_model(folder, CPU, torch.float32))
+        view = BlockView(loading.load_model(folder, CPU, torch.float32))
         return folder, windows, WhatIf(view, windows, room)
 
     return make

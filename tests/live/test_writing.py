@@ -7,11 +7,11 @@ import tiny
 import torch
 from live_helpers import CPU
 
-from core import model as models
 from core.errors import DataError, OptionError, PlanError
 from core.live.protocol import Generate
 from core.live.store import Store
 from core.live.writing import _Decoder, write
+from core.model import loading
 from core.prune import depth
 
 PROMPT = "Ann sees the red ball"
@@ -83,7 +83,7 @@ def test_sampling_draws_what_stock_draws(loaded, tmp_path):
 def test_parameters_and_memory_are_those_of_the_column(loaded, tmp_path):
     one = loaded("tied")
     depth.prune(one.view.model.config._name_or_path, (1, 2), tmp_path / "p")
-    small = models.load_model(tmp_path / "p", CPU, torch.float32)
+    small = loading.load_model(tmp_path / "p", CPU, torch.float32)
     _, done = generate(one, skip=(1, 2), batch=2)
     assert done["parameters"] == sum(p.numel() for p in small.parameters())
     assert done["weights_mib"] == pytest.approx(4 * done["parameters"] / 2**20)
@@ -106,7 +106,7 @@ def test_the_checkpoints_own_sampling_settings_stay_out(loaded, tiny_gqa):
 
 
 def test_characters_of_several_tokens_come_whole(tiny_gqa):
-    tokenizer = models.load_tokenizer(tiny_gqa)
+    tokenizer = loading.load_tokenizer(tiny_gqa)
     text = "Ann é 日本 x"
     decoder = _Decoder(tokenizer)
     pieces = [decoder.add(t) for t in tokenizer.encode(text, add_special_tokens=False)]

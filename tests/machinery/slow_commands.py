@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.commands import COMMANDS, Command
 from core.errors import DataError
-from core.spec import option
+from core.runs.spec import option
 
 
 @dataclass(frozen=True, kw_only=True)

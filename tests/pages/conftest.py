@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from core import jobs
-from core.workspace import Workspace
-
-sys.path.append(str(Path(__file__).parents[1] / "compare"))  # runs made by hand: study_helpers
+from core.runs import jobs
+from core.runs.workspace import Workspace
 
 
 @pytest.fixture

@@ -6,17 +6,15 @@ import base64
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import study_helpers as made
 from streamlit.testing.v1 import AppTest
 
-sys.path.append(str(Path(__file__).parents[1] / "compare"))
-import study_helpers as made
-
-from core import checkpoint, workspace
+from core.checkpoint import headers
+from core.runs import workspace
 
 APP = str(Path(__file__).parents[2] / "app.py")
 COLUMNS = (
@@ -53,7 +51,7 @@ def prepared(tmp_path, monkeypatch):
     """A workspace with a depth and a width variant, judged and measured."""
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
     root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
-    total = checkpoint.inspect(dense).parameters
+    total = headers.inspect(dense).parameters
     made.pruned(root, "depth", dense, [2, 3], 1, total, criterion="ppl",
                 plan={"protect_first": 1, "blocks": 6, "protected": [0]})  # fmt: skip
     wide = made.checkpoint(made.run(root, "width", "width", 2, checkpoint=dense, method="flap"))
@@ -143,7 +141,7 @@ def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
 
 def test_every_panel_moves_with_the_ratio(prepared):
     root, dense = prepared / "ws", prepared / "dense"
-    total = checkpoint.inspect(dense).parameters
+    total = headers.inspect(dense).parameters
     made.pruned(root, "light", dense, [3], 10, total, criterion="ppl",
                 plan={"protect_first": 1, "blocks": 6, "protected": [0]})  # fmt: skip
     row = points(["depth"])[0] | {"variant": "light", "peak_memory_mib": 3500.0}

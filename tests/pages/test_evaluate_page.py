@@ -15,10 +15,10 @@ import pytest
 import tiny
 from streamlit.testing.v1 import AppTest
 
-from core import jobs
 from core.__main__ import main
 from core.evaluate import questions
-from core.workspace import Workspace, read_run
+from core.runs import jobs
+from core.runs.workspace import Workspace, read_run
 
 APP = str(Path(__file__).parents[2] / "app.py")
 LOCAL = """

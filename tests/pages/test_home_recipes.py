@@ -6,8 +6,9 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from core import jobs, recipes, workspace
+from core import recipes
 from core.recipes.command import RecipeSpec
+from core.runs import jobs, workspace
 from core.ui.recipes import OFFERED
 
 APP = str(Path(__file__).parents[2] / "app.py")

@@ -13,8 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
 from core.charts import importance as charts
-from core.device_lock import DeviceLock
-from core.workspace import read_run
+from core.runs.device_lock import DeviceLock
+from core.runs.workspace import read_run
 
 APP = str(Path(__file__).parents[2] / "app.py")
 ARGUMENTS = ["--samples", "4", "--length", "24", "--metrics", "ppl,magnitude"]

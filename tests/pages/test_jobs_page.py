@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import processes, workspace
-from core.workspace import Workspace, read_run
+from core.runs import processes, workspace
+from core.runs.workspace import Workspace, read_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,10 @@ import pytest
 import tiny
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint, workspace
+from core.checkpoint import headers
 from core.demo import CHECKPOINT
 from core.errors import DataError
+from core.runs import workspace
 from core.ui import live, live_panel
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ def scored(here, model, text):
     workspace.write_json(folder / ".run" / "spec.json", {"command": "importance", "spec": spec})
     workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
     about = {"calibration": str(text), "samples": 4, "length": 32, "seed": 7, "dtype": "float32"}
-    key = checkpoint.inspect(model).key
+    key = headers.inspect(model).key
     about |= {"checkpoint_key": key, "dense_ppl": 7.5, "device": "cpu"}
     workspace.write_json(folder / "summary.json", about)
     rows = [(b, 8.0 + b) for b in range(tiny.BLOCKS)]
@@ -147,7 +148,7 @@ def test_a_bad_text_is_one_sentence_and_the_page_goes_on(fake, tiny_gqa):
 def test_the_usual_text_is_the_demos_or_the_scores_own(fake, here, tiny_gqa, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("Ann sees the red ball.\n" * 50)
-    assert live_panel.usual_source(checkpoint.inspect(CHECKPOINT), {"source": "x.txt"}) == "demo"
+    assert live_panel.usual_source(headers.inspect(CHECKPOINT), {"source": "x.txt"}) == "demo"
     scored(here, tiny_gqa, mine)
     at = open_page(tiny_gqa, drop="1")
     assert field(at).placeholder == str(mine)
@@ -163,7 +164,7 @@ def test_the_usual_text_is_the_demos_or_the_scores_own(fake, here, tiny_gqa, tmp
 def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
     """A session's own questions alone are given up; what it still wants goes on."""
     desk = live.Desk(lambda question: question.stop.wait(20))
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
 
     def want(who, **text):
         key = live.key_of(info, text, (1,))
@@ -181,7 +182,7 @@ def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
 
 def test_what_two_sessions_wait_for_goes_on_until_neither_wants_it(tiny_gqa):
     desk = live.Desk(lambda question: question.stop.wait(20))
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
     text = {"source": "a"}
 
     def want(who, *skip):

@@ -95,9 +95,9 @@ def test_a_wrong_checkpoint_gets_the_command_lines_sentence(
 def test_checkpoint_page_shows_the_counts(scored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, folder = scored
     page = open_page("pages/checkpoint.py", workspace, monkeypatch, model=str(folder))
-    from core import checkpoint
+    from core.checkpoint import headers
 
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     values = {m.label: m.value for m in page.metric}
     assert values["Parameters"] == f"{info.parameters:,}"
     assert values["Blocks"] == str(info.blocks)
@@ -143,10 +143,10 @@ def test_prune_page_shows_what_is_left(scored: Any, monkeypatch: pytest.MonkeyPa
     page = open_page(
         "pages/prune.py", workspace, monkeypatch, model=str(folder), drop="2,3", run="imp"
     )
-    from core import checkpoint
+    from core.checkpoint import headers
     from core.prune.plan import parameters_after
 
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     text = "\n".join(t.value.to_csv() for t in page.table)
     assert f"{parameters_after(info, (2, 3)):,}" in text
     assert any("--drop 2,3" in c.value for c in page.code)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import workspace
+from core.checkpoint.locate import local_folder
 from core.errors import OptionError, RunError
-from core.locate import local_folder
-from core.ui import playground_columns as columns
+from core.live import columns
+from core.live.playground import Session
+from core.runs import workspace
+from core.runs.workspace import Workspace
 from core.ui.live import Desk, Question, key_of
-from core.ui.playground_run import Session
-from core.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,9 +171,9 @@ def test_a_variant_of_the_workspace_can_be_a_column(open_page, tmp_path, tiny_gq
 
 
 def test_the_desk_asks_once_gives_up_what_is_not_wanted_and_keeps_errors(tiny_gqa):
-    from core import checkpoint
+    from core.checkpoint import headers
 
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
     text, go, asked = {"source": "demo"}, threading.Event(), []
 
     def ask(one):

@@ -9,9 +9,10 @@ import pytest
 import study_helpers as made
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint, workspace
 from core.charts import presentation as charts
-from core.report.headline import Stop
+from core.checkpoint import headers
+from core.compare.headline import Stop
+from core.runs import workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def judged(root, name, at, folder, ppl):
 
 
 def measured(root, dense):
-    total = checkpoint.inspect(dense).parameters
+    total = headers.inspect(dense).parameters
     cuts = [made.pruned(root, f"cut{n}", dense, list(range(1, n + 1)), n, total) for n in (1, 2)]
     for at, (folder, ppl) in enumerate([(dense, 10.0), (cuts[0], 12.0), (cuts[1], 25.0)]):
         judged(root, f"judge{at}", 10 + at, folder, ppl)
@@ -46,8 +47,8 @@ def measured(root, dense):
 
 
 def _ratios(cuts):
-    from core.variants import tree
-    from core.workspace import Workspace
+    from core.runs.workspace import Workspace
+    from core.study.variants import tree
 
     found = {v.record.path: v for r in tree(Workspace().runs()) for _, v in r.walk() if v.record}
     return [found[c] for c in cuts]

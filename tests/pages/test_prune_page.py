@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint, workspace
+from core.checkpoint import headers
 from core.prune.plan import choose
 from core.prune.scores import load
+from core.runs import workspace
 from core.ui import prune_pad
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def scored(tmp_path, monkeypatch, tiny_gqa):
     workspace.write_json(folder / ".run" / "spec.json", {"command": "importance", "spec": spec})
     workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
     text = {"calibration": "demo", "samples": 4, "length": 32, "seed": 7, "dtype": "float32"}
-    key = checkpoint.inspect(tiny_gqa).key
+    key = headers.inspect(tiny_gqa).key
     summary = {"checkpoint_key": key, "dense_ppl": DENSE, "device": "cpu", **text}
     workspace.write_json(folder / "summary.json", summary)
     columns = ("block", "ppl", "taylor")
@@ -74,7 +75,7 @@ def test_bars_are_the_numbers_of_the_csv_file(scored, tiny_gqa):
 
 def test_sizes_follow_the_selection(scored, tiny_gqa):
     at = open_page(tiny_gqa, drop="3")
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
     left = info.parameters - info.block_parameters[3]
     assert cell(at, "parameters", "plan A") == f"{left:,}"
     assert cell(at, "perplexity", "plan A") == f"{PPL[3]:.4g} (measured)"

@@ -11,9 +11,9 @@ import pytest
 import tiny
 from streamlit.testing.v1 import AppTest
 
-from core import jobs
 from core.__main__ import main
-from core.workspace import read_run, write_csv, write_json
+from core.runs import jobs
+from core.runs.workspace import read_run, write_csv, write_json
 
 APP = str(Path(__file__).parents[2] / "app.py")
 

@@ -8,19 +8,19 @@ import time
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core import checkpoint
 from core.__main__ import main
+from core.checkpoint import headers
 from core.prune import depth
 
 
 def script():
     import streamlit as st
 
-    from core import checkpoint, locate
+    from core.checkpoint import headers, locate
     from core.ui import width_form
 
     name = st.session_state["folder"]
-    width_form.draw(name, checkpoint.inspect(locate.resolve(name)))
+    width_form.draw(name, headers.inspect(locate.resolve(name)))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_matching_a_variant_says_how_near(form, place, tiny_gqa, capsys):
     (book / "spec.json").write_text(json.dumps({"command": "prune", "spec": {}}))
     (book / "status.json").write_text(json.dumps({"state": "done", "created": 1.0}))
     form.selectbox(key="width_in_amount").set_value("match").run()
-    wanted = checkpoint.inspect(folder).parameters
+    wanted = headers.inspect(folder).parameters
     said = dry(capsys, tiny_gqa, "--method", "llm-pruner", "--match", folder)
     assert metric(form, "Wanted") == f"{wanted:,}"
     assert metric(form, "Parameters left") == f"{said['parameters_after']:,}"
@@ -109,5 +109,5 @@ def test_the_button_starts_the_run_that_the_command_line_shows(form, place, tiny
     assert record.state == "done", record.error
     form.run()
     assert any("is done" in s.value for s in form.success)
-    info = checkpoint.inspect(record.path)
-    assert info.parameters < checkpoint.inspect(tiny_gqa).parameters
+    info = headers.inspect(record.path)
+    assert info.parameters < headers.inspect(tiny_gqa).parameters

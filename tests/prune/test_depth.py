@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core import checkpoint
 from core.__main__ import main
+from core.checkpoint import headers
 from core.errors import Cancelled, OutputError, PlanError
-from core.progress import Progress
 from core.prune import depth
+from core.runs.progress import Progress
 
 torch.set_num_threads(1)
 CASES = [(variant, None) for variant in tiny.VARIANTS] + [("gqa", 40_000), ("tied", 40_000)]
@@ -86,7 +86,7 @@ def test_bytes_names_and_shards(tiny_dir, tmp_path):
             with safe_open(out / index["weight_map"][name], "pt") as got:
                 tensor = got.get_tensor(name)
             assert torch.equal(tensor, original(source, old))
-    for tensor in checkpoint.TensorIndex.read(out).entries.values():
+    for tensor in headers.TensorIndex.read(out).entries.values():
         size += tensor.parameters * 2
     assert index["metadata"]["total_size"] == size
 
@@ -208,7 +208,7 @@ def test_existing_output_is_kept_unless_asked(tiny_gqa, tiny_dir, tmp_path):
         depth.prune(out, (1,), out, overwrite=True)
     depth.prune(tiny_gqa, (2, 3), out, overwrite=True)
     assert [p.name for p in out.glob("*.safetensors*")] == ["model.safetensors"]
-    assert checkpoint.inspect(out).blocks == 3
+    assert headers.inspect(out).blocks == 3
     assert (out / "notes.txt").read_text() == "mine"
 
 
@@ -246,7 +246,7 @@ def test_memory_stays_flat(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text(json.dumps(config))
-    from core import families
+    from core.checkpoint import families
 
     tensors, offset = {}, 0
     for name, shape in families.expected_shapes(config).items():
@@ -258,7 +258,7 @@ def test_memory_stays_flat(tmp_path):
         handle.write(len(header).to_bytes(8, "little") + header)
         handle.truncate(8 + len(header) + offset)
     script = (
-        "import os, resource, sys; from core import checkpoint; from core.prune import depth\n"
+        "import os, resource, sys\nfrom core.checkpoint import headers\nfrom core.prune import depth\n"
         "if sys.argv[3] == 'plain': del os.copy_file_range\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "depth.prune(sys.argv[1], (3, 4), sys.argv[2])\n"

@@ -6,15 +6,16 @@ import math
 
 import pytest
 
-from core import checkpoint, workspace
+from core.checkpoint import headers
 from core.prune.outlook import CurvePoint, curve_points, outlook, quality, same_text
+from core.runs import workspace
 
 
 def test_sizes_are_those_of_the_model_without_the_blocks(tiny_gqa):
     import torch
     from transformers import AutoModelForCausalLM
 
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
     found = outlook(info, (3, 1), batch=2, context=24, dtype="float16")
 
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa, dtype=torch.float16)
@@ -23,7 +24,7 @@ def test_sizes_are_those_of_the_model_without_the_blocks(tiny_gqa):
     for at, block in enumerate(kept):
         block.self_attn.layer_idx = at
     model.config.num_hidden_layers = len(kept)
-    dense = checkpoint.inspect(tiny_gqa).parameters
+    dense = headers.inspect(tiny_gqa).parameters
     left = sum(p.numel() for p in model.parameters())
     assert found.parameters == left
     assert found.ratio == pytest.approx(1 - left / dense)
@@ -39,7 +40,7 @@ def test_sizes_are_those_of_the_model_without_the_blocks(tiny_gqa):
 
 
 def test_no_blocks_and_all_blocks_have_sizes_too(tiny_gqa):
-    info = checkpoint.inspect(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
     whole = outlook(info, (), batch=1, context=10, dtype="float32")
     assert whole.parameters == info.parameters
     assert whole.kv_bytes == info.kv_bytes(1, 10, "float32")

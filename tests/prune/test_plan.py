@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from core import checkpoint, workspace
 from core.__main__ import main
+from core.checkpoint import headers
 from core.errors import DataError, PlanError
 from core.prune import plan, scores
+from core.runs import workspace
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -61,7 +62,7 @@ def test_published_selections(real_dir, llama_7b, capsys, file, criterion, expec
     ("count", "left"), [(6, 5_524_115_456), (9, 4_916_965_376), (11, 4_512_198_656)]
 )
 def test_published_parameters(llama_7b, count, left):
-    info = checkpoint.inspect(llama_7b)
+    info = headers.inspect(llama_7b)
     assert info.parameters == 6_738_415_616
     chosen = plan.choose(None, "last", count=count, info=info)
     assert chosen.params == left
@@ -72,12 +73,12 @@ def test_published_parameters(llama_7b, count, left):
 
 def test_published_parameters_of_the_13b_model(tmp_path):
     shape = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
-    info = checkpoint.inspect(config_only(tmp_path / "13b", num_attention_heads=40, **shape))
+    info = headers.inspect(config_only(tmp_path / "13b", num_attention_heads=40, **shape))
     assert plan.choose(None, "last", count=8, info=info).params == 10_478_228_480
 
 
 def test_nearest_reachable_ratio(llama_7b):
-    info = checkpoint.inspect(llama_7b)
+    info = headers.inspect(llama_7b)
     block = info.block_parameters[0]
     for ratio in (0.01, 0.1, 0.2, 0.35, 0.5):
         chosen = plan.choose(None, "last", ratio=ratio, info=info)
@@ -113,7 +114,7 @@ def test_protection_defaults(blocks, protected):
 
 
 def test_more_than_available_by_ratio_or_parameters(llama_7b):
-    info = checkpoint.inspect(llama_7b)
+    info = headers.inspect(llama_7b)
     for request in ({"ratio": 0.9}, {"params": 100_000_000}):
         with pytest.raises(PlanError, match="At most 26 blocks"):
             plan.choose(None, "last", info=info, **request)
@@ -126,7 +127,7 @@ def test_more_than_available_by_ratio_or_parameters(llama_7b):
 )
 def test_bad_requests(llama_7b, request_):
     with pytest.raises(PlanError):
-        plan.choose(None, "last", info=checkpoint.inspect(llama_7b), **request_)
+        plan.choose(None, "last", info=headers.inspect(llama_7b), **request_)
 
 
 def test_ratio_needs_a_checkpoint():
@@ -230,7 +231,7 @@ def test_a_run_brings_its_checkpoint(tiny_gqa, tmp_path, capsys):
 
 def test_scores_of_another_model(tiny_gqa):
     with pytest.raises(PlanError, match="7 blocks, the checkpoint has 5"):
-        plan.choose(block_scores(range(7)), "ppl", count=1, info=checkpoint.inspect(tiny_gqa))
+        plan.choose(block_scores(range(7)), "ppl", count=1, info=headers.inspect(tiny_gqa))
 
 
 def test_greedy_order_is_followed_as_it_was_searched(tmp_path):

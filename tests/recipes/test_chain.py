@@ -8,15 +8,15 @@ import time
 
 import pandas as pd
 import pytest
-from test_jobs import kill, wait_for, wait_until
+from run_helpers import kill, wait_for, wait_until
 
-from core import jobs
 from core.errors import Cancelled, RunError
 from core.importance.agreement import spearman
-from core.progress import SILENT, Progress
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
+from core.runs import jobs
+from core.runs.progress import SILENT, Progress
+from core.runs.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
 
 WAIT = {"steps": 2, "pause": 0.01}
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from core import recipes, workspace
+from core import recipes
 from core.errors import OptionError
-from core.progress import SILENT
 from core.recipes import paper_table
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
+from core.runs import workspace
+from core.runs.progress import SILENT
 
 
 def chain(folder, checkpoint, **options):

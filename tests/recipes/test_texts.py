@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from core import recipes, workspace
+from core import recipes
 from core.errors import InputError, OptionError
-from core.progress import SILENT
 from core.recipes import texts
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
+from core.runs import workspace
+from core.runs.progress import SILENT
 
 
 def chain(folder, data, name="drop-one", checkpoint="demo"):

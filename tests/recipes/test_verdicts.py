@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from core import jobs, recipes, workspace
-from core.progress import SILENT
+from core import recipes
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
 from core.recipes.demo_command import SHORT, steps
+from core.runs import jobs, workspace
+from core.runs.progress import SILENT
 
 
 def chain(folder, name):

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import study_helpers as made
 
-from core import checkpoint, workspace
 from core.__main__ import main
-from core.report import build, headline
+from core.checkpoint import headers
+from core.compare import headline
+from core.report import build
 from core.report.material import commands, gather
-from core.workspace import Workspace, read_run
+from core.runs import workspace
+from core.runs.workspace import Workspace, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +29,7 @@ def lab(tmp_path, monkeypatch):
     root = tmp_path / "ws"
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(root))
     dense = made.checkpoint(tmp_path / "dense")
-    total = checkpoint.inspect(dense).parameters
+    total = headers.inspect(dense).parameters
     plan = {"protect_first": 1, "protect_last": 1}
     scored(made.run(root, "scores", "importance", 1, checkpoint=dense), dense)
     cut = made.pruned(root, "cut", dense, [2], 2, total, criterion="ppl", plan=plan)

@@ -5,8 +5,9 @@ import random
 
 import tiny
 
-from core import commands, run
+from core import commands
 from core.retrain.spec import RetrainSpec
+from core.runs import run
 
 
 def instructions(count, seed=3):

@@ -76,7 +76,7 @@ def test_kl_by_its_definition():
 
 
 def watcher(settings, clip=0.0):
-    from core.progress import SILENT
+    from core.runs.progress import SILENT
 
     return StepWatcher(
         settings, SILENT, lambda: 1.0, dense=None, before=1.0, clip=clip, memory=lambda: 0.0

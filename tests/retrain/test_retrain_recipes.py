@@ -9,14 +9,15 @@ import pytest
 import tiny
 from retrain_helpers import write_jsonl
 
-from core import commands, recipes, run, workspace
+from core import commands, recipes
 from core.errors import OptionError
-from core.progress import SILENT
 from core.recipes import ablation, retraining
 from core.recipes.chain import Chain
 from core.recipes.command import RecipeSpec
 from core.retrain.rows import kind_of
-from core.spec import build
+from core.runs import run, workspace
+from core.runs.progress import SILENT
+from core.runs.spec import build
 
 
 def carry_out(name, checkpoint, folder, **options):

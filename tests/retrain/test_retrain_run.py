@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.retrain import rows, session, trainer, weights
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec
-from core.workspace import read_run
+from core.runs.workspace import read_run
 
 ROOT = Path(__file__).parents[2]
 LORA = {
@@ -325,7 +325,7 @@ def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(lora, options, tm
         "    if self.state.global_step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return usual(self, *given, **named)\n"
         "trainer.RetrainTrainer.training_step = dying\n"
-        "from core import commands, run\n"
+        "from core import commands\nfrom core.runs import run\n"
         "from core.retrain.spec import RetrainSpec\n"
         "import json; torch = __import__('torch'); torch.set_num_threads(1)\n"
         "run.execute(commands.get('retrain'), RetrainSpec(**json.loads(sys.argv[1])))\n"

@@ -9,6 +9,7 @@ import pytest
 from retrain_helpers import instructions, write_jsonl
 from transformers import AutoTokenizer
 
+from core.data.templates import prompt_of
 from core.errors import DataError, OptionError
 from core.retrain import batches, encoders, rows
 from core.retrain.spec import RetrainSpec
@@ -42,7 +43,7 @@ def test_only_the_response_has_labels(encoder):
 
 
 def test_without_input_the_prompt_has_no_input_part():
-    prompt = rows.prompt_of({"instruction": "Say it", "input": "", "output": "x"}, "alpaca")
+    prompt = prompt_of({"instruction": "Say it", "input": "", "output": "x"}, "alpaca")
     assert "Input" not in prompt
     assert "### Instruction:\nSay it\n\n### Response:\n" in prompt
 

@@ -24,8 +24,9 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def width(tiny_dir, text, tmp_path_factory):
     """A function that runs the command and returns the folder; each wish is run once."""
-    from core import commands, run
-    from core.spec import build
+    from core import commands
+    from core.runs import run
+    from core.runs.spec import build
 
     made = {}
     locks = tmp_path_factory.mktemp("locks")

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core import checkpoint, families, run
 from core.__main__ import main
-from core.blocks import BlockView
+from core.checkpoint import families, headers
 from core.importance.branches import losses_without, make_batch
-from core.model import load_model, load_tokenizer
+from core.model.blocks import BlockView
+from core.model.loading import load_model, load_tokenizer
 from core.prune import depth
+from core.runs import run
 from core.width import layout
 from core.width.units import Counts, units_of
 
@@ -48,12 +49,12 @@ def test_cutting_equals_masking(tiny_dir, width, record_of, text, variant, metho
     out = width(source, method, ratio=0.5)
     record = record_of(out)
     dense = naive.load(source)
-    head_dim = checkpoint.inspect(source).head_dim
+    head_dim = headers.inspect(source).head_dim
     means = None
     if method == "flap":
-        from core import data
+        from core.data.calibration import calibration_rows
 
-        given = data.calibration_rows(text, load_tokenizer(source), 6, 9, 1234)
+        given = calibration_rows(text, load_tokenizer(source), 6, 9, 1234)
         means = {key: x.mean(0) for key, x in naive.inputs_of(dense, given).items()}
     before = logits(dense)
     expected = logits(naive.masked(dense, record, head_dim, means))
@@ -78,10 +79,10 @@ def test_ratio_0_changes_nothing(tiny_gqa, width, record_of, method):
 def test_the_result_tells_what_was_done(tiny_gqa, width, record_of, text):
     out = width(tiny_gqa, "flap", ratio=0.5)
     record = record_of(out)
-    info = checkpoint.inspect(out, allow_config_only=False)
+    info = headers.inspect(out, allow_config_only=False)
     assert record["method"] == "flap"
     assert record["source"] == str(tiny_gqa)
-    assert record["source_key"] == checkpoint.inspect(tiny_gqa).key
+    assert record["source_key"] == headers.inspect(tiny_gqa).key
     assert record["calibration"]["samples"] == 6
     assert (record["device"], record["dtype"]) == ("cpu", "float32")
     assert info.parameters == record["parameters_after"]
@@ -97,7 +98,7 @@ def test_the_result_tells_what_was_done(tiny_gqa, width, record_of, text):
     assert "trust_remote_code=True" in card
     assert f"{record['parameters_after']:,}" in card
     # The config alone says the same shapes.
-    alone = checkpoint.describe("x", checkpoint.read_config(out / "config.json"), None, None)
+    alone = headers.describe("x", headers.read_config(out / "config.json"), None, None)
     assert alone.block_shapes == info.block_shapes
     assert alone.parameters == info.parameters
     assert not list(out.glob("*.partial"))
@@ -106,22 +107,22 @@ def test_the_result_tells_what_was_done(tiny_gqa, width, record_of, text):
 def test_flap_meets_a_target_as_nearly_as_its_units_allow(tiny_gqa, width, record_of):
     wanted = 40_000
     record = record_of(width(tiny_gqa, "flap", params=wanted))
-    unit = units_of(checkpoint.inspect(tiny_gqa))[0]
+    unit = units_of(headers.inspect(tiny_gqa))[0]
     assert record["target"]["difference"] == record["parameters_after"] - wanted
     assert abs(record["target"]["difference"]) <= unit.group_parameters
     assert (
         record["parameters_after"]
-        == checkpoint.inspect(width(tiny_gqa, "flap", ratio=record["method_ratio"])).parameters
+        == headers.inspect(width(tiny_gqa, "flap", ratio=record["method_ratio"])).parameters
     )
 
 
 def test_precision_and_shards_stay(tiny_dir, width, record_of):
     source = tiny_dir("gqa", shard_bytes=40_000, dtype="bfloat16")
     out = width(source, "flap", ratio=0.4)
-    info = checkpoint.inspect(out, allow_config_only=False)
+    info = headers.inspect(out, allow_config_only=False)
     assert info.dtype == "bfloat16"
-    assert len(info.shards) == len(checkpoint.inspect(source).shards) > 1
-    index = checkpoint.TensorIndex.read(out)
+    assert len(info.shards) == len(headers.inspect(source).shards) > 1
+    index = headers.TensorIndex.read(out)
     assert {e.dtype for e in index.entries.values()} == {"bfloat16"}
     assert sum(p.numel() for p in own(out).parameters()) == record_of(out)["parameters_after"]
 
@@ -185,8 +186,8 @@ def test_one_shape_for_all_blocks_is_stock_where_transformers_takes_it(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = tiny_dir(variant, num_key_value_heads=4)
-    config = checkpoint.read_config(source / "config.json")
-    units = units_of(checkpoint.inspect(source))
+    config = headers.read_config(source / "config.json")
+    units = units_of(headers.inspect(source))
     counts = {unit.block: Counts(heads, 40) for unit in units}
     made = layout.pruned_config(config, units, counts)
     assert families.is_custom(made) is not stock
@@ -234,8 +235,8 @@ def test_importance_sees_a_width_variant(tiny_dir, width, variant):
 def test_blocks_of_a_width_variant_can_be_dropped(tiny_gqa, width, tmp_path, record_of):
     out = width(tiny_gqa, "flap", ratio=0.5)
     record = depth.prune(out, (1, 3), tmp_path / "both")
-    info = checkpoint.inspect(tmp_path / "both", allow_config_only=False)
-    shapes = checkpoint.inspect(out).block_shapes
+    info = headers.inspect(tmp_path / "both", allow_config_only=False)
+    shapes = headers.inspect(out).block_shapes
     assert info.block_shapes == (shapes[0], shapes[2], shapes[4])
     assert record["lineage"][0]["method"] == "flap"
     model = own(tmp_path / "both")
@@ -261,7 +262,7 @@ def test_a_width_variant_can_be_cut_again(tiny_gqa, width, record_of, second):
 
 def test_retraining_takes_it_and_merges(tiny_gqa, width, text, tmp_path, monkeypatch):
     from core import commands
-    from core.spec import build
+    from core.runs.spec import build
 
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     out = tmp_path / "run"
@@ -275,7 +276,7 @@ def test_retraining_takes_it_and_merges(tiny_gqa, width, text, tmp_path, monkeyp
     summary = json.loads((out / "summary.json").read_text())
     assert summary["dense"] is not None
     merged = out / "merged"
-    assert checkpoint.inspect(merged).model_type == "depthcut_llama"
+    assert headers.inspect(merged).model_type == "depthcut_llama"
     first = logits(own(merged))
     again = naive.load(merged, trust_remote_code=True)
     torch.testing.assert_close(logits(again), first, rtol=1e-5, atol=1e-5)
@@ -313,7 +314,7 @@ def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
-    info = checkpoint.inspect(folder)
+    info = headers.inspect(folder)
     assert summary["variants"][0]["weight_bytes"] == info.memory_bytes["float32"]
 
 
@@ -321,7 +322,7 @@ def test_evaluation_judges_it_as_transformers_alone_would(tiny_gqa, width, text,
     from transformers import AutoTokenizer
 
     from core import commands
-    from core.spec import build
+    from core.runs.spec import build
 
     folder, out = width(tiny_gqa, "flap", ratio=0.5), tmp_path / "out"
     command = commands.get("evaluate")
@@ -351,7 +352,7 @@ def test_random_weights_need_only_its_config(tiny_gqa, width, tmp_path):
         warmup=0, runs=1, min_runs=1, seed=1,
     )  # fmt: skip
     model = worker.load(request, CPU)
-    info = checkpoint.inspect(source)
+    info = headers.inspect(source)
     assert sum(p.numel() for p in model.parameters()) == info.parameters
     shapes = [layer.mlp.gate_proj.out_features for layer in model.model.layers]
     assert shapes == [shape["intermediate"] for shape in info.block_shapes]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from core import checkpoint, locate
 from core.__main__ import main
-from core.device_lock import DeviceLock
+from core.checkpoint import headers, locate
 from core.errors import OptionError, PlanError
+from core.runs.device_lock import DeviceLock
 from core.width import methods, plan
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def by_hand(info, method, ratio, blocks):
 @pytest.mark.parametrize("method", UNIFORM)
 @pytest.mark.parametrize("target", [0.9, 0.77, 0.6])
 def test_no_ratio_comes_nearer_to_a_target(method, target):
-    info = checkpoint.inspect(locate.resolve("demo"))
+    info = headers.inspect(locate.resolve("demo"))
     wanted = round(info.parameters * target)
     made = plan.make(info, methods.get(method), params=wanted)
     reachable = {by_hand(info, method, step / 5000, made.blocks) for step in range(5000)}
@@ -121,14 +121,14 @@ def test_no_ratio_comes_nearer_to_a_target(method, target):
 def test_match_says_how_near(tiny_gqa, tiny_dir, capsys):
     variant = tiny_dir("gqa", num_hidden_layers=4)
     said = dry(capsys, "width", tiny_gqa, "--method", "wanda-sp", "--match", variant)
-    wanted = checkpoint.inspect(variant).parameters
+    wanted = headers.inspect(variant).parameters
     assert said["target"]["parameters"] == wanted
     assert said["target"]["difference"] == said["parameters_after"] - wanted
     assert abs(said["target"]["difference"]) <= 5 * (2 + 2) * 2 * 8 * 32
 
 
 def test_every_block_keeps_a_head_and_a_neuron():
-    info = checkpoint.inspect(locate.resolve("demo"))
+    info = headers.inspect(locate.resolve("demo"))
     for method in UNIFORM:
         made = plan.make(info, methods.get(method), ratio=0.999)
         assert all(c.groups >= 1 and c.neurons >= 1 for c in made.counts.values())
@@ -149,7 +149,7 @@ def test_every_block_keeps_a_head_and_a_neuron():
     ],
 )
 def test_bad_amounts_are_one_sentence(options, kind, sentence):
-    info = checkpoint.inspect(locate.resolve("demo"))
+    info = headers.inspect(locate.resolve("demo"))
     with pytest.raises(kind, match=sentence):
         plan.make(info, methods.get("llm-pruner"), **options)
 

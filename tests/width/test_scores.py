@@ -8,11 +8,11 @@ import naive
 import pytest
 import torch
 
-from core import checkpoint
-from core.blocks import BlockView
+from core.checkpoint import headers
 from core.errors import NotFiniteError
 from core.importance import taylor
 from core.importance.branches import make_batch
+from core.model.blocks import BlockView
 from core.width import activations, controls, flap, llm_pruner, methods, plan, selection, wanda_sp
 from core.width.units import Counts
 
@@ -28,7 +28,7 @@ def make_job(folder, method, model=None, given=None, **options):
     """A job on a checkpoint; ``options`` are plan's and the job's."""
     own = {k: options.pop(k) for k in ("order", "seed") if k in options}
     view = BlockView(model or naive.load(folder))
-    made = plan.make(checkpoint.inspect(folder), methods.get(method), **options)
+    made = plan.make(headers.inspect(folder), methods.get(method), **options)
     return selection.Job(view, made, make_batch(given or rows(), view), **own)
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints on disk and on the Hub, read without loading a model."""

@@ -1,0 +1,350 @@
+"""What a checkpoint is, from config.json and the safetensors headers alone.
+
+`TensorIndex` (core.checkpoint.tensors) knows where every tensor's bytes lie; `inspect` tells what
+they add up to; `core.checkpoint.locate` says which folder a name means. Nothing here imports torch
+or transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import families
+from core.checkpoint.tensors import (
+    INDEX,
+    SINGLE,
+    Shard,
+    TensorEntry,
+    TensorIndex,
+    content_key,
+    dtype_code,
+    dtype_name,
+    read_config,
+)
+from core.checkpoint.tokenizer import TOKENIZER_FILES, tokenizer_info
+from core.errors import CheckpointError
+
+__all__ = [
+    "DTYPE_BYTES",
+    "INDEX",
+    "SINGLE",
+    "TOKENIZER_FILES",
+    "CheckpointInfo",
+    "Shard",
+    "TensorEntry",
+    "TensorIndex",
+    "check",
+    "content_key",
+    "dtype_code",
+    "dtype_name",
+    "inspect",
+    "read_config",
+    "tokenizer_info",
+]
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "head_dim",
+)
+
+
+def file_state(
+    folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors")
+) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a checkpoint's files do: name, time and size of each."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in suffixes)
+    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds safetensors."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
+def check(folder: Path, *, config_only: bool = False, need_tokenizer: bool = True) -> None:
+    """Raise `CheckpointError` for the first thing that makes a checkpoint unusable."""
+    info = inspect(folder, allow_config_only=config_only)
+    if need_tokenizer and info.tokenizer is None:
+        raise CheckpointError(
+            f"There is no tokenizer in {folder}.",
+            f"Put the tokenizer's files there ({', '.join(TOKENIZER_FILES)}).",
+        )
+    if info.tokenizer and info.tokenizer["size"] > info.vocab:
+        raise CheckpointError(
+            f"The tokenizer of {folder} has {info.tokenizer['size']:,} tokens, the embedding only "
+            f"{info.vocab:,} rows: they do not belong together.",
+            "Put the tokenizer that was saved with these weights into the folder.",
+        )
+
+
+# ---------------------------------------------------------------------------------------- inspect
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is; sizes in bytes, parameters as numbers of elements."""
+
+    path: str
+    family: str
+    """llama, mistral, qwen2 or qwen3."""
+    model_type: str
+    """As in config.json; starts with depthcut_ where blocks have their own shapes."""
+    architecture: str
+    has_weights: bool
+    """False where only config.json was there; shapes are then computed from it."""
+    blocks: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    tied: bool
+    dtype: str
+    parameters: int
+    parts: dict[str, int]
+    """Parameters of embedding, blocks, norm, head; a tied head counts as none."""
+    block_parameters: tuple[int, ...]
+    block_modules: tuple[dict[str, int], ...]
+    """Parameters by module kind (q_proj, ..., post_attention_layernorm), one dict a block."""
+    block_shapes: tuple[dict[str, int], ...]
+    """heads, kv_heads and intermediate of each block."""
+    disk_bytes: int
+    """Size of the weight files; 0 without weights."""
+    memory_bytes: dict[str, int]
+    """Weights in memory at each dtype."""
+    kv_bytes_per_token: dict[str, int]
+    """Key/value cache of all blocks at each dtype, per token and sequence."""
+    tokenizer: dict[str, Any] | None
+    """kind, file, size (highest id + 1)."""
+    shards: tuple[dict[str, Any], ...]
+    """file and bytes of each weight file."""
+    key: str
+    """Identifies the weights' content cheaply (names, shapes, sampled bytes); empty without."""
+    warnings: tuple[str, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks have the same shapes."""
+        return all(shape == self.block_shapes[0] for shape in self.block_shapes)
+
+    def kv_bytes(self, batch: int, tokens: int, dtype: str | None = None) -> int:
+        """Return the key/value cache in bytes for ``batch`` sequences of ``tokens`` tokens."""
+        per_token = self.kv_bytes_per_token
+        return batch * tokens * per_token.get(dtype or self.dtype, per_token["float32"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        value = dataclasses.asdict(self)
+        value["parameters"] = {"total": self.parameters, **self.parts}
+        del value["parts"]
+        return json.loads(json.dumps(value | {"uniform": self.uniform}))
+
+
+def inspect(path: str | Path, *, allow_config_only: bool = True) -> CheckpointInfo:
+    """Return what the checkpoint in a folder is, reading config and headers only.
+
+    Raises `CheckpointError` where it is damaged, of an unsupported kind, or (with
+    ``allow_config_only=False``) without weights. A missing or foreign tokenizer is a warning here.
+    """
+    folder = Path(path)
+    config = read_config(folder / "config.json")
+    families.of(config)
+    index = None
+    if not allow_config_only or has_weights(folder) or _has_pickles(folder):
+        index = TensorIndex.read(folder)
+    tokenizer = tokenizer_info(folder)
+    key = content_key(folder, index) if index else ""
+    return describe(str(folder), config, index, tokenizer, key)
+
+
+def _has_pickles(folder: Path) -> bool:
+    return any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pth"))
+
+
+def describe(
+    path: str,
+    config: Mapping[str, Any],
+    index: TensorIndex | None,
+    tokenizer: dict[str, Any] | None,
+    key: str = "",
+) -> CheckpointInfo:
+    """Add up config and tensor shapes; ``index`` None computes the shapes from the config."""
+    family = families.of(config)
+    _check_config(config)
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{path} is quantised ({_quantisation(config)}).",
+            "Give the unquantised checkpoint; blocks of quantised weights cannot be scored.",
+        )
+    if index is None:
+        shapes = families.expected_shapes(config)
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    else:
+        entries = index.entries
+        check_tensors(config, entries)
+        shapes = {n: e.shape for n, e in entries.items() if families.is_parameter(n)}
+        sizes: Counter[str] = Counter()
+        for entry in entries.values():
+            sizes[entry.dtype] += entry.parameters
+        dtype = sizes.most_common(1)[0][0]
+    tied = bool(families.setting(config, "tie_word_embeddings"))
+    if tied:
+        shapes = {n: s for n, s in shapes.items() if families.part_of(n) != "head"}
+    parts, modules = _add_up(shapes, families.setting(config, "num_hidden_layers"))
+    head_dim = families.setting(config, "head_dim")
+    block_shapes = tuple(_block_shape(shapes, b, head_dim) for b in range(len(modules)))
+    kv_width = sum(2 * shape["kv_heads"] * head_dim for shape in block_shapes)
+    total = sum(parts.values())
+    vocab, hidden = shapes["model.embed_tokens.weight"]
+    first = {name: max(s[name] for s in block_shapes) for name in block_shapes[0]}
+    return CheckpointInfo(
+        path=path,
+        family=family.name,
+        model_type=str(config.get("model_type") or family.name),
+        architecture=(config.get("architectures") or [family.architecture])[0],
+        has_weights=index is not None,
+        blocks=len(modules),
+        hidden=hidden,
+        intermediate=first["intermediate"],
+        heads=first["heads"],
+        kv_heads=first["kv_heads"],
+        head_dim=head_dim,
+        vocab=vocab,
+        context=families.setting(config, "max_position_embeddings"),
+        tied=tied,
+        dtype=dtype,
+        parameters=total,
+        parts=parts,
+        block_parameters=tuple(sum(m.values()) for m in modules),
+        block_modules=modules,
+        block_shapes=block_shapes,
+        disk_bytes=sum(shard.size for shard in index.shards) if index else 0,
+        memory_bytes={name: total * width for name, width in DTYPE_BYTES.items()},
+        kv_bytes_per_token={name: kv_width * width for name, width in DTYPE_BYTES.items()},
+        tokenizer=tokenizer,
+        shards=tuple({"file": s.file, "bytes": s.size} for s in (index.shards if index else ())),
+        key=key,
+        warnings=tuple(_warnings(index, tokenizer, vocab, shapes, tied)),
+    )
+
+
+def _quantisation(config: Mapping[str, Any]) -> str:
+    details = config["quantization_config"]
+    return str(details.get("quant_method", "unknown")) if isinstance(details, dict) else "unknown"
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for name in _SIZES:
+        try:
+            value = families.setting(config, name)
+        except (TypeError, ZeroDivisionError):
+            value = None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if families.is_custom(config) and isinstance(config.get(name), list):
+                continue
+            raise CheckpointError(
+                f"config.json gives {name} as {value!r}.", "It must be a whole number above 0."
+            )
+
+
+def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> None:
+    """Raise `CheckpointError` where the weights are not those that the config describes."""
+    wanted = families.setting(config, "num_hidden_layers")
+    held = {b for b in map(families.block_of, entries) if b is not None}
+    if held != set(range(wanted)):
+        absent, extra = sorted(set(range(wanted)) - held), sorted(held - set(range(wanted)))
+        which = f"block {absent[0]} is missing" if absent else f"block {extra[0]} is too many"
+        raise CheckpointError(
+            f"config.json says {wanted} blocks, the weights hold {len(held)} ({which}).",
+            "Give a checkpoint whose config.json belongs to its weights.",
+        )
+    custom = families.is_custom(config) and not families.says_layer_shapes(config)
+    expected = _custom_names(config) if custom else families.expected_shapes(config)
+    for name, shape in expected.items():
+        if name not in entries:
+            others = sum(other not in entries for other in expected) - 1
+            more = f" and {others} more" if others else ""
+            raise CheckpointError(
+                f"The weights lack '{name}'{more}.",
+                "Give a checkpoint whose config.json belongs to its weights.",
+            )
+        if not custom and entries[name].shape != shape:
+            raise CheckpointError(
+                f"'{name}' has the shape {list(entries[name].shape)}, config.json means "
+                f"{list(shape)}.",
+                "Give a checkpoint whose config.json belongs to its weights.",
+            )
+
+
+def _custom_names(config: Mapping[str, Any]) -> dict[str, families.Shape]:
+    """The tensors a checkpoint with its own block shapes cannot do without (shapes left open)."""
+    modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+               "input_layernorm", "post_attention_layernorm")  # fmt: skip
+    names = ["model.embed_tokens.weight", "model.norm.weight"]
+    for block in range(families.setting(config, "num_hidden_layers")):
+        names += [f"model.layers.{block}.{module}.weight" for module in modules]
+    if not families.setting(config, "tie_word_embeddings"):
+        names.append("lm_head.weight")
+    return dict.fromkeys(names, ())
+
+
+def _add_up(
+    shapes: Mapping[str, families.Shape], blocks: int
+) -> tuple[dict[str, int], tuple[dict[str, int], ...]]:
+    """Return parameters per part, and per block and module kind."""
+    parts = {"embedding": 0, "blocks": 0, "norm": 0, "head": 0}
+    modules: list[dict[str, int]] = [{} for _ in range(blocks)]
+    for name, shape in shapes.items():
+        size = families.count(shape)
+        parts[families.part_of(name)] += size
+        block = families.block_of(name)
+        if block is not None:
+            kind = families.module_of(name)
+            modules[block][kind] = modules[block].get(kind, 0) + size
+    return parts, tuple(modules)
+
+
+def _block_shape(shapes: Mapping[str, families.Shape], block: int, head_dim: int) -> dict[str, int]:
+    prefix = f"model.layers.{block}."
+    return {
+        "heads": shapes[prefix + "self_attn.q_proj.weight"][0] // head_dim,
+        "kv_heads": shapes[prefix + "self_attn.k_proj.weight"][0] // head_dim,
+        "intermediate": shapes[prefix + "mlp.gate_proj.weight"][0],
+    }
+
+
+def _warnings(
+    index: TensorIndex | None,
+    tokenizer: dict[str, Any] | None,
+    vocab: int,
+    shapes: Mapping[str, families.Shape],
+    tied: bool,
+) -> Iterable[str]:
+    if index is None:
+        yield "Only config.json is there: shapes are computed from it, and nothing can be loaded."
+    if tokenizer is None:
+        yield "There is no tokenizer: text cannot be read or written with this checkpoint."
+    elif tokenizer["size"] > vocab:
+        yield (
+            f"The tokenizer has {tokenizer['size']:,} tokens, the embedding only {vocab:,} rows: "
+            "they do not belong together."
+        )
+    if index and len({e.dtype for e in index.entries.values()}) > 1:
+        yield "The weights are stored in more than one dtype; dtype names the most common."
+    if index and tied and any(families.part_of(n) == "head" for n in index.entries):
+        yield "The head is tied to the embedding; the stored lm_head is not used or counted."

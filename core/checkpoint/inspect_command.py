@@ -1,0 +1,25 @@
+"""``python -m core inspect CHECKPOINT``: what a checkpoint is, as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core.checkpoint import locate
+from core.runs.progress import StderrProgress
+from core.runs.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSpec:
+    """Tell what a checkpoint is, from its config and headers."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+
+
+def run(spec: InspectSpec) -> dict[str, Any]:
+    """Return what is printed: `CheckpointInfo.to_dict` with the schema version.
+
+    Raises `CheckpointError` for anything that keeps the checkpoint from being used.
+    """
+    return {"schema": 1, **locate.inspect(spec.checkpoint, StderrProgress()).to_dict()}

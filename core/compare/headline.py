@@ -1,0 +1,157 @@
+"""What dropping blocks pays and what it costs, in a few numbers: for a stakeholder's minute.
+
+For every share of parameters removed the depth-pruned candidate with the lowest perplexity is
+taken. Perplexity is always measured. Speed and memory are measured where a benchmark has both
+models; else they are worked out for both, and say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.compare import measured
+from core.compare.candidates import Candidate, shapes_of
+from core.compare.measured import Cell
+from core.compare.scene import Scene, scene
+from core.compare.speed import Speed, speeds_at
+from core.study import Benchmark, Study, info_of
+
+USUAL = 0.2
+"""Share of the parameters from which a first look starts: the paper's moderate pruning."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One size to which the model can be cut; all figures are times the dense model's."""
+
+    key: str
+    label: str
+    ratio: float
+    dropped: tuple[int, ...]
+    parameters: int | None
+    ppl: float | None
+    """Measured, before retraining."""
+    speed: float | None
+    memory: float | None
+    cost: str
+    """measured, estimated, or unknown: how speed and memory are known."""
+    noise: float | None = None
+    """Share by which a measured speed is uncertain."""
+    is_plan: bool = False
+    mended: float | None = None
+    """Perplexity after the best retraining of this checkpoint; None where there was none."""
+    mended_by: str = ""
+
+    @property
+    def name(self) -> str:
+        """The share removed, as the slider shows it."""
+        return f"{self.ratio:.1%}"
+
+
+def cell_of(scene: Scene) -> Cell:
+    """Return the point of the grid to speak of: one prompt at a time, the longest answer."""
+    return min(scene.cells, key=lambda c: (c[0], -c[2]))
+
+
+def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
+    """Return the sizes that depth pruning offers, ascending; empty where nothing was judged."""
+    cell = cell or cell_of(scene)
+    rows = {r["key"]: r for r in scene.table(cell, estimates=False)}
+    dense = rows.get(scene.study.dense.id)
+    if dense is None:
+        return []
+    sizes: dict[float, list[Candidate]] = {}
+    for candidate in scene.found:
+        if candidate.kind == "depth" and candidate.ratio and not candidate.retrained:
+            sizes.setdefault(round(candidate.ratio, 3), []).append(candidate)
+    found = []
+    for _, same in sorted(sizes.items()):
+        best = min(same, key=lambda c: (c.ppl or math.inf, c.is_plan))
+        stop = _stop(scene, best, rows, dense, cell)
+        if stop.ppl or stop.speed:
+            found.append(stop)
+    return found
+
+
+def start(found: Sequence[Stop]) -> Stop:
+    """Return where to start: the checkpoint nearest to the usual share, else the plan."""
+    made = [s for s in found if not s.is_plan] or list(found)
+    return min(made, key=lambda s: abs(s.ratio - USUAL))
+
+
+def widest(study: Study, runs: Sequence[Benchmark]) -> Scene:
+    """Return the study seen by the protocol that judged most sizes; figures never mix two."""
+    scenes = [scene(study, protocol, runs) for protocol in study.protocols or (None,)]
+    return max(scenes, key=lambda s: sum(bool(x.ppl) for x in stops(s)))
+
+
+def _stop(
+    scene: Scene,
+    candidate: Candidate,
+    rows: Mapping[str, Mapping[str, Any]],
+    dense: Mapping[str, Any],
+    cell: Cell,
+) -> Stop:
+    row = rows[candidate.key]
+    speed, memory, cost = _measured(row, dense)
+    paced = _paced(scene, candidate.label, cell) if cost == "measured" else None
+    if cost == "unknown":
+        speed, memory, cost = _estimated(scene, candidate, cell)
+    tuned = [
+        r for r in rows.values()
+        if r["retrained"] and r["parent"] == candidate.key and r["ppl_over_dense"]
+    ]  # fmt: skip
+    best = min(tuned, key=lambda r: r["ppl_over_dense"], default=None)
+    return Stop(
+        key=candidate.key,
+        label=candidate.label,
+        ratio=candidate.ratio or 0.0,
+        dropped=candidate.dropped,
+        parameters=candidate.parameters,
+        ppl=row["ppl_over_dense"],
+        speed=paced.factor if paced else speed,
+        noise=paced.noise if paced else None,
+        memory=memory,
+        cost=cost,
+        is_plan=candidate.is_plan,
+        mended=best["ppl_over_dense"] if best else None,
+        mended_by=str(best["label"]).rsplit(" + ", 1)[-1] if best else "",
+    )
+
+
+def _measured(
+    row: Mapping[str, Any], dense: Mapping[str, Any]
+) -> tuple[float | None, float | None, str]:
+    if row["kind_of_cost"] != "measured" or dense["kind_of_cost"] != "measured":
+        return None, None, "unknown"
+    own, base = row["memory_mib"], dense["memory_mib"]
+    return row["speedup"], own / base if own and base else None, "measured"
+
+
+def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:
+    """Return the newest measured speed-up with its noise, from the single runs of a benchmark."""
+    for bench in sorted(scene.runs, key=lambda b: -b.record.started):
+        if found := speeds_at(scene.study, bench, cell).get(label):
+            return found
+    return None
+
+
+def _estimated(
+    scene: Scene, candidate: Candidate, cell: Cell
+) -> tuple[float | None, float | None, str]:
+    """Work out both models alike, so that an error of the arithmetic falls on both."""
+    info = info_of(scene.study.dense)
+    shapes = shapes_of(candidate, info)
+    if info is None or shapes is None:
+        return None, None, "unknown"
+    dtype = scene.rates.dtype if scene.rates else info.dtype
+    own, base = (measured.estimate(s, scene.rates, cell, dtype) for s in (shapes, info))
+    slow, fast = base.get("latency_s_mean"), own.get("latency_s_mean")
+    return (
+        slow / fast if slow and fast else None,
+        own["peak_memory_mib"] / base["peak_memory_mib"],
+        "estimated",
+    )

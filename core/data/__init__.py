@@ -1,0 +1,1 @@
+"""Text to calibrate on, to evaluate on and to retrain on."""

@@ -1,0 +1,88 @@
+"""Calibration rows: equally long crops of a source's texts, drawn by a seed.
+
+Sampling follows Shortened LLaMA (arXiv 2402.02834): rows of at least the wanted number of tokens,
+in an order drawn by the seed, a random crop of each.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+from core.data.readers import Row
+from core.data.sources import rows_of, text_rows
+from core.errors import DataError
+
+
+class Encoder(Protocol):
+    """What sampling needs of a tokenizer (transformers' own fit)."""
+
+    bos_token_id: int | None
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of ``text``."""
+
+
+def calibration_rows(
+    source: str,
+    tokenizer: Encoder,
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    or_fewer: bool = False,
+) -> list[list[int]]:
+    """Return ``samples`` rows of exactly ``length`` token ids, drawn by ``seed``.
+
+    Exact ``input_ids`` rows are taken as they are, in order, cut to ``length``. With ``or_fewer``
+    all rows that are long enough will do, at least one.
+
+    Raises:
+        DataError: fewer than ``samples`` rows are long enough; says how many are missing.
+    """
+    rows = rows_of(source)
+    if "input_ids" in rows[0]:
+        return _exact_rows(source, rows, samples, length, or_fewer)
+    texts = text_rows(source)
+    order = list(range(len(texts)))
+    draw = random.Random(seed)
+    draw.shuffle(order)
+    chosen: list[list[int]] = []
+    longest = 0
+    for index in order:
+        if len(chosen) == samples:
+            break
+        ids = tokenizer.encode(texts[index], add_special_tokens=True)
+        longest = max(longest, len(ids))
+        if len(ids) >= length:
+            start = draw.randint(0, len(ids) - length)
+            chosen.append(ids[start : start + length])
+    if len(chosen) < samples and not (or_fewer and chosen):
+        raise DataError(
+            f"{source} has {len(chosen)} rows of at least {length} tokens; {samples} are wanted, "
+            f"{samples - len(chosen)} are missing (its longest row has {longest} tokens).",
+            "Give more text, fewer --samples or a smaller --length.",
+        )
+    return chosen
+
+
+def _exact_rows(
+    source: str, rows: list[Row], samples: int, length: int, or_fewer: bool = False
+) -> list[list[int]]:
+    chosen = []
+    for number, row in enumerate(rows, 1):
+        ids = row.get("input_ids")
+        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+            raise DataError(
+                f"{source}: row {number} has no list of token ids in 'input_ids'.",
+                "Write whole numbers from 0 up.",
+            )
+        if len(ids) >= length:
+            chosen.append(ids[:length])
+    if len(chosen) < samples and not (or_fewer and chosen):
+        raise DataError(
+            f"{source} has {len(chosen)} input_ids rows of at least {length} tokens; "
+            f"{samples} are wanted, {samples - len(chosen)} are missing.",
+            "Give more rows, fewer --samples or a smaller --length.",
+        )
+    return chosen[:samples]

@@ -1,0 +1,131 @@
+"""What the Evaluate page shows, worked out from a study's results; no Streamlit here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from core.evaluate import compare, results, suites
+from core.evaluate.compare import Delta, Flip
+from core.evaluate.results import Cell, Judged, Measure
+from core.runs.workspace import RunRecord, Workspace
+
+
+def texts_of(written: str) -> tuple[str, ...]:
+    """Return the sources of a text field: separated by commas."""
+    return tuple(dict.fromkeys(part.strip() for part in written.split(",") if part.strip()))
+
+
+def windows_of(written: str) -> tuple[str, ...]:
+    """Return the parts of the window field, for the command's own check."""
+    return tuple(part.strip() for part in written.split(",") if part.strip())
+
+
+def change(delta: Delta | None, digits: int) -> str:
+    """Return a difference with its standard error; a star where it is more than two of them."""
+    if delta is None:
+        return ""
+    error = "" if delta.stderr is None else f" ± {delta.stderr:.{digits}f}"
+    return f" ({delta.value:+.{digits}f}{error}{'*' if delta.certain else ''})"
+
+
+def number(cell: Cell) -> str:
+    """Return a value with its change, or with its own error where there is nothing to change."""
+    if cell.delta is None and cell.stderr is not None:
+        return f"{cell.value:.3f} ± {cell.stderr:.3f}"
+    return f"{cell.value:.3f}" + change(cell.delta, 3)
+
+
+def wide(judged: Sequence[Judged], chosen: Sequence[Measure]) -> list[dict[str, str]]:
+    """Return the table that people read: one row a measure, a column a checkpoint, means last."""
+    rows = []
+    for measure in chosen:
+        row = {"": measure.label}
+        for one in judged:
+            cell = one.cells.get(measure)
+            row[one.variant.label] = "not measured" if cell is None else number(cell)
+        rows.append(row)
+    averages: dict[str, dict[str, str]] = {}
+    for one in judged:
+        for name, value, delta in results.means(one, chosen):
+            blank = {other.variant.label: "not measured" for other in judged}
+            row = averages.setdefault(name, {"": name, **blank})
+            row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
+    return [*rows, *averages.values()]
+
+
+def protocol_note(judged: Sequence[Judged], chosen: Sequence[Measure]) -> str:
+    """Return the line below the table: on what, where and how it was measured."""
+    cells = [one.cells[m] for one in judged for m in chosen if m in one.cells]
+    devices = sorted({str(c.run.device) for c in cells if c.run.device})
+    dtypes = sorted({m.dtype for m in chosen})
+    limits = sorted({m.limit for m in chosen if m.kind == "task" and m.limit is not None})
+    limited = f", the first {', '.join(map(str, limits))} questions of each task" if limits else ""
+    runs = len({c.run.id for c in cells})
+    return f"Measured on {', '.join(devices)} in {', '.join(dtypes)}, {runs} runs{limited}."
+
+
+def flip_rows(found: Iterable[Flip]) -> list[dict[str, Any]]:
+    """Return flips as a table's rows."""
+    return [
+        {
+            "task": f.task, "question": f.index, "flip": f.kind, "text": f.question,
+            "choices": " | ".join(f.choices), "right": f.target, "first": f.first,
+            "second": f.second,
+        }
+        for f in found
+    ]  # fmt: skip
+
+
+def flips_between(first: Judged, second: Judged, task: Measure) -> list[Flip]:
+    """Return the questions of a task on which two checkpoints part."""
+    before, after = (results.samples_of(one.cells[task].run) for one in (first, second))
+    return compare.flips(before, after, task.name, task.how)
+
+
+def flip_sentence(found: Sequence[Flip], first: str, second: str) -> str:
+    """Return how many questions flipped each way, and whether that may be chance."""
+    lost = sum(flip.kind == "lost" for flip in found)
+    gained = len(found) - lost
+    p = compare.sign_test(lost, gained)
+    verdict = "this may be chance" if p > 0.05 else "chance alone seldom does this"
+    return (
+        f"{second} loses {lost} questions that {first} answers, and gains {gained}; "
+        f"exact sign test p = {p:.3g}: {verdict}."
+    )
+
+
+def chances() -> dict[str, float]:
+    """Return the accuracy of guessing for tasks where it is known: the demo's."""
+    from core.demo.questions import CHANCE
+
+    return {f"demo_{skill}": value for skill, value in CHANCE.items()}
+
+
+def task_choices() -> list[str]:
+    """Return what the task field offers: presets, then the tasks in them."""
+    return [*suites.PRESETS, *dict.fromkeys(t for tasks in suites.PRESETS.values() for t in tasks)]
+
+
+def calibration_runs(where: Workspace, name: str) -> list[RunRecord]:
+    """Return the finished calibration recipes of a checkpoint, newest first."""
+    return [
+        record
+        for record in where.runs("recipe")
+        if record.state == "done"
+        and record.spec.get("name") == "calibration"
+        and record.spec.get("checkpoint") == name
+    ]
+
+
+def csv_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV."""
+    if not rows:
+        return ""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,140 @@
+"""The columns of the playground: which models can stand there, and how the address names them.
+
+A column is ``dense``, ``skip:3,5`` (the dense model without these blocks, nothing copied), or
+``run:ID`` (a variant of the study: depth, width, or retrained).
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.checkpoint.locate import local_folder
+from core.errors import DepthcutError
+from core.prune import toggle
+from core.runs import workspace
+from core.runs.workspace import Workspace
+from core.study import Variant, study
+
+MOST = 4
+"""Columns at most."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what the address calls it, its title, and which model it is."""
+
+    code: str
+    title: str
+    checkpoint: str
+    skip: toggle.Blocks = ()
+
+
+def variants(where: Workspace, name: str) -> list[Variant]:
+    """Return the study's checkpoints that can be loaded, the dense one first."""
+    try:
+        found = study(where, name)
+    except DepthcutError:
+        return [Variant(name, "dense", "dense")]
+    return [found.dense, *(v for v in found.variants[1:] if v.record and v.folder)]
+
+
+def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
+    """Return the column that ``code`` names before checkpoint ``name``; None where it is none.
+
+    ``known``: from `variants`; blocks are left out of ``name`` itself.
+
+    Raises `OptionError` for blocks that cannot be read.
+    """
+    if code == "dense":
+        return Column(code, "dense", known[0].id or name)
+    if code.startswith("skip:"):
+        skip = toggle.from_text(code.removeprefix("skip:"))
+        title = f"without {', '.join(map(str, skip))}" if skip else "no block left out"
+        return Column(code, title, name, skip)
+    for variant in known[1:]:
+        if variant.record and code == f"run:{variant.record.id}":
+            return Column(code, label_of(variant), variant.record.id)
+    return None
+
+
+def label_of(variant: Variant) -> str:
+    """Return how a variant is called in a list: its kind and its name."""
+    return f"{variant.kind}: {variant.label}"
+
+
+def from_address(text: str) -> list[str]:
+    """Read the codes of ``?columns=``, joined by ``|``; at most four."""
+    return [code for code in text.split("|") if code][:MOST]
+
+
+def to_address(codes: Sequence[str]) -> str:
+    """Return the codes as the address has them."""
+    return "|".join(codes)
+
+
+def has_chat_template(name: str) -> bool:
+    """Whether the checkpoint's tokenizer says how a chat is written; read from its files."""
+    folder = local_folder(name)
+    if folder is None:
+        return False
+    config = workspace.read_json(folder / "tokenizer_config.json") or {}
+    return bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+
+
+def examples(name: str) -> dict[str, str]:
+    """Return prompts to begin with: title -> text; for the demo, stories of its own world."""
+    if name != "demo":
+        return {
+            "A tower": "The Leaning Tower of Pisa is known for",
+            "A story": "Once upon a time",
+            "A fact": "The capital of France is",
+        }
+    from core.demo.questions import SKILLS, questions
+
+    found = {"A story begins": "Tom has two red apples."}
+    for skill in SKILLS[:5]:
+        found[skill.capitalize()] = str(questions(skill, 1, 7)[0]["context"])
+    return found
+
+
+_PARTS = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+def marked(text: str, reference: str) -> str:
+    """Return ``text`` as HTML with the words that differ from ``reference`` marked.
+
+    Compared word by word, so that a change of one word leaves the rest unmarked.
+    """
+    ours, theirs = _PARTS.findall(text), _PARTS.findall(reference)
+    matcher = difflib.SequenceMatcher(None, theirs, ours, autojunk=False)
+    pieces: list[str] = []
+    for kind, _, _, first, last in matcher.get_opcodes():
+        part = html.escape("".join(ours[first:last]))
+        if part:
+            pieces.append(part if kind == "equal" or not part.strip() else f"<mark>{part}</mark>")
+    return "".join(pieces)
+
+
+def figures(begun: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    """Return a column's measured figures: name -> value with its unit."""
+    found: dict[str, str] = {}
+    if begun:
+        found["parameters"] = f"{begun['parameters']:,}"
+        found["blocks"] = f"{begun['blocks']}"
+        peak = result.get("peak_mib")
+        found["memory"] = (
+            f"{peak:,.1f} MiB peak"
+            if peak
+            else f"{begun['weights_mib']:,.1f} + {begun['cache_mib']:,.1f} MiB cache"
+        )
+    if result:
+        first, rate = result.get("first_token_s"), result.get("tokens_per_s")
+        found["first token"] = f"{1000 * first:,.0f} ms" if first is not None else "none"
+        found["speed"] = f"{rate:,.1f} tokens/s" if rate else "none"
+        found["tokens"] = f"{result['tokens']:,}" + (", ended" if result.get("ended") else "")
+    return found

@@ -1,0 +1,131 @@
+"""One run of the playground: its columns written one after another, in a thread of its own.
+
+Columns do not compute at the same time, so that each one's tokens per second are true. The page
+draws what `Session` holds, as often as it likes; a session that is no longer looked at stops.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import DepthcutError
+from core.live import client
+from core.runs.workspace import Workspace
+
+UNSEEN_S = 20.0
+"""A session that no page has drawn for so long stops."""
+
+Asker = Callable[[dict[str, Any], threading.Event], Iterator[dict[str, Any]]]
+"""Yields the events of one generation: ``waiting``, ``begin``, ``token``, ``done``."""
+
+
+@dataclass
+class Output:
+    """What one column has written so far."""
+
+    title: str
+    state: str = "waiting"
+    """waiting, writing, done, stopped or failed."""
+    note: str = ""
+    """What it waits for, or what went wrong."""
+    texts: list[str] = field(default_factory=list)
+    """The text of every row, without the prompt."""
+    begun: dict[str, Any] = field(default_factory=dict)
+    """Parameters, memory, blocks and prompt tokens, as the server said before the first token."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """What was measured when it ended."""
+
+
+class Session:
+    """Columns to write, one after another."""
+
+    def __init__(
+        self, columns: list[tuple[str, dict[str, Any]]], where: Workspace, ask: Asker | None = None
+    ) -> None:
+        """Write ``columns``: a title each, and the values of a `core.live.protocol.Generate`."""
+        self.outputs = [Output(title) for title, _ in columns]
+        self._questions = [values for _, values in columns]
+        self._where, self._ask = where, ask or self._ask_live
+        self._stop = threading.Event()
+        self._seen = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> Session:
+        """Begin in the background."""
+        self._thread.start()
+        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether a column is still to be written."""
+        return self._thread.is_alive()
+
+    def look(self) -> None:
+        """Say that somebody still watches."""
+        self._seen = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the column that is written, and write no more."""
+        self._stop.set()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until all is written."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        for output, question in zip(self.outputs, self._questions, strict=True):
+            if self._stop.is_set():
+                output.state = "stopped"
+                continue
+            try:
+                self._write(output, question)
+            except DepthcutError as error:
+                output.state, output.note = "failed", str(error)
+            except Exception as error:
+                output.state, output.note = "failed", f"Unexpected {type(error).__name__}: {error}."
+
+    def _write(self, output: Output, question: dict[str, Any]) -> None:
+        output.texts = [""] * int(question.get("batch", 1))
+        for event in self._ask(question, self._stop):
+            if time.monotonic() - self._seen > UNSEEN_S:
+                self._stop.set()
+            if self._stop.is_set():
+                break
+            self._take(output, event)
+        if output.state != "done":
+            output.state, output.note = "stopped", ""
+
+    def _take(self, output: Output, event: dict[str, Any]) -> None:
+        kind = event.get("event")
+        if kind == "waiting":
+            output.note = str(event.get("for", ""))
+        elif kind == "begin":
+            output.state, output.note, output.begun = "writing", "", event
+        elif kind == "token":
+            output.texts = [t + p for t, p in zip(output.texts, event["texts"], strict=True)]
+        elif kind == "done":
+            output.state, output.note, output.result = "done", "", event
+
+    def _ask_live(
+        self, question: dict[str, Any], stop: threading.Event
+    ) -> Iterator[dict[str, Any]]:
+        output = next(o for o in self.outputs if o.state == "waiting")
+
+        def wait(why: str) -> None:
+            output.note = why
+            if stop.is_set() or time.monotonic() - self._seen > UNSEEN_S:
+                raise _Stopped
+
+        try:
+            record = client.ensure(self._where, {}, on_wait=wait)
+        except _Stopped:
+            return
+        yield from client.events(record, "generate", question, stop=stop)
+
+
+class _Stopped(Exception):
+    pass

@@ -1,0 +1,1 @@
+"""A model in memory: loading it, its precision, its memory, and its row of blocks."""

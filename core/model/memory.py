@@ -1,0 +1,73 @@
+"""Memory of a device: running out of it, giving it back, and its peak."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from core.errors import OutOfMemoryError
+from core.runs.processes import memory_mib
+
+MIB = 2.0**20
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(what: str) -> Iterator[None]:
+    """Turn the ways in which torch runs out of memory into `OutOfMemoryError`, saying in what."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = str(error)
+        raise OutOfMemoryError(
+            f"Out of memory while {what}: {(text.splitlines() or ['no detail'])[0][:200]}",
+            "Use --dtype bfloat16, fewer samples or shorter rows, or a larger device.",
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is one of the ways in which memory runs out."""
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory that no tensor uses any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+_baseline_mib: dict[str, float] = {}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peak memory on ``device`` from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    if device.type == "cpu":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark
+        _baseline_mib["cpu"] = memory_mib()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return peak memory since `reset_peak_memory`, in MiB.
+
+    CUDA: peak allocated by torch. MPS: what the driver holds for this process now (it keeps no
+    peak). CPU: growth of the process's peak resident memory, so it covers more than tensors.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / MIB
+    return max(0.0, memory_mib("VmHWM:") - _baseline_mib.get("cpu", 0.0))

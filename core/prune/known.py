@@ -1,0 +1,186 @@
+"""What the Prune page shows, worked out from a checkpoint, its scores and its finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core import criteria, words
+from core.checkpoint.headers import CheckpointInfo
+from core.errors import DepthcutError
+from core.prune import plan as planning
+from core.prune import scores as block_scores
+from core.prune.outlook import CurvePoint, Line, Outlook, Quality, curve_points, quality, same_text
+from core.runs import workspace
+from core.runs.workspace import RunRecord, Workspace
+from core.words import size
+
+
+def summary_of(record: RunRecord) -> dict[str, Any]:
+    """Return a run's summary.json; empty where there is none."""
+    return workspace.read_json(record.path / "summary.json") or {}
+
+
+def scored_runs(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
+    """Return the finished importance runs of exactly these weights, newest first."""
+    done = [r for r in where.runs("importance") if r.state == "done"]
+    return [r for r in done if info.key and summary_of(r).get("checkpoint_key") == info.key]
+
+
+def label_of(record: RunRecord) -> str:
+    """Return how an importance run is called in a list: its name and its text."""
+    found = summary_of(record)
+    text = str(found.get("calibration") or "").rsplit("/", 1)[-1]
+    return (
+        f"{record.name}: {text}, {found.get('samples')} x {found.get('length')} tokens, "
+        f"seed {found.get('seed')}, {found.get('device')} {found.get('dtype')}"
+    )
+
+
+def measured_on(summary: dict[str, Any]) -> str:
+    """Return the line under every chart: text, samples, length, seed, device, precision."""
+    if "samples" not in summary:
+        return ""
+    return (
+        f"Measured: {Path(str(summary['calibration'])).name}, {summary['samples']} x "
+        f"{summary['length']} tokens, seed {summary['seed']}, {summary['device']}, "
+        f"{summary['dtype']}."
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that is known about removing blocks from one checkpoint."""
+
+    info: CheckpointInfo
+    scores: block_scores.BlockScores | None = None
+    run: str = ""
+    dense_ppl: float | None = None
+    points: tuple[CurvePoint, ...] = ()
+    note: str = ""
+    """What the scores were measured on, for the line under a chart."""
+
+    @property
+    def without(self) -> tuple[float | None, ...]:
+        """Perplexity without each single block; empty where it was not measured."""
+        return tuple(self.scores.columns.get("ppl", ())) if self.scores else ()
+
+    @property
+    def has_ppl(self) -> bool:
+        """Whether every block's perplexity was measured, so that bars can be drawn."""
+        return bool(self.without) and all(v is not None for v in self.without)
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What can rank the blocks: what was scored, then the controls."""
+        scored = self.scores.available if self.scores else ()
+        return (*(c for c in scored if c in criteria.NAMES), *criteria.CONTROLS)
+
+    def quality(self, drop: Sequence[int]) -> Quality | None:
+        """Return what is known of the perplexity without ``drop``."""
+        return quality(drop, self.dense_ppl, self.without, self.points, self.run)
+
+    def chosen_by(self, criterion: str, drop: Sequence[int], first: int, last: int) -> bool:
+        """Whether ``drop`` is just what ``criterion`` removes first under this protection."""
+        try:
+            return bool(drop) and set(self.choose(criterion, len(drop), first, last)) == set(drop)
+        except DepthcutError:
+            return False
+
+    def problem(self, criterion: str, first: int, last: int) -> str:
+        """Return why ``criterion`` cannot choose even one block; empty where it can."""
+        try:
+            self.choose(criterion, 1, first, last)
+        except DepthcutError as error:
+            return str(error)
+        return ""
+
+    def choose(self, criterion: str, count: int, first: int, last: int) -> tuple[int, ...]:
+        """Return the ``count`` blocks that ``criterion`` removes first; none for 0."""
+        if count < 1:
+            return ()
+        chosen = planning.choose(
+            self.scores,
+            criterion,
+            count=count,
+            info=self.info,
+            protect_first=first,
+            protect_last=last,
+        )
+        return chosen.drop
+
+    def ratios(self, criterion: str, first: int, last: int) -> list[float]:
+        """Return the share of parameters gone after 0, 1, 2, ... blocks by ``criterion``."""
+        most = max(0, min(self.info.blocks - first - last, self.info.blocks - 1))
+        found = [0.0]
+        for count in range(1, most + 1):
+            try:
+                drop = self.choose(criterion, count, first, last)
+            except DepthcutError:
+                break
+            left = planning.parameters_after(self.info, drop)
+            found.append(1 - left / self.info.parameters)
+        return found
+
+    def lines(self, criterion: str, first: int, last: int) -> list[Line]:
+        """Return the criterion's curve: measured where a curve run has it, else estimated."""
+        measured: list[tuple[int, float, tuple[int, ...]]] = []
+        estimated: list[tuple[int, float, tuple[int, ...]]] = []
+        for count in range(len(self.ratios(criterion, first, last))):
+            drop = self.choose(criterion, count, first, last)
+            found = self.quality(drop)
+            if found:
+                target = measured if found.kind == "measured" else estimated
+                target.append((count, found.ppl, drop))
+        lines = [(measured, "measured"), (estimated, "estimated")]
+        return [Line(criterion, kind, points) for points, kind in lines if points]
+
+
+def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> Known:
+    """Gather scores and measured curves; raises `DataError` where the scores cannot be read."""
+    if record is None:
+        return Known(info)
+    summary = summary_of(record)
+    curves = [
+        r for r in where.runs("curve") if r.state == "done" and same_text(summary_of(r), summary)
+    ]
+    return Known(
+        info=info,
+        scores=block_scores.load(record.path),
+        run=record.id,
+        dense_ppl=summary.get("dense_ppl"),
+        note=measured_on(summary),
+        points=tuple(point for r in curves for point in curve_points(r.path)),
+    )
+
+
+def drop_problem(drop: Sequence[int], blocks: int) -> str:
+    """Return the command's own sentence where ``drop`` cannot be dropped, else nothing."""
+    try:
+        planning.check_drop(drop, blocks)
+    except DepthcutError as error:
+        return str(error)
+    return ""
+
+
+def rows(
+    dense: Outlook, plans: dict[str, tuple[Outlook, Quality | None, Sequence[int]]], ppl: Any
+) -> list[dict[str, Any]]:
+    """Return the comparison's table: one row a fact, one column dense and each plan."""
+    columns = {"dense": (dense, ppl, ()), **{f"plan {n}": v for n, v in plans.items()}}
+    facts: dict[str, Any] = {
+        "blocks dropped": lambda o, q, d: words.block_ranges(d) or "none",
+        "blocks left": lambda o, q, d: f"{o.blocks}",
+        "parameters": lambda o, q, d: f"{o.parameters:,}",
+        "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
+        "perplexity": lambda o, q, d: "not known" if q is None else f"{q.ppl:.4g} ({q.kind})",
+        "weights": lambda o, q, d: size(o.weight_bytes),
+        "key/value cache": lambda o, q, d: size(o.kv_bytes),
+        "weights + cache": lambda o, q, d: size(o.total_bytes),
+    }
+    return [
+        {"": fact} | {name: show(*value) for name, value in columns.items()}
+        for fact, show in facts.items()
+    ]

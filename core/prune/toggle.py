@@ -1,0 +1,88 @@
+"""The toggle pad's logic: which blocks are chosen, after a click, a pill or a shared address.
+
+Pure functions on tuples of block numbers in the order they were chosen, so that the page draws
+what these return and nothing else; no Streamlit here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from core.errors import OptionError
+from core.runs.spec import parse_numbers
+
+Blocks = tuple[int, ...]
+
+
+def toggle(chosen: Sequence[int], block: int) -> Blocks:
+    """Return ``chosen`` without ``block`` where it is in, else with it at the end."""
+    if block in chosen:
+        return tuple(b for b in chosen if b != block)
+    return (*chosen, block)
+
+
+def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
+    """Return the blocks of a chart's selection event, each once, in the order of its points.
+
+    A point names its block in ``customdata`` (a list whose first entry it is), else in ``x``.
+    Points that name none are left out.
+    """
+    selection = (event or {}).get("selection") or {}
+    found: list[int] = []
+    for point in selection.get("points") or ():
+        data = point.get("customdata")
+        value = data[0] if isinstance(data, (list, tuple)) and data else data
+        value = point.get("x") if value is None else value
+        try:
+            block = int(value)
+        except (TypeError, ValueError):
+            continue
+        if block not in found:
+            found.append(block)
+    return tuple(found)
+
+
+def newly(named: Sequence[int], before: Sequence[int]) -> Blocks:
+    """Return the clicked blocks without those of the click before.
+
+    A chart that is redrawn late on a busy machine still holds that one's selection. A second click
+    on the same block alone is one.
+    """
+    return tuple(b for b in named if b not in before) or tuple(named)
+
+
+def click(chosen: Sequence[int], named: Sequence[int], blocks: int) -> Blocks:
+    """Return the choice after a click on the blocks ``named``; none changes nothing."""
+    result = tuple(chosen)
+    for block in named:
+        if 0 <= block < blocks:
+            result = toggle(result, block)
+    return result
+
+
+def follow(chosen: Sequence[int], wanted: Iterable[int]) -> Blocks:
+    """Return the blocks of ``wanted``: those chosen before in their order, new ones behind."""
+    target = list(wanted)
+    kept = tuple(b for b in chosen if b in target)
+    return (*kept, *(b for b in dict.fromkeys(target) if b not in kept))
+
+
+def to_text(chosen: Sequence[int]) -> str:
+    """Return ``3,5``, as the address and the command line take it."""
+    return ",".join(str(b) for b in chosen)
+
+
+def from_text(text: str) -> Blocks:
+    """Read ``3,5`` or ``4-8`` from an address; raises `OptionError` as the command line does.
+
+    A block named twice counts once. What is out of range is kept: the page says so with the
+    command's own sentence.
+    """
+    if len(text) > 2000:
+        raise OptionError("--drop: the list is longer than 2000 characters.", "Write 3,5 or 1-8.")
+    for part in text.split(","):
+        _, dash, last = part.partition("-")
+        if dash and last.strip().isdigit() and int(last) > 100_000:
+            raise OptionError(f"--drop: the range '{part}' is too long.", "Write 3,5 or 1-8.")
+    return tuple(dict.fromkeys(parse_numbers(text, "--drop")))

@@ -1,0 +1,182 @@
+"""What the Retrain page shows, worked out from runs and their results; no Streamlit here."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core.checkpoint import locate
+from core.retrain.spec import LABELS
+from core.runs import workspace
+from core.runs.workspace import RunRecord, Workspace
+from core.words import size
+
+MAKERS = ("prune", "width", "retrain")
+MIB = 2**20
+
+
+def variants(where: Workspace) -> list[RunRecord]:
+    """Return the finished runs that hold a checkpoint to retrain, newest first."""
+    done = [r for r in where.runs() if r.command in MAKERS and r.state == "done"]
+    return [r for r in done if holder(r)]
+
+
+def holder(record: RunRecord) -> Path | None:
+    """Return the folder of the checkpoint that a run left: its own, or ``merged/``."""
+    for folder in (record.path, record.path / "merged"):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def label_of(record: RunRecord) -> str:
+    """Return how a variant is called in a list: its name and how it came about."""
+    folder = holder(record)
+    pruning = (workspace.read_json(folder / "pruning.json") if folder else None) or {}
+    dropped = pruning.get("dropped")
+    how = f"without blocks {', '.join(map(str, dropped))}" if dropped else record.command
+    if record.command == "retrain":
+        how = f"{LABELS.get(str(record.spec.get('method')), 'retrained')}, {how}"
+    return f"{record.name}: {how}"
+
+
+def run_label(record: RunRecord) -> str:
+    """Return how a retraining is called in a list."""
+    method = LABELS.get(str(record.spec.get("method")), "")
+    source = Path(str(record.spec.get("data") or "")).name
+    return f"{record.name}: {method} of {short(record.spec.get('checkpoint'))} on {source}"
+
+
+def short(name: object) -> str:
+    """Return a checkpoint's name without the folders before it."""
+    text = str(name or "")
+    return text if locate.is_hub_id(text) else Path(text).name
+
+
+def same_parent(records: Iterable[RunRecord], record: RunRecord) -> list[RunRecord]:
+    """Return the retrainings of the checkpoint that ``record`` retrains, oldest first."""
+    parent = _parent(record)
+    found = [r for r in records if r.command == "retrain" and _parent(r) == parent]
+    return sorted(found, key=lambda r: r.started)
+
+
+def _parent(record: RunRecord) -> str:
+    name = str(record.spec.get("checkpoint") or "")
+    folder = locate.local_folder(name)
+    return str(folder.resolve()) if folder else name
+
+
+def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """Return one row a retraining: what was done, what it took and how much came back."""
+    rows = []
+    for record in records:
+        found = workspace.read_json(record.path / "summary.json") or {}
+        data = found.get("data") or {}
+        rows.append(
+            {
+                "name": record.name,
+                "state": record.state,
+                "method": record.spec.get("method"),
+                "recovered": found.get("recovered"),
+                "dense": found.get("heldout_loss_dense"),
+                "before": found.get("heldout_loss_before"),
+                "after": found.get("heldout_loss_after"),
+                "data": Path(str(record.spec.get("data") or "")).name,
+                "rows": data.get("kind"),
+                "lr": (found.get("settings") or {}).get("lr"),
+                "steps": found.get("steps"),
+                "tokens": found.get("tokens"),
+                "trained": found.get("trainable_parameters"),
+                "tokens_per_s": found.get("tokens_per_s"),
+                "memory_mib": found.get("peak_memory_mib"),
+                "seed": record.spec.get("seed"),
+                "heldout": (found.get("heldout") or {}).get("tokens"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Return in a sentence how much came back."""
+    before, after = summary["heldout_loss_before"], summary["heldout_loss_after"]
+    dense, share = summary.get("heldout_loss_dense"), summary.get("recovered")
+    fell = f"The held-out loss went from {before:.4f} to {after:.4f} nat per token"
+    if dense is None:
+        return f"{fell}. There is no dense model to compare with, so no recovery is stated."
+    if share is None:
+        return (
+            f"{fell}; the dense model has {dense:.4f}. The gap of {before - dense:.3f} nat is too "
+            "small to state a recovery."
+        )
+    return f"{share:.0%} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
+
+
+def measured_on(summary: Mapping[str, Any]) -> str:
+    """Return the line under the charts: device, precision, held-out rows, data and seed."""
+    held, data = summary["heldout"], summary["data"]
+    return (
+        f"Measured: {held['rows']} held-out rows of {held['source']} ({held['tokens']:,} predicted "
+        f"tokens), never trained on; trained on {data['source']} ({data['kind']}), seed "
+        f"{summary['seed']}, {summary['device']}, {summary['compute_dtype']}."
+    )
+
+
+def merged_note(merged: Mapping[str, Any]) -> str:
+    """Return how far the merged checkpoint is from what was trained."""
+    return (
+        f"merged/ is written in {merged['dtype']} (trained in {merged['trained_in']}): its logits "
+        f"differ by at most {merged['max_logit_difference']:.2g} from the trained model's on "
+        f"{merged['rows_compared']} rows, its held-out loss is {merged['heldout_loss']:.4f} "
+        f"against {merged['heldout_loss_trained']:.4f}."
+    )
+
+
+def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Return one training row as HTML: given text grey and slanted, learned text marked."""
+    looks = {
+        True: "opacity:.6;font-style:italic",
+        False: "background:rgba(0,158,115,.22);border-bottom:2px solid #009E73;font-weight:600",
+    }
+    spans = "".join(
+        f'<span style="{looks[bool(part["masked"])]}">{html.escape(str(part["text"]))}</span>'
+        for part in parts
+    )
+    style = "white-space:pre-wrap;font-family:monospace;font-size:.85rem;line-height:1.6"
+    return f'<div style="{style}">{spans}</div>'
+
+
+def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a dry run says as label -> text."""
+    free = plan["free_bytes"]
+    return {
+        "Trainable": f"{count(plan['trainable_parameters'])} ({plan['trainable_share']:.1%})",
+        "Memory needed": size(plan["memory_bytes"]["total"]),
+        "Memory free": "not known" if free is None else size(free),
+        "Tokens": count(plan["tokens"]),
+        "Steps": f"{plan['settings']['steps']:,} x {plan['settings']['batch']}",
+        "Time": "not known" if plan["seconds"] is None else f"about {span(plan['seconds'])}",
+    }
+
+
+def count(value: float) -> str:
+    """Return a number of things as people say it: 950, 12.3 k, 4.5 M, 7.0 B."""
+    for unit in ("", " k", " M"):
+        if value < 1000:
+            return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f} B"
+
+
+def span(seconds: float) -> str:
+    """Return a time span in the unit that reads best."""
+    if not math.isfinite(seconds):
+        return "for ever"
+    for limit, unit, divisor in ((90, "s", 1), (5400, "min", 60), (129_600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

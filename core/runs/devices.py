@@ -1,0 +1,122 @@
+"""The devices of this machine, without torch: what ``--device`` means, and free memory.
+
+NVML knows NVIDIA GPUs, psutil the rest. psutil is imported only where memory is listed, since a
+machine that only computes may lack it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import OptionError
+
+GIB = 2.0**30
+
+
+def resolve(name: str) -> str:
+    """Return the device that ``--device NAME`` means: ``cpu``, ``cuda:K`` or ``mps``.
+
+    ``auto`` is the first GPU if the installed torch was built for it and the driver lists one.
+    Whether torch can really use the device is asked once it is loaded
+    (`core.model.precision.resolve_device`).
+
+    Raises:
+        OptionError: The name is unknown.
+    """
+    if name == "auto":
+        return _best()
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise OptionError(
+            f"--device: '{name}' is not known.", "Use auto, cpu, cuda, cuda:1 or mps."
+        )
+    return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
+
+
+def _best() -> str:
+    built_for = _torch_build()
+    if built_for == "cuda" and _count_nvidia() > 0:
+        return "cuda:0"
+    if built_for == "hip" and Path("/dev/kfd").exists():
+        return "cuda:0"  # torch calls AMD's GPUs cuda too
+    return "mps" if _is_apple_silicon() else "cpu"
+
+
+def _torch_build() -> str:
+    """Return ``cuda`` or ``hip`` if the installed torch was built for it, else an empty string."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return ""
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    built = dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(.+)$", text, re.MULTILINE))
+    return next((kind for kind in ("cuda", "hip") if built.get(kind, "None").strip() != "None"), "")
+
+
+def _count_nvidia() -> int:
+    """Return how many NVIDIA GPUs the driver lists; 0 if CUDA_VISIBLE_DEVICES hides them all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
+        return 0
+    count = ctypes.c_uint(0)
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+        if library.nvmlInit_v2() == 0:
+            library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+            library.nvmlShutdown()
+    return count.value
+
+
+def _is_apple_silicon() -> bool:
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that runs could use."""
+
+    name: str
+    label: str
+    free_gib: float
+    total_gib: float
+
+
+def devices() -> list[Device]:
+    """Return GPUs first, then the CPU with the machine's memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    found = _gpus()
+    if _is_apple_silicon():
+        found.append(Device("mps", "Apple GPU", memory.available / GIB, memory.total / GIB))
+    cpu = Device("cpu", f"CPU, {cores} cores", memory.available / GIB, memory.total / GIB)
+    return [*found, cpu]
+
+
+def _gpus() -> list[Device]:
+    found: list[Device] = []
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                name = pynvml.nvmlDeviceGetName(handle)
+                label = name.decode() if isinstance(name, bytes) else str(name)
+                free, total = float(memory.free) / GIB, float(memory.total) / GIB
+                found.append(Device(f"cuda:{index}", label, free, total))
+        finally:
+            pynvml.nvmlShutdown()
+    return found

@@ -1,0 +1,243 @@
+"""Start, watch and stop detached runs. A launcher is a small interface, so that clusters fit in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from core import commands
+from core.errors import InputError, RunError
+from core.runs import processes, workspace
+from core.runs.run import DETACHED, save_spec
+from core.runs.spec import build, hints_of, to_arguments
+from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Launcher(Protocol):
+    """What it takes to run a command elsewhere: locally, or on a cluster."""
+
+    def start(self, argv: list[str], folder: Path) -> None:
+        """Start ``argv`` so that it outlives the caller, its output going to the run's log."""
+
+    def kill(self, record: RunRecord) -> bool:
+        """End a run's process at once; False where it was not running."""
+
+
+class LocalLauncher:
+    """A process of its own session on this machine."""
+
+    def __init__(self, *, root: Path | None = None, cwd: Path | None = None) -> None:
+        """Let runs find others by id in the workspace ``root``; start them in ``cwd``."""
+        self._root, self._cwd = root, cwd
+
+    def start(self, argv: list[str], folder: Path) -> None:
+        """Start the process; its pid and start time go to launch.json."""
+        env = {**os.environ, DETACHED: str(folder), "PYTHONUNBUFFERED": "1"}
+        if self._root:
+            env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
+        with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self._cwd,
+                env=env,
+            )
+        started = processes.start_time(process.pid)
+        workspace.write_json(
+            folder / BOOKKEEPING / "launch.json", {"pid": process.pid, "pid_started": started}
+        )
+        threading.Thread(target=process.wait, daemon=True).start()
+
+    def kill(self, record: RunRecord) -> bool:
+        """Send SIGKILL to the run's process group (it leads its own session) and see it gone."""
+        owner = record.status if record.status.get("pid") else None
+        owner = owner or workspace.read_json(record.path / BOOKKEEPING / "launch.json") or {}
+        pid, started = owner.get("pid"), owner.get("pid_started")
+        here = record.status.get("host") in (None, socket.gethostname())
+        if not here or not isinstance(pid, int) or not processes.is_alive(pid, started):
+            return False
+        try:
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            raise RunError(
+                f"Process {pid} of run {record.id} belongs to another user.", "Ask them to stop it."
+            ) from error
+        _until(lambda: not processes.is_alive(pid, started), 5.0)
+        return True
+
+
+def _until(true: Callable[[], bool], seconds: float) -> bool:
+    """Wait at most ``seconds`` for ``true()``; return whether it came."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def launch(
+    command: str,
+    values: Any,
+    where: Workspace | None = None,
+    launcher: Launcher | None = None,
+) -> RunRecord:
+    """Start a run of ``command`` in a new folder of the workspace and return its record.
+
+    ``values`` is a spec, or a dictionary of options without ``out``.
+    """
+    where = where or Workspace()
+    entry = commands.get(command)
+    if not entry.is_run:
+        raise InputError(f"{command} leaves no run behind.", "Call it directly.")
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
+    build(entry.spec_class, {**values, "out": "checked"})  # refuse before anything is written
+    if values.get("dry_run"):
+        raise InputError("A dry run is no run.", "Call the command's dry_run.")
+    folder = where.new_dir(command)
+    spec = build(entry.spec_class, {**values, "out": str(folder)})
+    return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
+
+
+def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None = None) -> RunRecord:
+    """Start a run in a given folder, which is made where it is not there; see `launch`."""
+    try:
+        (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise workspace.cannot_write(folder, error) from error
+    before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
+    status = _announce(folder, before)
+    save_spec(folder, commands.get(command), spec)
+    _start(launcher or LocalLauncher(root=Workspace().root), command, spec, folder, status)
+    record = read_run(folder)
+    assert record is not None
+    return record
+
+
+def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Write that a run starts in ``folder``; ``before`` is the status of the one it replaces.
+
+    This comes before the new spec is written: whoever dies in between leaves a lost run, never new
+    options beside the end of an earlier run.
+    """
+    status: dict[str, Any] = {
+        "state": "starting",
+        "created": time.time(),
+        "host": socket.gethostname(),
+        "files": before.get("files") or [],
+    }
+    book = folder / BOOKKEEPING
+    (book / "cancel").unlink(missing_ok=True)
+    (book / "launch.json").unlink(missing_ok=True)
+    workspace.write_json(book / "status.json", status)
+    return status
+
+
+def _start(
+    launcher: Launcher, command: str, spec: Any, folder: Path, status: dict[str, Any]
+) -> None:
+    """Start an announced run; one that cannot even be started is a failed one."""
+    argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
+    try:
+        launcher.start(argv, folder)
+    except OSError as error:
+        failed = RunError(
+            f"Cannot start the run: {error.strerror or error}.", "Free memory or disk space."
+        )
+        end = {"state": "failed", "finished": time.time(), "hint": failed.hint}
+        end["error"] = failed.message
+        workspace.write_json(folder / BOOKKEEPING / "status.json", {**status, **end})
+        raise failed from error
+
+
+def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
+    """Start a failed, cancelled or lost run again in its own folder, from where it was started.
+
+    A command that can resume does so; the others begin anew.
+    """
+    if record.state not in ("failed", "cancelled", "lost"):
+        raise InputError(
+            f"Run {record.id} is {record.state}.", "Only a failed, cancelled or lost run restarts."
+        )
+    entry = commands.get(record.command)
+    folder = record.path.absolute()
+    again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
+    spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
+    cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
+    launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
+    status = _announce(folder, record.status)
+    save_spec(folder, entry, spec, cwd)
+    _start(launcher, record.command, spec, folder, status)
+    started = read_run(record.path)
+    assert started is not None
+    return started
+
+
+def request_cancel(record: RunRecord) -> None:
+    """Ask a run to stop; it ends itself by force when its grace is over."""
+    if record.is_live:
+        try:
+            (record.path / BOOKKEEPING / "cancel").touch()
+        except OSError as error:
+            raise workspace.cannot_write(record.path, error) from error
+
+
+def cancel(
+    record: RunRecord, grace_s: float | None = None, launcher: Launcher | None = None
+) -> RunRecord:
+    """Ask a run to stop, wait ``grace_s`` (default: its command's), then kill it.
+
+    Returns its final record. A run that has ended already, or is lost, is returned as it is; one
+    on another machine is asked, never killed, and returned as it is when the wait is over.
+    """
+    if not record.is_live:
+        return record
+    request_cancel(record)
+    if grace_s is None:
+        entry = commands.COMMANDS.get(record.command)
+        grace_s = (entry.grace_s if entry else 20.0) + 3.0
+
+    def ended() -> bool:
+        current = read_run(record.path)
+        return current is None or not current.is_live
+
+    if not _until(ended, grace_s):
+        current = read_run(record.path)
+        if current is None or not (launcher or LocalLauncher()).kill(current):
+            return current or record
+    current = read_run(record.path)
+    if current is not None and current.state == "lost":
+        end = {"state": "cancelled", "finished": time.time(), "waiting_for": "", "hint": ""}
+        end["error"] = "Killed: it did not stop when asked."
+        path = current.path / BOOKKEEPING
+        workspace.write_json(path / "status.json", {**current.status, **end})
+        (path / "cancel").unlink(missing_ok=True)
+        current = read_run(record.path)
+    return current or record
+
+
+def command_line(command: str, spec: Any) -> str:
+    """Return the command that does what a page is about to do."""
+    return shlex.join(["python", "-m", "core", command, *to_arguments(spec)])

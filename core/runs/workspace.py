@@ -1,0 +1,465 @@
+"""Run directories on disk: where they are, what they say, and how files in them are written.
+
+A run directory holds plain results; the program's own bookkeeping lives in its ``.run`` folder
+(see docs/architecture.md). Reading never changes anything; writing is atomic: a temporary file
+in the same folder, flushed, then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import InputError, OutputError
+from core.runs import processes
+
+SCHEMA = 1
+FINAL_STATES = ("done", "failed", "cancelled")
+LIVE_STATES = ("starting", "queued", "running")
+HEARTBEAT_S = 2.0
+REMOTE_SILENCE_S = 60.0
+STARTING_GRACE_S = 15.0
+"""How long a run that has been announced may take until its process is known."""
+BOOKKEEPING = ".run"
+CHAINS = ("recipe", "demo")
+"""Commands whose folders hold other runs: their steps."""
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for a file or folder that cannot be written."""
+    return OutputError(
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Free space, or give another --out folder that you may write to.",
+    )
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name in the folder of ``path`` to write to before taking its place."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files whose writer has gone.
+
+    Those of a living process stay: a page may be writing beside the run that clears its folder.
+    """
+    for left in folder.glob(".*.tmp"):
+        writer = left.name.split(".")[-3]
+        if not writer.isdigit() or not processes.is_alive(int(writer), None):
+            left.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write ``text`` atomically; raises `OutputError` where the folder cannot be written.
+
+    ``durable`` waits until the bytes are on the disk, so that results outlive a power cut.
+    """
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as handle:
+            handle.write(text)
+            handle.flush()
+            if durable:
+                os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON: what is not finite, which JSON cannot say, becomes null."""
+    try:
+        return json.dumps(value, indent=indent, default=str, allow_nan=False)
+    except ValueError:
+        plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+        return json.dumps(plain, indent=indent)
+
+
+def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON object atomically, with the schema version in front."""
+    text = to_json({"schema": SCHEMA, **value}, indent=2) + "\n"
+    write_text(path, text, durable=durable)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file atomically; ``None`` becomes an empty cell, floats keep every digit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or None where the file is absent or not (yet) readable."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def default_root() -> Path:
+    """Return the workspace folder: ``$DEPTHCUT_WORKSPACE``, else ``workspace``."""
+    return Path(os.environ.get("DEPTHCUT_WORKSPACE") or "workspace")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory said when it was read."""
+
+    path: Path
+    command: str
+    spec: dict[str, Any]
+    argv: list[str]
+    state: str
+    """starting, queued, running, done, failed, cancelled, or lost."""
+    status: dict[str, Any]
+
+    parent: str = ""
+    """Id of the recipe that this run is a step of."""
+    cwd: str = ""
+    """Folder from which the run was started; relative names in its spec are seen from there."""
+
+    @property
+    def id(self) -> str:
+        """The folder's name, behind the recipe's for a step: the path below the workspace."""
+        return f"{self.parent}/{self.path.name}" if self.parent else self.path.name
+
+    @property
+    def name(self) -> str:
+        """The name the user gave, else the id."""
+        given = read_json(self.path / BOOKKEEPING / "name.json") or {}
+        return str(given.get("name") or self.id)
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in one sentence; empty when nothing did."""
+        lost = "Its process is gone without having said why." if self.state == "lost" else ""
+        return str(self.status.get("error") or lost)
+
+    @property
+    def hint(self) -> str:
+        """What to do about `error`."""
+        lost = "It may have been killed or out of memory: see its log, then restart it."
+        return str(self.status.get("hint") or (lost if self.state == "lost" else ""))
+
+    @property
+    def device(self) -> str:
+        """The device the run holds, held, or waits for."""
+        return str(self.status.get("device") or "")
+
+    @property
+    def waiting_for(self) -> str:
+        """What a queued run waits behind."""
+        return str(self.status.get("waiting_for") or "")
+
+    @property
+    def started(self) -> float:
+        """Seconds since the epoch when the run was created."""
+        return float(self.status.get("created") or 0.0)
+
+    @property
+    def finished(self) -> float | None:
+        """Seconds since the epoch when the run ended; None while it lives."""
+        value = self.status.get("finished")
+        return float(value) if value else None
+
+    @property
+    def progress(self) -> tuple[int, int, str]:
+        """Steps done, steps in all, and what is being done."""
+        step = self.status.get("progress") or {}
+        return int(step.get("done") or 0), int(step.get("total") or 0), str(step.get("message", ""))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the pace so far; None before the first step or after the end."""
+        step = self.status.get("progress") or {}
+        done, total = step.get("done") or 0, step.get("total") or 0
+        began = step.get("since")
+        first = step.get("first") or 0
+        if self.state != "running" or not began or done <= first or total <= 0:
+            return None
+        pace = (float(step["at"]) - float(began)) / (done - first)
+        return max(0.0, pace * (total - done) - (time.time() - float(step["at"])))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run is starting, queued or running."""
+        return self.state in LIVE_STATES
+
+    def log_tail(self, lines: int = 40) -> str:
+        """Return the last lines of the log; reads at most 64 KiB from its end."""
+        try:
+            with (self.path / BOOKKEEPING / "log.txt").open("rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(max(0, size - 65536))
+                text = handle.read().decode("utf-8", errors="replace")
+        except OSError:
+            return ""
+        rows = text.rstrip().split("\n")[1 if size > 65536 else 0 :]
+        kept = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in rows]  # a bar's last look
+        return "\n".join(kept[-lines:])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metric lines; a half-written last line is left out."""
+        return list(json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
+
+    def disk_bytes(self) -> int:
+        """Return the bytes that the run's files take."""
+        total = 0
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                with contextlib.suppress(OSError):  # a file that has just gone
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
+
+    def holds_checkpoint(self) -> bool:
+        """Whether the folder itself is a checkpoint (pruned, width-pruned)."""
+        return (self.path / "config.json").is_file()
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file with one a line; what is not one is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _state_of(path: Path, status: dict[str, Any]) -> str:
+    """Return the state, with `lost` for a run whose process is gone without a final one."""
+    state = str(status.get("state") or "starting")
+    if state in FINAL_STATES:
+        return state
+    if status.get("host") not in (None, socket.gethostname()):
+        return state if _heartbeat_age(path) < REMOTE_SILENCE_S else "lost"
+    owner = status
+    if not status.get("pid"):
+        owner = read_json(path / BOOKKEEPING / "launch.json") or {}
+        if not owner:
+            created = float(status.get("created") or _modified(path / BOOKKEEPING / "spec.json"))
+            return state if time.time() - created < STARTING_GRACE_S else "lost"
+    return state if processes.is_alive(owner.get("pid"), owner.get("pid_started")) else "lost"
+
+
+def _heartbeat_age(path: Path) -> float:
+    return time.time() - _modified(path / BOOKKEEPING / "heartbeat")
+
+
+def _modified(path: Path) -> float:
+    """Return when a file was last written, in Unix seconds; long ago where it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read_status(book: Path) -> dict[str, Any]:
+    """Read status.json; what is not of its kind is left out, so that one file harms no list."""
+    status = read_json(book / "status.json") or {}
+    kinds: dict[str, Any] = {
+        "created": (int, float),
+        "finished": (int, float),
+        "progress": dict,
+        "files": list,
+    }
+    return {
+        key: value
+        for key, value in status.items()
+        if key not in kinds or isinstance(value, kinds[key])
+    }
+
+
+def read_run(path: Path) -> RunRecord | None:
+    """Read one run directory; None where ``path`` is not one."""
+    book = path / BOOKKEEPING
+    spec = read_json(book / "spec.json")
+    if spec is None:
+        return None
+    status = _read_status(book)
+    state = _state_of(path, status)
+    if state == "lost":  # the end may have been written between the two looks
+        status = _read_status(book)
+        state = _state_of(path, status)
+    options, argv = spec.get("spec"), spec.get("argv")
+    return RunRecord(
+        path=path,
+        command=str(spec.get("command", "")),
+        spec=options if isinstance(options, dict) else {},
+        argv=argv if isinstance(argv, list) else [],
+        state=state,
+        status=status,
+        parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
+        cwd=str(spec.get("cwd") or ""),
+    )
+
+
+class Workspace:
+    """A folder of run directories."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        """Use ``root``, else ``$DEPTHCUT_WORKSPACE``, else ``workspace``; made when first used."""
+        self.root = Path(root) if root else default_root()
+
+    def new_dir(self, command: str) -> Path:
+        """Make and return an empty run directory named after the command and the time."""
+        for _ in range(10):
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            path = self.root / f"{command}-{stamp}-{secrets.token_hex(2)}"
+            try:
+                (path / BOOKKEEPING).mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError(
+                    f"Cannot make a run directory in {self.root}: {error.strerror}.",
+                    "Give another folder with --workspace or DEPTHCUT_WORKSPACE.",
+                ) from error
+            return path
+        raise OutputError(f"No free run name in {self.root}.", "Try again.")
+
+    def runs(self, command: str = "") -> list[RunRecord]:
+        """Return the runs and their steps, newest first; only those of ``command`` where given."""
+        found = []
+        for record in _runs_in(self.root):
+            found.append(record)
+            if record.command in CHAINS:
+                found += _runs_in(record.path)
+        kept = [r for r in found if not command or r.command == command]
+        return sorted(kept, key=lambda r: (r.started, r.id), reverse=True)
+
+    def find(self, run: str) -> RunRecord:
+        """Return a run by id, by its given name, or by path; raises `InputError` naming it."""
+        for path in (self.root / run, Path(run)):
+            record = read_run(path) if path.is_dir() else None
+            if record:
+                return record
+        named = [r for r in self.runs() if r.name == run]
+        if len(named) == 1:
+            return named[0]
+        raise InputError(
+            f"No run '{run}' in {self.root}.", "See them with: python -m core jobs list."
+        )
+
+    def rename(self, record: RunRecord, name: str) -> None:
+        """Give a run a name for people; its folder keeps its id."""
+        clean = " ".join(name.split())[:80]
+        if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
+            raise InputError(f"Another run is called '{clean}' already.", "Choose another name.")
+        write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
+
+    def children(
+        self, record: RunRecord, among: Sequence[RunRecord] | None = None
+    ) -> list[RunRecord]:
+        """Return the runs whose spec names this run's folder (or something in it).
+
+        ``among``: all runs, where they have just been read.
+        """
+        target = record.path.resolve()
+        roots = (Path(), self.root)
+        return [
+            r
+            for r in (self.runs() if among is None else among)
+            if _mentions(r.spec, target, roots) and not r.path.resolve().is_relative_to(target)
+        ]
+
+    def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
+        """Remove a run's folder; refused while it lives, or while other runs build on it."""
+        current = read_run(record.path)
+        if current and current.is_live:
+            raise InputError(f"Run {record.id} is {current.state}.", "Cancel it first.")
+        children = self.children(record)
+        if children and not orphan:
+            names = ", ".join(r.name for r in children[:5])
+            raise InputError(
+                f"Run {record.id} is used by {len(children)} other run(s): {names}.",
+                "Delete those first.",
+            )
+        doomed = record.path.with_name(f".deleted-{record.path.name}-{secrets.token_hex(2)}")
+        try:
+            record.path.rename(doomed)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot delete {record.path}: {error.strerror}.", "Check its permissions."
+            ) from error
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _runs_in(folder: Path) -> list[RunRecord]:
+    """Return the runs directly below a folder; finished ones are read anew when they change."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    except OSError:
+        return []
+    parent = folder.name if (folder / BOOKKEEPING / "spec.json").is_file() else ""
+    return [record for record in (_read_once(folder / name, parent) for name in names) if record]
+
+
+_finished: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
+FINISHED_KEPT = 10_000
+
+
+def _read_once(path: Path, parent: str) -> RunRecord | None:
+    """Return `read_run` of ``path``; of a run that has ended it is kept until its files change.
+
+    Every write of them is a new file that takes the old one's place, so that a change shows.
+    """
+    state = _files_state(path)
+    kept = _finished.get(path)
+    if kept and kept[0] == state and kept[1].parent == parent:
+        return kept[1]
+    record = read_run(path)
+    if record and record.state in FINAL_STATES and state:
+        if len(_finished) >= FINISHED_KEPT:
+            _finished.clear()
+        _finished[path] = (state, record)
+    return record
+
+
+def _files_state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a run's spec or status is written; empty where one is missing."""
+    found: tuple[int, ...] = ()
+    try:
+        for name in ("spec.json", "status.json"):
+            stat = os.stat(f"{path}/{BOOKKEEPING}/{name}")
+            found += (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return ()
+    return found
+
+
+def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:
+    """Whether a spec value is ``target`` or a path below it, seen from any of ``roots``."""
+    if isinstance(value, dict):
+        return any(_mentions(v, target, roots) for v in value.values())
+    if isinstance(value, list):
+        return any(_mentions(v, target, roots) for v in value)
+    if not isinstance(value, str) or target.name not in value:
+        return False
+    paths = [(root / value).resolve() for root in roots]
+    return any(path == target or target in path.parents for path in paths)

@@ -1,0 +1,136 @@
+"""Figures hold just what the tables hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.charts import importance as charts
+from core.charts.checkpoint import module_kinds, parameter_bars
+from core.checkpoint import headers
+
+BLOCKS = [2, 5, 16, 80, 126]
+
+
+def table(blocks: int) -> pd.DataFrame:
+    rng = np.random.default_rng(blocks)
+    columns = ("ppl", "taylor", "magnitude", "block_influence", "relative_update")
+    return pd.DataFrame({"block": range(blocks), **{c: rng.random(blocks) + 3 for c in columns}})
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_perplexity_bars(blocks: int) -> None:
+    values = table(blocks)["ppl"].tolist()
+    figure = charts.perplexity_bars(values, 2.5, dropped=(1,), protected=(0,))
+    bars = figure.data[0]
+    assert list(bars.y) == values
+    assert [d[0] for d in bars.customdata] == list(range(blocks))
+    assert bars.customdata[1][1] == "dropped"
+    assert bars.customdata[0][1] == "protected"
+    assert bars.text[1] == "#1"
+    assert bars.marker.color[0] != bars.marker.color[1]
+    assert bars.marker.pattern.shape[0] != bars.marker.pattern.shape[1]
+    low, high = figure.layout.yaxis.range
+    assert low <= math.log10(2.5) <= high
+    assert low <= math.log10(max(values)) <= high
+    assert figure.layout.shapes[0].y0 == 2.5
+
+
+def test_the_useful_band_cuts_outliers_only() -> None:
+    assert charts.useful_top([19178, 14743, *np.linspace(21, 26, 29), 46], 12.2) < 100
+    assert charts.useful_top(list(np.linspace(21, 26, 32)), 12.2) is None
+    assert charts.useful_top([1.0, 2.0], 1.0) is None
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_sample_heatmap(blocks: int) -> None:
+    rng = np.random.default_rng(1)
+    rows = [(b, s, float(rng.random() + 1)) for b in range(-1, blocks) for s in range(3)]
+    figure = charts.sample_heatmap(pd.DataFrame(rows, columns=["block", "sample", "nll"]))
+    heat = figure.data[0]
+    assert heat.y[0] == "dense"
+    for block, sample, nll in rows:
+        assert heat.customdata[block + 1][sample] == pytest.approx(math.exp(nll))
+        assert 10 ** heat.z[block + 1][sample] == pytest.approx(math.exp(nll))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_taylor_heatmap(rows: bool) -> None:
+    rng = np.random.default_rng(2)
+    values = [
+        (f"model.layers.{b}.{m}", b, m, float(rng.random() + 0.01))
+        for b in range(6)
+        for m in reversed(charts.MODULES)
+    ]
+    frame = pd.DataFrame(values, columns=["name", "block", "module", "taylor"])
+    figure = charts.taylor_heatmap(frame, "taylor", rows=rows)
+    sums, heat, cells = figure.data
+    assert list(heat.y) == list(charts.MODULES)
+    assert [list(c) for c in sums.customdata] == [[b] for b in range(6)]
+    for x, y, (block, value) in zip(cells.x, cells.y, cells.customdata, strict=True):
+        assert (x, value) == (block, heat.customdata[charts.MODULES.index(y)][block])
+    expected = frame.groupby("block")["taylor"].sum()
+    assert list(sums.y) == pytest.approx(expected.tolist())
+    for _, block, module, value in values:
+        assert heat.customdata[charts.MODULES.index(module)][block] == value
+    if rows:
+        assert max(max(r) for r in heat.z) == pytest.approx(1.0)
+    dropped = charts.taylor_heatmap(frame, "taylor", dropped=(2,)).data[0].marker
+    assert [b for b, shape in enumerate(dropped.pattern.shape) if shape] == [2]
+
+
+def test_angular_triangle_rings_every_minimum() -> None:
+    rng = np.random.default_rng(3)
+    rows = [(s, n, float(rng.random())) for n in range(1, 8) for s in range(8 - n)]
+    frame = pd.DataFrame(rows, columns=["start", "length", "distance"])
+    heat, rings = charts.angular_triangle(frame).data
+    for start, length, distance in rows:
+        assert heat.z[length - 1][start] == distance
+    assert heat.z[6][1] is None
+    assert heat.customdata[2][4] == "drop 4-6"
+    for start, length in zip(rings.x, rings.y, strict=True):
+        best = min((d, s) for s, n, d in rows if n == length)
+        assert start == best[1]
+
+
+def test_rank_agreement_is_spearman() -> None:
+    from scipy.stats import spearmanr
+
+    blocks = table(16)
+    found = charts.rank_agreement(blocks)
+    expected = spearmanr(blocks["ppl"], blocks["taylor"]).statistic
+    assert found.loc["ppl", "taylor"] == pytest.approx(expected)
+    heat = charts.agreement_heatmap(blocks).data[0]
+    assert heat.z[0][1] == pytest.approx(expected)
+
+
+def test_criteria_without_scores_are_left_out() -> None:
+    blocks = table(4)
+    blocks["taylor"] = np.nan
+    assert "taylor" not in charts.scored_columns(blocks)
+    assert list(charts.score_bars(blocks, "ppl").data[0].y) == blocks["ppl"].tolist()
+
+
+def test_parameter_bars_add_up(tiny_dir) -> None:
+    for variant in ("gqa", "tied", "qwen2", "qwen3"):
+        info = headers.inspect(tiny_dir(variant))
+        kinds = module_kinds(info)
+        assert [sum(column) for column in zip(*kinds.values(), strict=True)] == list(
+            info.block_parameters
+        )
+        drawn = sum(y for trace in parameter_bars(info).data for y in trace.y if y)
+        assert drawn + info.parts["norm"] == info.parameters
+
+
+def test_greedy_and_sublayers_show_their_tables() -> None:
+    greedy = pd.DataFrame({"round": [1, 2], "block": [4, 2], "ppl": [3.5, 4.25]})
+    line = charts.greedy_line(greedy, 3.0).data[0]
+    assert (list(line.x), list(line.y), list(line.text)) == ([1, 2], [3.5, 4.25], ["4", "2"])
+    rows = [(b, part, 3.0 + b + (part == "mlp")) for b in range(3) for part in ("attention", "mlp")]
+    parts = pd.DataFrame(rows, columns=["block", "part", "ppl"])
+    attention, mlp = charts.sublayer_bars(parts, None).data
+    assert list(attention.y) == [3.0, 4.0, 5.0]
+    assert list(mlp.y) == [4.0, 5.0, 6.0]
