@@ -258,7 +258,8 @@ def test_memory_stays_flat(tmp_path):
         handle.write(len(header).to_bytes(8, "little") + header)
         handle.truncate(8 + len(header) + offset)
     script = (
-        "import os, resource, sys\nfrom core.checkpoint import headers\nfrom core.prune import depth\n"
+        "import os, resource, sys\nfrom core.checkpoint import headers\n"
+        "from core.prune import depth\n"
         "if sys.argv[3] == 'plain': del os.copy_file_range\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "depth.prune(sys.argv[1], (3, 4), sys.argv[2])\n"
