@@ -15,7 +15,7 @@ import functools
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -26,9 +26,15 @@ if TYPE_CHECKING:
     from core.runs.run import Run
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 OBJECTS_KEPT = 1024
 TABLES_KEPT = 64
 """Tables are large (one row per tensor or sample), so fewer of them stay in memory."""
+
+
+def _kept(size: int) -> Callable[[F], F]:
+    """Return `functools.lru_cache` with the signature kept: mypy calls type[T] unhashable."""
+    return functools.lru_cache(maxsize=size)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -105,13 +111,13 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-@functools.lru_cache(maxsize=OBJECTS_KEPT)
+@_kept(OBJECTS_KEPT)
 def _read_object(kind: type[T], path: Path, _: tuple[int, int, int]) -> T | None:
     values = workspace.read_json(path)
     return None if values is None else from_dict(kind, values)
 
 
-@functools.lru_cache(maxsize=TABLES_KEPT)
+@_kept(TABLES_KEPT)
 def _read_table(kind: type[T], path: Path, _: tuple[int, int, int]) -> tuple[T, ...]:
     try:
         with path.open(encoding="utf-8", newline="") as handle:
@@ -126,7 +132,7 @@ def _read_table(kind: type[T], path: Path, _: tuple[int, int, int]) -> tuple[T, 
     return tuple(row for row in rows if row is not None)
 
 
-@functools.lru_cache(maxsize=256)
+@_kept(256)
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
     """Return annotation and whether it is required of every field."""
     hints = typing.get_type_hints(kind)
