@@ -54,7 +54,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
                      "value": found["recovered"], "items": found["heldout"]["tokens"]})  # fmt: skip
         names = columns | {"after": method}
         columns = {}  # dense and pruned are the same for both methods
-        for row in chain.rows(method, "judged.csv"):
+        for row in retraining.evaluation_rows(chain, method):
             about = {"measure": row["measure"], "items": row["items"]}
             ours = Path(row["source"]).parent == chain.folder / "data"
             about["judged_on"] = OTHER if ours else row["source"]

@@ -47,7 +47,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     both = sources(chain.spec)
     rows: list[dict[str, Any]] = []
     for place, name in enumerate(NAMES):
-        for row in chain.rows(f"on-{name}", "judged.csv"):
+        for row in retraining.evaluation_rows(chain, f"on-{name}"):
             if row["measure"] != "loss":
                 continue
             judged = both[place] if row["source"] == "held out" else both[1 - place]

@@ -13,6 +13,7 @@ from typing import Any
 from core.checkpoint import headers, locate
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
+from core.retrain.log import evaluation_table
 from core.retrain.recovery import BEYOND, Recovery
 from core.retrain.spec import RATES, SMALL
 from core.runs import workspace
@@ -75,6 +76,12 @@ def recovered(dense: Any, before: Any, after: Any) -> float | None:
     if values[1] is None or values[2] is None:
         return None
     return Recovery(values[0], values[1], values[2]).recovered
+
+
+def evaluation_rows(chain: Chain, step: str) -> list[dict[str, str]]:
+    """Return a retraining step's table of further evaluation; raises `RunError` if missing."""
+    path = evaluation_table(chain.dir(step))
+    return chain.rows(step, path.name if path else "evaluation.csv")
 
 
 def write_table(chain: Chain, rows: list[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from core.report import html
 from core.report.html import Section
 from core.report.material import Material, commands, summary_of, versions
 from core.retrain import history
-from core.retrain.log import MetricLog
+from core.retrain.log import MetricLog, evaluation_table
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.study import Study, info_of, read_rows
 
@@ -236,10 +236,11 @@ def _curve(record: RunRecord) -> list[str]:
     if log.steps:
         figure = retrain_charts.loss(log.steps, log.series["loss"], log.evaluations)
         parts.append(html.figure(figure, f"Loss by step of {record.name}.", note))
-    judged = _csv(record, "judged.csv")
-    if judged is not None:
-        words = "Judged by more: loss and KL(dense || model) in nat per token, accuracy"
-        parts.append(html.table(_records(judged), words))
+    path = evaluation_table(record.path)
+    table = _csv(record, path.name) if path else None
+    if table is not None:
+        words = "Further evaluation: loss and KL(dense || model) in nats per token, accuracy"
+        parts.append(html.table(_records(table), words))
     return parts
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from core.retrain.recovery import BEYOND
 
 WINDOW = 20
-"""Steps that are averaged; nothing is judged on fewer than two such windows."""
+"""Steps that are averaged; at least two such windows are needed."""
 FLAT_NAT = 0.005
 """Fallen by less than this over the run so far: flat."""
 FLAT_HEADROOM_NAT = 0.3
@@ -184,7 +184,7 @@ def beyond_dense(gap: float | None, recovered: float | None) -> Finding | None:
         f"The held-out loss is now {gap * (recovered - 1):.2f} nat below the dense model's, so "
         "the training taught what that never knew, and the recovered share tells nothing of what "
         "pruning took.",
-        "Judge by text that the dense model is good at as well (--also), by --retention, or by "
+        "Evaluate also on text that the dense model is good at (--also), with --retention, or on "
         "tasks (evaluate).",
     )
 

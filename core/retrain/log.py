@@ -13,6 +13,14 @@ from typing import Any
 SERIES = ("loss", "lr", "grad_norm", "tokens_per_s", "memory_mib", "tokens")
 
 
+def evaluation_table(folder: Path) -> Path | None:
+    """Return the table of further evaluation in a retraining's folder, None if there is none.
+
+    It is the folder's only CSV file, evaluation.csv; earlier versions gave it another name.
+    """
+    return next(iter(sorted(folder.glob("*.csv"))), None)
+
+
 @dataclass
 class MetricLog:
     """What metrics.jsonl of a retraining says so far."""

@@ -75,7 +75,7 @@ def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def judging(
+def eval_mode(
     models: Sequence[Any], device: torch.device, compute: torch.dtype | None
 ) -> Iterator[None]:
     """Put ``models`` in eval mode without gradients, and back afterwards."""
@@ -112,7 +112,7 @@ def row_losses(
 ) -> list[tuple[float, int]]:
     """Return (sum of NLL in nats, predicted tokens) of each row; eval mode, mode restored."""
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    with judging([model], device, compute):
+    with eval_mode([model], device, compute):
         for chosen, batch in _parts(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             nll = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
@@ -138,7 +138,7 @@ def mean_kl(
 ) -> float:
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
     total, count = 0.0, 0
-    with judging([model, teacher], device, compute):
+    with eval_mode([model, teacher], device, compute):
         for _, batch in _parts(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))

@@ -14,7 +14,7 @@ from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, re
 from core.model.precision import dtype_name
 from core.retrain import batches, diagnostics, weights
 from core.retrain.diagnostics import Finding
-from core.retrain.judge import COLUMNS
+from core.retrain.evaluation import COLUMNS, FILE
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
 from core.retrain.session import Session, trim_metrics
@@ -83,7 +83,7 @@ def note_gap(session: Session, *, again: bool) -> None:
 def make_watcher(session: Session, model: Any) -> StepWatcher:
     """Return the callback that reports, evaluates and saves."""
 
-    def judge() -> float:
+    def measure() -> float:
         return heldout_loss(
             model,
             session.rows.heldout,
@@ -95,7 +95,7 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
     return StepWatcher(
         session.settings,
         session.progress,
-        judge,
+        measure,
         dense=session.dense_loss,
         before=session.before,
         clip=session.spec.clip,
@@ -179,7 +179,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         watcher.trainer.model = watcher.trainer.model_wrapped = None
         watcher.trainer.optimizer = None
         free_memory(session.device)
-        judge_after(session, model)
+        evaluate_after(session, model)
     if (spec.merge or spec.method != "lora") and not watcher.cancelled:
         merged = weights.merge_and_save(
             model,
@@ -203,13 +203,13 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     shutil.rmtree(session.checkpoints, ignore_errors=True)
 
 
-def judge_after(session: Session, model: Any) -> None:
-    """Judge the trained model by whatever else was asked for, and write judged.csv."""
-    if not session.judge:
+def evaluate_after(session: Session, model: Any) -> None:
+    """Run the further evaluation of the trained model, if requested, and write its table."""
+    if not session.evaluation:
         return
     dense = session.load_dense()[0] if session.dense_folder else None
-    session.judge.look("after", model, session.precision.compute, dense)
-    session.run.write_csv("judged.csv", COLUMNS, session.judge.rows())
+    session.evaluation.measure("after", model, session.precision.compute, dense)
+    session.run.write_csv(FILE, COLUMNS, session.evaluation.rows())
 
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:

@@ -1,4 +1,4 @@
-"""From a SOURCE to token rows with labels: what trains, and what is held out to judge by.
+"""From a SOURCE to token rows with labels: what trains, and what is held out to evaluate on.
 
 Rows are tokenised here and nowhere else, so that a preview shows exactly what trains. Nothing
 imports torch.
@@ -20,7 +20,7 @@ from core.retrain.spec import RetrainSpec
 IGNORED = -100
 """Label of a token without loss."""
 HOLDOUT_SEED = 402
-"""Chooses the held-out rows of a file. Fixed, so that runs with other seeds are judged alike."""
+"""Chooses the held-out rows of a file. Fixed, so that all seeds are evaluated on the same rows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows to train on, rows to judge by, and what was done to get them."""
+    """Rows to train on, rows to evaluate on, and what was done to get them."""
 
     train: list[Row]
     heldout: list[Row]
@@ -52,7 +52,7 @@ class RowSet:
     data: dict[str, str]
     heldout_data: dict[str, str]
     also: dict[str, list[Row]] = field(default_factory=dict)
-    """Rows of other sources to judge by, none of them trained on."""
+    """Rows of other sources to evaluate on, none of them trained on."""
 
 
 def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row:
@@ -116,10 +116,10 @@ def prepare(
         raw = [raw[i] for i in sorted(order[count:])]
     heldout, _, _ = _rows(held, held_kind, source, spec, encoder, vocab)
     train, cut, dropped = _rows(raw[:most] if most else raw, kind, spec.data, spec, encoder, vocab)
-    judged = {row.ids for row in heldout}
-    clean = [row for row in train if row.ids not in judged]
+    held_ids = {row.ids for row in heldout}
+    clean = [row for row in train if row.ids not in held_ids]
     dropped += len(train) - len(clean)
-    for name, rows, where in (("train on", clean, spec.data), ("judge by", heldout, source)):
+    for name, rows, where in (("train on", clean, spec.data), ("evaluate on", heldout, source)):
         if not rows:
             raise DataError(
                 f"{where} leaves nothing to {name}: {total} rows, none with a token to predict "
@@ -135,7 +135,7 @@ def prepare(
 def _also(
     source: str, spec: RetrainSpec, encoder: Encoder, vocab: int, trained: set[tuple[int, ...]]
 ) -> list[Row]:
-    """Return the rows of another source to judge by: as text unless its columns say otherwise."""
+    """Return the rows of another source to evaluate on, as its columns say, otherwise as text."""
     kind = sources.kind_of(source)
     raw = _raw(source, kind, "heldout")
     random.Random(HOLDOUT_SEED).shuffle(raw)
@@ -143,7 +143,7 @@ def _also(
     rows = [row for row in rows if row.ids not in trained]
     if not rows:
         raise DataError(
-            f"--also {source} leaves nothing to judge by that was not trained on.",
+            f"--also {source} leaves nothing to evaluate on that was not trained on.",
             "Give another source.",
         )
     return rows

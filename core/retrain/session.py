@@ -24,7 +24,7 @@ from core.model.precision import resolve_device, resolve_dtype
 from core.retrain import batches, diagnostics, fused, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
-from core.retrain.judge import Judge
+from core.retrain.evaluation import EvaluationTable
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.spec import RetrainSpec, layout_of, settings_of
 from core.retrain.trainer import (
@@ -85,7 +85,7 @@ class Session:
         self.findings: list[Finding] = []
         self.dense_loss: float | None = None
         self.teacher: Any = None
-        self.judge = Judge(spec, self.rows, encoder, self.device)
+        self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
         self.before = 0.0
         self.checkpoints = run.book / "checkpoints"
         self._say_data()
@@ -187,7 +187,7 @@ class Session:
     # --- models ---
 
     def measure_dense(self) -> None:
-        """Measure the dense model; keep it as a teacher, or until the pruned one is judged."""
+        """Measure the dense model; keep it as a teacher, or until the pruned one is evaluated."""
         if self.dense_folder is None:
             return
         model, held = self.load_dense()
@@ -195,9 +195,9 @@ class Session:
             model, self.rows.heldout, self.device, held.compute, self.progress
         )
         self.progress.log(f"Dense model: held-out loss {self.dense_loss:.4f}.")
-        if self.judge:
-            self.judge.look("dense", model, held.compute, progress=self.progress)
-        if self.spec.distil or self.judge:
+        if self.evaluation:
+            self.evaluation.measure("dense", model, held.compute, progress=self.progress)
+        if self.spec.distil or self.evaluation:
             self.teacher = model
 
     def load_dense(self) -> tuple[Any, Precision]:
@@ -217,8 +217,8 @@ class Session:
             model, self.rows.heldout, self.device, self.precision.compute, self.progress
         )
         self.progress.log(f"Pruned model: held-out loss {self.before:.4f}.")
-        if self.judge and not self.judge.saw("before"):
-            self.judge.look(
+        if self.evaluation and not self.evaluation.has("before"):
+            self.evaluation.measure(
                 "before", model, self.precision.compute, self.teacher, progress=self.progress
             )
         if not self.spec.distil:

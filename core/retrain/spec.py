@@ -63,10 +63,10 @@ class RetrainSpec(DeviceOptions):
         200,
         low=1,
         group="data",
-        help="Rows held out of a file to judge by, at most a tenth of them (paper: 2000).",
+        help="Rows held out for evaluation, at most 10% of the file (paper: 2000).",
     )
     holdout_data: str | None = option(
-        None, group="data", help="Judge by rows of this source instead of held-out ones."
+        None, group="data", help="Evaluate on rows of this source instead of held-out rows."
     )
     layout: str = option(
         "auto",
@@ -142,21 +142,21 @@ class RetrainSpec(DeviceOptions):
     )
     retention: bool = option(
         False,
-        group="judging",
+        group="evaluation",
         help="Measure KL(dense || model) of next tokens on held-out rows, before and after.",
     )
     also: tuple[str, ...] = option(
         (),
         repeat=True,
-        group="judging",
-        help="Another source to judge the dense, the pruned and the retrained model by (loss and "
-        "KL); can be given several times.",
+        group="evaluation",
+        help="Another source to evaluate the dense, the pruned and the retrained model on (loss "
+        "and KL); can be given several times.",
     )
     questions: int = option(
         0,
         low=0,
         high=1000,
-        group="judging",
+        group="evaluation",
         help="Questions per skill of the demo world to ask all three models.",
     )
     seed: int = option(1234, low=0, help="Seed of adapters, dropout and the order of rows.")

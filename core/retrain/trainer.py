@@ -1,7 +1,7 @@
 """transformers' Trainer, told what to train on and watched step by step.
 
 The loss of an optimiser step is the mean over all its predicted tokens, whatever the micro-batch.
-A `StepWatcher` clips, reports and judges every step, evaluates and asks for checkpoints; a cancel
+A `StepWatcher` clips, reports and checks every step, evaluates and asks for checkpoints; a cancel
 request lets the step finish and saves. Checkpoints lie in the run's bookkeeping folder, and only
 those with a ``complete.json`` count.
 """
@@ -164,22 +164,22 @@ def arguments(
 
 
 class StepWatcher(TrainerCallback):
-    """Clips, reports and judges every step; evaluates, saves, stops."""
+    """Clips, reports and checks every step; evaluates, saves, stops."""
 
     def __init__(
         self,
         settings: Settings,
         progress: Progress,
-        judge: Callable[[], float],
+        measure: Callable[[], float],
         *,
         dense: float | None,
         before: float,
         clip: float,
         memory: Callable[[], float],
     ) -> None:
-        """``judge`` returns the held-out loss of the model in training."""
+        """``measure`` returns the held-out loss of the model in training."""
         self.trainer: RetrainTrainer
-        self.settings, self.progress, self.judge = settings, progress, judge
+        self.settings, self.progress, self.measure = settings, progress, measure
         self.dense, self.before, self.clip, self.memory = dense, before, clip, memory
         self.watch = diagnostics.Watch(dense)
         self.findings: list[Finding] = []
@@ -267,7 +267,7 @@ class StepWatcher(TrainerCallback):
 
     def evaluate(self, step: int) -> float:
         """Measure the held-out loss and report it with the recovered share."""
-        loss = self.judge()
+        loss = self.measure()
         self.after = (step, loss)
         result = Recovery(self.dense, self.before, loss)
         self.progress.metric(

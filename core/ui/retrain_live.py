@@ -11,7 +11,7 @@ import streamlit as st
 from core.charts import retrain as charts
 from core.checkpoint import locate
 from core.retrain import history
-from core.retrain.log import MetricLog
+from core.retrain.log import MetricLog, evaluation_table
 from core.runs import jobs, workspace
 from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
@@ -165,19 +165,19 @@ def _results(record: RunRecord) -> None:
         return
     st.markdown(f"**{history.verdict(summary)}**")
     st.caption(history.measured_on(summary))
-    judged = record.path / "judged.csv"
-    if judged.is_file():
-        st.caption("Judged by more: loss and KL(dense || model) in nat per token, accuracy.")
-        st.dataframe(pd.read_csv(judged), hide_index=True)
+    table = evaluation_table(record.path)
+    if table:
+        st.caption("Further evaluation: loss and KL(dense || model) in nats per token, accuracy.")
+        st.dataframe(pd.read_csv(table), hide_index=True)
     if summary.get("merged"):
         st.caption(history.merged_note(summary["merged"]))
     _loading(record, summary)
     with st.container(horizontal=True):
-        for name in ("metrics.jsonl", "summary.json", "judged.csv"):
-            path = record.path / name
+        files = [record.path / name for name in ("metrics.jsonl", "summary.json")]
+        for path in (*files, *([table] if table else [])):
             if path.is_file():
                 st.download_button(
-                    name, path.read_bytes, name, key=f"get_{name}", on_click="ignore"
+                    path.name, path.read_bytes, path.name, key=f"get_{path.name}", on_click="ignore"
                 )
         if history.holder(record) and st.button(
             "Make it the active checkpoint", key=f"use_{record.id}"

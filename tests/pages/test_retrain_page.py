@@ -129,13 +129,16 @@ def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, te
 def test_a_finished_run_by_its_address(here, pruned):
     finished(here, "one", pruned, recovered=0.5)
     finished(here, "two", pruned, method="full", recovered=0.75, began=2.0)
-    write_csv(here.root / "one" / "judged.csv", ("source", "measure", "after"), [("x", "kl", 0.5)])
+    columns, row = ("source", "measure", "after"), ("x", "kl", 0.5)
+    write_csv(here.root / "one" / "evaluation.csv", columns, [row])
+    write_csv(here.root / "two" / "judged.csv", columns, [row])  # the name it had before
     page = open_page(run="one")
     text = " ".join(m.value for m in page.markdown)
     assert "50% of the gap was recovered" in text
     assert "from 2.0000 to 1.5000" in text
     assert any("3 held-out rows of a.jsonl (30 predicted" in c.value for c in page.caption)
     assert any("Flat. Try a larger." in w.value for w in page.warning)
+    assert any("measure" in d.value.columns for d in page.dataframe)
     drawn = figure(page)["data"]
     assert drawn[0]["name"] == "training loss"
     assert {m.label: m.value for m in page.metric}["Recovered"] == "50%"
@@ -148,6 +151,7 @@ def test_a_finished_run_by_its_address(here, pruned):
     widget(page.selectbox, "Run").set_value("two").run()
     assert page.query_params["run"] in ("two", ["two"])
     assert {m.label: m.value for m in page.metric}["Recovered"] == "75%"
+    assert any("measure" in d.value.columns for d in page.dataframe)
 
 
 def test_settings_are_used_again(here, pruned, texts):

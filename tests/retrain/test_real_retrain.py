@@ -28,15 +28,15 @@ def test_stories260k_recovers_on_its_own_text(real_dir, tmp_path):
     depth.prune(source, (2,), pruned)
     dense = AutoModelForCausalLM.from_pretrained(source).eval()
     train = write_jsonl(tmp_path / "train.jsonl", sampled(dense, 320, seed=1))
-    judge = write_jsonl(tmp_path / "judge.jsonl", sampled(dense, 48, seed=2))
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", sampled(dense, 48, seed=2))
     out = tmp_path / "run"
     status = execute(
-        checkpoint=str(pruned), dense=str(source), data=train, holdout_data=judge, out=str(out),
+        checkpoint=str(pruned), dense=str(source), data=train, holdout_data=heldout, out=str(out),
         method="lora", steps=30, batch=16, micro_batch=16, lr=1e-2, cutoff=96, eval_every=30,
     )  # fmt: skip
     assert status == 0
     got = summary(out)
-    rows = [json.loads(line)["input_ids"] for line in Path(judge).read_text().splitlines()]
+    rows = [json.loads(line)["input_ids"] for line in Path(heldout).read_text().splitlines()]
     ids = torch.tensor(rows)
     with torch.no_grad():
         expected = float(dense(input_ids=ids, labels=ids).loss)

@@ -89,7 +89,9 @@ def test_ablation_of_the_demo_trains_on_stories_and_judges_by_instructions_too(p
         assert kind_of(made, "demo") == "text"
         chain.dir(step.name).mkdir()
         row = {"source": other, "measure": "loss", "dense": 1, "before": 3, "after": 2, "items": 9}
-        workspace.write_csv(chain.dir(step.name) / "judged.csv", list(row), [list(row.values())])
+        workspace.write_csv(
+            chain.dir(step.name) / "evaluation.csv", list(row), [list(row.values())]
+        )
         summary = {"recovered": 0.5, "heldout": {"tokens": 7}}
         workspace.write_json(chain.dir(step.name) / "summary.json", summary)
     table = ablation.table(chain)

@@ -1,4 +1,4 @@
-"""What else is judged: loss and KL on several sources, and questions, against stock libraries."""
+"""Further evaluation: loss and KL on several sources, and questions, against stock libraries."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from core.demo.evaluate import accuracy
 
 
 def table(folder):
-    with (folder / "judged.csv").open() as file:
+    with (folder / "evaluation.csv").open() as file:
         return {(row["source"], row["measure"]): row for row in csv.DictReader(file)}
 
 
@@ -88,19 +88,19 @@ def test_questions_are_asked_of_all_three(tmp_path, tiny_dir, texts):
     assert got["opposite", "accuracy"]["items"] == "1"
 
 
-def test_rows_that_were_trained_on_are_no_judges(pruned, dense, tmp_path, capsys):
+def test_rows_that_were_trained_on_are_not_evaluated_on(pruned, dense, tmp_path, capsys):
     lines = list(dict.fromkeys(tiny.text(60, seed=5).splitlines()))
     data = write_jsonl(tmp_path / "d.jsonl", [{"text": line} for line in lines])
     options = {
         "checkpoint": str(pruned), "dense": str(dense), "data": data, "steps": 1, "batch": 2,
         "cutoff": 64, "holdout": 2,
     }  # fmt: skip
-    judges = tmp_path / "j.jsonl"
-    write_jsonl(judges, [{"text": lines[0]}, {"text": "Nobody knows."}])
-    assert execute(**options, out=str(tmp_path / "one"), also=(str(judges),)) == 0
+    evaluated = tmp_path / "j.jsonl"
+    write_jsonl(evaluated, [{"text": lines[0]}, {"text": "Nobody knows."}])
+    assert execute(**options, out=str(tmp_path / "one"), also=(str(evaluated),)) == 0
     tokenizer = AutoTokenizer.from_pretrained(pruned)
     left = len(tokenizer("Nobody knows.").input_ids)  # the end token comes, the first goes
-    assert int(table(tmp_path / "one")[str(judges), "loss"]["items"]) == left
-    write_jsonl(judges, [{"text": lines[0]}])
-    assert execute(**options, out=str(tmp_path / "two"), also=(str(judges),)) == 2
-    assert "leaves nothing to judge by" in capsys.readouterr().err
+    assert int(table(tmp_path / "one")[str(evaluated), "loss"]["items"]) == left
+    write_jsonl(evaluated, [{"text": lines[0]}])
+    assert execute(**options, out=str(tmp_path / "two"), also=(str(evaluated),)) == 2
+    assert "leaves nothing to evaluate on" in capsys.readouterr().err

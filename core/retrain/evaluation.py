@@ -1,7 +1,7 @@
-"""What else the dense, the pruned and the retrained model are judged by: kept knowledge.
+"""Further evaluation of the dense, the pruned and the retrained model: what knowledge is kept.
 
 Loss and KL(dense || model) of next-token distributions on held-out rows and on other sources, and
-the accuracy per skill on the demo world's questions; one table with a row a measure.
+the accuracy per skill on the demo world's questions, in one table with a row per measure.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from typing import Any
 import torch
 
 from core.retrain.encoders import ModelTokenizer
-from core.retrain.loss import heldout_loss, judging, mean_kl
+from core.retrain.loss import eval_mode, heldout_loss, mean_kl
 from core.retrain.rows import RowSet
 from core.retrain.spec import RetrainSpec
 from core.runs.progress import SILENT, Progress
 
 COLUMNS = ("source", "measure", "dense", "before", "after", "items")
-"""Of judged.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or
+"""Of evaluation.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or
 questions."""
+FILE = "evaluation.csv"
 
 
-class Judge:
-    """The table of measures, filled model by model; false where nothing more is asked for."""
+class EvaluationTable:
+    """Measures of all three models, filled in one model at a time; false if none was requested."""
 
     def __init__(
         self, spec: RetrainSpec, rows: RowSet, encoder: ModelTokenizer, device: torch.device
     ) -> None:
-        """Judge by ``rows`` and as ``spec`` says; nothing is measured yet."""
+        """Prepare the evaluation on ``rows`` that ``spec`` asks for; nothing is measured yet."""
         self._spec, self._encoder, self._device = spec, encoder, device
         self._sources = {"held out": rows.heldout, **rows.also}
         self._table: dict[tuple[str, str], dict[str, float | int]] = {}
-        self._seen: set[str] = set()
+        self._done: set[str] = set()
 
     def __bool__(self) -> bool:
-        """Whether more than the held-out loss is asked for."""
+        """Whether more than the held-out loss was requested."""
         return bool(self._spec.retention or self._spec.also or self._spec.questions)
 
-    def saw(self, column: str) -> bool:
+    def has(self, column: str) -> bool:
         """Whether ``column`` (dense, before, after) has been measured."""
-        return column in self._seen
+        return column in self._done
 
-    def look(
+    def measure(
         self,
         column: str,
         model: Any,
@@ -51,7 +52,7 @@ class Judge:
         dense: Any = None,
         progress: Progress = SILENT,
     ) -> None:
-        """Measure one model; with ``dense`` also how far its distributions are from the dense."""
+        """Measure one model; with ``dense`` also the KL divergence from the dense model."""
         how = (self._device, compute, progress)
         for source, rows in self._sources.items():
             items = sum(row.items for row in rows)
@@ -59,12 +60,12 @@ class Judge:
             if dense is not None:
                 self._put(source, "kl", column, mean_kl(model, dense, rows, *how), items)
         if self._spec.questions:
-            with judging([model], self._device, compute):
+            with eval_mode([model], self._device, compute):
                 self._ask(column, model, progress)
-        self._seen.add(column)
+        self._done.add(column)
 
     def _ask(self, column: str, model: Any, progress: Progress) -> None:
-        """Ask the demo world's questions: the choice of the highest likelihood counts."""
+        """Ask the demo world's questions; the choice with the highest likelihood is the answer."""
         from core.demo.evaluate import accuracy
         from core.demo.questions import SKILLS
 
