@@ -1,8 +1,11 @@
-"""Checkpoints on the Hugging Face Hub: fetch what is needed, tell plainly what went wrong.
+"""Checkpoints on the Hugging Face Hub: download what is needed, explain what went wrong.
 
 Only config, safetensors and tokenizer files are downloaded, into the Hub's own cache; no pickles
-and no code. The user's token is left to huggingface_hub (its environment variable or its login):
-it is neither read, logged nor stored here. A Hub id may carry a revision: ``owner/name@revision``.
+and no code. To inspect a checkpoint huggingface_hub reads the headers of its shards in parallel,
+by range requests; it refuses headers above 25 MB and gives up on a server that sends nothing for
+10 seconds (HF_HUB_DOWNLOAD_TIMEOUT). The user's token is left to huggingface_hub (its environment
+variable or its login): it is neither read, logged nor stored here. A Hub id may carry a revision:
+``owner/name@revision``.
 """
 
 from __future__ import annotations
@@ -10,16 +13,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core import words
 from core.checkpoint import headers
-from core.checkpoint.headers import CheckpointInfo, Shard, TensorEntry, TensorIndex
+from core.checkpoint.headers import CheckpointInfo, Shard, TensorIndex
+from core.checkpoint.tensors import shard_of, weight_map_of
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import SafetensorsFileMetadata, SafetensorsRepoMetadata
 
 _SMALL = (
     "config.json",
@@ -37,13 +46,49 @@ _WEIGHTS = (headers.SINGLE, "model-*.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) -> Path:
-    """Download a checkpoint (or, with ``config_only``, all but its weights) and return its folder.
+@dataclass(frozen=True)
+class _Copy:
+    """A checkpoint's folder in the Hub's cache."""
 
-    Files that are in the cache already are not downloaded again; when the Hub cannot be reached, a
+    folder: Path
+    commit: str
+    sizes: dict[str, int] | None
+    """Bytes of every file on the Hub; None if the Hub was not reached."""
+    cause: Exception | None = None
+    """Why the Hub was not reached; None if it is switched off."""
+
+
+def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) -> Path:
+    """Download a checkpoint (with ``config_only`` all but its weights) and return its folder.
+
+    Files that are already in the cache are not downloaded again; if the Hub cannot be reached, a
     complete copy in the cache is used. Raises `CheckpointError` for an unknown, gated or
-    unreachable repository, and where it holds no safetensors; `Cancelled` when asked to stop.
+    unreachable repository and for one without safetensors; `Cancelled` when asked to stop.
     """
+    return _fetch(name, progress, config_only).folder
+
+
+def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
+    """Return what a checkpoint on the Hub is, without downloading its weights.
+
+    Config and tokenizer are downloaded; of the weights only the headers are read. If the cache
+    holds the whole checkpoint, that copy is inspected. Raises the same errors as `fetch`.
+    """
+    copy = _fetch(name, progress, config_only=True)
+    config = headers.read_config(copy.folder / "config.json")
+    if headers.has_weights(copy.folder) and _is_complete(copy.folder):
+        return headers.inspect(copy.folder)
+    if copy.sizes is None:
+        raise _not_cached(name, True, copy.cause)
+    progress.check_cancel()
+    with _explained(name):
+        index = _remote_index(name, copy.commit, copy.folder, copy.sizes)
+    info = headers.describe(name, config, index, headers.tokenizer_info(copy.folder))
+    note = "Only the headers of the weights were read; the weights are still on the Hub."
+    return dataclasses.replace(info, warnings=(*info.warnings, note))
+
+
+def _fetch(name: str, progress: Progress, config_only: bool) -> _Copy:
     repo, revision = _split(name)
     with _explained(name):
         from huggingface_hub import constants
@@ -58,32 +103,14 @@ def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) 
         except Exception as error:
             if not _is_connection(error):
                 raise
-            folder = _cached(name, config_only, error)
+            copy = _cached(name, config_only, error)
             progress.log(f"The Hub cannot be reached; using the copy of {name} in the cache.")
-            return folder
+            return copy
         files = _wanted(name, sizes, config_only)
         progress.log(f"Fetching {name} from the Hub ({words.size(sum(sizes[f] for f in files))}).")
         folder = _download(repo, commit, {file: sizes[file] for file in files}, progress)
         _note_revision(repo, revision)
-        return folder
-
-
-def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
-    """Return what a checkpoint on the Hub is, without downloading its weights.
-
-    Config and tokenizer are downloaded; of the weights only the headers are read, by range
-    requests. A complete copy in the cache is inspected when the Hub is offline. Raises as `fetch`.
-    """
-    repo, revision = _split(name)
-    folder = fetch(name, progress, config_only=True)
-    config = headers.read_config(folder / "config.json")
-    if headers.has_weights(folder) and _is_complete(folder):
-        return headers.inspect(folder)
-    with _explained(name):
-        index = _remote_index(repo, revision, folder)
-    info = headers.describe(name, config, index, headers.tokenizer_info(folder))
-    note = "Only the headers of the weights were read; the weights are still on the Hub."
-    return dataclasses.replace(info, warnings=(*info.warnings, note))
+        return _Copy(folder, commit, sizes)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -109,11 +136,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _wanted(name: str, sizes: dict[str, int], config_only: bool) -> list[str]:
-    """Return the files to download; raises where these cannot make a checkpoint."""
+    """Return the files to download; raises `CheckpointError` if they do not make a checkpoint."""
     if "config.json" not in sizes:
         raise CheckpointError(
             f"{name} has no config.json, so it is not a checkpoint.",
-            "Give a repository with a causal language model.",
+            "Give a repository that holds a causal language model.",
         )
     small = [file for file in sizes if _matches(file, _SMALL)]
     if config_only:
@@ -123,10 +150,16 @@ def _wanted(name: str, sizes: dict[str, int], config_only: bool) -> list[str]:
     weights = [file for file in sizes if _matches(file, _WEIGHTS)]
     if weights and headers.INDEX in sizes:
         return small + sorted(weights)
+    if weights:
+        raise CheckpointError(
+            f"{name} has safetensors shards but no {headers.INDEX}, which lists them.",
+            "Give a revision with the index, or ask the owner to add it.",
+        )
     if any(_matches(file, _PICKLES) for file in sizes):
         raise CheckpointError(
-            f"The weights of {name} are only there as pickles, which may run code when loaded.",
-            "Only safetensors are read: give a repository or revision that has them.",
+            f"The weights of {name} are available only as pickles, which can execute code when "
+            "loaded.",
+            "Give a repository or revision with safetensors.",
         )
     raise CheckpointError(f"{name} has no safetensors weights.", "Give a repository with weights.")
 
@@ -147,7 +180,7 @@ def _download(repo: str, commit: str, sizes: dict[str, int], progress: Progress)
 
 
 def _note_revision(repo: str, revision: str | None) -> None:
-    """Let the cache note which commit the revision is, for when the Hub cannot be reached."""
+    """Record in the cache which commit the revision is, for use without the Hub."""
     from huggingface_hub import hf_hub_download
 
     hf_hub_download(repo, "config.json", revision=revision)
@@ -159,14 +192,14 @@ def _mib(done: int, total: int) -> tuple[int, int]:
 
 
 def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, Any]:
-    """Return the arguments that make a download report its bytes, where the library can."""
+    """Return the arguments that make a download report its bytes, if the library has them."""
     import inspect as signatures
 
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
 
     class Bar(tqdm):
-        """Passes on bytes; draws nothing."""
+        """Reports bytes; draws nothing."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
@@ -187,21 +220,25 @@ def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, An
     return {"tqdm_class": Bar} if "tqdm_class" in known else {}
 
 
-def _cached(name: str, config_only: bool, cause: Exception | None = None) -> Path:
-    """Return the copy in the Hub's cache; raises `CheckpointError` where it is not complete."""
+def _cached(name: str, config_only: bool, cause: Exception | None = None) -> _Copy:
+    """Return the copy in the Hub's cache; raises `CheckpointError` if it is not complete."""
     from huggingface_hub import try_to_load_from_cache
 
     repo, revision = _split(name)
     found = try_to_load_from_cache(repo, "config.json", revision=revision)
     folder = Path(found).parent if isinstance(found, str) else None
     if folder and (config_only or _is_complete(folder)):
-        return folder
+        return _Copy(folder, folder.name, None, cause)
+    raise _not_cached(name, folder is not None, cause) from cause
+
+
+def _not_cached(name: str, partly: bool, cause: Exception | None) -> CheckpointError:
     why = "the Hub cannot be reached" if cause else "the Hub is switched off (HF_HUB_OFFLINE)"
-    state = "is only partly" if folder else "is not"
-    raise CheckpointError(
+    state = "is only partly" if partly else "is not"
+    return CheckpointError(
         f"There is no folder {name}, and {why}; the checkpoint {state} in the Hub's cache.",
         "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder.",
-    ) from cause
+    )
 
 
 def _is_complete(folder: Path) -> bool:
@@ -212,64 +249,83 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
-def _remote_index(repo: str, revision: str | None, folder: Path) -> TensorIndex:
-    """Read the headers of all weight files by range requests."""
-    from huggingface_hub import HfApi
-
-    commit, sizes = _listing(repo, revision)
-    files = [headers.SINGLE]
-    weight_map: dict[str, str] = {}
-    if headers.SINGLE not in sizes:
-        _wanted(f"{repo}", sizes, False)
-        weight_map = headers.read_config(folder / headers.INDEX).get("weight_map") or {}
-        files = sorted(set(weight_map.values()))
+def _remote_index(name: str, commit: str, folder: Path, sizes: dict[str, int]) -> TensorIndex:
+    """Read the headers of all weight files; ``folder`` holds the index file, if there is one."""
+    _wanted(name, sizes, False)
+    weight_map = {} if headers.SINGLE in sizes else weight_map_of(folder / headers.INDEX)
+    files = sorted(set(weight_map.values())) or [headers.SINGLE]
     absent = [file for file in files if file not in sizes]
     if absent:
         raise CheckpointError(
-            f"{len(absent)} of {len(files)} weight files are missing in {repo}: {absent[0]}.",
+            f"{len(absent)} of {len(files)} weight files are missing in {name}: {absent[0]}.",
             "Give another repository or revision.",
         )
-    api = HfApi()
-    shards = []
-    for file in files:
-        header = api.parse_safetensors_file_metadata(repo, file, revision=commit)
-        shards.append(_shard(file, sizes[file], header))
+    found = _read_headers(name, commit)
+    shards = (_shard(file, sizes[file], found.files_metadata[file]) for file in files)
     return TensorIndex(None, tuple(shards)).checked(weight_map)
 
 
-def _shard(file: str, size: int, header: Any) -> Shard:
-    end = max((t.data_offsets[1] for t in header.tensors.values()), default=0)
-    base = size - end
-    if base < 8:
+def _read_headers(name: str, commit: str) -> SafetensorsRepoMetadata:
+    """Read the headers in parallel; raises `CheckpointError` for one that cannot be read."""
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.utils import disable_progress_bars
+
+    try:
+        with disable_progress_bars():
+            return HfApi().get_safetensors_metadata(_split(name)[0], revision=commit)
+    except errors.HfHubHTTPError:
+        raise
+    except errors.SafetensorsParsingError as error:
+        reason = str(error).rstrip(".")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        # JSON that is not a header: the library looks for fields without checking types
+        reason = f"the header is not a table of tensors ({error})"
+    raise CheckpointError(
+        f"Cannot read the weights of {name}: {reason}.",
+        f"Give another revision, or download it (hf download {_split(name)[0]}) and give the "
+        "folder.",
+    )
+
+
+def _shard(file: str, size: int, header: SafetensorsFileMetadata) -> Shard:
+    """Return where the tensors of a remote file lie.
+
+    The library does not report how long the header is: the tensors end where the file ends, so the
+    header takes what is left, which must be enough for what it says.
+    """
+    table = {
+        name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": list(t.data_offsets)}
+        for name, t in header.tensors.items()
+    }
+    advice = "Give another revision."
+    try:
+        end = max((int(item["data_offsets"][1]) for item in table.values()), default=0)
+        least = len(json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode())
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{file} is truncated on the Hub: it has {size:,} bytes, its tensors take {end:,}.",
-            "Give another revision.",
+            f"{file} is damaged on the Hub: its header cannot be read ({error}).", advice
+        ) from error
+    if size - end < 8 + least:
+        raise CheckpointError(
+            f"{file} is truncated on the Hub: it has {size:,} bytes, but its tensors take {end:,} "
+            f"and its header at least {least:,}.",
+            advice,
         )
-    tensors = [
-        TensorEntry(
-            name,
-            file,
-            headers.dtype_name(item.dtype),
-            tuple(item.shape),
-            base + item.data_offsets[0],
-            base + item.data_offsets[1],
-        )
-        for name, item in header.tensors.items()
-    ]
-    tensors.sort(key=lambda tensor: tensor.start)
-    return Shard(file, size, dict(header.metadata or {}), tuple(tensors))
+    return shard_of(file, size, size - end, table, header.metadata, advice)
 
 
 # ----------------------------------------------------------------------------------------- errors
 
 
+_CONNECTION_ERRORS = {"NetworkError", "TimeoutException", "ProxyError", "RemoteProtocolError"}
+"""Classes of the HTTP client that huggingface_hub uses; the client itself is not imported here."""
+
+
 def _is_connection(error: BaseException | None) -> bool:
-    """Whether an exception (or what caused it) is that the Hub could not be reached."""
+    """Whether an exception, or its cause, means that the Hub could not be reached."""
     while error is not None:
-        name = type(error).__name__
-        if isinstance(error, ConnectionError | TimeoutError) or (
-            "Connect" in name or "Timeout" in name or name == "OfflineModeIsEnabled"
-        ):
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, ConnectionError | TimeoutError) or kinds & _CONNECTION_ERRORS:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -277,7 +333,7 @@ def _is_connection(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn the Hub's exceptions into `CheckpointError`; its texts (with URLs) are left out."""
+    """Turn the Hub's exceptions into `CheckpointError`, without their texts, which hold URLs."""
     try:
         from huggingface_hub import errors
     except ImportError as error:
@@ -289,9 +345,9 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{name} is gated: its owner lets only those in who accepted the terms.",
-            f"Ask for access on the page of {_split(name)[0]}, then log in with `hf auth login` "
-            "or set HF_TOKEN.",
+            f"{name} is gated: you must accept its terms first.",
+            f"Request access at https://huggingface.co/{_split(name)[0]}, then log in with "
+            "`hf auth login` or set HF_TOKEN.",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(
@@ -300,8 +356,9 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"There is no folder {name}, and no such repository on the Hub that you may read.",
-            "Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN.",
+            f"There is no folder {name}, and no such repository on the Hub that you can access.",
+            "Check the spelling; for a private repository log in with `hf auth login` or set "
+            "HF_TOKEN.",
         ) from error
     except errors.EntryNotFoundError as error:
         raise CheckpointError(
@@ -312,7 +369,9 @@ def _explained(name: str) -> Iterator[None]:
         refused = status in (401, 403)
         raise CheckpointError(
             f"The Hub answered {status} for {name}.",
-            "Log in with `hf auth login` or set a valid HF_TOKEN." if refused else "Try again.",
+            "Log in with `hf auth login` or set a valid HF_TOKEN."
+            if refused
+            else "Try again later.",
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(
@@ -323,12 +382,12 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:
         if _is_connection(error):
             raise CheckpointError(
-                f"The Hub cannot be reached for {name}.",
+                f"The Hub cannot be reached for {name}, or the connection broke off.",
                 "Check the network and HF_ENDPOINT, or give a local folder.",
             ) from error
         if isinstance(error, OSError) and error.errno:
             raise CheckpointError(
-                f"Cannot keep {name} in the Hub's cache: {error.strerror}.",
-                "Free space, or set HF_HOME to a folder that you may write to.",
+                f"Cannot store {name} in the Hub's cache: {error.strerror}.",
+                "Free up disk space, or set HF_HOME to a folder that you can write to.",
             ) from error
         raise

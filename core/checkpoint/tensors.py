@@ -1,4 +1,4 @@
-"""Where every tensor of a checkpoint lies: safetensors headers and the index file, no torch."""
+"""Where every tensor of a checkpoint is: safetensors headers and the index file, no torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies."""
+    """Where one tensor is."""
 
     name: str
     file: str
     dtype: str
-    """As transformers writes it: float32, bfloat16, ..."""
+    """The name that transformers uses: float32, bfloat16, ..."""
     shape: tuple[int, ...]
     start: int
     """First byte, counted from the start of the file."""
@@ -57,7 +57,7 @@ class Shard:
 
 
 def dtype_name(code: str) -> str:
-    """Return transformers' name of a safetensors dtype: BF16 -> bfloat16."""
+    """Return the transformers name of a safetensors dtype: BF16 -> bfloat16."""
     return _STORED.get(code, (code.lower(), 0))[0]
 
 
@@ -69,35 +69,56 @@ def dtype_code(name: str) -> str:
 def parse_header(file: str, size: int, header: bytes) -> Shard:
     """Read a safetensors header (the JSON after the 8-byte length) of a file of ``size`` bytes.
 
-    Raises `CheckpointError` where it is damaged or does not describe exactly the file's bytes.
+    Raises `CheckpointError` if it is damaged or does not describe exactly the file's bytes.
     """
-    base = 8 + len(header)
     try:
         table = json.loads(header)
-        metadata = {str(k): str(v) for k, v in (table.pop("__metadata__", None) or {}).items()}
+        metadata = table.pop("__metadata__", None)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(file, error, "Download it again.") from error
+    return shard_of(file, size, 8 + len(header), table, metadata)
+
+
+def shard_of(
+    file: str,
+    size: int,
+    base: int,
+    table: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, Any] | None,
+    advice: str = "Download it again.",
+) -> Shard:
+    """Return a file of ``size`` bytes whose tensors begin at byte ``base``.
+
+    ``table``: the header's tensors, name -> dtype, shape and data_offsets. Raises
+    `CheckpointError` with ``advice`` if they do not cover exactly the bytes from ``base`` on.
+    """
+    try:
+        notes = {str(k): str(v) for k, v in (metadata or {}).items()}
         tensors = sorted(
             (_entry(file, name, item, base) for name, item in table.items()),
             key=lambda tensor: (tensor.start, tensor.end),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: its header cannot be read ({error}).", "Download it again."
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise _unreadable(file, error, advice) from error
     end = base
     for tensor in tensors:
         if tensor.start != end:
             raise CheckpointError(
-                f"{file} is damaged: '{tensor.name}' starts at byte {tensor.start:,}, not {end:,}.",
-                "Download it again.",
+                f"{file} is damaged: '{tensor.name}' starts at byte {tensor.start:,} instead of "
+                f"{end:,}.",
+                advice,
             )
         end = tensor.end
     if end != size:
         state = "truncated" if size < end else "damaged"
         raise CheckpointError(
-            f"{file} is {state}: it has {size:,} bytes, its header describes {end:,}.",
-            "Download it again.",
+            f"{file} is {state}: it has {size:,} bytes, but its header describes {end:,}.", advice
         )
-    return Shard(file, size, metadata, tuple(tensors))
+    return Shard(file, size, notes, tuple(tensors))
+
+
+def _unreadable(file: str, error: Exception, advice: str) -> CheckpointError:
+    return CheckpointError(f"{file} is damaged: its header cannot be read ({error}).", advice)
 
 
 def _entry(file: str, name: str, item: Mapping[str, Any], base: int) -> TensorEntry:
@@ -105,25 +126,27 @@ def _entry(file: str, name: str, item: Mapping[str, Any], base: int) -> TensorEn
     shape = tuple(int(n) for n in item["shape"])
     start, end = (int(n) for n in item["data_offsets"])
     if width and end - start != math.prod(shape) * width:
-        raise ValueError(f"'{name}' takes {end - start} bytes, its shape {list(shape)} another")
+        raise ValueError(
+            f"'{name}' occupies {end - start} bytes, which does not match its shape {list(shape)}"
+        )
     return TensorEntry(name, file, dtype, shape, base + start, base + end)
 
 
 def read_shard(path: Path) -> Shard:
-    """Read one safetensors file's header; raises `CheckpointError` where it is damaged."""
+    """Read one safetensors file's header; raises `CheckpointError` if it is damaged."""
     try:
         size = path.stat().st_size
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or not 0 < length <= min(_MAX_HEADER, size - 8):
                 raise CheckpointError(
-                    f"{path.name} is truncated or no safetensors file ({size:,} bytes).",
+                    f"{path.name} is truncated or not a safetensors file ({size:,} bytes).",
                     "Download it again.",
                 )
             header = handle.read(length)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}.", "Check that the file is there and readable."
+            f"Cannot read {path}: {error.strerror}.", "Check that the file exists and is readable."
         ) from error
     return parse_header(path.name, size, header)
 
@@ -145,14 +168,14 @@ class TensorIndex:
         """Read the headers of all shards.
 
         Raises `CheckpointError` for a missing or damaged shard, a tensor that is not where the
-        index says, and weights that are only there as pickles.
+        index says, and weights that are available only as pickles.
         """
         index = folder / INDEX
         if (folder / SINGLE).is_file():
             return cls(folder, (read_shard(folder / SINGLE),))
         if not index.is_file():
             raise _no_weights(folder)
-        weight_map = _weight_map(index)
+        weight_map = weight_map_of(index)
         files = sorted(set(weight_map.values()))
         absent = [file for file in files if not (folder / file).is_file()]
         if absent:
@@ -165,13 +188,13 @@ class TensorIndex:
         return result.checked(weight_map)
 
     def checked(self, weight_map: Mapping[str, str]) -> TensorIndex:
-        """Return self if every tensor lies where the index file says, else raise."""
+        """Return self if every tensor is where the index file says; raise otherwise."""
         entries = self.entries
         for name, file in weight_map.items():
             if name not in entries or entries[name].file != file:
                 raise CheckpointError(
-                    f"{INDEX} says that '{name}' is in {file}, but it is not.",
-                    "Download the checkpoint again; its files do not belong together.",
+                    f"{INDEX} places '{name}' in {file}, but it is not there.",
+                    "Download the checkpoint again; its files are from different versions.",
                 )
         return self
 
@@ -183,7 +206,11 @@ class TensorIndex:
             return handle.read(entry.end - entry.start)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map_of(index: Path) -> dict[str, str]:
+    """Return an index file's tensor name -> weight file, all beside the index.
+
+    Raises `CheckpointError` if it lists none, or a file somewhere else.
+    """
     table = read_config(index)
     weight_map = table.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -191,7 +218,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for file in weight_map.values():
         if Path(str(file)).name != file:
             raise CheckpointError(
-                f"{index} names '{file}', which is not a file beside it.", "Download it again."
+                f"{index} lists '{file}', which is not a file next to it.", "Download it again."
             )
     return weight_map
 
@@ -202,35 +229,35 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickles = [name for name in pickles if name not in ("training_args.bin", "optimizer.pt")]
     if pickles:
         return CheckpointError(
-            f"The weights in {folder} are only there as a pickle ({pickles[0]}), which may run "
-            "code when loaded.",
-            "Only safetensors are read: load it once with transformers and save_pretrained it.",
+            f"The weights in {folder} are available only as pickle files ({pickles[0]}), which "
+            "can execute code when loaded.",
+            "Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...).",
         )
     return CheckpointError(
         f"{folder} has a config.json but no weights ({SINGLE} or {INDEX}).",
-        "Give a folder with weights; config.json alone will do for dry runs and random weights.",
+        "Give a folder with weights; config.json alone is enough for dry runs and random weights.",
     )
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint; raises `CheckpointError` where it is broken."""
+    """Read a JSON object of a checkpoint; raises `CheckpointError` if it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"Cannot read {path}: {error.strerror}.", "Check that the file is there and readable."
+            f"Cannot read {path}: {error.strerror}.", "Check that the file exists and is readable."
         ) from error
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}).", "Download it again."
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", "Download it again.")
+        raise CheckpointError(f"{path} does not contain a JSON object.", "Download it again.")
     return value
 
 
 def content_key(path: str | Path, index: TensorIndex | None = None, *, full: bool = False) -> str:
-    """Return a hash (32 hex digits) of the weights' content, whatever way they are sharded.
+    """Return a hash (32 hex digits) of the weights' content, however they are sharded.
 
     Names, dtypes, shapes and three samples of 1 KiB per tensor; with ``full`` every byte.
     """

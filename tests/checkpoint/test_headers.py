@@ -139,7 +139,7 @@ def smaller_embedding(folder):
         (truncate, "model.safetensors is truncated"),
         (truncate_header, "model.safetensors is truncated"),
         (break_header, "model.safetensors is damaged"),
-        (pickle_only, "only there as a pickle"),
+        (pickle_only, "available only as pickle files"),
         (smaller_embedding, "tokenizer of .* has 320 tokens, the embedding only 300"),
         (lambda f: (f / "tokenizer.json").unlink(), "There is no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not valid JSON"),
@@ -192,7 +192,7 @@ def test_index_that_does_not_belong(copy):
     index = json.loads((folder / headers.INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00007.safetensors"
     (folder / headers.INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is in model-00001"):
+    with pytest.raises(CheckpointError, match=r"places 'model\.norm\.weight' in model-00001"):
         locate.resolve(folder)
 
 

@@ -21,7 +21,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET and HEAD of /api/models/ID[/revision/REV] and /ID/resolve/REV/FILE, with ranges."""
+    """GET and HEAD of /api/models/ID[/revision/REV] and /ID/resolve/REV/FILE, with ranges.
+
+    With ``hub.together`` set, a GET of a shard waits until that many are being answered at once.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -63,6 +66,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
+        if body and path.suffix == ".safetensors":
+            with hub.change:
+                hub.open += 1
+                hub.most_open = max(hub.most_open, hub.open)
+                hub.change.notify_all()
+                hub.change.wait_for(lambda: hub.most_open >= hub.together, timeout=10)
+                hub.open -= 1
         hub.sent[path.name] = hub.sent.get(path.name, 0) + (len(data) if body else 0)
         return self.send(status, data, body, headers)
 
@@ -85,12 +95,17 @@ class Hub:
     def __init__(self, home):
         self.home, self.repos, self.gated = home, {}, set()
         self.requests, self.sent = [], {}
+        self.together, self.open, self.most_open = 1, 0, 0
+        self.change = threading.Condition()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.hub = self
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def run(self, *arguments, **environment):
+        return self.python("-m", "core", *map(str, arguments), **environment)
+
+    def python(self, *arguments, **environment):
         env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         env = {k: v for k, v in env.items() if "proxy" not in k.lower()}
         env |= {
@@ -100,7 +115,7 @@ class Hub:
             "DEPTHCUT_WORKSPACE": str(self.home / "workspace"),
         }
         return subprocess.run(
-            [sys.executable, "-m", "core", *map(str, arguments)],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env=env | environment,
             capture_output=True,
@@ -197,6 +212,125 @@ def test_inspect_reads_headers_only(hub, tmp_path, tiny_dir):
         done = hub.run("prune", f"owner/{name}", "--drop", "1", "--out", "x", "--dry-run")
         assert json.loads(done.stdout)["blocks_after"] == 4
         assert not [file for file in hub.cached() if file.endswith(".safetensors")]
+
+
+def test_shards_are_read_in_parallel_and_no_further_than_their_headers(hub, tmp_path, tiny_dir):
+    source = tiny_dir("gqa", hidden_size=128, head_dim=32, shard_bytes=400_000)
+    hub.repos["owner/many"] = repository(tmp_path, source)
+    shards = {p.name: p.stat().st_size for p in source.glob("*.safetensors")}
+    assert len(shards) >= 3
+    hub.together = 3  # a client that reads one after the other waits in vain
+    done = hub.run("inspect", "owner/many")
+    assert done.returncode == 0, done.stderr
+    assert hub.most_open >= 3
+    asked = [(p.rpartition("/")[2], r) for m, p, r in hub.requests if m == "GET" and r]
+    assert sorted(asked) == [(name, "bytes=0-100000") for name in sorted(shards)]
+    for name, size in shards.items():
+        assert hub.sent[name] == min(size, 100_001)
+    assert sum(hub.sent[name] for name in shards) < 0.5 * sum(shards.values())
+    assert "Parse safetensors" not in done.stderr  # the library's bar is not ours
+
+
+def test_a_header_longer_than_the_first_request_is_read_to_its_end(hub, tmp_path, tiny_dir):
+    source = tiny_dir("gqa", hidden_size=128, head_dim=32)
+    folder = repository(tmp_path, source)
+    whole = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    table = json.loads(whole[8 : 8 + length])
+    header = json.dumps({**table, "__metadata__": {"note": "x" * 150_000}}).encode()
+    data = len(header).to_bytes(8, "little") + header + whole[8 + length :]
+    (folder / "model.safetensors").write_bytes(data)
+    hub.repos["owner/long"] = folder
+    done = hub.run("inspect", "owner/long")
+    assert done.returncode == 0, done.stderr
+    found, local = json.loads(done.stdout), checkpoint.inspect(folder).to_dict()
+    for key in ("parameters", "block_parameters", "disk_bytes", "dtype", "shards"):
+        assert found[key] == local[key], key
+    assert hub.sent["model.safetensors"] == 100_001 + len(header)
+
+
+def damaged(content, header=None, *, length=None, cut=0):
+    """Return a safetensors file with another header, another length of it, or its end cut off."""
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size] if header is None else header
+    size = len(header) if length is None else length
+    content = size.to_bytes(8, "little") + header + content[8 + len(header) :]
+    return content[: len(content) - cut]
+
+
+def test_damaged_weights_are_named_with_the_reason(hub, tmp_path, tiny_gqa):
+    good = (tiny_gqa / "model.safetensors").read_bytes()
+    table = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])
+    name = next(n for n in table if n != "__metadata__")
+    wrong = json.dumps({**table, name: {**table[name], "shape": [3, 3]}}).encode()
+    gap = json.dumps({n: v for n, v in table.items() if n != name}).encode()
+    cases = {
+        "cut-header": (good[:500], "not json-encoded"),
+        "short": (b"1234", "too small"),
+        "huge": (damaged(good, length=1 << 40), "too big"),
+        "a-list": (damaged(good, b"[1, 2]"), "not a table of tensors"),
+        "no-table": (damaged(good, b'{"a": 1}'), "not a table of tensors"),
+        "no-offsets": (
+            damaged(good, b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}'),
+            "its header cannot be read",
+        ),
+        "wrong-shape": (damaged(good, wrong), "does not match its shape [3, 3]"),
+        "gap": (damaged(good, gap), "is damaged: "),
+        "cut-end": (damaged(good, cut=64), "is truncated on the Hub"),
+    }
+    for case, (content, _) in cases.items():
+        hub.repos[f"owner/{case}"] = repository(tmp_path, tiny_gqa, case)
+        (tmp_path / case / "model.safetensors").write_bytes(content)
+    script = (
+        "import sys; from core.checkpoint import hub; from core.errors import CheckpointError\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: hub.inspect('owner/' + name)\n"
+        "    except CheckpointError as error: print(name, error)\n"
+    )
+    done = hub.python("-c", script, *cases)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(lines) == set(cases)
+    for case, (_, reason) in cases.items():
+        assert reason in lines[case], (case, lines[case])
+        assert "another revision" in lines[case], lines[case]
+
+
+def test_an_index_must_fit_the_files_on_the_hub(hub, tmp_path, tiny_dir):
+    source = tiny_dir("gqa", hidden_size=128, head_dim=32, shard_bytes=400_000)
+    folders = {n: repository(tmp_path, source, n) for n in ("lost", "outside", "unlisted", "moved")}
+    hub.repos |= {f"owner/{name}": folder for name, folder in folders.items()}
+    names = sorted(p.name for p in source.glob("*.safetensors"))
+    (folders["lost"] / names[0]).unlink()
+    (folders["unlisted"] / checkpoint.INDEX).unlink()
+    for case, change in (("outside", "../config.json"), ("moved", names[1])):
+        path = folders[case] / checkpoint.INDEX
+        index = json.loads(path.read_text())
+        tensor = next(n for n, file in index["weight_map"].items() if file == names[0])
+        index["weight_map"][tensor] = change
+        path.write_text(json.dumps(index))
+    expected = {
+        "lost": f"1 of {len(names)} weight files are missing in owner/lost: {names[0]}",
+        "outside": "lists '../config.json', which is not a file next to it",
+        "unlisted": f"has safetensors shards but no {checkpoint.INDEX}",
+        "moved": f"in {names[1]}, but it is not there",
+    }
+    for case, reason in expected.items():
+        done = hub.run("inspect", f"owner/{case}")
+        assert done.returncode == 2, done.stderr
+        assert reason in done.stderr
+
+
+def test_without_the_hub_only_a_whole_copy_is_inspected(hub, tmp_path, tiny_gqa):
+    hub.repos["owner/tiny"] = repository(tmp_path, tiny_gqa)
+    assert hub.run("inspect", "owner/tiny").returncode == 0  # leaves config and tokenizer
+    for way, why in (
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the Hub cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "the Hub is switched off (HF_HUB_OFFLINE)"),
+    ):
+        done = hub.run("inspect", "owner/tiny", **way)
+        assert done.returncode == 2, done.stdout
+        assert f"{why}; the checkpoint is only partly in the Hub's cache" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["inspect", "prune"])
