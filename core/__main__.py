@@ -1,6 +1,6 @@
 """The command line: ``python -m core COMMAND ...``. Each button on a page runs one of these.
 
-Results that are not files are printed as JSON on standard output; progress goes to standard
+Results that are not files are printed to standard output as JSON; progress goes to standard
 error. Exit status: 0 done, 2 bad input, 1 failed, 130 cancelled.
 """
 
@@ -19,7 +19,7 @@ from core.runs.spec import add_arguments, from_namespace
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one sentence, exit status 2."""
+    """A parser that raises `OptionError`: one sentence, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message[0].upper()}{message[1:]}.", f"See: {self.prog} --help.")
@@ -43,7 +43,9 @@ def _parser(command: commands.Command) -> argparse.ArgumentParser:
     names = {f.name for f in dataclasses.fields(spec_class)}
     if "out" in names and "overwrite" not in names:
         parser.add_argument(
-            "--overwrite", action="store_true", help="Replace what a finished run left in --out."
+            "--overwrite",
+            action="store_true",
+            help="Replace a finished run's results in --out.",
         )
     parser.add_argument("--workspace", help="Folder of the runs. Default: workspace.")
     return parser
@@ -56,7 +58,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     try:
         return parser.parse_intermixed_args(argv)
     except OptionError as error:
-        if "are required" in error.message:  # it names the flags only; this names everything
+        if "are required" in error.message:  # lists missing flags only; parse_args lists all
             parser.parse_args(argv)
         raise
 
@@ -79,7 +81,7 @@ def _dispatch(argv: list[str]) -> int:
     if not command.is_run:
         _print_json(command.load().run(spec))
         return 0
-    if getattr(spec, "out", None) == "":  # only where the command may choose
+    if getattr(spec, "out", None) == "":  # only for commands whose --out has a default
         from core.runs.workspace import Workspace
 
         spec = dataclasses.replace(spec, out=str(Workspace().new_dir(command.name)))
@@ -100,9 +102,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("Cancelled on request.", file=sys.stderr)
+        print("Cancelled.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in ... | head
+    except BrokenPipeError:  # the reader of our output has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

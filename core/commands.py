@@ -1,7 +1,7 @@
-"""The registry of commands: name, where its spec and runner live, and what it needs.
+"""The registry of commands: each one's name, the module of its spec and runner, and its needs.
 
-Modules are imported when a command is asked for, so that ``inspect`` starts without torch and the
-dashboard can read every spec.
+Modules are imported on demand, so that ``inspect`` starts without torch and the dashboard can
+read every spec.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class Command:
 
     name: str
     module: str
-    """Module with the spec class and ``run`` (and ``dry_run`` where there is one)."""
+    """Module with the spec class and ``run`` (and ``dry_run``, if it has one)."""
     spec_name: str
     help: str
     computes: bool = False
-    """Takes the device; others queue."""
+    """Holds the device while it runs; other computing runs queue behind it."""
     is_run: bool = True
-    """Works in a run directory; others print JSON and leave nothing behind."""
+    """Creates a run directory; other commands print JSON and write no files of their own."""
     grace_s: float = 20.0
-    """How long a cancelled run may take to stop by itself before it is ended."""
+    """How long a cancelled run may take to stop by itself before it is killed."""
 
     def load(self) -> ModuleType:
         """Import the command's module."""
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command] = {
             "inspect",
             "core.checkpoint.inspect_command",
             "InspectSpec",
-            "What a checkpoint is, from headers.",
+            "Describe a checkpoint from its headers.",
             is_run=False,
         ),
         Command(
@@ -71,28 +71,28 @@ COMMANDS: dict[str, Command] = {
             "curve",
             "core.importance.curve_command",
             "CurveSpec",
-            "Perplexity after removing the first k blocks, for several criteria.",
+            "Measure perplexity after removing the first k blocks, for several criteria.",
             computes=True,
         ),
         Command(
             "evaluate",
             "core.evaluate.command",
             "EvaluateSpec",
-            "Perplexity of texts and accuracy on tasks.",
+            "Measure perplexity on texts and accuracy on tasks.",
             computes=True,
         ),
         Command(
             "width",
             "core.width.command",
             "WidthSpec",
-            "Write a narrower checkpoint: heads and neurons removed.",
+            "Write a narrower checkpoint, with heads and neurons removed.",
             computes=True,
         ),
         Command(
             "benchmark",
             "core.benchmark.command",
             "BenchmarkSpec",
-            "Latency, throughput and memory of checkpoints.",
+            "Measure latency, throughput and memory of checkpoints.",
             computes=True,
         ),
         Command(
@@ -107,28 +107,28 @@ COMMANDS: dict[str, Command] = {
             "live",
             "core.live.command",
             "LiveSpec",
-            "Hold models and answer at once for any skipped blocks.",
+            "Keep models loaded and answer at once for any set of skipped blocks.",
             computes=True,
         ),
         Command(
             "recipe",
             "core.recipes.command",
             "RecipeSpec",
-            "A named chain of runs with one verdict.",
+            "Run a named chain of runs that ends in one verdict.",
             grace_s=180.0,
         ),
         Command(
             "demo",
             "core.recipes.demo_command",
             "DemoSpec",
-            "The short recipes on the bundled checkpoint.",
+            "Run the short recipes on the bundled checkpoint.",
             grace_s=180.0,
         ),
         Command(
             "report",
             "core.report.command",
             "ReportSpec",
-            "A study as one HTML file to hand over, and as a zip.",
+            "Export a study as one self-contained HTML file, and as a zip.",
             is_run=False,
         ),
         Command(
@@ -145,5 +145,5 @@ COMMANDS: dict[str, Command] = {
 def get(name: str) -> Command:
     """Return a command by name; raises `OptionError` with the known names."""
     if name not in COMMANDS:
-        raise OptionError(f"No command '{name}'.", f"Commands: {', '.join(COMMANDS)}.")
+        raise OptionError(f"Unknown command '{name}'.", f"Commands: {', '.join(COMMANDS)}.")
     return COMMANDS[name]

@@ -1,4 +1,4 @@
-"""The registry of criteria: what ranks blocks, where its scores are, and where it comes from.
+"""The registry of criteria: name, label, score column and source of each way to rank blocks.
 
 The command line, plans, pages and charts take their names from here. No torch.
 """
@@ -13,13 +13,13 @@ class Criterion:
     """One way to rank blocks; a lower score means "remove first"."""
 
     name: str
-    """How the command line calls it; also the metric of an importance run that measures it."""
+    """Name on the command line; also the metric of an importance run that measures it."""
     label: str
     column: str = ""
-    """Column of blocks.csv with one score a block; empty where the scores are kept elsewhere."""
+    """Column of blocks.csv with one score per block; empty if the scores are kept elsewhere."""
     source: str = ""
     by_default: bool = True
-    """Part of an importance run unless metrics are named."""
+    """Computed by an importance run unless metrics are named."""
     control: bool = False
     """Needs no scores: a baseline that every criterion should beat."""
 
@@ -36,7 +36,7 @@ CRITERIA = (
     Criterion("random", "random", control=True),
 )
 SUBLAYERS = "sublayers"
-"""A metric that ranks attention and feed-forward parts, not blocks: no plan can follow it."""
+"""A metric that ranks attention and feed-forward parts, not blocks, so no plan can use it."""
 
 METRICS = (*(c.name for c in CRITERIA if not c.control), SUBLAYERS)
 """What an importance run can compute."""
@@ -46,4 +46,4 @@ CONTROLS = tuple(c.name for c in CRITERIA if c.control)
 COLUMNS = {c.column: c.name for c in CRITERIA if c.column}
 """Column of blocks.csv -> criterion."""
 LABELS = {c.column or c.name.replace("-", "_"): c.label for c in CRITERIA}
-"""Column, or the name with underscores -> how charts call it."""
+"""Column, or the name with underscores -> label in charts."""

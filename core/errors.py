@@ -1,25 +1,25 @@
 """One error tree; the same sentence on the command line and on the pages.
 
     DepthcutError            exit status 1
-    ├── InputError           exit status 2: the caller can mend it
-    │   ├── OptionError      a flag or field has a value that cannot be used
-    │   ├── CheckpointError  a checkpoint is missing, damaged, or of an unsupported kind
-    │   ├── DataError        text or score data is missing, too short, or not what it should be
-    │   ├── PlanError        the blocks asked for cannot be chosen or dropped
+    ├── InputError           exit status 2: the caller can fix it
+    │   ├── OptionError      a flag or field has an invalid value
+    │   ├── CheckpointError  a checkpoint is missing, damaged or unsupported
+    │   ├── DataError        text or score data is missing, too short, or malformed
+    │   ├── PlanError        the requested blocks cannot be chosen or dropped
     │   └── OutputError      the output folder exists, or cannot be written
     ├── RunError             exit status 1: the work itself failed
     │   ├── NotFiniteError   NaN or infinity in weights, activations or losses
-    │   └── OutOfMemoryError the device is too small for what was asked
+    │   └── OutOfMemoryError the device has too little memory for the request
     └── Cancelled            exit status 130
 
-Every error carries what is wrong (with the value) and a hint: what to do next.
+Every error states what is wrong (with the value) and carries a hint: what to do next.
 """
 
 from __future__ import annotations
 
 
 class DepthcutError(Exception):
-    """Base of all expected failures; ``hint`` says what to do."""
+    """Base of all expected failures; ``hint`` is what to do about it."""
 
     exit_status = 1
 
@@ -35,29 +35,29 @@ class DepthcutError(Exception):
 
 
 class InputError(DepthcutError):
-    """The caller gave something that cannot be used."""
+    """The caller's input is invalid."""
 
     exit_status = 2
 
 
 class OptionError(InputError):
-    """A flag or field has a value that cannot be used."""
+    """A flag or field has an invalid value."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing, damaged, or of an unsupported kind."""
+    """A checkpoint is missing, damaged or unsupported."""
 
 
 class DataError(InputError):
-    """Text or score data is missing, too short, or not what it should be."""
+    """Text or score data is missing, too short, or malformed."""
 
 
 class PlanError(InputError):
-    """The blocks asked for cannot be chosen or dropped."""
+    """The requested blocks cannot be chosen or dropped."""
 
 
 class OutputError(InputError):
-    """The output folder exists already, or cannot be written."""
+    """The output folder already exists, or cannot be written."""
 
 
 class RunError(DepthcutError):
@@ -65,14 +65,14 @@ class RunError(DepthcutError):
 
 
 class NotFiniteError(RunError):
-    """NaN or infinity turned up in weights, activations or losses."""
+    """Weights, activations or losses contain NaN or infinity."""
 
 
 class OutOfMemoryError(RunError):
-    """The device has too little memory for what was asked."""
+    """The device has too little memory for the request."""
 
 
 class Cancelled(DepthcutError):
-    """The run was cancelled on request; what was complete is kept."""
+    """The run was cancelled on request; completed results are kept."""
 
     exit_status = 130

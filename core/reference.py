@@ -1,4 +1,4 @@
-"""Print docs/command-line.md, made of the specs: ``python -m core.reference``."""
+"""Print docs/command-line.md, generated from the specs: ``python -m core.reference``."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _HEAD = """\
 python -m core COMMAND [options]
 ```
 
-This page is made of the commands' own options, with
-`python -m core.reference > docs/command-line.md`; a test keeps it true.
-`python -m core COMMAND --help` says the same.
+This page is generated from the commands' own options, with
+`python -m core.reference > docs/command-line.md`; a test keeps it up to date.
+`python -m core COMMAND --help` shows the same options.
 
-**Output.** Commands that work in a run directory (`--out`) leave plain files there; the program's
-bookkeeping is in its `.run/` folder. They take `--overwrite` to replace what a finished run left
-in `--out`; without it a folder that is not empty is refused. A run that failed, was cancelled or
-lost can simply be started again. The others, and every `--dry-run`, print JSON on standard output.
-Progress and messages go to standard error.
+**Output.** Commands that work in a run directory (`--out`) write plain files there; the program's
+bookkeeping is in its `.run/` folder. With `--overwrite` they replace the results of a finished run
+in `--out`; without it, they refuse a folder that is not empty. A run that failed, was cancelled or
+was lost can simply be started again. The other commands, and every `--dry-run`, print JSON to
+standard output. Progress and messages go to standard error.
 
-**Exit status.** 0 done, 2 bad input (one sentence says what and how to mend it), 1 failed, 130
-cancelled.
+**Exit status.** 0 done, 2 bad input (one sentence states the problem and how to fix it), 1 failed,
+130 cancelled.
 
-**Values.** Lists are written with commas (`--metrics ppl,taylor`), whole numbers also as ranges
-(`--drop 3,5-8`). A value that begins with a dash is joined to its flag (`--out=-x`).
+**Values.** Lists are separated by commas (`--metrics ppl,taylor`); whole numbers can also be given
+as ranges (`--drop 3,5-8`). A value that begins with a dash is joined to its flag (`--out=-x`).
 
-**Everywhere.** `--workspace DIR` is the folder of the runs (else `$DEPTHCUT_WORKSPACE`, else
-`workspace/`). `$DEPTHCUT_LOCK_DIR` is the folder of the device locks (else one per user in
-`/tmp`). `DEPTHCUT_DEBUG=1` shows the traceback of an unexpected error.
+**Every command.** `--workspace DIR` is the folder of the runs (default: `$DEPTHCUT_WORKSPACE`,
+otherwise `workspace/`). `$DEPTHCUT_LOCK_DIR` is the folder of the device locks (default: one per
+user in `/tmp`). `DEPTHCUT_DEBUG=1` shows the traceback of an unexpected error.
 
-| command | what it does | device | leaves |
+| command | what it does | device | output |
 | --- | --- | --- | --- |
 """
 
@@ -45,8 +45,8 @@ cancelled.
 def markdown() -> str:
     """Return the whole reference as Markdown."""
     rows = [
-        f"| [{c.name}](#{c.name}) | {c.help} | {'takes it' if c.computes else '-'} | "
-        f"{'a run directory' if c.is_run else 'nothing: prints JSON'} |\n"
+        f"| [{c.name}](#{c.name}) | {c.help} | {'holds it' if c.computes else '-'} | "
+        f"{'a run directory' if c.is_run else 'JSON'} |\n"
         for c in commands.COMMANDS.values()
     ]
     return _HEAD + "".join(rows) + "".join(_section(c) for c in commands.COMMANDS.values())
@@ -62,7 +62,7 @@ def _section(command: commands.Command) -> str:
 
 
 def _fields(spec_class: type) -> list[dataclasses.Field[Any]]:
-    """Return the fields as read: positional ones, required ones, then the rest in their groups."""
+    """Return the fields in reading order: positional, required, then the rest by group."""
     fields = dataclasses.fields(spec_class)
 
     def place(field: dataclasses.Field[Any]) -> int:
@@ -98,7 +98,7 @@ def _row(field: dataclasses.Field[Any], hint: Any) -> str:
     if kind is bool and field.default is not False:
         name += f"` / `--no-{field.name.replace('_', '-')}"
     value = " \\| ".join(meta["choices"]) if meta["choices"] else _KINDS[kind]
-    value += "s, with commas" if many and not (meta["repeat"] or meta["choices"]) else ""
+    value += "s, separated by commas" if many and not (meta["repeat"] or meta["choices"]) else ""
     value += ", repeated" if meta["repeat"] else ""
     bounds = [f"from {meta['low']}"] if meta["low"] is not None else []
     bounds += [f"to {meta['high']}"] if meta["high"] is not None else []

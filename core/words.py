@@ -1,4 +1,4 @@
-"""How sizes and block numbers are written for people, the same everywhere; no torch."""
+"""Sizes and block numbers formatted for people, the same everywhere; no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 
 def size(count: float) -> str:
-    """Return bytes to three digits in the unit that reads best: 512 B, 8.48 MiB, 12.6 GiB."""
+    """Format bytes to three digits in the unit that reads best: 512 B, 8.48 MiB, 12.6 GiB."""
     unit = "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(count) < 1024:
@@ -17,7 +17,7 @@ def size(count: float) -> str:
 
 
 def block_ranges(blocks: Iterable[int]) -> str:
-    """Return block numbers as ranges: 0 to 3, 6, 8 to 9 (0-3 would be a date to a spreadsheet)."""
+    """Format block numbers as ranges: 0 to 3, 6, 8 to 9 (a spreadsheet reads 0-3 as a date)."""
     runs: list[list[int]] = []
     for block in sorted(set(blocks)):
         if runs and block == runs[-1][-1] + 1:
@@ -28,13 +28,13 @@ def block_ranges(blocks: Iterable[int]) -> str:
 
 
 def by_blocks(allowed: Mapping[str, tuple[int, ...]]) -> str:
-    """Return which names share blocks: ``PPL+, LLM-Pruner in blocks 4 to 29; FLAP in 0 to 31``.
+    """Group names by their blocks: ``PPL+, LLM-Pruner in blocks 4 to 29; FLAP in 0 to 31``.
 
-    Names without blocks are left out; empty where none has any.
+    Names without blocks are left out; the result is empty if none has any.
     """
     groups: dict[str, list[str]] = {}
     for name, blocks in allowed.items():
         if blocks:
             groups.setdefault(block_ranges(blocks), []).append(name)
-    said = [f"{', '.join(names)} in {blocks}" for blocks, names in groups.items()]
-    return "; ".join(said).replace(" in ", " in blocks ", 1)
+    phrases = [f"{', '.join(names)} in {blocks}" for blocks, names in groups.items()]
+    return "; ".join(phrases).replace(" in ", " in blocks ", 1)

@@ -70,18 +70,24 @@ def test_the_reference_has_every_flag():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["frob"], "No command 'frob'. Commands: inspect, importance"),
+        (["frob"], "Unknown command 'frob'. Commands: inspect, importance"),
         (["inspect"], "CHECKPOINT. See: python -m core inspect --help."),
         (["inspect", "demo", "--frob", "3"], "--frob"),
         (["importance", "demo"], "required: --out."),
-        (["importance", "demo", "--out", "x", "--samples", "0"], "--samples: 0 is too small."),
+        (
+            ["importance", "demo", "--out", "x", "--samples", "0"],
+            "--samples: 0 is too small.",
+        ),
         (["importance", "demo", "--out", "x", "--sam", "3"], "--sam"),
-        (["importance", "demo", "--out", "x", "--dtype", "int4"], "--dtype: 'int4'"),
-        (["importance", "demo", "--out", "x", "--metrics", "ppl,luck"], "--metrics: 'luck'"),
+        (["importance", "demo", "--out", "x", "--dtype", "int4"], "--dtype: unknown value 'int4'"),
+        (
+            ["importance", "demo", "--out", "x", "--metrics", "ppl,luck"],
+            "unknown value 'luck'",
+        ),
         (["prune", "demo", "--out", "x", "--drop", "3,b"], "--drop: 'b' is not a whole number"),
         (["prune", "demo", "--out"], "--out: expected one argument"),
         (["prune"], "CHECKPOINT, --out"),
-        (["jobs", "destroy"], "ACTION: 'destroy' is not known. Choose from: list"),
+        (["jobs", "destroy"], "ACTION: unknown value 'destroy'. Choose from: list"),
         (["jobs", "show"], "jobs show needs a run"),
         (["inspect", "no/such/place"], "no/such/place"),
     ],
@@ -261,6 +267,6 @@ def test_importance_stops_within_a_block(place, tmp_path, tiny_gqa):
         time.sleep(0.02)
     ended = jobs.cancel(read_run(record.path), grace_s=15)  # then it would be killed
     assert ended.state == "cancelled"
-    assert ended.error == "Cancelled on request."
+    assert ended.error == "Cancelled."
     assert not (record.path / "blocks.csv").exists()
     assert os.listdir(record.path) == [".run"]

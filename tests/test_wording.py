@@ -35,7 +35,7 @@ PATTERNS = {
     r"[a-z]\(s\)": "a real plural",
     r"[\d}%] nat\b": "'nats' after a number",
     r"\b[Hh]ow (\w+ ){1,4}(is|are) called\b|\b[Hh]ow (\w+ )*call it\b": "'Label of ...'",
-    r"\bat (the )?most, \w+ of\b|\bat most, \w": "'max ...'",
+    r"\b[Aa]t (the )?most, \w": "'max ...'",
     r"\bis called like\b|\bthat there (is|are)\b": "say it directly",
     r"\b(is|are) wanted\b": "'needed', 'requested'",
     r"\bgone without\b|\bleft out, as\b|\bas near as\b": "say it directly",

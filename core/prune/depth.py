@@ -1,9 +1,9 @@
 """Write a checkpoint without some of its blocks, by copying byte ranges.
 
-No tensor is loaded: the kept ones are copied from file to file in the order of their bytes, under
-new block numbers, so memory stays flat whatever the model's size. The result only looks like a
+No tensor is loaded: the kept tensors are copied from file to file in byte order, under new block
+numbers, so memory use does not depend on the model's size. The result is only recognizable as a
 checkpoint once it is complete: everything is written into a ``.partial`` folder first, and
-config.json is the last file to appear.
+config.json is written last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KERNEL_CHUNK = 64 << 20
 
 @dataclass(frozen=True)
 class _Part:
-    """One file to write: its name, and which tensors under which names."""
+    """One file to write: its name, and its tensors with their new names."""
 
     file: str
     metadata: dict[str, str]
@@ -56,12 +56,12 @@ def prune(
 ) -> dict[str, Any]:
     """Write the checkpoint in folder ``source`` without the blocks ``drop`` into ``out``.
 
-    ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is what the user called the
-    source (default: its path). Returns what is written to pruning.json.
+    ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is the user's name for the
+    source (default: its path). Returns the content of pruning.json.
 
     Raises `PlanError` (blocks that cannot be dropped), `CheckpointError` (a damaged source) and
-    `OutputError` (an output that exists or cannot be written, too little space). Nothing is left
-    behind then, nor when the run is cancelled.
+    `OutputError` (an output that exists or cannot be written, too little space). On an error, as
+    on cancellation, no partial output is left behind.
     """
     folder, target = Path(source), Path(out)
     info = headers.inspect(folder, allow_config_only=False)
@@ -96,8 +96,8 @@ def make_record(
 ) -> dict[str, Any]:
     """Return the content of pruning.json.
 
-    ``original_blocks`` are the kept blocks' numbers in the first model of the line, also where the
-    source is itself a variant; ``lineage`` holds the earlier cuts, the oldest first.
+    ``original_blocks`` are the kept blocks' numbers in the original base model, even if the source
+    is itself a variant; ``lineage`` holds the earlier cuts, oldest first.
     """
     earlier = workspace.read_json(folder / RECORD) or {}
     original = earlier.get("original_blocks")
@@ -132,15 +132,15 @@ def make_record(
 
 def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
     """Yield the files to write: the source's shards without the dropped blocks, renumbered."""
-    gone = set(drop)
+    dropped = set(drop)
     blocks = {b for b in map(families.block_of, index.entries) if b is not None}
-    number = {old: new for new, old in enumerate(sorted(blocks - gone))}
+    number = {old: new for new, old in enumerate(sorted(blocks - dropped))}
     kept = []
     for shard in index.shards:
         tensors = tuple(
             (entry.name if block is None else families.renamed(entry.name, number[block]), entry)
             for entry in shard.tensors
-            if (block := families.block_of(entry.name)) not in gone
+            if (block := families.block_of(entry.name)) not in dropped
         )
         if tensors:
             kept.append((shard, tensors))
@@ -174,9 +174,9 @@ def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress
 
 
 def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str]) -> bytes:
-    """Return the start of a safetensors file: 8-byte length and JSON, padded to 8 bytes.
+    """Return the header of a safetensors file: 8-byte length and JSON, padded to 8 bytes.
 
-    The tensors lie one after the other in the order given.
+    The tensors are stored contiguously, in the given order.
     """
     table: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -194,7 +194,7 @@ def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str,
 
 
 def _ranges(entries: Iterable[TensorEntry]) -> Iterator[tuple[int, int]]:
-    """Join neighbouring byte ranges, so that a run of kept blocks is one copy."""
+    """Join adjacent byte ranges, so that consecutive kept blocks are one copy."""
     start = end = -1
     for entry in entries:
         if entry.start == end:
@@ -214,9 +214,9 @@ def copy_range(
     end: int,
     copied: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """Append bytes ``start`` to ``end`` of one file to another, inside the kernel where it can.
+    """Append bytes ``start`` to ``end`` of one file to another, inside the kernel if it can.
 
-    Raises `CheckpointError` where the source ends early.
+    Raises `CheckpointError` if the source ends early.
     """
     at = start
     in_kernel = hasattr(os, "copy_file_range")
@@ -239,15 +239,15 @@ def copy_range(
             size = _copy_chunks(read, write, min(_CHUNK, end - at))
             if size == 0:
                 raise CheckpointError(
-                    f"{Path(read.name).name} ended while it was copied.",
-                    "Do not change the source meanwhile; start again.",
+                    f"{Path(read.name).name} was truncated while it was being copied.",
+                    "Do not change the source during pruning; start again.",
                 )
         at += size
         copied(size)
 
 
 def _copy_chunks(read: BinaryIO, write: BinaryIO, length: int) -> int:
-    """Copy up to ``length`` bytes in pieces that stay in the processor's cache; return how many."""
+    """Copy up to ``length`` bytes in cache-sized pieces; return the number of bytes copied."""
     done = 0
     while done < length and (piece := read.read(min(_PIECE, length - done))):
         write.write(piece)

@@ -1,4 +1,4 @@
-"""What the Prune page shows, worked out from a checkpoint, its scores and its finished runs."""
+"""What the Prune page shows, computed from a checkpoint, its scores and its finished runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.words import size
 
 
 def summary_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run's summary.json; empty where there is none."""
+    """Return a run's summary.json; empty if it does not exist."""
     return workspace.read_json(record.path / "summary.json") or {}
 
 
@@ -30,7 +30,7 @@ def scored_runs(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
 
 
 def label_of(record: RunRecord) -> str:
-    """Return how an importance run is called in a list: its name and its text."""
+    """Label of an importance run in a list: its name and what it was calibrated on."""
     found = summary_of(record)
     text = str(found.get("calibration") or "").rsplit("/", 1)[-1]
     return (
@@ -52,7 +52,7 @@ def measured_on(summary: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Known:
-    """All that is known about removing blocks from one checkpoint."""
+    """What is known about removing blocks from one checkpoint."""
 
     info: CheckpointInfo
     scores: block_scores.BlockScores | None = None
@@ -64,7 +64,7 @@ class Known:
 
     @property
     def without(self) -> tuple[float | None, ...]:
-        """Perplexity without each single block; empty where it was not measured."""
+        """Perplexity without each single block; empty if it was not measured."""
         return tuple(self.scores.columns.get("ppl", ())) if self.scores else ()
 
     @property
@@ -74,7 +74,7 @@ class Known:
 
     @property
     def criteria(self) -> tuple[str, ...]:
-        """What can rank the blocks: what was scored, then the controls."""
+        """The criteria that can rank the blocks: those with scores, then the controls."""
         scored = self.scores.available if self.scores else ()
         return (*(c for c in scored if c in criteria.NAMES), *criteria.CONTROLS)
 
@@ -83,14 +83,14 @@ class Known:
         return quality(drop, self.dense_ppl, self.without, self.points, self.run)
 
     def chosen_by(self, criterion: str, drop: Sequence[int], first: int, last: int) -> bool:
-        """Whether ``drop`` is just what ``criterion`` removes first under this protection."""
+        """Whether ``drop`` is exactly what ``criterion`` removes first under this protection."""
         try:
             return bool(drop) and set(self.choose(criterion, len(drop), first, last)) == set(drop)
         except DepthcutError:
             return False
 
     def problem(self, criterion: str, first: int, last: int) -> str:
-        """Return why ``criterion`` cannot choose even one block; empty where it can."""
+        """Return why ``criterion`` cannot choose even one block; empty if it can."""
         try:
             self.choose(criterion, 1, first, last)
         except DepthcutError as error:
@@ -98,7 +98,7 @@ class Known:
         return ""
 
     def choose(self, criterion: str, count: int, first: int, last: int) -> tuple[int, ...]:
-        """Return the ``count`` blocks that ``criterion`` removes first; none for 0."""
+        """Return the first ``count`` blocks that ``criterion`` removes; empty for 0."""
         if count < 1:
             return ()
         chosen = planning.choose(
@@ -112,7 +112,7 @@ class Known:
         return chosen.drop
 
     def ratios(self, criterion: str, first: int, last: int) -> list[float]:
-        """Return the share of parameters gone after 0, 1, 2, ... blocks by ``criterion``."""
+        """Return the share of parameters removed with the first 0, 1, 2, ... blocks."""
         most = max(0, min(self.info.blocks - first - last, self.info.blocks - 1))
         found = [0.0]
         for count in range(1, most + 1):
@@ -125,7 +125,7 @@ class Known:
         return found
 
     def lines(self, criterion: str, first: int, last: int) -> list[Line]:
-        """Return the criterion's curve: measured where a curve run has it, else estimated."""
+        """Return the criterion's curves: the points measured by curve runs, and the estimates."""
         measured: list[tuple[int, float, tuple[int, ...]]] = []
         estimated: list[tuple[int, float, tuple[int, ...]]] = []
         for count in range(len(self.ratios(criterion, first, last))):
@@ -139,7 +139,7 @@ class Known:
 
 
 def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> Known:
-    """Gather scores and measured curves; raises `DataError` where the scores cannot be read."""
+    """Collect scores and measured curves; raises `DataError` if the scores cannot be read."""
     if record is None:
         return Known(info)
     summary = summary_of(record)
@@ -157,7 +157,7 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
 
 
 def drop_problem(drop: Sequence[int], blocks: int) -> str:
-    """Return the command's own sentence where ``drop`` cannot be dropped, else nothing."""
+    """Return the command's own message if ``drop`` cannot be dropped; otherwise empty."""
     try:
         planning.check_drop(drop, blocks)
     except DepthcutError as error:
@@ -168,14 +168,14 @@ def drop_problem(drop: Sequence[int], blocks: int) -> str:
 def rows(
     dense: Outlook, plans: dict[str, tuple[Outlook, Quality | None, Sequence[int]]], ppl: Any
 ) -> list[dict[str, Any]]:
-    """Return the comparison's table: one row a fact, one column dense and each plan."""
+    """Return the comparison table: one row per fact, one column for dense and each plan."""
     columns = {"dense": (dense, ppl, ()), **{f"plan {n}": v for n, v in plans.items()}}
     facts: dict[str, Any] = {
         "blocks dropped": lambda o, q, d: words.block_ranges(d) or "none",
         "blocks left": lambda o, q, d: f"{o.blocks}",
         "parameters": lambda o, q, d: f"{o.parameters:,}",
         "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
-        "perplexity": lambda o, q, d: "not known" if q is None else f"{q.ppl:.4g} ({q.kind})",
+        "perplexity": lambda o, q, d: "unknown" if q is None else f"{q.ppl:.4g} ({q.kind})",
         "weights": lambda o, q, d: size(o.weight_bytes),
         "key/value cache": lambda o, q, d: size(o.kv_bytes),
         "weights + cache": lambda o, q, d: size(o.total_bytes),

@@ -12,16 +12,16 @@ _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 def depth_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
     """Return the model card of a depth-pruned checkpoint.
 
-    ``record`` is what goes into pruning.json (see `core.prune.depth`); ``custom_code`` says that
-    the checkpoint brings its own modelling code.
+    ``record`` is the content of pruning.json (see `core.prune.depth`); ``custom_code`` means that
+    the checkpoint comes with its own modelling code.
     """
     criterion = record["criterion"] or "chosen by hand"
     lines = [
         *_front_matter(record["base_model"], "depth-pruning"),
         f"# {record['base_model']} without {len(record['dropped'])} blocks",
         "",
-        "Depth pruning: whole transformer blocks are left out, all other weights are unchanged.",
-        "It was not retrained after this cut.",
+        "Depth pruning: whole transformer blocks are removed; all other weights are unchanged.",
+        "The model was not retrained after this cut.",
         "",
         "| | |",
         "| --- | --- |",
@@ -40,10 +40,10 @@ def depth_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
 def width_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
     """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
     text = record["calibration"]
-    judged = (
+    calibrated_on = (
         f"{text['source']}, {text['samples']} x {text['length']} tokens, seed {text['seed']}"
         if text
-        else "none: the weights alone decided"
+        else "nothing: the scores use the weights alone"
     )
     kept = [f"{b['block']}: {b['heads']} heads, {b['neurons']} neurons" for b in record["blocks"]]
     bias = record["bias_compensation"]
@@ -51,10 +51,10 @@ def width_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
         *_front_matter(record["base_model"], "width-pruning"),
         f"# {record['base_model']}, narrower by {record['label']}",
         "",
-        "Width pruning: attention heads and MLP neurons are left out, all other weights are "
+        "Width pruning: attention heads and MLP neurons are removed; all other weights are "
         "unchanged."
-        + (" Biases of the output projections make up for them." if bias else "")
-        + " It was not retrained after this cut.",
+        + (" Biases of the output projections compensate for them." if bias else "")
+        + " The model was not retrained after this cut.",
         "",
         "| | |",
         "| --- | --- |",
@@ -62,7 +62,7 @@ def width_card(record: Mapping[str, Any], *, custom_code: bool = False) -> str:
         f"| made from | {record['source']} |",
         f"| criterion | {record['criterion']} |",
         f"| the method's own ratio | {record['method_ratio']:.6g} |",
-        f"| calibrated on | {judged} |",
+        f"| calibrated on | {calibrated_on} |",
         _parameters(record),
         f"| what each block keeps | {'; '.join(kept)} |",
         "",
@@ -88,11 +88,11 @@ def _loading(custom_code: bool) -> list[str]:
         f'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER"{trust})',
         "```",
         "",
-        "The blocks have shapes of their own: the modelling code beside the weights loads them."
+        "Block shapes differ, so the modelling code beside the weights is needed to load them."
         if custom_code
-        else "No code of its own is needed: stock transformers loads it.",
+        else "No custom code is needed: stock transformers loads it.",
         "",
-        "pruning.json records the cut and what went before it.",
+        "pruning.json records this cut and any earlier ones.",
         "",
     ]
 

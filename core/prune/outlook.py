@@ -1,6 +1,6 @@
-"""What a checkpoint will be without some blocks: size, memory, and what is known of its quality.
+"""Size, memory and known quality of a checkpoint without some of its blocks.
 
-Plain arithmetic on headers and on finished runs; nothing is loaded, so a page can follow every
+Plain arithmetic on headers and finished runs; nothing is loaded, so a page can update on every
 click.
 """
 
@@ -36,14 +36,14 @@ class Outlook:
     blocks: int
     parameters: int
     ratio: float
-    """Share of the parameters that is gone."""
+    """Share of the parameters that is removed."""
     weight_bytes: int
     kv_bytes: int
     """Key/value cache of all sequences at full context."""
 
     @property
     def total_bytes(self) -> int:
-        """Weights and cache together; activations come on top."""
+        """Weights and cache together; activations are extra."""
         return self.weight_bytes + self.kv_bytes
 
 
@@ -54,12 +54,12 @@ def outlook(
 
     ``drop`` may name all blocks (a page shows that too), but only blocks that exist.
     """
-    gone = set(drop)
+    dropped = set(drop)
     width = DTYPE_BYTES[dtype]
-    left = parameters_after(info, tuple(gone))
-    heads = sum(s["kv_heads"] for b, s in enumerate(info.block_shapes) if b not in gone)
+    left = parameters_after(info, tuple(dropped))
+    heads = sum(s["kv_heads"] for b, s in enumerate(info.block_shapes) if b not in dropped)
     return Outlook(
-        blocks=info.blocks - len(gone),
+        blocks=info.blocks - len(dropped),
         parameters=left,
         ratio=1 - left / info.parameters,
         weight_bytes=left * width,
@@ -69,7 +69,7 @@ def outlook(
 
 @dataclass(frozen=True)
 class Quality:
-    """A perplexity and how it is known."""
+    """A perplexity and where it comes from."""
 
     ppl: float
     kind: str
@@ -90,7 +90,7 @@ class CurvePoint:
 
 
 def curve_points(folder: Path) -> list[CurvePoint]:
-    """Return the rows of a finished curve run; empty where it has none that can be read."""
+    """Return the rows of a finished curve run; empty if they cannot be read."""
     summary = workspace.read_json(folder / "summary.json") or {}
     drops = summary.get("drops") or {}
     try:
@@ -112,7 +112,7 @@ def curve_points(folder: Path) -> list[CurvePoint]:
 
 
 def same_text(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    """Whether two runs' summaries judged the same weights by the same text in the same way."""
+    """Whether two runs' summaries measured the same weights on the same text in the same way."""
     return all(one.get(name) == other.get(name) for name in _TEXT)
 
 
@@ -123,12 +123,12 @@ def quality(
     points: Iterable[CurvePoint] = (),
     source: str = "",
 ) -> Quality | None:
-    """Return what is known of the perplexity without ``drop``; None where nothing is.
+    """Return what is known about the perplexity without ``drop``; None if nothing is.
 
-    ``without``: perplexity without each single block. Measured are no block, one block, and the
-    sets of ``points``; anything else is estimated by adding up each block's own rise of the mean
-    negative log-likelihood to that of the dense model, as if the blocks did not depend on one
-    another. The truth is mostly higher.
+    ``without``: perplexity without each single block. The dense model, single blocks and the sets
+    of ``points`` are measured; anything else is estimated by adding each block's own increase in
+    mean negative log-likelihood to the dense model's, as if the blocks were independent. The
+    actual perplexity is usually higher.
     """
     wanted = frozenset(drop)
     if not wanted:
@@ -148,4 +148,4 @@ def quality(
     exponent = math.log(dense_ppl) + rise
     if exponent > 700:
         return None
-    return Quality(math.exp(exponent), "estimated", "each block's own rise added up")
+    return Quality(math.exp(exponent), "estimated", "sum of the increases of single blocks")

@@ -1,6 +1,6 @@
-"""Which blocks to drop: by a criterion, protection, and how much to remove.
+"""Choose the blocks to drop, given a criterion, protected blocks and the amount to remove.
 
-A plan is a choice, not a cut: it names blocks in removal order and what will be left.
+A plan only records a choice and cuts nothing: the blocks in removal order and what will be left.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from core.prune.scores import BlockScores, canonical
 
 
 def unprotected(blocks: int, protected: Container[int]) -> tuple[int, ...]:
-    """Return the blocks that may be dropped, of so many."""
+    """Return the blocks of ``range(blocks)`` that may be dropped."""
     return tuple(block for block in range(blocks) if block not in protected)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice of blocks; parameters and ratio are None where no checkpoint was given."""
+    """A choice of blocks; parameters and ratio are None if no checkpoint was given."""
 
     drop: tuple[int, ...]
     """Blocks to remove, in removal order (an angular range: ascending)."""
     keep: tuple[int, ...]
     criterion: str
     protected: tuple[int, ...]
-    """Blocks that were not offered for removal."""
+    """Blocks that were excluded from removal."""
     params: int | None
     """Parameters left."""
     ratio: float | None
@@ -40,15 +40,15 @@ class Plan:
     params_before: int | None
     blocks: int
     available: int
-    """The most blocks that could be dropped under this protection."""
+    """Maximum number of blocks that can be dropped under this protection."""
     requested: dict[str, float | int]
-    """What was asked for: count, ratio or params."""
+    """What was requested: count, ratio or params."""
     protect_first: int
     protect_last: int
     scores: str | None
     checkpoint: str | None
     seed: int | None
-    """Of the random control; None for all others."""
+    """Seed of the random control; None for all other criteria."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -57,10 +57,10 @@ class Plan:
 
 
 def default_protection(blocks: int) -> tuple[int, int]:
-    """Return how many first and last blocks are protected unless said otherwise.
+    """Return how many first and last blocks are protected by default.
 
-    The first 4 and last 2 (Kim et al., arXiv 2402.02834) from 12 blocks up, 1 and 1 below, none
-    with 2 blocks or fewer.
+    The first 4 and last 2 (Kim et al., arXiv 2402.02834) with 12 or more blocks, 1 and 1 with
+    fewer, none with 2 or fewer.
     """
     if blocks >= 12:
         return 4, 2
@@ -77,12 +77,12 @@ def check_drop(drop: Sequence[int], blocks: int) -> tuple[int, ...]:
     for block in drop:
         if not 0 <= block < blocks:
             raise PlanError(
-                f"There is no block {block}: the checkpoint has {blocks} blocks.",
-                f"Blocks are counted from 0 to {blocks - 1}.",
+                f"Block {block} does not exist: the checkpoint has {blocks} blocks.",
+                f"Blocks are numbered from 0 to {blocks - 1}.",
             )
     twice = sorted({block for block in drop if list(drop).count(block) > 1})
     if twice:
-        raise PlanError(f"Block {twice[0]} is named twice.", "Name each block once.")
+        raise PlanError(f"Block {twice[0]} is listed twice.", "List each block once.")
     if not drop:
         raise PlanError("No blocks are selected.", "Name at least one block to drop.")
     if len(drop) >= blocks:
@@ -106,16 +106,16 @@ def choose(
 ) -> Plan:
     """Choose blocks by ``criterion`` and exactly one of ``count``, ``ratio`` and ``params``.
 
-    ``ratio`` (share of all parameters to remove) and ``params`` (parameters to be left) take the
-    nearest reachable number of blocks, at least one, and need ``info``. ``scores`` may be None for
-    the controls ``last`` and ``random`` when ``info`` is given.
+    ``ratio`` (share of all parameters to remove) and ``params`` (target parameter count) use the
+    closest achievable number of blocks, at least one, and need ``info``. ``scores`` may be None
+    for the controls ``last`` and ``random`` if ``info`` is given.
 
-    Raises `PlanError` where more is asked for than protection leaves, `DataError` where the scores
-    do not serve.
+    Raises `PlanError` if protection leaves too few blocks for the request, `DataError` if the
+    scores are unsuitable.
     """
     name = canonical(criterion)
     blocks = _blocks(scores, info)
-    if name == "sleb" and blocks > 2:  # the search keeps these two, and offers all others
+    if name == "sleb" and blocks > 2:  # the search keeps these two; all others are candidates
         protect_first = 1 if protect_first is None else protect_first
         protect_last = 1 if protect_last is None else protect_last
     first, last = _protection(blocks, protect_first, protect_last)
@@ -152,14 +152,15 @@ def choose(
 def _blocks(scores: BlockScores | None, info: CheckpointInfo | None) -> int:
     if scores and info and scores.blocks != info.blocks:
         raise PlanError(
-            f"{scores.source} scores {scores.blocks} blocks, the checkpoint has {info.blocks}.",
+            f"{scores.source} has scores for {scores.blocks} blocks, but the checkpoint has "
+            f"{info.blocks}.",
             "Give the scores of this checkpoint.",
         )
     if info:
         return info.blocks
     if scores:
         return scores.blocks
-    raise PlanError("A plan needs scores or a checkpoint.", "Give at least one of them.")
+    raise PlanError("A plan needs scores or a checkpoint.", "Give at least one of the two.")
 
 
 def _protection(blocks: int, first: int | None, last: int | None) -> tuple[int, int]:
@@ -168,8 +169,8 @@ def _protection(blocks: int, first: int | None, last: int | None) -> tuple[int, 
     last = defaults[1] if last is None else last
     if first < 0 or last < 0 or first + last > blocks:
         raise PlanError(
-            f"Protecting the first {first} and last {last} of {blocks} blocks is not possible.",
-            f"Together they can be at most {blocks}, each at least 0.",
+            f"Cannot protect the first {first} and last {last} of {blocks} blocks.",
+            f"Each must be at least 0, and together they must not exceed {blocks}.",
         )
     return first, last
 
@@ -183,15 +184,20 @@ def _requested(
         if value is not None
     }
     if len(given) != 1:
+        found = " and ".join(f"--{name}" for name in given) or "none"
         raise PlanError(
-            f"{len(given)} of --count, --ratio and --params are given.", "Give exactly one of them."
+            "Exactly one of --count, --ratio and --params must be given.", f"Got {found}."
         )
     if count is not None and count < 1:
-        raise PlanError(f"--count {count} drops nothing.", "Ask for at least 1 block.")
+        raise PlanError(f"--count must be at least 1, got {count}.")
     if ratio is not None and not 0 < ratio < 1:
-        raise PlanError(f"--ratio {ratio} is not between 0 and 1.", "Write 0.2 for a fifth.")
+        raise PlanError(
+            f"--ratio must be between 0 and 1, got {ratio}.", "Use 0.2 to remove a fifth."
+        )
     if params is not None and params < 1:
-        raise PlanError(f"--params {params} is not above 0.", "Give the parameters to be left.")
+        raise PlanError(
+            f"--params must be at least 1, got {params}.", "Give the target parameter count."
+        )
     return given
 
 
@@ -212,7 +218,7 @@ def _picker(
     if name == "last":
         order = range(blocks - 1, -1, -1)
     elif name == "random":
-        # Shuffled before protection, so that the order does not depend on what is protected.
+        # Shuffle before protecting, so that the order does not depend on what is protected.
         order = random.Random(seed).sample(range(blocks), blocks)
     else:
         assert scores is not None
@@ -224,8 +230,8 @@ def _picker(
 def greedy_order(scores: BlockScores, number: int, first: int, last: int) -> tuple[int, ...]:
     """Return the first ``number`` blocks that greedy search removed.
 
-    Raises `DataError` where it was not searched for, stopped earlier, or removed a block that is
-    protected now: leaving that one out would give an order that nobody measured.
+    Raises `DataError` if there was no search, if it stopped earlier, or if it removed a block that
+    is protected now: skipping that block would give an order that was never measured.
     """
     if not scores.greedy:
         raise DataError(
@@ -234,9 +240,9 @@ def greedy_order(scores: BlockScores, number: int, first: int, last: int) -> tup
         )
     if number > len(scores.greedy):
         raise DataError(
-            f"Greedy search in {scores.source} removed {len(scores.greedy)} blocks, "
-            f"{number} are asked for.",
-            "Ask for fewer, or score again with more --rounds.",
+            f"Greedy search in {scores.source} removed only {len(scores.greedy)} blocks, "
+            f"but {number} were requested.",
+            "Request fewer blocks, or re-run importance with more --rounds.",
         )
     chosen = scores.greedy[:number]
     for block in chosen:
@@ -249,11 +255,11 @@ def greedy_order(scores: BlockScores, number: int, first: int, last: int) -> tup
 
 
 def angular_range(scores: BlockScores, length: int, first: int, last: int) -> tuple[int, ...]:
-    """Return the ``length`` blocks in a row whose input and output differ least in angle.
+    """Return the ``length`` consecutive blocks whose input and output differ least in angle.
 
-    Only ranges clear of the first ``first`` and last ``last`` blocks count; equal distances take
-    the lowest start (Gromov et al., arXiv 2403.17887). Raises `DataError` where the distances are
-    missing or NaN.
+    Ranges that overlap the first ``first`` or last ``last`` blocks are excluded; ties go to the
+    lowest start (Gromov et al., arXiv 2403.17887). Raises `DataError` if distances are missing or
+    NaN.
     """
     starts = range(first, scores.blocks - last - length + 1)
     distances = {s: scores.angular.get((s, length)) for s in starts}
@@ -276,40 +282,42 @@ def _number(
     first: int,
     last: int,
 ) -> int:
-    """Return how many blocks meet the request best; raises `PlanError` where none can."""
+    """Return the number of blocks closest to the request; raises `PlanError` if none can meet it.
+
+    A target up to half a block beyond the reachable range still counts as reachable.
+    """
     (kind, value), *_ = requested.items()
-    limit = (
-        f"At most {available} blocks can be dropped with the first {first} and last {last} "
-        "protected"
-    )
+    limit = f"The maximum is {available} with the first {first} and last {last} protected"
     way = (
-        "lower --protect-first and --protect-last, or ask for less."
+        "lower --protect-first and --protect-last, or request less."
         if first or last
-        else "one block has to stay."
+        else "at least one block must remain."
     )
     if kind == "count":
         if value > available:
-            raise PlanError(f"--count {value} is more than can be had.", f"{limit}: {way}")
+            raise PlanError(
+                f"--count {value} exceeds the number of removable blocks.", f"{limit}: {way}"
+            )
         return int(value)
     if info is None:
         raise PlanError(
-            f"--{kind} needs to know the checkpoint's parameters.",
-            "Add --checkpoint, or give --count.",
+            f"--{kind} needs the checkpoint's parameter counts.",
+            "Add --checkpoint, or use --count.",
         )
     target = value if kind == "params" else info.parameters * (1 - value)
     left = {0: info.parameters}
     left |= {k: parameters_after(info, pick(k)) for k in range(1, available + 1)}
     if kind == "params" and target >= info.parameters:
         raise PlanError(
-            f"--params {value:,} is no less than the {info.parameters:,} there are.",
-            "Ask for fewer.",
+            f"--params {value:,} is not smaller than the model's {info.parameters:,} parameters.",
+            "Give a smaller number.",
         )
     least = left[available]
     half = (left[max(available - 1, 0)] - least) / 2
     if available < 1 or target < least - half:
         removed = 1 - least / info.parameters
         raise PlanError(
-            f"--{kind} {value} is more than can be had.",
+            f"--{kind} {value} asks for more than can be removed.",
             f"{limit} (ratio {removed:.3f}, {least:,} parameters left): {way}",
         )
     return min(range(1, available + 1), key=lambda k: (abs(left[k] - target), k))

@@ -21,28 +21,30 @@ class PlanSpec:
     scores: str = option(
         positional=True, help="An importance run's folder, or a CSV of per-block scores."
     )
-    criterion: str = option(help="What ranks the blocks: " + ", ".join(block_scores.CRITERIA) + ".")
+    criterion: str = option(
+        help="Criterion that ranks the blocks: " + ", ".join(block_scores.CRITERIA) + "."
+    )
     count: int | None = option(None, help="Number of blocks to drop.")
     ratio: float | None = option(
-        None, help="Share of all parameters to remove; the nearest number of blocks is taken."
+        None, help="Share of all parameters to remove; the closest number of blocks is used."
     )
     params: int | None = option(
-        None, help="Parameters to be left; the nearest number of blocks is taken."
+        None, help="Target parameter count; the closest number of blocks is used."
     )
     checkpoint: str | None = option(
-        None, help="The checkpoint that was scored; a folder with only config.json will do."
+        None, help="The checkpoint that was scored; a folder with only config.json is enough."
     )
     protect_first: int | None = option(
-        None, help="First blocks to keep. Default: 4 from 12 blocks up, 1 below, 0 of 2."
+        None, help="First blocks to keep. Default: 4 of 12 or more blocks, 1 of fewer, 0 of 2."
     )
     protect_last: int | None = option(
-        None, help="Last blocks to keep. Default: 2 from 12 blocks up, 1 below, 0 of 2."
+        None, help="Last blocks to keep. Default: 2 of 12 or more blocks, 1 of fewer, 0 of 2."
     )
-    seed: int = option(1234, help="Seed of the criterion random.")
+    seed: int = option(1234, help="Seed of the random criterion.")
 
 
 def run(spec: PlanSpec) -> dict[str, Any]:
-    """Return what is printed: `Plan.to_dict` with the schema version."""
+    """Return the plan as printed: `Plan.to_dict` with the schema version."""
     scores = block_scores.load(spec.scores)
     choice = plan.choose(
         scores,
@@ -60,7 +62,7 @@ def run(spec: PlanSpec) -> dict[str, Any]:
 
 
 def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> headers.CheckpointInfo | None:
-    """Return what the checkpoint is: the one given, else the run's own where it is still there."""
+    """Inspect the given checkpoint, or the one the run scored if it still exists."""
     if spec.checkpoint:
         return locate.inspect(spec.checkpoint, StderrProgress(), need_tokenizer=False)
     folder_or_none = locate.local_folder(scores.checkpoint) if scores.checkpoint else None

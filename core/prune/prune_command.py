@@ -25,17 +25,17 @@ class PruneSpec:
     """Write a checkpoint without some of its blocks."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
-    drop: tuple[int, ...] = option((), help="Blocks to drop, as 3,5 or 4-8.")
+    drop: tuple[int, ...] = option((), help="Blocks to drop, e.g. 3,5 or 4-8.")
     plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
     criterion: str | None = option(
-        None, help="What chose the blocks of --drop, for the record; a plan says it itself."
+        None, help="Criterion behind --drop, for the record; a plan contains its own."
     )
-    out: str = option(help="Folder to write the smaller checkpoint into.")
-    dry_run: bool = option(False, help="Say what would be written, and write nothing.")
+    out: str = option(help="Folder for the smaller checkpoint.")
+    dry_run: bool = option(False, help="Show what would be written without writing it.")
 
 
 def run(spec: PruneSpec, run: Run) -> None:
-    """Write the variant into the run directory; the runner has checked that it may."""
+    """Write the variant into the run directory, which the runner has already checked."""
     folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
     info = headers.inspect(folder, allow_config_only=False)
     drop, plan = selection(spec, info)
@@ -57,7 +57,7 @@ def run(spec: PruneSpec, run: Run) -> None:
 
 
 def dry_run(spec: PruneSpec) -> dict[str, Any]:
-    """Return what pruning.json would say; config.json alone is enough."""
+    """Return the content that pruning.json would have; config.json alone is enough."""
     name = spec.checkpoint
     info = locate.inspect(name, StderrProgress(), need_tokenizer=False)
     folder = locate.local_folder(name) or Path(name)
@@ -80,7 +80,7 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
 
 
 def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
-    """Return the criterion to record; raises `OptionError` for one that does not exist."""
+    """Return the criterion to record; raises `OptionError` for an unknown one."""
     if plan:
         return plan.get("criterion")
     return canonical(spec.criterion) if spec.criterion else None
@@ -89,19 +89,19 @@ def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
 def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return the blocks to drop and the plan they come from (empty for ``--drop``).
 
-    Raises `PlanError` where neither or both are given, or the blocks cannot be dropped.
+    Raises `PlanError` if neither or both are given, or if the blocks cannot be dropped.
     """
     if bool(spec.drop) == bool(spec.plan):
         both = "Both --drop and --plan are" if spec.plan else "Neither --drop nor --plan is"
-        raise PlanError(f"{both} given.", "Give the blocks with --drop 3,5 or a plan's file.")
+        raise PlanError(f"{both} given.", "Give either --drop, e.g. --drop 3,5, or --plan FILE.")
     if not spec.plan:
         return check_drop(spec.drop, info.blocks), {}
     plan = _read_plan(spec.plan)
     blocks = plan.get("blocks")
     if isinstance(blocks, int) and blocks != info.blocks:
         raise PlanError(
-            f"The plan {spec.plan} is for {blocks} blocks, the checkpoint has {info.blocks}.",
-            "Give the checkpoint that was planned for.",
+            f"The plan {spec.plan} is for {blocks} blocks, but the checkpoint has {info.blocks}.",
+            "Give the checkpoint that the plan was made for.",
         )
     return check_drop(plan["drop"], info.blocks), plan
 
@@ -113,9 +113,12 @@ def _read_plan(name: str) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(
-            f"Cannot read the plan {name}: {error}.", "Give the file that plan printed."
+            f"Cannot read the plan {name}: {error}.", "Give the JSON output of the plan command."
         ) from None
     drop = plan.get("drop") if isinstance(plan, dict) else None
     if not isinstance(drop, list) or not all(type(block) is int for block in drop):
-        raise PlanError(f"{name} has no list 'drop' of block numbers.", "Give a plan's file.")
+        raise PlanError(
+            f"{name} has no list 'drop' of block numbers.",
+            "Give the JSON output of the plan command.",
+        )
     return plan

@@ -1,4 +1,4 @@
-"""Per-block scores: from an importance run's folder, or a CSV file from elsewhere.
+"""Per-block scores: from an importance run's folder, or from any CSV file.
 
 Lower scores mean "remove first" for every criterion. Angular distance scores contiguous ranges
 (Gromov et al.): ``angular[(start, length)]``.
@@ -18,23 +18,23 @@ from core.errors import DataError, OptionError
 from core.runs import workspace
 
 GENERIC = "score"
-"""The column of a CSV that does not say which criterion it holds."""
+"""The column of a CSV that does not name its criterion."""
 _ID_COLUMNS = ("block", "block_name", "removed_block")
 _COLUMNS = {**COLUMNS, "ppl_bookcorpus": "ppl", "block_score": GENERIC, "score": GENERIC}
 _PREFIX = "model.layers."
 
 
 def canonical(criterion: str) -> str:
-    """Return a criterion's name in full.
+    """Return a criterion's full name.
 
-    ``taylor+`` and its like are the same order (the plus is the protection, which plans apply by
-    default), underscores are hyphens. Raises `OptionError` for an unknown name.
+    A plus as in ``taylor+`` is ignored (it stands for protection, which plans apply by default),
+    and underscores become hyphens. Raises `OptionError` for an unknown name.
     """
     name = criterion.strip().lower().replace("_", "-").removesuffix("+").removesuffix("-plus")
     name = {"reverse": "last", "bi": "block-influence"}.get(name, name)
     if name not in CRITERIA:
         raise OptionError(
-            f"There is no criterion '{criterion}'.", f"Choose: {', '.join(CRITERIA)}."
+            f"Unknown criterion '{criterion}'.", f"Choose from: {', '.join(CRITERIA)}."
         )
     return name
 
@@ -44,16 +44,16 @@ class BlockScores:
     """Scores of every block of one model."""
 
     source: str
-    """The folder or file they came from."""
+    """The folder or file they were read from."""
     blocks: int
     columns: Mapping[str, tuple[float | None, ...]]
-    """Criterion -> one score a block, None where the file has an empty cell."""
+    """Criterion -> one score per block, None for an empty cell."""
     angular: Mapping[tuple[int, int], float] = field(default_factory=dict)
     """(start, length) -> distance between the input of block start and of start + length."""
     greedy: tuple[int, ...] = ()
     """Blocks in the order in which greedy search removed them; it may have stopped early."""
     checkpoint: str | None = None
-    """The checkpoint that was scored, where the run says so."""
+    """The checkpoint that was scored, if the run records it."""
 
     @property
     def available(self) -> tuple[str, ...]:
@@ -68,9 +68,9 @@ class BlockScores:
         return any(value is not None for value in self.columns.get(column, ()))
 
     def values(self, criterion: str) -> tuple[float, ...]:
-        """Return one finite-or-infinite score a block.
+        """Return one finite or infinite score per block.
 
-        Raises `DataError` where the criterion was not scored, or a score is missing or NaN.
+        Raises `DataError` if the criterion was not scored, or a score is missing or NaN.
         """
         name = canonical(criterion)
         column = self.columns.get(name) if self._any(name) else self.columns.get(GENERIC)
@@ -85,13 +85,13 @@ class BlockScores:
                 what = "missing" if value is None else "NaN"
                 raise DataError(
                     f"The {name} score of block {block} in {self.source} is {what}.",
-                    "Score the checkpoint again, or choose another criterion.",
+                    "Re-run importance, or choose another criterion.",
                 )
             checked.append(value)
         return tuple(checked)
 
     def order(self, criterion: str) -> tuple[int, ...]:
-        """Return all blocks, the one to remove first in front; equal scores by block number."""
+        """Return all blocks in removal order; ties go to the lower block number."""
         scores = self.values(criterion)
         return tuple(sorted(range(self.blocks), key=lambda block: (scores[block], block)))
 
@@ -101,14 +101,14 @@ def load(path: str | Path) -> BlockScores:
 
     CSV files may have the columns ``block,score``, ``block_name,block_score``,
     ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
-    the head are ignored. Raises `DataError` where there is nothing to read or it is inconsistent.
+    the head are ignored. Raises `DataError` if the scores are missing or inconsistent.
     """
     given = Path(path).expanduser()
     if not given.exists() and (workspace.default_root() / str(path)).is_dir():
         given = workspace.default_root() / str(path)
     if not given.exists():
         raise DataError(
-            f"There are no scores at {path}.", "Give an importance run's folder or a CSV file."
+            f"No scores found at {path}.", "Give an importance run's folder or a CSV file."
         )
     if not given.is_dir():
         return _from_csv(given, str(path))
@@ -150,7 +150,8 @@ def _from_csv(path: Path, name: str) -> BlockScores:
     known = {column: _COLUMNS[column] for column in header if column in _COLUMNS}
     if id_column is None or not known:
         raise DataError(
-            f"{name} is no table of block scores: its columns are {', '.join(header) or 'none'}.",
+            f"{name} is not a table of block scores: its columns are "
+            f"{', '.join(header) or 'none'}.",
             "It needs block,score, or block_name,block_score, or removed_block,ppl_bookcorpus.",
         )
     table: dict[str, dict[int, float | None]] = {column: {} for column in known}
@@ -173,7 +174,7 @@ def _from_csv(path: Path, name: str) -> BlockScores:
 
 
 def _block(text: str | None, name: str, line: int) -> int | None:
-    """Read ``3``, ``3.0`` or ``model.layers.3``; None for rows that are no block."""
+    """Read ``3``, ``3.0`` or ``model.layers.3``; None for rows that are not blocks."""
     text = (text or "").strip()
     if text.startswith(_PREFIX):
         text = text[len(_PREFIX) :].split(".")[0]
@@ -184,7 +185,9 @@ def _block(text: str | None, name: str, line: int) -> int | None:
     except ValueError:
         value = math.nan
     if value != value or value < 0 or value != int(value):
-        raise DataError(f"{name}, line {line}: '{text}' is not a block number.", "Write 0, 1, 2.")
+        raise DataError(
+            f"{name}, line {line}: '{text}' is not a block number.", "Use 0, 1, 2 and so on."
+        )
     return int(value)
 
 
@@ -196,12 +199,12 @@ def _number(text: str | None, name: str, line: int) -> float | None:
         return float(text)
     except ValueError:
         raise DataError(
-            f"{name}, line {line}: '{text}' is not a number.", "Give every block a number."
+            f"{name}, line {line}: '{text}' is not a number.", "Give every block a numeric score."
         ) from None
 
 
 def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
-    """Read the order of greedy removal; empty where it was not searched for."""
+    """Read the order of greedy removal; empty if there was no search."""
     if not path.is_file():
         return ()
     found = [
@@ -209,7 +212,7 @@ def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
     ]
     order = tuple(b for b in found if b is not None and b < blocks)
     if len(set(order)) != len(found):
-        raise DataError(f"{path} names a block twice or none at all.", "Score it again.")
+        raise DataError(f"{path} has duplicate or missing blocks.", "Re-run importance.")
     return order
 
 
@@ -223,7 +226,7 @@ def _angular(path: Path, blocks: int) -> dict[tuple[int, int], float]:
         except (KeyError, TypeError, ValueError):
             raise DataError(
                 f"{path}, line {line}: start and length must be whole numbers.",
-                "Score the checkpoint again.",
+                "Re-run importance.",
             ) from None
         value = _number(row.get("distance"), str(path), line)
         if value is not None and length >= 1 and start + length <= blocks:

@@ -1,7 +1,7 @@
 """Write a checkpoint so that it only looks like one once it is complete.
 
-Everything goes into a ``.partial`` folder on the target's own disk first; config.json, by which a
-checkpoint is known, is the last file to appear. Used by depth and width pruning alike.
+Everything goes into a ``.partial`` folder on the target's own disk first; config.json, which
+identifies a checkpoint, is written last. Depth and width pruning both use this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.runs import processes, workspace
 
 RECORD = "pruning.json"
 _SPARE_BYTES = 16 << 20
-# What goes with the weights unchanged: tokenizer, generation defaults, custom code, licence.
+# Files copied unchanged with the weights: tokenizer, generation defaults, custom code, licence.
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -37,12 +37,12 @@ COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-# What a checkpoint written here consists of; replaced as a whole when it is written over.
+# All files of a checkpoint written here; replaced as a whole when it is overwritten.
 _OURS = (*COMPANIONS, "*.safetensors", headers.INDEX, RECORD, "README.md", "config.json")
 
 
 def check_output(folder: Path, target: Path, overwrite: bool) -> None:
-    """Raise `OutputError` where the variant of ``folder`` cannot be written to ``target``."""
+    """Raise `OutputError` if the variant of ``folder`` cannot be written to ``target``."""
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file.", "Give a folder with --out.")
     if target.exists() and target.resolve() == folder.resolve():
@@ -73,20 +73,20 @@ def write(path: Path, text: str) -> None:
 
 
 def write_index(partial: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
-    """Write the index of weights in several files: tensor name -> file."""
+    """Write the index of sharded weights: tensor name -> file."""
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(file_of.items()))}
     write(partial / headers.INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def check_space(partial: Path, size: int) -> None:
-    """Raise `OutputError` where the disk of ``partial`` has no room for ``size`` bytes."""
+    """Raise `OutputError` if the disk of ``partial`` has no room for ``size`` bytes."""
     needed = size + _SPARE_BYTES
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise OutputError(
-            f"The variant takes {words.size(needed)}, {partial.parent} has "
+            f"The variant needs {words.size(needed)}, but {partial.parent} has only "
             f"{words.size(free)} free.",
-            "Free space, or give an --out on another disk.",
+            "Free up disk space, or give an --out on another disk.",
         )
 
 
@@ -99,10 +99,10 @@ def _inner(target: Path) -> Path:
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to write into, on the target's own disk; it is gone when this ends.
+    """Yield a temporary folder on the target's own disk; it is deleted on exit.
 
-    Inside the target where that exists (a run directory), else beside it. What an ended process
-    left there is removed; a living one's is respected.
+    It is inside the target if that exists (a run directory), otherwise beside it. A folder left by
+    an ended process is removed; one that a live process is using is an error.
     """
     partial = _inner(target) if target.is_dir() else target.with_name(target.name + ".partial")
     owner = partial / ".owner.json"
@@ -122,14 +122,14 @@ def partial_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"Cannot write {target}: {error.strerror or error}.",
-            "Free space, or give another --out folder that you may write to.",
+            "Free up disk space, or give a writable --out folder.",
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Make the finished folder appear; config.json, by which it is known, comes last."""
+    """Move the finished folder into place; config.json, which identifies it, comes last."""
     (partial / ".owner.json").unlink()
     if not target.exists():
         partial.rename(target)

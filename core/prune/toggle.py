@@ -1,7 +1,7 @@
-"""The toggle pad's logic: which blocks are chosen, after a click, a pill or a shared address.
+"""The toggle pad's logic: the chosen blocks after a click, a pill or a shared URL.
 
-Pure functions on tuples of block numbers in the order they were chosen, so that the page draws
-what these return and nothing else; no Streamlit here.
+Pure functions on tuples of block numbers in the order they were chosen; the page only draws what
+these return. No Streamlit here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Blocks = tuple[int, ...]
 
 
 def toggle(chosen: Sequence[int], block: int) -> Blocks:
-    """Return ``chosen`` without ``block`` where it is in, else with it at the end."""
+    """Return ``chosen`` without ``block`` if it contains it, otherwise with it at the end."""
     if block in chosen:
         return tuple(b for b in chosen if b != block)
     return (*chosen, block)
@@ -25,8 +25,8 @@ def toggle(chosen: Sequence[int], block: int) -> Blocks:
 def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
     """Return the blocks of a chart's selection event, each once, in the order of its points.
 
-    A point names its block in ``customdata`` (a list whose first entry it is), else in ``x``.
-    Points that name none are left out.
+    A point's block is the first entry of its ``customdata`` list, or else its ``x``. Points
+    without a block are skipped.
     """
     selection = (event or {}).get("selection") or {}
     found: list[int] = []
@@ -44,16 +44,16 @@ def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
 
 
 def newly(named: Sequence[int], before: Sequence[int]) -> Blocks:
-    """Return the clicked blocks without those of the click before.
+    """Return the clicked blocks without those of the previous click.
 
-    A chart that is redrawn late on a busy machine still holds that one's selection. A second click
-    on the same block alone is one.
+    A chart that is redrawn late on a busy machine still holds the previous selection. A second
+    click on the same block alone counts as a click.
     """
     return tuple(b for b in named if b not in before) or tuple(named)
 
 
 def click(chosen: Sequence[int], named: Sequence[int], blocks: int) -> Blocks:
-    """Return the choice after a click on the blocks ``named``; none changes nothing."""
+    """Return the choice after a click on the blocks ``named``, which may be empty."""
     result = tuple(chosen)
     for block in named:
         if 0 <= block < blocks:
@@ -62,27 +62,27 @@ def click(chosen: Sequence[int], named: Sequence[int], blocks: int) -> Blocks:
 
 
 def follow(chosen: Sequence[int], wanted: Iterable[int]) -> Blocks:
-    """Return the blocks of ``wanted``: those chosen before in their order, new ones behind."""
+    """Return the blocks of ``wanted``: already chosen ones in their order, then new ones."""
     target = list(wanted)
     kept = tuple(b for b in chosen if b in target)
     return (*kept, *(b for b in dict.fromkeys(target) if b not in kept))
 
 
 def to_text(chosen: Sequence[int]) -> str:
-    """Return ``3,5``, as the address and the command line take it."""
+    """Return ``3,5``, the form used in the URL and on the command line."""
     return ",".join(str(b) for b in chosen)
 
 
 def from_text(text: str) -> Blocks:
-    """Read ``3,5`` or ``4-8`` from an address; raises `OptionError` as the command line does.
+    """Read ``3,5`` or ``4-8`` from a URL; raises `OptionError` as the command line does.
 
-    A block named twice counts once. What is out of range is kept: the page says so with the
-    command's own sentence.
+    Duplicates count once. Blocks that are out of range are kept: the page reports them with the
+    command's own message.
     """
     if len(text) > 2000:
-        raise OptionError("--drop: the list is longer than 2000 characters.", "Write 3,5 or 1-8.")
+        raise OptionError("--drop: the list is longer than 2000 characters.", "Use 3,5 or 1-8.")
     for part in text.split(","):
         _, dash, last = part.partition("-")
         if dash and last.strip().isdigit() and int(last) > 100_000:
-            raise OptionError(f"--drop: the range '{part}' is too long.", "Write 3,5 or 1-8.")
+            raise OptionError(f"--drop: the range '{part}' is too long.", "Use 3,5 or 1-8.")
     return tuple(dict.fromkeys(parse_numbers(text, "--drop")))

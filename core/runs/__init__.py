@@ -1,1 +1,1 @@
-"""Runs: specs, run directories, jobs, the device lock, and the devices there are."""
+"""Runs: specs, run directories, jobs, the device lock, and the available devices."""

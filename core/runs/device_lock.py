@@ -1,8 +1,8 @@
 """One computing run at a time on each device: a kernel file lock per user and device.
 
 The lock lives outside any workspace, so two workspaces share it, and the kernel releases it when
-its holder dies, however it dies. Waiting runs stand in line: each holds a lock on its own ticket
-file, and the oldest live ticket goes next.
+its holder dies, for whatever reason. Waiting runs queue: each holds a lock on its own ticket file,
+and the oldest live ticket goes next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 
 def lock_dir() -> Path:
-    """Return the folder of the locks: ``$DEPTHCUT_LOCK_DIR``, else one per user in /tmp."""
+    """Return the folder of the locks: ``$DEPTHCUT_LOCK_DIR``, or one per user in /tmp."""
     given = os.environ.get("DEPTHCUT_LOCK_DIR")
     base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
     path = Path(given) if given else base / f"depthcut-{os.getuid()}"
@@ -33,8 +33,8 @@ def lock_dir() -> Path:
         usable = False
     if not usable:
         raise OutputError(
-            f"The folder of the device locks, {path}, cannot be used.",
-            "Name another one of yours in DEPTHCUT_LOCK_DIR.",
+            f"Cannot use the device-lock directory {path}.",
+            "Set DEPTHCUT_LOCK_DIR to a directory you own.",
         )
     return path
 
@@ -48,7 +48,7 @@ def _try_lock(handle: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on ``path``; those who look do not see each other."""
+    """Whether a process holds the lock on ``path``; a shared lock, so checks do not collide."""
     try:
         with path.open("r") as handle:
             return not _try_lock(handle, fcntl.LOCK_SH)
@@ -57,10 +57,10 @@ def _is_locked(path: Path) -> bool:
 
 
 class DeviceLock:
-    """The right to compute on one device; ``acquire`` waits in line for it."""
+    """The right to compute on one device; ``acquire`` queues for it."""
 
     def __init__(self, device: str, owner: dict[str, Any] | None = None) -> None:
-        """Prepare a lock on ``device``; ``owner`` is what others are shown while we hold it."""
+        """Prepare a lock on ``device``; ``owner`` is shown to others while we hold it."""
         self.device = device
         self.owner = {"pid": os.getpid(), **(owner or {})}
         name = device.replace(":", "-")
@@ -75,9 +75,9 @@ class DeviceLock:
         return self._handle is not None
 
     def acquire(self, on_wait: Callable[[str], None] | None = None) -> None:
-        """Take the device, waiting in line; ``on_wait`` is called with what is in front.
+        """Take the device, queueing if it is busy; ``on_wait`` is called with what is ahead.
 
-        ``on_wait`` may raise to give up waiting.
+        ``on_wait`` may raise to stop waiting.
         """
         if self.held:
             return
@@ -96,14 +96,14 @@ class DeviceLock:
                 ticket.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Give the device back; harmless when it is not held."""
+        """Release the device; does nothing if it is not held."""
         if self._handle is not None:
             self._holder.unlink(missing_ok=True)
             self._handle.close()
             self._handle = None
 
     def waiting(self) -> list[dict[str, Any]]:
-        """Return the owners that stand in line, first one first."""
+        """Return the owners in the queue, first in line first."""
         return [self._read(path) for path in self._live_tickets()]
 
     def holder(self) -> dict[str, Any] | None:

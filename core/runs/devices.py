@@ -1,7 +1,7 @@
 """The devices of this machine, without torch: what ``--device`` means, and free memory.
 
-NVML knows NVIDIA GPUs, psutil the rest. psutil is imported only where memory is listed, since a
-machine that only computes may lack it.
+NVML reports NVIDIA GPUs, psutil the rest. psutil is imported only to list memory, since a machine
+that only computes may not have it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def resolve(name: str) -> str:
     """Return the device that ``--device NAME`` means: ``cpu``, ``cuda:K`` or ``mps``.
 
     ``auto`` is the first GPU if the installed torch was built for it and the driver lists one.
-    Whether torch can really use the device is asked once it is loaded
+    Whether torch can actually use the device is checked once torch is loaded
     (`core.model.precision.resolve_device`).
 
     Raises:
@@ -35,7 +35,7 @@ def resolve(name: str) -> str:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
         raise OptionError(
-            f"--device: '{name}' is not known.", "Use auto, cpu, cuda, cuda:1 or mps."
+            f"--device: unknown device '{name}'.", "Use auto, cpu, cuda, cuda:1 or mps."
         )
     return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
 
@@ -45,12 +45,12 @@ def _best() -> str:
     if built_for == "cuda" and _count_nvidia() > 0:
         return "cuda:0"
     if built_for == "hip" and Path("/dev/kfd").exists():
-        return "cuda:0"  # torch calls AMD's GPUs cuda too
+        return "cuda:0"  # torch uses the name cuda for AMD GPUs too
     return "mps" if _is_apple_silicon() else "cpu"
 
 
 def _torch_build() -> str:
-    """Return ``cuda`` or ``hip`` if the installed torch was built for it, else an empty string."""
+    """Return ``cuda`` or ``hip`` if the installed torch was built for it, else ``""``."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return ""
@@ -82,7 +82,7 @@ def _is_apple_silicon() -> bool:
 
 @dataclass(frozen=True)
 class Device:
-    """One device that runs could use."""
+    """One device that runs can use."""
 
     name: str
     label: str
@@ -91,7 +91,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """Return GPUs first, then the CPU with the machine's memory."""
+    """List the GPUs, then the CPU with the machine's memory."""
     import psutil
 
     memory = psutil.virtual_memory()

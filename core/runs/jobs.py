@@ -1,4 +1,4 @@
-"""Start, watch and stop detached runs. A launcher is a small interface, so that clusters fit in."""
+"""Start, watch and stop detached runs. A launcher is a small interface, so clusters fit in."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from typing import Any, Protocol
 from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, workspace
-from core.runs.run import DETACHED, save_spec
+from core.runs.run import DETACHED, KILLED, save_spec
 from core.runs.spec import build, hints_of, to_arguments
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Launcher(Protocol):
-    """What it takes to run a command elsewhere: locally, or on a cluster."""
+    """What it takes to run a command in another process: locally, or on a cluster."""
 
     def start(self, argv: list[str], folder: Path) -> None:
-        """Start ``argv`` so that it outlives the caller, its output going to the run's log."""
+        """Start ``argv`` so that it outlives the caller and its output goes to the run's log."""
 
     def kill(self, record: RunRecord) -> bool:
-        """End a run's process at once; False where it was not running."""
+        """Kill a run's process at once; return False if it was not running."""
 
 
 class LocalLauncher:
-    """A process of its own session on this machine."""
+    """Starts each run as a process in its own session on this machine."""
 
     def __init__(self, *, root: Path | None = None, cwd: Path | None = None) -> None:
-        """Let runs find others by id in the workspace ``root``; start them in ``cwd``."""
+        """Start runs in ``cwd``; they look up other runs by id in the workspace ``root``."""
         self._root, self._cwd = root, cwd
 
     def start(self, argv: list[str], folder: Path) -> None:
-        """Start the process; its pid and start time go to launch.json."""
+        """Start the process and write its pid and start time to launch.json."""
         env = {**os.environ, DETACHED: str(folder), "PYTHONUNBUFFERED": "1"}
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
@@ -65,7 +65,7 @@ class LocalLauncher:
         threading.Thread(target=process.wait, daemon=True).start()
 
     def kill(self, record: RunRecord) -> bool:
-        """Send SIGKILL to the run's process group (it leads its own session) and see it gone."""
+        """Send SIGKILL to the run's process group (it leads its own session) and wait for it."""
         owner = record.status if record.status.get("pid") else None
         owner = owner or workspace.read_json(record.path / BOOKKEEPING / "launch.json") or {}
         pid, started = owner.get("pid"), owner.get("pid_started")
@@ -81,14 +81,15 @@ class LocalLauncher:
             return False
         except PermissionError as error:
             raise RunError(
-                f"Process {pid} of run {record.id} belongs to another user.", "Ask them to stop it."
+                f"Process {pid} of run {record.id} is owned by another user.",
+                "Ask that user to stop it.",
             ) from error
         _until(lambda: not processes.is_alive(pid, started), 5.0)
         return True
 
 
 def _until(true: Callable[[], bool], seconds: float) -> bool:
-    """Wait at most ``seconds`` for ``true()``; return whether it came."""
+    """Wait up to ``seconds`` for ``true()``; return whether it became true."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -110,19 +111,23 @@ def launch(
     where = where or Workspace()
     entry = commands.get(command)
     if not entry.is_run:
-        raise InputError(f"{command} leaves no run behind.", "Call it directly.")
+        raise InputError(
+            f"{command} does not create a run.", "Run it from the command line or call it directly."
+        )
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         values = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
-    build(entry.spec_class, {**values, "out": "checked"})  # refuse before anything is written
+    build(entry.spec_class, {**values, "out": "checked"})  # reject before anything is written
     if values.get("dry_run"):
-        raise InputError("A dry run is no run.", "Call the command's dry_run.")
+        raise InputError(
+            "A dry run cannot be launched as a job.", "Call the command's dry_run() instead."
+        )
     folder = where.new_dir(command)
     spec = build(entry.spec_class, {**values, "out": str(folder)})
     return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
 
 
 def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None = None) -> RunRecord:
-    """Start a run in a given folder, which is made where it is not there; see `launch`."""
+    """Start a run in a given folder, creating it if necessary; see `launch`."""
     try:
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,10 +142,10 @@ def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None =
 
 
 def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
-    """Write that a run starts in ``folder``; ``before`` is the status of the one it replaces.
+    """Record that a run is starting in ``folder``; ``before`` is the status it replaces.
 
-    This comes before the new spec is written: whoever dies in between leaves a lost run, never new
-    options beside the end of an earlier run.
+    This comes before the new spec is written: a crash in between then leaves a lost run, never new
+    options beside the results of an earlier run.
     """
     status: dict[str, Any] = {
         "state": "starting",
@@ -158,13 +163,13 @@ def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
 def _start(
     launcher: Launcher, command: str, spec: Any, folder: Path, status: dict[str, Any]
 ) -> None:
-    """Start an announced run; one that cannot even be started is a failed one."""
+    """Start an announced run; mark it as failed if it cannot even be started."""
     argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
     try:
         launcher.start(argv, folder)
     except OSError as error:
         failed = RunError(
-            f"Cannot start the run: {error.strerror or error}.", "Free memory or disk space."
+            f"Cannot start the run: {error.strerror or error}.", "Free up memory or disk space."
         )
         end = {"state": "failed", "finished": time.time(), "hint": failed.hint}
         end["error"] = failed.message
@@ -173,13 +178,14 @@ def _start(
 
 
 def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
-    """Start a failed, cancelled or lost run again in its own folder, from where it was started.
+    """Start a failed, cancelled or lost run again in its own folder and working directory.
 
-    A command that can resume does so; the others begin anew.
+    A command that can resume does so; the others start over.
     """
     if record.state not in ("failed", "cancelled", "lost"):
         raise InputError(
-            f"Run {record.id} is {record.state}.", "Only a failed, cancelled or lost run restarts."
+            f"Run {record.id} is {record.state}.",
+            "Only a failed, cancelled or lost run can be restarted.",
         )
     entry = commands.get(record.command)
     folder = record.path.absolute()
@@ -196,7 +202,7 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
 
 
 def request_cancel(record: RunRecord) -> None:
-    """Ask a run to stop; it ends itself by force when its grace is over."""
+    """Ask a run to stop; it kills itself if it is still running after its grace period."""
     if record.is_live:
         try:
             (record.path / BOOKKEEPING / "cancel").touch()
@@ -209,8 +215,8 @@ def cancel(
 ) -> RunRecord:
     """Ask a run to stop, wait ``grace_s`` (default: its command's), then kill it.
 
-    Returns its final record. A run that has ended already, or is lost, is returned as it is; one
-    on another machine is asked, never killed, and returned as it is when the wait is over.
+    Returns its final record. A run that has already ended or is lost is returned unchanged; a run
+    on another machine is asked to stop but never killed, and returned as it is after the wait.
     """
     if not record.is_live:
         return record
@@ -230,7 +236,7 @@ def cancel(
     current = read_run(record.path)
     if current is not None and current.state == "lost":
         end = {"state": "cancelled", "finished": time.time(), "waiting_for": "", "hint": ""}
-        end["error"] = "Killed: it did not stop when asked."
+        end["error"] = KILLED
         path = current.path / BOOKKEEPING
         workspace.write_json(path / "status.json", {**current.status, **end})
         (path / "cancel").unlink(missing_ok=True)
@@ -239,5 +245,5 @@ def cancel(
 
 
 def command_line(command: str, spec: Any) -> str:
-    """Return the command that does what a page is about to do."""
+    """Return the shell command that is equivalent to a page's form."""
     return shlex.join(["python", "-m", "core", command, *to_arguments(spec)])

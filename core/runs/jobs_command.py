@@ -22,7 +22,7 @@ class JobsSpec:
     run: str = option("", positional=True, help="A run's id, name or path.")
     name: str = option("", positional=True, help="The new name, for rename.")
     grace: float | None = option(
-        None, help="How long a cancelled run may take to stop before it is killed.", unit="s", low=0
+        None, help="Time a cancelled run is given to stop before it is killed.", unit="s", low=0
     )
 
 
@@ -50,13 +50,13 @@ def describe(record: RunRecord, *, full: bool = False) -> dict[str, Any]:
 
 
 def run(spec: JobsSpec) -> dict[str, Any]:
-    """Do what ``spec.action`` says."""
+    """Perform ``spec.action``."""
     where = Workspace()
     if spec.action == "list":
         return {"workspace": str(where.root), "runs": [describe(r) for r in where.runs()]}
     if not spec.run:
         raise OptionError(
-            f"jobs {spec.action} needs a run.", "See them with: python -m core jobs list."
+            f"jobs {spec.action} needs a run.", "List the runs with: python -m core jobs list."
         )
     record = where.find(spec.run)
     if spec.action == "cancel":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def start_time(pid: int) -> float | None:
-    """Return a value that stays the same for a process's life and differs for a successor.
+    """Return a value that is fixed for a process's lifetime and differs if its pid is reused.
 
-    None where there is no such process, or it has ended and only waits to be reaped.
+    None if the process does not exist, or has ended and only waits to be reaped.
     """
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
@@ -35,7 +35,7 @@ def identity() -> dict[str, float | int | None]:
 
 
 def is_alive(pid: object, started: object) -> bool:
-    """Whether the process with this pid and start time still runs."""
+    """Whether the process with this pid and start time is still running."""
     if not isinstance(pid, int):
         return False
     now = start_time(pid)
@@ -47,7 +47,7 @@ def is_alive(pid: object, started: object) -> bool:
 def memory_mib(key: str = "VmRSS:") -> float:
     """Return a figure of this process's memory: ``VmRSS:``, ``VmHWM:`` (peak) or ``VmSize:``.
 
-    Where the kernel does not tell (outside Linux), the peak resident memory stands for all.
+    If the kernel does not report it (outside Linux), the peak resident memory stands for all.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""How computing code reports progress, without knowing where it runs.
+"""Progress reports of computing code, independent of its environment.
 
 Computing functions take a ``progress: Progress`` and call it at natural steps. The base class
 does nothing, so the same functions serve a script or a test; inside a run,
@@ -15,10 +15,10 @@ class Progress:
     """Silent progress; subclasses write it somewhere."""
 
     def step(self, done: int, total: int, message: str = "") -> None:
-        """Say that ``done`` of ``total`` steps are finished; raises `Cancelled` if asked to."""
+        """Report that ``done`` of ``total`` steps are finished; raises `Cancelled` if asked to."""
 
     def metric(self, **values: float | int | str | None) -> None:
-        """Append one line of named values to the run's metrics."""
+        """Append named values to the run's metrics, as one line."""
 
     def log(self, message: str) -> None:
         """Write one line for a human reader."""
@@ -28,7 +28,7 @@ class Progress:
 
 
 class StderrProgress(Progress):
-    """Progress of a command that leaves no run directory: lines on standard error."""
+    """Progress of a command without a run directory: lines on standard error."""
 
     def log(self, message: str) -> None:
         """Print one line."""

@@ -1,6 +1,6 @@
-"""Carry out one spec inside a run directory: bookkeeping, device, cancel, errors.
+"""Execute one spec inside a run directory: bookkeeping, device, cancellation, errors.
 
-The same function serves the foreground command line and a detached process started by a page.
+The same function serves the foreground command line and detached processes started by a page.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from core.runs.workspace import BOOKKEEPING
 DETACHED = "DEPTHCUT_DETACHED"
 """Environment variable of a detached run: the ``--out`` it was started for."""
 STATUS_EVERY_S = 0.25
+KILLED = "Killed: the run did not stop within the grace period."
 
 
 class RunProgress(Progress):
@@ -42,7 +43,7 @@ class RunProgress(Progress):
         self._metrics = run.book / "metrics.jsonl"
 
     def step(self, done: int, total: int, message: str = "") -> None:
-        """Record progress, at most four times a second but always at the end of a phase."""
+        """Record progress: at most four times a second, and always at the end of a phase."""
         self.check_cancel()
         now = time.time()
         step = self._run.status.get("progress") or {}
@@ -52,12 +53,12 @@ class RunProgress(Progress):
         self._run.status["progress"] = step
         if now - self._written >= STATUS_EVERY_S or done >= total:
             self._written = now
-            with contextlib.suppress(OutputError):  # a full disk shows when results are written
+            with contextlib.suppress(OutputError):  # writing the results reports a full disk
                 self._run.write_status()
         self._show(done, total, message)
 
     def metric(self, **values: float | int | str | None) -> None:
-        """Append one JSON line; a single write, so a reader sees whole lines."""
+        """Append one JSON line in a single write, so that readers only see whole lines."""
         line = workspace.to_json({"time": round(time.time(), 3), **values})
         try:
             with self._metrics.open("a", encoding="utf-8") as handle:
@@ -70,9 +71,9 @@ class RunProgress(Progress):
         self._run.log(message)
 
     def check_cancel(self) -> None:
-        """Raise `Cancelled` when a cancel request or a stop signal has come."""
+        """Raise `Cancelled` after a cancel request or a stop signal."""
         if self._run.cancel_requested():
-            raise Cancelled("Cancelled on request.", "What was complete is kept.")
+            raise Cancelled("Cancelled.", "Completed results were kept.")
 
     def _show(self, done: int, total: int, message: str) -> None:
         if sys.stderr.isatty():
@@ -81,7 +82,7 @@ class RunProgress(Progress):
 
 
 class Run:
-    """What a runner is given: its folder, its progress, and atomic writing."""
+    """What a runner works with: its folder, its progress, and atomic writes."""
 
     def __init__(self, command: Command, spec: Any, folder: Path) -> None:
         """Bind a command and its spec to ``folder``; nothing is written yet."""
@@ -118,14 +119,14 @@ class Run:
         workspace.write_text(self.dir / name, text)
 
     def _note(self, name: str) -> None:
-        """Remember that ``name`` is this run's, so that a later one here replaces it."""
+        """Record that this run wrote ``name``, so that a later run in this folder replaces it."""
         files = self.status.setdefault("files", [])
         if name not in files:
             files.append(name)
             self.write_status()
 
     def write_status(self, **changes: Any) -> None:
-        """Update status.json; changes that come after the end are left out."""
+        """Update status.json; changes after the run has ended are ignored."""
         with self._lock:
             if not self._ended.is_set():
                 self.status.update(changes)
@@ -137,7 +138,7 @@ class Run:
     def log(self, message: str, *, plain: bool = False) -> None:
         """Write one line to the run's log, and to standard error (``plain``: without the time)."""
         line = f"{time.strftime('%H:%M:%S')} {message}"
-        with contextlib.suppress(OSError):  # a full disk, or a terminal that has gone
+        with contextlib.suppress(OSError):  # a full disk, or a closed terminal
             shown = message if plain and not self.detached else line
             print(shown, file=sys.stderr, flush=True)
         if not self.detached:  # a detached run's standard error is the log
@@ -152,30 +153,30 @@ class Run:
         return self._stop_signal or (self.book / "cancel").exists()
 
     def stop_signal(self, number: int, _: Any = None) -> None:
-        """Handle SIGTERM and SIGINT: ask the run to stop at its next step; twice ends it."""
+        """Handle SIGTERM and SIGINT: stop at the next step; a second signal stops at once."""
         if self._stop_signal:
             raise KeyboardInterrupt
         self._stop_signal = True
         if number == signal.SIGINT:
             with contextlib.suppress(OSError):  # print is not allowed in a signal handler
-                os.write(2, b"Stopping at the next step. Ctrl-C once more stops at once.\n")
+                os.write(2, b"Stopping at the next step. Press Ctrl-C again to stop at once.\n")
 
     def take_device(self, device: str, still: Callable[[str], None] | None = None) -> DeviceLock:
-        """Wait in line for ``device`` and hold it until the run ends.
+        """Queue for ``device`` and hold it until the run ends.
 
-        ``still`` is called while waiting, with what is in front, and may raise to give up.
+        ``still`` is called while waiting, with what is ahead, and may raise to stop waiting.
         """
         owner = {"run": str(self.dir), "command": self.command.name, "since": time.time()}
         lock = DeviceLock(device, owner)
-        said = ""
+        logged = ""
 
         def on_wait(ahead: str) -> None:
-            nonlocal said
+            nonlocal logged
             self.progress.check_cancel()
             if still:
                 still(ahead)
-            if ahead != said:
-                said = ahead
+            if ahead != logged:
+                logged = ahead
                 self.log(f"Waiting for {device}, behind {ahead}.")
                 self.write_status(state="queued", device=device, waiting_for=ahead)
 
@@ -185,7 +186,7 @@ class Run:
         return lock
 
     def beat(self) -> None:
-        """Touch the heartbeat until the run ends; end a cancelled run that does not stop."""
+        """Touch the heartbeat until the run ends; kill a cancelled run that does not stop."""
         beat = self.book / "heartbeat"
         while not self._ended.wait(workspace.HEARTBEAT_S):
             with contextlib.suppress(OSError):
@@ -195,13 +196,13 @@ class Run:
             self._cancel_seen = self._cancel_seen or time.time()
             if time.time() - self._cancel_seen > self.command.grace_s:
                 try:
-                    self.log("Ended by force: it did not stop when asked.")
-                    self.finish("cancelled", error="Ended by force: it did not stop when asked.")
+                    self.log(KILLED)
+                    self.finish("cancelled", error=KILLED)
                 finally:
                     os._exit(Cancelled.exit_status)
 
     def finish(self, state: str, error: str = "", hint: str = "") -> None:
-        """Write the final state and free the device; the first call counts."""
+        """Write the final state and release the device; only the first call has an effect."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -209,10 +210,11 @@ class Run:
             self.status.update(
                 state=state, error=error, hint=hint, finished=time.time(), waiting_for=""
             )
-            try:  # the state last: who sees the end sees the folder as it stays
+            # write the final state last, so that a reader who sees it also sees the finished folder
+            try:
                 (self.book / "cancel").unlink(missing_ok=True)
                 self._put_status()
-            except (OutputError, OSError):  # a full disk: the run will be shown as lost
+            except (OutputError, OSError):  # e.g. a full disk: the run will be shown as lost
                 print(f"Cannot write the final state {state}.", file=sys.stderr)
             finally:
                 if self.device_lock:
@@ -225,11 +227,11 @@ def is_detached(folder: Path) -> bool:
 
 
 def prepare(folder: Path, *, overwrite: bool = False, command: str = "") -> None:
-    """Check that ``folder`` may take a run's results; raises `OutputError` where not.
+    """Check that a run may write its results to ``folder``; raises `OutputError` if not.
 
-    Free are: a new folder, an empty one, one that a page has just made for this run, and one whose
-    run failed, was cancelled or lost (it can be started again). A finished result is kept unless
-    ``overwrite`` is given; that of another ``command`` is never mixed with ours.
+    Accepted: a new folder, an empty one, one that a page has just created for this run, and one
+    whose run failed, was cancelled or was lost (it can be started again). A finished result is
+    kept unless ``overwrite`` is given; results of another ``command`` are never mixed with ours.
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -245,7 +247,8 @@ def prepare(folder: Path, *, overwrite: bool = False, command: str = "") -> None
             )
         if occupied and record and command not in ("", record.command):
             raise OutputError(
-                f"{folder} holds a run of {record.command}.", "Give another --out, or delete it."
+                f"{folder} already contains {_article(record.command)} {record.command} run.",
+                "Give another --out, or delete it.",
             )
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -262,13 +265,18 @@ def _is_own(folder: Path, record: workspace.RunRecord | None) -> bool:
 
 def _busy(folder: Path, what: str = "") -> OutputError:
     return OutputError(
-        f"A run is going on in {folder}{what}.", "Wait for it, cancel it, or give another --out."
+        f"A run is already in progress in {folder}{what}.",
+        "Wait for it, cancel it, or give another --out.",
     )
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1] in "aeiou" else "a"
 
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's own kernel lock, so that two runs cannot start in it at the same time."""
+    """Hold the folder's own kernel lock, so that two runs cannot start in it at once."""
     try:
         handle = (folder / BOOKKEEPING / "lock").open("a")
     except OSError as error:
@@ -279,12 +287,12 @@ def _only_one(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise _busy(folder) from None
         except OSError:
-            pass  # a file system without locks; the status is the only guard there
+            pass  # on a file system without locks, the status is the only guard
         yield
 
 
 def _clear(folder: Path, status: dict[str, Any]) -> None:
-    """Remove what an earlier run in ``folder`` wrote, so that its results do not mix with ours."""
+    """Remove an earlier run's results in ``folder``, so that they do not mix with ours."""
     for name in status.get("files") or []:
         (folder / str(name)).unlink(missing_ok=True)
     for place in (folder, folder / BOOKKEEPING):
@@ -292,10 +300,10 @@ def _clear(folder: Path, status: dict[str, Any]) -> None:
 
 
 def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
-    """Carry out ``spec`` in its ``out`` folder and return the exit status.
+    """Execute ``spec`` in its ``out`` folder and return the exit status.
 
-    Expected errors are written to the status and printed as one sentence; unexpected ones leave
-    their traceback in the log.
+    Expected errors are written to the status and printed as one sentence; unexpected errors also
+    leave a traceback in the log.
     """
     folder = Path(spec.out)
     resume = bool(getattr(spec, "resume", False))
@@ -310,10 +318,10 @@ def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
 
 
 def _open(run: Run, *, resume: bool) -> None:
-    """Write the bookkeeping of a run that begins.
+    """Write the bookkeeping of a new run.
 
-    It is running before anything of an earlier run here goes: whoever dies in between leaves a
-    lost run, never a finished one without its results.
+    Mark the run as running before deleting earlier results: a crash in between then shows a lost
+    run, not a finished one with missing files.
     """
     before = workspace.read_json(run.book / "status.json") or {}
     created = before.get("created") if run.detached else None
@@ -326,7 +334,7 @@ def _open(run: Run, *, resume: bool) -> None:
         **processes.identity(),
     )
     try:
-        if not run.detached:  # what a page asked of this run while it started still counts
+        if not run.detached:  # a page may have asked a detached run to stop while it started
             (run.book / "cancel").unlink(missing_ok=True)
         if not resume:
             (run.book / "metrics.jsonl").unlink(missing_ok=True)
@@ -342,7 +350,8 @@ def _open(run: Run, *, resume: bool) -> None:
 def _carry_out(command: Command, spec: Any, run: Run) -> int:
     try:
         module = command.load()
-        if hasattr(module, "check"):  # bad input is told at once, not when the device is free
+        # report bad input immediately instead of after the device queue
+        if hasattr(module, "check"):
             module.check(spec)
         if command.computes:
             run.take_device(devices.resolve(spec.device))
@@ -352,8 +361,8 @@ def _carry_out(command: Command, spec: Any, run: Run) -> int:
             _print_json(result)
         return 0
     except (Cancelled, KeyboardInterrupt):
-        run.log("Cancelled on request.", plain=True)
-        run.finish("cancelled", error="Cancelled on request.")
+        run.log("Cancelled.", plain=True)
+        run.finish("cancelled", error="Cancelled.")
         return Cancelled.exit_status
     except BaseException as error:
         known = error if isinstance(error, DepthcutError) else as_known(error)
@@ -364,8 +373,8 @@ def _carry_out(command: Command, spec: Any, run: Run) -> int:
         return known.exit_status
 
 
-def as_known(error: BaseException, hint: str = "The log has the traceback.") -> DepthcutError:
-    """Turn an unexpected exception into one sentence with a way out."""
+def as_known(error: BaseException, hint: str = "See the log for the traceback.") -> DepthcutError:
+    """Turn an unexpected exception into one sentence and a hint."""
     name = type(error).__name__
     text = (str(error).splitlines() or [""])[0][:300]
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "out of memory" in text:
@@ -391,7 +400,7 @@ def _signals(run: Run) -> Iterator[None]:
 
 
 def save_spec(folder: Path, command: Command, spec: Any, cwd: Path | None = None) -> None:
-    """Write spec.json: the command, its options, the argv that gives them, where it starts."""
+    """Write spec.json: the command, its options, the equivalent argv and the start folder."""
     argv = ["python", "-m", "core", command.name, *to_arguments(spec)]
     value = {"command": command.name, "spec": to_dict(spec), "argv": argv}
     value["cwd"] = str(cwd or os.getcwd())

@@ -5,13 +5,13 @@ A field is declared once::
     @dataclass(frozen=True)
     class PruneSpec:
         checkpoint: str = option(positional=True, help="Folder, Hub id, or demo.")
-        drop: tuple[int, ...] = option((), help="Blocks to remove, as 3,5 or 4-8.")
+        drop: tuple[int, ...] = option((), help="Blocks to remove, e.g. 3,5 or 4-8.")
 
-and from that come ``--drop 3,5`` on the command line, the label and help text of the widget, and
-the saved ``spec.json``. Supported types: str, int, float, bool, their ``| None`` forms,
-``tuple[str, ...]``, ``tuple[int, ...]`` and ``tuple[float, ...]``; a tuple is written with commas,
-integers also as ranges (``1-8``). ``repeat=True`` makes a tuple out of a repeated flag. ``none``
-on the command line is None where a field may be None but is not by default.
+and ``--drop 3,5`` on the command line, the label and help text of the widget, and the saved
+``spec.json`` all derive from it. Supported types: str, int, float, bool, their ``| None`` forms,
+``tuple[str, ...]``, ``tuple[int, ...]`` and ``tuple[float, ...]``; tuple items are separated by
+commas, integers can also be ranges (``1-8``). ``repeat=True`` makes a tuple out of a repeated flag.
+``none`` on the command line means None for a field that may be None but is not by default.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from core.errors import OptionError
 
 _MISSING = dataclasses.MISSING
 _MOST_NUMBERS = 100_000
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def option(
@@ -86,12 +86,17 @@ def parse_numbers(text: str, flag: str = "value") -> tuple[int, ...]:
             high = int(last) if dash else low
         except ValueError:
             raise OptionError(
-                f"{flag}: '{part}' is not a whole number or a range.", "Write 3,5 or 1-8."
+                f"{flag}: '{part}' is not a whole number or a range.", "Use 3,5 or 1-8."
             ) from None
         if high < low:
-            raise OptionError(f"{flag}: the range '{part}' runs backwards.", "Write 1-8.")
+            raise OptionError(
+                f"{flag}: the range '{part}' is reversed.", f"Did you mean {high}-{low}?"
+            )
         if high - low >= _MOST_NUMBERS:
-            raise OptionError(f"{flag}: the range '{part}' is too long.", "Write 1-8.")
+            raise OptionError(
+                f"{flag}: the range '{part}' is too long.",
+                f"A range may have up to {_MOST_NUMBERS:,} numbers.",
+            )
         numbers.extend(range(low, high + 1))
     return tuple(numbers)
 
@@ -102,8 +107,11 @@ def _scalar(text: str, kind: type, flag: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        word = _WORDS[kind]
-        raise OptionError(f"{flag}: '{text}' is not {word}.", f"Give {flag} {word}.") from None
+        raise _wrong_kind(text, kind, flag) from None
+
+
+def _wrong_kind(value: Any, kind: type, flag: str) -> OptionError:
+    return OptionError(f"{flag}: invalid value '{value}'.", f"Expected {_WORDS[kind]}.")
 
 
 def _convert(text: str, kind: type, many: bool, flag: str) -> Any:
@@ -126,11 +134,11 @@ def _typed(value: Any, kind: type, flag: str) -> Any:
         number = float(value)
         if math.isfinite(number) and (kind is float or number.is_integer()):
             return kind(number)
-    raise OptionError(f"{flag}: '{value}' is not {_WORDS[kind]}.", f"Give {flag} {_WORDS[kind]}.")
+    raise _wrong_kind(value, kind, flag)
 
 
 def _flag(name: str, meta: Any) -> str:
-    """Return how messages name a field: ``CHECKPOINT`` or ``--drop``."""
+    """Return a field's name in messages: ``CHECKPOINT`` or ``--drop``."""
     return name.upper() if meta["positional"] else flag_of(name)
 
 
@@ -203,12 +211,13 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise OptionError(
-            f"Unknown option {', '.join(unknown)}.", f"Known: {', '.join(sorted(fields))}."
+            f"Unknown option: {', '.join(unknown)}.", f"Options: {', '.join(sorted(fields))}."
         )
     absent = [n for n, f in fields.items() if f.default is _MISSING and n not in values]
     if absent:
         flags = ", ".join(_flag(name, fields[name].metadata) for name in absent)
-        raise OptionError(f"{flags} must be given.", f"Add {flags}.")
+        what, them = ("option", "it") if len(absent) == 1 else ("options", "them")
+        raise OptionError(f"Missing required {what}: {flags}.", f"Add {them}.")
     hints = hints_of(spec_class)
     clean: dict[str, Any] = {}
     for name, value in values.items():
@@ -218,7 +227,7 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
             clean[name] = None
         elif many:
             if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise OptionError(f"{flag}: '{value}' is not a list.", "Give a list of values.")
+                raise OptionError(f"{flag}: invalid value '{value}'.", "Expected a list of values.")
             clean[name] = tuple(_typed(item, kind, flag) for item in value)
         else:
             clean[name] = _typed(value, kind, flag)
@@ -235,14 +244,14 @@ def _check(name: str, value: Any, meta: Any) -> None:
         if item is None:
             continue
         if isinstance(value, tuple) and isinstance(item, str) and not one_by_one and "," in item:
-            raise OptionError(f"{flag}: '{item}' has a comma.", "Commas separate the values.")
+            raise OptionError(f"{flag}: '{item}' contains a comma.", "Commas separate the values.")
         if meta["choices"] and item not in meta["choices"]:
             known = ", ".join(meta["choices"])
-            raise OptionError(f"{flag}: '{item}' is not known.", f"Choose from: {known}.")
+            raise OptionError(f"{flag}: unknown value '{item}'.", f"Choose from: {known}.")
         if meta["low"] is not None and item < meta["low"]:
-            raise OptionError(f"{flag}: {item} is too small.", f"The least is {meta['low']}.")
+            raise OptionError(f"{flag}: {item} is too small.", f"The minimum is {meta['low']}.")
         if meta["high"] is not None and item > meta["high"]:
-            raise OptionError(f"{flag}: {item} is too large.", f"The most is {meta['high']}.")
+            raise OptionError(f"{flag}: {item} is too large.", f"The maximum is {meta['high']}.")
 
 
 def to_dict(spec: Any) -> dict[str, Any]:
@@ -251,12 +260,12 @@ def to_dict(spec: Any) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """Return a value as it is written on the command line."""
+    """Format a value as it is written on the command line."""
     return ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
 
 
 def to_arguments(spec: Any) -> list[str]:
-    """Return the command-line arguments that give this spec, defaults left out."""
+    """Return the command-line arguments that produce this spec, without defaults."""
     hints = hints_of(type(spec))
     positional: list[str] = []
     flags: list[str] = []
@@ -292,13 +301,13 @@ def to_arguments(spec: Any) -> list[str]:
 
 
 def _with_value(flag: str, text: str) -> list[str]:
-    """Return a flag and its value, joined where the value would read as a flag."""
+    """Return a flag and its value, joined if the value would otherwise parse as a flag."""
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Where a computing command runs; mixed into the specs of all of them."""
+    """Device and precision, inherited by the spec of every computing command."""
 
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", group="device")
     dtype: str = option(

@@ -1,8 +1,8 @@
-"""Run directories on disk: where they are, what they say, and how files in them are written.
+"""Run directories on disk: finding them, reading their records and writing their files.
 
-A run directory holds plain results; the program's own bookkeeping lives in its ``.run`` folder
-(see docs/architecture.md). Reading never changes anything; writing is atomic: a temporary file
-in the same folder, flushed, then renamed.
+A run directory holds plain results; the program's own bookkeeping is in its ``.run`` folder (see
+docs/architecture.md). Reading never changes anything; writing is atomic: a temporary file in the
+same folder, flushed, then renamed.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ LIVE_STATES = ("starting", "queued", "running")
 HEARTBEAT_S = 2.0
 REMOTE_SILENCE_S = 60.0
 STARTING_GRACE_S = 15.0
-"""How long a run that has been announced may take until its process is known."""
+"""How long an announced run may take to record its process before it counts as lost."""
 BOOKKEEPING = ".run"
 CHAINS = ("recipe", "demo")
-"""Commands whose folders hold other runs: their steps."""
+"""Commands whose folders contain other runs: their steps."""
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """Return the error for a file or folder that cannot be written."""
     return OutputError(
         f"Cannot write {path}: {error.strerror or error}.",
-        "Free space, or give another --out folder that you may write to.",
+        "Free up disk space, or give a writable --out folder.",
     )
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new name in the folder of ``path`` to write to before taking its place."""
+    """Return a new name beside ``path`` for a temporary file that will replace it."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files whose writer has gone.
+    """Remove temporary files whose writer has exited.
 
-    Those of a living process stay: a page may be writing beside the run that clears its folder.
+    Files of a live process are kept: a page may be writing while the run clears its folder.
     """
     for left in folder.glob(".*.tmp"):
         writer = left.name.split(".")[-3]
@@ -61,9 +61,9 @@ def sweep(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write ``text`` atomically; raises `OutputError` where the folder cannot be written.
+    """Write ``text`` atomically; raises `OutputError` if the folder cannot be written.
 
-    ``durable`` waits until the bytes are on the disk, so that results outlive a power cut.
+    ``durable`` waits until the bytes are on disk, so that results survive a power failure.
     """
     temporary = temporary_beside(path)
     try:
@@ -92,7 +92,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
-    """Write a JSON object atomically, with the schema version in front."""
+    """Write a JSON object atomically, with the schema version first."""
     text = to_json({"schema": SCHEMA, **value}, indent=2) + "\n"
     write_text(path, text, durable=durable)
 
@@ -107,7 +107,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or None where the file is absent or not (yet) readable."""
+    """Read a JSON object; None if the file is missing or not (yet) readable."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,13 +116,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def default_root() -> Path:
-    """Return the workspace folder: ``$DEPTHCUT_WORKSPACE``, else ``workspace``."""
+    """Return the workspace folder: ``$DEPTHCUT_WORKSPACE``, or ``workspace``."""
     return Path(os.environ.get("DEPTHCUT_WORKSPACE") or "workspace")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory said when it was read."""
+    """The content of a run directory at the time it was read."""
 
     path: Path
     command: str
@@ -135,39 +135,39 @@ class RunRecord:
     parent: str = ""
     """Id of the recipe that this run is a step of."""
     cwd: str = ""
-    """Folder from which the run was started; relative names in its spec are seen from there."""
+    """Folder from which the run was started; relative paths in its spec start there."""
 
     @property
     def id(self) -> str:
-        """The folder's name, behind the recipe's for a step: the path below the workspace."""
+        """Path relative to the workspace: the folder name; for a step, with the recipe's id."""
         return f"{self.parent}/{self.path.name}" if self.parent else self.path.name
 
     @property
     def name(self) -> str:
-        """The name the user gave, else the id."""
+        """The user-given name, or the id."""
         given = read_json(self.path / BOOKKEEPING / "name.json") or {}
         return str(given.get("name") or self.id)
 
     @property
     def error(self) -> str:
-        """What went wrong, in one sentence; empty when nothing did."""
-        lost = "Its process is gone without having said why." if self.state == "lost" else ""
+        """What went wrong, in one sentence; empty if nothing did."""
+        lost = "The process exited without reporting a reason." if self.state == "lost" else ""
         return str(self.status.get("error") or lost)
 
     @property
     def hint(self) -> str:
         """What to do about `error`."""
-        lost = "It may have been killed or out of memory: see its log, then restart it."
+        lost = "It may have been killed or run out of memory: check its log, then restart it."
         return str(self.status.get("hint") or (lost if self.state == "lost" else ""))
 
     @property
     def device(self) -> str:
-        """The device the run holds, held, or waits for."""
+        """The device the run holds, held or is waiting for."""
         return str(self.status.get("device") or "")
 
     @property
     def waiting_for(self) -> str:
-        """What a queued run waits behind."""
+        """The runs ahead of a queued run."""
         return str(self.status.get("waiting_for") or "")
 
     @property
@@ -177,19 +177,22 @@ class RunRecord:
 
     @property
     def finished(self) -> float | None:
-        """Seconds since the epoch when the run ended; None while it lives."""
+        """Seconds since the epoch when the run ended; None while it is live."""
         value = self.status.get("finished")
         return float(value) if value else None
 
     @property
     def progress(self) -> tuple[int, int, str]:
-        """Steps done, steps in all, and what is being done."""
+        """Completed steps, total steps, and a description of the current one."""
         step = self.status.get("progress") or {}
         return int(step.get("done") or 0), int(step.get("total") or 0), str(step.get("message", ""))
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at the pace so far; None before the first step or after the end."""
+        """Estimated seconds left at the pace so far; None before the first step or after the end.
+
+        Steps that a resumed run had already completed do not count towards the pace.
+        """
         step = self.status.get("progress") or {}
         done, total = step.get("done") or 0, step.get("total") or 0
         began = step.get("since")
@@ -205,7 +208,7 @@ class RunRecord:
         return self.state in LIVE_STATES
 
     def log_tail(self, lines: int = 40) -> str:
-        """Return the last lines of the log; reads at most 64 KiB from its end."""
+        """Return the last lines of the log, from its last 64 KiB."""
         try:
             with (self.path / BOOKKEEPING / "log.txt").open("rb") as handle:
                 size = handle.seek(0, os.SEEK_END)
@@ -214,19 +217,20 @@ class RunRecord:
         except OSError:
             return ""
         rows = text.rstrip().split("\n")[1 if size > 65536 else 0 :]
-        kept = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in rows]  # a bar's last look
+        # keep only the last carriage-return frame of a progress bar
+        kept = [row.rstrip("\r").rsplit("\r", 1)[-1] for row in rows]
         return "\n".join(kept[-lines:])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metric lines; a half-written last line is left out."""
+        """Return the metric lines, without a half-written last line."""
         return list(json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
 
     def disk_bytes(self) -> int:
-        """Return the bytes that the run's files take."""
+        """Return the total size of the run's files in bytes."""
         total = 0
         for folder, _, files in os.walk(self.path):
             for name in files:
-                with contextlib.suppress(OSError):  # a file that has just gone
+                with contextlib.suppress(OSError):  # a file that was just deleted
                     total += os.lstat(os.path.join(folder, name)).st_size
         return total
 
@@ -236,7 +240,7 @@ class RunRecord:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file with one a line; what is not one is left out."""
+    """Yield the JSON objects of a file with one per line; other lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -251,7 +255,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _state_of(path: Path, status: dict[str, Any]) -> str:
-    """Return the state, with `lost` for a run whose process is gone without a final one."""
+    """Return the state; ``lost`` if the process ended without writing a final state."""
     state = str(status.get("state") or "starting")
     if state in FINAL_STATES:
         return state
@@ -271,7 +275,7 @@ def _heartbeat_age(path: Path) -> float:
 
 
 def _modified(path: Path) -> float:
-    """Return when a file was last written, in Unix seconds; long ago where it is not there."""
+    """Return when a file was last written, in Unix seconds; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -279,7 +283,10 @@ def _modified(path: Path) -> float:
 
 
 def _read_status(book: Path) -> dict[str, Any]:
-    """Read status.json; what is not of its kind is left out, so that one file harms no list."""
+    """Read status.json; fields of the wrong type are dropped.
+
+    One corrupt file therefore cannot break the list of runs.
+    """
     status = read_json(book / "status.json") or {}
     kinds: dict[str, Any] = {
         "created": (int, float),
@@ -295,14 +302,14 @@ def _read_status(book: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> RunRecord | None:
-    """Read one run directory; None where ``path`` is not one."""
+    """Read one run directory; None if ``path`` is not one."""
     book = path / BOOKKEEPING
     spec = read_json(book / "spec.json")
     if spec is None:
         return None
     status = _read_status(book)
     state = _state_of(path, status)
-    if state == "lost":  # the end may have been written between the two looks
+    if state == "lost":  # the run may have ended between the status read and the process check
         status = _read_status(book)
         state = _state_of(path, status)
     options, argv = spec.get("spec"), spec.get("argv")
@@ -322,11 +329,11 @@ class Workspace:
     """A folder of run directories."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        """Use ``root``, else ``$DEPTHCUT_WORKSPACE``, else ``workspace``; made when first used."""
+        """Use ``root``, `default_root` by default; the folder is created on first use."""
         self.root = Path(root) if root else default_root()
 
     def new_dir(self, command: str) -> Path:
-        """Make and return an empty run directory named after the command and the time."""
+        """Create and return an empty run directory named after the command and the time."""
         for _ in range(10):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             path = self.root / f"{command}-{stamp}-{secrets.token_hex(2)}"
@@ -336,14 +343,14 @@ class Workspace:
                 continue
             except OSError as error:
                 raise OutputError(
-                    f"Cannot make a run directory in {self.root}: {error.strerror}.",
+                    f"Cannot create a run directory in {self.root}: {error.strerror}.",
                     "Give another folder with --workspace or DEPTHCUT_WORKSPACE.",
                 ) from error
             return path
-        raise OutputError(f"No free run name in {self.root}.", "Try again.")
+        raise OutputError(f"Cannot find an unused run name in {self.root}.", "Try again.")
 
     def runs(self, command: str = "") -> list[RunRecord]:
-        """Return the runs and their steps, newest first; only those of ``command`` where given."""
+        """Return the runs and their steps, newest first; only those of ``command`` if given."""
         found = []
         for record in _runs_in(self.root):
             found.append(record)
@@ -353,7 +360,7 @@ class Workspace:
         return sorted(kept, key=lambda r: (r.started, r.id), reverse=True)
 
     def find(self, run: str) -> RunRecord:
-        """Return a run by id, by its given name, or by path; raises `InputError` naming it."""
+        """Return a run by id, by its given name or by path; raises `InputError` if not found."""
         for path in (self.root / run, Path(run)):
             record = read_run(path) if path.is_dir() else None
             if record:
@@ -362,14 +369,14 @@ class Workspace:
         if len(named) == 1:
             return named[0]
         raise InputError(
-            f"No run '{run}' in {self.root}.", "See them with: python -m core jobs list."
+            f"No run '{run}' in {self.root}.", "List the runs with: python -m core jobs list."
         )
 
     def rename(self, record: RunRecord, name: str) -> None:
-        """Give a run a name for people; its folder keeps its id."""
+        """Give a run a display name; its folder keeps the id."""
         clean = " ".join(name.split())[:80]
         if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
-            raise InputError(f"Another run is called '{clean}' already.", "Choose another name.")
+            raise InputError(f"Another run is already named '{clean}'.", "Choose another name.")
         write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
 
     def children(
@@ -377,7 +384,7 @@ class Workspace:
     ) -> list[RunRecord]:
         """Return the runs whose spec names this run's folder (or something in it).
 
-        ``among``: all runs, where they have just been read.
+        ``among`` saves reading all runs again if the caller has just read them.
         """
         target = record.path.resolve()
         roots = (Path(), self.root)
@@ -388,16 +395,16 @@ class Workspace:
         ]
 
     def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
-        """Remove a run's folder; refused while it lives, or while other runs build on it."""
+        """Remove a run's folder; refused while it is live or other runs build on it."""
         current = read_run(record.path)
         if current and current.is_live:
             raise InputError(f"Run {record.id} is {current.state}.", "Cancel it first.")
         children = self.children(record)
         if children and not orphan:
             names = ", ".join(r.name for r in children[:5])
+            others = "1 other run" if len(children) == 1 else f"{len(children)} other runs"
             raise InputError(
-                f"Run {record.id} is used by {len(children)} other run(s): {names}.",
-                "Delete those first.",
+                f"Run {record.id} is used by {others}: {names}.", "Delete those first."
             )
         doomed = record.path.with_name(f".deleted-{record.path.name}-{secrets.token_hex(2)}")
         try:
@@ -410,7 +417,7 @@ class Workspace:
 
 
 def _runs_in(folder: Path) -> list[RunRecord]:
-    """Return the runs directly below a folder; finished ones are read anew when they change."""
+    """Return the runs directly below a folder; finished ones are cached until they change."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
@@ -425,9 +432,9 @@ FINISHED_KEPT = 10_000
 
 
 def _read_once(path: Path, parent: str) -> RunRecord | None:
-    """Return `read_run` of ``path``; of a run that has ended it is kept until its files change.
+    """Return `read_run` of ``path``; the record of a finished run is cached.
 
-    Every write of them is a new file that takes the old one's place, so that a change shows.
+    Every write replaces the file with a new one, so a changed inode invalidates the record.
     """
     state = _files_state(path)
     kept = _finished.get(path)
@@ -442,7 +449,7 @@ def _read_once(path: Path, parent: str) -> RunRecord | None:
 
 
 def _files_state(path: Path) -> tuple[int, ...]:
-    """Return what changes when a run's spec or status is written; empty where one is missing."""
+    """Return what changes when a run's spec or status is written; empty if one is missing."""
     found: tuple[int, ...] = ()
     try:
         for name in ("spec.json", "status.json"):
@@ -454,7 +461,7 @@ def _files_state(path: Path) -> tuple[int, ...]:
 
 
 def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:
-    """Whether a spec value is ``target`` or a path below it, seen from any of ``roots``."""
+    """Whether a spec value is ``target`` or a path below it, relative to any of ``roots``."""
     if isinstance(value, dict):
         return any(_mentions(v, target, roots) for v in value.values())
     if isinstance(value, list):

@@ -183,7 +183,7 @@ def test_known_results_are_reused_and_others_are_not(tiny_gqa, tmp_path, text, m
         (["--perplexity", "EMPTY"], "There is nothing in"),
         (["--perplexity", "SHORT"], "fewer than one window of 128"),
         (["--perplexity", "ptb"], "ptb is a script data set"),
-        (["--perplexity", "TEXT", "--bos", "never"], "--bos: 'never' is not known."),
+        (["--perplexity", "TEXT", "--bos", "never"], "--bos: unknown value 'never'."),
     ],
 )
 def test_bad_input_gives_one_sentence(tiny_gqa, tmp_path, text, capsys, options, sentence):

@@ -140,8 +140,8 @@ def test_a_variant_of_a_variant_knows_its_line(tiny_gqa, tmp_path):
     [
         ((), "No blocks"),
         ((0, 1, 2, 3, 4), "All 5"),
-        ((5,), "no block 5"),
-        ((-1,), "no block -1"),
+        ((5,), "Block 5 does not exist"),
+        ((-1,), "Block -1 does not exist"),
         ((1, 1), "twice"),
     ],
 )
@@ -177,7 +177,7 @@ def test_cancel_and_full_disk_leave_nothing(tiny_gqa, tmp_path, monkeypatch, in_
 def test_too_little_space_is_told_before_writing(tiny_gqa, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match="has 1,000 B free"):
+    with pytest.raises(OutputError, match="has only 1,000 B free"):
         depth.prune(tiny_gqa, (1,), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -293,7 +293,7 @@ def test_command_line(tiny_gqa, tmp_path, capsys):
     assert main(arguments) == 2
     assert main([*arguments, "--drop", "1"]) == 2
     assert main(["prune", str(tiny_gqa), "--drop", "7", "--out", str(tmp_path / "x")]) == 2
-    assert "no block 7" in capsys.readouterr().err
+    assert "Block 7 does not exist" in capsys.readouterr().err
     plan.write_text(json.dumps({"drop": [1], "blocks": 9}))
     assert main(["prune", str(tiny_gqa), "--plan", str(plan), "--out", str(tmp_path / "y")]) == 2
     assert "9 blocks" in capsys.readouterr().err

@@ -48,11 +48,11 @@ def test_a_run_reports_while_it_works_and_when_it_is_done(place, tmp_path):
 def test_a_page_is_told_before_anything_is_written(place):
     with pytest.raises(OptionError, match="--steps: -1 is too small"):
         jobs.launch("wait", {"steps": -1}, place)
-    with pytest.raises(OptionError, match="Unknown option speed"):
+    with pytest.raises(OptionError, match="Unknown option: speed"):
         jobs.launch("wait", {"speed": 1}, place)
-    with pytest.raises(OptionError, match="No command 'frob'"):
+    with pytest.raises(OptionError, match="Unknown command 'frob'"):
         jobs.launch("frob", {}, place)
-    with pytest.raises(InputError, match="leaves no run"):
+    with pytest.raises(InputError, match="inspect does not create a run"):
         jobs.launch("inspect", {"checkpoint": "demo"}, place)
     with pytest.raises(InputError, match="dry run"):
         jobs.launch("prune", {"checkpoint": "demo", "drop": (4,), "dry_run": True}, place)
@@ -151,7 +151,7 @@ def test_cancel_is_cooperative_first(place):
     wait_until(lambda: read_run(record.path).progress[0] > 2)
     ended = jobs.cancel(read_run(record.path))
     assert ended.state == "cancelled"
-    assert ended.error == "Cancelled on request."
+    assert ended.error == "Cancelled."
     assert not (record.path / ".run/cancel").exists()
     assert not (record.path / "result.csv").exists()
     assert jobs.cancel(ended).state == "cancelled"  # nothing more happens
@@ -187,17 +187,17 @@ def test_a_run_ends_itself_when_its_grace_is_over(place, tmp_path):
     wait_until(lambda: read_run(record.path).device == "cpu")
     jobs.request_cancel(read_run(record.path))  # as a page does; nobody waits for it
     ended = wait_for(record, "cancelled")
-    assert "Ended by force" in ended.error
+    assert "Killed: the run did not stop" in ended.error
     wait_until(lambda: not processes.is_alive(ended.status["pid"], ended.status["pid_started"]))
     wait_until(lambda: DeviceLock("cpu").holder() is None)
-    assert ended.log_tail().count("Ended by force") == 1
+    assert ended.log_tail().count("Killed: the run did not stop") == 1
 
 
 def test_sigterm_ends_a_run_as_cancelled(place):
     record = jobs.launch("wait", {"steps": 10000, "pause": 0.01}, place)
     wait_until(lambda: read_run(record.path).progress[0] > 0)
     os.kill(read_run(record.path).status["pid"], signal.SIGTERM)
-    assert wait_for(record, "cancelled").error == "Cancelled on request."
+    assert wait_for(record, "cancelled").error == "Cancelled."
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,14 @@ def test_what_a_process_says_before_it_begins_is_in_the_log(place, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")  # this process does not know the command
     record = jobs.launch("wait", {"steps": 1}, place)
     lost = wait_for(record, "lost")
-    assert "No command 'wait'" in lost.log_tail()
+    assert "Unknown command 'wait'" in lost.log_tail()
+
+
+def test_a_run_started_in_another_folder_finds_the_project(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    launcher = jobs.LocalLauncher(root=place.root, cwd=tmp_path)
+    lost = wait_for(jobs.launch("wait", {"steps": 1}, place, launcher), "lost")
+    assert "Unknown command 'wait'" in lost.log_tail()
 
 
 def test_who_dies_while_starting_a_run_leaves_no_new_options_with_an_old_end(place, monkeypatch):
@@ -279,7 +286,7 @@ def test_a_folder_with_a_live_run_is_refused(place, tmp_path):
     argv = [sys.executable, "-m", "core", "wait", "--out", str(record.path), "--overwrite"]
     second = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert second.returncode == 2
-    assert "A run is going on in" in second.stderr
+    assert "A run is already in progress in" in second.stderr
     assert read_run(record.path).state == "running"
     (tmp_path / "go").touch()
     wait_for(record, "done")
@@ -297,7 +304,7 @@ def test_a_folder_that_a_page_prepared_is_not_taken_by_another(place):
     argv = [sys.executable, "-m", "core", "wait", "--out", str(folder)]
     second = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert second.returncode == 2
-    assert "A run is going on" in second.stderr
+    assert "A run is already in progress" in second.stderr
 
 
 def test_restart_from_another_folder_keeps_paths(place, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_results_of_another_command_are_not_overwritten_even_when_asked(place, t
     out = tmp_path / "out"
     assert execute(*wait_command(out, steps=1)) == 0
     _, spec = wait_command(out, steps=1)
-    with pytest.raises(OutputError, match="holds a run of wait"):
+    with pytest.raises(OutputError, match="already contains a wait run"):
         execute(commands.get("stubborn"), spec, overwrite=True)
     assert read_run(out).state == "done"
 
@@ -153,7 +153,7 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_file(place, tmp_path):
     argv = [sys.executable, "-c", limited, "wait", "--out", str(out), "--megabytes", "3"]
     ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "big.csv: File too large. Free space" in ended.stderr
+    assert "big.csv: File too large. Free up disk space" in ended.stderr
     record = read_run(out)
     assert record.state == "failed"
     assert record.error == f"Cannot write {out / 'big.csv'}: File too large."
@@ -190,7 +190,7 @@ def test_ctrl_c_gives_130(place, tmp_path, number, state):
     os.kill(process.pid, number)
     _, text = process.communicate(timeout=20)
     assert process.returncode == state
-    assert text.count("Cancelled on request.") == 1
+    assert text.count("Cancelled.") == 1
     assert "Traceback" not in text
     assert read_run(out).state == "cancelled"
 
@@ -202,7 +202,7 @@ def test_a_second_ctrl_c_ends_a_run_that_does_not_look(place, tmp_path):
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert "work begins" in process.stderr.readline()
     os.kill(process.pid, signal.SIGINT)
-    assert "Ctrl-C once more stops at once" in process.stderr.readline()
+    assert "Press Ctrl-C again to stop at once" in process.stderr.readline()
     assert read_run(out).state == "running"
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=15)  # well within the grace after which it ends itself
@@ -273,6 +273,6 @@ def test_two_starts_at_once_in_one_folder(place, tmp_path):
     prepare(out)
     with (out / ".run/lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="A run is going on"):
+        with pytest.raises(OutputError, match="A run is already in progress"):
             execute(*wait_command(out))
     assert execute(*wait_command(out, steps=1)) == 0

@@ -71,7 +71,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="Cannot write .*file/a.json"):
         workspace.write_json(tmp_path / "file/a.json", {})
-    with pytest.raises(OutputError, match="Cannot make a run directory"):
+    with pytest.raises(OutputError, match="Cannot create a run directory"):
         Workspace(tmp_path / "file").new_dir("prune")
 
 
@@ -109,7 +109,7 @@ def test_live_runs_are_told_from_lost_ones(where):
     assert read_run(reused).state == "lost"
     assert read_run(gone).state == "lost"
     assert read_run(done).state == "done"
-    assert "process is gone" in read_run(gone).error
+    assert "process exited without reporting" in read_run(gone).error
     assert "restart" in read_run(gone).hint
     assert read_run(done).error == ""
 
@@ -178,7 +178,7 @@ def test_runs_are_listed_newest_first_and_found(where, tmp_path, monkeypatch):
     assert where.find(str(old)).path == old
     where.rename(read_run(old), "  my   run ")
     assert where.find("my run").id == old.name
-    with pytest.raises(InputError, match="called 'my run' already"):
+    with pytest.raises(InputError, match="already named 'my run'"):
         where.rename(read_run(new), "my run")
     where.rename(read_run(old), "")
     assert read_run(old).name == old.name
