@@ -29,7 +29,10 @@ OPTIONS = {
     ),
     "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
     "Distillation": (("distil", "kl_weight"),),
-    "Memory and device": (("gradient_checkpointing", "retry"), ("device", "dtype", "dense")),
+    "Memory and device": (
+        ("gradient_checkpointing", "fused", "retry"),
+        ("device", "dtype", "dense"),
+    ),
 }
 
 
@@ -109,7 +112,7 @@ def outlook(spec: RetrainSpec) -> str:
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
         f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
         f"{plan['tokens_per_sequence']:.0f} tokens a sequence, "
-        f"{plan['tokens_with_loss_share']:.0%} of them with a loss."
+        f"{plan['tokens_with_loss_share']:.0%} of them with a loss. " + history.layers_note(plan)
     )
     for warning in plan["warnings"]:
         st.warning(warning)

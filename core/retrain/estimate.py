@@ -17,7 +17,7 @@ from typing import Any
 
 from core.checkpoint import families, headers, locate
 from core.checkpoint.headers import DTYPE_BYTES, CheckpointInfo, TensorIndex
-from core.retrain import rows
+from core.retrain import layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
@@ -30,7 +30,6 @@ SHOWN_ROWS = 8
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed for small models in float32 on one core; stated with the time."""
 MIB = 2**20
-LARGE = 1_000_000_000
 
 
 def estimate(spec: RetrainSpec) -> dict[str, Any]:
@@ -54,7 +53,10 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     tokens = round(mean * settings.steps * settings.batch)
     device, free = free_memory(spec.device)
     trainable = trainable_parameters(spec, folder, info)
-    memory = memory_parts(spec, settings, info, trainable, device, max(lengths))
+    reason = layers.why_stock(spec, info.parameters, headers.read_config(folder / "config.json"))
+    memory = memory_parts(
+        spec, settings, info, trainable, device, max(lengths), fused=reason is None
+    )
     needed = sum(memory.values())
     flops = training_flops(spec, info, tokens)
     speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
@@ -88,6 +90,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "sequences": count,
         "counted_all_rows": scale == 1.0,
         "settings": asdict(settings),
+        "fused": reason is None,
+        "not_fused_because": reason,
         "tokens": tokens,
         "tokens_with_loss_share": sum(r.items for r in found.train)
         / sum(len(r.ids) for r in found.train),
@@ -131,33 +135,70 @@ def memory_parts(
     trainable: int,
     device: str,
     longest: int,
+    *,
+    fused: bool,
 ) -> dict[str, int]:
     """Return bytes by purpose for the longest micro-batch; see the module docstring."""
     held, computed = _widths(spec, info, device)
     lora = spec.method == "lora"
     tokens = settings.micro_batch * longest
-    # What backward needs of a block per token: its input and two normed inputs, attention's four
-    # projections, two residuals, and gate, up, their product; adapters keep their own inputs.
-    query = info.heads * info.head_dim
-    attention = query * 2 + info.kv_heads * info.head_dim * 2
-    block = (5 * info.hidden + 2 * attention + 4 * info.intermediate) * computed
-    if lora:
-        inputs = {"down_proj": info.intermediate, "o_proj": query}
-        block += sum(inputs.get(name, info.hidden) for name in spec.targets) * 4
-    recompute = spec.gradient_checkpointing == "on" or (
-        spec.gradient_checkpointing == "auto" and info.parameters > LARGE
-    )
-    kept = info.hidden * computed * info.blocks + block if recompute else block * info.blocks
+    if fused:
+        block = fused_block(spec, info, device, held, computed)
+    else:
+        block = stock_block(spec, info, computed)
+    kept = block * info.blocks
+    if layers.recomputes(spec, info.parameters):
+        kept = info.hidden * computed * info.blocks + block
+    # The hand-written layers keep the weights of all blocks in the precision of the computation.
+    copies = info.parts["blocks"] * computed if fused and held != computed else 0
     teacher = info.parameters * computed if spec.distil else 0
     return {
         "weights": info.parameters * held + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),
         "optimiser": 2 * trainable * (4 if lora else held),
-        "activations": tokens * kept,
+        "activations": round(tokens * kept) + copies,
         # Logits, their float32 copy and its gradient; less where few tokens have a loss.
         "logits": tokens * info.vocab * (computed + 8),
         "teacher": teacher,
     }
+
+
+def stock_block(spec: RetrainSpec, info: CheckpointInfo, computed: int) -> float:
+    """Return the bytes per token that the backward pass of one stock block keeps.
+
+    These are its input and two normed inputs, attention's four projections, two residuals, and
+    gate, up and their product. Adapters keep their own inputs, in float32.
+    """
+    query = info.heads * info.head_dim
+    attention = query * 2 + info.kv_heads * info.head_dim * 2
+    block = (5 * info.hidden + 2 * attention + 4 * info.intermediate) * computed
+    return block + (4 * sum(_inputs(spec, info)) if spec.method == "lora" else 0)
+
+
+def fused_block(
+    spec: RetrainSpec, info: CheckpointInfo, device: str, held: int, computed: int
+) -> float:
+    """Return the bytes per token that `core.retrain.fused` keeps of one block.
+
+    These are two residuals and their normed copies, queries, keys, values (keys and values are
+    repeated to the number of query heads if they have fewer), attention's output, and gate, up and
+    their product. An adapter keeps ``rank`` numbers and what dropout drew: an 8-byte position for
+    each dropped element on the CPU, a byte for each element on a GPU.
+    """
+    query, key = info.heads * info.head_dim, info.kv_heads * info.head_dim
+    attention = 2 * query + 2 * key + (2 * query if key < query else 0)
+    block = 2 * info.hidden * held
+    block += (2 * info.hidden + attention + 3 * info.intermediate) * computed
+    if spec.method != "lora":
+        return block
+    mask = 0.0 if not spec.dropout else 8 * spec.dropout if device == "cpu" else 1
+    return block + len(spec.targets) * spec.rank * computed + mask * sum(_inputs(spec, info))
+
+
+def _inputs(spec: RetrainSpec, info: CheckpointInfo) -> list[int]:
+    """Return the input size of every projection that has an adapter."""
+    sizes = {"down_proj": info.intermediate, "o_proj": info.heads * info.head_dim}
+    return [sizes.get(name, info.hidden) for name in spec.targets]
 
 
 def _widths(spec: RetrainSpec, info: CheckpointInfo, device: str) -> tuple[int, int]:

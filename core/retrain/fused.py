@@ -12,7 +12,6 @@ Parameters, their names and what is saved stay the same, and so does every resul
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from core.checkpoint import families
+from core.retrain.layers import unsupported
 from core.retrain.loss import causal_of
 from core.retrain.spec import PROJECTIONS
 
@@ -36,21 +35,13 @@ _CACHES = ("cache", "past_key_values", "past_key_value")
 def install(model: Any) -> int:
     """Let the layers of ``model`` (also under peft) compute as described; return how many do.
 
-    None do in families with norms on queries and keys, with attention other than sdpa, or with a
-    transformers whose layers return tuples.
+    Returns 0 and leaves the model alone if it is not supported (`core.retrain.layers`) or its
+    attention is not torch's scaled_dot_product_attention.
     """
     config = model.config
-    family = families.FAMILIES.get(config.model_type.removeprefix(families.CUSTOM_PREFIX))
-    if (
-        family is None
-        or family.qk_norm
-        or getattr(config, "_attn_implementation", None) != "sdpa"
-        or config.hidden_act != "silu"
-    ):
+    if unsupported(config.to_dict()) or config._attn_implementation != "sdpa":
         return 0
     layers = causal_of(model).model.layers
-    if inspect.signature(type(layers[0]).forward).return_annotation is not Tensor:
-        return 0
     for layer in layers:
         layer.forward = _forward_of(layer, layer.forward)
     return len(layers)

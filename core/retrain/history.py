@@ -163,6 +163,13 @@ def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def layers_note(plan: Mapping[str, Any]) -> str:
+    """Return which decoder layers a dry run says will train, as a sentence."""
+    if plan["fused"]:
+        return "Hand-written layers."
+    return f"Layers of transformers and peft: {plan['not_fused_because']}."
+
+
 def count(value: float) -> str:
     """Return a number of things as people say it: 950, 12.3 k, 4.5 M, 7.0 B."""
     for unit in ("", " k", " M"):

@@ -258,6 +258,8 @@ def write_results(
             "loss_last_step": watcher.last_loss,
             "trainable_parameters": trainable,
             "parameters": session.info.parameters,
+            "fused": session.fused_layers > 0,
+            "not_fused_because": session.why_stock,
             "tokens": trainer.tokens,
             "training_s": watcher.training_s,
             "tokens_per_s": trainer.tokens / watcher.training_s if watcher.training_s else None,

@@ -21,7 +21,7 @@ from core.errors import (
 from core.model.loading import load_model, load_tokenizer
 from core.model.memory import free_memory, is_out_of_memory
 from core.model.precision import resolve_device, resolve_dtype
-from core.retrain import batches, diagnostics, fused, rows, weights
+from core.retrain import batches, diagnostics, fused, layers, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
@@ -35,9 +35,6 @@ from core.runs.workspace import write_json, write_text
 
 if TYPE_CHECKING:
     from core.runs.run import Run
-
-LARGE = 1_000_000_000
-"""From so many parameters on, activations are recomputed by default."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,10 @@ class Session:
         self.rows = rows.prepare(spec, encoder, vocab=self.info.vocab, context=self.info.context)
         self.sequences = batches.sequences(self.rows.train, layout_of(spec), spec.cutoff, spec.seed)
         self.settings = settings_of(spec, len(self.sequences), self.info.parameters)
+        config = headers.read_config(self.folder / "config.json")
+        self.why_stock = layers.why_stock(spec, self.info.parameters, config)
+        """Why the hand-written layers are not used, None if they are."""
+        self.fused_layers = 0
         self.findings: list[Finding] = []
         self.dense_loss: float | None = None
         self.teacher: Any = None
@@ -141,7 +142,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
-            "retention", "also", "questions",
+            "retention", "also", "questions", "fused",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {
@@ -228,13 +229,12 @@ class Session:
             model = weights.with_adapters(model, self.spec)
         else:
             model.requires_grad_(True)
-        wanted = self.spec.gradient_checkpointing
-        if wanted == "on" or (wanted == "auto" and self.info.parameters > LARGE):
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            enable = enable or model.gradient_checkpointing_enable  # its name until transformers 5
-            enable({"use_reentrant": False})
+        if layers.recomputes(self.spec, self.info.parameters):
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if self.why_stock is None:
+            self.fused_layers = fused.install(model)
         else:
-            fused.install(model)
+            self.progress.log(f"Using the layers of transformers: {self.why_stock}.")
         return model
 
     def objective(self) -> Objective:

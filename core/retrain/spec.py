@@ -130,6 +130,14 @@ class RetrainSpec(DeviceOptions):
         group="memory",
         help="Recompute activations to save memory. auto: on for models above 1e9 parameters.",
     )
+    fused: str = option(
+        "auto",
+        choices=("auto", "off"),
+        group="memory",
+        help="Hand-written decoder layers, which are faster and take less memory. auto: use them "
+        "if the model is supported and activations are not recomputed; off: use the layers of "
+        "transformers and peft.",
+    )
     retry: bool = option(
         False,
         group="memory",

@@ -102,6 +102,7 @@ def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, te
     wait(page, lambda p: any(m.label == "Trainable" for m in p.metric))
     labels = {m.label: m.value for m in page.metric}
     assert labels["Steps"] == "4,000 x 16"
+    assert any("Hand-written layers." in c.value for c in page.caption)
 
     widget(page.button, "Start retraining").click().run()
     widget(page.button, "Start retraining")._value = True  # a browser's fast second click
@@ -156,7 +157,7 @@ def test_a_finished_run_by_its_address(here, pruned):
 
 def test_settings_are_used_again(here, pruned, texts):
     spec = {"checkpoint": "cut", "method": "full", "data": texts, "steps": 7, "lr": 0.5,
-            "targets": ["q_proj"], "out": "x", "distil": True}  # fmt: skip
+            "targets": ["q_proj"], "out": "x", "distil": True, "fused": "off"}  # fmt: skip
     page = AppTest.from_file(APP, default_timeout=60)
     page.session_state["run_settings"] = {"retrain": spec}  # as the Jobs page leaves it
     page.run().switch_page("pages/retrain.py").run()
@@ -165,7 +166,15 @@ def test_settings_are_used_again(here, pruned, texts):
     assert widget(page.number_input, "Steps").value == 7
     assert widget(page.number_input, "Learning rate").value == 0.5
     (line,) = [c.value for c in page.code if "core retrain" in c.value]
-    for part in ("cut", "--method full", "--steps 7", "--lr 0.5", "--distil", f"--data {texts}"):
+    for part in (
+        "cut",
+        "--method full",
+        "--steps 7",
+        "--lr 0.5",
+        "--distil",
+        "--fused off",
+        f"--data {texts}",
+    ):
         assert part in line
 
 

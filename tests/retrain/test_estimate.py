@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from core.benchmark.meter import tensor_peak
+from core.checkpoint import headers
 from core.errors import OptionError
-from core.retrain import estimate
+from core.model.loading import load_model
+from core.retrain import estimate, fused, weights
 from core.retrain.spec import RetrainSpec, settings_of
+from core.retrain.trainer import Objective
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"template": "plain", "cutoff": 128, "device": "cpu"}
@@ -105,6 +111,46 @@ def test_lora_needs_less_memory_than_full(tiny_gqa, tasks):
     assert lora["optimiser"] < full["optimiser"] / 2
     small = estimate.estimate(spec(tiny_gqa, tasks, gradient_checkpointing="on"))["memory_bytes"]
     assert small["activations"] < lora["activations"] / 2
+
+
+@pytest.mark.parametrize("variant", ["mha", "gqa"])
+@pytest.mark.parametrize(("method", "dropout"), [("lora", 0.05), ("lora", 0.5), ("full", 0.0)])
+@pytest.mark.parametrize("by_hand", [True, False], ids=["fused", "stock"])
+def test_activations_are_near_the_measured_peak(tmp_path, variant, method, dropout, by_hand):
+    tiny.write(tmp_path, variant, hidden_size=128, intermediate_size=384, num_hidden_layers=8)
+    made = spec(tmp_path, "d", method=method, dropout=dropout, micro_batch=4, batch=4)
+    info = headers.inspect(tmp_path)
+    model = load_model(tmp_path, torch.device("cpu"), torch.float32).requires_grad_(True)
+    if method == "lora":
+        model = weights.with_adapters(model.requires_grad_(False), made)
+    if by_hand:
+        assert fused.install(model) == 8
+    ids = torch.randint(5, 300, (4, 128), generator=torch.Generator().manual_seed(1))
+    objective = Objective(torch.device("cpu"))
+    batch = {"input_ids": ids, "labels": ids, "items": ids.numel()}
+    peak = tensor_peak(lambda: objective(model.train(), batch)[0].backward())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = settings_of(made, 1, info.parameters)
+    parts, other = (
+        estimate.memory_parts(made, settings, info, trainable, "cpu", 128, fused=f)
+        for f in (by_hand, not by_hand)
+    )
+    expected = parts["activations"] + parts["logits"] + parts["gradients"]
+    assert 0.85 < expected / peak < 1.3
+    assert (parts["activations"] < other["activations"]) == by_hand
+
+
+def test_the_dry_run_reports_which_layers_train(tiny_dir, tasks):
+    gqa, qwen3 = tiny_dir("gqa"), tiny_dir("qwen3")
+    reasons = {
+        None: spec(gqa, tasks),
+        "--fused off": spec(gqa, tasks, fused="off"),
+        "gradient checkpointing is on": spec(gqa, tasks, gradient_checkpointing="on"),
+        "Qwen3 normalises queries and keys": spec(qwen3, tasks),
+    }
+    for reason, made in reasons.items():
+        got = estimate.estimate(made)
+        assert (got["fused"], got["not_fused_because"]) == (reason is None, reason)
 
 
 @pytest.mark.parametrize(

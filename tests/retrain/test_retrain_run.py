@@ -14,7 +14,7 @@ from retrain_helpers import execute, summary
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.retrain import rows, session, trainer, weights
+from core.retrain import fused, rows, session, trainer, weights
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec
 from core.runs.workspace import read_run
@@ -244,6 +244,41 @@ def test_divergence_falls_back_to_the_start_where_nothing_was_better(options, tm
     assert got["heldout_loss_after"] == got["heldout_loss_before"]
     assert got["kept_step"] == 0
     assert not any(w.any() for n, w in weights_of(tmp_path / "run").items() if "lora_B" in n)
+
+
+def test_fused_layers_train_unless_switched_off(options, tmp_path, monkeypatch):
+    """Both ways end at the same weights; with off, no hand-written layer computes anything."""
+    calls = []
+    usual = fused._forward
+
+    def counted(ctx, x, positions, mask, how, *rest):
+        calls.append(how.learning)
+        return usual(ctx, x, positions, mask, how, *rest)
+
+    monkeypatch.setattr(fused, "_forward", counted)
+    options = {**options, "dropout": 0.0}
+    assert execute(**{**options, "out": str(tmp_path / "auto")}) == 0
+    assert sum(calls) == 6 * 2 * 3  # steps, micro-batches and layers; evaluations learn nothing
+    calls.clear()
+    assert execute(**{**options, "out": str(tmp_path / "off"), "fused": "off"}) == 0
+    assert calls == []
+    auto, off = summary(tmp_path / "auto"), summary(tmp_path / "off")
+    assert (auto["fused"], auto["not_fused_because"]) == (True, None)
+    assert (off["fused"], off["not_fused_because"]) == (False, "--fused off")
+    assert auto["heldout_loss_after"] == pytest.approx(off["heldout_loss_after"], abs=1e-4)
+    assert auto["heldout_loss_after"] < auto["heldout_loss_before"] - 0.05
+    other = weights_of(tmp_path / "off")
+    for name, weight in weights_of(tmp_path / "auto").items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_model_that_is_not_supported_trains_with_stock_layers(tiny_dir, tasks, tmp_path):
+    out = tmp_path / "run"
+    options = {**LORA, "steps": 1, "checkpoint": str(tiny_dir("qwen3")), "data": tasks}
+    assert execute(**options, out=str(out)) == 0
+    got = summary(out)
+    assert got["fused"] is False
+    assert got["not_fused_because"] == "Qwen3 normalises queries and keys"
 
 
 def limit_memory(monkeypatch, options, most):
