@@ -1,4 +1,4 @@
-"""The dashboard's first page: what this is, what is loaded, and what to do next."""
+"""Home page: what Depthcut is, which checkpoint is active, and what to do next."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from core.words import size
 frame.start("Home")
 st.title("Depthcut")
 st.markdown(
-    "A language model is a stack of equal blocks, and some of them hardly matter.  \n"
+    "A language model is a stack of identically built blocks, and some of them hardly matter.  \n"
     "Depthcut measures what each block is worth, drops the ones you choose, and writes a smaller "
     "checkpoint that any tool can load.  \n"
-    "Whole blocks run one after another, so each one dropped makes generation faster, even for a "
+    "Blocks run one after another, so every block dropped makes generation faster, even for a "
     "single user."
 )
 
@@ -40,24 +40,24 @@ tiles[3].metric(f"Weights, {info.dtype}", weights, border=True)
 
 st.subheader("Next step")
 if not scored:
-    st.markdown("Measure what every block is worth. It takes seconds on a small model.")
+    st.markdown("Measure what every block is worth. This takes seconds on a small model.")
     frame.step("importance", "Score the blocks")
 elif not pruned:
-    st.markdown("The blocks are scored. Choose the ones to drop, and see what it costs.")
+    st.markdown("The blocks are scored. Choose which ones to drop and see what that costs.")
     frame.step("prune", "Choose blocks to drop")
 else:
     st.markdown(
-        f"{len(pruned)} pruned {'checkpoint' if len(pruned) == 1 else 'checkpoints'} of it so far, "
-        f"the last one `{pruned[0].name}`. Bring its quality back, judge it, or compare."
+        f"{len(pruned)} pruned {'variant' if len(pruned) == 1 else 'variants'} so far; "
+        f"the latest is `{pruned[0].name}`. Retrain, evaluate or compare them."
     )
     with st.container(horizontal=True):
-        frame.link("retrain", "Restore its quality")
-        frame.link("evaluate", "Judge it")
+        frame.link("retrain", "Retrain a variant")
+        frame.link("evaluate", "Evaluate a variant")
         frame.link("compare", "Compare variants")
         frame.link("prune", "Try another choice")
 
 st.subheader("Recipes")
-st.caption("A chain of runs with one verdict, on the active checkpoint.")
+st.caption("Each recipe is a chain of runs on the active checkpoint that ends in one verdict.")
 recipes.cards(name)
 
 with st.expander("Another checkpoint"):

@@ -1,4 +1,4 @@
-"""Checkpoint: what the model is, and where its parameters are. Only headers are read."""
+"""Checkpoint: what the model is and where its parameters are. Reads headers only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ st.subheader("Where the parameters are")
 st.plotly_chart(
     parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."
 )
-st.caption("Counted from config and safetensors headers; no weight was loaded.")
+st.caption("Counted from config.json and the safetensors headers; no weights were loaded.")
 
 left, right = st.columns(2)
 with left:
@@ -42,7 +42,7 @@ with left:
         "MLP size": f"{info.intermediate:,}",
         "query heads": f"{info.heads}",
         "key/value heads": f"{info.kv_heads}",
-        "head width": f"{info.head_dim}",
+        "head dimension": f"{info.head_dim}",
         "vocabulary": f"{info.vocab:,}",
         "context": f"{info.context:,} tokens",
         "tied embeddings": "yes" if info.tied else "no",
@@ -63,7 +63,7 @@ with right:
     ]
     cache = f"cache, {min(info.context, 4096):,} tokens"
     st.table(pd.DataFrame(rows, columns=["", "weights", cache]).set_index(""))
-    st.caption("Worked out from the shapes; activations come on top.")
+    st.caption("Computed from the shapes; activations are not included.")
 
 st.subheader("Blocks")
 table = pd.DataFrame(
@@ -74,6 +74,6 @@ table = pd.DataFrame(
 )
 st.dataframe(table, hide_index=True, height=min(400, 38 + 35 * len(table)))
 st.download_button("blocks.csv", table.to_csv(index=False), "checkpoint_blocks.csv", "text/csv")
-st.caption("The same from the command line:")
+st.caption("Equivalent command:")
 st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
 frame.step("importance", "Next: score the blocks")

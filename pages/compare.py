@@ -1,4 +1,4 @@
-"""Compare: quality against cost of everything made from one checkpoint, and which one to take."""
+"""Compare: quality against cost for everything made from one checkpoint, and which to choose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKED: Any = "query-params"
 
 
 def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more: Any) -> Any:
-    """Draw a chart with its note, and offer its data and a web page of its own."""
+    """Draw a chart with its caption; offer its data as CSV and the chart as a web page."""
     name = key.rstrip("0123456789").rstrip("_")
     event = st.plotly_chart(
         figure if legend else go.Figure(figure).update_layout(showlegend=False),
@@ -48,21 +48,21 @@ def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more
 
 
 def csv_of(rows: list[Row]) -> str:
-    """Return rows as CSV; lists of blocks as 3,5."""
+    """Return rows as CSV; lists of blocks are written as 3,5."""
     flat = [{k: to_text(v) if isinstance(v, tuple) else v for k, v in r.items()} for r in rows]
     return pd.DataFrame(flat).to_csv(index=False)
 
 
 def looked_at(known: Study) -> Scene:
-    """Draw the choice of protocol and benchmark runs; return what there is to see."""
+    """Draw the choice of protocol and benchmark runs; return the scene they select."""
     columns = st.columns(2)
     protocols = {p.label: p for p in known.protocols}
     label = columns[0].selectbox(
-        "Perplexity by",
+        "Perplexity protocol",
         list(protocols) or ["not measured yet"],
         key="ppl_by",
         bind=ASKED,
-        help="Only perplexities of the same text, window and BOS compare.",
+        help="Perplexities are comparable only for the same text, window and BOS setting.",
     )
     benches = {b.id: b for b in known.benchmarks}
     chosen = columns[1].multiselect(
@@ -73,15 +73,15 @@ def looked_at(known: Study) -> Scene:
         bind=ASKED,
         format_func=lambda run: compare_view.run_label(benches[run]),
         placeholder="none",
-        help="Variants of one run were measured side by side. Of two measurements of a point the "
-        "newer counts.",
+        help="The variants of one run were measured side by side. If a point was measured twice, "
+        "the newer measurement counts.",
     )
     picked = [benches[b] for b in chosen]
     return compare_view.scene(known, protocols.get(label), picked, known_rates(state.workspace()))
 
 
 def point_of(scene: Scene) -> tuple[Cell, float | None]:
-    """Draw the ratio slider and the choice of batch and output; return the point looked at."""
+    """Draw the ratio slider and the choice of batch and output; return the selected point."""
     columns = st.columns([3, 1, 1])
     ratio = None
     if len(scene.ratios) > 1:
@@ -93,7 +93,7 @@ def point_of(scene: Scene) -> tuple[Cell, float | None]:
             value=middle,
             key="ratio",
             bind=ASKED,
-            help="Every chart shows, for each method, what is nearest to this ratio.",
+            help="For each method, every chart shows the variant closest to this ratio.",
         )
         ratio = words[picked]
     elif scene.ratios:
@@ -107,13 +107,13 @@ def point_of(scene: Scene) -> tuple[Cell, float | None]:
 
 
 def budget_of() -> choice.Budget:
-    """Draw the budget fields; empty is no limit."""
+    """Draw the budget fields; an empty field means no limit."""
     columns = st.columns(3)
     wide: dict[str, Any] = {"value": None, "min_value": 0.0, "bind": ASKED}
     wide |= {"placeholder": "any", "format": "%.4g"}
-    memory = columns[0].number_input("At most, GiB of memory", key="gib", step=0.5, **wide)
-    pace = columns[1].number_input("At most, ms a token", key="ms", step=1.0, **wide)
-    ppl = columns[2].number_input("Perplexity at most, times dense", key="x", step=0.05, **wide)
+    memory = columns[0].number_input("Max memory (GiB)", key="gib", step=0.5, **wide)
+    pace = columns[1].number_input("Max ms per token", key="ms", step=1.0, **wide)
+    ppl = columns[2].number_input("Max perplexity (x dense)", key="x", step=0.05, **wide)
     try:
         return choice.Budget(memory, pace, ppl)
     except DepthcutError as error:
@@ -122,13 +122,13 @@ def budget_of() -> choice.Budget:
 
 
 def choose(key: str) -> None:
-    """Make a candidate the chosen one, in the address too."""
+    """Select a candidate, also in the URL."""
     st.session_state["compare_chosen"] = st.query_params["point"] = key
     st.session_state["compare_clicks"] = st.session_state.get("compare_clicks", 0) + 1
 
 
 def clicked(chart: str) -> None:
-    """Take a click on a chart's point."""
+    """Select the candidate whose point on ``chart`` was clicked."""
     event = st.session_state.get(chart) or {}
     for point in event.get("selection", {}).get("points", []):
         if data := point.get("customdata"):
@@ -136,10 +136,13 @@ def clicked(chart: str) -> None:
 
 
 def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
-    """Draw perplexity against the ratio, with published figures over it where wished."""
+    """Draw perplexity against the ratio, with published figures if selected."""
     st.subheader("Quality against ratio")
     if not any(c.ppl for c in scene.found):
-        st.info("No perplexity was measured yet. Run a curve on the Prune page, or the recipe.")
+        st.info(
+            "No perplexity has been measured yet. Measure a curve on the Prune page, or run the "
+            "recipe."
+        )
         return
     columns = st.columns(2, vertical_alignment="bottom")
     source = columns[0].selectbox(
@@ -147,16 +150,16 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
         ["none", *published.sources()],
         key="published",
         bind=ASKED,
-        help="Other models, texts and machines: they only compare as times their own dense model. "
-        "Perplexities are drawn here, speed-ups over the panel against the ratio.",
+        help="Published on other models, data and hardware; compare them only relative to their "
+        "own dense baseline. Perplexities appear here, speed-ups in the cost panel against ratio.",
     )
-    relative = columns[1].toggle("As times the dense perplexity", key="relative", bind=ASKED)
+    relative = columns[1].toggle("Relative to dense", key="relative", bind=ASKED)
     overlay = published.over_dense(source) if source != "none" else []
     key = f"quality_{st.session_state.get('compare_clicks', 0)}"
     note = f"Measured: {scene.protocol.label if scene.protocol else ''}. Large: checkpoints; "
     note += f"small: plans. {compare_view.allowed(scene.at_ratio(ratio))}"
     if overlay:
-        note += f" Stars: published, WikiText-2, windows of 128, {source}."
+        note += f" Stars: published by {source} (WikiText-2, windows of 128 tokens)."
     figure = charts.quality(
         scene.found, at=ratio, relative=relative or bool(overlay), published=overlay, chosen=chosen
     )
@@ -167,7 +170,7 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
 def pareto_chart(
     scene: Scene, rows: list[Row], budget: choice.Budget, chosen: str, ratio: float | None
 ) -> None:
-    """Draw quality against a cost; a click chooses."""
+    """Draw quality against a cost; a click selects a candidate."""
     st.subheader("Quality against cost")
     names = {label: column for column, label in charts.AXES.items()}
     x = names[st.segmented_control("Cost", list(names), default=next(iter(names)), key="cost",
@@ -176,10 +179,15 @@ def pareto_chart(
     best = choice.best(rows, budget)
     st.markdown(compare_view.verdict(best, budget, len(fitting)))
     if best and best["key"] != chosen:
-        st.button("See this one", on_click=choose, args=(best["key"],), icon=":material/star:")
+        st.button(
+            "Show this candidate", on_click=choose, args=(best["key"],), icon=":material/star:"
+        )
     front = choice.frontier(rows, x)
     if not front:
-        st.info("Nothing has both a perplexity and this cost yet: measure below.")
+        st.info(
+            "No candidate has both a perplexity and this cost yet. Run a benchmark at the top of "
+            "the page."
+        )
         return
     key = f"pareto_{x}_{st.session_state.get('compare_clicks', 0)}"
     looks = {c.key: charts.look_of(c) for c in scene.found}
@@ -189,15 +197,15 @@ def pareto_chart(
         best=best["key"] if best and budget.is_set else "", chosen=chosen, limits=budget.limits,
     )  # fmt: skip
     note = (
-        "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over the budget. "
-        "Large: nearest to the ratio above."
+        "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over budget. "
+        "Large: closest to the ratio above."
     )
     shown(figure, key, note, on_select=lambda: clicked(key), selection_mode="points",
           alt="Perplexity against cost; a click on a point shows its plan.")  # fmt: skip
 
 
 def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
-    """Draw the chosen candidate: what is left of each block, its figures, and how to use it."""
+    """Draw the selected candidate: what remains of each block, its figures, how to use it."""
     if not chosen:
         st.caption("Click a point to see its plan.")
         return
@@ -205,7 +213,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
     found = next((c for c in scene.found if c.key == chosen), None)
     if row is None or found is None:
         st.warning(
-            f"{chosen} is not among these any more: it was deleted, or belongs to another "
+            f"{chosen} is no longer among these candidates: it was deleted or belongs to another "
             "checkpoint. Choose another point."
         )
         return
@@ -226,7 +234,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
                     state.set_checkpoint(found.variant.id)
                     st.rerun()
             elif found.is_plan and st.button(
-                "Take this plan to Prune", icon=":material/content_cut:", type="primary"
+                "Open this plan on the Prune page", icon=":material/content_cut:", type="primary"
             ):
                 where = {"drop": to_text(found.dropped), "model": scene.study.dense.id}
                 st.switch_page("pages/prune.py", query_params=where)
@@ -238,7 +246,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
 
 
 def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> None:
-    """Draw cost against batch size, output length and ratio."""
+    """Draw cost against batch size, output length or ratio."""
     st.subheader("Cost")
     if not scene.rows and not scene.guesses:
         return
@@ -279,7 +287,7 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
 
 
 def measured_on(scene: Scene) -> str:
-    """Return the line under every cost chart."""
+    """Return the caption of every cost chart."""
     if not scene.runs:
         return "Estimated from shapes; nothing was measured."
     summary = scene.runs[0].summary
@@ -287,7 +295,7 @@ def measured_on(scene: Scene) -> str:
     return (
         f"Measured on {summary.get('device')} ({summary.get('device_name')}), {kinds}, "
         f"{summary.get('input_tokens')} tokens in, seed {summary.get('seed')}."
-        + (" Peak memory is of tensors." if summary.get("peak_memory") == "tensors" else "")
+        + (" Peak memory counts tensors only." if summary.get("peak_memory") == "tensors" else "")
     )
 
 
@@ -323,8 +331,12 @@ known = study(state.workspace(), name)
 chosen = st.session_state.get("compare_chosen") or st.query_params.get("point", "")
 cold = not known.benchmarks and not known.protocols
 if cold:
-    st.info("Nothing was measured yet. Make variants of one size, or measure what there is.")
-with st.expander("Make and compare depth and width", expanded=cold, icon=":material/balance:"):
+    st.info(
+        "Nothing has been measured yet. Create variants of one size, or benchmark existing ones."
+    )
+with st.expander(
+    "Create and compare depth and width variants", expanded=cold, icon=":material/balance:"
+):
     compare_launch.recipe_form(known.dense.id)
 opened = state.form_is_open("benchmark", cold)
 with st.expander("Benchmark variants", expanded=opened, icon=":material/timer:"):
@@ -341,9 +353,7 @@ for problem in scene.problems():
     st.warning(problem)
 cell, ratio = point_of(scene)
 budget = budget_of()
-estimates = st.toggle(
-    "Also what was not measured, estimated", not scene.rows, key="estimates", bind=ASKED
-)
+estimates = st.toggle("Include estimates", not scene.rows, key="estimates", bind=ASKED)
 rows = scene.table(cell, estimates=estimates)
 findings.of_scene(scene, cell, budget)
 quality_chart(scene, ratio, chosen)

@@ -1,4 +1,4 @@
-"""Evaluate: what a checkpoint and its variants still can do, by the field's standards."""
+"""Evaluate: what a checkpoint and its variants can still do, on standard benchmarks."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ ASKED: Any = "query-params"
 
 
 def name_of(variant: Variant) -> str:
-    """Return how a run calls a variant: the run's id, or the dense checkpoint's name."""
+    """Return a variant as a run's options name it: its folder, or the dense checkpoint's name."""
     if variant.record is None:
         return variant.id
     return str(variant.folder or variant.record.path)
 
 
 def options(kept: dict[str, Any]) -> dict[str, Any]:
-    """Draw what to measure and return it as the command's options."""
+    """Draw the choice of what to measure; return it as the command's options."""
     columns = st.columns([2, 1, 1])
     given = ", ".join(kept.get("perplexity") or ("demo",))
     texts = columns[0].text_input(
         "Perplexity of", given, key="eval_texts",
-        help="demo, wikitext2, files or hub:NAME, with commas. Empty for none.",
+        help="demo, wikitext2, files or hub:NAME, separated by commas. Empty: none.",
     )  # fmt: skip
     window = columns[1].text_input(
         "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
-        help="The published settings are 128 and 2048; several with commas.",
+        help="Published settings are 128 and 2048. Separate several with commas.",
     )  # fmt: skip
     protocols = ("once", "window")
     bos = columns[2].selectbox(
         "BOS", protocols, protocols.index(kept.get("bos", "once")), key="eval_bos",
-        help="Once before the text, or in every window.",
+        help="Once before the text, or at the start of every window.",
     )  # fmt: skip
     columns = st.columns([2, 1, 1])
     offered = view.task_choices()
@@ -55,20 +55,20 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
     tasks = columns[0].multiselect(
         "Tasks", [*offered, *(t for t in wanted if t not in offered)], wanted, key="eval_tasks",
         accept_new_options=True, placeholder="none",
-        help="Presets (paper, demo, reasoning, domains), or any task that lm-eval knows: type it.",
+        help="Presets (paper, demo, reasoning, domains), or type any task that lm-eval knows.",
     )  # fmt: skip
     folder = columns[1].text_input(
-        "Folder of own tasks", kept.get("task_dir") or "", key="eval_dir", placeholder="none",
-        help="With lm-eval's YAML files.",
+        "Folder of custom tasks", kept.get("task_dir") or "", key="eval_dir", placeholder="none",
+        help="A folder with lm-eval YAML files.",
     )  # fmt: skip
     limit = columns[2].number_input(
-        "Questions of each task", 1, None, kept.get("limit"), key="eval_limit", placeholder="all",
-        help="Fewer are faster and less certain; compare only results with the same number.",
+        "Questions per task", 1, None, kept.get("limit"), key="eval_limit", placeholder="all",
+        help="Fewer is faster but less certain. Compare only results with the same number.",
     )  # fmt: skip
     each = st.toggle(
-        "Also without each single block", bool(kept.get("each_block")), key="eval_each",
+        "Repeat with each block removed", bool(kept.get("each_block")), key="eval_each",
         disabled=not tasks,
-        help="What removing each block costs on every task, one loaded model for all.",
+        help="Measures what removing each block costs on every task; the model is loaded once.",
     )  # fmt: skip
     return {
         "perplexity": view.texts_of(texts),
@@ -82,14 +82,14 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def launcher(known: Study) -> None:
-    """Draw the choice of checkpoints and measures, what it will take, and the button."""
+    """Draw the choice of checkpoints and measures, the estimated cost and the button."""
     kept = state.take_settings("evaluate")
     present = {v.id: v for v in known.variants if v.folder}
     labels = {v.id: v.label for v in present.values()}
     chosen = st.multiselect(
         "Checkpoints", list(present), list(present)[:1], key="eval_variants",
         format_func=lambda one: labels.get(one, one),
-        help="Each is a run of its own; they queue for the device.",
+        help="Each checkpoint is a separate run; the runs queue for the device.",
     )  # fmt: skip
     problem, specs = "", {}
     try:
@@ -116,8 +116,8 @@ def launcher(known: Study) -> None:
             "Evaluate", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
         )
         st.checkbox(
-            "Measure again", key="eval_fresh",
-            help="Else what an earlier run measured for the same content is taken from it.",
+            "Ignore cached results", key="eval_fresh",
+            help="By default, results already measured for identical inputs are reused.",
         )  # fmt: skip
     if pressed:
         started = []
@@ -130,7 +130,7 @@ def launcher(known: Study) -> None:
 
 
 def estimated(found: list[dict[str, Any]]) -> None:
-    """Draw what all runs together will take."""
+    """Draw the estimated cost of all runs together."""
     flops = [one["flops"] for one in found]
     seconds = [one["seconds"] for one in found]
     memory = max(one["memory_mib"] for one in found)
@@ -138,48 +138,49 @@ def estimated(found: list[dict[str, Any]]) -> None:
     work = (
         f"{sum(flops) / 1e9:,.0f} GFLOP, "
         if all(f is not None for f in flops)
-        else "operations not known before the data is loaded, "
+        else "operation count unknown until the data is loaded, "
     )
-    st.caption(f"Estimated: {time}{work}{memory:,.0f} MiB of memory at most.")
+    st.caption(f"Estimated: {time}{work}up to {memory:,.0f} MiB of memory.")
 
 
 def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
-    """Draw the download of a table."""
+    """Draw a table's download button."""
     st.download_button(
         name, lambda: view.csv_of(rows), name, "text/csv", on_click="ignore", key=f"get_{name}",
         type="tertiary", icon=":material/download:",
     )  # fmt: skip
 
 
-def overview(judged: list[Judged], chosen: list[Measure]) -> None:
-    """Draw the table over checkpoints, and the dots by task."""
+def overview(evaluated: list[Judged], chosen: list[Measure]) -> None:
+    """Draw the table of checkpoints and the dot chart by task."""
     st.subheader("Results")
-    rows = view.wide(judged, chosen)
+    rows = view.wide(evaluated, chosen)
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(640, 38 + 35 * len(rows)))
-    note = view.protocol_note(judged, chosen)
+    note = view.protocol_note(evaluated, chosen)
+    dense = evaluated[0].variant.label
     st.caption(
-        f"{note} In brackets: the difference to {judged[0].variant.label} with its standard error, "
-        "window by window and question by question; * is more than two of them."
+        f"{note} In brackets: the difference from {dense} with its standard error, paired by "
+        "window or question; * = more than two standard errors."
     )
-    downloaded("evaluation.csv", results.table(judged, chosen))
-    conflict = tokenizer_conflict(one.variant for one in judged)
+    downloaded("evaluation.csv", results.table(evaluated, chosen))
+    conflict = tokenizer_conflict(one.variant for one in evaluated)
     if conflict:
         st.warning(conflict)
     tasks = [m for m in chosen if m.kind == "task"]
     if tasks:
         st.subheader("By task")
-        figure = charts.task_dots(judged, tasks, view.chances())
-        st.plotly_chart(figure, key="task_dots", alt="Value of every task for every checkpoint.")
-        st.caption(f"{note} Bars: one standard error. Dotted: guessing, where it is known.")
+        figure = charts.task_dots(evaluated, tasks, view.chances())
+        st.plotly_chart(figure, key="task_dots", alt="Score of every checkpoint on every task.")
+        st.caption(f"{note} Bars: one standard error. Dotted: chance level, if known.")
 
 
 def skills(known: Study) -> None:
-    """Draw blocks against skills, for the runs that asked without each block."""
+    """Draw blocks against skills, for the runs that repeated tasks with each block removed."""
     found = results.block_rows(state.workspace(), known.dense)
     st.subheader("What each block is for")
     if not found:
         st.info(
-            "Not measured yet: switch on 'Also without each single block' above and choose tasks; "
+            "Not measured yet. Choose tasks above and switch on 'Repeat with each block removed'; "
             f"the demo has {len(SKILLS)} skills."
         )
         return
@@ -191,17 +192,17 @@ def skills(known: Study) -> None:
     limit = summary.get("limit")
     asked = f"the first {limit} questions of each task" if limit else "all questions"
     st.caption(
-        f"Measured: {known.dense.label}, {asked}, {summary['device']}, {summary['dtype']}. A dot: "
-        "the change is within two standard errors of zero, pair by pair. "
-        "Choose few questions for a quick look, many to be certain."
+        f"Measured: {known.dense.label}, {asked}, {summary['device']}, {summary['dtype']}. A dot "
+        "marks a change within two paired standard errors of zero. "
+        "Few questions give a quick look; many give certainty."
     )
     downloaded("skills.csv", [dict(zip(questions.BLOCK_COLUMNS, row, strict=True)) for row in rows])
 
 
-def flipped(judged: list[Judged], chosen: list[Measure]) -> None:
-    """Draw which questions two checkpoints answer differently."""
+def flipped(evaluated: list[Judged], chosen: list[Measure]) -> None:
+    """Draw the questions that two checkpoints answer differently."""
     tasks = {m.label: m for m in chosen if m.kind == "task"}
-    both = {label: [one for one in judged if m in one.cells] for label, m in tasks.items()}
+    both = {label: [one for one in evaluated if m in one.cells] for label, m in tasks.items()}
     labels = [label for label, found in both.items() if len(found) > 1]
     if not labels:
         return
@@ -221,18 +222,18 @@ def flipped(judged: list[Judged], chosen: list[Measure]) -> None:
             st.markdown(f"{icon} **{row['flip']}**, question {row['question']}")
             st.text(row["text"] if len(row["text"]) < 700 else "…" + row["text"][-700:])
             st.text(
-                f"right: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
+                f"correct: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
                 + (f"   (choices: {row['choices']})" if row["choices"] else "")
             )
     if len(rows) > 20:
-        st.caption(f"The first 20 of {len(rows)}; the file has all.")
+        st.caption(f"Showing the first 20 of {len(rows)}; the CSV file has all of them.")
     if rows:
         downloaded("flips.csv", rows)
 
 
 def calibration(known: Study) -> None:
-    """Draw whether an importance computed on one text holds on another, and start that recipe."""
-    st.subheader("Does an importance hold on another text")
+    """Draw whether a ranking computed on one text transfers to another; offer that recipe."""
+    st.subheader("Does the block ranking transfer to another dataset?")
     name = name_of(known.dense)
     found = view.calibration_runs(state.workspace(), name)
     if found:
@@ -240,16 +241,16 @@ def calibration(known: Study) -> None:
         summary = prune_view.summary_of(record)
         rows = summary["figures"]["table"]
         figure = charts.calibration_grid(rows)
-        st.plotly_chart(figure, key="grid", alt="Calibration text against the text judged on.")
+        st.plotly_chart(figure, key="grid", alt="Calibration text against evaluation text.")
         st.markdown(summary["verdict"])
         st.caption(" ".join(summary["findings"]))
         downloaded("calibration.csv", rows)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         texts = st.text_input(
-            "Two texts", key="grid_texts", placeholder="demo: stories and instructions",
-            help="A,B: each is calibrated on and judged on. Empty for the demo's.",
+            "Two datasets", key="grid_texts", placeholder="demo: stories and instructions",
+            help="A,B: each is used for calibration and for evaluation. Empty: the demo's two.",
         )  # fmt: skip
-        pressed = st.button("Compare texts", icon=":material/grid_on:", key="grid_start")
+        pressed = st.button("Compare datasets", icon=":material/grid_on:", key="grid_start")
     try:
         values = {"name": "calibration", "checkpoint": name, "data": texts}
         spec = build(RecipeSpec, {**values, "out": "DIR"})
@@ -269,8 +270,8 @@ frame.start("Evaluate")
 name = state.active_checkpoint()
 state.inspect(name)
 known = study(state.workspace(), name)
-judged = results.gather(state.workspace(), [v for v in known.variants if v.folder])
-measured = [one for place, one in enumerate(judged) if one.cells or place == 0]
+gathered = results.gather(state.workspace(), [v for v in known.variants if v.folder])
+measured = [one for place, one in enumerate(gathered) if one.cells or place == 0]
 empty = not any(one.cells for one in measured)
 opened = state.form_is_open("evaluate", empty)
 with st.expander("New run", expanded=opened, icon=":material/tune:"):
@@ -282,7 +283,7 @@ if not empty:
     limit = asked[0] if asked else None
     if len(asked) > 1:
         limit = st.selectbox(
-            "Show tasks asked with", asked, key="shown_limit",
+            "Question limit", asked, key="shown_limit",
             format_func=lambda n: f"the first {n} questions" if n else "all questions",
         )  # fmt: skip
     chosen = results.measures(measured, limit)

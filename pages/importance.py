@@ -1,4 +1,4 @@
-"""Importance: what each block is worth, by every criterion, from one run."""
+"""Importance: what each block is worth by every criterion, measured in one run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TABLES = (
     "greedy.csv",
     "sublayers.csv",
 )
-"""Tables that a run may have left, each offered for download."""
+"""Tables that a run may have written, each offered for download."""
 
 
 def launcher(name: str) -> str:
-    """Draw the settings, what they will take, the command, and the button.
+    """Draw the settings, their estimated cost, the command and the button.
 
-    Returns the id of the run to watch; empty where there is none.
+    Returns the id of the run to watch; empty if there is none.
     """
     kept = state.take_settings("importance")
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
@@ -55,7 +55,7 @@ def launcher(name: str) -> str:
             time = f"about {seconds:.0f} s, " if seconds else ""
             st.caption(
                 f"Estimated: {time}{estimate['flops'] / 1e9:,.0f} GFLOP, "
-                f"{estimate['memory_mib']:,.0f} MiB of memory for weights and states."
+                f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."
             )
             st.code(jobs.command_line("importance", spec), "bash", wrap_lines=True)
     except DepthcutError as error:
@@ -78,23 +78,23 @@ def launcher(name: str) -> str:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def table(path: str, _stamp: int) -> pd.DataFrame:
-    """Return a CSV file of a run."""
+    """Return the CSV file at ``path``; cached until the file changes."""
     return pd.read_csv(path)
 
 
 def read(record: RunRecord, name: str) -> pd.DataFrame | None:
-    """Return one of the run's tables, or None where it has none."""
+    """Return one of the run's tables, or None if the run did not write it."""
     path: Path = record.path / name
     return table(str(path), path.stat().st_mtime_ns) if path.is_file() else None
 
 
 def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
-    """Draw the perplexity bars with the switch to the useful band."""
+    """Draw the perplexity bars with a switch that clips outliers."""
     st.subheader("Perplexity without each block")
     values, dense = blocks["ppl"].tolist(), summary.get("dense_ppl")
     top = charts.useful_top(values, dense)
     zoom = bool(top) and st.toggle(
-        "Zoom to the useful band", key="zoom_bars", help="Cuts the highest bars off."
+        "Clip outliers", key="zoom_bars", help="Cuts off the tallest bars."
     )
     figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
     st.plotly_chart(figure, key="ppl_bars", alt="Perplexity without each block.")
@@ -102,28 +102,28 @@ def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
 
 
 def by_row(samples: pd.DataFrame, note: str) -> None:
-    """Draw the perplexity of every calibration row without each block."""
+    """Draw each calibration row's perplexity without each block."""
     st.subheader("Perplexity by calibration row")
     table = charts.row_perplexity(samples)
     top = charts.useful_top(table.to_numpy().ravel().tolist(), None)
     zoom = bool(top) and st.toggle(
-        "Colours for the useful band",
+        "Clip the colour scale",
         value=True,
         key="zoom_rows",
-        help="Blocks without which nothing works share the scale's last colour.",
+        help="Blocks that the model cannot do without share the last colour of the scale.",
     )
     figure = charts.sample_heatmap(samples, top=top if zoom else None)
     st.plotly_chart(figure, key="samples", alt="Perplexity of each row without each block.")
     st.caption(
-        f"{note} Compare with the dense row on top: a cell of the same colour means that this "
+        f"{note} Compare with the dense row at the top: a cell of the same colour means that this "
         "text hardly needs the block."
     )
 
 
 def module_heatmap(weights: pd.DataFrame, column: str, title: str, blocks: int) -> None:
-    """Draw one criterion by module; a click on a column drops its block in the Prune page's plan.
+    """Draw one criterion by module; clicking a column drops its block in the Prune page's plan.
 
-    A click changes the figure, which drops the chart's own selection: the choice is the pad's.
+    A click redraws the figure, which clears the chart's own selection; the pad keeps the choice.
     """
     pad = prune_pad.plan_elsewhere()
     even = st.toggle("Compare within each module", key=f"rows_{column}")
@@ -134,30 +134,30 @@ def module_heatmap(weights: pd.DataFrame, column: str, title: str, blocks: int) 
         key=key,
         on_select=lambda: prune_pad.clicked(key, blocks),
         selection_mode="points",
-        alt=f"{title}: module x block; a click on a column drops the block or keeps it.",
+        alt=f"{title}: module x block; click a column to drop or keep its block.",
     )
     chosen = ", ".join(map(str, pad.drop)) or "none"
     st.caption(f"Click a column to drop its block in plan {pad.active}. Chosen: {chosen}.")
 
 
 def searched(record: RunRecord, summary: dict, note: str) -> None:
-    """Draw greedy removal and the scores of sublayers, where they were asked for."""
+    """Draw greedy removal and the sublayer scores, if the run has them."""
     greedy, parts = read(record, "greedy.csv"), read(record, "sublayers.csv")
     dense = summary.get("dense_ppl")
     if greedy is not None:
         st.subheader("Greedy removal (SLEB)")
         figure = charts.greedy_line(greedy, dense)
-        st.plotly_chart(figure, key="greedy", alt="Perplexity after every round of removal.")
-        st.caption(f"{note} Each round drops the block that the pruned model misses least.")
+        st.plotly_chart(figure, key="greedy", alt="Perplexity after every removal round.")
+        st.caption(f"{note} Each round removes the block whose removal increases perplexity least.")
     if parts is not None:
         st.subheader("Perplexity without attention or MLP")
         figure = charts.sublayer_bars(parts, dense)
         st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
-        st.caption(f"{note} Parts can be ranked here; cutting removes whole blocks.")
+        st.caption(f"{note} Sublayers are only ranked here; pruning removes whole blocks.")
 
 
 def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
-    """Draw a download of every table; files are read when asked for."""
+    """Draw a download button for every table; a file is read only when it is downloaded."""
     st.caption("Download")
     with st.container(horizontal=True):
         for file in TABLES:
@@ -178,7 +178,7 @@ def results(record: RunRecord) -> None:
     """Draw everything that the run measured."""
     summary, blocks = known.summary_of(record), read(record, "blocks.csv")
     if blocks is None or not summary:
-        st.info("This run has left no results.")
+        st.info("This run did not write any results.")
         return
     note = known.measured_on(summary)
     tiles = st.columns(4)
@@ -202,7 +202,9 @@ def results(record: RunRecord) -> None:
     if angular is not None:
         st.subheader("Angular distance")
         st.plotly_chart(charts.angular_triangle(angular), key="angular", alt="Start x length.")
-        st.caption(f"{note} Ringed: where a cut of that length turns the state least.")
+        st.caption(
+            f"{note} Circled: the start block with the smallest angular change for that cut length."
+        )
     searched(record, summary, note)
     for column, title in (
         ("block_influence", "Block Influence"),
@@ -215,9 +217,11 @@ def results(record: RunRecord) -> None:
     st.subheader("All scores")
     if len(charts.scored_columns(blocks)) > 1:
         st.plotly_chart(
-            charts.agreement_heatmap(blocks), key="agreement", alt="Rank agreement of criteria."
+            charts.agreement_heatmap(blocks),
+            key="agreement",
+            alt="Rank agreement of the criteria.",
         )
-        st.caption(f"{note} Spearman's rank correlation: 1 is the same order of blocks.")
+        st.caption(f"{note} Spearman's rank correlation; 1 means the same order of blocks.")
     st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
     downloads(record, blocks)
     frame.step("prune", "Next: choose blocks to drop")
@@ -236,4 +240,6 @@ if found:
     if record:
         results(record)
 else:
-    st.info("No scores of this checkpoint yet. Start a run above; it takes seconds on the demo.")
+    st.info(
+        "This checkpoint has not been scored yet. Start a run above; it takes seconds on the demo."
+    )

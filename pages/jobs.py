@@ -1,4 +1,4 @@
-"""Jobs: all runs with their state, and the variants they left behind."""
+"""Jobs: all runs with their states, and the variants they created."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ live = any(r.is_live for r in where.runs())
 
 @st.fragment(run_every=2 if live else 10)
 def run_list() -> None:
-    """Draw the runs, live ones first, then by age; polled, as runs also start elsewhere."""
+    """Draw the runs, live ones first, then by age; polled, since runs also start elsewhere."""
     records = sorted(where.runs(), key=lambda r: not r.is_live)
     if any(r.is_live for r in records) != live:
         st.rerun()
     if not records:
-        st.info("No runs yet. Score the blocks of a checkpoint, or prune one, and it shows here.")
+        st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")
         return
     states = sorted({r.state for r in records})
     filters = st.columns(2)
@@ -47,7 +47,7 @@ def run_list() -> None:
 
 
 def variant_tree() -> None:
-    """Draw every dense checkpoint with what was made from it."""
+    """Draw every dense checkpoint with the variants made from it."""
     records = where.runs()
     roots = variants.tree(records)
     if not roots:
@@ -56,7 +56,11 @@ def variant_tree() -> None:
         with st.container(border=True):
             for depth, variant in root.walk():
                 variant_row(depth, variant, records)
-            st.caption(f"{len(root.children)} made from it, {size(root.total_bytes)} in all.")
+            number = len(root.children)
+            st.caption(
+                f"{number} {'variant' if number == 1 else 'variants'} made from it, "
+                f"{size(root.total_bytes)} in total."
+            )
 
 
 def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord]) -> None:
@@ -76,14 +80,16 @@ def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord])
         facts.append(f"{variant.parameters:,} parameters")
     if variant.ratio:
         facts.append(f"{variant.ratio:.1%} removed")
-    facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not here")
+    facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not found")
     text.markdown(
         f"{lead}**{job_cards.plain(variant.label)}** :gray[{' · '.join(facts)}]",
         help=str(variant.folder) if variant.folder and not variant.record else None,
     )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
-        key = variant.record.id if variant.record else variant.parent  # a label may come twice
-        if variant.folder and st.button("Use", key=f"use_{key}", help="Make it the active one."):
+        key = variant.record.id if variant.record else variant.parent  # labels are not unique
+        if variant.folder and st.button(
+            "Use", key=f"use_{key}", help="Make it the active checkpoint."
+        ):
             state.set_checkpoint(variant.record.id if variant.record else variant.parent)
             st.rerun()
         if variant.record and not variant.record.is_live:

@@ -1,4 +1,4 @@
-"""Playground: one prompt before up to four models, side by side, token by token."""
+"""Playground: one prompt for up to four models, side by side, token by token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STYLE = """<style>
 
 
 def chooser(name: str) -> list[Column]:
-    """Draw the choice of columns and return them; it lives in the address."""
+    """Draw the choice of columns, which is kept in the URL; return the columns."""
     known = playground_columns.variants(state.workspace(), name)
     pad = prune_pad.plan_elsewhere()
     skip = toggle.to_text(pad.drop or (0,))
@@ -52,7 +52,7 @@ def chooser(name: str) -> list[Column]:
         key="playground_columns",
         format_func=lambda code: choices[code].title,
         max_selections=playground_columns.MOST,
-        help="Up to four: the dense model, it without some blocks, or variants of it.",
+        help="Up to four: the dense model, the dense model without some blocks, or its variants.",
     )
 
     def add() -> None:
@@ -63,11 +63,11 @@ def chooser(name: str) -> list[Column]:
             st.session_state["playground_skip"] = ""
 
     right.text_input(
-        "Add a column without blocks",
+        "Add a column without these blocks",
         key="playground_skip",
         on_change=add,
         placeholder="3,5",
-        help="Blocks to leave out of the dense model; nothing is written.",
+        help="Blocks to skip in the dense model; nothing is written to disk.",
     )
     codes_now = playground_columns.to_address(picked)
     st.query_params["columns"] = st.session_state["playground_kept_columns"] = codes_now
@@ -83,7 +83,7 @@ def _column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
 
 
 def prompt_box(name: str) -> tuple[str, bool]:
-    """Draw the prompt with its examples; return it and whether it is a chat message."""
+    """Draw the prompt with examples; return it and whether it is a chat message."""
     examples = playground_columns.examples(name)
     if "playground_prompt" not in st.session_state:
         before = st.query_params.get("prompt", "") or st.session_state.get("playground_kept_prompt")
@@ -100,13 +100,13 @@ def prompt_box(name: str) -> tuple[str, bool]:
     st.query_params["prompt"] = prompt[:1500]
     st.session_state["playground_kept_prompt"] = prompt  # a widget's own value ends with its page
     chat = playground_columns.has_chat_template(name) and st.toggle(
-        "As a chat message", help="Wraps the prompt in the tokenizer's own chat template."
+        "Send as a chat message", help="Wraps the prompt in the tokenizer's chat template."
     )
     return prompt, bool(chat)
 
 
 def settings() -> dict[str, Any]:
-    """Draw the sampling controls; they live in the address too."""
+    """Draw the sampling controls, which are kept in the URL too."""
     start: dict[str, Any] = {}
     if "playground_read" not in st.session_state:
         st.session_state["playground_read"] = True
@@ -126,7 +126,7 @@ def settings() -> dict[str, Any]:
 
 
 def _number(text: str) -> Any:
-    """Return a number of the address; what is none stays text, and the spec says so."""
+    """Return a number from the URL; anything else stays text, which the spec then rejects."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -134,7 +134,7 @@ def _number(text: str) -> Any:
 
 
 def text_html(output: Output, reference: Output | None, row: int, prompt: str) -> str:
-    """Return one row's text as HTML: the prompt pale, differences to ``reference`` marked."""
+    """Return one row's text as HTML: prompt faded, differences from ``reference`` marked."""
     text = output.texts[row] if row < len(output.texts) else ""
     other = reference.texts[row] if reference and row < len(reference.texts) else None
     body = html.escape(text) if other is None else playground_columns.marked(text, other)
@@ -145,7 +145,7 @@ def text_html(output: Output, reference: Output | None, row: int, prompt: str) -
 
 
 def draw(session: Session, prompt: str, differences: bool) -> None:
-    """Draw every column as it stands."""
+    """Draw every column in its current state."""
     st.html(STYLE)
     first = session.outputs[0]
     for place, output in zip(st.columns(len(session.outputs)), session.outputs, strict=True):
@@ -155,7 +155,7 @@ def draw(session: Session, prompt: str, differences: bool) -> None:
             if output.state == "failed":
                 st.error(output.note)
             elif output.state == "waiting":
-                st.caption(output.note.capitalize() or "Waiting for its turn.")
+                st.caption(output.note.capitalize() or "Waiting for the previous column.")
             for row in range(len(output.texts)):
                 if row:
                     st.divider()
@@ -166,7 +166,7 @@ def draw(session: Session, prompt: str, differences: bool) -> None:
 
 
 def table(session: Session) -> None:
-    """Draw the figures of all columns."""
+    """Draw the measurements of all columns."""
     rows = {o.title: playground_columns.figures(o.begun, o.result) for o in session.outputs}
     if not any(rows.values()):
         return
@@ -174,13 +174,13 @@ def table(session: Session) -> None:
     about = next((o.begun for o in session.outputs if o.begun), {})
     st.caption(
         f"Measured on {about.get('device')}, {about.get('dtype')}, one column after another. "
-        "Memory is that of the column alone: its weights, and the key/value cache at full length "
-        "(on CUDA: the measured peak). Speed counts all rows from the prompt to the last token."
+        "Memory is for that column alone: its weights and the key/value cache at full length "
+        "(on CUDA: the measured peak). Speed covers all rows, from the prompt to the last token."
     )
 
 
 def results(prompt: str, differences: bool) -> None:
-    """Draw the last run; again and again while it goes on."""
+    """Draw the last run; redraw it continually while it is running."""
     session: Session | None = st.session_state.get(SESSION)
     if session is None:
         return
@@ -198,19 +198,19 @@ def results(prompt: str, differences: bool) -> None:
 
 
 def memory() -> None:
-    """Draw what the live model holds, and its stop."""
+    """Draw what the live model holds in memory, and the button that unloads it."""
     record = client.running(state.workspace())
     now = client.status(record) if record else None
     if record is None or now is None:
-        st.caption("The live model starts with the first text, and stays in memory.")
+        st.caption("The live model starts with the first generation and stays in memory.")
         return
     left, right = st.columns([4, 1], vertical_alignment="center")
     held = ", ".join(n if len(n) < 30 else "…" + n[-28:] for n in now["models"]) or "nothing"
     left.caption(
         f"In memory on {now['device']}: {held}; {now['memory_mib']:,.0f} of "
-        f"{now['budget_mib']:,.0f} MiB, the least recently used goes first."
+        f"{now['budget_mib']:,.0f} MiB; least recently used models are evicted first."
     )
-    if right.button("Unload", icon=":material/eject:", help="Ends the live model's process."):
+    if right.button("Unload", icon=":material/eject:", help="Stops the live model's process."):
         client.stop(record)
         st.rerun()
 
@@ -225,12 +225,12 @@ last: Session | None = st.session_state.get(SESSION)
 busy = bool(last and last.running)
 with st.container(horizontal=True, vertical_alignment="center"):
     pressed = st.button(
-        "Write",
+        "Generate",
         type="primary",
         icon=":material/play_arrow:",
         disabled=busy or not columns or not prompt.strip(),
     )
-    differences = st.toggle("Mark differences to the first column", value=True)
+    differences = st.toggle("Mark differences from the first column", value=True)
 if not columns:
     st.info("Choose at least one column.")
 if pressed and not busy:

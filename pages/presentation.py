@@ -1,4 +1,4 @@
-"""Presentation: what dropping blocks pays and what it costs, for a stakeholder's minute."""
+"""Presentation: what dropping blocks gains and what it costs, in a minute for stakeholders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LARGE = """<style>
 [data-testid="stSlider"] label { margin-bottom: 1.2rem; }
 [data-testid="stSliderThumbValue"] { font-size: 1.4rem; }
 </style>"""
-"""Type that is read from the last row of a room."""
+"""Type large enough to read from the back of a room."""
 
 
 def nothing_yet() -> None:
-    """Say what to run."""
+    """Draw the commands that produce something to present."""
     st.info(
         "There is nothing to present yet. Run the recipe depth-vs-width (or drop-one) on this "
-        "checkpoint: it drops blocks, judges the result and measures speed and memory."
+        "checkpoint: it drops blocks, evaluates the result and measures speed and memory."
     )
     for recipe in ("drop-one", "depth-vs-width"):
         st.code(f"python -m core recipe {recipe} {name} --out {state.workspace().root / recipe}")
@@ -35,7 +35,7 @@ def nothing_yet() -> None:
 
 
 def present(scene: Scene, stops: list[headline.Stop]) -> None:
-    """Draw the slider, the sentence, the numbers and the picture."""
+    """Draw the slider, the headline, the numbers and the chart."""
     names = {s.name: s for s in stops}
     first = headline.start(stops)
     if len(names) > 1:
@@ -55,22 +55,22 @@ def present(scene: Scene, stops: list[headline.Stop]) -> None:
         charts.payoff(stops, first),
         key="payoff",
         config={"displayModeBar": False},
-        alt="Speed, memory and perplexity, times dense, against the parameters removed.",
+        alt="Speed, memory and perplexity relative to dense, against the parameters removed.",
     )
     st.caption(note(scene))
 
 
 def note(scene: Scene) -> str:
-    """Say what the figures were measured on, and what the marks mean."""
+    """Return what the figures were measured on, and what the markers mean."""
     batch, given, made = headline.cell_of(scene)
-    said = f"All beside the dense model, {scene.study.dense.label}."
+    text = f"All figures are relative to the dense model, {scene.study.dense.label}."
     if scene.protocol:
-        said += f" Perplexity (lower is better) measured: {scene.protocol.label}."
-    said += f" Speed and memory at batch {batch}, {given} tokens in, {made} out"
+        text += f" Perplexity (lower is better) measured: {scene.protocol.label}."
+    text += f" Speed and memory at batch {batch}, {given} tokens in, {made} out"
     if scene.runs:
         summary = scene.runs[0].summary
-        said += f", on {summary.get('device')} ({summary.get('device_name')})"
-    return said + ". Hollow marks are estimated; a star is after retraining."
+        text += f", on {summary.get('device')} ({summary.get('device_name')})"
+    return text + ". Hollow markers are estimates; a star is after retraining."
 
 
 frame.start("Presentation")

@@ -1,4 +1,4 @@
-"""Prune: choose blocks, see at once what is left, and write the smaller checkpoint."""
+"""Prune: choose blocks, see at once what remains, and write the smaller checkpoint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WAYS = ("Blocks", "Width")
 
 
 def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
-    """Offer the importance runs of this checkpoint and return what they say."""
+    """Draw the choice of this checkpoint's importance runs; return what the chosen one measured."""
     found = {r.id: r for r in prune_view.scored_runs(state.workspace(), info)}
     if not found:
         st.info(
-            "The blocks of this checkpoint have not been scored. They can be chosen by hand, or "
-            "by the controls last and random; bars and criteria need an importance run."
+            "The blocks of this checkpoint have not been scored. Choose them by hand or with the "
+            "control criteria (last, random); bars and other criteria need an importance run."
         )
         frame.link("importance", "Score the blocks")
         return Known(info)
@@ -40,13 +40,13 @@ def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
         list(found),
         key="pad_run",
         format_func=lambda run: prune_view.label_of(found[run]),
-        help="The importance run whose scores rank the blocks.",
+        help="Importance run whose scores rank the blocks.",
     )
     return prune_view.known(state.workspace(), info, found[pad.run])
 
 
 def planner(pad: Pad, known: Known) -> tuple[int, int]:
-    """Draw criterion, amount and protection; return how many first and last are protected."""
+    """Draw criterion, amount and protection; return the first and last blocks protected."""
     blocks = known.info.blocks
     most = default_protection(blocks)
     columns = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
@@ -54,10 +54,18 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
         wanted = pad.criterion if pad.criterion in known.criteria else known.criteria[0]
         st.session_state["pad_criterion"] = wanted
     first = columns[1].number_input(
-        "Protect first", 0, blocks, **kept(pad, "first", most[0]), help="First blocks that stay."
+        "Protect first",
+        0,
+        blocks,
+        **kept(pad, "first", most[0]),
+        help="Leading blocks never removed.",
     )
     last = columns[2].number_input(
-        "Protect last", 0, blocks, **kept(pad, "last", most[1]), help="Last blocks that stay."
+        "Protect last",
+        0,
+        blocks,
+        **kept(pad, "last", most[1]),
+        help="Trailing blocks never removed.",
     )
     st.session_state["pad_active"] = pad.active
 
@@ -65,14 +73,14 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
         pad.active = st.session_state["pad_active"] or pad.active
 
     columns[3].segmented_control(
-        "Plan", PLANS, key="pad_active", on_change=switch, help="The plan that clicks change."
+        "Plan", PLANS, key="pad_active", on_change=switch, help="The plan that your clicks edit."
     )
 
     slider = pad.key("slider")
 
     def plan() -> None:
         if slider != pad.key("slider"):
-            return  # a widget that is no longer shown; the browser sends its value once more
+            return  # the browser resends the last value of a widget that is no longer shown
         criterion, count = st.session_state["pad_criterion"], st.session_state.get(slider, 0)
         prune_pad.planned(lambda: known.choose(criterion, count, first, last))
 
@@ -81,14 +89,14 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
         known.criteria,
         key="pad_criterion",
         on_change=plan,
-        help="What ranks the blocks; the lowest score goes first.",
+        help="Score that ranks the blocks; the lowest is removed first.",
     )
     ratios = known.ratios(pad.criterion, first, last)
     if len(ratios) < 2:
         st.warning(
             known.problem(pad.criterion, first, last)
-            or f"No block is left to choose from with the first {first} and last {last} of "
-            f"{blocks} protected. Lower the protection, or choose by hand."
+            or f"With the first {first} and last {last} of {blocks} blocks protected, none is "
+            "left to choose from. Protect fewer blocks, or choose by hand."
         )
         return first, last
     st.select_slider(
@@ -104,13 +112,13 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
 
 
 def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
-    """Draw the blocks to be clicked, and the same choice as pills for the keyboard."""
+    """Draw the clickable blocks, and the same choice as pills for keyboard use."""
     blocks = known.info.blocks
     chosen = [b for b in pad.drop if b < blocks]
     if known.has_ppl:
         values = [float(v) for v in known.without if v is not None]
         top = importance_charts.useful_top(values, known.dense_ppl)
-        zoom = top and st.toggle("Zoom to the useful band", **kept(pad, "zoom", True))
+        zoom = top and st.toggle("Clip outliers", **kept(pad, "zoom", True))
         figure = importance_charts.perplexity_bars(
             values,
             known.dense_ppl,
@@ -126,7 +134,7 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         key=key,
         on_select=lambda: prune_pad.clicked(key, blocks),
         selection_mode="points",
-        alt=f"Blocks of plan {pad.active}: a click drops a block or keeps it.",
+        alt=f"Blocks of plan {pad.active}; click a block to drop or keep it.",
     )
     if known.has_ppl:
         st.caption(known.note)
@@ -137,14 +145,14 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         selection_mode="multi",
         **prune_pad.shown(pills, chosen, "default"),
         key=pills,
-        help="By keyboard: Tab to the blocks, arrow keys move, space drops a block or keeps it.",
+        help="Keyboard: Tab to the blocks, arrow keys to move, space to drop or keep a block.",
         on_change=prune_pad.picked,
         args=(pills,),
     )
 
 
 def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
-    """Offer to measure the curve that is only estimated so far."""
+    """Offer to measure the curve, which is only estimated so far."""
     if known.scores is None:
         return
     values: dict[str, Any] = {
@@ -156,7 +164,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
     }
     spec = CurveSpec(**values, out="DIR")
     with st.expander("Measure this curve"):
-        st.caption("Removes the blocks one after the other and measures each time, in one run.")
+        st.caption("Removes the blocks one by one and measures after each removal, in one run.")
         st.code(jobs.command_line("curve", spec), language="bash", wrap_lines=True)
         if st.button("Measure the curve", icon=":material/play_arrow:"):
             record = runs.launch_once("curve", "curve", values)
@@ -165,7 +173,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
 
 
 def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) -> None:
-    """Draw both plans side by side: their blocks, sizes and what is known of their quality."""
+    """Draw both plans side by side: their blocks, sizes and known quality."""
     info = known.info
     st.subheader("Two plans side by side")
     st.plotly_chart(
@@ -176,7 +184,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
     columns = st.columns(3)
     batch = columns[0].number_input("Batch", 1, 4096, **kept(pad, "batch", 1))
     context = columns[1].number_input(
-        "Tokens of context", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
+        "Context (tokens)", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
     )
     dtypes = tuple(headers.DTYPE_BYTES)
     dtype = columns[2].selectbox("Precision", dtypes, **kept(pad, "dtype", info.dtype))
@@ -195,12 +203,12 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
     )
     st.table(pd.DataFrame(table).set_index(""))
     st.caption(
-        "Memory is worked out from the shapes: weights, and the key/value cache of all sequences; "
-        "activations come on top. An estimated perplexity adds up the rise each block causes "
-        "alone; the truth is mostly higher."
+        "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
+        "without activations. An estimated perplexity adds up the increase each block causes "
+        "alone; actual perplexity is usually higher."
     )
     if context > info.context:
-        st.warning(f"The model was made for {info.context:,} tokens of context.")
+        st.warning(f"The model supports a context of {info.context:,} tokens.")
     other = PLANS[1 - PLANS.index(pad.active)]
     with st.container(horizontal=True):
         if st.button(f"Copy {pad.active} to {other}", icon=":material/content_copy:"):
@@ -213,7 +221,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
 
 
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
-    """Draw the command, the button that runs it, its progress, and how to load the result."""
+    """Draw the command, its button and progress, and how to load the result."""
     st.subheader(f"Create the variant of plan {pad.active}")
     problem = prune_view.drop_problem(pad.drop, known.info.blocks)
     if problem:
@@ -242,7 +250,8 @@ way = st.segmented_control(
     key="prune_way",
     bind="query-params",
     required=True,
-    help="Blocks make the model shorter; heads and neurons make it thinner, as a baseline.",
+    help="Removing blocks makes the model shallower; removing heads and neurons makes it narrower "
+    "(baselines).",
 )
 if way == WAYS[1]:
     width_form.draw(name, info)
@@ -259,17 +268,17 @@ kept_blocks = {
     for plan, drop in pad.plans.items()
     if drop or plan == pad.active
 }
-st.subheader(f"Perplexity as {pad.criterion} removes blocks")
+st.subheader(f"Perplexity as blocks are removed by {pad.criterion}")
 lines = known.lines(pad.criterion, first, last)
 if lines:
     st.plotly_chart(
         charts.curve(lines, kept_blocks, known.dense_ppl),
         key="pad_curve",
-        alt=f"Perplexity against blocks removed by {pad.criterion}, with the plans on it.",
+        alt=f"Perplexity against blocks removed by {pad.criterion}, with both plans marked.",
     )
     st.caption(f"Filled: measured. Hollow and dotted: estimated from single blocks. {known.note}")
 else:
-    st.caption("Nothing is known of the perplexity yet: score the blocks with the metric ppl.")
+    st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
 comparison(pad, known, name, protected)
 creator(pad, known, name, first, last)

@@ -1,4 +1,4 @@
-"""Retrain: choose a variant, a method and data, see what it takes, and watch quality come back."""
+"""Retrain: choose a variant, method and data, see the cost, and watch quality recover."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import frame, prune_pad, retrain_live, retrain_recipes, runs, state, widgets
 
-# Everything adjustable beside the main choices, in rows of widgets.
+# All further options, in rows of widgets.
 OPTIONS = {
     "Data": (
         ("format", "template", "layout"),
@@ -37,7 +37,7 @@ OPTIONS = {
 
 
 def choose_variant(kept: dict[str, Any]) -> str:
-    """Draw the choice of what to retrain and return its name."""
+    """Draw the choice of what to retrain; return its name."""
     found = {r.id: history.label_of(r) for r in history.variants(state.workspace())}
     active = state.current_checkpoint()
     names = {**found, **({} if not active or active in found else {active: f"active: {active}"})}
@@ -53,24 +53,24 @@ def choose_variant(kept: dict[str, Any]) -> str:
         "Variant", list(names), key="retrain_variant", format_func=lambda name: names[name]
     )
     other = columns[1].text_input(
-        "Or another folder or Hub id", key="retrain_folder", placeholder="a pruned checkpoint"
+        "Or a folder or Hub id", key="retrain_folder", placeholder="a pruned checkpoint"
     )
     if not found:
-        st.info("No pruned variant yet. Create one first, or give the folder of one.")
+        st.info("No pruned variant yet. Create one first, or enter the folder of one.")
         frame.link("prune", "Choose blocks to drop")
     return other.strip() or str(chosen or "")
 
 
 def settings(kept: dict[str, Any]) -> dict[str, Any]:
-    """Draw all options and return them without the checkpoint."""
+    """Draw all options except the checkpoint, and return them."""
     start = dict(kept)
     if "data" not in st.session_state.get("kept_RetrainSpec", {}):
         start = {"data": "demo", **start}
     values = widgets.fields(RetrainSpec, ("method", "data"), start)
     st.caption(
-        "LoRA trains small adapters and restores moderate pruning; continued pretraining trains "
-        "all weights on packed text, for severe pruning; full fine-tuning trains all weights on "
-        "the rows as they are."
+        "LoRA trains small adapters and is enough after moderate pruning; continued pretraining "
+        "trains all weights on packed text, for severe pruning; full fine-tuning trains all "
+        "weights on individual rows."
     )
     values |= widgets.fields(RetrainSpec, ("steps", "lr", "merge"), start)
     with st.expander("All options"):
@@ -85,7 +85,7 @@ def settings(kept: dict[str, Any]) -> dict[str, Any]:
 
 @st.fragment(run_every=0.5)
 def outlook_pending(spec: RetrainSpec) -> None:
-    """Poll the dry run until it has answered, then draw the page with the answer."""
+    """Poll the dry run until it has a result, then redraw the page."""
     if dry_run.ask(dry_runs(), spec, state.workspace()).poll():
         st.rerun()
     st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
@@ -98,7 +98,7 @@ def dry_runs() -> dict[str, dry_run.DryRun]:
 
 
 def outlook(spec: RetrainSpec) -> str:
-    """Draw what the run will take and a row as it trains; return what forbids a launch."""
+    """Draw the estimated cost and training examples; return what prevents a launch, if anything."""
     answer = dry_run.ask(dry_runs(), spec, state.workspace())
     if not answer.poll():
         outlook_pending(spec)
@@ -111,8 +111,8 @@ def outlook(spec: RetrainSpec) -> str:
     st.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
         f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
-        f"{plan['tokens_per_sequence']:.0f} tokens a sequence, "
-        f"{plan['tokens_with_loss_share']:.0%} of them with a loss. " + history.layers_note(plan)
+        f"{plan['tokens_per_sequence']:.0f} tokens per sequence, "
+        f"{plan['tokens_with_loss_share']:.0%} of them in the loss. " + history.layers_note(plan)
     )
     for warning in plan["warnings"]:
         st.warning(warning)
@@ -121,15 +121,15 @@ def outlook(spec: RetrainSpec) -> str:
         number = 1
         if len(samples) > 1:
             number = st.segmented_control(
-                "A row as it trains", range(1, len(samples) + 1), default=1, key="retrain_row"
+                "Training example", range(1, len(samples) + 1), default=1, key="retrain_row"
             )
         st.html(history.sample_html(samples[(number or 1) - 1]))
-        st.caption("Grey and slanted: given, without loss. Underlined: what the loss is on.")
+        st.caption("Grey italics: prompt (masked). Underlined: tokens the loss is computed on.")
     return ""
 
 
 def launcher(kept: dict[str, Any]) -> str:
-    """Draw choices, outlook, command and button; return the id of a run just started."""
+    """Draw choices, estimated cost, command and button; return the id of the run started last."""
     name = choose_variant(kept)
     if not name:
         return ""
@@ -154,7 +154,7 @@ def launcher(kept: dict[str, Any]) -> str:
 
 
 def compare(records: list[RunRecord], record: RunRecord) -> None:
-    """Draw all retrainings of one parent side by side."""
+    """Draw all retraining runs of one parent side by side."""
     family = history.same_parent(records, record)
     table = history.comparison(family)
     st.subheader(f"Retrained from {history.short(record.spec.get('checkpoint'))}")
@@ -171,8 +171,8 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
         },
     )
     st.caption(
-        "Losses are in nat per predicted token on held-out rows; rows compare only where they were "
-        "judged by the same ones (column heldout: their predicted tokens)."
+        "Losses are in nats per predicted token on held-out rows. Compare only runs that were "
+        "evaluated on the same held-out rows (column heldout: their predicted tokens)."
     )
     st.download_button(
         "retrained.csv", table.to_csv(index=False), "retrained.csv", "text/csv", on_click="ignore"

@@ -213,7 +213,7 @@ def _hatch(shape: str) -> dict[str, str]:
 def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
     """Draw one column of a recipe's table: a bar a variant, grouped by what it was judged on.
 
-    ``table`` has variant, judged_on and ``value``; a column ``spread`` gives error bars.
+    ``table`` has variant, evaluated_on and ``value``; a column ``spread`` gives error bars.
     """
     figure = go.Figure()
     names = list(dict.fromkeys(table["variant"]))
@@ -224,7 +224,7 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
         if "spread" in rows and rows["spread"].notna().any():
             error = {"error_y": {"type": "data", "array": rows["spread"].tolist()}}
         figure.add_bar(
-            x=rows["judged_on"].tolist(),
+            x=rows["evaluated_on"].tolist(),
             y=rows[value].tolist(),
             name=variant,
             text=[palette.number(v) if pd.notna(v) else "" for v in rows[value]],

@@ -50,14 +50,14 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     columns = {"dense": "dense", "before": "pruned"}
     for method in METHODS:
         found = chain.json(method)
-        rows.append({"variant": method, "judged_on": "held out", "measure": "recovered",
+        rows.append({"variant": method, "evaluated_on": "held out", "measure": "recovered",
                      "value": found["recovered"], "items": found["heldout"]["tokens"]})  # fmt: skip
         names = columns | {"after": method}
         columns = {}  # dense and pruned are the same for both methods
         for row in retraining.evaluation_rows(chain, method):
             about = {"measure": row["measure"], "items": row["items"]}
             ours = Path(row["source"]).parent == chain.folder / "data"
-            about["judged_on"] = OTHER if ours else row["source"]
+            about["evaluated_on"] = OTHER if ours else row["source"]
             for column, name in names.items():
                 if row[column]:
                     rows.append({"variant": name, "value": float(row[column]), **about})
@@ -74,9 +74,9 @@ def verdict(chain: Chain) -> Verdict:
         f"tokens/s), full fine-tuning {full['trainable_parameters']:,} "
         f"({full['tokens_per_s']:.0f} tokens/s), both on {lora['tokens']:,} tokens."
     ]
-    for source in dict.fromkeys(row["judged_on"] for row in rows if row["measure"] == "kl"):
+    for source in dict.fromkeys(row["evaluated_on"] for row in rows if row["measure"] == "kl"):
         found = {r["variant"]: float(r["value"]) for r in rows
-                 if r["judged_on"] == source and r["measure"] == "kl"}  # fmt: skip
+                 if r["evaluated_on"] == source and r["measure"] == "kl"}  # fmt: skip
         parts = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         said.append(f"KL to the dense model on {source}, nat per token: {parts}.")
     asked = [row for row in rows if row["measure"] == "accuracy"]

@@ -40,7 +40,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     """Return loss and recovery of every way, all against the same pruned and dense model."""
     start = chain.json("continued")
     dense, before = start["heldout_loss_dense"], start["heldout_loss_before"]
-    about = {"judged_on": "held out", "items": start["heldout"]["tokens"]}
+    about = {"evaluated_on": "held out", "items": start["heldout"]["tokens"]}
     rows = [{"variant": name, "measure": "loss", "value": value, **about}
             for name, value in (("dense", dense), ("pruned", before))]  # fmt: skip
     for step, label in LABELS.items():

@@ -53,7 +53,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             judged = both[place] if row["source"] == "held out" else both[1 - place]
             trained = f"trained on {both[place]}"
             share = retraining.recovered(row["dense"], row["before"], row["after"])
-            about = {"judged_on": judged, "items": row["items"]}
+            about = {"evaluated_on": judged, "items": row["items"]}
             rows.append({"variant": trained, "measure": "loss", "value": row["after"], **about})
             rows.append({"variant": trained, "measure": "recovered", "value": share, **about})
             if place == 0:
@@ -68,7 +68,7 @@ def verdict(chain: Chain) -> Verdict:
     rows = table(chain)
     retraining.write_table(chain, rows)
     found = {
-        (row["variant"], row["judged_on"]): row["value"]
+        (row["variant"], row["evaluated_on"]): row["value"]
         for row in rows
         if row["measure"] == "recovered"
     }

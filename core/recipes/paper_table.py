@@ -205,7 +205,7 @@ def verdict(chain: Chain) -> Verdict:
         f"{best['lora']:.3f} x; it runs at {speeds(chain, 'speed')[-1]}.",
         (
             *map(_sentence, own),
-            _judged_on(chain),
+            _evaluated_on(chain),
             f"{sum(row['kind'] == 'published' for row in rows)} published rows are in table.csv, "
             "marked; their authors measured them, on the models and text named there.",
             parts.measured_on(chain.json(parts.SCORES)),
@@ -225,7 +225,7 @@ def _sentence(row: dict[str, Any]) -> str:
     return f"{name}: perplexity {row['ppl']:.4g}{tasks}."
 
 
-def _judged_on(chain: Chain) -> str:
+def _evaluated_on(chain: Chain) -> str:
     """Return what perplexity and tasks were measured on."""
     found = chain.rows("judge-dense", "perplexity.csv")[0]
     text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"

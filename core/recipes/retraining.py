@@ -20,7 +20,7 @@ from core.runs import workspace
 
 QUARTER = 0.25
 STEPS = 40
-COLUMNS = ("variant", "judged_on", "measure", "value", "spread", "items")
+COLUMNS = ("variant", "evaluated_on", "measure", "value", "spread", "items")
 """Of table.csv; ``measure``: loss and kl (nat per token), recovered and accuracy (shares)."""
 
 

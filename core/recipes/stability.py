@@ -53,9 +53,9 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             measure = "loss" if share is None else "recovered"
             value = summary["heldout_loss_after"] if share is None else share
             found.append(value)
-            rows.append({"variant": label, "judged_on": f"seed {seed}", "measure": measure,
+            rows.append({"variant": label, "evaluated_on": f"seed {seed}", "measure": measure,
                          "value": value, "items": items})  # fmt: skip
-        rows.append({"variant": label, "judged_on": "mean", "measure": rows[-1]["measure"],
+        rows.append({"variant": label, "evaluated_on": "mean", "measure": rows[-1]["measure"],
                      "value": statistics.mean(found), "spread": statistics.stdev(found),
                      "items": items})  # fmt: skip
     return rows
@@ -70,7 +70,7 @@ def verdict(chain: Chain) -> Verdict:
     """Say mean and spread of the recovery at each learning rate."""
     rows = table(chain)
     retraining.write_table(chain, rows)
-    means = [row for row in rows if row["judged_on"] == "mean"]
+    means = [row for row in rows if row["evaluated_on"] == "mean"]
     shown = "; ".join(
         f"{row['variant']}: {row['value']:.1%} ± {row['spread']:.1%}"
         if row["measure"] == "recovered"

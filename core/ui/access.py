@@ -1,4 +1,4 @@
-"""Who may use a dashboard that others can reach: it asks for a password, or shows nothing."""
+"""Access control: a dashboard that other machines can reach requires a password."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GRANTED = "access_granted"
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether a server bound to ``address`` is reached from its own machine only."""
+    """Whether a server bound to ``address`` can be reached only from its own machine."""
     if address == "localhost":
         return True
     try:
@@ -24,14 +24,15 @@ def is_loopback(address: str | None) -> bool:
 
 
 def check() -> None:
-    """End the page unless the server is on loopback, or this session gave the password."""
+    """Stop the page unless the server is on loopback or this session entered the password."""
     if is_loopback(st.get_option("server.address")) or st.session_state.get(_GRANTED):
         return
     password = os.environ.get(PASSWORD, "")
     if not password:
         st.error(
-            "This dashboard can be reached from other machines and has no password, so it is "
-            f"closed. Start it with {PASSWORD} set, or on 127.0.0.1 behind an SSH tunnel."
+            "This dashboard can be reached from other machines but has no password, so access is "
+            f"disabled. Set {PASSWORD} before starting it, or bind it to 127.0.0.1 and use an SSH "
+            "tunnel."
         )
         st.stop()
     given = st.text_input("Password", type="password", key="access_password")
@@ -39,6 +40,6 @@ def check() -> None:
         st.session_state[_GRANTED] = True
         st.rerun()
     if given:
-        time.sleep(1.0)  # guessing is slow
-        st.error("That is not the password. Try again.")
+        time.sleep(1.0)  # slows down guessing
+        st.error("Wrong password. Try again.")
     st.stop()

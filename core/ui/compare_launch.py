@@ -1,4 +1,4 @@
-"""What the Compare page starts: a benchmark of chosen variants, and the matched comparison."""
+"""Launch forms of the Compare page: a benchmark of variants, and the matched comparison."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECIPE = "depth-vs-width"
 
 
 def benchmark_form(known: Study) -> None:
-    """Draw the choice of variants and points, the dry run, the command and the button."""
+    """Draw the choice of variants and points, the estimate, the command and the button."""
     here = {v.id: v for v in known.variants if v.folder}
     _take_settings(known)
     picked = st.multiselect(
@@ -33,7 +33,7 @@ def benchmark_form(known: Study) -> None:
     columns = st.columns(4)
     batches = columns[0].text_input("Batch sizes", "1,4,16", key="bench_batches")
     outputs = columns[1].text_input("Output tokens", "128", key="bench_outputs")
-    limit = columns[2].number_input("Seconds at most", 1, 86400, 90, key="bench_limit")
+    limit = columns[2].number_input("Time limit (s)", 1, 86400, 90, key="bench_limit")
     device = columns[3].text_input("Device", "auto", key="bench_device")
     try:
         values = {
@@ -45,17 +45,20 @@ def benchmark_form(known: Study) -> None:
         }
         spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
         if not (picked and spec.batch_sizes and spec.output_tokens):
-            raise OptionError("No variant, batch size or output length.", "Choose one of each.")
+            raise OptionError(
+                "A variant, a batch size and an output length are required.",
+                "Choose at least one of each.",
+            )
         plan = benchmark.dry_run(spec)
     except DepthcutError as error:
         st.error(str(error))
         return
     most = max(p["total_mib"] for p in plan["points"])
     st.caption(
-        f"Estimated: up to {plan['generations']} generations, timed for about {limit:.0f} s; "
-        f"at most {most:,.0f} MiB."
+        f"Estimated: up to {plan['generations']} generations in about {limit:.0f} s; "
+        f"up to {most:,.0f} MiB of memory."
     )
-    with st.popover("Memory of every point"):
+    with st.popover("Memory per point"):
         st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
     st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
     if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
@@ -65,7 +68,7 @@ def benchmark_form(known: Study) -> None:
 
 
 def _take_settings(known: Study) -> None:
-    """Fill the form with the settings of an earlier run that the Jobs page was told to use."""
+    """Fill the form with the settings of an earlier run chosen on the Jobs page."""
     kept = state.take_settings("benchmark")
     if not kept:
         return
@@ -80,19 +83,23 @@ def _take_settings(known: Study) -> None:
 
 
 def recipe_form(name: str) -> None:
-    """Draw the recipe that makes depth and width variants of one size and measures them all."""
+    """Draw the recipe that creates depth and width variants of one size and measures them all."""
     recipe = recipes.get(RECIPE)
     st.caption(recipe.about)
     columns = st.columns(3, vertical_alignment="bottom")
     ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
     text = columns[1].text_input(
-        "Text", "demo", key="recipe_text", help="Calibrates and judges: demo, a file, or hub:NAME."
+        "Dataset",
+        "demo",
+        key="recipe_text",
+        help="For calibration and evaluation: demo, a file, or hub:NAME.",
     )
     same = columns[2].toggle(
-        "The same blocks for all",
+        "Restrict all methods to the same blocks",
         key="recipe_same",
-        help="Width methods cut only in the blocks that depth may drop. Otherwise each cuts where "
-        "its paper does: FLAP and Wanda-sp in all, LLM-Pruner not in the first and last.",
+        help="Width methods prune only the blocks that depth pruning may drop. By default, each "
+        "prunes the blocks its paper does: FLAP and Wanda-sp all of them, LLM-Pruner all but the "
+        "first and last ones.",
     )
     values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, "ratio": ratio, "data": text}
     values["same_layers"] = same
@@ -102,14 +109,14 @@ def recipe_form(name: str) -> None:
         st.error(str(error))
         return
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
-    if st.button("Make and compare", type="primary", icon=":material/balance:", key="run_recipe"):
+    if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):
         record = runs.launch_once(RECIPE, "recipe", values)
         st.session_state["compare_recipe"] = record.id if record else ""
     runs.show(st.session_state.get("compare_recipe", ""))
 
 
 def verdict_of(known: Study) -> tuple[str, list[str]]:
-    """Return verdict and findings of the study's newest finished comparison; empty without one."""
+    """Return verdict and findings of the study's newest finished comparison; empty if none."""
     names = {known.dense.id, str(known.dense.folder)}
     for record in state.workspace().runs("recipe"):
         asked = record.spec.get("name") == RECIPE and record.spec.get("checkpoint") in names

@@ -15,7 +15,7 @@ from core.ui.job_cards import plain
 
 
 def show(found: Sequence[Finding]) -> None:
-    """Draw each finding with its evidence folded in; nothing where there is none."""
+    """Draw each finding with its evidence collapsed; draw nothing if there are none."""
     for finding in found:
         with st.container(border=True):
             st.markdown(f":material/troubleshoot: **{plain(finding.sentence)}**")
@@ -26,9 +26,9 @@ def show(found: Sequence[Finding]) -> None:
 
 
 def of_scene(scene: Scene, cell: Cell, budget: Budget) -> None:
-    """Draw what the Compare page's study shows at ``cell``.
+    """Draw the findings about the Compare page's study at ``cell``.
 
-    Memory is held against the budget, else against what the first device has free now.
+    Memory is compared with the budget, or without one with what the first device has free now.
     """
     device = devices.devices()[0]
     free, where = device.free_gib, f"{device.label} (free now)"

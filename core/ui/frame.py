@@ -1,4 +1,4 @@
-"""What every page shares: set-up, navigation, and the sidebar with device, model and runs."""
+"""What every page shares: setup, navigation, and the sidebar with device, model and runs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ PAGES = {
     "presentation": ("pages/presentation.py", "Presentation", ":material/co_present:"),
     "jobs": ("pages/jobs.py", "Jobs", ":material/list_alt:"),
 }
-"""Pages in the order of the work: script, label, icon."""
+"""Pages in workflow order: script, label, icon."""
 
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
     '<g fill="#0072B2"><rect x="1" y="1" width="14" height="3"/><rect x="1" y="12" width="14" '
     'height="3"/></g><rect x="1" y="6.5" width="14" height="3" fill="#D55E00"/></svg>'
 )
-"""The tab's icon, drawn here: a named Material icon would be fetched from another site."""
+"""Icon of the browser tab, drawn here: a named Material icon would be fetched from another site."""
 
 
 def start(title: str) -> None:
-    """Set the page up and draw the sidebar; the first call of every page."""
+    """Set up the page and draw the sidebar; every page calls this first."""
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
     model = state.current_checkpoint()
@@ -52,7 +52,7 @@ def link(page: str, label: str = "") -> None:
 
 
 def step(page: str, label: str) -> None:
-    """Draw the next step as the page's main button."""
+    """Draw the page's main button, which opens the next page of the workflow."""
     script, _, icon = PAGES[page]
     if st.button(label, type="primary", icon=icon, key=f"step_{page}"):
         st.switch_page(script)
@@ -66,7 +66,7 @@ def _model(name: str) -> None:
 
 @st.fragment(run_every=5)
 def _status() -> None:
-    """Draw devices and running jobs; polled."""
+    """Draw devices and running jobs; redrawn every few seconds."""
     st.caption("Device")
     for device in devices.devices():
         st.markdown(

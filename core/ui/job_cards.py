@@ -1,4 +1,4 @@
-"""One run as a card: state, progress, log, and what can be done with it."""
+"""One run as a card: state, progress, log and actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOKS = {
     "cancelled": (":material/cancel:", "gray"),
     "lost": (":material/link_off:", "violet"),
 }
-"""Icon and colour of each state; the word itself is always written too."""
+"""Icon and colour of each state; the state's name is always shown too."""
 PAGES = {
     "importance": "pages/importance.py",
     "curve": "pages/prune.py",
@@ -39,7 +39,7 @@ PAGES = {
 
 
 def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> None:
-    """Draw one run of all those there are (``among``)."""
+    """Draw one run; ``among`` is the list of all runs."""
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     with st.container(border=True):
         head, buttons = st.columns([2, 3], vertical_alignment="center")
@@ -53,8 +53,8 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
         runs.progress(record)
         if record.state == "lost":
             st.warning(
-                "The process of this run is gone without having said how it ended: it was killed, "
-                "or the machine was restarted. The device is free. Restart it, or delete it."
+                "This run's process exited without recording a result; it was probably killed or "
+                "the machine rebooted. The device has been released. Restart the run or delete it."
             )
         elif record.error and record.state == "failed":
             st.error(f"{record.error} {record.hint}".strip())
@@ -65,7 +65,7 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
 
 
 def plain(text: str) -> str:
-    """Return text with Markdown's own characters escaped."""
+    """Return text with Markdown's special characters escaped."""
     return "".join("\\" + c if c in "\\`*_{}[]()#+!|<>$~:" else c for c in text)
 
 
@@ -83,7 +83,7 @@ def _when(record: RunRecord) -> str:
 
 
 def _actions(record: RunRecord, among: list[RunRecord]) -> None:
-    """Draw the buttons that fit the run's state."""
+    """Draw the buttons for the run's state."""
     if record.is_live:
         asked = (record.path / BOOKKEEPING / "cancel").exists()
         if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
@@ -106,7 +106,7 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
 
 
 def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
-    """Draw rename and delete, each behind a popover; deleting is refused while others need it."""
+    """Draw rename and delete in a popover; a run that other runs use cannot be deleted."""
     with st.popover("Manage", icon=":material/more_horiz:"):
         name = st.text_input("Name", record.name, key=f"name_{where}_{record.id}", max_chars=80)
         if st.button("Rename", key=f"rename_{where}_{record.id}"):
@@ -115,9 +115,10 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
         children = state.workspace().children(record, among)
         if children:
             names = ", ".join(plain(r.name) for r in children[:5])
-            st.caption(f"Used by {len(children)} other run(s): {names}. Delete those first.")
+            others = f"{len(children)} other {'run' if len(children) == 1 else 'runs'}"
+            st.caption(f"Used by {others}: {names}. Delete those first.")
         sure = st.checkbox(
-            "Delete the run and its files for good",
+            "Permanently delete the run and its files",
             key=f"sure_{where}_{record.id}",
             disabled=bool(children),
         )
@@ -131,7 +132,7 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
 
 
 def attempt(action: Callable[[], object]) -> None:
-    """Do ``action`` and draw the page anew; an expected error is shown instead."""
+    """Do ``action`` and redraw the page; an expected error is shown instead."""
     try:
         action()
     except DepthcutError as error:

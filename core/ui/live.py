@@ -1,7 +1,7 @@
-"""True perplexities from the live model, asked in the background: a click never waits for them.
+"""Measured perplexities from the live model, requested in the background so clicks never wait.
 
-`desk()` is shared by all sessions of this dashboard: it keeps answers by checkpoint content, text
-and set of blocks, and asks for those that a page wants. `core.ui.live_panel` draws them.
+`desk()` is shared by all sessions of this dashboard: it caches answers by checkpoint content, text
+and set of blocks, and requests those that a page needs. `core.ui.live_panel` draws them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from core.live import client
 from core.runs.workspace import Workspace
 
 KEPT = 4096
-"""Answers that a dashboard remembers."""
+"""Answers that a dashboard caches."""
 
 
 @dataclass
 class Question:
-    """One set of blocks before one text, and how far its answer is."""
+    """One set of blocks evaluated on one text, and the progress of its answer."""
 
     checkpoint: str
     skip: frozenset[int]
@@ -38,7 +38,7 @@ class Question:
     waiting: str = ""
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
-    """Device and precision, as the answer said."""
+    """Device and precision, from the answer."""
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
@@ -46,7 +46,7 @@ Key = tuple[str, str, frozenset[int]]
 
 
 def key_of(info: CheckpointInfo, text: Mapping[str, Any], skip: Iterable[int]) -> Key:
-    """Return what an answer depends on: content, text and set."""
+    """Return what an answer depends on: checkpoint content, text and set of blocks."""
     return info.key or info.path, repr(sorted(text.items())), frozenset(skip)
 
 
@@ -54,27 +54,27 @@ class Desk:
     """Questions and answers of one dashboard process."""
 
     def __init__(self, ask: Callable[[Question], None] | None = None) -> None:
-        """Answer with ``ask`` (default: through the workspace's live process)."""
+        """Answer questions with ``ask`` (default: the workspace's live process)."""
         self._ask = ask or ask_live
         self._known: dict[Key, Question] = {}
         self._latest: dict[tuple[str, str], Key] = {}
         self._lock = threading.Lock()
 
     def known(self, key: Key) -> Question | None:
-        """Return a finished answer without asking."""
+        """Return a finished answer, without requesting one."""
         found = self._known.get(key)
         return found if found and found.done and not found.error else None
 
     def settled(self, key: Key) -> bool:
-        """Whether this was asked and has ended, well or not."""
+        """Whether this question has ended, successfully or not."""
         found = self._known.get(key)
         return found is not None and found.done
 
     def want(self, owner: str, key: Key, question: Question) -> Question:
-        """Return the question as it stands, asked in the background where nobody has yet.
+        """Return the question in its current state; if it is new, ask it in the background.
 
-        What the same ``owner`` wanted before on this text and still waits for is given up. A
-        question that failed is asked again when its owner has wanted something else since.
+        The previous question of the same ``owner`` on this text is given up if it is pending. A
+        question that failed is asked again if its owner has asked a different one since.
         """
         place = (owner, key[1])
         with self._lock:
@@ -93,7 +93,7 @@ class Desk:
         return question
 
     def give_up(self, owner: str, but: Iterable[Key]) -> None:
-        """Stop what ``owner`` still waits for and no longer wants, as it stands in the way."""
+        """Stop pending questions of ``owner`` other than ``but``: they would delay the rest."""
         wanted = set(but)
         with self._lock:
             for place, key in list(self._latest.items()):
@@ -101,7 +101,7 @@ class Desk:
                     self._release(place)
 
     def _release(self, place: tuple[str, str]) -> None:
-        """Forget what is wanted at ``place``, and stop it where nobody else waits for it."""
+        """Forget the question at ``place``, and stop it if nobody else is waiting for it."""
         key = self._latest.pop(place, None)
         found = self._known.get(key) if key else None
         if key and found and not found.done and key not in self._latest.values():
@@ -120,7 +120,7 @@ class Desk:
     def answers(
         self, info: CheckpointInfo, text: Mapping[str, Any]
     ) -> list[tuple[frozenset[int], float]]:
-        """Return every set that was measured on ``text``, with its perplexity."""
+        """Return every set of blocks measured on ``text``, with its perplexity."""
         place = key_of(info, text, ())[:2]
         return [
             (key[2], question.ppl)
@@ -129,7 +129,7 @@ class Desk:
         ]
 
     def forget(self, key: Key) -> None:
-        """Ask again when it is wanted next."""
+        """Drop an answer, so that the next request asks again."""
         with self._lock:
             self._latest = {place: k for place, k in self._latest.items() if k != key}
             self._known.pop(key, None)
@@ -140,7 +140,7 @@ class _Superseded(Exception):
 
 
 def ask_live(question: Question) -> None:
-    """Ask the workspace's live process, starting it where there is none."""
+    """Ask the workspace's live process, starting it if none is running."""
 
     def wait(why: str) -> None:
         question.waiting = why

@@ -1,7 +1,7 @@
-"""The Prune page's live perplexities: of the scores' own rows and of a held-out text.
+"""The Prune page's live perplexities: on the scores' own rows and on a held-out text.
 
-The held-out text is judged by its beginning first, which answers at once and says how much that
-is; then by all of it. Neither stands for the other: each has a place of its own.
+The model is evaluated first on the beginning of the held-out text, which answers at once and shows
+how much of the text that is, then on all of it. The two figures are shown separately.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from core.ui.live import Question, desk, key_of
 
 POLL_S = 0.25
 WINDOW = 128
-"""Tokens in a window of the held-out text; fewer where the model's context is shorter."""
+"""Tokens in a window of the held-out text; fewer if the model's context is shorter."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One text of the panel: its answer for the dense model, and for the plan."""
+    """One text of the panel, with its answers for the dense model and for the plan."""
 
     title: str
     text: dict[str, Any]
@@ -40,12 +40,12 @@ class Asked:
 
     @property
     def done(self) -> bool:
-        """Whether both have ended, well or not."""
+        """Whether both have ended, successfully or not."""
         return self.dense.done and self.plan.done
 
 
 def rows_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return an importance run's calibration rows as the text of a question; None without one."""
+    """Return an importance run's calibration rows as a question's text; None if it has none."""
     if not all(summary.get(n) for n in ("calibration", "samples", "length")):
         return None
     return {
@@ -59,7 +59,7 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
 def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, Any] | None]:
     """Return ``known`` with every set that the live model has measured on the scores' own rows.
 
-    Also returns these rows as the text of a question; None where there are no scores.
+    Also returns these rows as the text of a question; None if there are no scores.
     """
     if not known.run:
         return known, None
@@ -74,10 +74,10 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
 
 
 def usual_source(info: CheckpointInfo, rows: Mapping[str, Any] | None) -> str:
-    """Return the text to judge by where none is given.
+    """Return the text to evaluate on if none is given.
 
-    The demo's held-out stories for checkpoints of its vocabulary; else the text that the scores
-    were computed on, else WikiText-2.
+    The demo's held-out stories for checkpoints with its vocabulary; otherwise the text that the
+    scores were computed on; without scores, WikiText-2.
     """
     if tokenizer_key(Path(info.path)) == tokenizer_key(CHECKPOINT):
         return "demo"
@@ -85,12 +85,12 @@ def usual_source(info: CheckpointInfo, rows: Mapping[str, Any] | None) -> str:
 
 
 def is_on() -> bool:
-    """Whether this session wants live perplexities: one runs, or this session started one."""
+    """Whether live perplexities are on: a live model is running, or this session started one."""
     return bool(st.session_state.get("live_on")) or client.running(state.workspace()) is not None
 
 
 def draw(name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None) -> None:
-    """Draw the true perplexity without the plan's blocks, and the process with start and stop."""
+    """Draw the measured perplexity of the plan, and the live process with start and stop."""
     problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
     waiting = is_on() and not problem and not all(a.done for a in _ask(name, info, pad, rows))
     st.fragment(_panel, run_every=POLL_S if waiting else 5)(name, info, pad, rows, waiting)
@@ -99,10 +99,10 @@ def draw(name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, An
 def _ask(
     name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None
 ) -> list[Asked]:
-    """Return every text with its answers as they stand; what is missing is asked for.
+    """Return every text with its current answers; missing ones are requested.
 
-    All of the held-out text is asked for once its beginning has answered, and given up as soon
-    as the plan changes: it would keep the quick answers waiting.
+    The whole held-out text is requested once its beginning has been answered, and given up as soon
+    as the plan changes: it would delay the quick answers.
     """
     source = pad.text or usual_source(info, rows)
     whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
@@ -159,8 +159,8 @@ def _panel(
         _head(name, record)
         if not is_on():
             st.caption(
-                "Off. The live model stays in memory and measures every choice you make; it gives "
-                "the device to any other run that asks."
+                "Off. When on, the live model stays in memory and measures every choice you make; "
+                "it releases the device whenever another run needs it."
             )
             return
         _source_field(pad, usual_source(info, rows))
@@ -174,16 +174,16 @@ def _panel(
                 _answer(one, pad.drop, rows)
         _errors(info, pad, asked)
     if waiting and all(one.done for one in asked):
-        st.rerun()  # the table and the curve take it in
+        st.rerun()  # so that the table and the curve include the answers
 
 
 def _source_field(pad: prune_pad.Pad, usual: str) -> None:
-    """Draw the field for the held-out text; what it holds goes into the address."""
+    """Draw the field for the held-out text; its value goes into the URL."""
     given = st.text_input(
         "Held-out text",
         value=pad.text,
         placeholder=usual,
-        help="What to judge by: demo, wikitext2, a .txt, .jsonl, .csv or .parquet file, or "
+        help="Text to evaluate on: demo, wikitext2, a .txt, .jsonl, .csv or .parquet file, or "
         f"hub:NAME. Empty: {usual}.",
     )
     if given.strip() != pad.text:
@@ -203,7 +203,7 @@ def _errors(info: CheckpointInfo, pad: prune_pad.Pad, asked: list[Asked]) -> Non
 
 
 def _head(name: str, record: RunRecord | None) -> None:
-    """Draw the title, what the process holds, and its button."""
+    """Draw the title, the process's memory use, and its button."""
     text, button = st.columns([4, 1], vertical_alignment="center")
     now = _status(record) if record else None
     line = "**Live perplexity**"
@@ -215,7 +215,7 @@ def _head(name: str, record: RunRecord | None) -> None:
     elif record:
         line += f" :gray[· {record.progress[2] or record.state}]"
     elif is_on() and (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
-        line += f" :orange[· its process is gone ({gone.state}); the next question starts it anew]"
+        line += f" :orange[· process exited ({gone.state}); it restarts with the next request]"
     text.markdown(line)
     if record and button.button("Stop", key="live_stop", icon=":material/stop_circle:"):
         st.session_state["live_on"] = False
@@ -237,28 +237,30 @@ def _status(record: RunRecord) -> dict[str, Any] | None:
 
 
 def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -> None:
-    """Draw one perplexity with its change against the dense model on the same text."""
+    """Draw one perplexity with its change from the dense model's on the same text."""
     what = f"without {', '.join(map(str, drop))}" if drop else "dense"
     asked, dense = one.plan, one.dense
     if asked.ppl is None:
         st.metric(f"{one.title}, {what}", "…")
-        st.caption(asked.error and "No answer." or asked.waiting.capitalize() or "Asking.")
+        st.caption(
+            asked.error and "No answer." or asked.waiting.capitalize() or "Waiting for an answer."
+        )
         return
     change = None
     if drop and dense.done and asked.done and dense.ppl and asked.windows == dense.windows:
-        change = f"{asked.ppl / dense.ppl - 1:+.1%} against {dense.ppl:.4g} dense"
+        change = f"{asked.ppl / dense.ppl - 1:+.1%} from {dense.ppl:.4g} dense"
     shown = f"{asked.ppl:.5g}" + ("" if asked.done else " …")
     st.metric(f"{one.title}, {what}", shown, change, delta_color="off")
     st.caption(measured_on(asked, one.text, rows))
 
 
 def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any] | None) -> str:
-    """Return what an answer was measured on: text, how much of it, device and precision."""
+    """Return what an answer was measured on: text, amount of it, device and precision."""
     name = str(text["source"]).rsplit("/", 1)[-1]
     if "samples" in text:
         name += f" (calibration, seed {text['seed']})"
     elif rows and text["source"] == rows["source"] != "demo":
-        name += " (the scores' own text)"
+        name += " (same text as the scores)"
     else:
         name += " (held out)"
     part = "" if asked.done else "so far, "

@@ -1,4 +1,4 @@
-"""What plans should cost on this device, worked out while they are toggled (Prune page)."""
+"""Estimated cost of the Prune page's plans on this device, updated as blocks are toggled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.runs import jobs
 from core.ui import runs, state
 
 INPUT, OUTPUT = 12, 128
-"""Tokens of the paper's prompt, and of its shorter output."""
+"""Prompt length of the paper and its shorter output length, in tokens."""
 
 
 def rows(
@@ -26,7 +26,7 @@ def rows(
     batch: int,
     dtype: str,
 ) -> list[dict[str, Any]]:
-    """Return the table: one row a fact, one column dense and each plan; times need ``rates``."""
+    """Return the table: a row per fact, columns dense and each plan; times need ``rates``."""
     cell = (batch, INPUT, OUTPUT)
     drops = {"dense": (), **{f"plan {name}": drop for name, drop in plans.items()}}
     costs = {
@@ -38,7 +38,7 @@ def rows(
         whole = costs["dense"]["latency_s_mean"]
         facts |= {
             f"latency of {OUTPUT} tokens": lambda c: f"{1000 * c['latency_s_mean']:,.4g} ms",
-            "time to the first": lambda c: f"{1000 * c['first_token_s']:,.3g} ms",
+            "time to first token": lambda c: f"{1000 * c['first_token_s']:,.3g} ms",
             "time per token": lambda c: f"{1000 * c['per_token_s']:,.3g} ms",
             "tokens/s": lambda c: f"{c['tokens_per_s']:,.4g}",
             "speed-up": lambda c: f"{whole / c['latency_s_mean']:.2f} x",
@@ -52,18 +52,18 @@ def rows(
 def draw(
     name: str, info: CheckpointInfo, plans: Mapping[str, Sequence[int]], batch: int, dtype: str
 ) -> None:
-    """Draw the table, or offer to measure the device where nothing did."""
-    st.subheader("What the plans should cost")
+    """Draw the table; if the device's rates are unknown, offer to measure them."""
+    st.subheader("Estimated cost of the plans")
     rates = known_rates(state.workspace(), dtype=dtype)
     st.table(pd.DataFrame(rows(info, plans, rates, batch, dtype)).set_index(""))
     if rates:
         st.caption(
-            f"Estimated from shapes and from what the device was measured to do: {INPUT} tokens "
-            f"in, {OUTPUT} out, batch {batch}, {dtype}. The Compare page measures it."
+            f"Estimated from shapes and this device's measured rates: {INPUT} tokens in, {OUTPUT} "
+            f"out, batch {batch}, {dtype}. For measurements, see the Compare page."
         )
         return
     values: dict[str, Any] = {"checkpoints": (name,), "rates_only": True, "dtype": dtype}
-    st.caption(f"Times are not known: this device was not measured in {dtype} yet.")
+    st.caption(f"Times are unknown: this device has not been measured in {dtype} yet.")
     command = jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR"))
     st.code(command, "bash", wrap_lines=True)
     if st.button("Measure this device", icon=":material/speed:"):

@@ -1,7 +1,7 @@
 """The Prune page's own state: two plans, which one is edited, and what ranks the blocks.
 
-It survives page changes (plain session state, not a widget's) and lives in the address, so that
-it can be shared and outlives a reload: ``?drop=3,5&b=2,4&run=RUN&criterion=ppl&plan=B&text=demo``.
+It survives page changes (plain session state, not a widget's) and is kept in the URL, so that it
+can be shared and survives a reload: ``?drop=3,5&b=2,4&run=RUN&criterion=ppl&plan=B&text=demo``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _QUERY = {"A": "drop", "B": "b"}
 _NAMES = ("drop", "b", "plan", "run", "criterion", "text")
 _STATE = "prune_pad"
 ECHO_S = 10.0
-"""A browser sends the address before last for at most so long: until it has heard of the new."""
+"""Seconds for which a browser may still send a previous URL, until it has received the new one."""
 
 
 @dataclass
@@ -36,31 +36,31 @@ class Pad:
     run: str = ""
     criterion: str = ""
     text: str = ""
-    """What the live model judges by, as ``evaluate --perplexity`` takes it; empty: the usual."""
+    """Text the live model is evaluated on, as for ``evaluate --perplexity``; empty: default."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Values of widgets that outlive a page change."""
+    """Values of widgets that survive a page change."""
     error: str = ""
-    """What was wrong with the address or the last plan, as the command line says it."""
+    """Error in the URL or the last plan, with the command line's message."""
     clicks: int = 0
-    """Number of clicks taken; part of the chart's key, so that each starts unselected."""
+    """Number of clicks handled; part of the chart's key, so that each chart starts unselected."""
     clicked: toggle.Blocks = ()
-    """The blocks that the last of them named."""
+    """The blocks selected by the last click."""
     made: str = ""
-    """The prune run started last."""
+    """Id of the prune run started last."""
     curve: str = ""
-    """The curve run started last."""
+    """Id of the curve run started last."""
     taken: tuple[str, toggle.Blocks] = ("", ())
     """The chart's key and the blocks of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
-    """The address as last read or written."""
+    """The URL's parameters as last read or written."""
     left: dict[tuple[str, ...], float] = field(default_factory=dict)
-    """Addresses written before that one, and when each was left."""
+    """Earlier parameters, and when each was replaced."""
     turns: dict[str, int] = field(default_factory=lambda: {"pills": 0, "slider": 0})
-    """How often each widget's plan was changed by something else, see `key`."""
+    """How often something else changed the plan that each widget shows; see `key`."""
 
     @property
     def drop(self) -> toggle.Blocks:
-        """The blocks of the plan that is edited, in removal order."""
+        """Blocks of the plan being edited, in removal order."""
         return self.plans[self.active]
 
     @drop.setter
@@ -68,37 +68,38 @@ class Pad:
         self.change(blocks)
 
     def change(self, blocks: toggle.Blocks, by: str = "") -> None:
-        """Set the plan that is edited; ``by`` names the widget that shows it already."""
+        """Set the plan being edited; ``by`` names the widget that already shows it."""
         self.plans[self.active] = blocks
         for widget in self.turns:
             self.turns[widget] += widget != by
 
     def wrote(self, query: dict[str, str]) -> None:
-        """Remember the address that the page has now."""
+        """Remember the URL parameters that the page has now."""
         if query != self.seen:
             self.left[tuple(self.seen.values())] = time.monotonic()
             self.left.pop(tuple(query.values()), None)
         self.seen = query
 
     def is_echo(self, query: dict[str, str]) -> bool:
-        """Whether this is an address of ours that the browser still sends, not one opened."""
+        """Whether this is one of our earlier URLs that the browser still sends, not a new one."""
         left = self.left.get(tuple(query.values()))
         return left is not None and time.monotonic() - left < ECHO_S
 
     def key(self, widget: str) -> str:
         """Return the key of a widget that shows the plan.
 
-        Another one after every change from elsewhere: on a fast second click the browser still
-        sends what the widget showed before, which must not be taken for a choice.
+        The key changes whenever something else changes the plan: on a fast second click the
+        browser still sends the widget's previous value, which must not be taken for a choice.
         """
         return f"pad_{widget}_{self.active}{self.turns[widget]}"
 
 
 def shown(key: str, value: Any, argument: str) -> dict[str, Any]:
-    """Return the argument by which a widget shows ``value``.
+    """Return the keyword argument that makes a widget show ``value``.
 
-    A new widget starts with it: one set afterwards tells its own default first, where a page that
-    draws itself anew is quick enough, and that was taken for a choice. One that is there is set.
+    A new widget starts with it: setting the value afterwards let the widget report its own default
+    first if the page redrew quickly enough, and that was taken for a choice. An existing widget's
+    value is set in the session state.
     """
     if key not in st.session_state:
         return {argument: value}
@@ -110,7 +111,7 @@ def shown(key: str, value: Any, argument: str) -> dict[str, Any]:
 
 
 def current() -> Pad:
-    """Return this session's pad, taking in an address that was opened from outside."""
+    """Return this session's pad, after reading the URL if it was opened from outside."""
     pad: Pad = st.session_state.setdefault(_STATE, Pad())
     _take_settings(pad)
     query = {name: st.query_params.get(name, "") for name in _NAMES}
@@ -120,15 +121,15 @@ def current() -> Pad:
 
 
 def plan_elsewhere() -> Pad:
-    """Return this session's pad for another page, whose address is not the pad's."""
+    """Return this session's pad for another page, whose URL does not hold the pad."""
     pad: Pad = st.session_state.setdefault(_STATE, Pad())
     return pad
 
 
 def adopt_run() -> None:
-    """Make the checkpoint of an address's ``?run=`` the active one where it names no model.
+    """Make the checkpoint of the URL's ``?run=`` the active one if the URL names no model.
 
-    To be called before the frame, which reads the active checkpoint.
+    Call this before `frame.start`, which reads the active checkpoint.
     """
     run = st.query_params.get("run", "")
     record = read_run(state.workspace().root / run) if run.strip("./") else None
@@ -137,7 +138,7 @@ def adopt_run() -> None:
 
 
 def _take_settings(pad: Pad) -> None:
-    """Take in the settings of an earlier run that the Jobs page was told to use again."""
+    """Apply the settings of an earlier run chosen on the Jobs page."""
     prune, curve = state.take_settings("prune"), state.take_settings("curve")
     if prune.get("drop"):
         pad.drop = tuple(prune["drop"])
@@ -169,7 +170,7 @@ def _read(pad: Pad, query: dict[str, str]) -> None:
 
 
 def share(pad: Pad) -> None:
-    """Write the pad into the address."""
+    """Write the pad into the URL."""
     query = {
         "drop": toggle.to_text(pad.plans["A"]),
         "b": toggle.to_text(pad.plans["B"]),
@@ -184,11 +185,11 @@ def share(pad: Pad) -> None:
         k: v for k, v in query.items() if v
     }
     if wanted != now:
-        st.query_params.from_dict(wanted)  # at once: half an address would be read as another one
+        st.query_params.from_dict(wanted)  # in one step: a partial URL would be read as a new one
 
 
 def kept(pad: Pad, name: str, default: Any) -> dict[str, Any]:
-    """Return ``key`` and ``on_change`` of a widget whose value outlives a page change."""
+    """Return ``key`` and ``on_change`` for a widget whose value survives a page change."""
     key = f"pad_{name}"
     if key not in st.session_state:
         st.session_state[key] = pad.settings.get(name, default)
@@ -200,13 +201,13 @@ def kept(pad: Pad, name: str, default: Any) -> dict[str, Any]:
 
 
 def clicked(key: str, blocks: int) -> None:
-    """Take a click on the chart ``key`` into the plan that is edited."""
+    """Apply a click on the chart ``key`` to the plan being edited."""
     pad: Pad = st.session_state[_STATE]
     event = st.session_state.get(key)
     named = toggle.clicked_blocks(dict(event) if event else None)
     taken = (key, named)
     if taken == pad.taken:
-        return  # sent again by a browser that has not drawn the next chart yet
+        return  # resent by a browser that has not drawn the next chart yet
     pad.taken = taken
     before = pad.drop
     pad.clicked = toggle.newly(named, pad.clicked)
@@ -217,16 +218,16 @@ def clicked(key: str, blocks: int) -> None:
 
 
 def picked(key: str) -> None:
-    """Take the pills ``key`` into the plan that is edited."""
+    """Apply the pills ``key`` to the plan being edited."""
     pad: Pad = st.session_state[_STATE]
     if key != pad.key("pills"):
-        return  # a widget that is no longer shown; the browser sends its value once more
+        return  # the browser resends the last value of a widget that is no longer shown
     pad.change(toggle.follow(pad.drop, st.session_state.get(key) or ()), "pills")
     pad.error = ""
 
 
 def planned(choose: Callable[[], toggle.Blocks]) -> None:
-    """Put a criterion's choice into the plan that is edited; an error is kept to be shown."""
+    """Put a criterion's choice into the plan being edited; an error is kept for display."""
     pad: Pad = st.session_state[_STATE]
     pad.error = ""
     try:

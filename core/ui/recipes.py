@@ -1,4 +1,4 @@
-"""Recipes as cards: what each does, its command, its progress, and its verdict."""
+"""Recipes as cards: what each does, its command, progress and verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from core.runs.workspace import RunRecord, read_json
 from core.ui import runs, state
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
-"""Recipes of the home page; those about retraining are on the Retrain page."""
+"""Recipes on the home page; the retraining recipes are on the Retrain page."""
 
 
 def latest(checkpoint: str, name: str) -> RunRecord | None:
@@ -26,7 +26,7 @@ def latest(checkpoint: str, name: str) -> RunRecord | None:
 
 
 def cards(checkpoint: str, names: tuple[str, ...] = OFFERED) -> None:
-    """Draw a choice of recipes, and the chosen one: command, button, progress and verdict."""
+    """Draw the choice of a recipe, and the chosen one: command, button, progress and verdict."""
     titles = {name: recipes.get(name).title for name in names}
     chosen = st.segmented_control(
         "Recipe",
@@ -61,18 +61,18 @@ def _card(checkpoint: str, name: str) -> None:
 
 
 def verdict(record: RunRecord) -> None:
-    """Draw what a finished recipe found."""
+    """Draw the results of a finished recipe."""
     found = read_json(record.path / "summary.json") or {}
-    st.success(str(found.get("verdict") or "This recipe has left no verdict."))
+    st.success(str(found.get("verdict") or "This recipe did not write a verdict."))
     for line in found.get("findings") or ():
         st.markdown(f"- {line}")
     for step, why in (found.get("failed") or {}).items():
-        st.warning(f"{step} did not work: {why}")
-    st.caption(f"Measured by the run {record.name}; every step is a run of its own on Jobs.")
+        st.warning(f"{step} failed: {why}")
+    st.caption(f"Measured by the run {record.name}; the Jobs page lists every step as a run.")
 
 
 def _table(record: RunRecord) -> None:
-    """Draw the recipe's table.csv where it has one; columns without a value are left out."""
+    """Draw the recipe's table.csv if it has one; columns without any value are omitted."""
     path = record.path / "table.csv"
     if path.is_file():
         table = pd.read_csv(path).dropna(axis="columns", how="all")

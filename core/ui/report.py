@@ -1,4 +1,4 @@
-"""The report's download: built when it is asked for."""
+"""The report's download button; the report is built on click."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.ui import state
 
 
 def button(name: str) -> None:
-    """Offer the report of the study that checkpoint ``name`` belongs to."""
+    """Draw the download of the report on the study that checkpoint ``name`` belongs to."""
     st.download_button(
         "Report",
         lambda: build.page(material.gather(name, state.workspace())),
@@ -18,5 +18,5 @@ def button(name: str) -> None:
         key="report",
         on_click="ignore",
         icon=":material/description:",
-        help="One HTML file with everything that is known of this checkpoint; works offline.",
+        help="One HTML file with everything known about this checkpoint; works offline.",
     )

@@ -1,4 +1,4 @@
-"""One retraining while it runs and after: progress, curves, what was noticed, what came of it."""
+"""One retraining run, live and finished: progress, curves, findings and results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
 
 
 def show(record: RunRecord) -> None:
-    """Draw a run; while it lives this piece draws itself again, and the page once at its end."""
+    """Draw a run; this fragment redraws itself while the run is live, and the page at its end."""
     again = 1.0 if record.is_live else None
     st.fragment(_view, run_every=again)(record.id, record.is_live)
 
@@ -30,7 +30,7 @@ def show(record: RunRecord) -> None:
 def _view(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:
-        st.info("The run's folder is gone.")
+        st.info("The run's folder no longer exists.")
         return
     if was_live != record.is_live:
         st.rerun()
@@ -59,7 +59,7 @@ def _log(record: RunRecord) -> MetricLog:
 
 
 def _head(record: RunRecord) -> None:
-    """Draw the state, and what can be done now."""
+    """Draw the run's state and the buttons for it."""
     done, total, message = record.progress
     with st.container(horizontal=True, vertical_alignment="center"):
         if record.state == "queued":
@@ -83,36 +83,36 @@ def _buttons(record: RunRecord) -> None:
         key=f"stop_{record.id}",
         icon=":material/stop_circle:",
         disabled=asked,
-        help="The step under way is finished and the adapter saved; it can be resumed.",
+        help="Finishes the current step and saves the adapter; the run can be resumed.",
     ):
         jobs.request_cancel(record)
-        st.toast("Asked the run to stop after this step.")
+        st.toast("Cancel requested; the run will stop after this step.")
     if record.state not in ("cancelled", "failed", "lost"):
         return
     if st.button("Resume", key=f"resume_{record.id}", icon=":material/play_arrow:", type="primary"):
         job_cards.attempt(lambda: jobs.restart(record))
     if record.error.startswith("Out of memory") and st.button(
-        "Go on with what fits", key=f"retry_{record.id}", icon=":material/memory:"
+        "Retry with a smaller micro-batch", key=f"retry_{record.id}", icon=":material/memory:"
     ):
         job_cards.attempt(lambda: _retry(record))
 
 
 def _retry(record: RunRecord) -> RunRecord:
-    """Start the run again, so that it takes the largest micro-batch that fits."""
+    """Resume the run with the largest micro-batch that fits."""
     spec_class = jobs.commands.get("retrain").spec_class
     spec = build(spec_class, {**record.spec, "retry": True, "resume": True})
     return jobs.launch_in(record.path.absolute(), "retrain", spec)
 
 
 def _tiles(record: RunRecord, log: MetricLog) -> None:
-    """Draw the row of figures."""
+    """Draw the row of metrics."""
     last = log.evaluations[-1] if log.evaluations else {}
     share, loss = last.get("recovered"), last.get("heldout_loss")
     speed, memory, rate = (log.last(name) for name in ("tokens_per_s", "memory_mib", "lr"))
     total = record.progress[1] or "?"
     figures = {
         "Step": f"{log.steps[-1] if log.steps else 0:,} of {total}",
-        "Recovered": "not stated" if share is None else f"{share:.0%}",
+        "Recovered": "not reported" if share is None else f"{share:.0%}",
         "Held-out loss": "-" if loss is None else f"{loss:.4f}",
         "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
         "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",
@@ -122,21 +122,21 @@ def _tiles(record: RunRecord, log: MetricLog) -> None:
 
 
 def row(figures: dict[str, str]) -> None:
-    """Draw labelled figures side by side, in as many lines as the window needs."""
+    """Draw labelled figures side by side, wrapping to the width of the window."""
     with st.container(horizontal=True):
         for label, text in figures.items():
             st.metric(label, text, border=True, width="content")
 
 
 def _curves(record: RunRecord, log: MetricLog) -> None:
-    """Draw the curves; made anew only where the log grew, so that zooming is not disturbed."""
+    """Draw the curves; they are rebuilt only if the log grew, so that zooming is not disturbed."""
     kept: dict[str, Any] = st.session_state.setdefault("retrain_figures", {})
     key = (record.id, log.version, record.progress[1])
     if kept.get("key") != key:
         kept.update(key=key, figures=_figures(record, log))
     figures = kept["figures"]
     if not figures:
-        st.caption("The curves begin with the first step.")
+        st.caption("The curves appear after the first step.")
         return
     st.plotly_chart(figures["loss"], key="retrain_loss", alt="Training and held-out loss by step.")
     for pair in (("recovery", "lr"), ("grad_norm", "tokens_per_s")):
@@ -159,7 +159,7 @@ def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:
 
 
 def _results(record: RunRecord) -> None:
-    """Draw what the finished run found, and how to load it."""
+    """Draw the results of the finished run, and how to load its checkpoint."""
     summary = workspace.read_json(record.path / "summary.json")
     if not summary or record.is_live:
         return
@@ -192,7 +192,7 @@ def _trust(name: str) -> str:
 
 
 def _loading(record: RunRecord, summary: dict[str, Any]) -> None:
-    """Show how stock libraries load what was written."""
+    """Draw the code with which stock libraries load the result."""
     lines = ["from transformers import AutoModelForCausalLM"]
     merged, base = record.path / "merged", str(summary["checkpoint"])
     if merged.is_dir():
@@ -203,5 +203,5 @@ def _loading(record: RunRecord, summary: dict[str, Any]) -> None:
             f'model = AutoModelForCausalLM.from_pretrained("{base}"{_trust(base)})',
             f'model = PeftModel.from_pretrained(model, "{record.path / "adapter"}")',
         ]
-    with st.expander("Load it in stock libraries"):
+    with st.expander("Load it with stock libraries"):
         st.code("\n".join(lines), language="python", wrap_lines=True)

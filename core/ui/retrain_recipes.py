@@ -1,4 +1,4 @@
-"""The retraining recipes on the Retrain page: start one, follow it, its table and its chart."""
+"""The retraining recipes on the Retrain page: launch, progress, table and chart."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from core.ui import runs, state, widgets
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {
     "recovered": "share of the gap recovered",
-    "loss": "loss, nat per token",
-    "kl": "KL(dense || model), nat per token",
+    "loss": "loss, nats per token",
+    "kl": "KL(dense || model), nats per token",
     "accuracy": "accuracy",
 }
 
+EARLIER = {"judged_on": "evaluated_on"}
+"""Columns of table.csv that had another name in earlier versions."""
+
 
 def show() -> None:
-    """Draw the choice of a recipe, its launch, and what past ones found."""
+    """Draw the choice of a recipe, its launch form and the results of its past runs."""
     offered = [name for name in NAMES if name in recipes.NAMES]
     if not offered:
         return
@@ -49,7 +52,7 @@ def show() -> None:
 
 
 def _launcher(name: str) -> str:
-    """Draw the options and the button; return the run started last."""
+    """Draw the options and the button; return the id of the run started last."""
     values: dict[str, Any] = {"name": name, "checkpoint": state.current_checkpoint() or "demo"}
     start = {"data": "", "steps": None, "seed": None}
     values |= widgets.fields(RecipeSpec, ("data", "steps", "seed"), start)
@@ -60,7 +63,7 @@ def _launcher(name: str) -> str:
         return ""
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     key = f"recipe_{name}"
-    if st.button("Start the recipe", icon=":material/play_arrow:"):
+    if st.button("Run the recipe", icon=":material/play_arrow:"):
         record = runs.launch_once(key, "recipe", values)
         if record:
             st.session_state[key] = record.id
@@ -70,7 +73,7 @@ def _launcher(name: str) -> str:
 def _result(record: RunRecord) -> None:
     """Draw a recipe's verdict, its table and a chart of one measure."""
     found = workspace.read_json(record.path / "summary.json") or {}
-    table = pd.read_csv(record.path / "table.csv")
+    table = pd.read_csv(record.path / "table.csv").rename(columns=EARLIER)
     st.markdown(f"**{found.get('verdict', '')}**")
     for line in found.get("findings", ()):
         st.caption(line)

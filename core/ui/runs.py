@@ -1,4 +1,4 @@
-"""Start runs from a page and watch them; everything comes from the run directory."""
+"""Start runs from a page and follow them; everything is read from the run directory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LAUNCHED = "launched_runs"
 
 
 def launch_once(key: str, command: str, values: dict[str, Any]) -> RunRecord | None:
-    """Start a run; where the same one is going on already, return that instead.
+    """Start a run; if the same one is already in progress, return that instead.
 
-    A fast second click runs the script again with the button still pressed: the same options
-    while the first run lives, or within a moment of it, are the same wish. Errors are shown.
+    A fast second click runs the script again with the button still pressed: the same options while
+    the first run is live, or shortly after it, count as the same request. Errors are shown.
     """
     launched = st.session_state.setdefault(_LAUNCHED, {})
     wish = json.dumps([command, values], sort_keys=True, default=list)
@@ -43,9 +43,9 @@ def launch_once(key: str, command: str, values: dict[str, Any]) -> RunRecord | N
 
 
 def show(run_id: str) -> None:
-    """Draw a run's progress, cancel, log and command; nothing for an empty id.
+    """Draw a run's progress, cancel button, log and command; nothing for an empty id.
 
-    While the run lives the piece draws itself again; when it ends the whole page does, once.
+    The fragment redraws itself while the run is live; when the run ends, the page redraws once.
     """
     record = read_run(state.workspace().root / run_id) if run_id else None
     if record:
@@ -55,7 +55,7 @@ def show(run_id: str) -> None:
 def _view(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:
-        st.info("The run's folder is gone.")
+        st.info("The run's folder no longer exists.")
         return
     if was_live and not record.is_live:
         st.rerun()
@@ -65,14 +65,14 @@ def _view(run_id: str, was_live: bool) -> None:
             "Cancel", key=f"cancel_{run_id}", icon=":material/stop_circle:"
         ):
             jobs.request_cancel(record)
-            st.toast("Asked the run to stop at its next step.")
+            st.toast("Cancel requested; the run will stop at its next step.")
         with st.expander("Log and command"):
             st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
             st.code(record.log_tail(15) or "nothing yet", language=None)
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people say it: 8 s, 3 min 5 s, 2 h 10 min."""
+    """Return a time span in readable form: 8 s, 3 min 5 s, 2 h 10 min."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -82,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def progress(record: RunRecord) -> None:
-    """Draw how far a live run is, or what it waits for; nothing for one that has ended."""
+    """Draw the progress of a live run, or what it is waiting for; nothing if it has ended."""
     done, total, message = record.progress
     if record.state == "queued":
         st.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
@@ -103,15 +103,15 @@ def _state(record: RunRecord) -> None:
 
 
 def trust(folder: Path) -> str:
-    """Return the argument that stock loading needs where a checkpoint brings its own classes."""
+    """Return the argument that stock loading needs if a checkpoint brings its own classes."""
     return ", trust_remote_code=True" if any(folder.glob("modeling_*.py")) else ""
 
 
 def _finished(record: RunRecord) -> None:
     took = (record.finished or record.started) - record.started
-    st.success(f"{record.name} is done, after {took:.0f} s.")
+    st.success(f"{record.name} finished in {took:.0f} s.")
     if record.holds_checkpoint():
-        st.caption("Load it with transformers alone:")
+        st.caption("Load it with plain transformers:")
         code = trust(record.path)
         st.code(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -132,9 +132,9 @@ def pick(
     newest: str = "",
     name: Callable[[RunRecord], str] = lambda record: record.name,
 ) -> RunRecord | None:
-    """Draw a choice among ``records`` (kept in the address as ``?run=``) and return it.
+    """Draw a choice among ``records`` (kept in the URL as ``?run=``) and return it.
 
-    ``newest`` is the run that was just started here: it is shown once when it turns up.
+    ``newest`` is the run just started on this page: it is selected once, when it first appears.
     """
     if not records:
         return None

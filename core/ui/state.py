@@ -1,7 +1,7 @@
-"""What a session looks at: the workspace, the active checkpoint, and settings to load again.
+"""State of a session: the workspace, the active checkpoint, and settings to reuse.
 
-The active checkpoint lives in the address (``?model=``), so that it can be shared and outlives a
-reload; the last one chosen is also kept in the workspace for the next visit.
+The active checkpoint is kept in the URL (``?model=``), so that it can be shared and survives a
+reload; the last one chosen is also stored in the workspace for the next visit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MODEL, _SEEN, _SETTINGS = "active_model", "active_model_seen", "run_settings"
 
 
 def workspace() -> Workspace:
-    """Return the workspace of this dashboard."""
+    """Return this dashboard's workspace."""
     return Workspace()
 
 
@@ -30,12 +30,12 @@ def _remembered() -> dict[str, Any]:
 
 
 def recent() -> list[str]:
-    """Return the checkpoints chosen lately, last one first."""
+    """Return the recently chosen checkpoints, latest first."""
     return [str(name) for name in _remembered().get("recent", [])]
 
 
 def current_checkpoint() -> str:
-    """Return the active checkpoint's name, or nothing; takes in an address opened from outside."""
+    """Return the active checkpoint's name, or ""; reads a URL that was opened from outside."""
     asked = st.query_params.get("model", "")
     if asked and asked != st.session_state.get(_SEEN):
         st.session_state[_MODEL] = asked
@@ -49,7 +49,7 @@ def current_checkpoint() -> str:
 
 
 def set_checkpoint(name: str) -> None:
-    """Make ``name`` the active checkpoint of this session, and of later ones."""
+    """Make ``name`` the active checkpoint of this session and of later ones."""
     st.session_state[_MODEL] = st.session_state[_SEEN] = name
     st.query_params["model"] = name
     kept = [name, *(other for other in recent() if other != name)][:RECENT]
@@ -57,7 +57,7 @@ def set_checkpoint(name: str) -> None:
 
 
 def choose(name: str) -> None:
-    """Take a name that the user gave: make it active, or show what is wrong with it."""
+    """Make the checkpoint that the user named active, or show why it cannot be used."""
     try:
         describe(name.strip())
     except DepthcutError as error:
@@ -75,7 +75,7 @@ def picker() -> None:
         given = st.text_input(
             "Folder or Hub id",
             placeholder="a checkpoint's folder, a run's id, or owner/name",
-            help="config.json and safetensors headers are read; weights are not loaded.",
+            help="Reads config.json and the safetensors headers; weights are not loaded.",
         )
         if st.form_submit_button("Load", icon=":material/folder_open:"):
             choose(given or "nothing")
@@ -90,7 +90,7 @@ def picker() -> None:
 
 
 def active_checkpoint() -> str:
-    """Return the active checkpoint's name; asks for one and ends the page where there is none."""
+    """Return the active checkpoint's name; if there is none, ask for one and stop the page."""
     name = current_checkpoint()
     if not name:
         st.info("No checkpoint is active yet. Load the demo, or one of your own.")
@@ -100,7 +100,7 @@ def active_checkpoint() -> str:
 
 
 def inspect(name: str) -> CheckpointInfo:
-    """Return what a checkpoint is; shows the error and ends the page where it cannot be used."""
+    """Return a checkpoint's description; if it is unusable, show the error and stop the page."""
     try:
         return describe(name)
     except DepthcutError as error:
@@ -111,7 +111,7 @@ def inspect(name: str) -> CheckpointInfo:
 
 
 def describe(name: str) -> CheckpointInfo:
-    """Return what a checkpoint is, cached by the state of its files; raises `CheckpointError`."""
+    """Return a checkpoint's description, cached by its files' state; raises `CheckpointError`."""
     folder = locate.local_folder(name)
     return _described(name, str(headers.file_state(folder)) if folder else "")
 
@@ -130,14 +130,14 @@ def use_settings(record: RunRecord) -> None:
 
 
 def settings_kept() -> dict[str, dict[str, Any]]:
-    """Return the settings kept for later: command -> options."""
+    """Return the settings kept for pages: command -> options."""
     return dict(st.session_state.get(_SETTINGS, {}))
 
 
 def form_is_open(command: str, first: bool) -> bool:
-    """Whether a page's form for new runs is open: for the ``first``, and for settings used again.
+    """Whether a page's form for new runs is open: if ``first``, or to reuse settings.
 
-    Once opened for those it stays open, whatever is changed in it. To be asked before
+    Once opened for reused settings it stays open, whatever is changed in it. Call this before
     `take_settings`.
     """
     key = f"form_open_{command}"
@@ -147,7 +147,7 @@ def form_is_open(command: str, first: bool) -> bool:
 
 
 def take_settings(command: str) -> dict[str, Any]:
-    """Return and forget the settings kept for ``command``."""
+    """Return the settings kept for ``command``, and remove them."""
     kept = settings_kept()
     found = kept.pop(command, {})
     st.session_state[_SETTINGS] = kept

@@ -1,4 +1,4 @@
-"""Widgets from the fields of a spec: label, help, bounds and default are declared once there."""
+"""Widgets from the fields of a spec, which declares label, help, bounds and default once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import streamlit as st
 from core.runs.spec import hints_of, kind_of, show
 
 WORDS = {"lr": "Learning rate", "kl_weight": "KL weight"}
-"""Labels of fields whose names are short for something."""
+"""Labels of fields whose names are abbreviations."""
 
 
 def fields(spec_class: type, names: tuple[str, ...], start: dict[str, Any]) -> dict[str, Any]:
-    """Draw one widget a field, side by side, and return their values.
+    """Draw one widget per field, side by side, and return their values.
 
-    ``start`` replaces defaults. Values outlive a page change: they are kept under a key that is
+    ``start`` replaces defaults. Values survive a page change: they are kept under a key that is
     not a widget's.
     """
     by_name = {f.name: f for f in dataclasses.fields(spec_class)}
@@ -64,7 +64,7 @@ def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
 def _number(
     field: dataclasses.Field[Any], kind: type, start: Any, label: str, key: str
 ) -> int | float | None:
-    """Draw a number; one without a default starts empty and says that the program chooses."""
+    """Draw a number field; without a default it starts empty, showing that the default applies."""
     meta, default = field.metadata, field.default
     low, high = (None if meta[end] is None else kind(meta[end]) for end in ("low", "high"))
     more: dict[str, Any] = {"placeholder": "default"} if default is None else {}

@@ -1,7 +1,7 @@
-"""The Width tab of the Prune page: method and amount, what would be left, and the launch.
+"""The Width tab of the Prune page: method and amount, what would remain, and the launch.
 
-Everything shown before the launch is arithmetic on shapes, so it follows every move of a widget;
-nothing is loaded.
+Everything shown before the launch is arithmetic on shapes, so it follows every widget change; no
+weights are loaded.
 """
 
 from __future__ import annotations
@@ -26,22 +26,20 @@ AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}
 _KEPT = "width_form"
 COARSE = 0.01
-"""Share of the target from which on being off is explained."""
+"""Share of the target above which a deviation is explained."""
 
 
 def draw(name: str, info: CheckpointInfo) -> None:
-    """Draw the form for checkpoint ``name``, its dry run, command line, button and progress."""
+    """Draw the form for checkpoint ``name``: options, dry run, command, button and progress."""
     _take_settings()
     st.caption(
-        "Width pruning removes attention heads and MLP neurons inside the blocks. It is what "
-        "depth pruning is compared with: at the same number of parameters."
+        "Width pruning removes attention heads and MLP neurons inside the blocks. It is the "
+        "baseline for depth pruning, compared at the same number of parameters."
     )
     values = {"checkpoint": name, **_choices(info)}
     spec, plan, problem = _checked(values, info)
     if "match" in values and not values["match"]:
-        problem = (
-            "There is no variant to match yet: create one under Blocks first, or give a ratio."
-        )
+        problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
     if problem:
         st.error(problem)
     if spec and plan:
@@ -61,7 +59,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
 
 
 def _take_settings() -> None:
-    """Take in the settings of an earlier run that the Jobs page was told to use again."""
+    """Apply the settings of an earlier run chosen on the Jobs page."""
     taken = state.take_settings("width")
     if not taken:
         return
@@ -73,7 +71,7 @@ def _take_settings() -> None:
 
 
 def _keep(field: str, default: Any) -> dict[str, Any]:
-    """Return ``key`` and ``on_change`` of a widget whose value outlives a page change."""
+    """Return ``key`` and ``on_change`` for a widget whose value survives a page change."""
     kept = st.session_state.setdefault(_KEPT, {})
     key = f"width_in_{field}"
     if key not in st.session_state:
@@ -86,7 +84,7 @@ def _keep(field: str, default: Any) -> dict[str, Any]:
 
 
 def _choices(info: CheckpointInfo) -> dict[str, Any]:
-    """Draw the widgets and return the options they mean."""
+    """Draw the widgets and return the options they set."""
     columns = st.columns([1, 1, 1], vertical_alignment="top")
     chosen = columns[0].selectbox(
         "Method",
@@ -106,9 +104,9 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
     columns = st.columns([1, 1, 1, 1])
     layers = columns[0].text_input(
         "Blocks",
-        placeholder="as the method has it",
-        help="first:end, as 4:30 for blocks 4 to 29. Empty: all but the protected first and last "
-        "(LLM-Pruner and the controls), all (FLAP, Wanda-sp).",
+        placeholder="the method's default",
+        help="first:end, e.g. 4:30 for blocks 4 to 29. Empty: all but the protected first and last "
+        "blocks (LLM-Pruner and the controls) or all blocks (FLAP, Wanda-sp).",
         **_keep("layers", ""),
     )
     values["layers"] = layers.strip() or None
@@ -116,7 +114,7 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
         values["order"] = columns[1].selectbox(
             "Order",
             command.ORDERS,
-            help="Of the Taylor expansion; first is the cheapest.",
+            help="Order of the Taylor expansion; first is the cheapest.",
             **_keep("order", "first"),
         )
     if method.samples:
@@ -130,8 +128,8 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             1,
             100000,
             placeholder=str(method.samples),
-            help=f"Calibration rows; empty: the paper's {method.samples} x {method.length}, or "
-            "all rows there are.",
+            help=f"Calibration rows. Empty: the paper's {method.samples} x {method.length} tokens, "
+            "or all available rows if fewer.",
             **_keep("samples", None),
         )
     with st.expander("Device, precision and seed"):
@@ -140,21 +138,21 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def _amount(amount: str, info: CheckpointInfo) -> dict[str, Any]:
-    """Draw the widget of one of the three ways to say how much."""
+    """Draw the widget for one of the three ways to set the amount."""
     if amount == "ratio":
         ratio = st.slider(
             "Ratio",
             0.0,
             0.9,
             step=0.01,
-            help="Share of heads and neurons that go in each pruned block; for FLAP the share of "
-            "their parameters in all of them together.",
+            help="Share of heads and neurons removed from each pruned block; for FLAP, the share "
+            "of their parameters over all pruned blocks together.",
             **_keep("ratio", 0.2),
         )
         return {"ratio": ratio}
     if amount == "params":
         start = round(0.8 * info.parameters)
-        wanted = st.number_input("Parameters to be left", 1, step=1000, **_keep("params", start))
+        wanted = st.number_input("Target parameters", 1, step=1000, **_keep("params", start))
         return {"params": int(wanted)}
     variants = {str(r.path): r for r in _variants()}
     key = "width_in_match"
@@ -166,8 +164,8 @@ def _amount(amount: str, info: CheckpointInfo) -> dict[str, Any]:
     match = st.selectbox(
         "Variant",
         list(variants),
-        format_func=lambda path: _called(variants[path]),
-        help="As many parameters as it has, as near as heads and neurons allow.",
+        format_func=lambda path: _label(variants[path]),
+        help="Matches this variant's parameter count as closely as heads and neurons allow.",
         **_keep("match", next(iter(variants))),
     )
     return {"match": match}
@@ -178,7 +176,7 @@ def _variants() -> list[RunRecord]:
     return [r for r in made if r.state == "done" and r.holds_checkpoint()]
 
 
-def _called(record: RunRecord) -> str:
+def _label(record: RunRecord) -> str:
     try:
         return f"{record.name} ({state.describe(str(record.path)).parameters:,})"
     except DepthcutError:
@@ -188,7 +186,7 @@ def _called(record: RunRecord) -> str:
 def _checked(
     values: dict[str, Any], info: CheckpointInfo
 ) -> tuple[WidthSpec | None, WidthPlan | None, str]:
-    """Return the spec and the plan, or in one sentence what is wrong."""
+    """Return the spec and the plan, or a sentence with what is wrong."""
     spec = None
     try:
         spec = build(WidthSpec, {**values, "out": "DIR"})
@@ -200,7 +198,7 @@ def _checked(
 
 
 def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
-    """Draw what would be left: parameters, how near to the target, and the shapes."""
+    """Draw what would remain: parameters, deviation from the target, and the shapes."""
     before, after = plan.info.parameters, plan.parameters
     columns = st.columns(3)
     estimated = plan.kind == "estimated"
@@ -212,7 +210,7 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
     )
     if plan.target is not None:
         off = after - plan.target
-        columns[1].metric("Wanted", f"{plan.target:,}")
+        columns[1].metric("Target", f"{plan.target:,}")
         columns[2].metric(
             "Off by",
             "known once scored" if estimated else f"{off:+,}",
@@ -221,30 +219,30 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
         )
         if not estimated and abs(off) > COARSE * plan.target:
             st.caption(
-                "No ratio comes nearer: a head goes in all pruned blocks at once. Other blocks, "
-                "FLAP or Wanda-sp may."
+                "This is the closest achievable size, because one head is removed from every "
+                "pruned block at once. A different block range, FLAP or Wanda-sp may get closer."
             )
     else:
         columns[1].metric("Weights", f"{after * _width(plan):,.1f} MiB")
     if plan.counts is None:
         st.caption(
-            "FLAP shares the cut out between the blocks by its scores: each block gets a shape of "
-            "its own, and the number of parameters is known exactly once they are computed."
+            "FLAP distributes the cut over the blocks by its scores: each block gets its own "
+            "shape, and the exact number of parameters is known once the scores are computed."
         )
         return
-    st.caption(f"The method's own ratio: {plan.ratio:.6g}. What the blocks keep:")
+    st.caption(f"The method's own ratio: {plan.ratio:.6g}. Kept in each block:")
     st.table(pd.DataFrame(_shapes(plan)).set_index("blocks"))
 
 
 def _width(plan: WidthPlan) -> float:
-    """Return MiB a parameter."""
+    """Return MiB per parameter."""
     return plan.info.memory_bytes.get(plan.info.dtype, plan.info.memory_bytes["float32"]) / (
         plan.info.parameters * 2**20
     )
 
 
 def _shapes(plan: WidthPlan) -> list[dict[str, str]]:
-    """Return one row for every stretch of blocks that keep the same."""
+    """Return one row for every range of consecutive blocks with the same shape."""
     rows: list[dict[str, Any]] = []
     for shape, unit in zip(command.shapes(plan, plan.counts), plan.units, strict=True):
         kept = {

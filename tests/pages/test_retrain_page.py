@@ -196,7 +196,8 @@ def test_without_a_variant_the_page_says_where_to_get_one(here, tiny_gqa):
     assert any("No pruned variant yet" in i.value for i in page.info)
 
 
-def test_a_recipes_table_and_chart(here, pruned):
+@pytest.mark.parametrize("column", ["evaluated_on", "judged_on"])  # the latter: earlier versions
+def test_a_recipes_table_and_chart(here, pruned, column):
     folder = here.root / "recipe-1"
     spec = {"name": "ablation", "checkpoint": "demo", "out": "x"}
     write_json(folder / ".run" / "spec.json", {"command": "recipe", "spec": spec, "argv": ["x"]})
@@ -204,7 +205,7 @@ def test_a_recipes_table_and_chart(here, pruned):
     write_json(folder / "summary.json", {"verdict": "LoRA won.", "findings": ["By a lot."]})
     write_csv(
         folder / "table.csv",
-        ("variant", "judged_on", "measure", "value", "spread", "items"),
+        ("variant", column, "measure", "value", "spread", "items"),
         [("lora", "held out", "recovered", 0.5, None, 9), ("full", "held out", "kl", 2.0, None, 9)],
     )
     page = open_page(model="cut")
@@ -212,6 +213,6 @@ def test_a_recipes_table_and_chart(here, pruned):
     assert any("LoRA won." in m.value for m in page.markdown)
     chart = figure(page, -1)
     assert [trace["name"] for trace in chart["data"]] == ["lora"]
-    tables = [d.value for d in page.dataframe if "judged_on" in d.value.columns]
+    tables = [d.value for d in page.dataframe if "evaluated_on" in d.value.columns]
     assert isinstance(tables[0], pd.DataFrame)
     assert len(tables[0]) == 2

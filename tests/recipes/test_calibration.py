@@ -17,7 +17,7 @@ def rows_of(path):
         return list(csv.DictReader(handle))
 
 
-def test_each_plan_is_judged_on_each_text(tiny_gqa, place, tmp_path, monkeypatch):
+def test_each_plan_is_evaluated_on_each_text(tiny_gqa, place, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     texts = tmp_path / "a.txt", tmp_path / "b.txt"
     for number, path in enumerate(texts):  # a row is a line: long enough to calibrate on

@@ -32,7 +32,7 @@ def values_of(made):
     return {name: steps[name].values(made) for name in names}
 
 
-def test_nothing_is_judged_on_text_that_was_trained_on(tmp_path, tiny_gqa):
+def test_nothing_is_evaluated_on_text_that_was_trained_on(tmp_path, tiny_gqa):
     lines = [f"Line {i} of the text." for i in range(50)]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines))

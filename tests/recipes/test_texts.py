@@ -25,7 +25,7 @@ def rows(path):
 
 
 @pytest.mark.parametrize("name", ["drop-one", "depth-vs-width"])
-def test_nothing_is_judged_on_text_that_it_was_chosen_by(tmp_path, tiny_gqa, name):
+def test_nothing_is_evaluated_on_text_that_it_was_chosen_by(tmp_path, tiny_gqa, name):
     lines = [f"Line {i} of the text." for i in range(50)]
     text = tmp_path / "text.txt"
     text.write_text("\n".join(lines))

@@ -132,7 +132,7 @@ def test_bars_of_several_variants_show_the_table():
 
 def test_a_recipes_chart_has_its_tables_values_and_spread():
     table = pd.DataFrame(
-        {"variant": ["x", "x", "y"], "judged_on": ["a", "mean", "a"], "value": [1.0, 2.0, 3.0],
+        {"variant": ["x", "x", "y"], "evaluated_on": ["a", "mean", "a"], "value": [1.0, 2.0, 3.0],
          "spread": [None, 0.5, None]}
     )  # fmt: skip
     figure = charts.recipe(table, "value", "loss")

@@ -43,9 +43,9 @@ def carry_out(name, checkpoint, folder, **options):
         return chain, verdict, list(csv.DictReader(file))
 
 
-def value(table, variant, judged_on, measure):
-    (row,) = [r for r in table if (r["variant"], r["judged_on"], r["measure"])
-              == (variant, judged_on, measure)]  # fmt: skip
+def value(table, variant, evaluated_on, measure):
+    (row,) = [r for r in table if (r["variant"], r["evaluated_on"], r["measure"])
+              == (variant, evaluated_on, measure)]  # fmt: skip
     return float(row["value"])
 
 
@@ -116,7 +116,7 @@ def test_stability(pruned, source, tmp_path):
         shares = [r["recovered"] for r in runs]
         label = f"learning rate {rate:g}"
         assert value(table, label, "mean", "recovered") == pytest.approx(statistics.mean(shares))
-        (row,) = [r for r in table if r["variant"] == label and r["judged_on"] == "mean"]
+        (row,) = [r for r in table if r["variant"] == label and r["evaluated_on"] == "mean"]
         assert float(row["spread"]) == pytest.approx(statistics.stdev(shares))
         assert f"{label}: {statistics.mean(shares):.1%}" in verdict.sentence
 
@@ -136,7 +136,9 @@ def test_domain(pruned, source, tmp_path):
     rows = {n: {json.loads(x)["text"] for x in p.read_text().splitlines()}
             for n, p in names.items()}  # fmt: skip
     assert not rows["b-train.jsonl"] & rows["b-heldout.jsonl"]
-    assert len({r["items"] for r in table if r["judged_on"] == b and r["measure"] == "loss"}) == 1
+    assert (
+        len({r["items"] for r in table if r["evaluated_on"] == b and r["measure"] == "loss"}) == 1
+    )
 
 
 def test_cpt_lora(pruned, source, tmp_path):
