@@ -21,7 +21,7 @@ PATTERNS = {
     r"\bwhere (it|there|they|none|that|nothing|not|no|one|any|all|this|these|neither|only)\b": (
         "'if' or 'when' for a condition; 'where' is for places"
     ),
-    r"\b(is|are|was|were|be) no (?!longer|more than|less than|fewer than|larger|faster)[a-z]": (
+    r"(?<![Tt]here )\b(is|are|was|were|be) no (?!longer|more than|less than|fewer than|larger|faster)[a-z]": (
         "'is not a ...'"
     ),
     r"\bmend(s|ed|ing)?\b": "'fix'",
@@ -29,7 +29,7 @@ PATTERNS = {
     r"\bso (many|long a|few)\b|\b(after|for|than|until|by|most|least|of|to) so (much|long)\b": (
         "'so far', 'up to N', 'this long'"
     ),
-    r"\bjudg\w*": "'evaluate', 'evaluation'",
+    r"\bjudg(?!ed_on\b)\w*": "'evaluate', 'evaluation'",  # judged_on: a column of earlier versions
     r"\bdata sets?\b": "'dataset'",
     r"\bin all\b(?! \w+s\b)": "'in total', or nothing",
     r"[a-z]\(s\)": "a real plural",

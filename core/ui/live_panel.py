@@ -248,7 +248,7 @@ def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -
         return
     change = None
     if drop and dense.done and asked.done and dense.ppl and asked.windows == dense.windows:
-        change = f"{asked.ppl / dense.ppl - 1:+.1%} from {dense.ppl:.4g} dense"
+        change = f"{asked.ppl / dense.ppl - 1:+.1%} vs. {dense.ppl:.4g} dense"
     shown = f"{asked.ppl:.5g}" + ("" if asked.done else " …")
     st.metric(f"{one.title}, {what}", shown, change, delta_color="off")
     st.caption(measured_on(asked, one.text, rows))

@@ -72,13 +72,13 @@ def ran(visitor, server, model):
     """Start the recipe from the page, wait for its end, and return its folder."""
     page = visitor.page
     visitor.open(f"/compare?model={model}")
-    page.get_by_text("Nothing was measured yet.").wait_for()
+    page.get_by_text("Nothing has been measured yet.").wait_for()
     slider = page.get_by_role("slider", name="Parameters to remove")
     slider.focus()
     for _ in range(7):  # from 0.33 to 0.26: two of five blocks, and one for the lighter set
         page.keyboard.press("ArrowLeft")
     page.get_by_text("--ratio 0.26").wait_for()
-    page.get_by_role("button", name="Make and compare").click()
+    page.get_by_role("button", name="Create and compare").click()
     page.get_by_role("button", name="Cancel").wait_for()
     visitor.check()
     page.get_by_text("one prompt at a time, depth runs at").first.wait_for(timeout=MINUTES * 60e3)
@@ -157,7 +157,7 @@ def test_a_recipe_a_clicked_point_and_a_budget_that_picks_another(visit, server,
     free, _ = naive_best(found, 1e9)
     tight = statistics.geometric_mean((found[free]["ms"], min(f["ms"] for f in found.values())))
     assert naive_best(found, tight)[0] != free
-    limit = page.get_by_label("At most, ms a token")
+    limit = page.get_by_label("Max ms per token")
     for most in (1e6, tight):
         limit.fill(f"{most:.9g}")
         limit.press("Enter")

@@ -55,7 +55,7 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
         pills.get_by_role("button", name=block, exact=True).click()
         visitor.settle()
     metric = page.get_by_test_id("stMetric").filter(has_text="Held-out text, without 1, 3")
-    metric.filter(has_text="against").wait_for()
+    metric.filter(has_text="vs.").wait_for()
     shown = metric.get_by_test_id("stMetricValue").inner_text().replace(",", "")
     assert float(shown) == pytest.approx(wanted, rel=1e-4)
     visitor.check()
@@ -63,7 +63,7 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     prompt = "Ann sees the red ball"
     address = f"/playground?model={tiny_gqa}&columns=dense|skip:1,3&max_tokens=12&temperature=0.0"
     visitor.open(f"{address}&prompt={prompt}")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     page.get_by_text("Measured on").wait_for()
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="detached")
     visitor.settle()
@@ -74,4 +74,4 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     figures = page.get_by_test_id("stTable").inner_text()
     assert figures.count("tokens/s") == 2
     page.get_by_role("button", name="Unload").click()
-    page.get_by_text("The live model starts with the first text").wait_for()
+    page.get_by_text("The live model starts with the first generation").wait_for()

@@ -1,4 +1,4 @@
-"""kill -9 of the live model: the page says so, and the next question starts it anew."""
+"""kill -9 of the live model: the page reports it, and the next request restarts it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_killed_live_model_is_said_and_started_by_the_next_question(
     (first,) = (record for record in live_runs(server) if record.id not in before)
 
     os.kill(first.status["pid"], signal.SIGKILL)
-    page.get_by_text("its process is gone (lost); the next question starts it anew").wait_for()
+    page.get_by_text("process exited (lost); it restarts with the next request").wait_for()
     dense = metric.filter(has_text="Held-out text, dense").inner_text()
     assert any(digit.isdigit() for digit in dense)  # what was measured stays
     visitor.check()
@@ -42,10 +42,10 @@ def test_a_killed_live_model_is_said_and_started_by_the_next_question(
     pills = page.get_by_test_id("stButtonGroup").filter(has_text="01234")
     pills.get_by_role("button", name="2", exact=True).click()
     after = metric.filter(has_text="Held-out text, without 2")
-    after.filter(has_text="against").wait_for()
+    after.filter(has_text="vs.").wait_for()
     shown = float(after.get_by_test_id("stMetricValue").inner_text().replace(",", ""))
     visitor.settle()
-    assert page.get_by_text("its process is gone").count() == 0
+    assert page.get_by_text("process exited").count() == 0
     (second,) = (r for r in live_runs(server) if r.id not in before | {first.id})
     assert second.is_live
     assert second.status["pid"] != first.status["pid"]

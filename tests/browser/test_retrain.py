@@ -70,7 +70,7 @@ def test_lora_on_the_pruned_demo(visit, server, tmp_path):
     fill(visitor, "Holdout", "12")
     fill(visitor, "Batch", "4")
     fill(visitor, "Eval every", "15")
-    page.get_by_text("Underlined: what the loss is on.").wait_for()
+    page.get_by_text("Underlined: tokens the loss is computed on.").wait_for()
     page.get_by_role("button", name="Start retraining").click()
     wait_until(lambda: list(server.workspace.glob("retrain-*")), what="no run")
     (run,) = server.workspace.glob("retrain-*")

@@ -49,7 +49,7 @@ def test_only_the_password_opens_it(bound):
     shown = page()
     assert not shown.title
     shown.text_input[0].set_value("wrong").run()
-    assert "not the password" in shown.error[0].value
+    assert "Wrong password" in shown.error[0].value
     assert not shown.title
     shown.text_input[0].set_value("sésame").run()
     assert shown.title[0].value == "Depthcut"

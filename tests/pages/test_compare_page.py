@@ -170,19 +170,19 @@ def test_the_page_says_in_which_blocks_each_method_might_cut(prepared):
 
 def test_the_recipe_can_give_all_methods_the_same_blocks(prepared):
     page = open_page(prepared / "dense")
-    widget(page.toggle, "The same blocks for all").set_value(True).run()
+    widget(page.toggle, "Restrict all methods").set_value(True).run()
     assert any("--same-layers" in c.value for c in page.code)
 
 
 def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     page = open_page(prepared / "dense")
     assert "**dense**: nothing removed" in said(page)
-    widget(page.number_input, "At most, ms").set_value(9.6).run()
+    widget(page.number_input, "Max ms per token").set_value(9.6).run()
     assert "**FLAP 21%**" in said(page)
-    widget(page.number_input, "At most, ms").set_value(7.0).run()
+    widget(page.number_input, "Max ms per token").set_value(7.0).run()
     facts = "21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
     assert f"**PPL+ 21%**: {facts}" in said(page)
-    widget(page.number_input, "Perplexity at most").set_value(1.05).run()
+    widget(page.number_input, "Max perplexity").set_value(1.05).run()
     assert "Nothing keeps to this budget" in said(page)
     again = open_page(prepared / "dense", ms="7.0")
     assert "**PPL+ 21%**" in said(again)
@@ -216,7 +216,7 @@ def test_a_variant_deleted_meanwhile_and_other_tokenizers_are_a_sentence_each(pr
     assert any(
         "have different tokenizers, so their perplexities do not compare" in w for w in warned
     )
-    assert any(w.startswith("depth is not among these any more") for w in warned)
+    assert any(w.startswith("depth is no longer among these candidates") for w in warned)
 
 
 def test_with_nothing_measured_the_page_offers_to_measure(tmp_path, monkeypatch):
@@ -242,4 +242,4 @@ def test_settings_of_an_earlier_benchmark_fill_the_form(prepared):
     assert not page.exception, page.exception
     assert widget(page.multiselect, "Variants").value == ["width"]
     assert widget(page.text_input, "Batch sizes").value == "2,8"
-    assert widget(page.number_input, "Seconds").value == 7
+    assert widget(page.number_input, "Time limit").value == 7

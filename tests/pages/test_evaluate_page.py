@@ -234,7 +234,7 @@ def test_one_click_starts_one_run_a_checkpoint(here):
         ("Window", "x", "'x' is not a whole number"),
         ("Perplexity", "nowhere.txt", "No text source 'nowhere.txt'"),
         ("Perplexity", "", "Nothing to measure."),
-        ("Folder of own", "nowhere", ""),
+        ("Folder of custom", "nowhere", ""),
     ],
 )
 def test_what_the_command_refuses_the_page_refuses(here, field, value, sentence):

@@ -58,4 +58,4 @@ def test_a_verdict_is_shown_with_its_findings(here, tiny_gqa):
     assert table["ppl"].tolist()[0] == 2.5
     assert "Block 2 can go." in [s.value for s in page.success]
     assert "- It is cheap." in [m.value for m in page.markdown]
-    assert any("w did not work: no" in w.value for w in page.warning)
+    assert any("w failed: no" in w.value for w in page.warning)

@@ -89,7 +89,7 @@ def test_rename_and_safe_deletion(root):
     assert read_run(root / "scores").name == "first try"
     assert at.checkbox(key="sure_run_scores").disabled
     assert at.button(key="delete_run_scores").disabled
-    assert "Used by 1 other run(s): curve. Delete those first." in text_of(at)
+    assert "Used by 1 other run: curve. Delete those first." in text_of(at)
     assert at.button(key="delete_run_curve").disabled
     at.checkbox(key="sure_run_curve").check().run()
     at.button(key="delete_run_curve").click().run()

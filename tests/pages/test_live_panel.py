@@ -106,7 +106,7 @@ def test_the_beginning_answers_first_and_each_says_how_much_it_is(fake, tiny_gqa
     assert (
         f"Measured on demo (held out), all {WHOLE} windows of 128 tokens, cpu float32" in captions
     )
-    assert [m.delta for m in at.metric] == ["+20.0% against 10 dense", "+19.0% against 10.5 dense"]
+    assert [m.delta for m in at.metric] == ["+20.0% vs. 10 dense", "+19.0% vs. 10.5 dense"]
     first_whole = next(i for i, (text, _) in enumerate(fake.asked) if "quick" not in text)
     assert all("quick" in text for text, _ in fake.asked[:first_whole])
     assert first_whole == 2  # dense and plan
@@ -158,7 +158,7 @@ def test_the_usual_text_is_the_demos_or_the_scores_own(fake, here, tiny_gqa, tmp
     }  # fmt: skip
     captions = " ".join(c.value for c in at.caption)
     assert "mine.txt (calibration, seed 7)" in captions
-    assert "mine.txt (the scores' own text)" in captions
+    assert "mine.txt (same text as the scores)" in captions
 
 
 def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):

@@ -170,11 +170,11 @@ def test_home_counts_what_was_pruned_from_the_active_checkpoint(
     shutil.copytree(workspace, tmp_path / "ws")
     made.pruned(tmp_path / "ws", "of-another", tiny_dir("mha"), [1], 1, 99999)
     home = open_page("app.py", tmp_path / "ws", monkeypatch, model=str(folder))
-    assert not any("pruned checkpoint" in m.value for m in home.markdown)
+    assert not any("pruned variant" in m.value for m in home.markdown)
     made.pruned(tmp_path / "ws", "of-this", folder, [1], 2, 99999)
     home = open_page("app.py", tmp_path / "ws", monkeypatch, model=str(folder))
     assert any(
-        "1 pruned checkpoint of it so far, the last one `of-this`" in m.value for m in home.markdown
+        "1 pruned variant so far; the latest is `of-this`." in m.value for m in home.markdown
     )
 
 

@@ -72,7 +72,7 @@ def test_matching_a_variant_says_how_near(form, place, tiny_gqa, capsys):
     form.selectbox(key="width_in_amount").set_value("match").run()
     wanted = headers.inspect(folder).parameters
     said = dry(capsys, tiny_gqa, "--method", "llm-pruner", "--match", folder)
-    assert metric(form, "Wanted") == f"{wanted:,}"
+    assert metric(form, "Target") == f"{wanted:,}"
     assert metric(form, "Parameters left") == f"{said['parameters_after']:,}"
     assert metric(form, "Off by") == f"{said['parameters_after'] - wanted:+,}"
     assert f"--match {folder}" in command(form)
@@ -108,6 +108,6 @@ def test_the_button_starts_the_run_that_the_command_line_shows(form, place, tiny
         (record,) = place.runs("width")
     assert record.state == "done", record.error
     form.run()
-    assert any("is done" in s.value for s in form.success)
+    assert any(" finished in " in s.value for s in form.success)
     info = headers.inspect(record.path)
     assert info.parameters < headers.inspect(tiny_gqa).parameters
