@@ -21,7 +21,7 @@ PATTERNS = {
     r"\bwhere (it|there|they|none|that|nothing|not|no|one|any|all|this|these|neither|only)\b": (
         "'if' or 'when' for a condition; 'where' is for places"
     ),
-    r"(?<![Tt]here )\b(is|are|was|were|be) no (?!longer|more than|less than|fewer than|larger|faster)[a-z]": (
+    r"(?<![Tt]here )\b(is|are|was|were|be) no (?!longer|\w+ than|larger|faster)[a-z]": (
         "'is not a ...'"
     ),
     r"\bmend(s|ed|ing)?\b": "'fix'",

@@ -100,7 +100,7 @@ def test_the_slider_takes_the_criterions_plan(scored, tiny_gqa):
     ("drop", "sentence"),
     [
         ("0-4", "All 5 blocks are selected."),
-        ("9", "There is no block 9: the checkpoint has 5 blocks."),
+        ("9", "Block 9 does not exist: the checkpoint has 5 blocks."),
         ("", "No blocks are selected."),
         ("x", "'x' is not a whole number or a range."),
     ],
@@ -136,7 +136,7 @@ def test_a_measured_curve_is_told_from_an_estimate(scored, tiny_gqa, tmp_path):
 def test_without_scores_blocks_are_chosen_by_hand(tmp_path, monkeypatch, tiny_gqa):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
     at = open_page(tiny_gqa, drop="1")
-    assert cell(at, "perplexity", "plan A") == "not known"
+    assert cell(at, "perplexity", "plan A") == "unknown"
     strip = figure(at, 0)["data"][0]
     assert [c[0] for c in strip["customdata"] if c[2] == "dropped"] == [1]
 
