@@ -26,9 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.importance import forward
 from core.importance.branches import Batch, make_batch
-from core.importance.forward import compute_dtype
 from core.importance.sweep import sweep
 from core.importance.taylor import taylor
 from core.model import memory, precision
@@ -187,7 +185,7 @@ def measure(arguments: argparse.Namespace, blocks: int, hidden: int) -> list[str
     rates, values = [], {}
     ways["sweep"]()
     for _ in range(arguments.repeat):
-        rates.append(matmul_rate(device, compute_dtype(device, dtype)))
+        rates.append(matmul_rate(device, precision.arithmetic_of(dtype, device)))
         for name, way in ways.items():
             seconds, values[name] = timed(way, device)
             times[name].append(seconds)
@@ -251,7 +249,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.without_bfloat16:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read at the first product
-        forward.has_bfloat16 = lambda: False
+        precision.cpu_has_bfloat16 = lambda: False
     if arguments.peak:
         only_peak(arguments)
         return
@@ -267,7 +265,7 @@ def main() -> None:
     one = len(shapes) == 1
     shape = f" --blocks {shapes[0][0]} --hidden {shapes[0][1]}" if one else ""
     threads = f" --threads {arguments.threads}" if arguments.threads else ""
-    native = "with" if forward.has_bfloat16() else "without"
+    native = "with" if precision.cpu_has_bfloat16() else "without"
     held = " --without-bfloat16" if arguments.without_bfloat16 else ""
     about = (
         f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat} "

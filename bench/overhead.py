@@ -27,7 +27,7 @@ from core.benchmark.protocol import percentile
 from core.benchmark.utilisation import UtilisationSampler
 from core.checkpoint import headers, locate
 from core.model.loading import load_model
-from core.model.precision import resolve_device, resolve_dtype
+from core.model.precision import decide, resolve_device
 
 
 def interval(values: list[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def main() -> None:
     device = resolve_device(asked.device)
     folder = locate.resolve(asked.checkpoint)
     info = headers.inspect(folder)
-    dtype = resolve_dtype("auto", device, {"dtype": info.dtype})
+    dtype = decide("auto", device, info.dtype).weights
     model = load_model(folder, device, dtype)
     config = generate.force_length(model, asked.output_tokens)
     ids = torch.tensor([generate.prompt_ids(None, info.vocab, 12)], device=device)

@@ -88,7 +88,6 @@ def rows_of(arguments: argparse.Namespace, spec: RetrainSpec) -> tuple[list[Row]
 
 def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
     """The trainer that `retrain` uses, without its evaluations."""
-    from core.retrain.session import precision
     from core.retrain.trainer import (
         MicroBatches,
         Objective,
@@ -105,7 +104,7 @@ def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], devi
     settings = settings_of(spec, len(packs), size)
     lengths = [batches.length(pack) for pack in packs]
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, spec.seed)
-    compute = precision(spec, device, {"dtype": "float32"}).compute
+    compute = precision.decide(spec.dtype, device, "float32", "training").compute
     folder = Path(arguments.folder)
     model = build(arguments, spec, device)
     fused.install(model)

@@ -17,6 +17,7 @@ from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
 from core.runs import jobs
+from core.runs.dtypes import COMPUTED
 from core.ui import frame, live_panel, prune_cost, prune_pad, runs, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 
@@ -186,8 +187,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
     context = columns[1].number_input(
         "Context (tokens)", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
     )
-    dtypes = tuple(headers.DTYPE_BYTES)
-    dtype = columns[2].selectbox("Precision", dtypes, **kept(pad, "dtype", info.dtype))
+    dtype = columns[2].selectbox("Precision", COMPUTED, **kept(pad, "dtype", info.dtype))
     asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
     table = prune_view.rows(
         outlook(info, (), **asked),

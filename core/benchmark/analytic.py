@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from core.runs.dtypes import BYTES
 from core.runs.workspace import read_json
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
     from core.runs.workspace import Workspace
 
-WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUGH_PCT = 30.0
 CACHE_MOVES = 3
 """A step's passes over the cache: read and written anew when it grows, read by the attention."""
@@ -138,13 +138,13 @@ def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
     """Return the bytes of all parameters held in ``dtype``; tied embeddings counted once."""
-    return info.parameters * WIDTH[dtype]
+    return info.parameters * BYTES[dtype]
 
 
 def kv_bytes(info: Shapes, batch: int, context: int, dtype: str) -> int:
     """Return the bytes of keys and values of ``batch`` sequences of ``context`` tokens."""
     heads = sum(shape["kv_heads"] for shape in info.block_shapes)
-    return 2 * heads * info.head_dim * batch * context * WIDTH[dtype]
+    return 2 * heads * info.head_dim * batch * context * BYTES[dtype]
 
 
 def activation_bytes(info: Shapes, batch: int, input_tokens: int, context: int, dtype: str) -> int:
@@ -154,7 +154,7 @@ def activation_bytes(info: Shapes, batch: int, input_tokens: int, context: int, 
     and a step's logits while sampling; to that comes one block's cache, which is copied when it
     grows.
     """
-    width = WIDTH[dtype]
+    width = BYTES[dtype]
     widest = max((s["intermediate"] for s in info.block_shapes), default=0)
     heads = max((s["kv_heads"] for s in info.block_shapes), default=0)
     prompt = batch * input_tokens * (2 * info.hidden + 3 * widest) * width
@@ -203,7 +203,7 @@ def activations(info: Shapes) -> int:
 
 def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
     """Return the seconds of one forward pass over ``tokens`` new tokens a sequence."""
-    width = WIDTH[rates.dtype]
+    width = BYTES[rates.dtype]
     head = info.vocab * info.hidden
     body = _read_per_step(info) - head
     attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)

@@ -18,6 +18,7 @@ from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
 from core.checkpoint import headers, locate
 from core.errors import DepthcutError, OptionError, RunError
+from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ class Variant:
     loaded: dict[str, Any] = field(default_factory=dict)
     largest: dict[str, Any] | None = None
 
-    def dtype(self, asked: str) -> str:
+    def dtype(self, spec: BenchmarkSpec) -> str:
         """Return the dtype that was loaded, or, before that, the one that will be."""
-        known = self.loaded.get("dtype") or (self.info.dtype if asked == "auto" else asked)
-        return known if known in analytic.WIDTH else "float32"
+        expected = dtypes.expected(spec.dtype, self.info.dtype, spec.device).weights
+        return str(self.loaded.get("dtype") or expected)
 
 
 def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[Variant]:
@@ -115,7 +116,7 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
     grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
     rows = []
     for variant in variants:
-        dtype = variant.dtype(spec.dtype)
+        dtype = variant.dtype(spec)
         for cell in grid:
             parts = analytic.memory_bytes(
                 variant.info, cell.batch_size, spec.input_tokens, cell.output_tokens, dtype
@@ -348,7 +349,7 @@ def _rows(session: Session, rates: analytic.Rates | None) -> list[dict[str, Any]
     """Return the rows of points.csv, measured beside estimated."""
     spec, rows = session.spec, []
     for variant in session.variants:
-        dtype = variant.dtype(spec.dtype)
+        dtype = variant.dtype(spec)
         for cell in (c for c in session.grid if c in variant.results):
             shape = (cell.batch_size, spec.input_tokens, cell.output_tokens)
             memory = analytic.memory_bytes(variant.info, *shape, dtype)["total"] / 2**20
@@ -413,7 +414,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
                 "path": str(v.folder),
                 "parameters": v.info.parameters,
                 "blocks": v.info.blocks,
-                "dtype": v.dtype(spec.dtype),
+                "dtype": v.dtype(spec),
                 "weight_bytes": v.loaded.get("weight_bytes"),
                 "capacity_mib": v.loaded.get("capacity_mib"),
                 "largest_batch": v.largest,

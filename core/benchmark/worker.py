@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.benchmark import meter
 from core.benchmark.protocol import Cell
+from core.checkpoint import headers
 from core.errors import DepthcutError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -56,15 +57,22 @@ class Request:
 Emit = Callable[..., None]
 
 
+def dtype_of(request: Request, device: torch.device) -> torch.dtype:
+    """Return what the checkpoint's weights are held and computed in."""
+    from core.model import precision
+
+    return precision.decide(request.dtype, device, headers.inspect(request.folder).dtype).weights
+
+
 def load(request: Request, device: torch.device) -> Any:
     """Load the checkpoint, or give its config random weights on the device."""
     import torch
 
-    from core.model import loading, memory, precision
+    from core.model import loading, memory
 
     folder = Path(request.folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    dtype = precision.resolve_dtype(request.dtype, device, config)
+    dtype = dtype_of(request, device)
     if not request.random_weights:
         return loading.load_model(folder, device, dtype, check=False)
     from transformers import AutoConfig
@@ -297,8 +305,7 @@ def work(request: Request, emit: Emit) -> None:
         from core.benchmark import rates
 
         device = precision.resolve_device(request.device)
-        config = json.loads((Path(request.folder) / "config.json").read_text(encoding="utf-8"))
-        found = rates.measure(device, precision.resolve_dtype(request.dtype, device, config))
+        found = rates.measure(device, dtype_of(request, device))
         emit("rates", **dataclasses.asdict(found))
 
 

@@ -29,9 +29,9 @@ from core.checkpoint.tensors import (
 )
 from core.checkpoint.tokenizer import TOKENIZER_FILES, tokenizer_info
 from core.errors import CheckpointError
+from core.runs.dtypes import DTYPE_BYTES
 
 __all__ = [
-    "DTYPE_BYTES",
     "INDEX",
     "SINGLE",
     "TOKENIZER_FILES",
@@ -47,7 +47,6 @@ __all__ = [
     "read_config",
     "tokenizer_info",
 ]
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SIZES = (
     "hidden_size",
     "intermediate_size",

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import CheckpointError
+from core.runs.dtypes import BYTES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _STORED = {
-    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "I64": ("int64", 8),
-    "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
-    "BOOL": ("bool", 1), "U16": ("uint16", 2), "U32": ("uint32", 4), "U64": ("uint64", 8),
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32",
+    "U64": "uint64",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
 _SAMPLE = 1024
@@ -58,12 +59,12 @@ class Shard:
 
 def dtype_name(code: str) -> str:
     """Return the transformers name of a safetensors dtype: BF16 -> bfloat16."""
-    return _STORED.get(code, (code.lower(), 0))[0]
+    return _STORED.get(code, code.lower())
 
 
 def dtype_code(name: str) -> str:
     """Return the safetensors code of a dtype: bfloat16 -> BF16."""
-    return next((code for code, (known, _) in _STORED.items() if known == name), name.upper())
+    return next((code for code, known in _STORED.items() if known == name), name.upper())
 
 
 def parse_header(file: str, size: int, header: bytes) -> Shard:
@@ -122,7 +123,8 @@ def _unreadable(file: str, error: Exception, advice: str) -> CheckpointError:
 
 
 def _entry(file: str, name: str, item: Mapping[str, Any], base: int) -> TensorEntry:
-    dtype, width = _STORED.get(item["dtype"], (str(item["dtype"]).lower(), 0))
+    dtype = dtype_name(str(item["dtype"]))
+    width = BYTES.get(dtype, 0)
     shape = tuple(int(n) for n in item["shape"])
     start, end = (int(n) for n in item["data_offsets"])
     if width and end - start != math.prod(shape) * width:

@@ -13,6 +13,7 @@ from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
+from core.runs import dtypes
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
@@ -45,7 +46,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     parts = [part["flops"] for part in (*texts, *asked)]
     flops = None if None in parts else sum(parts)
     pace = work.rate(spec.device)
-    dtype = info.dtype if spec.dtype == "auto" else spec.dtype
+    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
     return {
         "checkpoint": spec.checkpoint,

@@ -10,8 +10,6 @@ from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
 
 if TYPE_CHECKING:
-    import torch
-
     from core.runs.run import Run
 
 
@@ -31,7 +29,7 @@ class Session:
         self.earlier = None if spec.fresh else known.Earlier()
         self.tokenizer = loading.load_tokenizer(self.folder)
         self.device = precision.resolve_device(spec.device)
-        self.dtype = _dtype(spec.dtype, self.device, self.info.dtype)
+        self.dtype = precision.decide(spec.dtype, self.device, self.info.dtype).weights
         self._model: Any = None
         memory.reset_peak_memory(self.device)
 
@@ -77,16 +75,3 @@ class Session:
         self.run.progress.log(f"{what}: measured before, in {record.id}, which did not finish.")
         own = record.path.resolve() == self.run.dir.resolve()
         return {**value, "reused_from": None if own else record.id}
-
-
-def _dtype(name: str, device: torch.device, declared: str) -> torch.dtype:
-    """Return the dtype of weights and arithmetic.
-
-    ``auto`` keeps the checkpoint's, but widens it on a CPU that cannot compute in it, as
-    importance and curve do; widening is exact.
-    """
-    from core.importance.forward import compute_dtype
-    from core.model import precision
-
-    dtype = precision.resolve_dtype(name, device, {"dtype": declared})
-    return compute_dtype(device, dtype) if name == "auto" else dtype

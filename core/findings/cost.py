@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from core.benchmark.analytic import memory_bytes, without
-from core.checkpoint.headers import DTYPE_BYTES
 from core.compare.measured import Cell, cell_of
 from core.compare.speed import speeds_at
 from core.findings.finding import Finding, listed
+from core.runs.dtypes import computable
 from core.study import Benchmark, Study, Variant, info_of
 from core.words import size
 
@@ -59,11 +59,7 @@ def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | Non
     info = info_of(variant)
     if info is None:
         return None
-    return memory_bytes(info, *cell, _dtype(info.dtype))["total"] / 2**20, "estimated"
-
-
-def _dtype(name: str) -> str:
-    return name if name in DTYPE_BYTES else "float32"
+    return memory_bytes(info, *cell, computable(info.dtype))["total"] / 2**20, "estimated"
 
 
 def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
@@ -72,7 +68,7 @@ def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
     lower = "Use a lower precision or a quantised model"
     if info is None:
         return f"Remove more blocks. {lower} where quality allows no more."
-    dtype = _dtype(info.dtype)
+    dtype = computable(info.dtype)
     whole = memory_bytes(info, *cell, dtype)["total"]
     block = whole - memory_bytes(without(info, (info.blocks - 1,)), *cell, dtype)["total"]
     count = math.ceil((whole - budget_mib * 2**20) / block)

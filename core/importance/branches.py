@@ -21,10 +21,10 @@ from core.importance.forward import (
     Scratch,
     StockBlock,
     chunk_rows,
-    compute_dtype,
     is_plain,
 )
 from core.model.blocks import BlockView
+from core.model.precision import arithmetic_of
 from core.runs.progress import SILENT, Progress
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -164,7 +164,7 @@ class _Walk:
     ) -> None:
         self.view, self.batch, self.sets, self.progress = view, batch, sets, progress
         self.sublayers = sublayers
-        self.dtype = compute_dtype(view.device, view.dtype)
+        self.dtype = arithmetic_of(view.dtype, view.device)
         self.scratch = Scratch()
         rows, tokens = batch.ids.shape
         distinct = len(set(sets))

@@ -14,6 +14,7 @@ from core.data import sources
 from core.data.calibration import calibration_rows
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     folder = locate.resolve(spec.checkpoint, allow_config_only=True)
     info = headers.inspect(folder)
     _check_length(spec, info.context)
-    dtype = info.dtype if spec.dtype == "auto" else spec.dtype
+    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
     seconds = work.seconds(rows.flops, spec.device)
     return {
@@ -92,7 +93,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     tokenizer = loading.load_tokenizer(folder)
     rows = calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
     device = precision.resolve_device(spec.device)
-    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
     run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
     view = BlockView(loading.load_model(folder, device, dtype))
@@ -243,11 +244,10 @@ def _versions(device: Any, dtype: Any) -> dict[str, Any]:
     import transformers
 
     from core import __version__
-    from core.importance.forward import compute_dtype
-    from core.model.precision import dtype_name
+    from core.model.precision import arithmetic_of, dtype_name
 
     return {
-        "compute_dtype": dtype_name(compute_dtype(device, dtype)),
+        "compute_dtype": dtype_name(arithmetic_of(dtype, device)),
         "versions": {
             "depthcut": __version__,
             "torch": torch.__version__,

@@ -81,7 +81,7 @@ def run(spec: CurveSpec, run: Run) -> None:
         text["seed"],
     )
     device = precision.resolve_device(spec.device)
-    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
     view = BlockView(loading.load_model(folder, device, dtype))
     batch = make_batch(rows, view)

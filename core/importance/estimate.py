@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from core.checkpoint.headers import CheckpointInfo
 from core.runs import workspace
-
-ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from core.runs.dtypes import BYTES, computable
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def estimate(
     rounds: int | None = None,
 ) -> Work:
     """Return the work of an importance run of ``metrics``."""
-    width = ACTIVATION_BYTES.get(dtype, 4)
+    width = BYTES[computable(dtype)]
     state = rows * tokens * info.hidden * width
     largest = max(info.block_parameters) * width
     flops, extra = 0.0, 0.0

@@ -24,23 +24,6 @@ LOGITS_CPU = 2**21
 LOGITS_GPU = 2**28
 
 
-def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that activations are computed in.
-
-    The weights' own, but float32 on a CPU that has no instructions for it. The processor decides,
-    not a timing, so that a machine always gives the same numbers.
-    """
-    if device.type != "cpu" or (dtype == torch.bfloat16 and has_bfloat16()):
-        return dtype
-    return torch.float32
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; False where torch cannot tell."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
 def chunk_rows(device: torch.device, tokens: int) -> int:
     """Return how many rows of ``tokens`` go through a block together.
 

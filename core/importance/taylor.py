@@ -19,8 +19,9 @@ from torch import Tensor
 
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
-from core.importance.forward import chunk_rows, compute_dtype
+from core.importance.forward import chunk_rows
 from core.model.blocks import MODULES, BlockView
+from core.model.precision import gradients_of
 from core.runs.progress import SILENT, Progress
 
 
@@ -64,7 +65,7 @@ def block_gradients(
     each has a gradient of its own.
     """
     count = len(view)
-    dtype = compute_dtype(view.device, view.dtype)
+    dtype = gradients_of(view.dtype, view.device)
     steps = 2 * count + 1 - first
     with torch.no_grad():
         states = [view.embed(batch.ids).to(dtype)]

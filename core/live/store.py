@@ -159,7 +159,7 @@ class Store:
 
     def _load(self, name: str, folder: Path) -> Loaded:
         info = headers.inspect(folder, allow_config_only=False)
-        dtype = self._dtype(info.dtype)
+        dtype = precision.decide(self.dtype, self.device, info.dtype).weights
         needed = info.parameters * torch.finfo(dtype).bits / 8 / MIB
         self._make_room(name, needed)
         self._log(f"Loading {name} to {self.device} as {precision.dtype_name(dtype)}.")
@@ -172,12 +172,6 @@ class Store:
         eos = _ids(getattr(model.generation_config, "eos_token_id", None))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return Loaded(name, info, view, loading.load_tokenizer(folder), eos, weights)
-
-    def _dtype(self, declared: str) -> torch.dtype:
-        """Return what weights are held in; on a CPU float32 as in evaluate, see there."""
-        if self.dtype == "auto" and self.device.type == "cpu":
-            return torch.float32
-        return precision.resolve_dtype(self.dtype, self.device, {"dtype": declared})
 
     def _make_room(self, name: str, needed_mib: float) -> None:
         if needed_mib > self.budget_mib:

@@ -1,15 +1,15 @@
-"""Which device and which number format a computation uses."""
+"""Which device and which number format a computation uses: `core.runs.dtypes` in terms of torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from core.errors import OptionError
-from core.runs import devices
+from core.runs import devices, dtypes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.COMPUTED}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,42 +39,64 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device, config: Any = None) -> torch.dtype:
-    """Return the dtype in which weights are held on ``device``.
+@dataclass(frozen=True)
+class Precision:
+    """What a model's weights are held in, and what is computed in."""
 
-    ``auto`` keeps the dtype that ``config`` (a transformers configuration, a dictionary, or None)
-    declares, with one exception: float16 becomes bfloat16 where a GPU has it and float32
-    elsewhere, because float16 activations overflow in LLaMA models. Raises `OptionError` for an
-    unknown name.
+    weights: torch.dtype
+    arithmetic: torch.dtype
+
+    @property
+    def compute(self) -> torch.dtype | None:
+        """What autocast is given while training; None: the weights' own format will do."""
+        return None if self.arithmetic == torch.float32 else self.arithmetic
+
+
+def decide(
+    asked: str, device: torch.device, declared: str, purpose: dtypes.Purpose = "whole"
+) -> Precision:
+    """Return the precision for one model by the rule of `core.runs.dtypes`.
+
+    Args:
+        asked: ``--dtype``.
+        device: Where the model will be.
+        declared: The format that the checkpoint is stored in, e.g. ``bfloat16``.
+        purpose: What the model is for.
+
+    Raises:
+        OptionError: ``asked`` is unknown.
     """
-    if name != "auto":
-        if name not in DTYPES:
-            raise OptionError(f"--dtype: '{name}' is not known.", f"Use auto, {', '.join(DTYPES)}.")
-        return DTYPES[name]
-    declared = _declared_dtype(config)
-    if declared == torch.float32:
-        return declared
-    if device.type == "cpu":
-        return torch.bfloat16 if declared == torch.bfloat16 else torch.float32
-    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    if asked not in ("auto", *DTYPES):
+        raise OptionError(f"--dtype: '{asked}' is not known.", f"Use auto, {', '.join(DTYPES)}.")
+    found = dtypes.choose(asked, declared, device.type, native_formats(device), purpose)
+    return Precision(DTYPES[found.weights], DTYPES[found.arithmetic])
 
 
-def _declared_dtype(config: Any) -> torch.dtype:
-    get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
-    value = (get("dtype") or get("torch_dtype")) if config is not None else None
-    if isinstance(value, torch.dtype):
-        return value
-    return DTYPES.get(str(value).removeprefix("torch."), torch.float32)
+def native_formats(device: torch.device) -> frozenset[str]:
+    """Return the 16-bit formats that ``device`` has instructions for."""
+    return dtypes.native_formats(
+        device.type,
+        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        cpu_bfloat16=device.type == "cpu" and cpu_has_bfloat16(),
+    )
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    try:
-        torch.zeros(1, dtype=torch.bfloat16, device=device)
-    except (RuntimeError, TypeError):
-        return False
-    return True
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; False where torch cannot tell."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def arithmetic_of(held: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return what weights held in ``held`` are computed in when each block is prepared on its own.
+
+    Their own format, but float32 on a CPU without instructions for it; widening is exact.
+    """
+    return decide(dtype_name(held), device, dtype_name(held), "blocks").arithmetic
+
+
+def gradients_of(held: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return what the gradients of weights held in ``held`` are computed in, block by block."""
+    return DTYPES[dtypes.for_gradients(dtype_name(arithmetic_of(held, device)))]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.checkpoint.headers import DTYPE_BYTES, CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo
 from core.prune.plan import parameters_after
 from core.runs import workspace
+from core.runs.dtypes import BYTES
 
 _TEXT = ("checkpoint_key", "calibration", "samples", "length", "seed", "dtype")
 
@@ -55,7 +56,7 @@ def outlook(
     ``drop`` may name all blocks (a page shows that too), but only blocks that exist.
     """
     dropped = set(drop)
-    width = DTYPE_BYTES[dtype]
+    width = BYTES[dtype]
     left = parameters_after(info, tuple(dropped))
     heads = sum(s["kv_heads"] for b, s in enumerate(info.block_shapes) if b not in dropped)
     return Outlook(

@@ -13,6 +13,7 @@ from core.errors import PlanError
 from core.prune import depth
 from core.prune.plan import check_drop
 from core.prune.scores import canonical
+from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import StderrProgress
 from core.runs.spec import option
 
@@ -71,7 +72,7 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         name=locate.recorded_name(name, folder),
     )
     left = record["parameters_after"]
-    widths = headers.DTYPE_BYTES
+    widths = DTYPE_BYTES
     return record | {
         "dry_run": True,
         "out": spec.out,

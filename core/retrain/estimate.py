@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint import families, headers, locate
-from core.checkpoint.headers import DTYPE_BYTES, CheckpointInfo, TensorIndex
+from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.retrain import layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
+from core.runs import dtypes
 from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
@@ -203,12 +204,9 @@ def _inputs(spec: RetrainSpec, info: CheckpointInfo) -> list[int]:
 
 def _widths(spec: RetrainSpec, info: CheckpointInfo, device: str) -> tuple[int, int]:
     """Return bytes per element of held weights and of computed activations."""
-    if spec.dtype != "auto":
-        return DTYPE_BYTES[spec.dtype], DTYPE_BYTES[spec.dtype]
-    if device == "cpu":
-        return 4, 4
-    held = DTYPE_BYTES.get(info.dtype, 4) if spec.method == "lora" else 4
-    return held, 2
+    purpose: dtypes.Purpose = "adapters" if spec.method == "lora" else "training"
+    found = dtypes.expected(spec.dtype, info.dtype, device, purpose)
+    return dtypes.BYTES[found.weights], dtypes.BYTES[found.arithmetic]
 
 
 def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> float:

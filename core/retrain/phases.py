@@ -242,7 +242,7 @@ def write_results(
     if metrics.is_file():
         write_text(run.path("metrics.jsonl"), metrics.read_text(encoding="utf-8"))
     state = "cancelled" if watcher.cancelled else "stopped" if stopped else "done"
-    compute = session.precision.compute or session.precision.weights
+    compute = session.precision.arithmetic
     run.write_json(
         "summary.json",
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from core.errors import (
 )
 from core.model.loading import load_model, load_tokenizer
 from core.model.memory import free_memory, is_out_of_memory
-from core.model.precision import resolve_device, resolve_dtype
+from core.model.precision import Precision, decide, resolve_device
 from core.retrain import batches, diagnostics, fused, layers, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
@@ -31,36 +31,11 @@ from core.retrain.trainer import (
     Objective,
     complete_checkpoints,
 )
+from core.runs.dtypes import Purpose
 from core.runs.workspace import write_json, write_text
 
 if TYPE_CHECKING:
     from core.runs.run import Run
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What the weights are held in, and what is computed in (None: the same)."""
-
-    weights: torch.dtype
-    compute: torch.dtype | None
-
-
-def precision(spec: RetrainSpec, device: torch.device, declared: Any) -> Precision:
-    """Choose precision: trained weights in float32, computing in bfloat16 where a GPU has it.
-
-    LoRA keeps the frozen weights in the checkpoint's precision. An explicit --dtype is taken for
-    weights and computing alike. The CPU computes in float32, where it is fastest.
-    """
-    if spec.dtype != "auto":
-        asked = resolve_dtype(spec.dtype, device)
-        return Precision(asked, None if asked == torch.float32 else asked)
-    if device.type == "cpu":
-        return Precision(torch.float32, None)
-    half = resolve_dtype("auto", device, {"dtype": "bfloat16"})
-    if half != torch.bfloat16:
-        return Precision(torch.float32, None)
-    held = resolve_dtype("auto", device, declared) if spec.method == "lora" else torch.float32
-    return Precision(held, torch.bfloat16)
 
 
 class Session:
@@ -73,7 +48,7 @@ class Session:
         self.device = resolve_device(spec.device)
         self.folder = locate.resolve(spec.checkpoint, run.progress)
         self.info = headers.inspect(self.folder, allow_config_only=False)
-        self.precision = precision(spec, self.device, {"dtype": self.info.dtype})
+        self.precision = self.decide(self.info.dtype)
         self.dense_name, self.dense_folder = self._find_dense()
         encoder = ModelTokenizer(load_tokenizer(self.folder), config_eos(self.folder))
         self.rows = rows.prepare(spec, encoder, vocab=self.info.vocab, context=self.info.context)
@@ -90,6 +65,11 @@ class Session:
         self.before = 0.0
         self.checkpoints = run.book / "checkpoints"
         self._say_data()
+
+    def decide(self, declared: str) -> Precision:
+        """Return the precision for a model of this training that is stored in ``declared``."""
+        purpose: Purpose = "adapters" if self.spec.method == "lora" else "training"
+        return decide(self.spec.dtype, self.device, declared, purpose)
 
     def _find_dense(self) -> tuple[str | None, Path | None]:
         """Return name and folder of the dense model; a source that is gone is no error."""
@@ -204,11 +184,10 @@ class Session:
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model, in the precision that it is computed in where it teaches."""
         assert self.dense_folder
-        declared = headers.read_config(self.dense_folder / "config.json")
-        held = precision(self.spec, self.device, declared)
+        held = self.decide(headers.inspect(self.dense_folder).dtype)
         model = load_model(self.dense_folder, self.device, held.weights)
         if self.spec.distil:
-            model = model.to(held.compute or held.weights)
+            model = model.to(held.arithmetic)
         return model, held
 
     def load(self) -> Any:

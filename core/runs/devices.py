@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -78,6 +79,41 @@ def _count_nvidia() -> int:
 
 def _is_apple_silicon() -> bool:
     return platform.system() == "Darwin" and platform.machine() == "arm64"
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; False where the kernel does not list it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return bool({"avx512_bf16", "amx_tile"} & set(line.split()))
+    return False
+
+
+@functools.cache
+def cuda_capability(index: int) -> tuple[int, int] | None:
+    """Return the compute capability of ``cuda:INDEX`` as NVML knows it; None if it does not.
+
+    CUDA_VISIBLE_DEVICES is followed, by number or by UUID.
+    """
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+        which = visible[index] if visible else str(index)
+        pynvml.nvmlInit()
+        try:
+            of = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(which))
+                if which.isdigit()
+                else (pynvml.nvmlDeviceGetHandleByUUID(which))
+            )
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(of)
+            return int(major), int(minor)
+        finally:
+            pynvml.nvmlShutdown()
+    return None
 
 
 @dataclass(frozen=True)

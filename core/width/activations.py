@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from core.importance.branches import Batch
-from core.importance.forward import FastBlock, Scratch, compute_dtype
+from core.importance.forward import FastBlock, Scratch
 from core.importance.taylor import pieces
 from core.model.blocks import BlockView
+from core.model.precision import arithmetic_of
 from core.runs.progress import SILENT, Progress
 from core.width.surgery import dropped_channels
 from core.width.units import BlockUnits, Keep
@@ -89,7 +90,7 @@ def walk(
         prunes: ``visit`` says what stays of each block, and the next is run on that output.
     """
     end = max(units, default=-1) + 1
-    dtype, scratch = compute_dtype(view.device, view.dtype), Scratch()
+    dtype, scratch = arithmetic_of(view.dtype, view.device), Scratch()
     with torch.no_grad():
         hidden = view.embed(batch.ids).to(dtype)
         for block in range(end):

@@ -12,6 +12,7 @@ from core.data import sources
 from core.data.calibration import calibration_rows
 from core.importance import estimate as work
 from core.prune import depth
+from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import DeviceOptions, option
 from core.width import methods
@@ -135,9 +136,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "kind": plan.kind,
         "layers": list(plan.blocks),
         "blocks": None if plan.counts is None else shapes(plan, plan.counts),
-        "memory_bytes": {
-            name: plan.parameters * width for name, width in headers.DTYPE_BYTES.items()
-        },
+        "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
     }
     return record
@@ -217,7 +216,7 @@ def run(spec: WidthSpec, run: Run) -> None:
     info = headers.inspect(folder, allow_config_only=False)
     plan, aim = make_plan(spec, info, run.progress)
     device = precision.resolve_device(spec.device)
-    dtype = precision.resolve_dtype(spec.dtype, device, {"dtype": info.dtype})
+    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
     selection, text = _select(spec, run, folder, plan, device, dtype)
     name = locate.recorded_name(spec.checkpoint, folder)

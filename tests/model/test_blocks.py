@@ -75,8 +75,8 @@ def test_nine_weights_in_a_block(tiny_gqa: Any) -> None:
 
 def test_devices_and_dtypes_by_name() -> None:
     assert precision.resolve_device("cpu") == CPU
-    assert precision.resolve_dtype("auto", CPU, {"dtype": "bfloat16"}) == torch.bfloat16
-    assert precision.resolve_dtype("auto", CPU, {"dtype": "float16"}) == torch.float32
+    assert precision.decide("auto", CPU, "bfloat16", "blocks").weights == torch.bfloat16
+    assert precision.decide("auto", CPU, "float16", "blocks").weights == torch.float32
     with pytest.raises(OptionError, match="abacus"):
         precision.resolve_device("abacus")
     if not torch.cuda.is_available():
