@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -187,21 +185,13 @@ class Store:
         while self._models and self.used_mib + needed_mib > self.budget_mib:
             _, oldest = self._models.popitem(last=False)
             self._log(f"Freed {oldest.name}: the memory is needed for {name}.")
-        free_memory(self.device)
+        memory.free_memory(self.device)
 
     def clear(self) -> None:
         """Free all models."""
         self._models.clear()
-        free_memory(self.device)
+        memory.free_memory(self.device)
 
 
 def _ids(value: Any) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-
-
-def free_memory(device: torch.device) -> None:
-    """Give memory that no tensor uses any more back to the device and the system."""
-    memory.free_memory(device)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -21,7 +21,7 @@ from torch import Tensor
 from core.errors import NotFiniteError
 from core.evaluate.perplexity import head_losses
 from core.importance.branches import make_batch
-from core.model.blocks import BlockView, check_drop
+from core.model.blocks import BlockView
 from core.model.memory import out_of_memory_explained
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
@@ -107,7 +107,7 @@ class WhatIf:
             PlanError: A block does not exist, or none would be left.
             NotFiniteError: A loss is NaN or infinite.
         """
-        dropped = check_drop(skip, len(self._view))
+        dropped = self._view.check_skip(skip)
         kept = tuple(b for b in range(len(self._view)) if b not in dropped)
         losses = self._losses.setdefault(kept, [])
         most = self.windows if windows is None else windows

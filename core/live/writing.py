@@ -13,7 +13,6 @@ from core.errors import DataError, OptionError
 from core.live.protocol import Generate
 from core.live.store import MIB, Loaded
 from core.live.whatif import NARROW
-from core.model.blocks import check_drop
 from core.model.memory import out_of_memory_explained
 from core.model.precision import dtype_name
 from core.prune.outlook import outlook
@@ -177,7 +176,7 @@ def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -
         DataError | OptionError: The prompt or its length cannot be used.
     """
     view = loaded.view
-    dropped = sorted(check_drop(ask.skip, len(view)))
+    dropped = sorted(view.check_skip(ask.skip))
     ids = prompt_ids(loaded, ask)
     about: dict[str, Any] = {"device": str(view.device), "dtype": dtype_name(view.dtype)}
     sizes: dict[str, Any] = {

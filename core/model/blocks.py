@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from core.checkpoint.families import CUSTOM_PREFIX
-from core.errors import CheckpointError, PlanError
+from core.checkpoint import families
+from core.checkpoint.drop import check_drop
+from core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 MODULES = (
     ("input_norm", "input_layernorm"),
@@ -58,11 +57,11 @@ class BlockView:
     def __init__(self, model: PreTrainedModel) -> None:
         """View ``model``; raises `CheckpointError` for a family that is not supported."""
         kind = str(getattr(model.config, "model_type", "unknown"))
-        self.family = kind.removeprefix(CUSTOM_PREFIX)
-        if self.family not in FAMILIES:
+        self.family = kind.removeprefix(families.CUSTOM_PREFIX)
+        if self.family not in families.FAMILIES:
             raise CheckpointError(
                 f"Models of type '{kind}' are not supported.",
-                f"Supported: {', '.join(FAMILIES)}.",
+                f"Supported: {', '.join(families.SUPPORTED)}.",
             )
         self.model = model
         self.config: Any = model.config
@@ -192,6 +191,11 @@ class BlockView:
 
     # leaving blocks out
 
+    def check_skip(self, blocks: Iterable[int]) -> frozenset[int]:
+        """Return ``blocks`` as a set; raises `PlanError` if they cannot all be left out."""
+        chosen = sorted({int(block) for block in blocks})
+        return frozenset(check_drop(chosen, len(self), may_be_empty=True))
+
     @contextlib.contextmanager
     def skip(self, blocks: Iterable[int]) -> Iterator[PreTrainedModel]:
         """Make the model behave as if ``blocks`` were removed, until the context ends.
@@ -203,7 +207,7 @@ class BlockView:
         Raises:
             PlanError: An index is out of range, or no block would be left.
         """
-        dropped = check_drop(blocks, len(self))
+        dropped = self.check_skip(blocks)
         keep = [i for i in range(len(self)) if i not in dropped]
         layers, config = self.blocks, self.config
         numbers = [layer.self_attn.layer_idx for layer in layers]
@@ -225,17 +229,6 @@ class BlockView:
                 layer.self_attn.layer_idx = number
             for name, value in saved.items():
                 setattr(config, name, value)
-
-
-def check_drop(blocks: Iterable[int], count: int) -> frozenset[int]:
-    """Return ``blocks`` as a set; raises `PlanError` for an index out of range or nothing left."""
-    dropped = frozenset(int(b) for b in blocks)
-    wrong = sorted(b for b in dropped if not 0 <= b < count)
-    if wrong:
-        raise PlanError(f"Block {wrong[0]} does not exist.", f"The blocks are 0 to {count - 1}.")
-    if len(dropped) == count:
-        raise PlanError(f"All {count} blocks would be removed.", "Keep at least one.")
-    return dropped
 
 
 def _per_layer(saved: dict[str, Any], keep: list[int]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,12 +40,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give memory that no tensor uses any more back to the device."""
+    """Give memory that no tensor uses any more back to the device and the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    if sys.platform == "linux":  # the allocator keeps freed pages until it is asked
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 _baseline_mib: dict[str, float] = {}

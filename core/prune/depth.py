@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.checkpoint import families, headers
+from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
 from core.prune import model_card, staging
-from core.prune.plan import check_drop, parameters_after
+from core.prune.plan import parameters_after
 from core.prune.staging import RECORD
 from core.runs import workspace
 from core.runs.progress import SILENT, Progress

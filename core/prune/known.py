@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import criteria, words
+from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.prune import plan as planning
@@ -159,7 +160,7 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
 def drop_problem(drop: Sequence[int], blocks: int) -> str:
     """Return the command's own message if ``drop`` cannot be dropped; otherwise empty."""
     try:
-        planning.check_drop(drop, blocks)
+        check_drop(drop, blocks)
     except DepthcutError as error:
         return str(error)
     return ""

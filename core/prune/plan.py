@@ -72,26 +72,6 @@ def parameters_after(info: CheckpointInfo, drop: Sequence[int]) -> int:
     return info.parameters - sum(info.block_parameters[block] for block in set(drop))
 
 
-def check_drop(drop: Sequence[int], blocks: int) -> tuple[int, ...]:
-    """Return ``drop`` if these blocks can be dropped from ``blocks``; raises `PlanError`."""
-    for block in drop:
-        if not 0 <= block < blocks:
-            raise PlanError(
-                f"Block {block} does not exist: the checkpoint has {blocks} blocks.",
-                f"Blocks are numbered from 0 to {blocks - 1}.",
-            )
-    twice = sorted({block for block in drop if list(drop).count(block) > 1})
-    if twice:
-        raise PlanError(f"Block {twice[0]} is listed twice.", "List each block once.")
-    if not drop:
-        raise PlanError("No blocks are selected.", "Name at least one block to drop.")
-    if len(drop) >= blocks:
-        raise PlanError(
-            f"All {blocks} blocks are selected.", "Leave at least one block in the model."
-        )
-    return tuple(drop)
-
-
 def choose(
     scores: BlockScores | None,
     criterion: str,

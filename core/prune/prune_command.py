@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import headers, locate
+from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import PlanError
 from core.prune import depth
-from core.prune.plan import check_drop
 from core.prune.scores import canonical
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import StderrProgress

@@ -8,8 +8,6 @@ is floating-point operations over a stated speed, or over one that the caller ha
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +19,7 @@ from core.retrain import layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
-from core.runs import dtypes
+from core.runs import devices, dtypes
 from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
@@ -52,7 +50,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     lengths = [sum(len(row.ids) for row in pack) for pack in packs]
     mean = sum(lengths) / len(lengths)
     tokens = round(mean * settings.steps * settings.batch)
-    device, free = free_memory(spec.device)
+    device, free = devices.free_bytes(spec.device)
     trainable = trainable_parameters(spec, folder, info)
     reason = layers.why_stock(spec, info.parameters, headers.read_config(folder / "config.json"))
     memory = memory_parts(
@@ -218,28 +216,3 @@ def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> floa
     weights = info.parameters - table
     forward = 2.0 * weights * tokens
     return forward * (2 if spec.method == "lora" else 3) + (forward if spec.distil else 0)
-
-
-def free_memory(name: str) -> tuple[str, int | None]:
-    """Return the device that ``name`` means and its free memory in bytes, None if unknown.
-
-    GPUs are asked through nvidia-smi, so that torch is not needed.
-    """
-    kind, _, index = name.partition(":")
-    if kind in ("auto", "cuda") and shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        try:
-            text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-            free = [int(line) * MIB for line in text.stdout.split()]
-            return f"cuda:{index or 0}", free[int(index or 0)]
-        except (OSError, ValueError, IndexError, subprocess.SubprocessError):
-            pass
-    if kind == "cuda" or kind == "mps":
-        return name, None
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return "cpu", int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return "cpu", None

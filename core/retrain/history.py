@@ -16,13 +16,12 @@ from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
 
-MAKERS = ("prune", "width", "retrain")
 MIB = 2**20
 
 
 def variants(where: Workspace) -> list[RunRecord]:
     """Return the finished runs that hold a checkpoint to retrain, newest first."""
-    done = [r for r in where.runs() if r.command in MAKERS and r.state == "done"]
+    done = [r for r in where.runs() if r.command in workspace.MAKERS and r.state == "done"]
     return [r for r in done if holder(r)]
 
 

@@ -13,8 +13,11 @@ import importlib.util
 import os
 import platform
 import re
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import OptionError
 
@@ -93,27 +96,55 @@ def cpu_has_bfloat16() -> bool:
 
 @functools.cache
 def cuda_capability(index: int) -> tuple[int, int] | None:
-    """Return the compute capability of ``cuda:INDEX`` as NVML knows it; None if it does not.
-
-    CUDA_VISIBLE_DEVICES is followed, by number or by UUID.
-    """
-    with contextlib.suppress(Exception):
-        import pynvml
-
-        visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-        which = visible[index] if visible else str(index)
-        pynvml.nvmlInit()
-        try:
-            of = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(which))
-                if which.isdigit()
-                else (pynvml.nvmlDeviceGetHandleByUUID(which))
-            )
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(of)
-            return int(major), int(minor)
-        finally:
-            pynvml.nvmlShutdown()
+    """Return the compute capability of ``cuda:INDEX`` as NVML knows it; None if it does not."""
+    with contextlib.suppress(Exception), _nvml_handle(index) as (pynvml, handle):
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
     return None
+
+
+def free_bytes(name: str) -> tuple[str, int | None]:
+    """Return the device that ``--device NAME`` means and its free memory in bytes.
+
+    None if it is not known: Apple GPUs do not tell, and NVIDIA's are asked through NVML, else
+    through nvidia-smi, so that torch is not needed.
+    """
+    device = resolve(name)
+    if device.startswith("cuda"):
+        return device, _free_bytes_of_gpu(int(device.partition(":")[2]))
+    if device == "cpu":
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+                if line.startswith("MemAvailable:"):
+                    return device, int(line.split()[1]) * 1024
+    return device, None
+
+
+def _free_bytes_of_gpu(index: int) -> int | None:
+    with contextlib.suppress(Exception), _nvml_handle(index) as (pynvml, handle):
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+        text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        return int(text.split()[index]) * 2**20
+    return None
+
+
+@contextlib.contextmanager
+def _nvml_handle(index: int) -> Iterator[tuple[Any, Any]]:
+    """Give NVML and its handle of ``cuda:INDEX``, which CUDA_VISIBLE_DEVICES numbers or names."""
+    import pynvml
+
+    visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+    which = visible[index] if visible else str(index)
+    pynvml.nvmlInit()
+    try:
+        if which.isdigit():
+            yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(which))
+        else:
+            yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(which)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 @dataclass(frozen=True)

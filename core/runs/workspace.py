@@ -34,6 +34,8 @@ STARTING_GRACE_S = 15.0
 BOOKKEEPING = ".run"
 CHAINS = ("recipe", "demo")
 """Commands whose folders contain other runs: their steps."""
+MAKERS = ("prune", "width", "retrain")
+"""Commands whose runs leave a checkpoint behind."""
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
@@ -225,18 +227,19 @@ class RunRecord:
         """Return the metric lines, without a half-written last line."""
         return list(json_lines(self.path / BOOKKEEPING / "metrics.jsonl"))
 
-    def disk_bytes(self) -> int:
-        """Return the total size of the run's files in bytes."""
-        total = 0
-        for folder, _, files in os.walk(self.path):
-            for name in files:
-                with contextlib.suppress(OSError):  # a file that was just deleted
-                    total += os.lstat(os.path.join(folder, name)).st_size
-        return total
-
     def holds_checkpoint(self) -> bool:
         """Whether the folder itself is a checkpoint (pruned, width-pruned)."""
         return (self.path / "config.json").is_file()
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the total size of all files below ``folder`` in bytes."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # a file that was just deleted
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ Read from pruning.json and the runs' specs; nothing is loaded.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,6 @@ from core.checkpoint import locate
 from core.runs import workspace
 from core.runs.workspace import RunRecord
 
-MAKERS = ("prune", "width", "retrain")
-"""Commands whose runs leave a checkpoint behind."""
 CUTTERS = ("prune", "width")
 
 
@@ -45,24 +42,12 @@ class Variant:
     def disk_bytes(self) -> int:
         """Disk use of the run, or of the dense checkpoint's folder; counted when asked for."""
         folder = self.record.path if self.record else self.folder
-        return disk_bytes(folder) if folder else 0
+        return workspace.disk_bytes(folder) if folder else 0
 
     @property
     def total_bytes(self) -> int:
         """Disk use of all runs below and of this one."""
         return sum(v.disk_bytes for _, v in self.walk() if v.record)
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return the bytes of all files below ``folder``; what vanishes meanwhile counts nothing."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(root, name)).st_size
-            except OSError:
-                continue
-    return total
 
 
 def tree(records: Sequence[RunRecord]) -> list[Variant]:
@@ -71,7 +56,8 @@ def tree(records: Sequence[RunRecord]) -> list[Variant]:
     A run hangs below the run whose folder its spec names, else below a dense checkpoint. A parent
     that was deleted stays in the tree by its name.
     """
-    made = [_variant(r) for r in sorted(records, key=lambda r: r.started) if r.command in MAKERS]
+    makers = (r for r in records if r.command in workspace.MAKERS)
+    made = [_variant(r) for r in sorted(makers, key=lambda r: r.started)]
     by_folder = {v.record.path.resolve(): v for v in made if v.record}
     roots: dict[str, Variant] = {}
     for variant in made:

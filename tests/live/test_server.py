@@ -108,8 +108,14 @@ def test_the_contact_file_is_the_owners_and_a_wrong_secret_is_refused(live):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"skip": [0, 1, 2, 3, 4]}, "All 5 blocks would be removed. Keep at least one."),
-        ({"skip": [7]}, "Block 7 does not exist. The blocks are 0 to 4."),
+        (
+            {"skip": [0, 1, 2, 3, 4]},
+            "All 5 blocks are selected. Leave at least one block in the model.",
+        ),
+        (
+            {"skip": [7]},
+            "Block 7 does not exist: the checkpoint has 5 blocks. Blocks are numbered from 0 to 4.",
+        ),
         ({"skip": ["a"]}, "--skip: 'a' is not a whole number."),
         ({"window": 300}, "--window: 300 tokens are more than the model's context of 256."),
         ({"source": "nowhere.txt"}, "No text source 'nowhere.txt': there is no such file."),

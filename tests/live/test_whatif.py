@@ -99,7 +99,7 @@ def test_an_abandoned_question_leaves_what_it_computed(whatif):
 
 def test_what_cannot_be_asked(whatif):
     _, windows, text = whatif()
-    with pytest.raises(PlanError, match="All 5 blocks would be removed"):
+    with pytest.raises(PlanError, match="All 5 blocks are selected"):
         text.answer(range(5))
     with pytest.raises(PlanError, match="Block 5 does not exist"):
         text.answer((5,))

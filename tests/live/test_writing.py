@@ -121,7 +121,7 @@ def test_characters_of_several_tokens_come_whole(tiny_gqa):
         ({"max_tokens": 1000}, OptionError, "more than the model's context of 256.*--max-tokens"),
         ({"prompt": "a b " * 400}, OptionError, "Shorten the prompt"),
         ({"chat": True}, OptionError, "has no chat template"),
-        ({"skip": range(5)}, PlanError, "All 5 blocks would be removed"),
+        ({"skip": range(5)}, PlanError, "All 5 blocks are selected"),
     ],
 )
 def test_what_cannot_be_generated(loaded, values, error, sentence):

@@ -18,6 +18,7 @@ from core.model.loading import load_model
 from core.retrain import estimate, fused, weights
 from core.retrain.spec import RetrainSpec, settings_of
 from core.retrain.trainer import Objective
+from core.runs import devices
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"template": "plain", "cutoff": 128, "device": "cpu"}
@@ -82,13 +83,13 @@ def test_tokens_and_steps_equal_the_runs(tiny_gqa, tasks, tmp_path):
 def test_config_alone_will_do_and_too_large_warns(tiny_gqa, tasks, tmp_path, monkeypatch):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_gqa / name).read_bytes())
-    monkeypatch.setattr(estimate, "free_memory", lambda name: ("cpu", 1 << 20))
+    monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 1 << 20))
     got = estimate.estimate(spec(tmp_path, tasks))
     with_weights = estimate.estimate(spec(tiny_gqa, tasks))
     assert got["trainable_parameters"] == with_weights["trainable_parameters"]
     assert got["fits"] is False
     assert "has 1 MiB free" in got["warnings"][0]
-    monkeypatch.setattr(estimate, "free_memory", lambda name: ("cpu", 1 << 40))
+    monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 1 << 40))
     again = estimate.estimate(spec(tiny_gqa, tasks, batch=8))
     assert again["fits"] is True
     assert not any("needs about" in warning for warning in again["warnings"])

@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import InputError, OutputError
 from core.runs import processes, workspace
-from core.runs.workspace import Workspace, read_run
+from core.runs.workspace import Workspace, disk_bytes, read_run
 
 
 def make(where, state="done", command="prune", spec=None, **status):
@@ -273,9 +273,9 @@ def timed(call):
 
 def test_disk_use_is_the_sum_of_the_files(where):
     folder = make(where)
-    before = read_run(folder).disk_bytes()
+    before = disk_bytes(folder)
     (folder / "x.bin").write_bytes(b"0" * 5000)
-    assert read_run(folder).disk_bytes() - before == 5000
+    assert disk_bytes(folder) - before == 5000
 
 
 def test_json_is_strict_where_a_number_is_not_finite(tmp_path):
