@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ def real_dir():
     if not folder.is_dir():
         pytest.skip("the real inputs are not on this machine")
     return folder
+
+
+@pytest.fixture
+def header_reads(monkeypatch):
+    """How often the headers of each checkpoint folder are read from now on: folder -> times."""
+    from core.checkpoint import headers, locate
+
+    counts = Counter()
+    inspect = headers.inspect
+
+    def counted(path, **options):
+        counts[str(path)] += 1
+        return inspect(path, **options)
+
+    locate._read.cache_clear()
+    monkeypatch.setattr(headers, "inspect", counted)
+    return counts
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
 from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
@@ -87,10 +87,10 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
     config_only = spec.random_weights or spec.dry_run or spec.rates_only
     found: list[Variant] = []
     longest = spec.input_tokens + max(spec.output_tokens)
+    need: locate.Need = "config" if config_only else "weights"
     for given in spec.checkpoints:
-        options: dict[str, Any] = {"allow_config_only": config_only, "need_tokenizer": False}
-        folder = locate.resolve(given, **options)
-        info = headers.inspect(folder, allow_config_only=config_only)
+        checkpoint = locate.open(given, need=need, need_tokenizer=False)
+        folder, info = checkpoint.folder, checkpoint.info
         if info.context and longest > info.context:
             raise OptionError(
                 f"--output-tokens: {longest} tokens with the prompt are more than the context of "

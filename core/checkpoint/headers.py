@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,13 +37,16 @@ __all__ = [
     "SINGLE",
     "TOKENIZER_FILES",
     "CheckpointInfo",
+    "FileState",
     "Shard",
     "TensorEntry",
     "TensorIndex",
-    "check",
+    "check_tokenizer",
     "content_key",
     "dtype_code",
     "dtype_name",
+    "file_state",
+    "has_weights",
     "inspect",
     "read_config",
     "tokenizer_info",
@@ -59,12 +63,26 @@ _SIZES = (
 )
 
 
-def file_state(
-    folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors")
-) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a checkpoint's files do: name, time and size of each."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in suffixes)
-    return tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+FileState = tuple[tuple[str, int, int], ...]
+"""Name, time of change in nanoseconds, and size in bytes of each file."""
+
+
+def file_state(folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors")) -> FileState:
+    """Return what changes when a checkpoint's files do.
+
+    A link to a file that does not exist counts with a time and size of 0.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(suffixes):
+                try:
+                    stat = entry.stat()
+                except OSError:
+                    found.append((entry.name, 0, 0))
+                else:
+                    found.append((entry.name, stat.st_mtime_ns, stat.st_size))
+    return tuple(sorted(found))
 
 
 def has_weights(folder: Path) -> bool:
@@ -72,18 +90,17 @@ def has_weights(folder: Path) -> bool:
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
-def check(folder: Path, *, config_only: bool = False, need_tokenizer: bool = True) -> None:
-    """Raise `CheckpointError` for the first thing that makes a checkpoint unusable."""
-    info = inspect(folder, allow_config_only=config_only)
-    if need_tokenizer and info.tokenizer is None:
+def check_tokenizer(info: CheckpointInfo, *, needed: bool = True) -> None:
+    """Raise `CheckpointError` if a ``needed`` tokenizer is missing, or one is of another model."""
+    if needed and info.tokenizer is None:
         raise CheckpointError(
-            f"There is no tokenizer in {folder}.",
+            f"There is no tokenizer in {info.path}.",
             f"Put the tokenizer's files there ({', '.join(TOKENIZER_FILES)}).",
         )
     if info.tokenizer and info.tokenizer["size"] > info.vocab:
         raise CheckpointError(
-            f"The tokenizer of {folder} has {info.tokenizer['size']:,} tokens, the embedding only "
-            f"{info.vocab:,} rows: they do not belong together.",
+            f"The tokenizer of {info.path} has {info.tokenizer['size']:,} tokens, the "
+            f"embedding only {info.vocab:,} rows: they do not belong together.",
             "Put the tokenizer that was saved with these weights into the folder.",
         )
 
@@ -139,6 +156,21 @@ class CheckpointInfo:
     def uniform(self) -> bool:
         """Whether all blocks have the same shapes."""
         return all(shape == self.block_shapes[0] for shape in self.block_shapes)
+
+    def projections(self, block: int) -> dict[str, tuple[int, int]]:
+        """Return the width out of and into each linear layer of a block, by its module's name."""
+        shape = self.block_shapes[block]
+        hidden, inner = self.hidden, shape["intermediate"]
+        query, key = shape["heads"] * self.head_dim, shape["kv_heads"] * self.head_dim
+        return {
+            "q_proj": (query, hidden),
+            "k_proj": (key, hidden),
+            "v_proj": (key, hidden),
+            "o_proj": (hidden, query),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
 
     def kv_bytes(self, batch: int, tokens: int, dtype: str | None = None) -> int:
         """Return the key/value cache in bytes for ``batch`` sequences of ``tokens`` tokens."""

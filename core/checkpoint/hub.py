@@ -68,8 +68,8 @@ def fetch(name: str, progress: Progress = SILENT, *, config_only: bool = False) 
     return _fetch(name, progress, config_only).folder
 
 
-def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
-    """Return what a checkpoint on the Hub is, without downloading its weights.
+def inspect(name: str, progress: Progress = SILENT) -> tuple[Path, CheckpointInfo]:
+    """Return the folder of a checkpoint's config, and what it is, without downloading its weights.
 
     Config and tokenizer are downloaded; of the weights only the headers are read. If the cache
     holds the whole checkpoint, that copy is inspected. Raises the same errors as `fetch`.
@@ -77,7 +77,7 @@ def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
     copy = _fetch(name, progress, config_only=True)
     config = headers.read_config(copy.folder / "config.json")
     if headers.has_weights(copy.folder) and _is_complete(copy.folder):
-        return headers.inspect(copy.folder)
+        return copy.folder, headers.inspect(copy.folder)
     if copy.sizes is None:
         raise _not_cached(name, True, copy.cause)
     progress.check_cancel()
@@ -85,7 +85,7 @@ def inspect(name: str, progress: Progress = SILENT) -> CheckpointInfo:
         index = _remote_index(name, copy.commit, copy.folder, copy.sizes)
     info = headers.describe(name, config, index, headers.tokenizer_info(copy.folder))
     note = "Only the headers of the weights were read; the weights are still on the Hub."
-    return dataclasses.replace(info, warnings=(*info.warnings, note))
+    return copy.folder, dataclasses.replace(info, warnings=(*info.warnings, note))
 
 
 def _fetch(name: str, progress: Progress, config_only: bool) -> _Copy:

@@ -22,4 +22,5 @@ def run(spec: InspectSpec) -> dict[str, Any]:
 
     Raises `CheckpointError` for anything that keeps the checkpoint from being used.
     """
-    return {"schema": 1, **locate.inspect(spec.checkpoint, StderrProgress()).to_dict()}
+    info = locate.open(spec.checkpoint, StderrProgress(), need="headers").info
+    return {"schema": 1, **info.to_dict()}

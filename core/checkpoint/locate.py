@@ -1,16 +1,50 @@
-"""Which checkpoint folder a name means: a folder, a run, a Hub id, or the demo. No torch here."""
+"""What a checkpoint's name means: a folder, a run, a Hub id, or the demo. No torch here.
+
+`open` finds the checkpoint and reads its config and headers. What was read is kept for the whole
+process and read again when a file changes, so that a command, a page and everything below them
+may each open the same checkpoint by its name.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 from core.checkpoint import headers, hub
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, default_root, read_json
 
+Need = Literal["weights", "headers", "config"]
+"""What of a checkpoint must be there; see `open`."""
+KEPT = 512
+"""Checkpoints that are remembered; one takes about 50 KB."""
+HUB_FRESH_S = 3600.0
+"""The headers of a checkpoint on the Hub are requested again after this long."""
+_STATE = (".json", ".safetensors", ".model", ".bin", ".pth")
+"""Suffixes of all files that decide what a checkpoint is, and whether it can be read."""
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, with what its config and the headers of its weights say."""
+
+    name: str
+    """The name to record: a Hub id and demo as given, a folder as found."""
+    folder: Path
+    """Where its files are. If only headers on the Hub were read, the Hub id as a path."""
+    info: headers.CheckpointInfo
+    config: Mapping[str, Any] = field(repr=False)
+    """Content of config.json; shared, so never changed in place."""
+    state: headers.FileState = field(default=(), repr=False)
+    """Changes whenever the checkpoint's files do; empty if they are on the Hub."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -35,18 +69,27 @@ def local_folder(name: str) -> Path | None:
     return None
 
 
-def resolve(
+def open(
     name: str | Path,
     progress: Progress = SILENT,
     *,
-    allow_config_only: bool = False,
+    need: Need = "weights",
     need_tokenizer: bool = True,
-) -> Path:
-    """Return the folder of the checkpoint that ``name`` means, checked by its headers.
+) -> Checkpoint:
+    """Return the checkpoint that ``name`` means, checked by its headers.
 
     ``name``: a folder, a run's folder that holds a checkpoint (itself or in ``merged/``), a run's
-    id, a Hub id (downloaded into the Hub's cache), or ``demo``. With ``allow_config_only`` a
-    folder with only config.json will do, and only that much is downloaded.
+    id, a Hub id, or ``demo``. ``need`` says what must be there, and so what is downloaded from the
+    Hub into its cache:
+
+    - ``weights``: everything.
+    - ``headers``: a folder with only config.json is enough. Of a checkpoint on the Hub the headers
+      of the weights are read where they are; no weights are downloaded.
+    - ``config``: as ``headers``, but on the Hub the weights are not even looked at: shapes are
+      computed from config.json.
+
+    ``need_tokenizer`` also asks for a tokenizer beside weights that are here. Headers are read once
+    and again when a file changes (on the Hub: after `HUB_FRESH_S`); may be called from any thread.
 
     Raises `CheckpointError` with what is wrong and what to do.
     """
@@ -55,25 +98,45 @@ def resolve(
     if folder is None:
         if not is_hub_id(name):
             raise _not_there(name)
-        folder = hub.fetch(name, progress, config_only=allow_config_only)
-    config_only = allow_config_only and not headers.has_weights(folder)
-    headers.check(
-        folder, config_only=config_only, need_tokenizer=need_tokenizer and not config_only
-    )
-    return folder
+        if need == "headers":
+            return _on_hub(name, progress)
+        folder = hub.fetch(name, progress, config_only=need == "config")
+    found = at(folder, need_weights=need == "weights")
+    headers.check_tokenizer(found.info, needed=need_tokenizer and found.info.has_weights)
+    return replace(found, name=recorded_name(name, folder))
 
 
-def inspect(
-    name: str, progress: Progress = SILENT, *, need_tokenizer: bool = True
-) -> headers.CheckpointInfo:
-    """Return what the checkpoint that ``name`` means is; of one on the Hub only headers are read.
+def at(folder: Path, *, need_weights: bool = False) -> Checkpoint:
+    """Return the checkpoint in exactly this folder, as `open` keeps it; no tokenizer is needed.
 
-    Raises as `resolve`.
+    Raises `CheckpointError` if it is damaged, of an unsupported kind, or (with ``need_weights``)
+    without weights; `OSError` if there is no such folder.
     """
-    if local_folder(name) is None and is_hub_id(name):
-        return hub.inspect(name, progress)
-    folder = resolve(name, progress, allow_config_only=True, need_tokenizer=need_tokenizer)
-    return headers.inspect(folder)
+    found = _read(folder, headers.file_state(folder, _STATE))
+    if need_weights and not found.info.has_weights:
+        headers.TensorIndex.read(folder)  # there are none: raises what is missing
+    return found
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _read(folder: Path, state: headers.FileState) -> Checkpoint:
+    info = headers.inspect(folder)
+    config = headers.read_config(folder / "config.json")
+    return Checkpoint(str(folder), folder, info, MappingProxyType(config), state)
+
+
+_hub_kept: dict[str, tuple[float, Checkpoint]] = {}
+
+
+def _on_hub(name: str, progress: Progress) -> Checkpoint:
+    """Return a checkpoint on the Hub without its weights; kept for `HUB_FRESH_S`."""
+    read_at, found = _hub_kept.get(name, (0.0, None))
+    if found is None or time.monotonic() - read_at > HUB_FRESH_S:
+        folder, info = hub.inspect(name, progress)
+        config = headers.read_config(folder / "config.json")
+        found = Checkpoint(name, Path(name), info, MappingProxyType(config))
+        _hub_kept[name] = (time.monotonic(), found)
+    return found
 
 
 def recorded_name(given: str, folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
@@ -24,8 +24,8 @@ __all__ = ("EvaluateSpec", "dry_run", "run")
 
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; null where data must be fetched first."""
-    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    info = headers.inspect(folder)
+    checkpoint = locate.open(spec.checkpoint, need="config")
+    folder, info = checkpoint.folder, checkpoint.info
     check_model(spec, info)
     tasks = suites.expand(spec.tasks)
     suites.find(tasks, spec.task_dir)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
 
@@ -21,8 +20,8 @@ class Session:
         from core.model import loading, memory, precision
 
         self.spec, self.run = spec, run
-        self.folder: Path = locate.resolve(spec.checkpoint, run.progress)
-        self.info = headers.inspect(self.folder, allow_config_only=False)
+        checkpoint = locate.open(spec.checkpoint, run.progress)
+        self.folder, self.info = checkpoint.folder, checkpoint.info
         check_model(spec, self.info)
         self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
         self.content = known.checkpoint_content(self.folder)

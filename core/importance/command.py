@@ -52,8 +52,7 @@ class ImportanceSpec(DeviceOptions):
 
 def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; headers are enough."""
-    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    info = headers.inspect(folder)
+    info = locate.open(spec.checkpoint, need="config").info
     _check_length(spec, info.context)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
@@ -87,8 +86,8 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     from core.model import loading, memory, precision
     from core.model.blocks import BlockView
 
-    folder = locate.resolve(spec.checkpoint, run.progress)
-    info = headers.inspect(folder, allow_config_only=False)
+    checkpoint = locate.open(spec.checkpoint, run.progress)
+    folder, info = checkpoint.folder, checkpoint.info
     _check_length(spec, info.context)
     tokenizer = loading.load_tokenizer(folder)
     rows = calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)

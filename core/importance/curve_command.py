@@ -69,8 +69,8 @@ def run(spec: CurveSpec, run: Run) -> None:
     from core.model import loading, memory, precision
     from core.model.blocks import BlockView
 
-    folder = locate.resolve(spec.checkpoint, run.progress)
-    info = headers.inspect(folder, allow_config_only=False)
+    checkpoint = locate.open(spec.checkpoint, run.progress)
+    folder, info = checkpoint.folder, checkpoint.info
     plans = _plans(spec, info, scores.load(spec.scores))
     text = _text(spec)
     rows = calibration_rows(

@@ -145,18 +145,18 @@ class Store:
             CheckpointError: It is not there or cannot be read.
             OutOfMemoryError: It alone is larger than the budget, or than the device.
         """
-        folder = locate.resolve(name)
-        key = (str(folder.resolve()), headers.file_state(folder))
+        checkpoint = locate.open(name)
+        key = (str(checkpoint.folder.resolve()), checkpoint.state)
         if key not in self._models:
             for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed
                 del self._models[old]
             check()
-            self._models[key] = self._load(name, folder)
+            self._models[key] = self._load(name, checkpoint)
         self._models.move_to_end(key)
         return self._models[key]
 
-    def _load(self, name: str, folder: Path) -> Loaded:
-        info = headers.inspect(folder, allow_config_only=False)
+    def _load(self, name: str, checkpoint: locate.Checkpoint) -> Loaded:
+        folder, info = checkpoint.folder, checkpoint.info
         dtype = precision.decide(self.dtype, self.device, info.dtype).weights
         needed = info.parameters * torch.finfo(dtype).bits / 8 / MIB
         self._make_room(name, needed)

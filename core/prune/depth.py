@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.checkpoint import families, headers
+from core.checkpoint import families, headers, locate
 from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
@@ -65,10 +65,11 @@ def prune(
     on cancellation, no partial output is left behind.
     """
     folder, target = Path(source), Path(out)
-    info = headers.inspect(folder, allow_config_only=False)
+    checkpoint = locate.at(folder, need_weights=True)
+    info = checkpoint.info
     chosen = check_drop(drop, info.blocks)
     staging.check_output(folder, target, overwrite)
-    config = families.without_blocks(headers.read_config(folder / "config.json"), chosen)
+    config = families.without_blocks(checkpoint.config, chosen)
     record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
     parts = list(_parts(TensorIndex.read(folder), chosen))
     with staging.partial_folder(target) as partial:

@@ -64,12 +64,14 @@ def run(spec: PlanSpec) -> dict[str, Any]:
 def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> headers.CheckpointInfo | None:
     """Inspect the given checkpoint, or the one the run scored if it still exists."""
     if spec.checkpoint:
-        return locate.inspect(spec.checkpoint, StderrProgress(), need_tokenizer=False)
+        return locate.open(
+            spec.checkpoint, StderrProgress(), need="headers", need_tokenizer=False
+        ).info
     folder_or_none = locate.local_folder(scores.checkpoint) if scores.checkpoint else None
     if folder_or_none is None:
         return None
     try:
-        info = headers.inspect(folder_or_none)
+        info = locate.at(folder_or_none).info
     except CheckpointError:
         return None
     return info if info.blocks == scores.blocks else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import PlanError
@@ -37,16 +37,15 @@ class PruneSpec:
 
 def run(spec: PruneSpec, run: Run) -> None:
     """Write the variant into the run directory, which the runner has already checked."""
-    folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=False)
-    info = headers.inspect(folder, allow_config_only=False)
-    drop, plan = selection(spec, info)
+    checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=False)
+    drop, plan = selection(spec, checkpoint.info)
     record = depth.prune(
-        folder,
+        checkpoint.folder,
         drop,
         run.dir,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
-        name=locate.recorded_name(spec.checkpoint, folder),
+        name=checkpoint.name,
         overwrite=True,
         progress=run.progress,
     )
@@ -59,17 +58,17 @@ def run(spec: PruneSpec, run: Run) -> None:
 
 def dry_run(spec: PruneSpec) -> dict[str, Any]:
     """Return the content that pruning.json would have; config.json alone is enough."""
-    name = spec.checkpoint
-    info = locate.inspect(name, StderrProgress(), need_tokenizer=False)
-    folder = locate.local_folder(name) or Path(name)
-    drop, plan = selection(spec, info)
+    checkpoint = locate.open(
+        spec.checkpoint, StderrProgress(), need="headers", need_tokenizer=False
+    )
+    drop, plan = selection(spec, checkpoint.info)
     record = depth.make_record(
-        folder,
-        info,
+        checkpoint.folder,
+        checkpoint.info,
         drop,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
-        name=locate.recorded_name(name, folder),
+        name=checkpoint.name,
     )
     left = record["parameters_after"]
     widths = DTYPE_BYTES

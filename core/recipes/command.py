@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core import recipes
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.recipes.chain import Chain, Verdict
 from core.runs.run import Run
 from core.runs.spec import DeviceOptions, option
@@ -49,8 +49,7 @@ class RecipeSpec(DeviceOptions):
 
 def check(spec: RecipeSpec) -> None:
     """Raise what is wrong with the checkpoint, before there is any step."""
-    options: dict[str, Any] = {"allow_config_only": True, "need_tokenizer": False}
-    headers.inspect(locate.resolve(spec.checkpoint, **options), allow_config_only=True)
+    locate.open(spec.checkpoint, need="config", need_tokenizer=False)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
@@ -47,8 +47,7 @@ LIMIT = 40
 
 def counts(spec: Any) -> list[int]:
     """Return how many blocks the paper's ratios drop here, each once; at least one."""
-    folder = locate.resolve(spec.checkpoint, allow_config_only=True)
-    blocks = headers.inspect(folder).blocks
+    blocks = locate.open(spec.checkpoint, need="config").info.blocks
     return sorted({max(1, round(blocks * share)) for share in SHARES})
 
 

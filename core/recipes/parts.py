@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.recipes import texts
 from core.recipes.chain import Chain, Step
 
@@ -82,8 +82,7 @@ def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step
 
 def context(spec: Any) -> int:
     """Return the tokens of context of the recipe's checkpoint."""
-    found = headers.inspect(locate.resolve(spec.checkpoint, allow_config_only=True))
-    return found.context or 128
+    return locate.open(spec.checkpoint, need="config").info.context or 128
 
 
 def perplexity(chain: Chain, name: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.retrain.log import evaluation_table
@@ -50,7 +50,7 @@ def variant(chain: Chain) -> str:
 def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
     """Return the options of a retraining of the variant; ``more`` goes on top."""
     name = str(more.pop("checkpoint", "") or variant(chain))
-    info = headers.inspect(locate.resolve(name))
+    info = locate.open(name).info
     steps = chain.spec.steps or STEPS
     return {
         "checkpoint": name,

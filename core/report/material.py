@@ -82,7 +82,7 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
     folder = Path(name).expanduser()
     if folder.is_dir() and Workspace(folder).runs():
         return Workspace(folder), _only_study(Workspace(folder))
-    locate.resolve(name, allow_config_only=True)  # says what is wrong with it
+    locate.open(name, need="config")  # raises what is wrong with it
     return where, name
 
 

@@ -8,13 +8,11 @@ is floating-point operations over a stated speed, or over one that the caller ha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from core.checkpoint import families, headers, locate
-from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint import locate
+from core.checkpoint.headers import CheckpointInfo
 from core.retrain import layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
@@ -36,9 +34,9 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
 
     Raises `InputError` for whatever would stop the run before it starts.
     """
-    folder = locate.resolve(spec.checkpoint, StderrProgress(), allow_config_only=True)
-    info = headers.inspect(folder)
-    encoder = FileTokenizer(folder)
+    checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
+    info = checkpoint.info
+    encoder = FileTokenizer(checkpoint.folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
     settings_of(spec, 1, info.parameters)  # checks the options before the work
     packs = sequences(found.train, layout_of(spec), spec.cutoff, spec.seed)
@@ -51,8 +49,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     mean = sum(lengths) / len(lengths)
     tokens = round(mean * settings.steps * settings.batch)
     device, free = devices.free_bytes(spec.device)
-    trainable = trainable_parameters(spec, folder, info)
-    reason = layers.why_stock(spec, info.parameters, headers.read_config(folder / "config.json"))
+    trainable = trainable_parameters(spec, info)
+    reason = layers.why_stock(spec, info.parameters, checkpoint.config)
     memory = memory_parts(
         spec, settings, info, trainable, device, max(lengths), fused=reason is None
     )
@@ -108,23 +106,16 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     }
 
 
-def trainable_parameters(spec: RetrainSpec, folder: Path, info: CheckpointInfo) -> int:
+def trainable_parameters(spec: RetrainSpec, info: CheckpointInfo) -> int:
     """Return how many parameters train: all, or rank x (in + out) of every targeted projection."""
     if spec.method != "lora":
         return info.parameters
     return sum(
-        spec.rank * (shape[0] + shape[1])
-        for name, shape in _shapes(folder, info).items()
-        if name.endswith(".weight")
-        and families.block_of(name) is not None
-        and families.module_of(name) in spec.targets
+        spec.rank * sum(widths)
+        for block in range(info.blocks)
+        for name, widths in info.projections(block).items()
+        if name in spec.targets and all(widths)
     )
-
-
-def _shapes(folder: Path, info: CheckpointInfo) -> Mapping[str, tuple[int, ...]]:
-    if info.has_weights:
-        return {name: e.shape for name, e in TensorIndex.read(folder).entries.items()}
-    return families.expected_shapes(headers.read_config(folder / "config.json"))
 
 
 def memory_parts(

@@ -207,7 +207,7 @@ def evaluate_after(session: Session, model: Any) -> None:
     """Run the further evaluation of the trained model, if requested, and write its table."""
     if not session.evaluation:
         return
-    dense = session.load_dense()[0] if session.dense_folder else None
+    dense = session.load_dense()[0] if session.dense else None
     session.evaluation.measure("after", model, session.precision.compute, dense)
     session.run.write_csv(FILE, COLUMNS, session.evaluation.rows())
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.errors import (
     CheckpointError,
     InputError,
@@ -46,16 +46,15 @@ class Session:
         self.spec, self.run, self.progress = spec, run, run.progress
         self.started = time.time()
         self.device = resolve_device(spec.device)
-        self.folder = locate.resolve(spec.checkpoint, run.progress)
-        self.info = headers.inspect(self.folder, allow_config_only=False)
+        checkpoint = locate.open(spec.checkpoint, run.progress)
+        self.folder, self.info = checkpoint.folder, checkpoint.info
         self.precision = self.decide(self.info.dtype)
-        self.dense_name, self.dense_folder = self._find_dense()
+        self.dense_name, self.dense = self._find_dense()
         encoder = ModelTokenizer(load_tokenizer(self.folder), config_eos(self.folder))
         self.rows = rows.prepare(spec, encoder, vocab=self.info.vocab, context=self.info.context)
         self.sequences = batches.sequences(self.rows.train, layout_of(spec), spec.cutoff, spec.seed)
         self.settings = settings_of(spec, len(self.sequences), self.info.parameters)
-        config = headers.read_config(self.folder / "config.json")
-        self.why_stock = layers.why_stock(spec, self.info.parameters, config)
+        self.why_stock = layers.why_stock(spec, self.info.parameters, checkpoint.config)
         """Why the hand-written layers are not used, None if they are."""
         self.fused_layers = 0
         self.findings: list[Finding] = []
@@ -71,14 +70,14 @@ class Session:
         purpose: Purpose = "adapters" if self.spec.method == "lora" else "training"
         return decide(self.spec.dtype, self.device, declared, purpose)
 
-    def _find_dense(self) -> tuple[str | None, Path | None]:
-        """Return name and folder of the dense model; a source that is gone is no error."""
+    def _find_dense(self) -> tuple[str | None, locate.Checkpoint | None]:
+        """Return the dense model and the name it was given; if it is gone, that is not an error."""
         name = self.spec.dense or weights.dense_of(self.folder)
         if name is None:
             found = None
         else:
             try:
-                found = locate.resolve(name, self.progress, need_tokenizer=False)
+                found = locate.open(name, self.progress, need_tokenizer=False)
             except InputError:
                 if self.spec.dense:
                     raise
@@ -88,7 +87,7 @@ class Session:
             if self.spec.distil:
                 raise OptionError("--distil needs the dense model.", "Give it with --dense.")
             return None, None
-        vocab = headers.inspect(found).vocab
+        vocab = found.info.vocab
         if vocab != self.info.vocab:
             raise CheckpointError(
                 f"The dense model has a vocabulary of {vocab:,}, the pruned one of "
@@ -169,7 +168,7 @@ class Session:
 
     def measure_dense(self) -> None:
         """Measure the dense model; keep it as a teacher, or until the pruned one is evaluated."""
-        if self.dense_folder is None:
+        if self.dense is None:
             return
         model, held = self.load_dense()
         self.dense_loss = heldout_loss(
@@ -183,9 +182,9 @@ class Session:
 
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model, in the precision that it is computed in where it teaches."""
-        assert self.dense_folder
-        held = self.decide(headers.inspect(self.dense_folder).dtype)
-        model = load_model(self.dense_folder, self.device, held.weights)
+        assert self.dense
+        held = self.decide(self.dense.info.dtype)
+        model = load_model(self.dense.folder, self.device, held.weights)
         if self.spec.distil:
             model = model.to(held.arithmetic)
         return model, held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,21 +230,9 @@ def meanings(name: str, cwd: str = "") -> list[Path]:
     return [start.resolve() for start in starts if start]
 
 
-def local_info(folder: Path | None) -> headers.CheckpointInfo | None:
-    """Return what a local checkpoint is, remembered until its files change."""
-    if folder is None:
-        return None
-    return _inspected(folder, headers.file_state(folder))
-
-
-@functools.lru_cache(maxsize=64)
-def _inspected(folder: Path, _: object) -> headers.CheckpointInfo:
-    return headers.inspect(folder)
-
-
 def info_of(variant: Variant) -> headers.CheckpointInfo | None:
     """Return shapes and sizes of a variant; None where its checkpoint is not here or not whole."""
     try:
-        return local_info(variant.folder)
+        return locate.at(variant.folder).info if variant.folder else None
     except (DepthcutError, OSError):
         return None

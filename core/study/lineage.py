@@ -11,7 +11,7 @@ from core.prune.plan import default_protection, unprotected
 from core.retrain.spec import LABELS as RETRAINED
 from core.runs import workspace
 from core.study import variants
-from core.study.kinds import Variant, criterion_label, local_info, width_label
+from core.study.kinds import Variant, criterion_label, width_label
 
 
 def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
@@ -28,8 +28,7 @@ def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
 
 def checkpoints(root: variants.Variant) -> list[Variant]:
     """Return the study's checkpoints, the dense one first."""
-    info = local_info(root.folder)
-    total = info.parameters if info else None
+    total = locate.at(root.folder).info.parameters if root.folder else None
     dense = Variant(root.parent, root.label, "dense", "", "dense", folder=root.folder)
     dense = replace(dense, parameters=total, ratio=0.0)
     found, parents = [dense], {id(root): dense}

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.runs.workspace import RunRecord, Workspace, read_json, write_json
@@ -111,14 +111,8 @@ def inspect(name: str) -> CheckpointInfo:
 
 
 def describe(name: str) -> CheckpointInfo:
-    """Return a checkpoint's description, cached by its files' state; raises `CheckpointError`."""
-    folder = locate.local_folder(name)
-    return _described(name, str(headers.file_state(folder)) if folder else "")
-
-
-@st.cache_data(max_entries=32, ttl=3600, show_spinner=False)
-def _described(name: str, _: str) -> CheckpointInfo:
-    return locate.inspect(name)
+    """Return a checkpoint's description; raises `CheckpointError`."""
+    return locate.open(name, need="headers").info
 
 
 def use_settings(record: RunRecord) -> None:

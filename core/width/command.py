@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data import sources
 from core.data.calibration import calibration_rows
@@ -83,8 +83,8 @@ def make_plan(
     """
     match, aim = None, None
     if spec.match is not None:
-        folder = locate.resolve(spec.match, progress, allow_config_only=True, need_tokenizer=False)
-        match = (spec.match, headers.inspect(folder).parameters)
+        other = locate.open(spec.match, progress, need="config", need_tokenizer=False)
+        match = (spec.match, other.info.parameters)
         aim = {"match": spec.match, "parameters": match[1]}
     elif spec.params is not None:
         aim = {"match": None, "parameters": spec.params}
@@ -124,11 +124,9 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     the ratio, everything else is exact.
     """
     progress = StderrProgress()
-    folder = locate.resolve(spec.checkpoint, progress, allow_config_only=True, need_tokenizer=False)
-    info = headers.inspect(folder)
-    plan, aim = make_plan(spec, info, progress)
-    name = locate.recorded_name(spec.checkpoint, folder)
-    record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
+    checkpoint = locate.open(spec.checkpoint, progress, need="config", need_tokenizer=False)
+    plan, aim = make_plan(spec, checkpoint.info, progress)
+    record = _start(spec, checkpoint)
     record |= _sizes(plan, aim, plan.parameters, plan.ratio)
     record |= {
         "dry_run": True,
@@ -212,15 +210,14 @@ def run(spec: WidthSpec, run: Run) -> None:
     from core.width.write import write
 
     method = methods.get(spec.method)
-    folder = locate.resolve(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
-    info = headers.inspect(folder, allow_config_only=False)
+    checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
+    folder, info = checkpoint.folder, checkpoint.info
     plan, aim = make_plan(spec, info, run.progress)
     device = precision.resolve_device(spec.device)
     dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
     selection, text = _select(spec, run, folder, plan, device, dtype)
-    name = locate.recorded_name(spec.checkpoint, folder)
-    record = depth.make_record(folder, info, (), criterion=criterion_of(spec), name=name)
+    record = _start(spec, checkpoint)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
     record |= _sizes(plan, aim, after, selection.ratio)
@@ -236,6 +233,17 @@ def run(spec: WidthSpec, run: Run) -> None:
     }
     write(folder, run.dir, plan, selection, record, run.progress)
     run.progress.log(_told(record, run.dir))
+
+
+def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> dict[str, Any]:
+    """Return what pruning.json says of a cut that drops no block."""
+    return depth.make_record(
+        checkpoint.folder,
+        checkpoint.info,
+        (),
+        criterion=criterion_of(spec),
+        name=checkpoint.name,
+    )
 
 
 def _select(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.checkpoint import families, headers
+from core.checkpoint import families, headers, locate
 from core.checkpoint.headers import TensorIndex
 from core.prune import model_card, staging
 from core.runs.progress import SILENT, Progress
@@ -41,7 +41,7 @@ def write(
     """
     staging.check_output(folder, target, overwrite=True)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
-    source = headers.read_config(folder / "config.json")
+    source = locate.at(folder).config
     config = pruned_config(source, plan.units, counts, biases=bool(selection.biases))
     custom = families.is_custom(config)
     with staging.partial_folder(target) as partial:

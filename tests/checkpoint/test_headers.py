@@ -73,7 +73,7 @@ def test_llama_7b_from_its_config(tmp_path, capsys):
     assert said["memory_bytes"]["float16"] == 2 * 6_738_415_616
     assert said["kv_bytes_per_token"]["float16"] == 2 * 32 * 4096 * 2
     with pytest.raises(CheckpointError, match="no weights"):
-        locate.resolve(tmp_path)
+        locate.open(tmp_path)
 
 
 def test_blocks_of_different_shapes(copy):
@@ -171,7 +171,7 @@ def test_wrong_things_are_told(copy, capsys, harm, says):
     folder = copy()
     harm(folder)
     with pytest.raises(CheckpointError, match=says):
-        locate.resolve(folder)
+        locate.open(folder)
     if "no weights" not in says:  # config.json alone may be inspected
         assert main(["inspect", str(folder)]) == 2
         captured = capsys.readouterr()
@@ -184,7 +184,7 @@ def test_missing_shard(copy):
     shard = sorted(folder.glob("model-*.safetensors"))[2]
     shard.unlink()
     with pytest.raises(CheckpointError, match=f"1 of 7 weight files are missing .*{shard.name}"):
-        locate.resolve(folder)
+        locate.open(folder)
 
 
 def test_index_that_does_not_belong(copy):
@@ -193,7 +193,7 @@ def test_index_that_does_not_belong(copy):
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00007.safetensors"
     (folder / headers.INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"places 'model\.norm\.weight' in model-00001"):
-        locate.resolve(folder)
+        locate.open(folder)
 
 
 def test_resolve_names(tiny_gqa, tmp_path, monkeypatch):
@@ -201,16 +201,16 @@ def test_resolve_names(tiny_gqa, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(workspace))
     shutil.copytree(tiny_gqa, workspace / "run-1" / "merged")
     shutil.copytree(tiny_gqa, workspace / "run-2")
-    assert locate.resolve("run-1") == workspace / "run-1" / "merged"
-    assert locate.resolve(workspace / "run-1") == workspace / "run-1" / "merged"
-    assert locate.resolve("run-2") == workspace / "run-2"
+    assert locate.open("run-1").folder == workspace / "run-1" / "merged"
+    assert locate.open(workspace / "run-1").folder == workspace / "run-1" / "merged"
+    assert locate.open("run-2").folder == workspace / "run-2"
     (workspace / "run-3" / "adapter").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="adapter"):
-        locate.resolve("run-3" if (tmp_path / "run-3").exists() else workspace / "run-3")
+        locate.open("run-3" if (tmp_path / "run-3").exists() else workspace / "run-3")
     with pytest.raises(CheckpointError, match="no folder nowhere"):
-        locate.resolve("nowhere")
+        locate.open("nowhere")
     with pytest.raises(CheckpointError, match="is a file"):
-        locate.resolve(workspace / "run-2" / "config.json")
+        locate.open(workspace / "run-2" / "config.json")
 
 
 def test_content_key(tiny_dir, copy):
@@ -245,7 +245,7 @@ def test_sentencepiece_size(tmp_path):
 
 
 def test_real_checkpoint(real_dir):
-    info = headers.inspect(locate.resolve(real_dir / "stories260k"))
+    info = locate.open(real_dir / "stories260k").info
     assert info.parameters == 260_032
     assert (info.blocks, info.heads, info.kv_heads, info.tied) == (5, 8, 4, True)
 

@@ -98,6 +98,19 @@ def said(page) -> str:
                     for e in getattr(page, kind))  # fmt: skip
 
 
+def test_a_redraw_reads_no_headers_that_have_not_changed(prepared, header_reads):
+    page = open_page(prepared / "dense")
+    folders = {str(prepared / "dense"), *(str(prepared / "ws" / n) for n in ("depth", "width"))}
+    assert header_reads == dict.fromkeys(folders, 1)
+    header_reads.clear()
+    assert not page.run().exception
+    assert not header_reads
+    changed = prepared / "ws" / "depth"
+    made.checkpoint(changed, words=4)
+    assert not page.run().exception
+    assert header_reads == {str(changed): 1}
+
+
 def test_panels_show_what_points_csv_holds(prepared):
     page = open_page(prepared / "dense")
     with (prepared / "ws" / "bench" / "points.csv").open() as handle:

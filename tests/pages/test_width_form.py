@@ -16,11 +16,11 @@ from core.prune import depth
 def script():
     import streamlit as st
 
-    from core.checkpoint import headers, locate
+    from core.checkpoint import locate
     from core.ui import width_form
 
     name = st.session_state["folder"]
-    width_form.draw(name, headers.inspect(locate.resolve(name)))
+    width_form.draw(name, locate.open(name).info)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from retrain_helpers import execute, summary
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.retrain import fused, rows, session, trainer, weights
+from core.checkpoint import locate
+from core.retrain import estimate, fused, rows, session, trainer, weights
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec
 from core.runs.workspace import read_run
@@ -35,6 +36,17 @@ def lora(pruned, dense, tasks, tmp_path_factory):
     )
     assert status == 0
     return out
+
+
+def test_headers_of_both_checkpoints_are_read_once(pruned, dense, tasks, tmp_path, header_reads):
+    options = {"checkpoint": str(pruned), "dense": str(dense), "data": tasks, **LORA}
+    options |= {"out": str(tmp_path / "run"), "steps": 2, "device": "cpu"}
+    estimate.estimate(RetrainSpec(**options))
+    assert header_reads == {str(pruned): 1}
+    header_reads.clear()
+    locate._read.cache_clear()
+    assert execute(**options) == 0
+    assert header_reads == {str(pruned): 1, str(dense): 1}
 
 
 def mean_loss(model, held, tokenizer):

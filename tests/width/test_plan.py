@@ -108,7 +108,7 @@ def by_hand(info, method, ratio, blocks):
 @pytest.mark.parametrize("method", UNIFORM)
 @pytest.mark.parametrize("target", [0.9, 0.77, 0.6])
 def test_no_ratio_comes_nearer_to_a_target(method, target):
-    info = headers.inspect(locate.resolve("demo"))
+    info = locate.open("demo").info
     wanted = round(info.parameters * target)
     made = plan.make(info, methods.get(method), params=wanted)
     reachable = {by_hand(info, method, step / 5000, made.blocks) for step in range(5000)}
@@ -128,7 +128,7 @@ def test_match_says_how_near(tiny_gqa, tiny_dir, capsys):
 
 
 def test_every_block_keeps_a_head_and_a_neuron():
-    info = headers.inspect(locate.resolve("demo"))
+    info = locate.open("demo").info
     for method in UNIFORM:
         made = plan.make(info, methods.get(method), ratio=0.999)
         assert all(c.groups >= 1 and c.neurons >= 1 for c in made.counts.values())
@@ -149,7 +149,7 @@ def test_every_block_keeps_a_head_and_a_neuron():
     ],
 )
 def test_bad_amounts_are_one_sentence(options, kind, sentence):
-    info = headers.inspect(locate.resolve("demo"))
+    info = locate.open("demo").info
     with pytest.raises(kind, match=sentence):
         plan.make(info, methods.get("llm-pruner"), **options)
 
