@@ -1,4 +1,4 @@
-"""Fused layers against transformers' and peft's own: outputs, gradients, dropout, what is left."""
+"""Fused layers against those of transformers and peft: outputs, gradients, dropout, fallbacks."""
 
 import math
 
@@ -16,7 +16,7 @@ PACKED = torch.cat([torch.arange(9), torch.arange(11), torch.arange(4)]).expand(
 
 
 def adapted(folder, *, dropout=0.0, targets=PROJECTIONS, seed=5):
-    """A tiny model with adapters that already do something."""
+    """A tiny model with adapters whose output is not zero."""
     model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -40,7 +40,7 @@ def seeded(seed):
 
 
 def outcome(model, **inputs):
-    """Logits and the gradients of all that trains, of a loss that weighs every logit."""
+    """Logits, and the gradients of a loss that depends on every logit."""
     model.zero_grad()
     logits = model(input_ids=IDS, use_cache=False, **inputs).logits.float()
     (logits * torch.randn(logits.shape, generator=seeded(1))).mean().backward()
@@ -105,7 +105,7 @@ def test_half_precision_is_as_close_to_float32_as_the_stock_layers_are(tiny_dir)
     held = errors()
     assert max(held) < 0.2
     model.eval()
-    with torch.no_grad():  # without autocast the adapters go with the weights
+    with torch.no_grad():  # without autocast the adapters compute in the weights' precision
         assert model(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
@@ -116,7 +116,7 @@ def test_generation_keeps_its_cache(tiny_dir):
     assert torch.equal(model.generate(input_ids=IDS[:1], max_new_tokens=12, do_sample=False), want)
 
 
-def test_merging_and_switching_off_go_on_working(tiny_dir):
+def test_merging_and_disabling_adapters_still_work(tiny_dir):
     model = adapted(tiny_dir("gqa")).eval()
     with torch.no_grad():
         want = model(input_ids=IDS).logits
@@ -130,7 +130,7 @@ def test_merging_and_switching_off_go_on_working(tiny_dir):
         assert whole.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_what_is_not_known_is_left_alone(tiny_dir):
+def test_unsupported_models_are_left_unchanged(tiny_dir):
     other = AutoModelForCausalLM.from_pretrained(tiny_dir("qwen3"))
     assert fused.install(other) == 0
     assert "forward" not in vars(other.model.layers[0])
@@ -138,7 +138,7 @@ def test_what_is_not_known_is_left_alone(tiny_dir):
     assert fused.install(eager) == 0
     model = AutoModelForCausalLM.from_pretrained(tiny_dir("gqa")).train()
     fused.install(model)
-    model.model.layers[0].self_attn.attention_dropout = 0.9  # its own way back is not written
+    model.model.layers[0].self_attn.attention_dropout = 0.9  # falls back to the stock layer
     torch.manual_seed(0)
     first, second = (model(input_ids=IDS).logits for _ in range(2))
     assert not torch.equal(first, second)
@@ -148,21 +148,21 @@ def test_what_is_not_known_is_left_alone(tiny_dir):
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.95])
-def test_each_element_is_dropped_alike_and_alone(share):
+def test_elements_are_dropped_independently_with_equal_probability(share):
     torch.manual_seed(4)
     shapes = [(50, 8), (50, 16)]
     tries = 600
-    seen = [torch.zeros(math.prod(shape)) for shape in shapes]
+    counts = [torch.zeros(math.prod(shape)) for shape in shapes]
     pairs = 0.0
     for _ in range(tries):
-        drawn = fused.dropped(shapes, share, torch.device("cpu"))
-        for count, places in zip(seen, drawn, strict=True):
-            assert places.unique().tolist() == places.tolist()
-            mask = torch.zeros(len(count)).index_fill_(0, places, 1)
+        drawn = fused.draw_dropout(shapes, share, torch.device("cpu"))
+        for count, positions in zip(counts, drawn, strict=True):
+            assert positions.unique().tolist() == positions.tolist()
+            mask = torch.zeros(len(count)).index_fill_(0, positions, 1)
             count += mask
             pairs += float((mask[1:] * mask[:-1]).sum()) / tries
     spread = math.sqrt(share * (1 - share) / tries)
-    for count in seen:
+    for count in counts:
         error = (count / tries - share) / spread  # a standard normal for each element
         assert float(error.abs().max()) < 4.7
         assert abs(float(error.mean())) < 4.5 / math.sqrt(len(count))
@@ -172,30 +172,30 @@ def test_each_element_is_dropped_alike_and_alone(share):
 
 
 def test_dropout_by_its_definition(tiny_dir):
-    """The loss with what was dropped set to 0 by hand in peft's own layers has equal gradients."""
+    """Gradients equal those of peft's layers with the same elements set to 0 by hand."""
     model = adapted(tiny_dir("gqa"), dropout=0.3)
     fused.install(model)
     drawn = []
-    draw = fused.dropped
+    draw = fused.draw_dropout
 
     def keep(*given):
         drawn.append(draw(*given))
         return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "dropped", keep)
+        patch.setattr(fused, "draw_dropout", keep)
         torch.manual_seed(9)
         mine = outcome(model)
-    assert [len(places) for places in drawn] == [7] * 5
+    assert [len(dropped) for dropped in drawn] == [7] * 5
     torch.manual_seed(9)
     again = outcome(model)
     assert torch.equal(mine[0], again[0])
     stock = adapted(tiny_dir("gqa"), dropout=0.3)
-    for layer, places in zip(stock.get_base_model().model.layers, drawn, strict=True):
+    for layer, dropped in zip(stock.get_base_model().model.layers, drawn, strict=True):
         modules = [getattr(layer.self_attn, n) for n in PROJECTIONS[:4]]
         modules += [getattr(layer.mlp, n) for n in PROJECTIONS[4:]]
-        for module, gone in zip(modules, places, strict=True):
-            module.lora_dropout["default"].forward = by_hand(gone, 0.3)
+        for module, positions in zip(modules, dropped, strict=True):
+            module.lora_dropout["default"].forward = by_hand(positions, 0.3)
     same(outcome(stock), mine, rel=5e-5)
     model.eval()
     with torch.no_grad():
@@ -204,10 +204,10 @@ def test_dropout_by_its_definition(tiny_dir):
         )
 
 
-def by_hand(gone, share):
+def by_hand(positions, share):
     def forward(x):
         keep = torch.ones(x.numel())
-        keep[gone] = 0
+        keep[positions] = 0
         return x * keep.view(x.shape) / (1 - share) if torch.is_grad_enabled() else x
 
     return forward

@@ -263,9 +263,9 @@ def test_fused_layers_train_unless_switched_off(options, tmp_path, monkeypatch):
     calls = []
     usual = fused._forward
 
-    def counted(ctx, x, positions, mask, how, *rest):
-        calls.append(how.learning)
-        return usual(ctx, x, positions, mask, how, *rest)
+    def counted(ctx, x, positions, mask, config, *rest):
+        calls.append(config.needs_grad)
+        return usual(ctx, x, positions, mask, config, *rest)
 
     monkeypatch.setattr(fused, "_forward", counted)
     options = {**options, "dropout": 0.0}
