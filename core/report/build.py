@@ -70,8 +70,8 @@ def page(material: Material, budget_mib: float | None = None) -> str:
     """Return the whole report as one HTML page that needs nothing else."""
     name = material.study.dense.label
     when = time.strftime("%Y-%m-%d %H:%M")
-    lead = [
-        html.paragraph(f"{material.study.dense.id}, {len(material.runs)} runs, {when}.", "note")
+    lead: list[html.Part] = [
+        html.Paragraph(f"{material.study.dense.id}, {len(material.runs)} runs, {when}.", note=True)
     ]
     found = headline.stops(material.scene)
     if found:
@@ -79,8 +79,8 @@ def page(material: Material, budget_mib: float | None = None) -> str:
         batch, given, made = headline.cell_of(material.scene)
         how = f"{stop.label}. Speed and memory at batch {batch}, {given} tokens in, {made} out; "
         how += "all figures beside the dense model."
-        lead += [html.paragraph(sentence(stop)), html.tiles(tiles(stop))]
-        lead.append(html.paragraph(how, "note"))
+        lead += [html.Paragraph(sentence(stop)), html.Tiles(tiles(stop))]
+        lead.append(html.Paragraph(how, note=True))
     chapters = [
         sections.checkpoint(material),
         sections.findings(findings_of(material, budget_mib)),

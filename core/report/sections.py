@@ -1,4 +1,4 @@
-"""The chapters of a report, each from the material; what was not measured is said in a line."""
+"""The chapters of a report, each from the material; a line names what was not measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from core.findings.certainty import certainty
 from core.findings.scores import protected_of
 from core.prune.known import measured_on
 from core.report import html
-from core.report.html import Section
+from core.report.html import Part, Section
 from core.report.material import Material, commands, summary_of, versions
 from core.retrain import history
 from core.retrain.log import MetricLog, evaluation_table
@@ -29,18 +29,20 @@ from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.study import Study, info_of, read_rows
 
 MOST_CURVES = 6
-"""Retrainings whose curves are drawn; all of them are in the table."""
+"""Retrainings whose curves are drawn; the table lists all of them."""
 MOST_STRIPS = 16
 """Variants drawn as a strip of blocks."""
 
 
 def checkpoint(material: Material) -> Section:
-    """Say what the dense checkpoint is."""
+    """Describe the dense checkpoint."""
     known = material.study
     info = info_of(known.dense)
     title = "Checkpoint"
     if info is None:
-        return Section("checkpoint", title, [html.paragraph(f"{known.dense.id} is not here.")])
+        return Section(
+            "checkpoint", title, [html.Paragraph(f"{known.dense.id} is not on this machine.")]
+        )
     found = {
         "name": known.dense.id,
         "family": info.family,
@@ -52,35 +54,33 @@ def checkpoint(material: Material) -> Section:
         "precision of the weights": info.dtype,
         "content": info.key,
     }
-    figure = html.figure(
+    figure = html.Figure(
         parameter_bars(info),
         "Parameters of the embedding, of every block by kind, and of the head.",
-        "Where the parameters are, counted from the headers.",
+        "Where the parameters are, counted from the weight headers.",
     )
-    return Section("checkpoint", title, [html.facts(found, "The dense checkpoint"), figure])
+    return Section("checkpoint", title, [*html.facts(found, "The dense checkpoint"), figure])
 
 
 def findings(found: Sequence[Finding]) -> Section:
-    """List what the figures show and what to try."""
+    """List what the figures show and what to try next."""
     parts = [
-        f'<div class="finding"><p><strong>{html.text(f.sentence)}</strong></p>'
-        f"<p>Try: {html.text(f.try_next)}</p><details><summary>Evidence</summary>"
-        f"{html.facts(f.evidence, 'The figures behind it')}</details></div>"
+        html.Remark(f.sentence, f.try_next, html.facts(f.evidence, "The figures behind it"))
         for f in found
     ]
-    return Section("findings", "Findings", parts or [html.paragraph("Nothing stands out.")])
+    return Section("findings", "Findings", parts or [html.Paragraph("Nothing stands out.")])
 
 
 # ------------------------------------------------------------------------------------- importance
 
 
 def importance(material: Material) -> Section:
-    """Show what every block is worth, and on which text that was measured."""
+    """Show the importance of every block and the text it was measured on."""
     record, title = material.scores, "Calibration and importance"
     blocks = _csv(record, "blocks.csv") if record else None
     if record is None or blocks is None:
-        words = "No importance of this checkpoint was measured yet."
-        return Section("importance", title, [html.paragraph(words)])
+        words = "The importance of the blocks has not been measured yet."
+        return Section("importance", title, [html.Paragraph(words)])
     summary = summary_of(record)
     note = measured_on(summary)
     calibration = {
@@ -93,53 +93,58 @@ def importance(material: Material) -> Section:
         "dense perplexity on it": summary.get("dense_ppl"),
         "device, precision": f"{summary.get('device')}, {summary.get('dtype')}",
     }
-    parts = [html.facts(calibration, "What the blocks were scored on (measured)")]
+    parts = html.facts(calibration, "What the blocks were scored on (measured)")
     parts += _block_figures(record, blocks, summary.get("dense_ppl"), note)
-    parts.append(html.table(_records(blocks), "Scores of every block (measured)"))
+    parts += html.table(_records(blocks), "Scores of every block (measured)")
     return Section("importance", title, parts)
 
 
 def _block_figures(
     record: RunRecord, blocks: pd.DataFrame, dense: float | None, note: str
-) -> list[str]:
-    parts = []
+) -> list[Part]:
+    parts: list[Part] = []
     values = blocks["ppl"].tolist()
     samples, weights = _csv(record, "samples.csv"), _csv(record, "weights.csv")
     angular, greedy = _csv(record, "angular.csv"), _csv(record, "greedy.csv")
     if blocks["ppl"].notna().all():
         top = importance_charts.useful_top(values, dense)
         figure = importance_charts.perplexity_bars(values, dense)
-        parts.append(html.figure(figure, "Perplexity without each block, all of it.", note))
+        parts.append(html.Figure(figure, "Perplexity without each block, full range.", note))
         if top:
             figure = importance_charts.perplexity_bars(values, dense, log=False, top=top)
-            words = f"{note} The same, cut off to the useful band."
-            parts.append(html.figure(figure, "Perplexity without each block, useful band.", words))
+            words = f"{note} The same, with outliers clipped."
+            parts.append(
+                html.Figure(figure, "Perplexity without each block, outliers clipped.", words)
+            )
     if samples is not None:
         parts += _samples(samples, len(blocks), note)
     for column in ("taylor", "magnitude"):
         if weights is not None and weights[column].notna().all():
             figure = importance_charts.taylor_heatmap(weights, column)
-            parts.append(html.figure(figure, f"{column} by module and block.", note))
+            parts.append(html.Figure(figure, f"{column} by module and block.", note))
     if angular is not None:
         figure = importance_charts.angular_triangle(angular)
-        words = f"{note} Ringed: where a cut of that length turns the state least."
-        parts.append(html.figure(figure, "Angular distance by start and length of the cut.", words))
+        words = (
+            f"{note} Circled: the start block with the smallest angular change for that cut length."
+        )
+        parts.append(html.Figure(figure, "Angular distance by start and length of the cut.", words))
     if greedy is not None:
         figure = importance_charts.greedy_line(greedy, dense)
-        parts.append(html.figure(figure, "Perplexity after every round of greedy removal.", note))
+        parts.append(html.Figure(figure, "Perplexity after each round of greedy removal.", note))
     if len(importance_charts.scored_columns(blocks)) > 1:
         figure = importance_charts.agreement_heatmap(blocks)
-        words = f"{note} Spearman's rank correlation: 1 is the same order of blocks."
-        parts.append(html.figure(figure, "Rank agreement of the criteria.", words))
+        words = f"{note} Spearman's rank correlation; 1 means the same order of blocks."
+        parts.append(html.Figure(figure, "Rank agreement between the criteria.", words))
     return parts
 
 
-def _samples(samples: pd.DataFrame, blocks: int, note: str) -> list[str]:
-    """Draw perplexity by row, and say how far the order depends on the rows."""
+def _samples(samples: pd.DataFrame, blocks: int, note: str) -> list[Part]:
+    """Draw perplexity by row, and report how much the order depends on the rows."""
     table = importance_charts.row_perplexity(samples)
     top = importance_charts.useful_top(table.to_numpy().ravel().tolist(), None)
     figure = importance_charts.sample_heatmap(samples, top=top)
-    parts = [html.figure(figure, "Perplexity of each row without each block.", note)]
+    words = "Perplexity of each row without each block."
+    parts: list[Part] = [html.Figure(figure, words, note)]
     found = certainty(_records(samples), protected_of(blocks))
     if found:
         rows = [
@@ -147,13 +152,15 @@ def _samples(samples: pd.DataFrame, blocks: int, note: str) -> list[str]:
                 "rank": place + 1,
                 "block": block,
                 "same rank in": f"{found.rank_share[place]:.0%}",
-                "rank in 90 % of them": " to ".join(map(str, sorted(set(found.rank_range[place])))),
-                "same set up to here in": f"{found.set_share[place]:.0%}",
+                "rank in 90 % of resamples": " to ".join(
+                    map(str, sorted(set(found.rank_range[place])))
+                ),
+                "same set up to this rank in": f"{found.set_share[place]:.0%}",
             }
             for place, block in enumerate(found.order)
         ]
-        words = "How far the order would differ with other rows: 1,000 resamples of the rows"
-        parts.append(html.table(rows, f"{words} (seed 1234), protected blocks left out"))
+        words = "How much the order would change with other rows: 1,000 resamples of the rows"
+        parts += html.table(rows, f"{words} (seed 1234), protected blocks excluded")
     return parts
 
 
@@ -161,7 +168,7 @@ def _samples(samples: pd.DataFrame, blocks: int, note: str) -> list[str]:
 
 
 def variants(material: Material) -> Section:
-    """List every checkpoint of the study, and draw which blocks each one keeps."""
+    """List every checkpoint of the study, and draw which blocks each one drops."""
     known = material.study
     labels = {v.id: v.label for v in known.variants}
     rows = [
@@ -178,13 +185,13 @@ def variants(material: Material) -> Section:
         }
         for v in known.variants
     ]
-    parts = [html.table(rows, "Checkpoints of this study")]
+    parts = html.table(rows, "Checkpoints of this study")
     cuts = {v.label: v.dropped for v in known.variants if v.dropped and not v.retrained}
     info = info_of(known.dense)
     if cuts and info:
         strip = block_strip(info.blocks, dict(list(cuts.items())[:MOST_STRIPS]))
-        words = "Numbered and crossed: dropped, in removal order."
-        parts.append(html.figure(strip, "Blocks that each variant drops.", words))
+        words = "Crossed out: dropped blocks, numbered in removal order."
+        parts.append(html.Figure(strip, "Blocks that each variant drops.", words))
     plans = [c for c in material.scene.found if c.is_plan]
     planned: list[dict[str, Any]] = [
         {
@@ -196,9 +203,7 @@ def variants(material: Material) -> Section:
         }
         for c in plans
     ]
-    parts.append(
-        html.table(planned, "Plans whose perplexity was measured; no checkpoint was written")
-    )
+    parts += html.table(planned, "Plans with measured perplexity; no checkpoint was written")
     return Section("variants", "Plans and variants", parts)
 
 
@@ -206,41 +211,41 @@ def variants(material: Material) -> Section:
 
 
 def retraining(material: Material) -> Section:
-    """Show what came back by retraining."""
+    """Show how much quality retraining recovered."""
     records = material.retrained
     title = "Retraining"
     if not records:
-        return Section("retraining", title, [html.paragraph("Nothing was retrained.")])
+        return Section("retraining", title, [html.Paragraph("Nothing has been retrained yet.")])
     table = history.comparison(records)
-    parts = [html.table(_records(table), "Retrainings; losses on held-out rows, nat per token")]
+    parts = html.table(_records(table), "Retrainings; losses on held-out rows in nats per token")
     if table["recovered"].notna().any():
         figure = retrain_charts.recovered_bars(table)
-        words = "Share of the gap between pruned and dense that was closed (measured)."
-        parts.append(html.figure(figure, "Recovered share of every retraining.", words))
+        words = "Share of the gap between pruned and dense that retraining closed (measured)."
+        parts.append(html.Figure(figure, "Recovered share of each retraining.", words))
     for record in records[:MOST_CURVES]:
         parts += _curve(record)
     if len(records) > MOST_CURVES:
-        words = f"Curves of the newest {MOST_CURVES} are drawn; the others' figures are above."
-        parts.append(html.paragraph(words, "note"))
+        words = f"Only the newest {MOST_CURVES} curves are drawn; the table has the figures of all."
+        parts.append(html.Paragraph(words, note=True))
     return Section("retraining", title, parts)
 
 
-def _curve(record: RunRecord) -> list[str]:
+def _curve(record: RunRecord) -> list[Part]:
     summary = summary_of(record)
     log = MetricLog(record.path / BOOKKEEPING / "metrics.jsonl")
     log.update()
-    parts = [html.heading(history.run_label(record))]
+    parts: list[Part] = [html.Heading(history.run_label(record))]
     if "heldout_loss_before" in summary:
-        parts.append(html.paragraph(history.verdict(summary)))
+        parts.append(html.Paragraph(history.verdict(summary)))
     note = history.measured_on(summary) if summary.get("heldout") else ""
     if log.steps:
         figure = retrain_charts.loss(log.steps, log.series["loss"], log.evaluations)
-        parts.append(html.figure(figure, f"Loss by step of {record.name}.", note))
+        parts.append(html.Figure(figure, f"Loss by step of {record.name}.", note))
     path = evaluation_table(record.path)
     table = _csv(record, path.name) if path else None
     if table is not None:
         words = "Further evaluation: loss and KL(dense || model) in nats per token, accuracy"
-        parts.append(html.table(_records(table), words))
+        parts += html.table(_records(table), words)
     return parts
 
 
@@ -248,14 +253,14 @@ def _curve(record: RunRecord) -> list[str]:
 
 
 def quality(material: Material) -> Section:
-    """Show perplexities by every protocol, and task scores with their difference to dense."""
+    """Show perplexities by every protocol, and task scores with their difference from dense."""
     known, scene = material.study, material.scene
-    parts = []
+    parts: list[Part] = []
     if scene.protocol and any(c.ppl for c in scene.found):
         figure = charts.quality(scene.found)
-        words = f"Measured: {scene.protocol.label}. Large: checkpoints; small: plans."
+        words = f"Measured: {scene.protocol.label}. Large markers: checkpoints; small: plans."
         parts.append(
-            html.figure(figure, "Perplexity against the share of parameters removed.", words)
+            html.Figure(figure, "Perplexity against the share of parameters removed.", words)
         )
     for protocol in known.protocols:
         base = known.perplexity(known.dense.id, protocol)
@@ -274,13 +279,14 @@ def quality(material: Material) -> Section:
                         "run": found.run,
                     }
                 )
-        parts.append(html.table(rows, f"Perplexity (measured): {protocol.label}"))
+        parts += html.table(rows, f"Perplexity (measured): {protocol.label}")
     rows = _tasks(known)
     if rows:
-        words = "Task scores (measured), with the difference to dense and its standard error"
-        parts.append(html.table(rows, words))
-    empty = [html.paragraph("No quality was measured yet.")]
-    return Section("quality", "Quality", [p for p in parts if p] or empty)
+        words = "Task scores (measured), with the difference from dense and its standard error"
+        parts += html.table(rows, words)
+    return Section(
+        "quality", "Quality", parts or [html.Paragraph("No quality has been measured yet.")]
+    )
 
 
 def _tasks(known: Study) -> list[dict[str, Any]]:
@@ -303,7 +309,7 @@ def _tasks(known: Study) -> list[dict[str, Any]]:
                 "value": found.value,
                 "stderr": found.stderr,
                 "minus dense": delta,
-                "stderr of that": error if delta is not None else None,
+                "stderr of difference": error if delta is not None else None,
                 "samples": found.samples,
             }
         )
@@ -318,9 +324,9 @@ def cost(material: Material) -> Section:
     scene = material.scene
     title = "Speed and memory"
     if not scene.rows:
-        words = "No benchmark was run yet, so nothing is said about speed; memory is estimated."
+        words = "No benchmark has been run yet: speed is unknown, and memory is estimated."
         cell = headline.cell_of(scene)
-        return Section("cost", title, [html.paragraph(words), _cost_table(material, cell)])
+        return Section("cost", title, [html.Paragraph(words), *_cost_table(material, cell)])
     summary = scene.runs[0].summary
     note = (
         f"Measured on {summary.get('device')} ({summary.get('device_name')}), "
@@ -328,34 +334,34 @@ def cost(material: Material) -> Section:
     )
     cell = headline.cell_of(scene)
     here = [r for r in scene.rows if (r["input_tokens"], r["output_tokens"]) == cell[1:]]
-    parts = []
+    parts: list[Part] = []
     for metric in ("latency_s_p50", "tokens_per_s", "peak_memory_mib", "speedup"):
         figure = charts.against(here, scene.found, metric, capacity_mib=scene.capacity_mib)
         if charts.data_of(figure):
             label = charts.METRICS[metric]
-            words = f"{note} {label} against batch size, {cell[2]} tokens out."
-            parts.append(html.figure(figure, f"{label} against batch size.", words))
+            words = f"{note} {label} by batch size, {cell[2]} tokens out."
+            parts.append(html.Figure(figure, f"{label} by batch size.", words))
     rows = scene.table(cell, estimates=True)
     front = choice.frontier(rows, "per_token_ms")
     if front:
         looks = {c.key: charts.look_of(c) for c in scene.found}
         figure = charts.pareto(rows, looks, front, "per_token_ms")
         words = "Filled: measured cost; hollow: estimated. Arrows: retraining."
-        parts.append(html.figure(figure, "Perplexity against time per token.", words))
-    parts.append(_cost_table(material, cell))
+        parts.append(html.Figure(figure, "Perplexity against time per token.", words))
+    parts += _cost_table(material, cell)
     said = accuracy(scene.runs)
-    return Section("cost", title, [*parts, html.paragraph(said, "note")] if said else parts)
+    return Section("cost", title, [*parts, html.Paragraph(said, note=True)] if said else parts)
 
 
-def _cost_table(material: Material, cell: tuple[int, int, int]) -> str:
+def _cost_table(material: Material, cell: tuple[int, int, int]) -> list[Part]:
     rows = [
         {
             "variant": r["label"],
             "cost is": r["kind_of_cost"],
             "latency, s": r["latency_s"],
-            "ms a token": r["per_token_ms"],
+            "ms per token": r["per_token_ms"],
             "tokens/s": r["tokens_per_s"],
-            "times dense speed": r["speedup"],
+            "speed-up over dense": r["speedup"],
             "memory, MiB": r["memory_mib"],
             "perplexity": r["ppl"],
         }
@@ -369,12 +375,12 @@ def _cost_table(material: Material, cell: tuple[int, int, int]) -> str:
 
 
 def others(material: Material) -> Section:
-    """Show published figures beside the measured ones, with their source; never mixed."""
-    parts = [
-        html.paragraph(
-            "Other models, texts and machines: these only compare as times their own dense "
-            "model's figure. Each table is of one source.",
-            "note",
+    """Show published figures next to the measured ones, with their source; never mixed."""
+    parts: list[Part] = [
+        html.Paragraph(
+            "Published on other models, data and hardware; compare them only relative to their "
+            "own dense baseline. Each table is from one source.",
+            note=True,
         )
     ]
     scene = material.scene
@@ -385,14 +391,16 @@ def others(material: Material) -> Section:
             figure = charts.quality(scene.found, relative=True, published=overlay)
             words = f"Lines measured: {scene.protocol.label}. Stars published: {source}, "
             words += "WikiText-2, windows of 128."
-            parts.append(html.figure(figure, f"Measured beside published by {source}.", words))
+            parts.append(
+                html.Figure(figure, f"Measured figures next to those published by {source}.", words)
+            )
         rows = [
             {"model": r["model"], "variant": r["label"], "figures are": "published"}
             | {k: v for k, v in r.items() if k not in ("source", "model", "label", "method")}
             for r in published.figures()
             if r["source"] == source
         ]
-        parts.append(html.table(rows, f"Published: {source}"))
+        parts += html.table(rows, f"Published: {source}")
     return Section("published", "Published figures", parts)
 
 
@@ -400,16 +408,16 @@ def others(material: Material) -> Section:
 
 
 def reproduce(material: Material) -> list[Section]:
-    """List versions and the commands that made every figure, in order."""
+    """List versions and, in order, the commands that produced every figure."""
     lines = commands(material.runs)
-    made = [html.table(versions(material.runs), "Device, precision and versions of the runs")]
-    again = [
-        html.paragraph("Each line is one run, oldest first. Steps follow their recipe."),
-        html.code(lines),
+    made = html.table(versions(material.runs), "Device, precision and versions of the runs")
+    again: list[Part] = [
+        html.Paragraph("Each line is one run, oldest first. The steps of a recipe follow it."),
+        html.Code(lines),
     ]
-    nothing = [html.paragraph("There are no runs yet.")]
+    nothing: list[Part] = [html.Paragraph("There are no runs yet.")]
     return [
-        Section("versions", "Versions", made if made[0] else nothing),
+        Section("versions", "Versions", made or nothing),
         Section("reproduce", "Reproduce", again if lines else nothing),
     ]
 
@@ -420,7 +428,7 @@ def _csv(record: RunRecord, name: str) -> pd.DataFrame | None:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table's rows with None for what is missing."""
+    """Return a table's rows with None for missing values."""
     return [
         {str(k): None if v is None or v != v else v for k, v in row.items()}
         for row in frame.to_dict("records")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
 import sys
 import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 import study_helpers as made
 
@@ -16,6 +19,7 @@ from core.__main__ import main
 from core.checkpoint import headers
 from core.compare import headline
 from core.report import build
+from core.report import html as parts
 from core.report.material import commands, gather
 from core.runs import workspace
 from core.runs.workspace import Workspace, read_run
@@ -121,10 +125,92 @@ def test_everything_of_the_study_is_in_one_file_that_asks_nobody(lab, tmp_path, 
     assert "50% of the gap was recovered" in own
     assert "a &lt;chip&gt;" in own
     assert "a <chip>" not in own
-    assert "authors&#x27; repository" in own
+    assert "authors' repository" not in own
+    assert "authors' repository" in html.unescape(own)
     printed = json.loads(capsys.readouterr().out)
     assert printed["variants"] == 4
     assert printed["findings"] == ["criteria-disagree", "large-drop"]
+
+
+class Reader(HTMLParser):
+    """The elements of a page, and the text of each kind of element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, [""]
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.open)
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1], []).append(data)
+
+
+HOSTILE = """</script></style><!--<script>alert("1")</script>&amp;' onload=x"""
+
+
+def test_hostile_text_stays_text_in_every_part():
+    chart = go.Figure(go.Bar(x=[HOSTILE], y=[1], name=HOSTILE), {"title": {"text": HOSTILE}})
+    rows = [{HOSTILE: HOSTILE, "list": [HOSTILE, 1], "kind": "measured", "no": None}]
+    evidence = parts.facts({HOSTILE: HOSTILE}, HOSTILE)
+    every = [
+        parts.Paragraph(HOSTILE), parts.Heading(HOSTILE), *parts.table(rows, HOSTILE),
+        parts.Tiles({HOSTILE: (HOSTILE, HOSTILE)}), parts.Figure(chart, HOSTILE, HOSTILE),
+        parts.Code([HOSTILE, "ls"]), parts.Remark(HOSTILE, HOSTILE, evidence),
+    ]  # fmt: skip
+    page = parts.page(HOSTILE, every, [parts.Section("one", HOSTILE, every)], HOSTILE)
+    found = Reader(page)
+    assert [t for t, _ in found.tags].count("script") == 4  # two figures, plotly.js, our own
+    assert [t for t, _ in found.tags].count("style") == 1
+    assert not any("onload" in attributes for _, attributes in found.tags)
+    once, twice = ("title", "h1", "h2", "a", "footer"), (
+        "p", "h3", "caption", "th", "td", "dt", "dd", "small", "figcaption", "strong")  # fmt: skip
+    for tag, times in {**dict.fromkeys(once, 1), **dict.fromkeys(twice, 2)}.items():
+        assert found.texts[tag].count(HOSTILE) >= times, tag
+    assert f"{HOSTILE}\nls" in found.texts["code"]
+    assert f"{HOSTILE}, 1" in found.texts["td"]
+    plots = [a for t, a in found.tags if t == "div" and a.get("class") == "plot"]
+    assert [a["aria-label"] for a in plots] == [HOSTILE] * 2
+    figures = [json.loads(t) for t in found.texts["script"] if t.startswith("{")]
+    assert [f["data"][0]["name"] for f in figures] == [HOSTILE] * 2
+    assert [f["layout"]["title"]["text"] for f in figures] == [HOSTILE] * 2
+
+
+def test_a_run_named_like_markup_stays_text(lab, tmp_path):
+    where, dense = lab
+    scored(made.run(where.root, "<script>alert(1)<b>", "importance", 30, checkpoint=dense), dense)
+    found = Reader(report(tmp_path, dense))
+    assert "<script>alert(1)<b>" in found.texts["td"]
+    assert "b" not in {tag for tag, _ in found.tags}
+    assert not any("alert(1)<" in t for t in found.texts["script"])
+
+
+def test_a_table_shows_only_columns_with_values_and_aligns_numbers():
+    rows = [{"a": "x", "b": None, "n": 12345.6, "yes": True}, {"a": None, "b": "", "n": 0.12345}]
+    (found,) = parts.table(rows, "Caption")
+    assert found.columns == {"a": False, "n": True, "yes": False}
+    cells = re.findall(r"<td[^>]*>.*?</td>", parts.page("t", [found], [], ""))
+    none = '<span aria-label="none">-</span>'
+    assert cells == [
+        "<td>x</td>", '<td class="n">12,346</td>', "<td>yes</td>",
+        f"<td>{none}</td>", '<td class="n">0.1235</td>', f"<td>{none}</td>",
+    ]  # fmt: skip
+    assert parts.table([], "Caption") == parts.table([{"a": None}], "Caption") == []
+
+
+def test_plotly_is_in_a_page_with_charts_only():
+    chart = parts.Figure(go.Figure(), "alt", "note")
+    without, drawn = (parts.page("t", [], [parts.Section("s", "S", p)], "") for p in ([], [chart]))
+    assert "Plotly.newPlot" not in without
+    assert len(without) < 20_000
+    assert drawn.count("plotly.js v") == 1
 
 
 def test_the_figures_hold_what_the_files_hold(lab, tmp_path):
@@ -162,9 +248,9 @@ def test_commands_come_oldest_first_and_ready_to_paste(lab):
 def test_a_dense_checkpoint_alone_makes_a_report_that_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "empty"))
     text = report(tmp_path, made.checkpoint(tmp_path / "dense"))
-    assert "No importance of this checkpoint was measured yet." in text
-    assert "Nothing was retrained." in text
-    assert "No quality was measured yet." in text
+    assert "The importance of the blocks has not been measured yet." in text
+    assert "Nothing has been retrained yet." in text
+    assert "No quality has been measured yet." in text
     assert "There are no runs yet." in text
 
 
