@@ -1,1 +1,1 @@
-"""Block importance: what each transformer block is worth."""
+"""Block importance: scores that rank transformer blocks for removal."""

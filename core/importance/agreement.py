@@ -1,4 +1,4 @@
-"""How far two criteria order the blocks alike."""
+"""Agreement between the block rankings of two criteria."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of every value from 1; equal values share the mean of their ranks."""
+    """Return the rank of every value, from 1; ties share the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
     found = [0.0] * len(values)
     at = 0
@@ -22,7 +22,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation, -1 to 1; 0 where either side has one value only."""
+    """Return Spearman's rank correlation, -1 to 1; 0 if all values of either side are equal."""
     try:
         return statistics.correlation(ranks(first), ranks(second))
     except statistics.StatisticsError:

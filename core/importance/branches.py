@@ -1,8 +1,9 @@
-"""Losses of a model for many sets of left-out blocks at once, computing what they share once.
+"""Losses of a model for many sets of skipped blocks at once, with shared prefixes computed once.
 
-Keep a stack of hidden states. Sets that agree so far share one state; where they part at a block,
-the state from before the block is copied for those that leave it out. Each block is applied to all
-states that need it, so its weights are read once, in order: METHODS 1, "One sweep".
+Keep a stack of hidden states. Sets with a common prefix share one hidden state; where they
+diverge, the state is forked: the sets that skip the block keep a copy from before it. Each block
+is applied to all states that need it, so its weights are read once, in order: METHODS 1,
+"One sweep".
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Observer = Callable[[int, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Calibration rows as tensors; shorter rows are padded on the right and the padding ignored."""
+    """Calibration rows as tensors; shorter rows are right-padded, and the padding is ignored."""
 
     ids: Tensor
     """Token ids [rows, tokens]."""
@@ -47,7 +48,7 @@ class Batch:
 
     @property
     def valid(self) -> Tensor:
-        """Which positions hold a token, [rows, tokens] bool."""
+        """Mask of the positions that hold a token, [rows, tokens] bool."""
         at = torch.arange(self.ids.shape[1], device=self.ids.device)
         return at[None] < self.lengths[:, None]
 
@@ -56,13 +57,13 @@ def make_batch(rows: Sequence[Sequence[int]], view: BlockView) -> Batch:
     """Return ``rows`` of token ids as a `Batch` on the model's device.
 
     Raises:
-        DataError: There is no row, a row has fewer than two tokens, or an id that the model's
-            vocabulary does not have.
+        DataError: There are no rows, a row has fewer than two tokens, or a token id is outside the
+            model's vocabulary.
     """
     if not rows or min(len(row) for row in rows) < 2:
         raise DataError(
-            "Calibration needs at least one row, and two tokens in every row.",
-            "Give a longer text or rows with more tokens.",
+            "Calibration needs at least one row, and at least two tokens in every row.",
+            "Use a longer text, or rows with more tokens.",
         )
     size = int(view.config.vocab_size)
     largest, least = max(max(row) for row in rows), min(min(row) for row in rows)
@@ -116,13 +117,13 @@ def losses_without(
     Args:
         view: The model.
         batch: Calibration rows.
-        sets: Left-out units; a unit is a block number, or with ``sublayers`` a pair
+        sets: Units to skip; a unit is a block number, or with ``sublayers`` a pair
             ``(block, "attention" | "mlp")``. Equal sets are computed once.
-        progress: Told of every block; cancelling takes effect between chunks of rows.
-        observe: Sees the dense states around every block; needs the empty set as the first.
+        progress: Updated after every block; cancellation takes effect between chunks of rows.
+        observe: Gets the dense states around every block; the first set must be the empty one.
         sublayers: Units are attention and feed-forward parts.
-        want_losses: Leave the head out when False and return None.
-        label: What a step is called in messages.
+        want_losses: If False, skip the head and return None.
+        label: Name of a step in progress messages.
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights.
     """
@@ -139,9 +140,9 @@ def losses_without(
 def states_without(
     view: BlockView, batch: Batch, sets: Sequence[frozenset[int]], check: Progress = SILENT
 ) -> list[Tensor]:
-    """Return what the last block puts out without each of ``sets``, in one pass.
+    """Return the last block's output without each of ``sets``, in one pass.
 
-    Each is [rows, tokens, hidden], before the final norm; sets that are equal share theirs.
+    Each is [rows, tokens, hidden], before the final norm; equal sets share one tensor.
     """
     with torch.inference_mode():
         walk = _Walk(view, batch, sets, check, sublayers=False)
@@ -152,7 +153,7 @@ def states_without(
 
 
 class _Walk:
-    """The pass itself: a stack of states, and which sets each of them stands for."""
+    """The pass itself: a stack of states, and the sets that each of them represents."""
 
     def __init__(
         self,
@@ -190,13 +191,14 @@ class _Walk:
             return [(block, both)]
         if self.sublayers:
             raise CheckpointError(
-                f"Block {block} is no plain decoder layer, so its parts cannot be scored apart.",
-                "Leave the metric sublayers out.",
+                f"Block {block} is not a plain decoder layer, so its parts cannot be scored "
+                "separately.",
+                "Remove sublayers from --metrics.",
             )
         return [(block, StockBlock(self.view, block, self.dtype))]
 
     def run(self, block: int, observe: Observer | None, label: str) -> None:
-        """Apply the block to every state that has it."""
+        """Apply the block to every state that does not skip it."""
         before = self.states[0].clone() if observe else None
         for unit, function in self.units(block):
             for first, last in self._split(unit):
@@ -210,7 +212,7 @@ class _Walk:
         self.progress.step(self.done, self.total, f"{label} {block + 1} of {len(self.view)}")
 
     def _split(self, unit: Any) -> list[tuple[int, int]]:
-        """Part the sets that leave ``unit`` out; return the slot ranges to run it on."""
+        """Fork the states of sets that skip ``unit``; return the slot ranges to run it on."""
         run: list[int] = []
         for slot in range(len(self.members)):
             out = [m for m in self.members[slot] if unit in self.sets[m]]
@@ -230,7 +232,7 @@ class _Walk:
         return ranges
 
     def losses(self) -> Losses:
-        """Run the head on the positions that predict a token."""
+        """Run the head on all positions that predict a token."""
         batch, slots = self.batch, len(self.members)
         head = Head(self.view, self.dtype, self.scratch)
         predicts = batch.valid[:, 1:]
@@ -251,7 +253,7 @@ class _Walk:
 
 
 def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> int:
-    """Return the number of unit passes, plus the head's share in the same measure."""
+    """Return the number of unit passes, plus the head's work in the same unit."""
     units: list[Any] = list(range(len(view)))
     if sublayers:
         units = [(b, part) for b in units for part in ("attention", "mlp")]

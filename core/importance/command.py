@@ -34,7 +34,7 @@ class ImportanceSpec(DeviceOptions):
     out: str = option(help="Run directory to write.")
     metrics: tuple[str, ...] = option(
         DEFAULT_METRICS,
-        help="Criteria to compute, with commas; sleb (greedy) and sublayers only where named.",
+        help="Criteria to compute, separated by commas; sleb (greedy) and sublayers only if named.",
         choices=METRICS,
     )
     calibration: str = option(
@@ -42,16 +42,16 @@ class ImportanceSpec(DeviceOptions):
         help="Text to calibrate on: demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
     )
     samples: int = option(10, help="Calibration rows.", low=1, high=100000)
-    length: int = option(128, help="Tokens in a row.", low=2, high=1048576, unit="tokens")
-    seed: int = option(1234, help="Draws the rows and the crops.", low=0)
+    length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
+    seed: int = option(1234, help="Seed for rows and crops.", low=0)
     rounds: int | None = option(
-        None, help="Blocks that the metric sleb removes. Default: half of them.", low=1
+        None, help="Number of blocks that the metric sleb removes. Default: half of them.", low=1
     )
-    dry_run: bool = option(False, help="Say what it will take, and do nothing.")
+    dry_run: bool = option(False, help="Estimate time and memory without running anything.")
 
 
 def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
-    """Return the estimated operations, memory and time; headers are enough."""
+    """Return the estimated operations, memory and time; only headers are needed."""
     info = locate.open(spec.checkpoint, need="config").info
     _check_length(spec, info.context)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
@@ -75,13 +75,13 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
 def _check_length(spec: ImportanceSpec, context: int) -> None:
     if context and spec.length > context:
         raise OptionError(
-            f"--length: {spec.length} tokens are more than the model's context of {context}.",
-            f"Give {context} or fewer.",
+            f"--length: {spec.length} tokens exceed the model's context of {context}.",
+            f"Use {context} or fewer.",
         )
 
 
 def run(spec: ImportanceSpec, run: Run) -> None:
-    """Compute the metrics and write the files of the contract into the run directory."""
+    """Compute the metrics and write the result files into the run directory."""
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
     from core.model.blocks import BlockView
@@ -113,7 +113,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
 
 @dataclass
 class _Results:
-    """What has been computed so far; None for what was not asked for."""
+    """Results so far; None for what was not requested."""
 
     sweep: SweepResult | None = None
     taylor: list[WeightScore] | None = None
@@ -156,7 +156,7 @@ def _compute(spec: ImportanceSpec, run: Run, view: Any, batch: Any) -> _Results:
 
 
 def _only(spec: ImportanceSpec, results: _Results) -> _Results:
-    """Leave out what the sweep gives for nothing but was not asked for."""
+    """Drop the by-products of the sweep that were not requested."""
     if results.sweep is not None:
         empty: dict[str, Any] = {}
         if "block-influence" not in spec.metrics:

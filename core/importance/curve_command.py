@@ -1,7 +1,7 @@
 """``python -m core curve CHECKPOINT --scores SCORES --out DIR``: quality against depth.
 
-Perplexity after removing the first k blocks, for several criteria. All block sets go through one
-pass over the weights, which computes once whatever they have in common.
+Perplexity after removing the first k blocks, for several criteria. All block sets share one pass
+over the weights, in which common prefixes are computed once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,29 @@ class CurveSpec(DeviceOptions):
     scores: str = option(help="Importance run, or a CSV of block scores.")
     out: str = option(help="Run directory to write.")
     criteria: tuple[str, ...] = option(("ppl", "taylor"), help="Criteria to compare.")
-    counts: tuple[int, ...] = option((), help="Numbers of blocks, as 1-8. All that can be.", low=0)
-    protect_first: int | None = option(None, help="First blocks that stay.", low=0)
-    protect_last: int | None = option(None, help="Last blocks that stay.", low=0)
-    calibration: str = option("", help="Text to judge by. As in the importance run, else demo.")
-    samples: int | None = option(None, help="Rows. As in the importance run, else 10.", low=1)
-    length: int | None = option(None, help="Tokens in a row. As there, else 128.", low=2)
-    seed: int | None = option(None, help="Draws rows and crops. As there, else 1234.", low=0)
+    counts: tuple[int, ...] = option(
+        (), help="Numbers of blocks to remove, e.g. 1-8. Default: every possible count.", low=0
+    )
+    protect_first: int | None = option(
+        None, help="First blocks to keep. Default: as for plan.", low=0
+    )
+    protect_last: int | None = option(
+        None, help="Last blocks to keep. Default: as for plan.", low=0
+    )
+    calibration: str = option(
+        "", help="Text to evaluate on. Default: same as the importance run, otherwise demo."
+    )
+    samples: int | None = option(
+        None, help="Rows. Default: same as the importance run, otherwise 10.", low=1
+    )
+    length: int | None = option(
+        None, help="Tokens per row. Default: same as the importance run, otherwise 128.", low=2
+    )
+    seed: int | None = option(
+        None,
+        help="Seed for rows and crops. Default: same as the importance run, otherwise 1234.",
+        low=0,
+    )
 
 
 def _plans(
@@ -44,7 +60,7 @@ def _plans(
     """Return one plan for every criterion and count."""
     if found.blocks != info.blocks:
         raise PlanError(
-            f"The scores are of {found.blocks} blocks, the checkpoint has {info.blocks}.",
+            f"There are scores for {found.blocks} blocks, but the checkpoint has {info.blocks}.",
             "Give the scores of this checkpoint.",
         )
     first, last = plan.default_protection(info.blocks)
@@ -53,7 +69,7 @@ def _plans(
     most = min(info.blocks - first - last, info.blocks - 1)
     counts = sorted({c for c in spec.counts if c > 0}) or list(range(1, most + 1))
     if not spec.criteria:
-        raise OptionError("--criteria: none given.", "Give for instance ppl,taylor.")
+        raise OptionError("--criteria is empty.", "Use e.g. ppl,taylor.")
     return [
         plan.choose(
             found, criterion, count=count, info=info, protect_first=first, protect_last=last
@@ -120,7 +136,7 @@ def run(spec: CurveSpec, run: Run) -> None:
 
 
 def _text(spec: CurveSpec) -> dict[str, Any]:
-    """Return calibration, samples, length and seed: given ones, else the importance run's."""
+    """Return calibration, samples, length and seed; the importance run's unless given."""
     from pathlib import Path
 
     folder = Path(spec.scores)

@@ -1,4 +1,4 @@
-"""What an importance run or a curve will take, from headers alone; no torch."""
+"""Estimated operations, memory and time of importance runs, from headers alone; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.runs.dtypes import BYTES, computable
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations and memory of a run; all of it estimated."""
+    """Estimated floating-point operations and memory of a run."""
 
     flops: float
     memory_mib: float
@@ -20,7 +20,7 @@ class Work:
 def block_flops(info: CheckpointInfo, block: int, rows: int, tokens: int) -> float:
     """Return the operations of one pass of a block over ``rows`` rows of ``tokens`` tokens.
 
-    Two per weight and token, and the two attention products (causal: half of the square).
+    Two per weight and token, plus the two attention products (causal: half of the square).
     """
     shape = info.block_shapes[block]
     attention = 2.0 * rows * tokens * tokens * shape["heads"] * info.head_dim
@@ -28,7 +28,7 @@ def block_flops(info: CheckpointInfo, block: int, rows: int, tokens: int) -> flo
 
 
 def head_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
-    """Return the operations of the output matrix over all predicting positions."""
+    """Return the operations of the output matrix on all positions that predict a token."""
     return 2.0 * info.vocab * info.hidden * rows * (tokens - 1)
 
 
@@ -41,15 +41,15 @@ def sweep_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
 
 
 def taylor_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
-    """Return the operations of Taylor: forward, again, and backward (twice) of every block."""
+    """Return the operations of Taylor: every block forward twice and backward (2x forward)."""
     once = sum(block_flops(info, block, rows, tokens) for block in range(info.blocks))
     return 4 * once + 2 * head_flops(info, rows, tokens)
 
 
 def greedy_flops(info: CheckpointInfo, rows: int, tokens: int, rounds: int | None) -> float:
-    """Return the operations of greedy removal: a sweep a round, over ever fewer blocks.
+    """Return the operations of greedy removal: one sweep per round, over fewer and fewer blocks.
 
-    An upper bound: as if the blocks removed were the last ones, where little is shared.
+    An upper bound, which assumes that the last blocks are removed, where sets share the least.
     """
     blocks = info.blocks
     rounds = min(blocks // 2 if rounds is None else rounds, max(0, blocks - 2))
@@ -93,7 +93,7 @@ def estimate(
 
 
 def seconds(flops: float, device: str) -> float | None:
-    """Return the time at the rate of the last finished run of this workspace, or None."""
+    """Return the time at the rate of this workspace's last finished run, or None."""
     for record in workspace.Workspace().runs("importance"):
         summary = workspace.read_json(record.path / "summary.json") or {}
         rate = summary.get("flops_per_s")

@@ -1,10 +1,10 @@
 """Inference through one block and through the head, written for many rows at a time.
 
 The same arithmetic as the stock decoder layer, with the weights prepared once and used for every
-row: query, key and value in one product, gate and up in one product, residuals added by the
-product itself, scratch memory reused. On a CPU without instructions for them, bfloat16 and float16
-weights are widened to float32 here, block by block: exact, and several times faster there than
-computing in them.
+row: one product for query, key and value, one for gate and up, residuals added by the product
+itself, scratch memory reused. On a CPU without native instructions for them, bfloat16 and float16
+weights are upcast to float32, block by block: this is exact, and several times faster there than
+computing in 16 bits.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LOGITS_GPU = 2**28
 def chunk_rows(device: torch.device, tokens: int) -> int:
     """Return how many rows of ``tokens`` go through a block together.
 
-    On a CPU a chunk's activations should stay in the cache; on a GPU it should fill the device.
+    On a CPU, a chunk's activations should fit in the cache; on a GPU, it should fill the device.
     """
     budget = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
     return max(1, round(budget / tokens))
 
 
 class Scratch:
-    """Buffers that are kept between calls: fresh large ones cost a page fault per 4 KiB."""
+    """Buffers that are reused between calls: fresh large ones cost a page fault per 4 KiB."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -53,7 +53,7 @@ class Scratch:
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether ``layer`` is a decoder layer whose arithmetic is the one written here."""
+    """Whether ``layer`` is a decoder layer with the arithmetic implemented here."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     parts = [getattr(attention, n, None) for n in names]
@@ -68,16 +68,16 @@ def is_plain(layer: Any) -> bool:
 
 
 class FastBlock:
-    """One block, ready to be applied in place to many rows; holds prepared copies of its weights.
+    """One block to apply in place to many rows; holds prepared copies of its weights.
 
-    Memory: the block's weights once more (query, key, value and gate, up joined), freed with it.
+    Memory: a second copy of the block's weights (q, k, v and gate, up joined), freed with it.
     """
 
     def __init__(self, view: BlockView, block: int, dtype: torch.dtype, scratch: Scratch) -> None:
         """Prepare block ``block`` of ``view`` for activations of ``dtype``."""
         self.view, self.block, self.scratch = view, block, scratch
         self.observe: Callable[[str, Tensor], None] | None = None
-        """Shown what enters the output projections: ("o" or "down", [tokens, channels])."""
+        """Called with the output projections' inputs: ("o" or "down", [tokens, channels])."""
         layer: Any = view.blocks[block]
         attention, mlp = layer.self_attn, layer.mlp
         self.head_dim = int(attention.head_dim)
@@ -140,12 +140,12 @@ class FastBlock:
         _add_linear_(flat, product, self.down)
 
     def leave_out(self, o: Tensor, down: Tensor) -> None:
-        """Let these channels of the output projections' inputs count for nothing from now on."""
+        """Ignore these channels of the output projections' inputs from now on."""
         for (weight, _), columns in ((self.o, o), (self.down, down)):
-            weight[:, columns.to(weight.device)] = 0  # a copy of the model's own
+            weight[:, columns.to(weight.device)] = 0  # a copy, not the model's own weights
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, norm: Any, name: str) -> Tensor:
-        """Return ``x`` [rows, heads, tokens, head width] normed where asked, with rotary phase."""
+        """Return ``x`` [rows, heads, tokens, head width], normed if asked, with rotary phase."""
         if norm is not None:
             x = rms_norm(norm, x, torch.empty_like(x))
         half = cos.shape[-1] // 2
@@ -160,7 +160,7 @@ class FastBlock:
 
 
 class StockBlock:
-    """A block run by its own module; for layers that are not plain. Weights are widened once."""
+    """A block run by its own module, for layers that are not plain. Weights are upcast once."""
 
     def __init__(self, view: BlockView, block: int, dtype: torch.dtype) -> None:
         """Prepare block ``block`` of ``view`` for activations of ``dtype``."""
@@ -180,7 +180,7 @@ class StockBlock:
 
 
 def rms_norm(norm: Any, x: Tensor, out: Tensor) -> Tensor:
-    """Return the RMS norm of ``x`` over its last axis, in ``out``; the mean square in float32."""
+    """Write the RMS norm of ``x`` over its last axis to ``out``; the mean square is float32."""
     eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
     weight = norm.weight.detach().to(x.dtype)
     if x.dtype == torch.float32:
@@ -207,7 +207,7 @@ def _add_linear_(target: Tensor, x: Tensor, pair: tuple[Tensor, Tensor | None]) 
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
-    """Return key/value heads [rows, heads, tokens, width], each ``times`` over, in place of it."""
+    """Repeat each key/value head of ``x`` [rows, heads, tokens, width] ``times`` in a row."""
     rows, heads, tokens, width = x.shape
     return (
         x[:, :, None]
@@ -217,21 +217,21 @@ def _repeat(x: Tensor, times: int) -> Tensor:
 
 
 class Head:
-    """The final norm, the output matrix and the loss, without ever holding all logits."""
+    """The final norm, the output matrix and the loss, without materializing all logits."""
 
     def __init__(self, view: BlockView, dtype: torch.dtype, scratch: Scratch) -> None:
         """Prepare the head of ``view`` for hidden states of ``dtype``."""
         self.view, self.dtype, self.scratch = view, dtype, scratch
 
     def normed_(self, hidden: Tensor) -> Tensor:
-        """Return the final norm of ``hidden``, written over it."""
+        """Apply the final norm to ``hidden`` in place and return it."""
         return rms_norm(self.view.final_norm, hidden, hidden)
 
     def losses(self, normed: Tensor, targets: Tensor, check: Any = None) -> Tensor:
         """Return the negative log-likelihood [n], float32, of ``targets`` [n].
 
-        ``normed`` is [n, hidden]. The vocabulary is taken in pieces, each widened once, with a
-        running maximum and sum of exponentials per position; ``check`` is called per piece.
+        ``normed`` is [n, hidden]. The vocabulary is processed in chunks, each upcast once, with a
+        running maximum and sum of exponentials per position; ``check`` is called per chunk.
         """
         weight = self.view.head_weight.detach()
         count, vocabulary = normed.shape[0], weight.shape[0]

@@ -1,6 +1,6 @@
-"""Greedy removal: each round drops the block whose loss hurts the already pruned model least.
+"""Greedy removal: each round removes the block whose removal increases perplexity least.
 
-Song et al., SLEB. A round is one sweep over the blocks that are left; states below the first block
+Song et al., SLEB. A round is one sweep over the remaining blocks; states below the first block
 removed so far are those of the dense model and are shared within the round.
 """
 
@@ -16,14 +16,14 @@ from core.runs.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class Round:
-    """One removal: the block, and the perplexity of the model without it and all before it."""
+    """One removal: the block, and the perplexity without it and all blocks removed before."""
 
     block: int
     ppl: float
 
 
 class _Part(Progress):
-    """The share of one round in the progress of all."""
+    """Reports the progress of one round as a part of all rounds."""
 
     def __init__(self, whole: Progress, round_: int, rounds: int) -> None:
         self._whole, self._round, self._rounds = whole, round_, rounds
@@ -45,28 +45,28 @@ def greedy(
     rounds: int | None = None,
     kept: Sequence[int] | None = None,
 ) -> list[Round]:
-    """Return the removals of ``rounds`` rounds, first one first.
+    """Return the removals of ``rounds`` rounds, in order.
 
     Args:
         view: The model.
         batch: Calibration rows.
-        progress: Told of every block of every round.
-        rounds: How many blocks to remove; default half of those there are.
-        kept: Blocks that are never removed; default the first and the last (as SLEB keeps them).
+        progress: Updated after every block of every round.
+        rounds: Number of blocks to remove; by default half of them.
+        kept: Blocks that are never removed; by default the first and the last (as in SLEB).
 
-    Memory: one state per block that is left. A tie takes the lower block.
+    Memory: one state per remaining block. Ties go to the lower block.
     """
     kept = (0, len(view) - 1) if kept is None else kept
     free = [block for block in range(len(view)) if block not in kept]
     rounds = min(len(view) // 2 if rounds is None else rounds, len(free), len(view) - 1)
-    gone: list[int] = []
+    removed: list[int] = []
     found: list[Round] = []
     for number in range(rounds):
-        sets = [frozenset([*gone, block]) for block in free]
+        sets = [frozenset([*removed, block]) for block in free]
         losses = losses_without(view, batch, sets, _Part(progress, number, rounds))
         assert losses is not None
         values = losses.perplexity
         best = min(range(len(free)), key=values.__getitem__)
-        gone.append(free.pop(best))
-        found.append(Round(gone[-1], values[best]))
+        removed.append(free.pop(best))
+        found.append(Round(removed[-1], values[best]))
     return found

@@ -1,4 +1,4 @@
-"""Scores from the dense hidden states alone: how much a block, or a run of blocks, turns them."""
+"""Scores from the dense hidden states alone: how much one or more blocks change them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from core.importance.branches import Batch
 
 
 class Similarity:
-    """Gathers Block Influence, relative update and angular distance while a pass goes by.
+    """Collects Block Influence, relative update and angular distance during a pass.
 
-    Means over tokens count every true token of every row once; sums in float64.
+    Means over tokens count every token that is not padding once; sums are float64.
     """
 
     def __init__(self, batch: Batch) -> None:
-        """Prepare for rows of ``batch``."""
+        """Prepare for the rows of ``batch``."""
         self._valid = batch.valid
         self._last = batch.lengths - 1
         self._ends: list[Tensor] = []
@@ -28,7 +28,7 @@ class Similarity:
         """Mean of norm(output - input) / norm(output), per block."""
 
     def observe(self, block: int, before: Tensor, after: Tensor) -> None:
-        """Take in a block's dense input and output, [rows, tokens, hidden].
+        """Add a block's dense input and output, [rows, tokens, hidden].
 
         The last block's output is the state before the final norm.
         """
@@ -53,7 +53,7 @@ class Similarity:
     def angular(self) -> list[tuple[int, int, float]]:
         """Return (start, length, distance): arccos(cos(h_start, h_start+length)) / pi.
 
-        At the last token of each row, averaged over rows; in [0, 1] (Gromov et al., eq. 7).
+        Taken at the last token of each row, averaged over rows; in [0, 1] (Gromov et al., eq. 7).
         """
         states = torch.nn.functional.normalize(torch.stack(self._ends, 1), dim=-1)
         cosine = torch.einsum("rid,rjd->rij", states, states).clamp(-1.0, 1.0)
@@ -67,5 +67,5 @@ class Similarity:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean, summed in float64 where the device has it."""
+    """Return the mean, summed in float64 on the CPU: not every device has float64."""
     return values.cpu().double().mean()

@@ -1,4 +1,4 @@
-"""One pass over the weights: leave-one-out perplexity of all blocks and what the dense run tells.
+"""One pass over the weights: leave-one-out perplexities and similarity scores of all blocks.
 
 Perplexity: Kim et al., Shortened LLaMA, arXiv 2402.02834. Block Influence: Men et al., ShortGPT.
 Angular distance: Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers.
@@ -16,10 +16,10 @@ from core.runs.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What one sweep gives. Lists run over blocks unless said otherwise."""
+    """The result of one sweep. Lists have one entry per block unless noted otherwise."""
 
     ppl: list[float]
-    """Perplexity without each block; empty when it was not asked for."""
+    """Perplexity without each block; empty if it was not requested."""
     dense_ppl: float | None
     sample_nll: list[list[float]]
     """Mean negative log-likelihood [1 + blocks][rows]; the first is the dense model."""
@@ -28,7 +28,7 @@ class SweepResult:
     angular: list[tuple[int, int, float]]
     """(start, length, distance) for every start and length."""
     tokens: int
-    """Next-token predictions that every perplexity is the mean of."""
+    """Number of next-token predictions behind every perplexity."""
 
 
 def sweep(
@@ -43,33 +43,33 @@ def sweep(
     Args:
         view: The model.
         batch: Calibration rows.
-        progress: Told of every block.
-        perplexity: Also compute leave-one-out perplexities, the costly part.
+        progress: Updated after every block.
+        perplexity: Also compute leave-one-out perplexities, the expensive part.
 
     Raises:
         NotFiniteError: The dense model's hidden states are NaN or infinite after a block.
     """
-    seen = Similarity(batch)
+    similarity = Similarity(batch)
     sets = [frozenset[int]()]
     if perplexity:
         sets += [frozenset({block}) for block in range(len(view))]
     losses = losses_without(
-        view, batch, sets, progress, observe=seen.observe, want_losses=perplexity
+        view, batch, sets, progress, observe=similarity.observe, want_losses=perplexity
     )
     values = losses.perplexity if losses else []
     return SweepResult(
         ppl=values[1:],
         dense_ppl=values[0] if values else None,
         sample_nll=losses.sample_nll if losses else [],
-        block_influence=seen.block_influence,
-        relative_update=seen.relative_update,
-        angular=seen.angular(),
+        block_influence=similarity.block_influence,
+        relative_update=similarity.relative_update,
+        angular=similarity.angular(),
         tokens=batch.predictions,
     )
 
 
 PARTS = ("attention", "mlp")
-"""The two sublayers of a block, in the order of computing."""
+"""The two sublayers of a block, in order of computation."""
 
 
 def sublayer_perplexity(

@@ -1,9 +1,9 @@
-"""Taylor importance, exact, with the gradients of one block alive at a time.
+"""Exact Taylor importance, with only one block's gradients in memory at a time.
 
-Score of a weight tensor: sum of abs(w * g), elementwise, g being the gradient of the mean loss
-over the whole calibration set (Kim et al., arXiv 2402.02834, section 3.2). The dense inputs of
-all blocks are kept from one forward pass; then the blocks are gone through backwards, each
-computed again with gradients, scored, and its gradients dropped.
+Score of a weight tensor: sum of abs(w * g), elementwise, where g is the gradient of the mean loss
+over the whole calibration set (Kim et al., arXiv 2402.02834, section 3.2). One forward pass keeps
+the dense inputs of all blocks; then, from the last block to the first, each is computed again with
+gradients and scored, and its gradients are freed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class WeightScore:
 
 @dataclass(frozen=True)
 class BlockGradients:
-    """One block's weights and their gradients; short-lived, so that one block's exist at a time."""
+    """One block's weights and their gradients; short-lived, so that only one block's exist."""
 
     block: int
     names: tuple[str, ...]
-    """Paths within the block, as ``mlp.up_proj.weight``, in the order of `MODULES`."""
+    """Paths within the block, e.g. ``mlp.up_proj.weight``, in the order of `MODULES`."""
     weights: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
-    """Of the mean loss over the whole calibration set, float32."""
+    """Gradients of the mean loss over the whole calibration set, float32."""
     squares: tuple[Tensor, ...]
-    """Mean over samples of the squared gradient of a sample's own mean loss; empty unless asked."""
+    """Squared gradient of a sample's own mean loss, averaged over samples; empty by default."""
 
 
 def block_gradients(
@@ -61,8 +61,8 @@ def block_gradients(
     """Yield the gradients of every block, from the last one down to ``first``.
 
     Peak memory: the weights, the blocks' inputs [blocks + 1, rows, tokens, hidden], and one
-    block's gradients and activations. With ``squares`` the rows go through a block one by one, as
-    each has a gradient of its own.
+    block's gradients and activations. With ``squares``, rows go through a block one at a time,
+    because each needs its own gradient.
     """
     count = len(view)
     dtype = gradients_of(view.dtype, view.device)
@@ -94,7 +94,7 @@ def taylor(view: BlockView, batch: Batch, progress: Progress = SILENT) -> list[W
     Peak memory as in `block_gradients`.
 
     Raises:
-        NotFiniteError: A gradient is NaN or infinite; names the tensor.
+        NotFiniteError: A gradient is NaN or infinite; the message names the tensor.
     """
     scores: list[list[WeightScore]] = []
     for found in block_gradients(view, batch, progress):
@@ -112,7 +112,7 @@ def taylor(view: BlockView, batch: Batch, progress: Progress = SILENT) -> list[W
 
 
 def check_gradient(value: float, name: str) -> None:
-    """Raise `NotFiniteError` where a sum over a gradient is NaN or infinite."""
+    """Raise `NotFiniteError` if a sum over a gradient is NaN or infinite."""
     if not math.isfinite(value):
         raise NotFiniteError(
             f"The gradient of {name} is NaN or infinite.",
@@ -121,12 +121,12 @@ def check_gradient(value: float, name: str) -> None:
 
 
 class BlockFunction:
-    """One block as a function of its weights, widened once where the device computes wider."""
+    """One block as a function of its weights, upcast once to the compute dtype."""
 
     def __init__(
         self, view: BlockView, block: int, dtype: torch.dtype, gradients: bool = False
     ) -> None:
-        """Take block ``block`` of ``view``; with ``gradients`` its scored weights want them."""
+        """Wrap block ``block`` of ``view``; ``gradients`` tracks them for its scored weights."""
         self.view, self.block, self.layer = view, block, view.blocks[block]
         with torch.no_grad():
             self.tensors = {n: p.detach().to(dtype) for n, p in self.layer.named_parameters()}
@@ -145,14 +145,14 @@ class BlockFunction:
 
 
 def pieces(hidden: Tensor, view: BlockView, progress: Progress) -> Iterator[Tensor]:
-    """Yield the rows of ``hidden`` in pieces that go through a block together."""
+    """Yield ``hidden`` in chunks of rows that go through a block together."""
     for piece in hidden.split(chunk_rows(view.device, hidden.shape[1])):
         progress.check_cancel()
         yield piece
 
 
 def _head_gradient(view: BlockView, batch: Batch, hidden: Tensor, progress: Progress) -> Tensor:
-    """Return the gradient of the mean loss for the last block's output."""
+    """Return the gradient of the mean loss with respect to the last block's output."""
     total = batch.predictions
     norm_weight = view.final_norm.weight.detach().to(hidden.dtype)
     result = torch.empty_like(hidden)
@@ -179,9 +179,9 @@ def _block_gradient(
     progress: Progress,
     samples: Batch | None,
 ) -> tuple[Tensor, BlockGradients]:
-    """Return the gradient for the block's input, and those of its weights.
+    """Return the gradients with respect to the block's input and to its weights.
 
-    ``samples`` asks for the squared gradients of single samples too, and says how long each is.
+    ``samples`` requests the squared gradients of single samples too; it holds their lengths.
     """
     layer = BlockFunction(view, block, dtype, gradients=True)
     weights = [layer.tensors[name] for name in layer.scored]
@@ -196,7 +196,7 @@ def _block_gradient(
         found = torch.autograd.grad(layer(x), [x, *weights], gradient[part])
         below[part] = found[0]
         if samples is not None:
-            # From the row's share in the set's mean loss to the row's own mean loss.
+            # Rescale from the row's share of the set's mean loss to the row's own mean loss.
             scale = samples.predictions / (int(samples.lengths[start]) - 1)
             squares = squares or [torch.zeros_like(g, dtype=torch.float32) for g in found[1:]]
             for total, g in zip(squares, found[1:], strict=True):
@@ -213,7 +213,7 @@ def _block_gradient(
 
 
 def magnitude(view: BlockView) -> list[WeightScore]:
-    """Return the sum of abs(w) of every scored weight tensor, block by block; sums in float32."""
+    """Return the sum of abs(w) of every scored weight tensor, block by block, in float32."""
     return [
         WeightScore(
             weight.name,

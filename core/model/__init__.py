@@ -1,1 +1,1 @@
-"""A model in memory: loading it, its precision, its memory, and its row of blocks."""
+"""A model in memory: loading it, its precision, its memory, and its sequence of blocks."""

@@ -1,8 +1,8 @@
-"""A causal language model as a row of blocks: embed, run block i, finish; and skip some.
+"""A causal language model as a sequence of blocks: embed, run block i, finish, or skip blocks.
 
-One adapter serves LLaMA, Mistral, Qwen2 and Qwen3 as transformers has them: their models share
+One adapter serves transformers' LLaMA, Mistral, Qwen2 and Qwen3: their models share
 ``model.embed_tokens``, ``model.layers``, ``model.norm``, ``model.rotary_emb`` and ``lm_head``, and
-differ in biases, in query/key norms and in which blocks attend within a sliding window.
+differ in biases, in query/key norms and in the blocks that attend within a sliding window.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODULES = (
     ("up", "mlp.up_proj"),
     ("down", "mlp.down_proj"),
 )
-"""Short name and path of the nine scored weight tensors of a block, in the order of computing."""
+"""Short name and path of a block's nine scored weight tensors, in order of computation."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BlockWeight:
     """One scored weight tensor of one block."""
 
     name: str
-    """Full name in the checkpoint, as ``model.layers.3.mlp.up_proj.weight``."""
+    """Full name in the checkpoint, e.g. ``model.layers.3.mlp.up_proj.weight``."""
     block: int
     module: str
     """Short name: input_norm, q, k, v, o, post_norm, gate, up or down."""
@@ -49,9 +49,9 @@ class BlockWeight:
 
 
 class BlockView:
-    """Sees a loaded model as blocks. Rows start at position 0 and may only be padded on the right.
+    """Views a loaded model as blocks. Rows start at position 0; only right padding is allowed.
 
-    Under causal attention right padding changes nothing before it, so no padding mask is needed.
+    Under causal attention, right padding changes nothing before it, so no padding mask is needed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -69,7 +69,7 @@ class BlockView:
         self._rotary: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._masks: dict[tuple[Any, ...], Tensor | None] = {}
 
-    # what there is
+    # properties
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -82,12 +82,12 @@ class BlockView:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding lives."""
+        """The embedding's device."""
         return self._body.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are held in."""
+        """The dtype of the weights."""
         return self._body.embed_tokens.weight.dtype
 
     @property
@@ -106,7 +106,7 @@ class BlockView:
         return self.model.lm_head.weight
 
     def weights(self, block: int) -> list[BlockWeight]:
-        """Return the block's nine scored weights, in the order of computing."""
+        """Return the block's nine scored weights, in order of computation."""
         layer = self.blocks[block]
         return [
             BlockWeight(
@@ -118,7 +118,7 @@ class BlockView:
             for module, path in MODULES
         ]
 
-    # computing
+    # computation
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings [rows, tokens, hidden] of token ids [rows, tokens]."""
@@ -127,7 +127,7 @@ class BlockView:
     def rotary(
         self, tokens: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Return (cos, sin), each [1, tokens, head width], computed once for a length."""
+        """Return (cos, sin), each [1, tokens, head width], computed once per length."""
         key = (tokens, dtype, device)
         if key not in self._rotary:
             with torch.inference_mode(False), torch.no_grad():
@@ -151,9 +151,9 @@ class BlockView:
         return int(own) if own is not None else None
 
     def mask(self, block: int, tokens: int, device: torch.device) -> Tensor | None:
-        """Return which keys a query may see, [1, 1, tokens, tokens] bool, or None: all before it.
+        """Return the keys that a query may attend to, [1, 1, tokens, tokens] bool, or None.
 
-        None lets sdpa take its causal path without reading a mask.
+        None means all keys before it, and lets sdpa take its causal path without reading a mask.
         """
         window = self.window(block)
         if window is None or window >= tokens:
@@ -189,7 +189,7 @@ class BlockView:
         """Return logits [rows, tokens, vocabulary] of the last block's output."""
         return self.model.lm_head(self.final_norm(hidden))
 
-    # leaving blocks out
+    # skipping blocks
 
     def check_skip(self, blocks: Iterable[int]) -> frozenset[int]:
         """Return ``blocks`` as a set; raises `PlanError` if they cannot all be left out."""
@@ -202,10 +202,10 @@ class BlockView:
 
         Nothing is copied. ``model(...)`` and ``generate`` with a cache work inside: kept blocks
         are renumbered so that cache layers are contiguous, and the configuration's per-layer
-        fields agree. Everything is put back on exit. Not for several threads at once.
+        fields agree. Everything is restored on exit. Not thread-safe.
 
         Raises:
-            PlanError: An index is out of range, or no block would be left.
+            PlanError: An index is out of range, or no block would remain.
         """
         dropped = self.check_skip(blocks)
         keep = [i for i in range(len(self)) if i not in dropped]
@@ -242,7 +242,7 @@ def _per_layer(saved: dict[str, Any], keep: list[int]) -> dict[str, Any]:
 
 
 def _additive(mask: Tensor | None, tokens: int, hidden: Tensor) -> Tensor:
-    """Return ``mask`` (None: causal) in the form that eager attention adds to its scores."""
+    """Return ``mask`` (None: causal) in the additive form of eager attention."""
     if mask is None:
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden.device).tril()[None, None]
     lowest = torch.finfo(hidden.dtype).min

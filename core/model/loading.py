@@ -1,7 +1,7 @@
-"""Load a checkpoint into memory: safetensors only, and what can go wrong.
+"""Load a checkpoint into memory, from safetensors only.
 
-Weights come from safetensors files alone and no code from a checkpoint is run. Running out of
-memory and weights that are not finite end in errors of `core.errors` that say which.
+Only safetensors files are read, and no code from a checkpoint is run. Out of memory and non-finite
+weights raise specific errors of `core.errors`.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def load_model(
 
     Args:
         path: Folder with config.json and safetensors files.
-        device: Where the weights go.
-        dtype: What they are held in.
-        check: Look at every weight once and raise when one is NaN or infinite.
+        device: Device for the weights.
+        dtype: Dtype of the loaded weights.
+        check: Check every weight once and raise an error if one is NaN or infinite.
 
     Raises:
         CheckpointError: The folder cannot be read as a causal language model.
-        NotFiniteError: A weight tensor holds NaN or infinity; it is named.
-        OutOfMemoryError: The device is too small.
+        NotFiniteError: A weight tensor contains NaN or infinity; the message names it.
+        OutOfMemoryError: The device has too little memory.
     """
     folder = Path(path)
     config = _read_config(folder)
@@ -73,9 +73,9 @@ def load_model(
         except (OSError, ValueError, KeyError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"{folder} cannot be loaded: {first}",
-                "It must hold config.json and the weights as safetensors; "
-                "'python -m core inspect' says what is wrong with it.",
+                f"Cannot load {folder}: {first}",
+                "It must contain config.json and the weights as safetensors; "
+                "run 'python -m core inspect' to see what is wrong.",
             ) from error
         model = model.to(device).eval().requires_grad_(False)
     if check:
@@ -84,24 +84,24 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint folder; raises `CheckpointError` where there is none."""
+    """Load the tokenizer of a checkpoint folder; raises `CheckpointError` if it has none."""
     from transformers import AutoTokenizer
 
     folder = Path(path)
     _quiet()
     try:
-        # Said outright: left open, transformers asks at the terminal about code in the folder.
+        # Explicit, because transformers otherwise prompts at the terminal about code in the folder.
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be read: {first}",
+            f"{folder} has no readable tokenizer: {first}",
             "Copy tokenizer.json and tokenizer_config.json into it.",
         ) from error
 
 
 def _quiet() -> None:
-    """Keep the library's bars and remarks out of our logs; its errors still come."""
+    """Keep transformers' progress bars and warnings out of our logs; errors still appear."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -113,7 +113,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no config.json that can be read.", "Give a Hugging Face checkpoint."
+            f"{folder} has no readable config.json.", "Give a Hugging Face checkpoint."
         ) from error
 
 
@@ -126,7 +126,7 @@ def _dtype_keyword() -> str:
 
 
 def check_finite(model: torch.nn.Module) -> None:
-    """Raise `NotFiniteError` naming the weight tensors that hold NaN or infinity.
+    """Raise `NotFiniteError` naming the weight tensors that contain NaN or infinity.
 
     One pass over the weights, without temporary copies.
     """
@@ -135,12 +135,12 @@ def check_finite(model: torch.nn.Module) -> None:
         shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise NotFiniteError(
             f"NaN or infinity in the weights: {shown}.",
-            "The checkpoint is damaged; load an undamaged copy of it.",
+            "The checkpoint is damaged; load an intact copy.",
         )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is finite; the extremes alone decide, and NaN spreads to them."""
+    """Whether every element is finite; only the extremes are checked, as NaN propagates to them."""
     if tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor.detach())

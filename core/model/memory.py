@@ -1,4 +1,4 @@
-"""Memory of a device: running out of it, giving it back, and its peak."""
+"""Device memory: out-of-memory errors, freeing memory, and its peak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 2.0**20
 
 @contextlib.contextmanager
 def out_of_memory_explained(what: str) -> Iterator[None]:
-    """Turn the ways in which torch runs out of memory into `OutOfMemoryError`, saying in what."""
+    """Turn torch's out-of-memory exceptions into `OutOfMemoryError`, naming the work."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -33,14 +33,14 @@ def out_of_memory_explained(what: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of the ways in which memory runs out."""
+    """Whether an exception means that memory ran out."""
     text = str(error).lower()
     signs = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give memory that no tensor uses any more back to the device and the system."""
+    """Return memory that no tensor uses any more to the device and the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -68,8 +68,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mib(device: torch.device) -> float:
     """Return peak memory since `reset_peak_memory`, in MiB.
 
-    CUDA: peak allocated by torch. MPS: what the driver holds for this process now (it keeps no
-    peak). CPU: growth of the process's peak resident memory, so it covers more than tensors.
+    CUDA: peak allocated by torch. MPS: current driver allocation of this process (there is no
+    peak). CPU: growth of the process's peak resident memory, which includes more than tensors.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB

@@ -1,21 +1,21 @@
-"""LLaMA, Mistral, Qwen2 and Qwen3 models whose blocks have shapes of their own.
+"""LLaMA, Mistral, Qwen2 and Qwen3 models whose blocks differ in shape.
 
-A copy of this file lies beside the weights of every checkpoint that needs it. It uses nothing but
-torch and transformers::
+Every checkpoint that needs this file has a copy beside its weights. It depends only on torch and
+transformers::
 
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-The configuration is that of the unpruned family, with these fields on top:
+The configuration is the unpruned family's, with these additional fields:
 
 ``layer_num_attention_heads``, ``layer_num_key_value_heads``, ``layer_intermediate_size``
-    One number a block. The fields without ``layer_`` keep the unpruned sizes.
+    One number per block. The fields without ``layer_`` keep the unpruned sizes.
 ``o_bias``, ``down_bias``
     The output projections of attention and MLP have a bias (FLAP's compensation).
 
-Attention, masks, rotary phases and the cache are those of the family's stock classes: only the
-sizes of the linear layers differ.
+Attention, masks, rotary phases and the cache come from the family's stock classes: only the sizes
+of the linear layers differ.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def build_block(layer_class: Any, config: Any, index: int) -> nn.Module:
     own.intermediate_size = config.layer_intermediate_size[index]
     layer = layer_class(own, index)
     attention, mlp = layer.self_attn, layer.mlp
-    # One configuration for all, so that a change of the attention implementation reaches them.
+    # All blocks share one configuration, so that changing the attention implementation works.
     attention.config = config
     if hasattr(mlp, "config"):
         mlp.config = config
@@ -91,7 +91,7 @@ def _with_bias(linear: nn.Linear) -> nn.Linear:
 
 
 class _OwnBlocks:
-    """Builds the stock model without blocks, then the blocks one by one with their own sizes."""
+    """Builds the stock model without blocks, then each block with its own sizes."""
 
     layer_class: Any
 
@@ -111,28 +111,28 @@ class _OwnBlocks:
 
 
 class DepthcutLlamaForCausalLM(_OwnBlocks, LlamaForCausalLM):
-    """LLaMA with blocks of their own sizes."""
+    """LLaMA with individual block sizes."""
 
     config_class = DepthcutLlamaConfig
     layer_class = LlamaDecoderLayer
 
 
 class DepthcutMistralForCausalLM(_OwnBlocks, MistralForCausalLM):
-    """Mistral with blocks of their own sizes."""
+    """Mistral with individual block sizes."""
 
     config_class = DepthcutMistralConfig
     layer_class = MistralDecoderLayer
 
 
 class DepthcutQwen2ForCausalLM(_OwnBlocks, Qwen2ForCausalLM):
-    """Qwen2 with blocks of their own sizes."""
+    """Qwen2 with individual block sizes."""
 
     config_class = DepthcutQwen2Config
     layer_class = Qwen2DecoderLayer
 
 
 class DepthcutQwen3ForCausalLM(_OwnBlocks, Qwen3ForCausalLM):
-    """Qwen3 with blocks of their own sizes."""
+    """Qwen3 with individual block sizes."""
 
     config_class = DepthcutQwen3Config
     layer_class = Qwen3DecoderLayer

@@ -1,4 +1,4 @@
-"""Which device and which number format a computation uses: `core.runs.dtypes` in terms of torch."""
+"""Device and number format of a computation: `core.runs.dtypes` in terms of torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def resolve_device(name: str) -> torch.device:
         if name == "auto":
             return torch.device("cpu")
         raise OptionError(
-            f"--device: '{name}' asks for CUDA, which is not available here.",
+            f"--device: '{name}' needs CUDA, which is not available here.",
             "Use --device cpu, or install a CUDA build of torch and a driver.",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(
             f"--device: '{name}' does not exist.",
-            f"There are {torch.cuda.device_count()}, counted from cuda:0.",
+            f"{torch.cuda.device_count()} CUDA devices are available, starting at cuda:0.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         if name == "auto":
@@ -41,14 +41,14 @@ def resolve_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a model's weights are held in, and what is computed in."""
+    """The dtype of a model's weights, and the dtype that it computes in."""
 
     weights: torch.dtype
     arithmetic: torch.dtype
 
     @property
     def compute(self) -> torch.dtype | None:
-        """What autocast is given while training; None: the weights' own format will do."""
+        """Autocast dtype for training; None if the weights' own format is used."""
         return None if self.arithmetic == torch.float32 else self.arithmetic
 
 
@@ -59,15 +59,16 @@ def decide(
 
     Args:
         asked: ``--dtype``.
-        device: Where the model will be.
-        declared: The format that the checkpoint is stored in, e.g. ``bfloat16``.
-        purpose: What the model is for.
+        device: Device of the model.
+        declared: Storage format of the checkpoint, e.g. ``bfloat16``.
+        purpose: How the model is used.
 
     Raises:
         OptionError: ``asked`` is unknown.
     """
     if asked not in ("auto", *DTYPES):
-        raise OptionError(f"--dtype: '{asked}' is not known.", f"Use auto, {', '.join(DTYPES)}.")
+        known = ", ".join(DTYPES)
+        raise OptionError(f"--dtype: unknown value '{asked}'.", f"Use auto, {known}.")
     found = dtypes.choose(asked, declared, device.type, native_formats(device), purpose)
     return Precision(DTYPES[found.weights], DTYPES[found.arithmetic])
 
@@ -82,20 +83,20 @@ def native_formats(device: torch.device) -> frozenset[str]:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; False where torch cannot tell."""
+    """Whether this CPU multiplies bfloat16 natively; False if torch does not report it."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def arithmetic_of(held: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return what weights held in ``held`` are computed in when each block is prepared on its own.
+    """Return the compute dtype of weights held in ``held`` if blocks are prepared one at a time.
 
-    Their own format, but float32 on a CPU without instructions for it; widening is exact.
+    Their own format, but float32 on a CPU without instructions for it; upcasting is exact.
     """
     return decide(dtype_name(held), device, dtype_name(held), "blocks").arithmetic
 
 
 def gradients_of(held: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return what the gradients of weights held in ``held`` are computed in, block by block."""
+    """Return the dtype for gradients of weights held in ``held``, computed block by block."""
     return DTYPES[dtypes.for_gradients(dtype_name(arithmetic_of(held, device)))]
 
 

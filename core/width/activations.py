@@ -1,6 +1,6 @@
-"""Statistics of what enters the output projections, block by block in one pass.
+"""Statistics of the output projections' inputs, block by block in one pass.
 
-Only one block's weights are widened at a time, and one state [rows, tokens, hidden] is kept.
+Only one block's weights are upcast at a time, and one state [rows, tokens, hidden] is kept.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from core.width.units import BlockUnits, Keep
 
 
 class InputStats:
-    """Mean and squared deviations of channels, merged piece by piece (Chan et al., 1979).
+    """Mean and squared deviations of channels, merged chunk by chunk (Chan et al., 1979).
 
-    Within a piece the two passes are made in float32 on the device; sums over pieces are float64
-    on the CPU. Equal to two passes over everything, to rounding.
+    Within a chunk, both passes run in float32 on the device; sums over chunks are float64 on the
+    CPU. Equal to two passes over all data, up to rounding.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class InputStats:
         """Sum over tokens of the squared deviation from the mean, [channels]."""
 
     def add(self, values: Tensor) -> None:
-        """Take in ``values`` [tokens, channels]."""
+        """Add ``values`` [tokens, channels] to the statistics."""
         count = values.shape[0]
         if not count:
             return
@@ -58,14 +58,14 @@ class InputStats:
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What enters the output projections of one block."""
+    """Statistics of the inputs of one block's output projections."""
 
     o: InputStats
     down: InputStats
 
 
 Visitor = Callable[[int, BlockInputs], "Keep | None"]
-"""Called as (block, inputs); what it returns is all that the next block gets to feel of this."""
+"""Called as (block, inputs); the returned selection is applied before the next block runs."""
 
 
 def walk(
@@ -78,16 +78,16 @@ def walk(
     label: str = "Inputs",
     prunes: bool = False,
 ) -> None:
-    """Run the model block by block and show ``visit`` the inputs of the output projections.
+    """Run the model block by block and pass the output projections' inputs to ``visit``.
 
     Args:
         view: The model.
-        batch: Calibration rows; padding is not counted.
-        units: Of the blocks whose inputs are wanted; the walk ends after the last of them.
-        visit: Sees each of them.
-        progress: Told of every block.
-        label: What a step is called in messages.
-        prunes: ``visit`` says what stays of each block, and the next is run on that output.
+        batch: Calibration rows; padding is ignored.
+        units: Units of the blocks to observe; the walk ends after the last of them.
+        visit: Called for each of them.
+        progress: Updated after every block.
+        label: Name of the work in progress messages.
+        prunes: ``visit`` returns what to keep of a block; the next block gets the pruned output.
     """
     end = max(units, default=-1) + 1
     dtype, scratch = arithmetic_of(view.dtype, view.device), Scratch()
@@ -118,7 +118,7 @@ def _run(view: BlockView, function: FastBlock, hidden: Tensor, progress: Progres
 def _observed(
     view: BlockView, function: FastBlock, hidden: Tensor, batch: Batch, progress: Progress
 ) -> BlockInputs:
-    """Apply the block in place and return what entered its output projections meanwhile."""
+    """Apply the block in place and return statistics of its output projections' inputs."""
     inputs = BlockInputs(InputStats(), InputStats())
     valid = batch.valid
     whole = bool(valid.all())

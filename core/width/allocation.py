@@ -1,7 +1,7 @@
-"""How many heads and neurons a ratio leaves in each block, and which ratio meets a target.
+"""Number of heads and neurons that a ratio leaves in each block, and the ratio for a target.
 
-The ratio is the method's own, as its paper has it: the share of units in every pruned block (FLAP:
-of the parameters of attention and MLP in all pruned blocks together). METHODS, section 2.
+The ratio is the one that the method's paper defines: the share of units in every pruned block
+(FLAP: of the parameters of attention and MLP in all pruned blocks together). METHODS, section 2.
 No torch here.
 """
 
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from core.width.units import BlockUnits, Counts
 
 MOST = 1 - 1e-9
-"""The largest ratio tried when a parameter count is searched."""
+"""The largest ratio tried in the search for a parameter count."""
 _HALVINGS = 60
 _DIGITS = 12
 
 
 def channel_counts(unit: BlockUnits, ratio: float) -> Counts:
-    """Return what LLM-Pruner keeps of a block: counted in channels, rounded as its code does.
+    """Return what LLM-Pruner keeps of a block: counted in channels, rounded as in its code.
 
-    Of C channels C - int(C * (1 - ratio)) go; of the attention's (key/value) channels so many
-    whole heads as fit into that. At least one group and one neuron stay.
+    Of C channels, C - int(C * (1 - ratio)) are removed; of the attention's (key/value) channels,
+    as many whole heads as fit into that number. At least one group and one neuron are kept.
     """
     channels = unit.groups * unit.head_dim
     groups = (channels - int(channels * (1 - ratio))) // unit.head_dim
@@ -31,12 +31,12 @@ def channel_counts(unit: BlockUnits, ratio: float) -> Counts:
 
 
 def unit_counts(unit: BlockUnits, ratio: float) -> Counts:
-    """Return what Wanda-sp keeps of a block: int(ratio * n) of n groups and of n neurons go."""
+    """Return what Wanda-sp keeps of a block: it removes int(ratio * n) of n groups or neurons."""
     return _at_least_one(unit, int(ratio * unit.groups), int(ratio * unit.neurons))
 
 
-def _at_least_one(unit: BlockUnits, groups_gone: int, neurons_gone: int) -> Counts:
-    return Counts(max(1, unit.groups - groups_gone), max(1, unit.neurons - neurons_gone))
+def _at_least_one(unit: BlockUnits, groups_removed: int, neurons_removed: int) -> Counts:
+    return Counts(max(1, unit.groups - groups_removed), max(1, unit.neurons - neurons_removed))
 
 
 COUNTING = {"channels": channel_counts, "units": unit_counts}
@@ -44,17 +44,17 @@ COUNTING = {"channels": channel_counts, "units": unit_counts}
 
 @dataclass(frozen=True)
 class Reached:
-    """The ratio found for a wanted number of parameters."""
+    """The ratio found for a target number of parameters."""
 
     ratio: float
     parameters: int
 
 
 def nearest(target: int, parameters_of: Callable[[float], int]) -> Reached:
-    """Return the ratio whose parameter count is nearest to ``target``.
+    """Return the ratio whose parameter count is closest to ``target``.
 
-    ``parameters_of`` must not grow with the ratio. The two counts around the target are found by
-    halving; on a tie the larger is taken. The ratio is written with as few digits as will do.
+    ``parameters_of`` must not increase with the ratio. Bisection finds the two counts around the
+    target; a tie goes to the larger. The ratio is rounded to the fewest digits that preserve it.
     """
     low, high = 0.0, MOST
     if parameters_of(high) > target:
@@ -73,7 +73,7 @@ def nearest(target: int, parameters_of: Callable[[float], int]) -> Reached:
 
 
 def _short(ratio: float, parameters_of: Callable[[float], int]) -> float:
-    """Return the ratio with the fewest digits that leaves as many parameters as ``ratio``."""
+    """Return the ratio with the fewest digits that gives the parameter count of ``ratio``."""
     wanted = parameters_of(ratio)
     for digits in range(1, _DIGITS):
         short = round(ratio, digits)

@@ -32,25 +32,27 @@ class WidthSpec(DeviceOptions):
     """Write a narrower checkpoint: heads and neurons removed by a width-pruning method."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
-    method: str = option(choices=methods.NAMES, help="What scores the heads and neurons.")
+    method: str = option(choices=methods.NAMES, help="Method that scores the heads and neurons.")
     ratio: float | None = option(
         None,
-        help="The method's own ratio, as in its paper: share of heads and neurons that go in each "
-        "pruned block; for flap the share of their parameters in all of them together.",
+        help="The method's own ratio, as in its paper: share of heads and neurons removed from "
+        "each pruned block; for flap, share of their parameters over all pruned blocks.",
     )
     params: int | None = option(
-        None, help="Parameters to be left; the nearest that can be reached is taken."
+        None, help="Target parameter count; the closest achievable count is used."
     )
     match: str | None = option(
-        None, help="A checkpoint; as many parameters as it has, as near as can be."
+        None, help="Match this checkpoint's parameter count as closely as possible."
     )
     layers: str | None = option(
         None,
-        help="Blocks to prune, first:end as 4:30 for 4 to 29. Default: all but the protected "
-        "first and last (llm-pruner, magnitude, random), all (flap, wanda-sp).",
+        help="Blocks to prune as first:end, e.g. 4:30 for blocks 4-29. Default: all but the "
+        "protected first and last (llm-pruner, magnitude, random) or all (flap, wanda-sp).",
     )
     order: str = option(
-        "first", choices=ORDERS, help="Of llm-pruner's Taylor expansion; first is the cheapest."
+        "first",
+        choices=ORDERS,
+        help="Order of llm-pruner's Taylor expansion; first is the cheapest.",
     )
     calibration: str = option(
         "demo",
@@ -61,23 +63,23 @@ class WidthSpec(DeviceOptions):
         low=1,
         high=100000,
         help="Calibration rows. Default: the paper's (llm-pruner 10, wanda-sp 128, flap 1024), or "
-        "as many as there are.",
+        "as many as the text has.",
     )
     length: int | None = option(
         None,
         low=2,
         unit="tokens",
-        help="Tokens in a row. Default: the paper's (llm-pruner 64, others 128).",
+        help="Tokens per row. Default: the paper's (llm-pruner 64, others 128).",
     )
-    seed: int = option(1234, low=0, help="Draws rows and crops, and the random control.")
-    out: str = option(help="Folder to write the narrower checkpoint into.")
-    dry_run: bool = option(False, help="Say what would be written, and write nothing.")
+    seed: int = option(1234, low=0, help="Seed for rows, crops and the random control.")
+    out: str = option(help="Folder for the narrower checkpoint.")
+    dry_run: bool = option(False, help="Show what would be written without writing it.")
 
 
 def make_plan(
     spec: WidthSpec, info: CheckpointInfo, progress: Progress
 ) -> tuple[WidthPlan, dict[str, Any] | None]:
-    """Return the plan and what it aims at (None for a ratio).
+    """Return the plan and its target (None for a ratio).
 
     Raises `OptionError`, `PlanError`, or `CheckpointError` for a --match that cannot be read.
     """
@@ -100,28 +102,27 @@ def make_plan(
 
 
 def length_of(spec: WidthSpec, plan: WidthPlan) -> int:
-    """Return the tokens of a calibration row: as asked, else the paper's, within the context."""
+    """Return the tokens per calibration row: as given, or the paper's, limited to the context."""
     from core.errors import OptionError
 
     if spec.length is not None and spec.length > plan.info.context:
         raise OptionError(
-            f"--length: {spec.length} tokens are more than the model's context of "
-            f"{plan.info.context}.",
-            f"Give {plan.info.context} or fewer.",
+            f"--length: {spec.length} tokens exceed the model's context of {plan.info.context}.",
+            f"Use {plan.info.context} or fewer.",
         )
     return spec.length or min(plan.method.length, plan.info.context)
 
 
 def check(spec: WidthSpec) -> None:
-    """Raise what is wrong with the amount, the blocks, the row length or the checkpoints."""
+    """Raise an error if the amount, blocks, row length or checkpoints are invalid."""
     dry_run(spec)
 
 
 def dry_run(spec: WidthSpec) -> dict[str, Any]:
-    """Return what pruning.json would say, as far as shapes tell; config.json alone is enough.
+    """Return what shapes determine of pruning.json; config.json alone is enough.
 
-    FLAP's adaptive share depends on the weights and the text: its parameters are estimated from
-    the ratio, everything else is exact.
+    FLAP's adaptive shares depend on the weights and the text, so its parameter count is estimated
+    from the ratio; everything else is exact.
     """
     progress = StderrProgress()
     checkpoint = locate.open(spec.checkpoint, progress, need="config", need_tokenizer=False)
@@ -141,7 +142,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
 
 
 def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
-    """Return the estimated operations and seconds of choosing what goes."""
+    """Return the estimated operations and seconds of scoring the units."""
     method, info = plan.method, plan.info
     rows, tokens = spec.samples or method.samples, length_of(spec, plan)
     once = sum(work.block_flops(info, b, rows, tokens) for b in range(info.blocks))
@@ -160,7 +161,7 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
 
 
 def criterion_of(spec: WidthSpec) -> str:
-    """Return in words what scores the units."""
+    """Return a short description of the criterion that scores the units."""
     return {
         "llm-pruner": f"Taylor, {spec.order} order, block-wise",
         "flap": "WIFV, adaptive (AL-AM), bias compensation",
@@ -232,7 +233,7 @@ def run(spec: WidthSpec, run: Run) -> None:
         "blocks": _dropped(plan, selection, shapes(plan, counts)),
     }
     write(folder, run.dir, plan, selection, record, run.progress)
-    run.progress.log(_told(record, run.dir))
+    run.progress.log(_sentence(record, run.dir))
 
 
 def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> dict[str, Any]:
@@ -283,7 +284,7 @@ def _select(
 def _dropped(
     plan: WidthPlan, selection: Selection, kept: list[dict[str, int]]
 ) -> list[dict[str, Any]]:
-    """Return what every block keeps, and which units went, by their numbers in the source."""
+    """Return what every block keeps, and the removed units by their numbers in the source."""
     result = []
     for unit, shape in zip(plan.units, kept, strict=True):
         keep = selection.keep.get(unit.block, unit.all)
@@ -301,11 +302,11 @@ def _dropped(
     return result
 
 
-def _told(record: dict[str, Any], out: Path) -> str:
+def _sentence(record: dict[str, Any], out: Path) -> str:
     aim = record["target"]
     near = (
         f", {abs(aim['difference']):,} ({abs(aim['relative_difference']):.3%}) "
-        f"{'more' if aim['difference'] > 0 else 'fewer'} than asked for"
+        f"{'more' if aim['difference'] > 0 else 'fewer'} than requested"
         if aim
         else ""
     )

@@ -1,4 +1,4 @@
-"""Magnitude and random: what a method must beat."""
+"""Magnitude and random: the controls that a method must beat."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def magnitudes(job: Job, unit: BlockUnits) -> UnitScores:
 
 
 def random_scores(unit: BlockUnits, draw: torch.Generator) -> UnitScores:
-    """Return scores drawn evenly from 0 to 1."""
+    """Return scores drawn uniformly from [0, 1)."""
     return UnitScores(
         torch.rand(unit.groups, generator=draw), torch.rand(unit.neurons, generator=draw)
     )

@@ -1,13 +1,13 @@
 """FLAP (An et al., arXiv 2312.11983): WIFV, adaptive allocation (AL-AM) and bias compensation.
 
-Fluctuation f_j: sum over all tokens of the squared deviation of channel j of the input of the
-attention's or the MLP's output projection, of the dense model. WIFV_j = f_j * sum_i W_ij^2; the
-attention's is squared. Every layer's metric is standardised (unbiased deviation), the attention's
-then averaged over a group's channels; the units of all layers are sorted together, each with its
-cost, and those strictly above the threshold stay. The output projections get the bias
+Fluctuation f_j: the squared deviation of input channel j of the attention's or the MLP's output
+projection in the dense model, summed over all tokens. WIFV_j = f_j * sum_i W_ij^2; the attention's
+is squared. Every layer's metric is standardised (unbiased deviation), the attention's then averaged
+over a group's channels; the units of all layers are sorted together, each with its cost, and those
+strictly above the threshold are kept. The output projections get the bias
 W[:, pruned] @ mean[pruned].
 
-Unlike the public code the statistics are exact, and no layer is left without a head or a neuron.
+Unlike in the public code, the statistics are exact, and every layer keeps a head and a neuron.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from core.width.units import BlockUnits, Keep, parameters_left
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What one pass over the dense model tells of a block."""
+    """Scores and input means of one block, from one pass over the dense model."""
 
     scores: UnitScores
     """Standardised WIFV, comparable between blocks; float64."""
     o_mean: Tensor
     """Mean of the input of the attention's output projection, [query channels], float64."""
     down_mean: Tensor
-    """Of the MLP's, [neurons]."""
+    """Mean of the input of the MLP's output projection, [neurons], float64."""
 
 
 def select(job: Job) -> Selection:
-    """Calibrate on the dense model, share the cut out between all layers, and compensate."""
+    """Calibrate on the dense model, distribute the cut over all layers, and compensate."""
     assert job.batch is not None
     plan = job.plan
-    if plan.counts is not None:  # nothing is to be removed
+    if plan.counts is not None:  # nothing to remove
         return Selection({b: plan.units[b].all for b in plan.blocks}, 0.0)
     found = calibrate(job, job.batch)
     units = {b: plan.units[b] for b in plan.blocks}
@@ -96,7 +96,7 @@ def wifv(fluctuation: Tensor, weight: Tensor) -> Tensor:
 
 
 def standardise(values: Tensor) -> Tensor:
-    """Return ``values`` with mean 0 and unbiased deviation 1; all 0 where they are equal."""
+    """Return ``values`` with mean 0 and unbiased deviation 1; all 0 if they are equal."""
     centred = values - values.mean()
     spread = values.std() if values.numel() > 1 else torch.zeros((), dtype=values.dtype)
     return centred / spread if float(spread) > 0 else torch.zeros_like(values)
@@ -106,10 +106,10 @@ class Ranking:
     """All units of all pruned layers, sorted together, with their costs."""
 
     def __init__(self, units: Mapping[int, BlockUnits], scores: Mapping[int, UnitScores]) -> None:
-        """Sort the units by score, the highest first.
+        """Sort the units by score, highest first.
 
-        A neuron costs 1, a group its rows and columns in neurons' measure: (2*q + 2)*d/3 with q
-        query heads of width d (4*d/3 where q is 1).
+        A neuron costs 1, a group its rows and columns in units of a neuron's: (2*q + 2)*d/3 with q
+        query heads of width d (4*d/3 if q is 1).
         """
         self.units, self.scores = units, scores
         values, costs = [], []
@@ -126,14 +126,14 @@ class Ranking:
         self._kept_cost = torch.cat(costs)[order].cumsum(0)
 
     def threshold(self, ratio: float) -> float:
-        """Return the score where the cost kept is nearest to (1 - ratio) of the total."""
+        """Return the score at which the kept cost is closest to (1 - ratio) of the total."""
         wanted = self._kept_cost[-1] * (1 - ratio)
         return float(self._sorted[(self._kept_cost - wanted).abs().argmin()])
 
     def keep(self, ratio: float) -> dict[int, Keep]:
         """Return the units strictly above the threshold, and at least the best of every part.
 
-        Ratio 0 keeps all.
+        Ratio 0 keeps everything.
         """
         if ratio == 0:
             return {block: unit.all for block, unit in self.units.items()}
@@ -144,7 +144,7 @@ class Ranking:
         }
 
     def rescued(self, ratio: float) -> tuple[str, ...]:
-        """Return the parts that the threshold alone would have emptied."""
+        """Return the parts that would be empty if only the threshold counted."""
         bar = self.threshold(ratio)
         return tuple(
             f"{block} {part}"
@@ -160,7 +160,7 @@ def _above(values: Tensor, bar: float) -> tuple[int, ...]:
 
 
 def compensation(job: Job, unit: BlockUnits, keep: Keep, found: Calibrated) -> Biases:
-    """Return what the removed inputs added to the outputs on average, float32 [hidden] each."""
+    """Return the mean contribution of the removed inputs to the outputs, float32 [hidden] each."""
     o, down = output_weights(job.view, unit.block)
     channels, neurons = dropped_channels(unit, keep)
     return Biases(

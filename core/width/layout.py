@@ -1,4 +1,4 @@
-"""The config.json of a width-pruned checkpoint: stock where transformers takes it; no torch."""
+"""The config.json of a width-pruned checkpoint: stock if transformers accepts it; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.checkpoint import families
 from core.width.units import BlockUnits, Counts
 
 MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
-"""Saved beside weights whose blocks have shapes of their own."""
+"""Saved beside the weights if the blocks have different shapes."""
 _CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
@@ -22,11 +22,12 @@ def pruned_config(
     *,
     biases: bool = False,
 ) -> dict[str, Any]:
-    """Return the config of the model with ``counts`` kept; blocks not named there stay whole.
+    """Return the config of the model with ``counts`` kept; blocks not listed there are unchanged.
 
-    ``biases``: every output projection gets one. One shape for all blocks gives the family's stock
-    config with an explicit head_dim, where its transformers class accepts it; anything else the
-    config of `core.model.modeling_depthcut`, with an auto_map to the copy beside the weights.
+    ``biases`` adds one to every output projection. If all blocks have the same shape and the
+    family's transformers class accepts it, this is the family's stock config with an explicit
+    head_dim; otherwise it is the config of `core.model.modeling_depthcut`, with an auto_map to the
+    copy beside the weights.
     """
     kept = [counts.get(unit.block, unit.all.counts) for unit in units]
     heads = [k.groups * unit.queries for k, unit in zip(kept, units, strict=True)]
@@ -67,9 +68,9 @@ def pruned_config(
 def is_stock(
     family: str, hidden: int, heads: Sequence[int], groups: Sequence[int], neurons: Sequence[int]
 ) -> bool:
-    """Whether the family's stock class can have these sizes.
+    """Whether the family's stock class supports these sizes.
 
-    They must be the same in all blocks; `LlamaConfig` also wants a number of heads that divides
+    They must be the same in all blocks; `LlamaConfig` also requires the number of heads to divide
     the hidden size (transformers 5).
     """
     uniform = all(len(set(sizes)) == 1 for sizes in (heads, groups, neurons))

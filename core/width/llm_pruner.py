@@ -1,8 +1,9 @@
-"""LLM-Pruner, block-wise (Ma et al., arXiv 2305.11627): how much the loss would change by a unit.
+"""LLM-Pruner, block-wise (Ma et al., arXiv 2305.11627): loss change from removing a unit.
 
-Score of a unit: the sum over its weights of abs(s), with s = w*g (first order), w^2*h (second) or
-w*g - w^2*h/2 (mixed); g is the gradient of the mean loss over the calibration set, h the mean over
-samples of the squared gradient of a sample's own mean loss. Biases are not scored.
+Score of a unit: the sum of the absolute value of s over its weights, with s = w*g (first order),
+w^2*h (second) or w*g - w^2*h/2 (mixed); g is the gradient of the mean loss over the calibration
+set, h the squared gradient of a sample's own mean loss, averaged over samples. Biases are not
+scored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ORDERS = ("first", "second", "mixed")
 
 
 def select(job: Job) -> Selection:
-    """Keep the best units of every block, with the gradients of one block alive at a time."""
+    """Keep the best units of every block; only one block's gradients exist at a time."""
     assert job.batch is not None
     assert job.plan.counts is not None
     counts = job.plan.counts
@@ -28,8 +29,8 @@ def select(job: Job) -> Selection:
 def scores(job: Job, batch: Batch) -> dict[int, UnitScores]:
     """Return the scores of the planned blocks' units.
 
-    Memory: as `core.importance.taylor.block_gradients`; second and mixed order keep one block's
-    squared gradients as well.
+    Memory as in `core.importance.taylor.block_gradients`; second and mixed order also keep one
+    block's squared gradients.
     """
     blocks = set(job.plan.blocks)
     result: dict[int, UnitScores] = {}
@@ -44,12 +45,12 @@ def scores(job: Job, batch: Batch) -> dict[int, UnitScores]:
     for found in walk:
         if found.block in blocks:
             result[found.block] = block_scores(found, job.plan.units[found.block], job.order)
-        del found  # before the next block's gradients are made
+        del found  # free it before the next block's gradients are computed
     return result
 
 
 def block_scores(found: BlockGradients, unit: BlockUnits, order: str) -> UnitScores:
-    """Return the scores of one block's units from its weights and gradients (used up)."""
+    """Return the scores of one block's units; overwrites the gradients in ``found``."""
     parts = {}
     for number, name in enumerate(found.names):
         if "_proj" not in name:

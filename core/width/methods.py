@@ -1,7 +1,7 @@
-"""The registry of width-pruning methods: what each counts, calibrates on and is run by; no torch.
+"""The registry of width-pruning methods: each one's units, calibration rows and module; no torch.
 
-A method's module has ``select(job) -> Selection`` (core.width.selection): it scores the units and
-says which stay. Cutting is the same for all (core.width.surgery).
+A method's module has ``select(job) -> Selection`` (core.width.selection), which scores the units
+and returns those to keep. Cutting is the same for all (core.width.surgery).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Method:
     module: str
     about: str
     counting: Literal["channels", "units", "adaptive"]
-    """What --ratio is a share of, see core.width.allocation."""
+    """What --ratio is a share of; see core.width.allocation."""
     protects: bool
-    """Leaves the first and last blocks alone unless --layers says otherwise."""
+    """Skips the first and last blocks by default; --layers overrides this."""
     samples: int = 0
-    """Calibration rows of the paper; 0: the weights alone decide."""
+    """Calibration rows in the paper; 0 if the scores use the weights alone."""
     length: int = 0
-    """Tokens in a row, in the paper."""
+    """Tokens per row in the paper."""
     biases: bool = False
-    """Makes up for what is removed by biases of the output projections."""
+    """Compensates for the removed units with biases of the output projections."""
 
     def load(self) -> ModuleType:
         """Import the method's module (and torch)."""
@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
             "flap",
             "FLAP",
             "core.width.flap",
-            "Fluctuation of the inputs, an adaptive share for every block, and bias compensation "
+            "Input fluctuation, an adaptive share per block, and bias compensation "
             "(An et al., arXiv 2312.11983).",
             counting="adaptive",
             protects=False,
@@ -67,7 +67,7 @@ METHODS: dict[str, Method] = {
             "wanda-sp",
             "Wanda-sp",
             "core.width.wanda_sp",
-            "Weight times input norm (Sun et al., arXiv 2306.11695), by unit as in FLAP's paper.",
+            "Weight times input norm (Sun et al., arXiv 2306.11695), per unit as in FLAP's paper.",
             counting="units",
             protects=False,
             samples=128,
@@ -77,7 +77,7 @@ METHODS: dict[str, Method] = {
             "magnitude",
             "Magnitude",
             "core.width.controls",
-            "The weights' L2 norm, a control; counted like LLM-Pruner.",
+            "L2 norm of the weights, a control; counted as in LLM-Pruner.",
             counting="channels",
             protects=True,
         ),
@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
             "random",
             "Random",
             "core.width.controls",
-            "Drawn by the seed, a control; counted like LLM-Pruner.",
+            "Random units, a control; counted as in LLM-Pruner.",
             counting="channels",
             protects=True,
         ),
@@ -97,5 +97,5 @@ NAMES = tuple(METHODS)
 def get(name: str) -> Method:
     """Return a method by name; raises `OptionError` with the known names."""
     if name not in METHODS:
-        raise OptionError(f"--method: '{name}' is not known.", f"Choose from: {', '.join(NAMES)}.")
+        raise OptionError(f"--method: unknown value '{name}'.", f"Choose from: {', '.join(NAMES)}.")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""What a width run will do, as far as shapes alone can say; no torch."""
+"""Plan a width run from shapes alone; no torch."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _LAYERS = re.compile(r"(\d*):(\d*)")
 
 @dataclass(frozen=True)
 class WidthPlan:
-    """The choice before any score is known."""
+    """What a run will do, before any unit has been scored."""
 
     method: Method
     info: CheckpointInfo
     units: tuple[BlockUnits, ...]
-    """Of every block of the checkpoint."""
+    """Units of every block of the checkpoint."""
     blocks: tuple[int, ...]
-    """Those that are pruned."""
+    """Blocks to prune."""
     ratio: float
-    """The method's own ratio; where the method is adaptive and a target was given, an estimate."""
+    """The method's own ratio; an estimate if the method is adaptive and a target was given."""
     target: int | None
-    """Parameters wanted by --params or --match."""
+    """Parameter count requested with --params or --match."""
     counts: Mapping[int, Counts] | None
-    """Kept in every pruned block; None where only scores can tell."""
+    """Units kept in every pruned block; None if that depends on the scores."""
     parameters: int
-    """Left in all; an estimate where ``counts`` is None."""
+    """Total parameters left; an estimate if ``counts`` is None."""
 
     @property
     def kind(self) -> str:
@@ -50,28 +50,29 @@ def make(
     match: tuple[str, int] | None = None,
     layers: str | None = None,
 ) -> WidthPlan:
-    """Plan a cut by exactly one of ``ratio``, ``params`` and ``match`` (a name, its parameters).
+    """Plan a cut from exactly one of ``ratio``, ``params`` and ``match`` (a name, its parameters).
 
     ``layers`` is ``first:end`` as in Python: 4:30 is blocks 4 to 29. Without it, LLM-Pruner and
-    the controls protect the first and last blocks as depth pruning does; FLAP and Wanda-sp take
-    all.
+    the controls protect the first and last blocks as depth pruning does; FLAP and Wanda-sp prune
+    all blocks.
 
     Raises:
-        OptionError: A ratio that is not at least 0 and below 1, layers outside the model.
-        PlanError: None or several of the amounts, or a parameter count out of reach.
+        OptionError: The ratio is not in [0, 1), or the layers are outside the model.
+        PlanError: None or several of the amounts are given, or the parameter count is out of reach.
     """
     units = units_of(info)
     blocks = layer_range(layers, info.blocks) if layers else _default_blocks(method, info.blocks)
-    given = [value for value in (ratio, params, match) if value is not None]
+    amounts = (("ratio", ratio), ("params", params), ("match", match))
+    given = [f"--{name}" for name, value in amounts if value is not None]
     if len(given) != 1:
         raise PlanError(
-            f"{len(given) or 'None'} of --ratio, --params and --match {'are' if given else 'is'} "
-            "given.",
-            "Give exactly one of them.",
+            "Exactly one of --ratio, --params and --match must be given.",
+            f"Got {' and '.join(given) or 'none'}.",
         )
     if ratio is not None and not 0 <= ratio < 1:
         raise OptionError(
-            f"--ratio {ratio} is not between 0 and 1.", "Write 0.2 for a fifth; 1 leaves nothing."
+            f"--ratio must be at least 0 and below 1, got {ratio}.",
+            "Use 0.2 to remove a fifth; 1 would leave nothing.",
         )
     target = params if params is not None else match[1] if match else None
     if target is not None:
@@ -90,19 +91,19 @@ def make(
 
 
 def layer_range(text: str, blocks: int) -> tuple[int, ...]:
-    """Return the blocks of ``first:end``; raises `OptionError` outside of the model."""
+    """Return the blocks of ``first:end``; raises `OptionError` if they are outside the model."""
     found = _LAYERS.fullmatch(text.strip())
     if not found:
-        raise OptionError(f"--layers: '{text}' is not a range.", "Write 4:30 for blocks 4 to 29.")
+        raise OptionError(f"--layers: '{text}' is not a range.", "Use 4:30 for blocks 4 to 29.")
     first = int(found[1] or 0)
     end = int(found[2]) if found[2] else blocks
     if end > blocks or first >= blocks:
         raise OptionError(
             f"--layers {text} goes beyond the model, which has blocks 0 to {blocks - 1}.",
-            f"The most is 0:{blocks}; the end is not included.",
+            f"The maximum is 0:{blocks}; the end is not included.",
         )
     if first >= end:
-        raise OptionError(f"--layers {text} names no block.", "Write 4:30 for blocks 4 to 29.")
+        raise OptionError(f"--layers {text} is empty.", "Use 4:30 for blocks 4 to 29.")
     return tuple(range(first, end))
 
 
@@ -121,15 +122,16 @@ def _check_target(
 ) -> None:
     if target >= info.parameters:
         raise PlanError(
-            f"{flag} is no less than the {info.parameters:,} there are.", "Ask for fewer."
+            f"{flag} is not smaller than the model's {info.parameters:,} parameters.",
+            "Give a smaller number.",
         )
     fewest = {b: Counts(1, 1) for b in blocks}
     least = parameters_left(info, units, fewest, biases=method.biases)
     if target < least:
         raise PlanError(
             f"{flag} is out of reach: one head and one neuron in each of {len(blocks)} blocks "
-            f"leave {least:,}.",
-            "Ask for more, or prune more blocks with --layers.",
+            f"still leave {least:,} parameters.",
+            "Give a larger number, or prune more blocks with --layers.",
         )
 
 
@@ -149,7 +151,7 @@ def _adaptive(
     ratio: float | None,
     target: int | None,
 ) -> WidthPlan:
-    """Plan where every block's share depends on scores: the total is an estimate."""
+    """Plan a method whose share per block depends on the scores: the total is an estimate."""
     share = prunable_parameters(units, blocks)
     biases = sum(unit.missing_biases for unit in units) if method.biases else 0
     if ratio is None:

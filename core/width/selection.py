@@ -1,4 +1,4 @@
-"""What every method is given and gives back, and scoring by unit."""
+"""Input and output of every method, and scoring by unit."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from core.width.units import BlockUnits, Counts, Keep
 
 @dataclass(frozen=True)
 class Job:
-    """One choice to be made."""
+    """Everything a method needs to choose units."""
 
     view: BlockView
     plan: WidthPlan
     batch: Batch | None = None
-    """Calibration rows; None for methods that look at weights alone."""
+    """Calibration rows; None for methods that use the weights alone."""
     order: str = "first"
-    """Of LLM-Pruner's Taylor expansion: first, second or mixed."""
+    """Order of LLM-Pruner's Taylor expansion: first, second or mixed."""
     seed: int = 1234
-    """Of the random control."""
+    """Seed of the random control."""
     progress: Progress = SILENT
 
 
 @dataclass(frozen=True)
 class UnitScores:
-    """The scores of one block's units; the lowest go first."""
+    """The scores of one block's units; the lowest are removed first."""
 
     groups: Tensor
     """[key/value heads]."""
@@ -43,7 +43,7 @@ class UnitScores:
 
 @dataclass(frozen=True)
 class Biases:
-    """What the output projections of a block get on top of their bias, float32 [hidden]."""
+    """Added to the biases of a block's output projections, float32 [hidden]."""
 
     o: Tensor
     down: Tensor
@@ -51,21 +51,21 @@ class Biases:
 
 @dataclass(frozen=True)
 class Selection:
-    """What stays in every pruned block, and what makes up for the rest."""
+    """The units kept in every pruned block, and the biases that compensate for the others."""
 
     keep: dict[int, Keep]
     ratio: float
-    """The method's own ratio; for an adaptive method the one that met the target."""
+    """The method's own ratio; for an adaptive method, the one that meets the target."""
     biases: dict[int, Biases] = field(default_factory=dict)
     rescued: tuple[str, ...] = ()
-    """Blocks' parts that would have been emptied and kept their best unit, as ``3 attention``."""
+    """Parts that would be empty and so kept their best unit, e.g. ``3 attention``."""
 
 
 def sum_by_unit(parts: Mapping[str, Tensor], unit: BlockUnits) -> UnitScores:
-    """Add up non-negative elementwise scores of a block's seven projections by unit.
+    """Sum non-negative elementwise scores of a block's seven projections per unit.
 
-    ``parts``: name within the block (as ``mlp.up_proj.weight``) -> a tensor of that weight's
-    shape. A group gets the rows of its key/value head in k and v, the rows of its own contiguous
+    ``parts``: name within the block (e.g. ``mlp.up_proj.weight``) -> a tensor of that weight's
+    shape. A group sums the rows of its key/value head in k and v, the rows of its own contiguous
     query heads in q and their columns in o.
     """
     rows = {name: parts[f"{name}.weight"].sum(1) for name in _OUT_ROWS}
@@ -101,9 +101,9 @@ def by_group(channels: Tensor, unit: BlockUnits) -> Tensor:
 
 
 def keep_best(scores: UnitScores, counts: Counts, block: int) -> Keep:
-    """Return the units with the highest scores; of equals those with the lower number stay.
+    """Return the units with the highest scores; ties go to the lower number.
 
-    Raises `NotFiniteError` where a score is NaN or infinite.
+    Raises `NotFiniteError` if a score is NaN or infinite.
     """
     return Keep(
         _best(scores.groups, counts.groups, f"attention of block {block}"),
@@ -118,7 +118,7 @@ def _best(values: Tensor, count: int, where: str) -> tuple[int, ...]:
 
 
 def check_scores(values: Tensor, where: str) -> None:
-    """Raise `NotFiniteError` where a score is NaN or infinite."""
+    """Raise `NotFiniteError` if a score is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         raise NotFiniteError(
             f"A score in the {where} is NaN or infinite.",

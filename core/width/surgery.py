@@ -12,9 +12,9 @@ _ROWS_OF_NEURONS = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def group_channels(unit: BlockUnits, groups: tuple[int, ...], *, keys: bool = False) -> Tensor:
-    """Return the channels of ``groups``: of the queries and the attention's output, or of the keys.
+    """Return the channels of ``groups`` in the queries and attention output, or in the keys.
 
-    A group's query heads lie next to one another, as transformers repeats keys and values.
+    A group's query heads are contiguous, because transformers repeats keys and values.
     """
     width = unit.head_dim if keys else unit.group_width
     starts = torch.tensor(groups, dtype=torch.long)[:, None] * width
@@ -22,19 +22,19 @@ def group_channels(unit: BlockUnits, groups: tuple[int, ...], *, keys: bool = Fa
 
 
 def dropped_channels(unit: BlockUnits, keep: Keep) -> tuple[Tensor, Tensor]:
-    """Return the channels that go from the inputs of the attention's and the MLP's projection."""
+    """Return the input channels removed from the attention's and the MLP's output projections."""
     groups, neurons = set(keep.groups), set(keep.neurons)
-    gone = tuple(g for g in range(unit.groups) if g not in groups)
-    return group_channels(unit, gone), torch.tensor(
+    removed = tuple(g for g in range(unit.groups) if g not in groups)
+    return group_channels(unit, removed), torch.tensor(
         [n for n in range(unit.neurons) if n not in neurons], dtype=torch.long
     )
 
 
 def cut(name: str, tensor: Tensor, keep: Keep, unit: BlockUnits) -> Tensor:
-    """Return what ``keep`` leaves of the tensor ``name`` (within its block) of a block.
+    """Return the part of a block's tensor ``name`` (its name within the block) that is kept.
 
-    Rows of q, k, v, gate and up (weights and biases) and columns of o and down; all other
-    tensors, the biases of o and down among them, stay as they are.
+    These are rows of q, k, v, gate and up (weights and biases) and columns of o and down; all
+    other tensors, including the biases of o and down, are unchanged.
     """
     module, _, kind = name.rpartition(".")
     if module in _ROWS_OF_GROUPS:

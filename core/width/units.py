@@ -1,7 +1,8 @@
-"""What width pruning removes, and what that costs in parameters; no torch.
+"""The units that width pruning removes, and their parameter counts; no torch.
 
-A unit is a key/value head with its contiguous query heads (with as many key/value as query heads:
-one attention head), called a *group*, or an MLP neuron: a row of gate and up and a column of down.
+A unit is either a *group*, i.e. a key/value head with its contiguous query heads (one attention
+head if there are as many key/value heads as query heads), or an MLP neuron, i.e. a row of gate and
+up and a column of down.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from core.checkpoint.headers import CheckpointInfo
 
 
 class Counts(NamedTuple):
-    """How many groups and neurons a block keeps."""
+    """Number of groups and neurons that a block keeps."""
 
     groups: int
     neurons: int
 
 
 class Keep(NamedTuple):
-    """Which groups and neurons a block keeps, ascending."""
+    """Groups and neurons that a block keeps, ascending."""
 
     groups: tuple[int, ...]
     neurons: tuple[int, ...]
 
     @property
     def counts(self) -> Counts:
-        """How many these are."""
+        """Number of kept groups and neurons."""
         return Counts(len(self.groups), len(self.neurons))
 
 
 @dataclass(frozen=True)
 class BlockUnits:
-    """The units of one block, and the parameters that go with each."""
+    """The units of one block, and the parameters of each."""
 
     block: int
     groups: int
     """Key/value heads."""
     queries: int
-    """Query heads of a group."""
+    """Query heads per group."""
     neurons: int
     head_dim: int
     hidden: int
@@ -49,16 +50,16 @@ class BlockUnits:
     neuron_parameters: int
     """A row of gate and up (with their biases) and a column of down."""
     missing_biases: int
-    """Parameters that biases of o and down would add where there are none."""
+    """Parameters that biases of o and down would add if the block has none."""
 
     @property
     def all(self) -> Keep:
-        """Everything."""
+        """All units of the block."""
         return Keep(tuple(range(self.groups)), tuple(range(self.neurons)))
 
     @property
     def group_width(self) -> int:
-        """Channels of the attention's output that a group makes."""
+        """Channels of the attention output that belong to one group."""
         return self.queries * self.head_dim
 
 
@@ -94,9 +95,9 @@ def parameters_left(
     *,
     biases: bool = False,
 ) -> int:
-    """Return the exact number of parameters with ``counts`` kept; other blocks stay whole.
+    """Return the exact number of parameters with ``counts`` kept; other blocks are unchanged.
 
-    ``biases``: every block's o and down projections get one where they have none.
+    ``biases`` adds one to every o and down projection that has none.
     """
     left = info.parameters
     for block, kept in counts.items():

@@ -1,8 +1,8 @@
-"""Wanda-sp (Wanda of Sun et al., arXiv 2306.11695, made structured in FLAP's paper).
+"""Wanda-sp: the structured version, from FLAP's paper, of Wanda (Sun et al., arXiv 2306.11695).
 
 S_ij = abs(W_ij) * norm of input channel j, for the output projections of attention and MLP; a
-column's score is the mean over i, a group's the sum over its columns. Layer by layer: the output
-of the pruned block is what the next one is judged on.
+column's score is the mean over i, a group's score the sum over its columns. Layer by layer: a
+block is scored on the output of the pruned block before it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write a width-pruned checkpoint: the source's tensors, cut one shard at a time.
 
-Weights keep the precision they are stored in, whatever they were scored in. As with depth
+Weights keep their stored precision, regardless of the precision used for scoring. As with depth
 pruning, the folder only looks like a checkpoint once it is complete (core.prune.staging).
 """
 
@@ -34,10 +34,10 @@ def write(
     record: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> None:
-    """Write what ``selection`` keeps of the checkpoint in ``folder`` into the folder ``target``.
+    """Write what ``selection`` keeps of the checkpoint in ``folder`` to the folder ``target``.
 
-    ``record`` goes into pruning.json. Raises `OutputError` where the output cannot be written and
-    `CheckpointError` for a damaged source; nothing is left behind then.
+    ``record`` goes into pruning.json. Raises `OutputError` if the output cannot be written and
+    `CheckpointError` for a damaged source; no partial output is left behind.
     """
     staging.check_output(folder, target, overwrite=True)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
@@ -59,7 +59,10 @@ def write(
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """Return pruning.json with one line a block: a large model drops tens of thousands of units."""
+    """Format pruning.json with one line per block: a large model drops tens of thousands of units.
+
+    With an indent, every unit's number would take a line of its own.
+    """
     rest = {key: value for key, value in record.items() if key != "blocks"}
     lines = ",\n    ".join(json.dumps(block) for block in record["blocks"])
     return json.dumps(rest, indent=2)[:-2] + f',\n  "blocks": [\n    {lines}\n  ]\n}}\n'
@@ -90,8 +93,8 @@ def _write_weights(
 def _cut_shard(
     read: Any, units: Sequence[BlockUnits], selection: Selection, stored: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of one open file, cut; each new bias follows its weight."""
-    for name in read.keys():  # noqa: SIM118 - no mapping
+    """Yield the cut tensors of one open file; each new bias follows its weight."""
+    for name in read.keys():  # noqa: SIM118 - not a mapping
         tensor = read.get_tensor(name)
         block = families.block_of(name)
         if block is None:
@@ -110,7 +113,7 @@ def _cut_shard(
 
 
 def _bias(module: str, unit: BlockUnits, selection: Selection) -> Tensor | None:
-    """Return what is added to an output projection's bias; zeros in blocks that stay whole."""
+    """Return what is added to an output projection's bias; zeros in unpruned blocks."""
     if not selection.biases or module not in families.ADDED_BIAS:
         return None
     found = selection.biases.get(unit.block)
