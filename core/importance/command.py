@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,15 @@ from core.data import sources
 from core.data.calibration import calibration_rows
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.prune.score_results import (
+    AngularRow,
+    BlockRow,
+    GreedyRow,
+    Importance,
+    SampleRow,
+    SublayerRow,
+    WeightRow,
+)
 from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
 
@@ -100,15 +109,15 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     with memory.out_of_memory_explained("scoring blocks"):
         results = _compute(spec, run, view, batch)
     _write(run, results, len(view))
-    summary = _summary(spec, info, results)
-    summary |= {
-        "device": str(device),
-        "dtype": precision.dtype_name(dtype),
-        "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
-        "tokens": batch.predictions,
-        **_versions(device, dtype),
-    }
-    run.write_json("summary.json", summary)
+    dataclasses.replace(
+        _summary(spec, info, results),
+        device=str(device),
+        dtype=precision.dtype_name(dtype),
+        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+        tokens=batch.predictions,
+        compute_dtype=precision.dtype_name(precision.arithmetic_of(dtype, device)),
+        versions=_versions(),
+    ).write(run)
 
 
 @dataclass
@@ -173,83 +182,70 @@ def _write(run: Run, results: _Results, blocks: int) -> None:
     from core.importance.taylor import block_sums
 
     found, none = results.sweep, [None] * blocks
-    columns: dict[str, list[Any]] = {
-        "block": list(range(blocks)),
-        "ppl": (found.ppl if found else []) or none,
-        "taylor": block_sums(results.taylor, blocks) if results.taylor else none,
-        "magnitude": block_sums(results.magnitude, blocks) if results.magnitude else none,
-        "block_influence": (found.block_influence if found else []) or none,
-        "relative_update": (found.relative_update if found else []) or none,
-    }
+    columns: tuple[Sequence[Any], ...] = (
+        range(blocks),
+        (found.ppl if found else []) or none,
+        block_sums(results.taylor, blocks) if results.taylor else none,
+        block_sums(results.magnitude, blocks) if results.magnitude else none,
+        (found.block_influence if found else []) or none,
+        (found.relative_update if found else []) or none,
+    )
     if results.taylor or results.magnitude:
         named = results.taylor or results.magnitude or []
         taylor = [s.value for s in results.taylor] if results.taylor else [None] * len(named)
         size = [s.value for s in results.magnitude] if results.magnitude else [None] * len(named)
-        run.write_csv(
-            "weights.csv",
-            ("name", "block", "module", "taylor", "magnitude"),
-            [
-                (s.name, s.block, s.module, t, m)
-                for s, t, m in zip(named, taylor, size, strict=True)
-            ],
-        )
+        both = zip(named, taylor, size, strict=True)
+        WeightRow.write(run, [WeightRow(s.name, s.block, s.module, t, m) for s, t, m in both])
     if found and found.sample_nll:
-        run.write_csv(
-            "samples.csv",
-            ("block", "sample", "nll"),
+        SampleRow.write(
+            run,
             [
-                (branch - 1, sample, nll)
+                SampleRow(branch - 1, sample, nll)
                 for branch, row in enumerate(found.sample_nll)
                 for sample, nll in enumerate(row)
             ],
         )
     if found and found.angular:
-        run.write_csv("angular.csv", ("start", "length", "distance"), found.angular)
+        AngularRow.write(run, [AngularRow(*row) for row in found.angular])
     if results.greedy is not None:
-        rounds = [(at + 1, r.block, r.ppl) for at, r in enumerate(results.greedy)]
-        run.write_csv("greedy.csv", ("round", "block", "ppl"), rounds)
+        rounds = enumerate(results.greedy, start=1)
+        GreedyRow.write(run, [GreedyRow(at, r.block, r.ppl) for at, r in rounds])
     if results.sublayers is not None:
-        run.write_csv("sublayers.csv", ("block", "part", "ppl"), results.sublayers)
-    run.write_csv("blocks.csv", list(columns), list(zip(*columns.values(), strict=True)))
+        SublayerRow.write(run, [SublayerRow(*row) for row in results.sublayers])
+    BlockRow.write(run, [BlockRow(*row) for row in zip(*columns, strict=True)])
 
 
-def _summary(
-    spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Results
-) -> dict[str, Any]:
+def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Results) -> Importance:
     flops = work.estimate(
         info, spec.metrics, spec.samples, spec.length, info.dtype, spec.rounds
     ).flops
     spent = sum(results.seconds.values())
-    return {
-        "checkpoint": spec.checkpoint,
-        "checkpoint_key": info.key,
-        "family": info.family,
-        "blocks": info.blocks,
-        "dense_ppl": results.sweep.dense_ppl if results.sweep else None,
-        "metrics": list(spec.metrics),
-        "calibration": spec.calibration,
-        "calibration_content": sources.describe(spec.calibration)["content"],
-        "samples": spec.samples,
-        "length": spec.length,
-        "seed": spec.seed,
-        "seconds": {name: round(value, 4) for name, value in results.seconds.items()},
-        "flops": flops,
-        "flops_per_s": flops / spent if spent > 0 and flops > 0 else None,
-    }
+    return Importance(
+        checkpoint=spec.checkpoint,
+        checkpoint_key=info.key,
+        family=info.family,
+        blocks=info.blocks,
+        dense_ppl=results.sweep.dense_ppl if results.sweep else None,
+        metrics=spec.metrics,
+        calibration=spec.calibration,
+        calibration_content=sources.describe(spec.calibration)["content"],
+        samples=spec.samples,
+        length=spec.length,
+        seed=spec.seed,
+        seconds={name: round(value, 4) for name, value in results.seconds.items()},
+        flops=flops,
+        flops_per_s=flops / spent if spent > 0 and flops > 0 else None,
+    )
 
 
-def _versions(device: Any, dtype: Any) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     import torch
     import transformers
 
     from core import __version__
-    from core.model.precision import arithmetic_of, dtype_name
 
     return {
-        "compute_dtype": dtype_name(arithmetic_of(dtype, device)),
-        "versions": {
-            "depthcut": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "depthcut": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
     }

@@ -7,13 +7,14 @@ over the weights, in which common prefixes are computed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.checkpoint import headers, locate
 from core.data import sources
 from core.data.calibration import calibration_rows
 from core.errors import OptionError, PlanError
 from core.prune import plan, scores
+from core.prune.score_results import Curve, CurveRow, Importance, plan_key
 from core.runs import workspace
 from core.runs.spec import DeviceOptions, option
 
@@ -89,13 +90,8 @@ def run(spec: CurveSpec, run: Run) -> None:
     folder, info = checkpoint.folder, checkpoint.info
     plans = _plans(spec, info, scores.load(spec.scores))
     text = _text(spec)
-    rows = calibration_rows(
-        text["calibration"],
-        loading.load_tokenizer(folder),
-        text["samples"],
-        text["length"],
-        text["seed"],
-    )
+    tokenizer = loading.load_tokenizer(folder)
+    rows = calibration_rows(text.source, tokenizer, text.samples, text.length, text.seed)
     device = precision.resolve_device(spec.device)
     dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
@@ -106,46 +102,59 @@ def run(spec: CurveSpec, run: Run) -> None:
         losses = losses_without(view, batch, sets, run.progress)
     assert losses is not None
     values = losses.perplexity
-    table: list[tuple[Any, ...]] = [
-        (criterion, 0, 0.0, info.parameters, values[0]) for criterion in spec.criteria
-    ]
+    table = [CurveRow(name, 0, 0.0, info.parameters, values[0]) for name in spec.criteria]
     table += [
-        (p.criterion, len(p.drop), p.ratio, p.params, value)
+        CurveRow(p.criterion, len(p.drop), p.ratio, p.params, value)
         for p, value in zip(plans, values[1:], strict=True)
     ]
     order = {scores.canonical(name): at for at, name in enumerate(spec.criteria)}
-    table.sort(key=lambda row: (order[scores.canonical(row[0])], row[1]))
-    run.write_csv("curve.csv", ("criterion", "count", "ratio", "params", "ppl"), table)
-    run.write_json(
-        "summary.json",
-        {
-            "checkpoint": spec.checkpoint,
-            "checkpoint_key": info.key,
-            "scores": spec.scores,
-            "dense_ppl": values[0],
-            "protected": list(plans[0].protected) if plans else [],
-            "drops": {f"{p.criterion} {len(p.drop)}": list(p.drop) for p in plans},
-            **text,
-            "calibration_content": sources.describe(text["calibration"])["content"],
-            "tokens": batch.predictions,
-            "device": str(device),
-            "dtype": precision.dtype_name(dtype),
-            "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
-        },
-    )
+    table.sort(key=lambda row: (order[scores.canonical(row.criterion)], row.count))
+    CurveRow.write(run, table)
+    Curve(
+        checkpoint=spec.checkpoint,
+        checkpoint_key=info.key,
+        scores=spec.scores,
+        dense_ppl=values[0],
+        protected=plans[0].protected if plans else (),
+        drops={plan_key(p.criterion, len(p.drop)): p.drop for p in plans},
+        calibration=text.source,
+        samples=text.samples,
+        length=text.length,
+        seed=text.seed,
+        calibration_content=sources.describe(text.source)["content"],
+        tokens=batch.predictions,
+        device=str(device),
+        dtype=precision.dtype_name(dtype),
+        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+    ).write(run)
 
 
-def _text(spec: CurveSpec) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Text:
+    """The rows that plans are measured on."""
+
+    source: str = "demo"
+    samples: int = 10
+    length: int = 128
+    seed: int = 1234
+
+
+def _text(spec: CurveSpec) -> _Text:
     """Return calibration, samples, length and seed; the importance run's unless given."""
     from pathlib import Path
 
     folder = Path(spec.scores)
     if not folder.is_dir():
         folder = workspace.default_root() / spec.scores
-    there = workspace.read_json(folder / "summary.json") or {}
-    defaults = {"calibration": "demo", "samples": 10, "length": 128, "seed": 1234}
-    given = {name: getattr(spec, name) for name in defaults}
-    return {
-        name: given[name] if given[name] not in (None, "") else there.get(name, default)
-        for name, default in defaults.items()
-    }
+    run = Importance.read(folder) or Importance()
+    usual = _Text()
+
+    def first(*values: int | None) -> int:
+        return next(v for v in values if v is not None)
+
+    return _Text(
+        spec.calibration or run.calibration or usual.source,
+        first(spec.samples, run.samples, usual.samples),
+        first(spec.length, run.length, usual.length),
+        first(spec.seed, run.seed, usual.seed),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.checkpoint.headers import CheckpointInfo
+from core.prune.score_results import Importance
 from core.runs import workspace
 from core.runs.dtypes import BYTES, computable
 
@@ -95,9 +96,8 @@ def estimate(
 def seconds(flops: float, device: str) -> float | None:
     """Return the time at the rate of this workspace's last finished run, or None."""
     for record in workspace.Workspace().runs("importance"):
-        summary = workspace.read_json(record.path / "summary.json") or {}
-        rate = summary.get("flops_per_s")
-        same = device == "auto" or str(summary.get("device", "")).startswith(device)
-        if record.state == "done" and rate and same:
-            return flops / float(rate)
+        found = Importance.read(record.path) or Importance()
+        same = device == "auto" or (found.device or "").startswith(device)
+        if record.state == "done" and found.flops_per_s and same:
+            return flops / found.flops_per_s
     return None

@@ -22,8 +22,7 @@ from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
 from core.prune import model_card, staging
 from core.prune.plan import parameters_after
-from core.prune.staging import RECORD
-from core.runs import workspace
+from core.prune.results import Cut, Pruning
 from core.runs.progress import SILENT, Progress
 
 _CHUNK = 8 << 20
@@ -54,7 +53,7 @@ def prune(
     name: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Pruning:
     """Write the checkpoint in folder ``source`` without the blocks ``drop`` into ``out``.
 
     ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is the user's name for the
@@ -79,7 +78,7 @@ def prune(
         custom = any(file.endswith(".py") for file in companions)
         card = model_card.depth_card(record, custom_code=custom)
         staging.write(partial / "README.md", card)
-        staging.write(partial / RECORD, json.dumps(record, indent=2) + "\n")
+        staging.write(partial / Pruning.FILE, record.to_text())
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
         headers.inspect(partial, allow_config_only=False)
         progress.check_cancel()
@@ -95,41 +94,41 @@ def make_record(
     criterion: str | None = None,
     plan: dict[str, Any] | None = None,
     name: str | None = None,
-) -> dict[str, Any]:
+) -> Pruning:
     """Return the content of pruning.json.
 
     ``original_blocks`` are the kept blocks' numbers in the original base model, even if the source
     is itself a variant; ``lineage`` holds the earlier cuts, oldest first.
     """
-    earlier = workspace.read_json(folder / RECORD) or {}
-    original = earlier.get("original_blocks")
-    if not isinstance(original, list) or len(original) != info.blocks:
-        original = list(range(info.blocks))
-    keep = [block for block in range(info.blocks) if block not in set(drop)]
+    earlier = Pruning.read(folder)
+    original = earlier.original_blocks if earlier else ()
+    if len(original) != info.blocks:
+        original = tuple(range(info.blocks))
+    keep = tuple(block for block in range(info.blocks) if block not in set(drop))
     after = parameters_after(info, drop)
     source = name or str(folder)
-    lineage = list(earlier.get("lineage") or [])
+    lineage = earlier.lineage if earlier else ()
     if earlier:
-        lineage.append({k: earlier.get(k) for k in ("method", "source", "criterion", "dropped")})
-    return {
-        "schema": workspace.SCHEMA,
-        "method": "depth",
-        "source": source,
-        "base_model": str(earlier.get("base_model") or source),
-        "source_key": info.key,
-        "criterion": criterion,
-        "dropped": list(drop),
-        "kept": keep,
-        "dropped_original": [original[block] for block in drop],
-        "original_blocks": [original[block] for block in keep],
-        "blocks_before": info.blocks,
-        "blocks_after": len(keep),
-        "parameters_before": info.parameters,
-        "parameters_after": after,
-        "ratio": 1 - after / info.parameters,
-        "plan": plan,
-        "lineage": lineage,
-    }
+        cut = Cut(earlier.method, earlier.source, earlier.criterion, earlier.dropped)
+        lineage = (*lineage, cut)
+    return Pruning(
+        method="depth",
+        source=source,
+        base_model=(earlier.base_model if earlier else "") or source,
+        source_key=info.key,
+        criterion=criterion,
+        dropped=tuple(drop),
+        kept=keep,
+        dropped_original=tuple(original[block] for block in drop),
+        original_blocks=tuple(original[block] for block in keep),
+        blocks_before=info.blocks,
+        blocks_after=len(keep),
+        parameters_before=info.parameters,
+        parameters_after=after,
+        ratio=1 - after / info.parameters,
+        plan=plan,
+        lineage=lineage,
+    )
 
 
 def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:

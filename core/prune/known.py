@@ -14,40 +14,39 @@ from core.errors import DepthcutError
 from core.prune import plan as planning
 from core.prune import scores as block_scores
 from core.prune.outlook import CurvePoint, Line, Outlook, Quality, curve_points, quality, same_text
-from core.runs import workspace
+from core.prune.score_results import Curve, Importance
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
 
 
-def summary_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run's summary.json; empty if it does not exist."""
-    return workspace.read_json(record.path / "summary.json") or {}
+def summary_of(record: RunRecord) -> Importance:
+    """Return what an importance run measured; all defaults if it has left no summary."""
+    return Importance.read(record.path) or Importance()
 
 
 def scored_runs(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
     """Return the finished importance runs of exactly these weights, newest first."""
     done = [r for r in where.runs("importance") if r.state == "done"]
-    return [r for r in done if info.key and summary_of(r).get("checkpoint_key") == info.key]
+    return [r for r in done if info.key and summary_of(r).checkpoint_key == info.key]
 
 
 def label_of(record: RunRecord) -> str:
     """Label of an importance run in a list: its name and what it was calibrated on."""
     found = summary_of(record)
-    text = str(found.get("calibration") or "").rsplit("/", 1)[-1]
+    text = (found.calibration or "").rsplit("/", 1)[-1]
     return (
-        f"{record.name}: {text}, {found.get('samples')} x {found.get('length')} tokens, "
-        f"seed {found.get('seed')}, {found.get('device')} {found.get('dtype')}"
+        f"{record.name}: {text}, {found.samples} x {found.length} tokens, "
+        f"seed {found.seed}, {found.device} {found.dtype}"
     )
 
 
-def measured_on(summary: dict[str, Any]) -> str:
+def measured_on(found: Importance) -> str:
     """Return the line under every chart: text, samples, length, seed, device, precision."""
-    if "samples" not in summary:
+    if found.samples is None:
         return ""
     return (
-        f"Measured: {Path(str(summary['calibration'])).name}, {summary['samples']} x "
-        f"{summary['length']} tokens, seed {summary['seed']}, {summary['device']}, "
-        f"{summary['dtype']}."
+        f"Measured: {Path(found.calibration or '').name}, {found.samples} x {found.length} "
+        f"tokens, seed {found.seed}, {found.device}, {found.dtype}."
     )
 
 
@@ -145,13 +144,15 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
         return Known(info)
     summary = summary_of(record)
     curves = [
-        r for r in where.runs("curve") if r.state == "done" and same_text(summary_of(r), summary)
+        r
+        for r in where.runs("curve")
+        if r.state == "done" and same_text(Curve.read(r.path) or Curve(), summary)
     ]
     return Known(
         info=info,
         scores=block_scores.load(record.path),
         run=record.id,
-        dense_ppl=summary.get("dense_ppl"),
+        dense_ppl=summary.dense_ppl,
         note=measured_on(summary),
         points=tuple(point for r in curves for point in curve_points(r.path)),
     )

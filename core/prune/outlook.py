@@ -6,18 +6,15 @@ click.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint.headers import CheckpointInfo
 from core.prune.plan import parameters_after
-from core.runs import workspace
+from core.prune.score_results import Curve, CurveRow, Importance
 from core.runs.dtypes import BYTES
-
-_TEXT = ("checkpoint_key", "calibration", "samples", "length", "seed", "dtype")
 
 
 @dataclass(frozen=True)
@@ -92,29 +89,25 @@ class CurvePoint:
 
 def curve_points(folder: Path) -> list[CurvePoint]:
     """Return the rows of a finished curve run; empty if they cannot be read."""
-    summary = workspace.read_json(folder / "summary.json") or {}
-    drops = summary.get("drops") or {}
-    try:
-        with (folder / "curve.csv").open(encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        return [
-            CurvePoint(
-                row["criterion"],
-                int(row["count"]),
-                float(row["ppl"]),
-                tuple(drops.get(f"{row['criterion']} {row['count']}") or ()),
-                folder.name,
-            )
-            for row in rows
-            if row["ppl"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    found = Curve.read(folder) or Curve()
+    return [
+        CurvePoint(
+            row.criterion, row.count, row.ppl, found.drop_of(row.criterion, row.count), folder.name
+        )
+        for row in CurveRow.read(folder)
+        if row.ppl is not None
+    ]
 
 
-def same_text(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    """Whether two runs' summaries measured the same weights on the same text in the same way."""
-    return all(one.get(name) == other.get(name) for name in _TEXT)
+def same_text(one: Curve | Importance, other: Curve | Importance) -> bool:
+    """Whether two runs measured the same weights on the same text in the same way."""
+    return _text(one) == _text(other)
+
+
+def _text(found: Curve | Importance) -> tuple[object, ...]:
+    """Return weights, rows and precision: what two perplexities must share to be compared."""
+    rows = (found.calibration, found.samples, found.length, found.seed)
+    return (found.checkpoint_key, *rows, found.dtype)
 
 
 def quality(

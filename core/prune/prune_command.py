@@ -12,9 +12,11 @@ from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import PlanError
 from core.prune import depth
+from core.prune.results import PlanFile
 from core.prune.scores import canonical
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import StderrProgress
+from core.runs.results import from_dict
 from core.runs.spec import option
 
 if TYPE_CHECKING:
@@ -50,9 +52,9 @@ def run(spec: PruneSpec, run: Run) -> None:
         progress=run.progress,
     )
     run.progress.log(
-        f"Wrote {record['blocks_after']} of {record['blocks_before']} blocks, "
-        f"{record['parameters_after']:,} of {record['parameters_before']:,} parameters "
-        f"(ratio {record['ratio']:.4f}), to {run.dir}."
+        f"Wrote {record.blocks_after} of {record.blocks_before} blocks, "
+        f"{record.parameters_after:,} of {record.parameters_before:,} parameters "
+        f"(ratio {record.ratio:.4f}), to {run.dir}."
     )
 
 
@@ -70,9 +72,9 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
         plan=plan or None,
         name=checkpoint.name,
     )
-    left = record["parameters_after"]
+    left = record.parameters_after or 0
     widths = DTYPE_BYTES
-    return record | {
+    return record.to_dict() | {
         "dry_run": True,
         "out": spec.out,
         "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
@@ -82,7 +84,8 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
 def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
     """Return the criterion to record; raises `OptionError` for an unknown one."""
     if plan:
-        return plan.get("criterion")
+        found = from_dict(PlanFile, plan)
+        return found.criterion if found else None
     return canonical(spec.criterion) if spec.criterion else None
 
 
@@ -97,13 +100,19 @@ def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], d
     if not spec.plan:
         return check_drop(spec.drop, info.blocks), {}
     plan = _read_plan(spec.plan)
-    blocks = plan.get("blocks")
-    if isinstance(blocks, int) and blocks != info.blocks:
+    planned = from_dict(PlanFile, plan)
+    if planned is None or planned.drop is None:
         raise PlanError(
-            f"The plan {spec.plan} is for {blocks} blocks, but the checkpoint has {info.blocks}.",
+            f"{spec.plan} has no list 'drop' of block numbers.",
+            "Give the JSON output of the plan command.",
+        )
+    if planned.blocks not in (None, info.blocks):
+        raise PlanError(
+            f"The plan {spec.plan} is for {planned.blocks} blocks, but the checkpoint has "
+            f"{info.blocks}.",
             "Give the checkpoint that the plan was made for.",
         )
-    return check_drop(plan["drop"], info.blocks), plan
+    return check_drop(planned.drop, info.blocks), plan
 
 
 def _read_plan(name: str) -> dict[str, Any]:
@@ -115,10 +124,4 @@ def _read_plan(name: str) -> dict[str, Any]:
         raise PlanError(
             f"Cannot read the plan {name}: {error}.", "Give the JSON output of the plan command."
         ) from None
-    drop = plan.get("drop") if isinstance(plan, dict) else None
-    if not isinstance(drop, list) or not all(type(block) is int for block in drop):
-        raise PlanError(
-            f"{name} has no list 'drop' of block numbers.",
-            "Give the JSON output of the plan command.",
-        )
-    return plan
+    return plan if isinstance(plan, dict) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from core.criteria import COLUMNS
 from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
+from core.prune.score_results import AngularRow, BlockRow, GreedyRow, Importance
 from core.runs import workspace
 
 GENERIC = "score"
@@ -112,26 +113,26 @@ def load(path: str | Path) -> BlockScores:
         )
     if not given.is_dir():
         return _from_csv(given, str(path))
-    if not (given / "blocks.csv").is_file():
+    if not (given / BlockRow.FILE).is_file():
         raise DataError(
             f"{path} has no blocks.csv, so it is not a finished importance run.",
             "Give a finished importance run's folder or a CSV file.",
         )
-    scores = _from_csv(given / "blocks.csv", str(path))
+    scores = _from_csv(given / BlockRow.FILE, str(path))
     return BlockScores(
         scores.source,
         scores.blocks,
         scores.columns,
-        _angular(given / "angular.csv", scores.blocks),
-        _greedy(given / "greedy.csv", scores.blocks),
+        _angular(given / AngularRow.FILE, scores.blocks),
+        _greedy(given / GreedyRow.FILE, scores.blocks),
         _checkpoint_of(given),
     )
 
 
 def _checkpoint_of(folder: Path) -> str | None:
     saved = workspace.read_json(folder / workspace.BOOKKEEPING / "spec.json") or {}
-    summary = workspace.read_json(folder / "summary.json") or {}
-    name = (saved.get("spec") or {}).get("checkpoint") or summary.get("checkpoint")
+    found = Importance.read(folder)
+    name = (saved.get("spec") or {}).get("checkpoint") or (found.checkpoint if found else "")
     return str(name) if name else None
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from core import words
 from core.checkpoint import headers
 from core.errors import OutputError
+from core.prune.results import Pruning
 from core.runs import processes, workspace
 
-RECORD = "pruning.json"
 _SPARE_BYTES = 16 << 20
 # Files copied unchanged with the weights: tokenizer, generation defaults, custom code, licence.
 COMPANIONS = (
@@ -38,7 +38,7 @@ COMPANIONS = (
     "USE_POLICY*",
 )
 # All files of a checkpoint written here; replaced as a whole when it is overwritten.
-_OURS = (*COMPANIONS, "*.safetensors", headers.INDEX, RECORD, "README.md", "config.json")
+_OURS = (*COMPANIONS, "*.safetensors", headers.INDEX, Pruning.FILE, "README.md", "config.json")
 
 
 def check_output(folder: Path, target: Path, overwrite: bool) -> None:

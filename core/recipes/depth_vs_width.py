@@ -16,9 +16,9 @@ from core import words
 from core.compare.speed import Speed, speed_up
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
-from core.runs import workspace
 from core.study.kinds import criterion_label, width_label
 from core.study.lineage import allowed_blocks
+from core.width.results import WidthPruning
 
 RATIO = 0.33
 """Of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
@@ -124,16 +124,12 @@ def figures(chain: Chain) -> dict[str, dict[str, Any]]:
         found[name] = {
             "parameters": entry["parameters"],
             "ratio": 1 - entry["parameters"] / total,
-            "cut_in": allowed_blocks(_pruning(chain, name)),
+            "cut_in": allowed_blocks(WidthPruning.read(chain.dir(name)) or WidthPruning()),
             "ppl": parts.perplexity(chain, name),
             "latencies_s": times[entry["name"]],
             "peak_memory_mib": (float(at_one["peak_memory_mib"]) if times[entry["name"]] else None),
         }
     return found
-
-
-def _pruning(chain: Chain, name: str) -> dict[str, Any]:
-    return {} if name == "dense" else workspace.read_json(chain.dir(name) / "pruning.json") or {}
 
 
 def verdict(chain: Chain) -> Verdict:

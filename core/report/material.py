@@ -12,6 +12,7 @@ from core.checkpoint import locate
 from core.compare.measured import setting_of
 from core.compare.scene import Scene, scene
 from core.errors import InputError
+from core.prune.results import Pruning
 from core.runs import workspace
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Benchmark, Study, study
@@ -144,8 +145,8 @@ def commands(runs: Iterable[RunRecord]) -> list[str]:
 def _dropped(record: RunRecord) -> str:
     if record.command != "prune" or not record.spec.get("plan"):
         return ""
-    found = workspace.read_json(record.path / "pruning.json") or {}
-    return f"   # the plan drops {','.join(map(str, found.get('dropped') or []))}"
+    cut = Pruning.read(record.path) or Pruning()
+    return f"   # the plan drops {','.join(map(str, cut.dropped))}"
 
 
 def versions(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:

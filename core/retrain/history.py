@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from core.checkpoint import locate
+from core.prune.results import Pruning
 from core.retrain.spec import LABELS
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
@@ -36,9 +37,9 @@ def holder(record: RunRecord) -> Path | None:
 def label_of(record: RunRecord) -> str:
     """Return how a variant is called in a list: its name and how it came about."""
     folder = holder(record)
-    pruning = (workspace.read_json(folder / "pruning.json") if folder else None) or {}
-    dropped = pruning.get("dropped")
-    how = f"without blocks {', '.join(map(str, dropped))}" if dropped else record.command
+    cut = Pruning.read(folder) if folder else None
+    dropped = ", ".join(map(str, cut.dropped)) if cut else ""
+    how = f"without blocks {dropped}" if dropped else record.command
     if record.command == "retrain":
         how = f"{LABELS.get(str(record.spec.get('method')), 'retrained')}, {how}"
     return f"{record.name}: {how}"

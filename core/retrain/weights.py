@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from core.errors import CheckpointError
 from core.model.loading import load_model
 from core.model.precision import DTYPES, dtype_name
+from core.prune.results import Pruning
 from core.prune.staging import COMPANIONS
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.rows import Row
@@ -109,7 +109,7 @@ def merge_and_save(
 
     def write(target: Path, whole: Any = whole) -> None:
         whole.save_pretrained(target, max_shard_size="5GB")
-        for pattern in (*COMPANIONS, "pruning.json"):
+        for pattern in (*COMPANIONS, Pruning.FILE):
             for path in source.glob(pattern):
                 if path.is_file() and not (target / path.name).exists():
                     shutil.copyfile(path, target / path.name)
@@ -148,9 +148,5 @@ def _logits(model: Any, rows: Sequence[Row], device: torch.device) -> list[torch
 
 def dense_of(folder: Path) -> str | None:
     """Return the checkpoint that pruning.json says this one was cut from."""
-    try:
-        record = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    source = record.get("base_model") or record.get("source")
-    return source if isinstance(source, str) else None
+    cut = Pruning.read(folder)
+    return (cut.base_model or cut.source or None) if cut else None

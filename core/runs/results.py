@@ -15,15 +15,12 @@ import functools
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from core.runs import workspace
-
-if TYPE_CHECKING:
-    from core.runs.run import Run
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +34,16 @@ def _kept(size: int) -> Callable[[F], F]:
     return functools.lru_cache(maxsize=size)  # type: ignore[return-value]
 
 
+class Writer(Protocol):
+    """What writes result files: a `core.runs.run.Run`, or whatever stands in for one."""
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file atomically, with the schema number in front."""
+
+    def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file atomically."""
+
+
 @dataclass(frozen=True)
 class JsonResult:
     """Base of a dataclass that is one JSON file of a run directory."""
@@ -45,9 +52,9 @@ class JsonResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, in the order of the file's keys."""
-        return dataclasses.asdict(self)
+        return _plain(self)
 
-    def write(self, run: Run) -> None:
+    def write(self, run: Writer) -> None:
         """Write the file atomically, with the schema number in front."""
         run.write_json(self.FILE, self.to_dict())
 
@@ -74,7 +81,7 @@ class CsvRow:
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
-    def write(cls, run: Run, rows: Iterable[Self]) -> None:
+    def write(cls, run: Writer, rows: Iterable[Self]) -> None:
         """Write the table atomically; None becomes an empty cell, booleans true and false."""
         names = cls.columns()
         run.write_csv(cls.FILE, names, [[_cell(getattr(r, n)) for n in names] for r in rows])
@@ -100,6 +107,15 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T | None:
         elif required:
             return None
     return kind(**found)
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries and tuples as lists, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from core.checkpoint import locate
 from core.prune.plan import default_protection, unprotected
+from core.prune.results import Pruning
 from core.retrain.spec import LABELS as RETRAINED
-from core.runs import workspace
 from core.study import variants
 from core.study.kinds import Variant, criterion_label, width_label
+from core.width.results import WidthPruning
 
 
 def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
@@ -47,10 +47,9 @@ def _made(
     """Return the variant that a run left behind; the dense one has ``total`` parameters."""
     record = node.record
     assert record is not None
-    pruning = workspace.read_json(record.path / "pruning.json") or {}
+    cut = WidthPruning.read(record.path) or WidthPruning()
     left = node.parameters or parent.parameters
-    known = pruning.get("ratio")
-    ratio = 1 - left / total if left and total else known if isinstance(known, float) else None
+    ratio = 1 - left / total if left and total else cut.ratio
     base = Variant(
         record.id, record.name, parent.kind, parameters=left, ratio=ratio, parent=parent.id,
         folder=node.folder, record=record,
@@ -63,58 +62,56 @@ def _made(
         label = f"{parent.label} + {RETRAINED.get(method, method)}"
         made = replace(base, retrained=method, **kept)
     elif record.command == "width":
-        method = str(pruning.get("method") or record.spec.get("method") or "width")
+        method = str(cut.method or record.spec.get("method") or "width")
         named = width_label(method)
         label = f"{named}{share}"
         made = replace(base, kind="width", method=method, method_label=named)
-        made = replace(made, cut_in=allowed_blocks(pruning))
+        made = replace(made, cut_in=allowed_blocks(cut))
     else:
-        method = str(pruning.get("criterion") or "")
-        protected = _protected(pruning)
-        gone = _gone(pruning, blocks)
+        method = cut.criterion or ""
+        protected = _protected(cut)
+        gone = _gone(cut, blocks)
         named = criterion_label(method, protected) if method else "by hand"
         label = (named if method else f"without {', '.join(map(str, gone))}") + share
         made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
-        made = replace(made, cut_in=allowed_blocks(pruning))
+        made = replace(made, cut_in=allowed_blocks(cut))
     return made if record.name != record.id else replace(made, label=label)
 
 
-def _protected(pruning: dict[str, Any]) -> bool:
+def _protected(cut: Pruning) -> bool:
     """Whether first and last blocks were protected: as the plan says, else as by default."""
-    plan = pruning.get("plan") or {}
-    if plan:
-        return bool(plan.get("protect_first") or plan.get("protect_last"))
-    blocks = int(pruning.get("blocks_before") or 0)
+    if plan := cut.planned:
+        return bool(plan.protect_first or plan.protect_last)
+    blocks = cut.blocks_before or 0
     first, last = default_protection(blocks)
-    return all(first <= b < blocks - last for b in pruning.get("dropped") or [0])
+    return all(first <= b < blocks - last for b in cut.dropped or (0,))
 
 
-def allowed_blocks(pruning: dict[str, Any]) -> tuple[int, ...]:
+def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
     """Return the blocks that a pruning.json's method might cut, by their dense numbers.
 
     Those of --layers for width, all but the plan's protected ones for depth; empty where blocks
     were named by hand.
     """
-    plan = pruning.get("plan") or {}
-    if "layers" in pruning:
-        own = list(pruning["layers"] or [])
-    elif plan.get("blocks"):
-        own = list(unprotected(plan["blocks"], plan.get("protected") or []))
+    plan = cut.planned
+    if cut.layers is not None:
+        own = cut.layers
+    elif plan and plan.blocks:
+        own = unprotected(plan.blocks, plan.protected)
     else:
         return ()
-    dropped = pruning.get("dropped_original") or pruning.get("dropped") or []
-    source = sorted({*(pruning.get("original_blocks") or []), *dropped})
+    source = sorted({*cut.original_blocks, *(cut.dropped_original or cut.dropped)})
     return tuple(source[b] if b < len(source) else b for b in own)
 
 
-def _gone(pruning: dict[str, Any], blocks: int | None) -> tuple[int, ...]:
+def _gone(cut: Pruning, blocks: int | None) -> tuple[int, ...]:
     """Return the blocks of the dense model, which has ``blocks``, that went; the last cut's last.
 
     Within the last cut they keep their removal order.
     """
-    last = list(pruning.get("dropped_original") or pruning.get("dropped") or [])
-    left = {*(pruning.get("original_blocks") or []), *last}
-    earlier = [b for b in range(blocks or 0) if b not in left] if pruning.get("lineage") else []
+    last = cut.dropped_original or cut.dropped
+    left = {*cut.original_blocks, *last}
+    earlier = [b for b in range(blocks or 0) if b not in left] if cut.lineage else []
     return (*earlier, *last)
 
 

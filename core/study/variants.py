@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.checkpoint import locate
+from core.prune.results import Pruning
 from core.runs import workspace
 from core.runs.workspace import RunRecord
 
@@ -112,7 +113,7 @@ def dense(name: str) -> Variant:
 
 
 def _variant(record: RunRecord) -> Variant:
-    pruning = workspace.read_json(record.path / "pruning.json") or {}
+    cut = Pruning.read(record.path) or Pruning()
     merged = record.path / "merged"
     holder = merged if (merged / "config.json").is_file() else record.path
     return Variant(
@@ -120,8 +121,8 @@ def _variant(record: RunRecord) -> Variant:
         record=record,
         folder=holder if (holder / "config.json").is_file() else None,
         parent=str(record.spec.get("checkpoint") or ""),
-        dropped=tuple(pruning.get("dropped") or record.spec.get("drop") or ()),
-        blocks=pruning.get("blocks_after"),
-        parameters=pruning.get("parameters_after"),
-        ratio=pruning.get("ratio"),
+        dropped=cut.dropped or tuple(record.spec.get("drop") or ()),
+        blocks=cut.blocks_after,
+        parameters=cut.parameters_after,
+        ratio=cut.ratio,
     )

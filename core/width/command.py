@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,14 @@ from core.data import sources
 from core.data.calibration import calibration_rows
 from core.importance import estimate as work
 from core.prune import depth
+from core.prune.results import Pruning
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import DeviceOptions, option
 from core.width import methods
 from core.width import plan as planning
 from core.width.plan import WidthPlan
+from core.width.results import BlockCut, Calibration, Target, WidthPruning
 from core.width.units import Counts
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from core.width.selection import Selection
 
 ORDERS = ("first", "second", "mixed")
+UNKNOWN_BEFORE = (
+    "bias_compensation", "rescued", "calibration", "device", "dtype", "peak_memory_mib",
+)  # fmt: skip
+"""What pruning.json says of a run and a dry run cannot know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,7 @@ class WidthSpec(DeviceOptions):
 
 def make_plan(
     spec: WidthSpec, info: CheckpointInfo, progress: Progress
-) -> tuple[WidthPlan, dict[str, Any] | None]:
+) -> tuple[WidthPlan, Target | None]:
     """Return the plan and its target (None for a ratio).
 
     Raises `OptionError`, `PlanError`, or `CheckpointError` for a --match that cannot be read.
@@ -87,9 +93,9 @@ def make_plan(
     if spec.match is not None:
         other = locate.open(spec.match, progress, need="config", need_tokenizer=False)
         match = (spec.match, other.info.parameters)
-        aim = {"match": spec.match, "parameters": match[1]}
+        aim = Target(spec.match, match[1])
     elif spec.params is not None:
-        aim = {"match": None, "parameters": spec.params}
+        aim = Target(None, spec.params)
     plan = planning.make(
         info,
         methods.get(spec.method),
@@ -127,9 +133,11 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     progress = StderrProgress()
     checkpoint = locate.open(spec.checkpoint, progress, need="config", need_tokenizer=False)
     plan, aim = make_plan(spec, checkpoint.info, progress)
-    record = _start(spec, checkpoint)
-    record |= _sizes(plan, aim, plan.parameters, plan.ratio)
-    record |= {
+    base = _start(spec, checkpoint)
+    record = _sized(base, plan, aim, plan.parameters, plan.ratio).to_dict()
+    for later in UNKNOWN_BEFORE:
+        del record[later]
+    return record | {
         "dry_run": True,
         "out": spec.out,
         "kind": plan.kind,
@@ -138,7 +146,6 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
     }
-    return record
 
 
 def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
@@ -187,22 +194,25 @@ def shapes(plan: WidthPlan, counts: Any) -> list[dict[str, int]]:
     return result
 
 
-def _sizes(plan: WidthPlan, aim: dict[str, Any] | None, after: int, ratio: float) -> dict[str, Any]:
+def _sized(
+    base: Pruning, plan: WidthPlan, aim: Target | None, after: int, ratio: float
+) -> WidthPruning:
+    """Return the record with method and sizes; ``ratio`` is the method's own."""
     before = plan.info.parameters
     if aim:
-        aim = aim | {
-            "difference": after - aim["parameters"],
-            "relative_difference": (after - aim["parameters"]) / aim["parameters"],
-        }
-    return {
-        "method": plan.method.name,
-        "label": plan.method.label,
-        "method_ratio": ratio,
-        "parameters_before": before,
-        "parameters_after": after,
-        "ratio": 1 - after / before,
-        "target": aim,
-    }
+        over = after - aim.parameters
+        aim = replace(aim, difference=over, relative_difference=over / aim.parameters)
+    common = {field.name: getattr(base, field.name) for field in fields(base)}
+    return replace(
+        WidthPruning(**common),
+        method=plan.method.name,
+        label=plan.method.label,
+        method_ratio=ratio,
+        parameters_before=before,
+        parameters_after=after,
+        ratio=1 - after / before,
+        target=aim,
+    )
 
 
 def run(spec: WidthSpec, run: Run) -> None:
@@ -218,25 +228,25 @@ def run(spec: WidthSpec, run: Run) -> None:
     dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
     memory.reset_peak_memory(device)
     selection, text = _select(spec, run, folder, plan, device, dtype)
-    record = _start(spec, checkpoint)
+    base = _start(spec, checkpoint)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
-    record |= _sizes(plan, aim, after, selection.ratio)
-    record |= {
-        "layers": list(plan.blocks),
-        "bias_compensation": bool(selection.biases),
-        "rescued": list(selection.rescued),
-        "calibration": text,
-        "device": str(device),
-        "dtype": precision.dtype_name(dtype),
-        "peak_memory_mib": round(memory.peak_memory_mib(device), 1),
-        "blocks": _dropped(plan, selection, shapes(plan, counts)),
-    }
+    record = replace(
+        _sized(base, plan, aim, after, selection.ratio),
+        layers=tuple(plan.blocks),
+        bias_compensation=bool(selection.biases),
+        rescued=tuple(selection.rescued),
+        calibration=text,
+        device=str(device),
+        dtype=precision.dtype_name(dtype),
+        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+        blocks=_dropped(plan, selection, shapes(plan, counts)),
+    )
     write(folder, run.dir, plan, selection, record, run.progress)
     run.progress.log(_sentence(record, run.dir))
 
 
-def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> dict[str, Any]:
+def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> Pruning:
     """Return what pruning.json says of a cut that drops no block."""
     return depth.make_record(
         checkpoint.folder,
@@ -249,7 +259,7 @@ def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> dict[str, Any]:
 
 def _select(
     spec: WidthSpec, run: Run, folder: Path, plan: WidthPlan, device: Any, dtype: Any
-) -> tuple[Selection, dict[str, Any] | None]:
+) -> tuple[Selection, Calibration | None]:
     """Load the model, let the method choose, and free the model."""
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
@@ -268,11 +278,9 @@ def _select(
             spec.seed,
             or_fewer=spec.samples is None,
         )
-        text = sources.describe(spec.calibration) | {
-            "samples": len(rows),
-            "length": length,
-            "seed": spec.seed,
-        }
+        text = Calibration(
+            **sources.describe(spec.calibration), samples=len(rows), length=length, seed=spec.seed
+        )
     run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
     view = BlockView(loading.load_model(folder, device, dtype))
     batch = make_batch(rows, view) if rows else None
@@ -283,35 +291,29 @@ def _select(
 
 def _dropped(
     plan: WidthPlan, selection: Selection, kept: list[dict[str, int]]
-) -> list[dict[str, Any]]:
+) -> tuple[BlockCut, ...]:
     """Return what every block keeps, and the removed units by their numbers in the source."""
     result = []
     for unit, shape in zip(plan.units, kept, strict=True):
         keep = selection.keep.get(unit.block, unit.all)
         groups = sorted(set(range(unit.groups)) - set(keep.groups))
-        result.append(
-            shape
-            | {
-                "dropped_kv_heads": groups,
-                "dropped_heads": [
-                    g * unit.queries + q for g in groups for q in range(unit.queries)
-                ],
-                "dropped_neurons": sorted(set(range(unit.neurons)) - set(keep.neurons)),
-            }
+        heads = (g * unit.queries + q for g in groups for q in range(unit.queries))
+        neurons = sorted(set(range(unit.neurons)) - set(keep.neurons))
+        result.append(BlockCut(**shape, dropped_kv_heads=tuple(groups), dropped_heads=tuple(heads),
+                               dropped_neurons=tuple(neurons)))  # fmt: skip
+    return tuple(result)
+
+
+def _sentence(record: WidthPruning, out: Path) -> str:
+    aim = record.target
+    near = ""
+    if aim and aim.difference is not None and aim.relative_difference is not None:
+        near = (
+            f", {abs(aim.difference):,} ({abs(aim.relative_difference):.3%}) "
+            f"{'more' if aim.difference > 0 else 'fewer'} than requested"
         )
-    return result
-
-
-def _sentence(record: dict[str, Any], out: Path) -> str:
-    aim = record["target"]
-    near = (
-        f", {abs(aim['difference']):,} ({abs(aim['relative_difference']):.3%}) "
-        f"{'more' if aim['difference'] > 0 else 'fewer'} than requested"
-        if aim
-        else ""
-    )
     return (
-        f"Wrote {record['parameters_after']:,} of {record['parameters_before']:,} parameters "
-        f"(ratio {record['ratio']:.4f}; {record['label']}'s own ratio "
-        f"{record['method_ratio']:.6g}){near}, to {out}."
+        f"Wrote {record.parameters_after:,} of {record.parameters_before:,} parameters "
+        f"(ratio {record.ratio:.4f}; {record.label}'s own ratio "
+        f"{record.method_ratio:.6g}){near}, to {out}."
     )

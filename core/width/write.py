@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from core.checkpoint import families, headers, locate
 from core.checkpoint.headers import TensorIndex
-from core.prune import model_card, staging
+from core.prune import staging
 from core.runs.progress import SILENT, Progress
 from core.width.layout import MODELLING, pruned_config
+from core.width.model_card import width_card
 from core.width.plan import WidthPlan
+from core.width.results import WidthPruning
 from core.width.selection import Selection
 from core.width.surgery import cut
 from core.width.units import BlockUnits
@@ -31,7 +33,7 @@ def write(
     target: Path,
     plan: WidthPlan,
     selection: Selection,
-    record: Mapping[str, Any],
+    record: WidthPruning,
     progress: Progress = SILENT,
 ) -> None:
     """Write what ``selection`` keeps of the checkpoint in ``folder`` to the folder ``target``.
@@ -50,22 +52,12 @@ def write(
         staging.copy_companions(folder, partial, without=(MODELLING.name,))
         if custom:
             shutil.copyfile(MODELLING, partial / MODELLING.name)
-        staging.write(partial / "README.md", model_card.width_card(record, custom_code=custom))
-        staging.write(partial / staging.RECORD, record_text(record))
+        staging.write(partial / "README.md", width_card(record, custom_code=custom))
+        staging.write(partial / WidthPruning.FILE, record.to_text())
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
         headers.inspect(partial, allow_config_only=False)
         progress.check_cancel()
         staging.publish(partial, target)
-
-
-def record_text(record: Mapping[str, Any]) -> str:
-    """Format pruning.json with one line per block: a large model drops tens of thousands of units.
-
-    With an indent, every unit's number would take a line of its own.
-    """
-    rest = {key: value for key, value in record.items() if key != "blocks"}
-    lines = ",\n    ".join(json.dumps(block) for block in record["blocks"])
-    return json.dumps(rest, indent=2)[:-2] + f',\n  "blocks": [\n    {lines}\n  ]\n}}\n'
 
 
 def _write_weights(

@@ -17,6 +17,7 @@ from core.__main__ import main
 from core.checkpoint import headers
 from core.errors import Cancelled, OutputError, PlanError
 from core.prune import depth
+from core.prune.results import Pruning
 from core.runs.progress import Progress
 
 torch.set_num_threads(1)
@@ -51,7 +52,7 @@ def test_result_equals_the_original_with_blocks_skipped(
         got = pruned(ids, use_cache=False).logits
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert (got - dense).abs().max() > 0.1
-    assert sum(p.numel() for p in pruned.parameters()) == record["parameters_after"]
+    assert sum(p.numel() for p in pruned.parameters()) == record.parameters_after
 
 
 @pytest.mark.parametrize("variant", tiny.FAMILIES)
@@ -119,11 +120,12 @@ def test_a_variant_of_a_variant_knows_its_line(tiny_gqa, tmp_path):
     depth.prune(tiny_gqa, (1,), tmp_path / "a", name="owner/base", criterion="ppl")
     record = depth.prune(tmp_path / "a", (0, 2), tmp_path / "b")
     saved = json.loads((tmp_path / "b" / "pruning.json").read_text())
-    assert saved == record
-    assert record["base_model"] == "owner/base"
-    assert record["dropped_original"] == [0, 3]
-    assert record["original_blocks"] == [2, 4]
-    assert record["lineage"] == [
+    assert saved == record.to_dict()
+    assert Pruning.read(tmp_path / "b") == record
+    assert saved["base_model"] == "owner/base"
+    assert saved["dropped_original"] == [0, 3]
+    assert saved["original_blocks"] == [2, 4]
+    assert saved["lineage"] == [
         {"method": "depth", "source": "owner/base", "criterion": "ppl", "dropped": [1]}
     ]
     card = (tmp_path / "b" / "README.md").read_text()

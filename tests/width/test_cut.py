@@ -238,7 +238,7 @@ def test_blocks_of_a_width_variant_can_be_dropped(tiny_gqa, width, tmp_path, rec
     info = headers.inspect(tmp_path / "both", allow_config_only=False)
     shapes = headers.inspect(out).block_shapes
     assert info.block_shapes == (shapes[0], shapes[2], shapes[4])
-    assert record["lineage"][0]["method"] == "flap"
+    assert record.lineage[0].method == "flap"
     model = own(tmp_path / "both")
     dense = own(out)
     for block in (1, 3):

@@ -1,0 +1,40 @@
+"""The README.md written beside a width-pruned checkpoint."""
+
+from __future__ import annotations
+
+from core.prune.model_card import front_matter, loading, parameters
+from core.width.results import WidthPruning
+
+
+def width_card(record: WidthPruning, *, custom_code: bool = False) -> str:
+    """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
+    text = record.calibration
+    calibrated_on = (
+        f"{text.source}, {text.samples} x {text.length} tokens, seed {text.seed}"
+        if text
+        else "nothing: the scores use the weights alone"
+    )
+    kept = [f"{b.block}: {b.heads} heads, {b.neurons} neurons" for b in record.blocks]
+    bias = record.bias_compensation
+    lines = [
+        *front_matter(record.base_model, "width-pruning"),
+        f"# {record.base_model}, narrower by {record.label}",
+        "",
+        "Width pruning: attention heads and MLP neurons are removed; all other weights are "
+        "unchanged."
+        + (" Biases of the output projections compensate for them." if bias else "")
+        + " The model was not retrained after this cut.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base model | {record.base_model} |",
+        f"| made from | {record.source} |",
+        f"| criterion | {record.criterion} |",
+        f"| the method's own ratio | {record.method_ratio:.6g} |",
+        f"| calibrated on | {calibrated_on} |",
+        parameters(record),
+        f"| what each block keeps | {'; '.join(kept)} |",
+        "",
+        *loading(custom_code),
+    ]
+    return "\n".join(lines)
