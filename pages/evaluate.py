@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -15,8 +16,8 @@ from core.evaluate import command, questions, results
 from core.evaluate import tables as view
 from core.evaluate.results import Judged, Measure
 from core.evaluate.spec import EvaluateSpec
-from core.prune import known as prune_view
-from core.recipes.command import RecipeSpec
+from core.recipes.results import CalibrationRow, RecipeSummary
+from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Study, Variant, study, tokenizer_conflict
@@ -238,12 +239,12 @@ def calibration(known: Study) -> None:
     found = view.calibration_runs(state.workspace(), name)
     if found:
         record = found[0]
-        summary = prune_view.summary_of(record)
-        rows = summary["figures"]["table"]
+        summary = RecipeSummary.read(record.path) or RecipeSummary()
+        rows = [asdict(row) for row in CalibrationRow.read(record.path)]
         figure = charts.calibration_grid(rows)
         st.plotly_chart(figure, key="grid", alt="Calibration text against evaluation text.")
-        st.markdown(summary["verdict"])
-        st.caption(" ".join(summary["findings"]))
+        st.markdown(summary.verdict)
+        st.caption(" ".join(summary.findings))
         downloaded("calibration.csv", rows)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         texts = st.text_input(

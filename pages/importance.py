@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
@@ -12,18 +12,22 @@ from core.errors import DepthcutError
 from core.findings import of_run
 from core.importance import command
 from core.prune import known
+from core.prune.score_results import (
+    AngularRow,
+    BlockRow,
+    GreedyRow,
+    Importance,
+    SampleRow,
+    SublayerRow,
+    WeightRow,
+)
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import findings, frame, prune_pad, runs, state, widgets
 
-TABLES = (
-    "blocks.csv",
-    "weights.csv",
-    "samples.csv",
-    "angular.csv",
-    "greedy.csv",
-    "sublayers.csv",
+TABLES = tuple(
+    kind.FILE for kind in (BlockRow, WeightRow, SampleRow, AngularRow, GreedyRow, SublayerRow)
 )
 """Tables that a run may have written, each offered for download."""
 
@@ -76,22 +80,9 @@ def launcher(name: str) -> str:
     return same[0].id if same else st.session_state.get("importance_run", "")
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
-def table(path: str, _stamp: int) -> pd.DataFrame:
-    """Return the CSV file at ``path``; cached until the file changes."""
-    return pd.read_csv(path)
-
-
-def read(record: RunRecord, name: str) -> pd.DataFrame | None:
-    """Return one of the run's tables, or None if the run did not write it."""
-    path: Path = record.path / name
-    return table(str(path), path.stat().st_mtime_ns) if path.is_file() else None
-
-
-def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
+def perplexity(values: list[float], dense: float | None, note: str) -> None:
     """Draw the perplexity bars with a switch that clips outliers."""
     st.subheader("Perplexity without each block")
-    values, dense = blocks["ppl"].tolist(), summary.get("dense_ppl")
     top = charts.useful_top(values, dense)
     zoom = bool(top) and st.toggle(
         "Clip outliers", key="zoom_bars", help="Cuts off the tallest bars."
@@ -101,18 +92,19 @@ def perplexity(blocks: pd.DataFrame, summary: dict, note: str) -> None:
     st.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
 
 
-def by_row(samples: pd.DataFrame, note: str) -> None:
+def by_row(samples: Sequence[SampleRow], note: str) -> None:
     """Draw each calibration row's perplexity without each block."""
     st.subheader("Perplexity by calibration row")
-    table = charts.row_perplexity(samples)
-    top = charts.useful_top(table.to_numpy().ravel().tolist(), None)
+    table = charts.table(samples)
+    ppl = charts.row_perplexity(table)
+    top = charts.useful_top(ppl.to_numpy().ravel().tolist(), None)
     zoom = bool(top) and st.toggle(
         "Clip the colour scale",
         value=True,
         key="zoom_rows",
         help="Blocks that the model cannot do without share the last colour of the scale.",
     )
-    figure = charts.sample_heatmap(samples, top=top if zoom else None)
+    figure = charts.sample_heatmap(table, top=top if zoom else None)
     st.plotly_chart(figure, key="samples", alt="Perplexity of each row without each block.")
     st.caption(
         f"{note} Compare with the dense row at the top: a cell of the same colour means that this "
@@ -120,14 +112,14 @@ def by_row(samples: pd.DataFrame, note: str) -> None:
     )
 
 
-def module_heatmap(weights: pd.DataFrame, column: str, title: str, blocks: int) -> None:
+def module_heatmap(weights: Sequence[WeightRow], column: str, title: str, blocks: int) -> None:
     """Draw one criterion by module; clicking a column drops its block in the Prune page's plan.
 
     A click redraws the figure, which clears the chart's own selection; the pad keeps the choice.
     """
     pad = prune_pad.plan_elsewhere()
     even = st.toggle("Compare within each module", key=f"rows_{column}")
-    figure = charts.taylor_heatmap(weights, column, rows=even, dropped=pad.drop)
+    figure = charts.taylor_heatmap(charts.table(weights), column, rows=even, dropped=pad.drop)
     key = f"heat_{column}_{pad.clicks}"
     st.plotly_chart(
         figure,
@@ -140,18 +132,17 @@ def module_heatmap(weights: pd.DataFrame, column: str, title: str, blocks: int) 
     st.caption(f"Click a column to drop its block in plan {pad.active}. Chosen: {chosen}.")
 
 
-def searched(record: RunRecord, summary: dict, note: str) -> None:
+def searched(record: RunRecord, dense: float | None, note: str) -> None:
     """Draw greedy removal and the sublayer scores, if the run has them."""
-    greedy, parts = read(record, "greedy.csv"), read(record, "sublayers.csv")
-    dense = summary.get("dense_ppl")
-    if greedy is not None:
+    greedy, parts = GreedyRow.read(record.path), SublayerRow.read(record.path)
+    if greedy:
         st.subheader("Greedy removal (SLEB)")
-        figure = charts.greedy_line(greedy, dense)
+        figure = charts.greedy_line(charts.table(greedy), dense)
         st.plotly_chart(figure, key="greedy", alt="Perplexity after every removal round.")
         st.caption(f"{note} Each round removes the block whose removal increases perplexity least.")
-    if parts is not None:
+    if parts:
         st.subheader("Perplexity without attention or MLP")
-        figure = charts.sublayer_bars(parts, dense)
+        figure = charts.sublayer_bars(charts.table(parts), dense)
         st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
         st.caption(f"{note} Sublayers are only ranked here; pruning removes whole blocks.")
 
@@ -176,41 +167,44 @@ def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
 
 def results(record: RunRecord) -> None:
     """Draw everything that the run measured."""
-    summary, blocks = known.summary_of(record), read(record, "blocks.csv")
-    if blocks is None or not summary:
+    run, rows = Importance.read(record.path), BlockRow.read(record.path)
+    if run is None or not rows:
         st.info("This run did not write any results.")
         return
-    note = known.measured_on(summary)
+    note, blocks = known.measured_on(run), charts.table(rows)
     tiles = st.columns(4)
-    if summary.get("dense_ppl"):
-        tiles[0].metric("Dense perplexity", f"{summary['dense_ppl']:.4g}", border=True)
-    tiles[1].metric("Predictions", f"{summary['tokens']:,}", border=True)
-    tiles[2].metric("Time", f"{sum(summary['seconds'].values()):.1f} s", border=True)
-    tiles[3].metric("Peak memory", f"{summary['peak_memory_mib']:,.0f} MiB", border=True)
+    if run.dense_ppl:
+        tiles[0].metric("Dense perplexity", f"{run.dense_ppl:.4g}", border=True)
+    tiles[1].metric("Predictions", f"{run.tokens:,}", border=True)
+    tiles[2].metric("Time", f"{sum(run.seconds.values()):.1f} s", border=True)
+    tiles[3].metric("Peak memory", f"{run.peak_memory_mib:,.0f} MiB", border=True)
     findings.show(of_run(record.path))
-    if blocks["ppl"].notna().all():
-        perplexity(blocks, summary, note)
-    samples, weights = read(record, "samples.csv"), read(record, "weights.csv")
-    angular = read(record, "angular.csv")
-    if samples is not None:
+    values = [row.ppl for row in rows if row.ppl is not None]
+    if len(values) == len(rows):
+        perplexity(values, run.dense_ppl, note)
+    samples, weights = SampleRow.read(record.path), WeightRow.read(record.path)
+    angular = AngularRow.read(record.path)
+    if samples:
         by_row(samples, note)
     for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
-        if weights is not None and weights[column].notna().all():
+        if weights and all(getattr(row, column) is not None for row in weights):
             st.subheader(f"{title} by module")
             module_heatmap(weights, column, title, len(blocks))
             st.caption(note)
-    if angular is not None:
+    if angular:
         st.subheader("Angular distance")
-        st.plotly_chart(charts.angular_triangle(angular), key="angular", alt="Start x length.")
+        st.plotly_chart(
+            charts.angular_triangle(charts.table(angular)), key="angular", alt="Start x length."
+        )
         st.caption(
             f"{note} Circled: the start block with the smallest angular change for that cut length."
         )
-    searched(record, summary, note)
+    searched(record, run.dense_ppl, note)
     for column, title in (
         ("block_influence", "Block Influence"),
         ("relative_update", "Relative update"),
     ):
-        if blocks[column].notna().all():
+        if all(getattr(row, column) is not None for row in rows):
             st.subheader(title)
             st.plotly_chart(charts.score_bars(blocks, column), key=f"bars_{column}", alt=title)
             st.caption(note)

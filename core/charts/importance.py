@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from core import criteria
 from core.charts import palette
 from core.charts.prune import log_axis
+from core.runs.results import CsvRow
 
 MOST_NLL = 700.0
 """Where the exponential would leave the range of floating-point numbers."""
@@ -19,6 +20,14 @@ MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
 """Modules of a block in the order of computing."""
 LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
 """Column of blocks.csv -> how charts call it."""
+
+
+def table(rows: Sequence[CsvRow]) -> pd.DataFrame:
+    """Return rows of one result file as a table with the file's columns; None becomes NaN."""
+    kind = type(rows[0])
+    cells = [[getattr(row, name) for name in kind.columns()] for row in rows]
+    found = pd.DataFrame(cells, columns=list(kind.columns()))
+    return found.astype({n: float for n in found.columns if found[n].isna().all()})
 
 
 def perplexity_bars(

@@ -7,11 +7,12 @@ over (bootstrap, Efron 1979), shows how far the order would differ with other ro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from core.prune.score_results import SampleRow
 
 RESAMPLES = 1000
 SEED = 1234
@@ -43,19 +44,19 @@ class Certainty:
         return tuple(b for b, s in zip(self.order, self.rank_share, strict=True) if s >= SURE)
 
 
-def losses(samples: Sequence[Mapping[str, Any]]) -> tuple[list[int], np.ndarray]:
+def losses(samples: Sequence[SampleRow]) -> tuple[list[int], np.ndarray]:
     """Return the blocks of samples.csv and their losses [rows, blocks] in nat per token."""
     table: dict[int, dict[int, float]] = {}
     for row in samples:
-        if int(row["block"]) >= 0:
-            table.setdefault(int(row["block"]), {})[int(row["sample"])] = float(row["nll"])
+        if row.block >= 0:
+            table.setdefault(row.block, {})[row.sample] = row.nll
     blocks = sorted(table)
     rows = sorted(set.intersection(*(set(table[b]) for b in blocks))) if blocks else []
     return blocks, np.array([[table[b][r] for b in blocks] for r in rows], dtype=float)
 
 
 def certainty(
-    samples: Sequence[Mapping[str, Any]],
+    samples: Sequence[SampleRow],
     protected: Sequence[int] = (),
     *,
     resamples: int = RESAMPLES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from core.findings.certainty import SURE, Certainty, certainty
 from core.findings.finding import Finding, listed
 from core.importance.agreement import spearman
 from core.prune.plan import default_protection
-from core.runs import workspace
-from core.study import criterion_label, read_rows
+from core.prune.score_results import BlockRow, Importance, SampleRow
+from core.study import criterion_label
 
-Rows = Sequence[Mapping[str, Any]]
 SHARE = 0.2
 """Share of the blocks that is looked at as the ones to remove: the paper's moderate pruning."""
 AGREE = 0.5
@@ -29,14 +28,14 @@ ALIKE = 1.01
 
 def of_run(folder: Path) -> list[Finding]:
     """Return what an importance run's files show; nothing where it has left none."""
-    blocks = read_rows(folder / "blocks.csv")
-    summary = workspace.read_json(folder / "summary.json") or {}
+    blocks = BlockRow.read(folder)
+    summary = Importance.read(folder)
     if not blocks:
         return []
     protected = protected_of(len(blocks))
     found = (
         criteria_disagree(blocks, protected),
-        calibration_small(read_rows(folder / "samples.csv"), protected, summary),
+        calibration_small(SampleRow.read(folder), protected, summary.samples if summary else None),
     )
     return [f for f in found if f]
 
@@ -52,9 +51,9 @@ def removed_first(blocks: int) -> int:
     return max(1, round(SHARE * blocks))
 
 
-def criteria_disagree(blocks: Rows, protected: Sequence[int] = ()) -> Finding | None:
+def criteria_disagree(blocks: Sequence[BlockRow], protected: Sequence[int] = ()) -> Finding | None:
     """Return a finding where two criteria of blocks.csv order the removable blocks differently."""
-    rows = [r for r in blocks if r["block"] not in set(protected)]
+    rows = [r for r in blocks if r.block not in set(protected)]
     if len(rows) < FEWEST:
         return None
     scored = {c: values for c in COLUMNS if (values := _ranked(rows, c))}
@@ -83,30 +82,29 @@ def criteria_disagree(blocks: Rows, protected: Sequence[int] = ()) -> Finding | 
     )  # fmt: skip
 
 
-def _ranked(rows: Rows, column: str) -> list[float]:
+def _ranked(rows: Sequence[BlockRow], column: str) -> list[float]:
     """Return a criterion's scores, none where one is missing, or all are the same."""
-    values = [r.get(column) for r in rows]
-    known = [float(v) for v in values if isinstance(v, (int, float)) and not math.isnan(v)]
+    values = [getattr(r, column) for r in rows]
+    known = [v for v in values if v is not None and not math.isnan(v)]
     return known if len(known) == len(rows) and len(set(known)) > 1 else []
 
 
-def _first(rows: Rows, values: Sequence[float], count: int) -> list[int]:
+def _first(rows: Sequence[BlockRow], values: Sequence[float], count: int) -> list[int]:
     order = sorted(range(len(rows)), key=values.__getitem__)
-    return [int(rows[at]["block"]) for at in order[:count]]
+    return [rows[at].block for at in order[:count]]
 
 
 def calibration_small(
-    samples: Rows, protected: Sequence[int] = (), summary: Mapping[str, Any] | None = None
+    samples: Sequence[SampleRow], protected: Sequence[int] = (), asked: int | None = None
 ) -> Finding | None:
     """Return a finding where other calibration rows might well remove other blocks.
 
     ``samples``: rows of samples.csv. The set of blocks that goes first must be the same in 95 % of
     the resamples; one row says nothing about that.
     """
-    blocks = {int(r["block"]) for r in samples if int(r["block"]) >= 0}
+    blocks = {r.block for r in samples if r.block >= 0}
     if not blocks:
         return None
-    asked = (summary or {}).get("samples")
     found = certainty(samples, protected)
     if found is None:
         return _one_row(samples)
@@ -114,11 +112,11 @@ def calibration_small(
     share = found.set_share[count - 1]
     if share >= SURE:
         return None
-    return _uncertain(found, count, share, int(asked or found.rows))
+    return _uncertain(found, count, share, asked or found.rows)
 
 
-def _one_row(samples: Rows) -> Finding | None:
-    if len({r["sample"] for r in samples}) > 1:
+def _one_row(samples: Sequence[SampleRow]) -> Finding | None:
+    if len({r.sample for r in samples}) > 1:
         return None  # rows are there, but losses are not finite: another matter
     return Finding(
         "calibration-small",

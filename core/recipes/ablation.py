@@ -11,6 +11,7 @@ from typing import Any
 
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 METHODS = ("lora", "full")
 OTHER = "demo instructions"
@@ -19,12 +20,12 @@ QUESTIONS = 20
 """Questions per skill, where the demo world's are asked."""
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Prune if need be, then retrain the variant twice from the same rows in the same order."""
     return [*retraining.pruned_steps(spec), *(_training(method) for method in METHODS)]
 
 
-def sources(spec: Any) -> tuple[str, tuple[str, ...]]:
+def sources(spec: RecipeSpec) -> tuple[str, tuple[str, ...]]:
     """Return what to train on and the other text: ``--data DATA[,OTHER]``."""
     data, *other = (part.strip() for part in (spec.data or "demo").split(","))
     return data, tuple(filter(None, other))

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from core.data.sources import Use, instruction_rows
 from core.importance.agreement import spearman
+from core.prune.results import Pruning
+from core.prune.score_results import Importance
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.results import CalibrationRow
+from core.recipes.spec import RecipeSpec
 from core.runs import workspace
 
 RATIO = 0.2
 SIDES = ("a", "b")
-TABLE = "calibration.csv"
-COLUMNS = ("calibration", "evaluated", "ppl", "ratio", "dropped")
-"""Of calibration.csv; ``ratio`` is the perplexity over the dense one on the same text."""
 INSTRUCTIONS = "demo instructions"
 HOLDS = 1.05
 """A plan holds on a text where it costs at most this many times what that text's own costs."""
 
 
-def sources(spec: Any) -> tuple[str, str] | None:
+def sources(spec: RecipeSpec) -> tuple[str, str] | None:
     """Return the two texts, or None for the default; raises `OptionError` where not two."""
     return texts.two_sources(spec, "text", "A.txt,B.txt")
 
 
-def names(spec: Any) -> tuple[str, str]:
+def names(spec: RecipeSpec) -> tuple[str, str]:
     """Return how the two texts are called."""
     found = sources(spec)
     if found is None:
@@ -54,7 +56,7 @@ def _text(chain: Chain, side: int, use: Use) -> str:
     return str(path)
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Score on each text, carry out both plans, and judge all three models on both texts."""
     names(spec)
     ratio = RATIO if spec.ratio is None else spec.ratio
@@ -62,7 +64,7 @@ def steps(spec: Any) -> list[Step]:
     return [*made, *(_judged(spec, name) for name in ("dense", *SIDES))]
 
 
-def _side(spec: Any, side: int, ratio: float) -> list[Step]:
+def _side(spec: RecipeSpec, side: int, ratio: float) -> list[Step]:
     name = SIDES[side]
     scores = f"scores-{name}"
 
@@ -80,7 +82,7 @@ def _side(spec: Any, side: int, ratio: float) -> list[Step]:
     ]
 
 
-def _judged(spec: Any, name: str) -> Step:
+def _judged(spec: RecipeSpec, name: str) -> Step:
     def options(chain: Chain) -> Mapping[str, Any]:
         return {
             "checkpoint": parts.folder_of(chain, name),
@@ -91,23 +93,17 @@ def _judged(spec: Any, name: str) -> Step:
     return Step(f"judge-{name}", "evaluate", options)
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[CalibrationRow]:
     """Return one row for every calibration text and text judged on."""
     called = names(chain.spec)
     dense = [float(row["ppl"]) for row in chain.rows("judge-dense", "perplexity.csv")]
     rows = []
     for side, name in enumerate(SIDES):
-        dropped = chain.json(name, "pruning.json")["dropped"]
+        dropped = " ".join(map(str, chain.read(name, Pruning).dropped))
         for place, row in enumerate(chain.rows(f"judge-{name}", "perplexity.csv")):
             ppl = float(row["ppl"])
             rows.append(
-                {
-                    "calibration": called[side],
-                    "evaluated": called[place],
-                    "ppl": ppl,
-                    "ratio": ppl / dense[place],
-                    "dropped": " ".join(map(str, dropped)),
-                }
+                CalibrationRow(called[side], called[place], ppl, ppl / dense[place], dropped)
             )
     return rows
 
@@ -115,16 +111,11 @@ def table(chain: Chain) -> list[dict[str, Any]]:
 def verdict(chain: Chain) -> Verdict:
     """Say what each plan costs on the other text, and how far the two orders agree."""
     rows = table(chain)
-    workspace.write_csv(
-        chain.folder / TABLE, COLUMNS, [[row[column] for column in COLUMNS] for row in rows]
-    )
+    CalibrationRow.write(chain, rows)
     first, second = names(chain.spec)
-    ratio = {(row["calibration"], row["evaluated"]): row["ratio"] for row in rows}
-    ppl = [
-        [float(row["ppl"]) for row in chain.rows(f"scores-{name}", "blocks.csv")] for name in SIDES
-    ]
-    agreement = spearman(*ppl)
-    drops = [set(row["dropped"].split()) for row in (rows[0], rows[2])]
+    ratio = {(row.calibration, row.evaluated): row.ratio for row in rows}
+    agreement = spearman(*(parts.scores_of(chain, "ppl", f"scores-{name}") for name in SIDES))
+    drops = [set(row.dropped.split()) for row in (rows[0], rows[2])]
     extra = [
         ratio[first, second] / ratio[second, second],
         ratio[second, first] / ratio[first, first],
@@ -139,10 +130,10 @@ def verdict(chain: Chain) -> Verdict:
             f"{ratio[second, first]:.3f} x, its own {ratio[first, first]:.3f} x.",
             f"Rank correlation of the blocks' perplexities {agreement:.2f}; of "
             f"{len(drops[0])} dropped blocks {len(drops[0] & drops[1])} are the same.",
-            parts.measured_on(chain.json("scores-a")),
+            parts.measured_on(chain.read("scores-a", Importance)),
         ),
         {
-            "table": rows,
+            "table": [asdict(row) for row in rows],
             "rank_agreement": agreement,
             "same_blocks": len(drops[0] & drops[1]),
             "extra": extra,

@@ -13,8 +13,8 @@ it can be looked at, repeated and built upon like any other run::
         ]
 
     def verdict(chain: Chain) -> Verdict:
-        summary = chain.json("scores", "summary.json")
-        return Verdict(f"...", figures={"dense_ppl": summary["dense_ppl"]})
+        found = chain.read("scores", Importance)
+        return Verdict(f"...", figures={"dense_ppl": found.dense_ppl})
 
     RECIPE = Recipe("drop-two", "Drop two blocks", "What it does, in a sentence.", steps, verdict)
 
@@ -29,14 +29,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core import commands
 from core.errors import Cancelled, RunError
+from core.prune.results import PlanFile
+from core.recipes.spec import RecipeSpec
 from core.runs import jobs, workspace
 from core.runs.progress import Progress
+from core.runs.results import CsvRow, JsonResult, from_dict
 from core.runs.spec import build, hints_of, to_dict
 from core.runs.workspace import RunRecord, read_run
 
@@ -47,6 +50,8 @@ PASSED_ON = ("device", "dtype", "seed")
 """Options of the recipe that go to every step whose command has them."""
 
 Values = Mapping[str, Any]
+Result = TypeVar("Result", bound=JsonResult)
+TableRow = TypeVar("TableRow", bound=CsvRow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +84,14 @@ class Recipe:
     name: str
     title: str
     about: str
-    steps: Callable[[Any], list[Step]]
-    """Takes the recipe's spec (`core.recipes.command.RecipeSpec`)."""
+    steps: Callable[[RecipeSpec], list[Step]]
     verdict: Callable[[Chain], Verdict]
 
 
 class Chain:
     """The steps of one recipe in one folder."""
 
-    def __init__(self, spec: Any, folder: Path, progress: Progress) -> None:
+    def __init__(self, spec: RecipeSpec, folder: Path, progress: Progress) -> None:
         """Bind ``spec`` to ``folder``; ``progress`` hears of all steps together."""
         self.spec = spec
         self.folder = folder
@@ -111,6 +115,38 @@ class Chain:
         if value is None:
             raise RunError(f"Step {step} has left no {name}.", "Run the recipe again.")
         return value
+
+    def read(self, step: str, kind: type[Result]) -> Result:
+        """Return a step's result file; raises `RunError` if it is missing or unreadable."""
+        found = kind.read(self.dir(step))
+        if found is None:
+            raise self._missing(step, kind.FILE)
+        return found
+
+    def table(self, step: str, kind: type[TableRow]) -> tuple[TableRow, ...]:
+        """Return the rows of a step's table; raises `RunError` if it is missing."""
+        if not (self.dir(step) / kind.FILE).is_file():
+            raise self._missing(step, kind.FILE)
+        return kind.read(self.dir(step))
+
+    def plan(self, step: str) -> PlanFile:
+        """Return what a plan step printed; raises `RunError` if it is missing."""
+        printed = workspace.read_json(self.dir(step) / f"{step}.json")
+        found = from_dict(PlanFile, printed) if printed else None
+        if found is None:
+            raise self._missing(step, f"{step}.json")
+        return found
+
+    def _missing(self, step: str, name: str) -> RunError:
+        return RunError(f"Step {step} has left no {name}.", "Run the recipe again.")
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON result of the recipe itself."""
+        workspace.write_json(self.folder / name, value)
+
+    def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV result of the recipe itself."""
+        workspace.write_csv(self.folder / name, columns, rows)
 
     def rows(self, step: str, name: str) -> list[dict[str, str]]:
         """Return a CSV result of a step as dictionaries; raises `RunError` where it is missing."""

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from core import recipes
 from core.checkpoint import locate
-from core.recipes.chain import Chain, Verdict
+from core.recipes.chain import Chain
+from core.recipes.results import RecipeSummary, StepTime
+from core.recipes.spec import RecipeSpec
 from core.runs.run import Run
-from core.runs.spec import DeviceOptions, option
 
-
-@dataclass(frozen=True, kw_only=True)
-class RecipeSpec(DeviceOptions):
-    """Carry out a named chain of runs and judge the result."""
-
-    name: str = option(
-        positional=True, help=f"One of: {', '.join(recipes.NAMES)}.", choices=recipes.NAMES
-    )
-    checkpoint: str = option("demo", positional=True, help="Folder, run, Hub id, or demo.")
-    out: str = option(help="Folder of the recipe; every step gets a folder in it.")
-    ratio: float | None = option(
-        None, help="Share of all parameters to remove; each recipe has its own.", low=0, high=1
-    )
-    data: str = option(
-        "",
-        help="Text to choose, train and judge by, where the recipe does: a SOURCE, of which rows "
-        "are held out to judge by, or two with a comma between.",
-    )
-    steps: int | None = option(None, help="Training steps, where the recipe trains.", low=1)
-    same_layers: bool = option(
-        False,
-        help="Of depth-vs-width: width methods cut only in the blocks that depth may drop. "
-        "Otherwise each cuts where its paper does (FLAP and Wanda-sp in all).",
-    )
-    tasks: tuple[str, ...] = option(
-        (),
-        help="Of paper-table: tasks of lm-eval, with commas, or presets. Default: the paper's "
-        "seven; the demo's own questions for the demo.",
-    )
-    task_dir: str = option("", help="Of paper-table: folder of your own tasks, as for evaluate.")
-    limit: int | None = option(
-        None, help="Of paper-table: questions of each task. Default: all; 40 for the demo.", low=1
-    )
-    seed: int | None = option(None, help="Seed of every step; none keeps each command's own.")
+__all__ = ("RecipeSpec", "check", "run")
 
 
 def check(spec: RecipeSpec) -> None:
@@ -58,26 +25,18 @@ def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
     chain = Chain(spec, run.dir, run.progress)
     steps = recipe.steps(spec)
     chain.run(steps)
-    result = {
-        "recipe": spec.name,
-        "title": recipe.title,
-        "checkpoint": spec.checkpoint,
-        **summary(recipe.verdict(chain)),
-        "failed": chain.failed,
-        "steps": [
-            {"name": s.name, "command": s.command, "seconds": chain.seconds(s.name)} for s in steps
-        ],
-    }
-    run.write_json("summary.json", result)
-    for line in (result["verdict"], *result["findings"]):
+    found = recipe.verdict(chain)
+    result = RecipeSummary(
+        recipe=spec.name,
+        title=recipe.title,
+        checkpoint=spec.checkpoint,
+        verdict=found.sentence,
+        findings=found.findings,
+        figures=dict(found.figures),
+        failed=chain.failed,
+        steps=tuple(StepTime(s.name, s.command, chain.seconds(s.name)) for s in steps),
+    )
+    result.write(run)
+    for line in (result.verdict, *result.findings):
         run.progress.log(line)
-    return result
-
-
-def summary(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as plain JSON values."""
-    return {
-        "verdict": verdict.sentence,
-        "findings": list(verdict.findings),
-        "figures": dict(verdict.figures),
-    }
+    return result.to_dict()

@@ -9,11 +9,12 @@ from typing import Any
 
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 LABELS = {"lora": "LoRA alone", "continued": "continued", "continued-lora": "continued, then LoRA"}
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Prune if need be; half of the steps continued and half LoRA on its result, or all LoRA."""
     return [
         *retraining.pruned_steps(spec),

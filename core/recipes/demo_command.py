@@ -8,7 +8,8 @@ from typing import Any
 
 from core import recipes
 from core.recipes.chain import Chain, Step
-from core.recipes.command import RecipeSpec, summary
+from core.recipes.results import DemoSummary, ShortVerdict
+from core.recipes.spec import RecipeSpec
 from core.runs.run import Run
 from core.runs.spec import DeviceOptions, option
 
@@ -42,15 +43,17 @@ def run(spec: DemoSpec, run: Run) -> dict[str, Any]:
     verdicts = []
     for name in SHORT:
         recipe = recipes.get(name)
-        found = {"recipe": name, "title": recipe.title, **summary(recipe.verdict(chain))}
-        run.progress.log(f"{recipe.title}: {found['verdict']}")
-        for line in found["findings"]:
+        found = recipe.verdict(chain)
+        run.progress.log(f"{recipe.title}: {found.sentence}")
+        for line in found.findings:
             run.progress.log(f"  {line}")
-        verdicts.append(found)
-    result = {
-        "checkpoint": "demo",
-        "verdicts": verdicts,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run.write_json("summary.json", result)
-    return result
+        verdicts.append(
+            ShortVerdict(name, recipe.title, found.sentence, found.findings, dict(found.figures))
+        )
+    result = DemoSummary(
+        checkpoint="demo",
+        verdicts=tuple(verdicts),
+        seconds=round(time.perf_counter() - began, 1),
+    )
+    result.write(run)
+    return result.to_dict()

@@ -16,6 +16,7 @@ from core import words
 from core.compare.speed import Speed, speed_up
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 from core.study.kinds import criterion_label, width_label
 from core.study.lineage import allowed_blocks
 from core.width.results import WidthPruning
@@ -33,7 +34,7 @@ LIGHT, LIGHTER = "light-", 0.6
 """Prefix of the lighter variants' steps, and their ratio over the main one's."""
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Score, plan, cut by depth and by width, judge, and measure everything together.
 
     A lighter set is made and judged too, so that quality has a curve; its cost is not measured.
@@ -56,7 +57,7 @@ VARIANTS = (*(f"depth-{c}" for c in DEPTH), *(f"width-{m}" for m in WIDTH))
 """Steps that leave a checkpoint; width ones may fail where a model is too small for them."""
 
 
-def _set(spec: Any, prefix: str, ratio: float) -> list[Step]:
+def _set(spec: RecipeSpec, prefix: str, ratio: float) -> list[Step]:
     """Return the steps that make one variant of every method at one parameter count."""
     optional = bool(prefix)
     made: list[Step] = []
@@ -65,13 +66,13 @@ def _set(spec: Any, prefix: str, ratio: float) -> list[Step]:
     return [*made, *(_narrowed(spec, prefix, method) for method in WIDTH)]
 
 
-def _cut(spec: Any, prefix: str, criterion: str, ratio: float, optional: bool) -> list[Step]:
+def _cut(spec: RecipeSpec, prefix: str, criterion: str, ratio: float, optional: bool) -> list[Step]:
     plan = f"{prefix}plan-{criterion}"
     name = f"{prefix}depth-{criterion}"
     return parts.cut(spec, name, criterion, plan=plan, optional=optional, ratio=ratio)
 
 
-def _narrowed(spec: Any, prefix: str, method: str) -> Step:
+def _narrowed(spec: RecipeSpec, prefix: str, method: str) -> Step:
     values: dict[str, Any] = {"checkpoint": spec.checkpoint, "method": method}
     if method != "llm-pruner":  # its 10 rows are few enough
         values["samples"] = SAMPLES
@@ -88,11 +89,11 @@ def _narrowed(spec: Any, prefix: str, method: str) -> Step:
 
 def _layers(chain: Chain, plan: str) -> str:
     """Return the blocks that a depth plan might drop, as --layers takes them."""
-    made = chain.json(plan, f"{plan}.json")
-    return f"{made['protect_first']}:{made['blocks'] - made['protect_last']}"
+    made = chain.plan(plan)
+    return f"{made.protect_first}:{(made.blocks or 0) - made.protect_last}"
 
 
-def _judged(spec: Any, name: str) -> Step:
+def _judged(spec: RecipeSpec, name: str) -> Step:
     return parts.judged(spec, name, optional="width" in name or LIGHT in name)
 
 

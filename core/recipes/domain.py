@@ -9,17 +9,18 @@ from typing import Any
 
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 DEMO = (texts.STORIES, texts.INSTRUCTIONS)
 NAMES = ("a", "b")
 
 
-def sources(spec: Any) -> tuple[str, str]:
+def sources(spec: RecipeSpec) -> tuple[str, str]:
     """Return the two sources; raises `OptionError` where there are not two."""
     return texts.two_sources(spec, "source", "A.jsonl,B.jsonl") or DEMO
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Prune if need be, then retrain on each source."""
     sources(spec)
     return [*retraining.pruned_steps(spec), _training(0), _training(1)]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from core.compare.speed import Speed, speed_up
+from core.prune.results import Pruning
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 NAME = "without-one"
 OUTPUT = 64
 CPU_SECONDS = 20.0
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Score, drop the cheapest block by perplexity, judge both models, and time both."""
     return [
         parts.scored(spec),
@@ -43,15 +45,15 @@ def speeds(chain: Chain, step: str) -> list[Speed]:
 
 def verdict(chain: Chain) -> Verdict:
     """Say what one block less pays (parameters, speed) and costs (perplexity)."""
-    record = chain.json(NAME, "pruning.json")
+    record = chain.read(NAME, Pruning)
     (speed,) = speeds(chain, "speed")
     dense, pruned = (parts.perplexity(chain, name) for name in ("dense", NAME))
-    (block,) = record["dropped"]
+    (block,) = record.dropped
     text = (
-        f"Without block {block} the model has {record['ratio']:.1%} fewer parameters and runs at "
+        f"Without block {block} the model has {record.ratio:.1%} fewer parameters and runs at "
         f"{speed}; its perplexity on held-out text is {pruned / dense:.3f} x dense."
     )
-    expected = record["blocks_before"] / record["blocks_after"]
+    expected = (record.blocks_before or 1) / (record.blocks_after or 1)
     device = chain.json("speed").get("device", "this device")
     return Verdict(
         text,
@@ -63,7 +65,7 @@ def verdict(chain: Chain) -> Verdict:
         ),
         {
             "block": block,
-            "ratio": record["ratio"],
+            "ratio": record.ratio,
             "ppl_dense": dense,
             "ppl": pruned,
             "speedup": speed.factor,

@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 from core.criteria import LABELS
 from core.importance.agreement import spearman
+from core.prune.score_results import Importance
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 CHEAP = 1.15
 """A block is called cheap where the perplexity without it is at most this many times dense."""
 OTHERS = ("taylor", "magnitude", "block_influence")
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """One importance run with all metrics."""
     return [parts.scored(spec, calibration=spec.data or "demo")]
 
 
 def factors(chain: Chain) -> list[float]:
     """Return the perplexity without each block over the dense one."""
-    dense = float(chain.json(parts.SCORES)["dense_ppl"])
-    return [float(row["ppl"]) / dense for row in chain.rows(parts.SCORES, "blocks.csv")]
+    dense = chain.read(parts.SCORES, Importance).dense_ppl or math.nan
+    return [ppl / dense for ppl in parts.scores_of(chain, "ppl")]
 
 
 def verdict(chain: Chain) -> Verdict:
     """Say which blocks hardly matter, which matter most, and whether the criteria agree."""
-    found, summary = factors(chain), chain.json(parts.SCORES)
-    rows = chain.rows(parts.SCORES, "blocks.csv")
+    found, run = factors(chain), chain.read(parts.SCORES, Importance)
     worst = max(range(len(found)), key=found.__getitem__)
     best = min(range(len(found)), key=found.__getitem__)
     cheap = [block for block, factor in enumerate(found) if factor <= CHEAP]
     names = f": {', '.join(map(str, cheap))}" if cheap else ""
-    agreement = {
-        name: spearman([float(r["ppl"]) for r in rows], [float(r[name]) for r in rows])
-        for name in OTHERS
-    }
+    ppl = parts.scores_of(chain, "ppl")
+    agreement = {name: spearman(ppl, parts.scores_of(chain, name)) for name in OTHERS}
     closest = max(agreement, key=lambda name: agreement[name])
     return Verdict(
         f"{len(cheap)} of {len(found)} blocks can go alone for at most {CHEAP:.2f} x the dense "
         f"perplexity{names}. Without block {worst} it is {found[worst]:.1f} x.",
         (
             f"The cheapest is block {best}: {found[best]:.3f} x a dense perplexity of "
-            f"{summary['dense_ppl']:.3f}.",
+            f"{run.dense_ppl:.3f}.",
             f"Of the other criteria {LABELS[closest]} orders the blocks most like perplexity "
             f"(rank correlation {agreement[closest]:.2f}).",
-            parts.measured_on(summary),
+            parts.measured_on(run),
         ),
-        {"dense_ppl": summary["dense_ppl"], "factors": found, "rank_agreement": agreement},
+        {"dense_ppl": run.dense_ppl, "factors": found, "rank_agreement": agreement},
     )
 
 

@@ -16,9 +16,12 @@ from core.checkpoint import locate
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
+from core.prune.results import Pruning
+from core.prune.score_results import Importance
 from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
+from core.recipes.spec import RecipeSpec
 from core.runs import workspace
 
 CRITERIA = ("ppl", "taylor")
@@ -45,18 +48,18 @@ LIMIT = 40
 """Questions of each demo task; real tasks are asked in full."""
 
 
-def counts(spec: Any) -> list[int]:
+def counts(spec: RecipeSpec) -> list[int]:
     """Return how many blocks the paper's ratios drop here, each once; at least one."""
     blocks = locate.open(spec.checkpoint, need="config").info.blocks
     return sorted({max(1, round(blocks * share)) for share in SHARES})
 
 
-def variants(spec: Any) -> list[tuple[str, str, int]]:
+def variants(spec: RecipeSpec) -> list[tuple[str, str, int]]:
     """Return (step, criterion, count) of every pruned model."""
     return [(f"{c}-{count}", c, count) for count in counts(spec) for c in CRITERIA]
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Score, cut at three ratios by two criteria, retrain each, judge and time everything.
 
     Tasks are steps of their own that may fail: without a network there are none of the paper's.
@@ -72,7 +75,7 @@ def steps(spec: Any) -> list[Step]:
     return found
 
 
-def tasks_of(spec: Any) -> dict[str, Any]:
+def tasks_of(spec: RecipeSpec) -> dict[str, Any]:
     """Return the task options: what is asked for; the demo's questions for the demo, else seven."""
     demo = spec.checkpoint == "demo" and not spec.tasks
     return {
@@ -82,7 +85,7 @@ def tasks_of(spec: Any) -> dict[str, Any]:
     }
 
 
-def _asked(spec: Any, name: str) -> Step:
+def _asked(spec: RecipeSpec, name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         if "tasks-dense" in chain.failed:
             raise RunError("Not asked: there is no dense figure.", "See tasks-dense.")
@@ -91,7 +94,7 @@ def _asked(spec: Any, name: str) -> Step:
     return Step(f"tasks-{name}", "evaluate", options, optional=True)
 
 
-def _fastest(spec: Any) -> list[str]:
+def _fastest(spec: RecipeSpec) -> list[str]:
     """Return one variant a count: those of other criteria have the same shape and speed."""
     return [name for name, criterion, _ in variants(spec) if criterion == CRITERIA[0]]
 
@@ -147,15 +150,15 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         }
     ]
     for name, criterion, count in variants(spec):
-        record = chain.json(name, "pruning.json")
+        record = chain.read(name, Pruning)
         for judged, retrained in ((name, ""), (f"lora-{name}", "lora")):
             rows.append(
                 {
                     **measured,
                     "criterion": criterion,
                     "blocks_dropped": count,
-                    "params": record["parameters_after"],
-                    "ratio": record["ratio"],
+                    "params": record.parameters_after,
+                    "ratio": record.ratio,
                     "retrained": retrained,
                     "ppl": parts.perplexity(chain, judged),
                     **(asked(chain, judged) if retrained else {}),
@@ -207,7 +210,7 @@ def verdict(chain: Chain) -> Verdict:
             _evaluated_on(chain),
             f"{sum(row['kind'] == 'published' for row in rows)} published rows are in table.csv, "
             "marked; their authors measured them, on the models and text named there.",
-            parts.measured_on(chain.json(parts.SCORES)),
+            parts.measured_on(chain.read(parts.SCORES, Importance)),
         ),
         {"rows": own},
     )

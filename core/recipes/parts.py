@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from core.checkpoint import locate
+from core.errors import RunError
+from core.prune.score_results import BlockRow, Importance
 from core.recipes import texts
 from core.recipes.chain import Chain, Step
+from core.recipes.spec import RecipeSpec
 
 SCORES = "scores"
 
 
-def scored(spec: Any, **options: Any) -> Step:
+def scored(spec: RecipeSpec, **options: Any) -> Step:
     """Return the step that scores every block, by all criteria unless ``options`` say otherwise.
 
     It calibrates on text that no step `judged` sees.
@@ -25,7 +28,7 @@ def scored(spec: Any, **options: Any) -> Step:
 
 
 def cut(
-    spec: Any,
+    spec: RecipeSpec,
     name: str,
     criterion: str,
     *,
@@ -66,7 +69,7 @@ def folder_of(chain: Chain, name: str) -> str:
     return str(chain.spec.checkpoint if name == "dense" else chain.dir(name))
 
 
-def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step:
+def judged(spec: RecipeSpec, name: str, *, optional: bool = False, **more: Any) -> Step:
     """Return the step ``judge-NAME``: perplexity of the dense model, or of the step ``NAME``."""
 
     def options(chain: Chain) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def judged(spec: Any, name: str, *, optional: bool = False, **more: Any) -> Step
     return Step(f"judge-{name}", "evaluate", options, optional, needs=name)
 
 
-def context(spec: Any) -> int:
+def context(spec: RecipeSpec) -> int:
     """Return the tokens of context of the recipe's checkpoint."""
     return locate.open(spec.checkpoint, need="config").info.context or 128
 
@@ -102,9 +105,17 @@ def latencies(chain: Chain, step: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def measured_on(found: dict[str, Any]) -> str:
+def scores_of(chain: Chain, column: str, step: str = SCORES) -> list[float]:
+    """Return one criterion's score of every block; raises `RunError` if one is missing."""
+    found = [getattr(row, column) for row in chain.table(step, BlockRow)]
+    if None in found:
+        raise RunError(f"Step {step} has not scored every block by {column}.", "Run it again.")
+    return found
+
+
+def measured_on(found: Importance) -> str:
     """Return the sentence that says what an importance run was measured on."""
     return (
-        f"Measured on {found['device']} in {found['dtype']}, {found['samples']} rows of "
-        f"{found['length']} tokens of {found['calibration']}, seed {found['seed']}."
+        f"Measured on {found.device} in {found.dtype}, {found.samples} rows of "
+        f"{found.length} tokens of {found.calibration}, seed {found.seed}."
     )

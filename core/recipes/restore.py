@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.prune.results import Pruning
 from core.recipes import parts, retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
 """Of all parameters: enough that the demo misses something."""
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Score, drop a third by perplexity, and train adapters on plain text."""
     return [
         parts.scored(spec, calibration=spec.data or "demo"),
@@ -28,7 +30,7 @@ def training(chain: Chain) -> dict[str, Any]:
 
 def verdict(chain: Chain) -> Verdict:
     """Say how much of the loss gap LoRA closed, and at what price."""
-    record, found = chain.json(NAME, "pruning.json"), chain.json(RETRAINED)
+    record, found = chain.read(NAME, Pruning), chain.json(RETRAINED)
     share = found["recovered"]
     came = (
         f"LoRA brought back {share:.0%} of the lost quality"
@@ -37,7 +39,7 @@ def verdict(chain: Chain) -> Verdict:
     )
     losses = [found[f"heldout_loss_{name}"] for name in ("dense", "before", "after")]
     return Verdict(
-        f"Without blocks {', '.join(map(str, record['dropped']))} ({record['ratio']:.1%} of all "
+        f"Without blocks {', '.join(map(str, record.dropped))} ({record.ratio:.1%} of all "
         f"parameters): {came}, in {found['steps']} steps.",
         (
             "Held-out loss in nat per token: {:.4f} dense, {:.4f} pruned, {:.4f} retrained.".format(
@@ -47,7 +49,7 @@ def verdict(chain: Chain) -> Verdict:
             "stock transformers.",
             retraining.measured(chain, RETRAINED),
         ),
-        {"recovered": share, "dropped": record["dropped"], "ratio": record["ratio"]},
+        {"recovered": share, "dropped": list(record.dropped), "ratio": record.ratio},
     )
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint import locate
+from core.prune.results import Pruning
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
+from core.recipes.spec import RecipeSpec
 from core.retrain.log import evaluation_table
 from core.retrain.recovery import BEYOND, Recovery
 from core.retrain.spec import RATES, SMALL
@@ -24,7 +26,7 @@ COLUMNS = ("variant", "evaluated_on", "measure", "value", "spread", "items")
 """Of table.csv; ``measure``: loss and kl (nat per token), recovered and accuracy (shares)."""
 
 
-def pruned_steps(spec: Any) -> list[Step]:
+def pruned_steps(spec: RecipeSpec) -> list[Step]:
     """Return the steps that prune the checkpoint; none where it is a pruned one."""
     if _is_pruned(spec.checkpoint):
         return []
@@ -37,7 +39,7 @@ def pruned_steps(spec: Any) -> list[Step]:
 
 def _is_pruned(name: str) -> bool:
     folder = locate.local_folder(name)
-    return bool(folder and (folder / "pruning.json").is_file())
+    return bool(folder and (folder / Pruning.FILE).is_file())
 
 
 def variant(chain: Chain) -> str:

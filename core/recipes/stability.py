@@ -7,6 +7,7 @@ from typing import Any
 
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.spec import RecipeSpec
 
 SEEDS = 3
 FACTORS = (1.0, 1 / 3)
@@ -14,7 +15,7 @@ FACTORS = (1.0, 1 / 3)
 FIRST_SEED = 1234
 
 
-def _runs(spec: Any) -> list[tuple[str, float, int]]:
+def _runs(spec: RecipeSpec) -> list[tuple[str, float, int]]:
     """Return name, factor and seed of every run."""
     first = FIRST_SEED if spec.seed is None else spec.seed
     return [
@@ -24,7 +25,7 @@ def _runs(spec: Any) -> list[tuple[str, float, int]]:
     ]
 
 
-def steps(spec: Any) -> list[Step]:
+def steps(spec: RecipeSpec) -> list[Step]:
     """Prune if need be, then retrain once for every seed and rate."""
     return [*retraining.pruned_steps(spec), *(_training(*run) for run in _runs(spec))]
 

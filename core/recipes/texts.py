@@ -13,6 +13,7 @@ from typing import Any
 from core.data import sources
 from core.errors import InputError, OptionError
 from core.recipes.chain import Chain
+from core.recipes.spec import RecipeSpec
 from core.runs import workspace
 
 WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
@@ -24,7 +25,7 @@ HELD = 200
 SPLIT_SEED = 402
 
 
-def given_apart(spec: Any) -> tuple[str, str] | None:
+def given_apart(spec: RecipeSpec) -> tuple[str, str] | None:
     """Return the SOURCEs to work on and to judge by; None where one is to be split.
 
     Raises `OptionError` where ``--data`` names more than two.
@@ -41,7 +42,7 @@ def apart(chain: Chain) -> tuple[str, str]:
     return given_apart(chain.spec) or split(chain, chain.spec.data, "text")
 
 
-def two_sources(spec: Any, what: str, example: str) -> tuple[str, str] | None:
+def two_sources(spec: RecipeSpec, what: str, example: str) -> tuple[str, str] | None:
     """Return the two of ``--data A,B``, or None for the default; raises `OptionError` otherwise."""
     if spec.data in ("", "demo"):
         return None

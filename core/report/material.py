@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from core.compare.measured import setting_of
 from core.compare.scene import Scene, scene
 from core.errors import InputError
 from core.prune.results import Pruning
+from core.prune.score_results import Importance
 from core.runs import workspace
+from core.runs.results import JsonResult
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Benchmark, Study, study
 from core.study.kinds import Finder
@@ -34,9 +36,8 @@ class Material:
         found = [r for r in self.runs if r.command == "importance"]
 
         def worth(record: RunRecord) -> tuple[bool, int, float]:
-            summary = summary_of(record)
-            metrics = len(summary.get("metrics") or ())
-            return bool(summary.get("dense_ppl")), metrics, record.started
+            run = Importance.read(record.path) or Importance()
+            return bool(run.dense_ppl), len(run.metrics), record.started
 
         return max(found, key=worth, default=None)
 
@@ -44,6 +45,20 @@ class Material:
     def retrained(self) -> list[RunRecord]:
         """The retrainings, newest first."""
         return [r for r in reversed(self.runs) if r.command == "retrain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(JsonResult):
+    """What any run's summary.json says about where and with what it was made."""
+
+    device: str | None = None
+    device_name: str | None = None
+    dtype: str | None = None
+    compute_dtype: str | None = None
+    torch: str = ""
+    """A benchmark's own version fields; other runs have ``versions``."""
+    transformers: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def summary_of(record: RunRecord) -> dict[str, Any]:
@@ -153,13 +168,13 @@ def versions(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:
     """Return one row for each setting in which runs were made: device, precision, versions."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in runs:
-        found = summary_of(record)
-        used = dict(found.get("versions") or {})
-        used |= {n: found[n] for n in ("torch", "transformers") if isinstance(found.get(n), str)}
+        found = Setting.read(record.path) or Setting()
+        own = {"torch": found.torch, "transformers": found.transformers}
+        used = found.versions | {name: value for name, value in own.items() if value}
         row = {
-            "device": found.get("device"),
-            "device name": found.get("device_name"),
-            "precision": found.get("compute_dtype") or found.get("dtype"),
+            "device": found.device,
+            "device name": found.device_name,
+            "precision": found.compute_dtype or found.dtype,
             **{n: used.get(n) for n in ("depthcut", "torch", "transformers", "peft", "lm_eval")},
         }
         if used:

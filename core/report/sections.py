@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from core.findings import Finding
 from core.findings.certainty import certainty
 from core.findings.scores import protected_of
 from core.prune.known import measured_on
+from core.prune.score_results import (
+    AngularRow,
+    BlockRow,
+    GreedyRow,
+    Importance,
+    SampleRow,
+    WeightRow,
+)
 from core.report import html
 from core.report.html import Part, Section
 from core.report.material import Material, commands, summary_of, versions
@@ -77,36 +86,36 @@ def findings(found: Sequence[Finding]) -> Section:
 def importance(material: Material) -> Section:
     """Show the importance of every block and the text it was measured on."""
     record, title = material.scores, "Calibration and importance"
-    blocks = _csv(record, "blocks.csv") if record else None
-    if record is None or blocks is None:
+    blocks = BlockRow.read(record.path) if record else ()
+    if record is None or not blocks:
         words = "The importance of the blocks has not been measured yet."
         return Section("importance", title, [html.Paragraph(words)])
-    summary = summary_of(record)
-    note = measured_on(summary)
+    run = Importance.read(record.path) or Importance()
+    note = measured_on(run)
     calibration = {
         "run": record.id,
-        "calibration text": summary.get("calibration"),
-        "its content": summary.get("calibration_content"),
-        "rows x tokens": f"{summary.get('samples')} x {summary.get('length')}",
-        "seed": str(summary.get("seed")),
-        "predictions": summary.get("tokens"),
-        "dense perplexity on it": summary.get("dense_ppl"),
-        "device, precision": f"{summary.get('device')}, {summary.get('dtype')}",
+        "calibration text": run.calibration,
+        "its content": run.calibration_content,
+        "rows x tokens": f"{run.samples} x {run.length}",
+        "seed": str(run.seed),
+        "predictions": run.tokens,
+        "dense perplexity on it": run.dense_ppl,
+        "device, precision": f"{run.device}, {run.dtype}",
     }
     parts = html.facts(calibration, "What the blocks were scored on (measured)")
-    parts += _block_figures(record, blocks, summary.get("dense_ppl"), note)
-    parts += html.table(_records(blocks), "Scores of every block (measured)")
+    parts += _block_figures(record, blocks, run.dense_ppl, note)
+    parts += html.table([asdict(b) for b in blocks], "Scores of every block (measured)")
     return Section("importance", title, parts)
 
 
 def _block_figures(
-    record: RunRecord, blocks: pd.DataFrame, dense: float | None, note: str
+    record: RunRecord, blocks: Sequence[BlockRow], dense: float | None, note: str
 ) -> list[Part]:
     parts: list[Part] = []
-    values = blocks["ppl"].tolist()
-    samples, weights = _csv(record, "samples.csv"), _csv(record, "weights.csv")
-    angular, greedy = _csv(record, "angular.csv"), _csv(record, "greedy.csv")
-    if blocks["ppl"].notna().all():
+    values = [b.ppl for b in blocks if b.ppl is not None]
+    samples, weights = SampleRow.read(record.path), WeightRow.read(record.path)
+    angular, greedy = AngularRow.read(record.path), GreedyRow.read(record.path)
+    if len(values) == len(blocks):
         top = importance_charts.useful_top(values, dense)
         figure = importance_charts.perplexity_bars(values, dense)
         parts.append(html.Figure(figure, "Perplexity without each block, full range.", note))
@@ -116,36 +125,38 @@ def _block_figures(
             parts.append(
                 html.Figure(figure, "Perplexity without each block, outliers clipped.", words)
             )
-    if samples is not None:
+    if samples:
         parts += _samples(samples, len(blocks), note)
     for column in ("taylor", "magnitude"):
-        if weights is not None and weights[column].notna().all():
-            figure = importance_charts.taylor_heatmap(weights, column)
+        if weights and all(getattr(w, column) is not None for w in weights):
+            figure = importance_charts.taylor_heatmap(importance_charts.table(weights), column)
             parts.append(html.Figure(figure, f"{column} by module and block.", note))
-    if angular is not None:
-        figure = importance_charts.angular_triangle(angular)
+    if angular:
+        figure = importance_charts.angular_triangle(importance_charts.table(angular))
         words = (
             f"{note} Circled: the start block with the smallest angular change for that cut length."
         )
         parts.append(html.Figure(figure, "Angular distance by start and length of the cut.", words))
-    if greedy is not None:
-        figure = importance_charts.greedy_line(greedy, dense)
+    if greedy:
+        figure = importance_charts.greedy_line(importance_charts.table(greedy), dense)
         parts.append(html.Figure(figure, "Perplexity after each round of greedy removal.", note))
-    if len(importance_charts.scored_columns(blocks)) > 1:
-        figure = importance_charts.agreement_heatmap(blocks)
+    scores = importance_charts.table(blocks)
+    if len(importance_charts.scored_columns(scores)) > 1:
+        figure = importance_charts.agreement_heatmap(scores)
         words = f"{note} Spearman's rank correlation; 1 means the same order of blocks."
         parts.append(html.Figure(figure, "Rank agreement between the criteria.", words))
     return parts
 
 
-def _samples(samples: pd.DataFrame, blocks: int, note: str) -> list[Part]:
+def _samples(samples: Sequence[SampleRow], blocks: int, note: str) -> list[Part]:
     """Draw perplexity by row, and report how much the order depends on the rows."""
-    table = importance_charts.row_perplexity(samples)
-    top = importance_charts.useful_top(table.to_numpy().ravel().tolist(), None)
-    figure = importance_charts.sample_heatmap(samples, top=top)
+    table = importance_charts.table(samples)
+    ppl = importance_charts.row_perplexity(table)
+    top = importance_charts.useful_top(ppl.to_numpy().ravel().tolist(), None)
+    figure = importance_charts.sample_heatmap(table, top=top)
     words = "Perplexity of each row without each block."
     parts: list[Part] = [html.Figure(figure, words, note)]
-    found = certainty(_records(samples), protected_of(blocks))
+    found = certainty(samples, protected_of(blocks))
     if found:
         rows = [
             {

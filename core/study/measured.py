@@ -10,8 +10,8 @@ from typing import Any
 
 from core.checkpoint.headers import file_state
 from core.errors import DepthcutError
-from core.prune.outlook import curve_points
 from core.prune.plan import choose, unprotected
+from core.prune.score_results import Curve, CurveRow, Importance
 from core.prune.scores import BlockScores, load
 from core.runs import workspace
 from core.runs.workspace import RunRecord
@@ -92,7 +92,6 @@ def perplexities_and_tasks(
     """
     quality: list[Quality] = []
     tasks: list[Task] = []
-    readers = {"importance": _scored, "curve": _curve}
     keys: dict[str, str] = {}
     for record in records:
         variant = finder(str(record.spec.get("checkpoint") or ""), record.cwd)
@@ -110,8 +109,10 @@ def perplexities_and_tasks(
             tasks += _tasks(record, variant)
         elif record.command == "retrain":
             quality += _retrained(record, summary, variant, dense)
-        elif record.command in readers and variant.kind == "dense":
-            quality += readers[record.command](record, summary, variant)
+        elif record.command == "importance" and variant.kind == "dense":
+            quality += _scored(record, variant)
+        elif record.command == "curve" and variant.kind == "dense":
+            quality += _curve(record, variant)
     return [q for q in quality if isinstance(q.ppl, (int, float)) and q.ppl > 0], tasks
 
 
@@ -153,22 +154,30 @@ def _tasks(record: RunRecord, variant: Variant) -> list[Task]:
     ]  # fmt: skip
 
 
-def _rows_protocol(summary: dict[str, Any]) -> Protocol:
-    detail = f"{summary.get('samples')} rows (seed {summary.get('seed')})"
-    return Protocol(str(summary.get("calibration")), summary.get("length"), "rows", detail)
+def _on_rows(record: RunRecord, found: Importance | Curve) -> dict[str, Any]:
+    """Return protocol, run, device and precision of perplexities on calibration rows."""
+    detail = f"{found.samples} rows (seed {found.seed})"
+    return {
+        "protocol": Protocol(str(found.calibration), found.length, "rows", detail),
+        "run": record.id,
+        "device": found.device or record.device,
+        "dtype": found.dtype or "",
+        "started": record.started,
+    }
 
 
-def _scored(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+def _scored(record: RunRecord, variant: Variant) -> list[Quality]:
     """Return the dense perplexity of an importance run, and those of its criteria's first blocks.
 
     The sweep measured the model without each block: the one-block plan of every criterion that
     the run scored is among them.
     """
-    if not summary.get("dense_ppl"):
+    run = Importance.read(record.path)
+    if run is None or not run.dense_ppl:
         return []
-    common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
+    common = _on_rows(record, run)
     dense = Quality(
-        ppl=summary["dense_ppl"], variant=variant.id, ratio=0.0,
+        ppl=run.dense_ppl, variant=variant.id, ratio=0.0,
         parameters=variant.parameters, **common,
     )  # fmt: skip
     return [dense, *_first_blocks(record.path, variant, common)]
@@ -214,34 +223,32 @@ def _scores(folder: Path, _: object) -> BlockScores:
     return load(folder)
 
 
-def _curve(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+def _curve(record: RunRecord, variant: Variant) -> list[Quality]:
     """Return a curve run's plans; their zeroth point is the dense checkpoint."""
-    common = {"protocol": _rows_protocol(summary), **_on(record, summary)}
-    sizes = {(r.get("criterion"), r.get("count")): r for r in read_rows(record.path / "curve.csv")}
-    protected = summary.get("protected") or []
+    run = Curve.read(record.path) or Curve()
+    common = _on_rows(record, run)
     info = info_of(variant)
-    cut_in = unprotected(info.blocks if info else 0, protected)
+    cut_in = unprotected(info.blocks if info else 0, run.protected)
     found = []
-    for point in curve_points(record.path):
-        row = sizes[point.criterion, point.count]
-        if point.count == 0:
+    for row in CurveRow.read(record.path):
+        if row.count == 0 or row.ppl is None:
             continue
         found.append(
             Quality(
-                ppl=point.ppl,
-                criterion=point.criterion,
-                protected=bool(protected),
-                drop=point.drop,
+                ppl=row.ppl,
+                criterion=row.criterion,
+                protected=bool(run.protected),
+                drop=run.drop_of(row.criterion, row.count),
                 cut_in=cut_in,
-                parameters=row["params"],
-                ratio=row["ratio"],
+                parameters=row.params,
+                ratio=row.ratio,
                 **common,
             )
         )
-    if summary.get("dense_ppl"):
+    if run.dense_ppl:
         found.append(
             Quality(
-                ppl=summary["dense_ppl"],
+                ppl=run.dense_ppl,
                 variant=variant.id,
                 parameters=variant.parameters,
                 ratio=0.0,

@@ -10,8 +10,9 @@ import streamlit as st
 from core import recipes
 from core.benchmark import command as benchmark
 from core.errors import DepthcutError, OptionError
-from core.recipes.command import RecipeSpec
-from core.runs import jobs, workspace
+from core.recipes.results import RecipeSummary
+from core.recipes.spec import RecipeSpec
+from core.runs import jobs
 from core.runs.spec import build, parse_numbers, show
 from core.study import Study
 from core.ui import runs, state
@@ -121,6 +122,6 @@ def verdict_of(known: Study) -> tuple[str, list[str]]:
     for record in state.workspace().runs("recipe"):
         asked = record.spec.get("name") == RECIPE and record.spec.get("checkpoint") in names
         if asked and record.state == "done":
-            found = workspace.read_json(record.path / "summary.json") or {}
-            return str(found.get("verdict") or ""), list(found.get("findings") or [])
+            found = RecipeSummary.read(record.path) or RecipeSummary()
+            return found.verdict, list(found.findings)
     return "", []

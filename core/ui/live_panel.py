@@ -19,7 +19,8 @@ from core.demo import CHECKPOINT
 from core.live import client
 from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
-from core.runs.workspace import RunRecord, read_json, read_run
+from core.prune.score_results import Importance
+from core.runs.workspace import RunRecord, read_run
 from core.study.tokenizers import tokenizer_key
 from core.ui import prune_pad, state
 from core.ui.live import Question, desk, key_of
@@ -44,15 +45,15 @@ class Asked:
         return self.dense.done and self.plan.done
 
 
-def rows_of(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def rows_of(run: Importance) -> dict[str, Any] | None:
     """Return an importance run's calibration rows as a question's text; None if it has none."""
-    if not all(summary.get(n) for n in ("calibration", "samples", "length")):
+    if not (run.calibration and run.samples and run.length):
         return None
     return {
-        "source": str(summary["calibration"]),
-        "samples": int(summary["samples"]),
-        "window": int(summary["length"]),
-        "seed": int(summary.get("seed") or 0),
+        "source": run.calibration,
+        "samples": run.samples,
+        "window": run.length,
+        "seed": run.seed or 0,
     }
 
 
@@ -63,7 +64,7 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
     """
     if not known.run:
         return known, None
-    rows = rows_of(read_json(state.workspace().root / known.run / "summary.json") or {})
+    rows = rows_of(Importance.read(state.workspace().root / known.run) or Importance())
     if rows is None:
         return known, None
     points = tuple(

@@ -8,9 +8,10 @@ import pandas as pd
 import streamlit as st
 
 from core import recipes
-from core.recipes.command import RecipeSpec
+from core.recipes.results import RecipeSummary
+from core.recipes.spec import RecipeSpec
 from core.runs import jobs
-from core.runs.workspace import RunRecord, read_json
+from core.runs.workspace import RunRecord
 from core.ui import runs, state
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
@@ -62,11 +63,11 @@ def _card(checkpoint: str, name: str) -> None:
 
 def verdict(record: RunRecord) -> None:
     """Draw the results of a finished recipe."""
-    found = read_json(record.path / "summary.json") or {}
-    st.success(str(found.get("verdict") or "This recipe did not write a verdict."))
-    for line in found.get("findings") or ():
+    found = RecipeSummary.read(record.path) or RecipeSummary()
+    st.success(found.verdict or "This recipe did not write a verdict.")
+    for line in found.findings:
         st.markdown(f"- {line}")
-    for step, why in (found.get("failed") or {}).items():
+    for step, why in found.failed.items():
         st.warning(f"{step} failed: {why}")
     st.caption(f"Measured by the run {record.name}; the Jobs page lists every step as a run.")
 

@@ -10,8 +10,9 @@ import streamlit as st
 from core import recipes
 from core.charts import retrain as charts
 from core.errors import DepthcutError
-from core.recipes.command import RecipeSpec
-from core.runs import jobs, workspace
+from core.recipes.results import RecipeSummary
+from core.recipes.spec import RecipeSpec
+from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import runs, state, widgets
@@ -72,10 +73,10 @@ def _launcher(name: str) -> str:
 
 def _result(record: RunRecord) -> None:
     """Draw a recipe's verdict, its table and a chart of one measure."""
-    found = workspace.read_json(record.path / "summary.json") or {}
+    found = RecipeSummary.read(record.path) or RecipeSummary()
     table = pd.read_csv(record.path / "table.csv").rename(columns=EARLIER)
-    st.markdown(f"**{found.get('verdict', '')}**")
-    for line in found.get("findings", ()):
+    st.markdown(f"**{found.verdict}**")
+    for line in found.findings:
         st.caption(line)
     measures = [m for m in TITLES if m in set(table["measure"])]
     measure = st.segmented_control(

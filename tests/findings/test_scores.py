@@ -11,6 +11,7 @@ import pytest
 from core.findings import of_run
 from core.findings.certainty import certainty
 from core.findings.scores import calibration_small, criteria_disagree, protected_of
+from core.prune.score_results import BlockRow, SampleRow
 from core.runs import workspace
 
 BLOCKS = 8
@@ -19,19 +20,14 @@ BLOCKS = 8
 def table(ppl, taylor, magnitude=None):
     rest = magnitude or [None] * len(ppl)
     rows = zip(ppl, taylor, rest, strict=True)
-    return [
-        {"block": b, "ppl": p, "taylor": t, "magnitude": m, "block_influence": None}
-        for b, (p, t, m) in enumerate(rows)
-    ]
+    return [BlockRow(b, p, t, m) for b, (p, t, m) in enumerate(rows)]
 
 
 def samples(nll):
     """Rows of samples.csv from losses [block][row]; block -1 is the dense model."""
-    dense = [{"block": -1, "sample": s, "nll": 1.0} for s in range(len(nll[0]))]
+    dense = [SampleRow(-1, s, 1.0) for s in range(len(nll[0]))]
     return dense + [
-        {"block": b, "sample": s, "nll": value}
-        for b, row in enumerate(nll)
-        for s, value in enumerate(row)
+        SampleRow(b, s, value) for b, row in enumerate(nll) for s, value in enumerate(row)
     ]
 
 
@@ -100,7 +96,7 @@ def test_the_same_seed_gives_the_same_and_row_order_does_not_matter():
 def test_noisy_rows_do_not_settle_the_order():
     rng = random.Random(5)
     nll = [[1 + 0.05 * b + rng.gauss(0, 0.5) for _ in range(4)] for b in range(BLOCKS)]
-    found = calibration_small(samples(nll), [0, 7], {"samples": 4})
+    found = calibration_small(samples(nll), [0, 7], 4)
     assert "4 calibration rows do not settle which 2 of the blocks go first" in found.sentence
     share = certainty(samples(nll), [0, 7]).set_share[1]
     assert share < 0.95
@@ -112,7 +108,7 @@ def test_noisy_rows_do_not_settle_the_order():
 def test_blocks_far_apart_are_settled_by_the_same_rows():
     rng = random.Random(5)
     nll = [[1 + 5.0 * b + rng.gauss(0, 0.5) for _ in range(4)] for b in range(BLOCKS)]
-    assert calibration_small(samples(nll), [0, 7], {"samples": 4}) is None
+    assert calibration_small(samples(nll), [0, 7], 4) is None
 
 
 def test_rows_that_differ_alike_for_all_blocks_settle_the_order():
@@ -159,7 +155,7 @@ def test_a_run_is_read_from_its_files(tmp_path):
     nll = [[1 + 0.05 * b + rng.gauss(0, 0.5) for _ in range(4)] for b in range(BLOCKS)]
     rows = [[r["block"], r["sample"], r["nll"]] for r in samples(nll)]
     workspace.write_csv(tmp_path / "samples.csv", ("block", "sample", "nll"), rows)
-    workspace.write_json(tmp_path / "summary.json", {"samples": 4})
+    workspace.write_json(tmp_path / "summary.json", 4)
     assert [f.key for f in of_run(tmp_path)] == ["criteria-disagree", "calibration-small"]
     assert of_run(tmp_path / "nothing") == []
 

@@ -8,6 +8,7 @@ import pytest
 
 from core.checkpoint import headers
 from core.prune.outlook import CurvePoint, curve_points, outlook, quality, same_text
+from core.prune.score_results import Curve, Importance
 from core.runs import workspace
 
 
@@ -86,6 +87,7 @@ def test_a_curve_run_is_read_with_its_drops(tmp_path):
 
 def test_runs_on_other_text_are_not_mixed():
     one = {"checkpoint_key": "k", "calibration": "demo", "samples": 10, "length": 128, "seed": 1}
-    assert same_text(one, {**one, "dense_ppl": 3.0})
-    assert not same_text(one, {**one, "length": 64})
-    assert not same_text(one, {**one, "checkpoint_key": "other"})
+    run = Importance(**one)
+    assert same_text(run, Curve(**{**one, "dense_ppl": 3.0}))
+    assert not same_text(run, Curve(**{**one, "length": 64}))
+    assert not same_text(run, Curve(**{**one, "checkpoint_key": "other"}))
