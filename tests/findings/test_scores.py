@@ -149,13 +149,13 @@ def test_losses_that_are_not_finite_are_silent():
 def test_a_run_is_read_from_its_files(tmp_path):
     ppl = [9.0, 2, 3, 4, 5, 6, 7, 9]
     columns = ("block", "ppl", "taylor", "magnitude", "block_influence")
-    rows = [[r[c] for c in columns] for r in table(ppl, [-v for v in ppl])]
+    rows = [[getattr(r, c) for c in columns] for r in table(ppl, [-v for v in ppl])]
     workspace.write_csv(tmp_path / "blocks.csv", columns, rows)
     rng = random.Random(5)
     nll = [[1 + 0.05 * b + rng.gauss(0, 0.5) for _ in range(4)] for b in range(BLOCKS)]
-    rows = [[r["block"], r["sample"], r["nll"]] for r in samples(nll)]
+    rows = [[r.block, r.sample, r.nll] for r in samples(nll)]
     workspace.write_csv(tmp_path / "samples.csv", ("block", "sample", "nll"), rows)
-    workspace.write_json(tmp_path / "summary.json", 4)
+    workspace.write_json(tmp_path / "summary.json", {"samples": 4})
     assert [f.key for f in of_run(tmp_path)] == ["criteria-disagree", "calibration-small"]
     assert of_run(tmp_path / "nothing") == []
 
