@@ -81,7 +81,7 @@ class RetrainRow(CsvRow):
 
     variant: str
     """What was retrained how."""
-    judged_on: str
+    evaluated_on: str
     """held out, a source, a seed, or mean."""
     measure: str
     """loss and kl (nats per token), recovered and accuracy (shares)."""
