@@ -25,15 +25,15 @@ from core.runs.workspace import RunRecord, Workspace, read_run
 
 START_S = 120.0
 SILENCE_S = 60.0
-"""No event for so long: the process hangs (it sends one every second)."""
+"""Without an event for this long, the process counts as hung (it sends one every second)."""
 CONNECT_S = 3.0
 
 _GONE = "The live model's process has ended: it was stopped, killed, or ran out of memory."
-_AGAIN = "Ask again: the next question starts it anew."
+_AGAIN = "Try again; the next request restarts it."
 
 
 def running(where: Workspace) -> RunRecord | None:
-    """Return the workspace's live run, the newest one that lives; None where there is none."""
+    """Return the workspace's newest live run that is still running, or None."""
     return next((r for r in where.runs("live") if r.is_live), None)
 
 
@@ -49,10 +49,10 @@ def ensure(
     patience_s: float = START_S,
     on_wait: Callable[[str], None] | None = None,
 ) -> RunRecord:
-    """Return a live run that listens, starting one where there is none.
+    """Return a live run that is listening; start one if there is none.
 
-    ``on_wait`` is told what is waited for and may raise to give up. While the run stands in the
-    device's queue the patience does not run out.
+    ``on_wait`` gets the reason for waiting and may raise to give up. Time in the device's queue
+    does not count towards ``patience_s``.
 
     Raises:
         RunError: It could not be started, or did not come up in time.
@@ -81,7 +81,7 @@ def ensure(
 
 
 def _one(where: Workspace, values: dict[str, Any] | None) -> RunRecord:
-    """Return the live run, started where needed; two callers at once start one between them."""
+    """Return the live run, starting it if necessary; concurrent callers start only one."""
     where.root.mkdir(parents=True, exist_ok=True)
     with (where.root / ".live.lock").open("a") as handle:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -99,11 +99,11 @@ def events(
 ) -> Iterator[dict[str, Any]]:
     """Ask one question and yield its events, the last of kind ``done``.
 
-    Closing the generator, or setting ``stop``, ends the question on the server too.
+    Closing the generator, or setting ``stop``, cancels the question on the server too.
 
     Raises:
-        LiveGone: The process is gone, or says nothing.
-        InputError | RunError: What the server said is wrong.
+        LiveGone: The process has ended, or does not respond.
+        InputError | RunError: The error that the server reported.
     """
     contact = protocol.read_contact(record.path)
     if contact is None:
@@ -122,8 +122,8 @@ def events(
                     return
         except TimeoutError as error:
             raise LiveGone(
-                f"The live model has said nothing for {silence_s:.0f} s.",
-                "Stop it; the next question starts it anew.",
+                f"The live model has not responded for {silence_s:.0f} s.",
+                "Stop it; the next request restarts it.",
             ) from error
         except (OSError, ValueError) as error:
             raise LiveGone(_GONE, _AGAIN) from error
@@ -148,7 +148,7 @@ def answer(
 
 
 def status(record: RunRecord) -> dict[str, Any] | None:
-    """Return what the live process holds; None where it does not answer at once."""
+    """Return the live process's models and memory; None if it does not answer at once."""
     try:
         return answer(record, "status", silence_s=CONNECT_S)
     except DepthcutError:
@@ -156,7 +156,7 @@ def status(record: RunRecord) -> dict[str, Any] | None:
 
 
 def stop(record: RunRecord, patience_s: float = 10.0) -> None:
-    """End the live process, which gives all its memory back; by force where it does not listen."""
+    """End the live process, which frees all its memory; kill it if it does not respond."""
     try:
         answer(record, "stop", silence_s=CONNECT_S)
     except DepthcutError:

@@ -1,4 +1,4 @@
-"""The columns of the playground: which models can stand there, and how the address names them.
+"""The columns of the playground: the models they can show, and their codes in the URL.
 
 A column is ``dense``, ``skip:3,5`` (the dense model without these blocks, nothing copied), or
 ``run:ID`` (a variant of the study: depth, width, or retrained).
@@ -21,12 +21,12 @@ from core.runs.workspace import Workspace
 from core.study import Variant, study
 
 MOST = 4
-"""Columns at most."""
+"""Maximum number of columns."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what the address calls it, its title, and which model it is."""
+    """One column: its code in the URL, its title, and its model."""
 
     code: str
     title: str
@@ -35,7 +35,7 @@ class Column:
 
 
 def variants(where: Workspace, name: str) -> list[Variant]:
-    """Return the study's checkpoints that can be loaded, the dense one first."""
+    """Return the study's loadable checkpoints, the dense one first."""
     try:
         found = study(where, name)
     except DepthcutError:
@@ -44,17 +44,17 @@ def variants(where: Workspace, name: str) -> list[Variant]:
 
 
 def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
-    """Return the column that ``code`` names before checkpoint ``name``; None where it is none.
+    """Return the column that ``code`` names for checkpoint ``name``; None if there is none.
 
-    ``known``: from `variants`; blocks are left out of ``name`` itself.
+    ``known`` comes from `variants`; ``skip:`` columns skip blocks of ``name`` itself.
 
-    Raises `OptionError` for blocks that cannot be read.
+    Raises `OptionError` for blocks that cannot be parsed.
     """
     if code == "dense":
         return Column(code, "dense", known[0].id or name)
     if code.startswith("skip:"):
         skip = toggle.from_text(code.removeprefix("skip:"))
-        title = f"without {', '.join(map(str, skip))}" if skip else "no block left out"
+        title = f"without {', '.join(map(str, skip))}" if skip else "no blocks skipped"
         return Column(code, title, name, skip)
     for variant in known[1:]:
         if variant.record and code == f"run:{variant.record.id}":
@@ -63,22 +63,22 @@ def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
 
 
 def label_of(variant: Variant) -> str:
-    """Return how a variant is called in a list: its kind and its name."""
+    """Return a variant's label in a list: its kind and its name."""
     return f"{variant.kind}: {variant.label}"
 
 
 def from_address(text: str) -> list[str]:
-    """Read the codes of ``?columns=``, joined by ``|``; at most four."""
+    """Return the codes in ``?columns=``, which are joined by ``|``; up to four."""
     return [code for code in text.split("|") if code][:MOST]
 
 
 def to_address(codes: Sequence[str]) -> str:
-    """Return the codes as the address has them."""
+    """Return the codes in the form used in the URL."""
     return "|".join(codes)
 
 
 def has_chat_template(name: str) -> bool:
-    """Whether the checkpoint's tokenizer says how a chat is written; read from its files."""
+    """Whether the checkpoint's tokenizer has a chat template, according to its files."""
     folder = local_folder(name)
     if folder is None:
         return False
@@ -87,7 +87,7 @@ def has_chat_template(name: str) -> bool:
 
 
 def examples(name: str) -> dict[str, str]:
-    """Return prompts to begin with: title -> text; for the demo, stories of its own world."""
+    """Return example prompts: title -> text; for the demo, stories of its own world."""
     if name != "demo":
         return {
             "A tower": "The Leaning Tower of Pisa is known for",
@@ -108,7 +108,7 @@ _PARTS = re.compile(r"\s+|\w+|[^\w\s]")
 def marked(text: str, reference: str) -> str:
     """Return ``text`` as HTML with the words that differ from ``reference`` marked.
 
-    Compared word by word, so that a change of one word leaves the rest unmarked.
+    The comparison is word by word, so that changing one word leaves the rest unmarked.
     """
     ours, theirs = _PARTS.findall(text), _PARTS.findall(reference)
     matcher = difflib.SequenceMatcher(None, theirs, ours, autojunk=False)
@@ -121,7 +121,7 @@ def marked(text: str, reference: str) -> str:
 
 
 def figures(begun: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
-    """Return a column's measured figures: name -> value with its unit."""
+    """Return a column's measurements: name -> value with its unit."""
     found: dict[str, str] = {}
     if begun:
         found["parameters"] = f"{begun['parameters']:,}"

@@ -1,4 +1,4 @@
-"""``python -m core live [CHECKPOINT]``: hold models and answer at once for any skipped blocks."""
+"""``python -m core live [CHECKPOINT]``: keep models in memory; answer for any skipped blocks."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 POLL_S = 0.2
 PART_S = 0.1
-"""A perplexity so far is told at most this often."""
+"""Minimum seconds between reports of a partial perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveSpec(DeviceOptions):
-    """Hold models in memory and answer for any set of skipped blocks."""
+    """Keep models in memory and answer for any set of skipped blocks."""
 
     checkpoint: str = option(
         "",
         positional=True,
-        help="Loaded at once: a folder, run, Hub id, or demo. Others on demand.",
+        help="Checkpoint to load at start: folder, run, Hub id, or demo. Others load on demand.",
     )
     out: str = option("", help="Run directory to write. Default: a new one in the workspace.")
     memory: int | None = option(
-        None, help="Most memory for models and states. Default: half of the device's.",
+        None, help="Max memory for models and hidden states. Default: half of the device's.",
         low=1, unit="MiB",
     )  # fmt: skip
-    idle: int = option(1800, help="End after so long without a question.", low=1, unit="s")
+    idle: int = option(1800, help="Shut down after this long without a request.", low=1, unit="s")
 
 
 def run(spec: LiveSpec, run: Run) -> None:
@@ -51,22 +51,22 @@ def run(spec: LiveSpec, run: Run) -> None:
     if spec.checkpoint:
         resident.store.get(spec.checkpoint)
     with Server(run.dir, resident.status) as resident.server:
-        run.progress.log(f"Ready on {device}, {budget:,.0f} MiB at most.")
+        run.progress.log(f"Ready on {device}, using up to {budget:,.0f} MiB.")
         resident.serve()
 
 
 class Resident:
-    """The run's main loop: one question after the other, and giving way to queued runs."""
+    """The run's main loop: answers questions one by one, and gives way to queued runs."""
 
     server: Any
 
     def __init__(self, spec: LiveSpec, run: Run, store: Any) -> None:
-        """Answer with the models of ``store``; the run holds the device now."""
+        """Answer with the models of ``store``; at this point the run holds the device."""
         self.spec, self._run, self.store = spec, run, store
         self.answered = 0
 
     def status(self) -> dict[str, Any]:
-        """Return what the process holds; may be called from any thread."""
+        """Return the process's models, memory and state; may be called from any thread."""
         lock = self._run.device_lock
         return {
             "models": self.store.names,
@@ -81,45 +81,45 @@ class Resident:
         }
 
     def serve(self) -> None:
-        """Take questions until asked to stop."""
-        self._say("")
+        """Answer questions until a stop is requested or the idle time is over."""
+        self._show("")
         while not self.server.stop_asked.is_set():
             self._run.progress.check_cancel()
             self._give_way()
             if self.server.unload_asked.is_set():
                 self.store.clear()
-                self._say("")
+                self._show("")
                 self.server.unload_asked.clear()
             job = self.server.next(POLL_S)
             if job:
                 self._answer(job)
                 self.server.last_asked = time.monotonic()
             elif time.monotonic() - self.server.last_asked > self.spec.idle:
-                self._run.progress.log(f"No question for {self.spec.idle} s.")
+                self._run.progress.log(f"Shutting down: no request for {self.spec.idle} s.")
                 return
 
-    def _say(self, situation: str) -> None:
-        """Say what is going on, to those who wait and to the run's card."""
+    def _show(self, situation: str) -> None:
+        """Report what is going on to waiting clients and on the run's card."""
         self.server.situation = situation
         held = ", ".join(self.store.names) or "no model loaded"
-        idle = f"ready: {held}" if self._run.device_lock else "gave the device to a queued run"
+        idle = f"ready: {held}" if self._run.device_lock else "released the device to a queued run"
         self._run.progress.step(0, 0, situation or idle)
 
     def _give_way(self) -> None:
-        """Free everything when another run waits for the device."""
+        """Free everything if another run is waiting for the device."""
         lock = self._run.device_lock
         if lock is None or not lock.held or not lock.waiting():
             return
         ahead = str(lock.waiting()[0].get("run") or "another run")
-        self._run.progress.log(f"Giving {self.store.device} to {ahead}.")
+        self._run.progress.log(f"Releasing {self.store.device} to {ahead}.")
         self.store.clear()
         lock.release()
         self._run.device_lock = None
         self._run.write_status(device="")
-        self._say("")
+        self._show("")
 
     def _take_back(self, job: Job) -> None:
-        """Hold the device again; the question waits in line with the runs."""
+        """Take the device again; the question queues with the runs."""
         from core.live.server import Gone
 
         lock = self._run.device_lock
@@ -142,7 +142,7 @@ class Resident:
 
         try:
             self._take_back(job)
-            self._say(f"answering for {job.question.checkpoint}")
+            self._show(f"answering for {job.question.checkpoint}")
             loaded = self._model(job)
             if job.kind == "perplexity":
                 self._perplexity(job, loaded, job.question)
@@ -160,7 +160,7 @@ class Resident:
             known = as_known(error)
             self._run.progress.log(f"Error: {known}")
             job.fail(known)
-        self._say("")
+        self._show("")
 
     def _check(self, job: Job) -> None:
         self._run.progress.check_cancel()
@@ -171,7 +171,7 @@ class Resident:
 
         def loading() -> None:
             self._check(job)
-            self._say(f"loading {name}")
+            self._show(f"loading {name}")
             job.emit("waiting", **{"for": f"loading {name}"})
 
         return self.store.get(name, loading)
@@ -183,12 +183,12 @@ class Resident:
         text, windows, total = loaded.text(ask, self.store.room_bytes())
         if ask.fresh:
             text.forget()
-        told = began
+        reported = began
 
         def part(answer: Any) -> None:
-            nonlocal told
-            if time.perf_counter() - told >= PART_S and answer.windows < windows:
-                told = time.perf_counter()
+            nonlocal reported
+            if time.perf_counter() - reported >= PART_S and answer.windows < windows:
+                reported = time.perf_counter()
                 job.emit("part", ppl=answer.ppl, windows=answer.windows, of=windows)
 
         answer = text.answer(ask.skip, part, lambda: self._check(job), windows)

@@ -1,7 +1,7 @@
-"""One run of the playground: its columns written one after another, in a thread of its own.
+"""One run of the playground: its columns are generated one after another, in a separate thread.
 
-Columns do not compute at the same time, so that each one's tokens per second are true. The page
-draws what `Session` holds, as often as it likes; a session that is no longer looked at stops.
+Columns do not compute at the same time, so that each one's tokens per second are accurate. The page
+draws the state of `Session` as often as it likes; a session that no page draws any more stops.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.live import client
 from core.runs.workspace import Workspace
 
 UNSEEN_S = 20.0
-"""A session that no page has drawn for so long stops."""
+"""A session that no page has drawn for this long stops."""
 
 Asker = Callable[[dict[str, Any], threading.Event], Iterator[dict[str, Any]]]
 """Yields the events of one generation: ``waiting``, ``begin``, ``token``, ``done``."""
@@ -25,28 +25,28 @@ Asker = Callable[[dict[str, Any], threading.Event], Iterator[dict[str, Any]]]
 
 @dataclass
 class Output:
-    """What one column has written so far."""
+    """What one column has generated so far."""
 
     title: str
     state: str = "waiting"
     """waiting, writing, done, stopped or failed."""
     note: str = ""
-    """What it waits for, or what went wrong."""
+    """What it is waiting for, or what went wrong."""
     texts: list[str] = field(default_factory=list)
     """The text of every row, without the prompt."""
     begun: dict[str, Any] = field(default_factory=dict)
-    """Parameters, memory, blocks and prompt tokens, as the server said before the first token."""
+    """Parameters, memory, blocks and prompt tokens, reported before the first token."""
     result: dict[str, Any] = field(default_factory=dict)
-    """What was measured when it ended."""
+    """Measurements, reported at the end."""
 
 
 class Session:
-    """Columns to write, one after another."""
+    """Columns to generate, one after another."""
 
     def __init__(
         self, columns: list[tuple[str, dict[str, Any]]], where: Workspace, ask: Asker | None = None
     ) -> None:
-        """Write ``columns``: a title each, and the values of a `core.live.protocol.Generate`."""
+        """Generate ``columns``: pairs of a title and the values of a `protocol.Generate`."""
         self.outputs = [Output(title) for title, _ in columns]
         self._questions = [values for _, values in columns]
         self._where, self._ask = where, ask or self._ask_live
@@ -61,19 +61,19 @@ class Session:
 
     @property
     def running(self) -> bool:
-        """Whether a column is still to be written."""
+        """Whether a column is still to be generated."""
         return self._thread.is_alive()
 
     def look(self) -> None:
-        """Say that somebody still watches."""
+        """Note that a page still draws this session."""
         self._seen = time.monotonic()
 
     def stop(self) -> None:
-        """Stop the column that is written, and write no more."""
+        """Stop the current column, and generate no more."""
         self._stop.set()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until all is written."""
+        """Wait until all columns are finished."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -1,7 +1,7 @@
-"""What is said over the wire: one JSON object a line, one question a connection.
+"""The wire protocol: one JSON object per line, one question per connection.
 
-A client connects to the loopback address of the contact file, sends its question with the secret,
-and reads events until one of kind ``done`` or ``error``. Closing the connection ends the question.
+A client connects to the loopback address in the contact file, sends its question with the secret,
+and reads events until a ``done`` or ``error`` event. Closing the connection cancels the question.
 
     -> {"secret": "...", "ask": "perplexity", "checkpoint": "demo", "skip": [3, 5]}
     <- {"event": "waiting", "for": "loading demo"}
@@ -40,63 +40,73 @@ class Perplexity:
     """The perplexity of a text without some blocks."""
 
     checkpoint: str = option(help="Folder, run, Hub id, or demo.")
-    skip: tuple[int, ...] = option((), help="Blocks to leave out.")
-    source: str = option("demo", help="Text to judge by, as in evaluate --perplexity.")
+    skip: tuple[int, ...] = option((), help="Blocks to skip.")
+    source: str = option("demo", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
-    bos: str = option("once", help="BOS once, or in every window.", choices=BOS_PROTOCOLS)
-    samples: int | None = option(
-        None, help="Judge by so many calibration rows, as importance does.", low=1, high=100000
+    bos: str = option(
+        "once", help="BOS once, or at the start of every window.", choices=BOS_PROTOCOLS
     )
-    seed: int = option(1234, help="Draws the calibration rows.", low=0)
+    samples: int | None = option(
+        None, help="Evaluate on this many calibration rows, as in importance.", low=1, high=100000
+    )
+    seed: int = option(1234, help="Seed for drawing the calibration rows.", low=0)
     tokens: int | None = option(
         None,
-        help="Judge by the first so many tokens of a longer text. Default: what takes seconds.",
+        help="Evaluate on only the first N tokens. Default: as many as take a few seconds.",
         low=2,
         unit="tokens",
     )
     quick: bool = option(
-        False, help="Judge by the beginning of a text: what answers in a fraction of a second."
+        False, help="Evaluate on the beginning of the text, to answer in a fraction of a second."
     )
-    fresh: bool = option(False, help="Forget what earlier answers computed.")
+    fresh: bool = option(False, help="Discard what earlier answers computed.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How text is generated."""
 
-    max_tokens: int = option(64, help="New tokens at most.", low=1, high=65536, unit="tokens")
+    max_tokens: int = option(
+        64, help="Maximum number of new tokens.", low=1, high=65536, unit="tokens"
+    )
     temperature: float = option(
-        0.8, help="0 takes the likeliest token each time; more is bolder.", low=0.0, high=5.0
+        0.8,
+        help="0 always takes the most likely token; higher values are more random.",
+        low=0.0,
+        high=5.0,
     )
-    top_k: int = option(50, help="Draw from the k likeliest tokens; 0: from all.", low=0)
+    top_k: int = option(50, help="Sample from the k most likely tokens; 0: from all.", low=0)
     top_p: float = option(
-        0.95, help="Draw from the likeliest tokens that make up this share.", low=0.01, high=1.0
+        0.95,
+        help="Sample from the most likely tokens whose probabilities add up to this share.",
+        low=0.01,
+        high=1.0,
     )
-    seed: int = option(1234, help="The same seed draws the same text.", low=0, high=2**31)
-    batch: int = option(1, help="Texts written side by side.", low=1, high=256)
+    seed: int = option(1234, help="The same seed gives the same text.", low=0, high=2**31)
+    batch: int = option(1, help="Number of texts generated side by side.", low=1, high=256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Sampling):
-    """Text that continues a prompt, without some blocks."""
+    """Generated continuation of a prompt, without some blocks."""
 
     checkpoint: str = option(help="Folder, run, Hub id, or demo.")
     prompt: str = option(help="Text to continue.")
-    skip: tuple[int, ...] = option((), help="Blocks to leave out.")
-    chat: bool = option(False, help="Give the prompt as a user's message of the chat template.")
+    skip: tuple[int, ...] = option((), help="Blocks to skip.")
+    chat: bool = option(False, help="Send the prompt as a user message in the chat template.")
 
 
 QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate}
-"""Questions to the model, and what they hold."""
+"""Kinds of question to the model -> the spec of their fields."""
 
 
 class LiveGone(RunError):
-    """The live process ended, or does not answer."""
+    """The live process has ended or does not respond."""
 
 
 @dataclass(frozen=True)
 class Contact:
-    """Where a live process listens, and what it wants to hear first."""
+    """Address of a live process, and the secret that it expects first."""
 
     host: str
     port: int
@@ -104,7 +114,7 @@ class Contact:
 
 
 def write_contact(folder: Path, contact: Contact) -> None:
-    """Write the contact file of a run directory, readable by its owner alone."""
+    """Write the contact file of a run directory, readable only by its owner."""
     path = folder / BOOKKEEPING / CONTACT
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
@@ -115,7 +125,7 @@ def write_contact(folder: Path, contact: Contact) -> None:
 
 
 def read_contact(folder: Path) -> Contact | None:
-    """Return how a run is reached; None where it is not listening (yet)."""
+    """Return the contact of a run; None if it is not listening (yet)."""
     found = read_json(folder / BOOKKEEPING / CONTACT) or {}
     try:
         return Contact(str(found["host"]), int(found["port"]), str(found["secret"]))
@@ -124,21 +134,21 @@ def read_contact(folder: Path) -> Contact | None:
 
 
 def remove_contact(folder: Path) -> None:
-    """Say that nobody listens any more."""
+    """Remove the contact file: the run no longer listens."""
     with contextlib.suppress(OSError):
         (folder / BOOKKEEPING / CONTACT).unlink(missing_ok=True)
 
 
 def send(connection: socket.socket, message: dict[str, Any]) -> None:
-    """Send one message; raises `OSError` where the other side has gone."""
+    """Send one message; raises `OSError` if the other side has closed the connection."""
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """Yield messages until the other side closes.
 
-    Raises `OSError` (also when the connection's time-out passes) and `ValueError` for a line that
-    is too long or no JSON object.
+    Raises `OSError` (also on the connection's timeout), and `ValueError` for a line that is too
+    long or not a JSON object.
     """
     with connection.makefile("rb") as stream:
         while line := stream.readline(LINE_BYTES):
@@ -149,7 +159,7 @@ def lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def error_event(error: DepthcutError) -> dict[str, Any]:
-    """Return the event that tells a client of ``error``."""
+    """Return the event that reports ``error`` to a client."""
     return {
         "event": "error",
         "message": error.message,
@@ -159,6 +169,6 @@ def error_event(error: DepthcutError) -> dict[str, Any]:
 
 
 def error_of(event: dict[str, Any]) -> DepthcutError:
-    """Return the error that an event tells of."""
+    """Return the error that an event reports."""
     kind = InputError if event.get("input") else RunError
-    return kind(str(event.get("message", "It failed.")), str(event.get("hint", "")))
+    return kind(str(event.get("message", "The request failed.")), str(event.get("hint", "")))

@@ -1,7 +1,7 @@
 """Connections of the live process: loopback only, a secret first, one question each.
 
-Every connection has a thread that reads the question, passes on its events, and notices when the
-client goes away. Questions to the model stand in one line; the run's main thread takes them.
+Every connection has a thread that reads the question, forwards its events, and notices when the
+client disconnects. Questions to the model are queued; the run's main thread answers them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ MOST_CONNECTIONS = 64
 
 
 class Gone(Exception):
-    """The client of a question has gone, so nobody wants its answer."""
+    """The client has disconnected, so its question needs no answer."""
 
 
 class Job:
-    """One question: what was asked, and the stream of events that answers it."""
+    """One question and the stream of events that answers it."""
 
     def __init__(self, kind: str, question: Any) -> None:
-        """Take a checked ``question`` of `protocol.QUESTIONS`."""
+        """Hold a validated ``question`` of `protocol.QUESTIONS`."""
         self.kind, self.question = kind, question
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.gone = threading.Event()
 
     def emit(self, event: str, **values: Any) -> None:
-        """Send one event; never waits for the client."""
+        """Queue one event; never waits for the client."""
         self.events.put({"event": event, **values})
 
     def done(self, **values: Any) -> None:
@@ -53,13 +53,13 @@ class Job:
         self.events.put(protocol.error_event(error))
 
     def check(self) -> None:
-        """Raise `Gone` when the client has gone."""
+        """Raise `Gone` if the client has disconnected."""
         if self.gone.is_set():
             raise Gone
 
 
 class Server:
-    """Listens on a free loopback port; `next` gives the questions to the model one by one."""
+    """Server on a free loopback port; `next` returns the questions to the model one by one."""
 
     def __init__(self, folder: Path, status: Callable[[], dict[str, Any]]) -> None:
         """Serve the run in ``folder``; ``status`` answers questions about the process itself."""
@@ -70,38 +70,38 @@ class Server:
         self._open = 0
         self._count = threading.Lock()
         self.situation = ""
-        """What the process is doing now; those who wait are told."""
+        """What the process is doing now; sent to waiting clients."""
         self.stop_asked = threading.Event()
         self.unload_asked = threading.Event()
         self.last_asked = time.monotonic()
 
     def __enter__(self) -> Server:
-        """Start listening, then say where."""
+        """Start listening, then write the contact file."""
         threading.Thread(target=self._accept, daemon=True).start()
         host, port = self._socket.getsockname()
         protocol.write_contact(self._folder, protocol.Contact(host, port, self._secret))
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Stop listening; questions that still wait are told so."""
+        """Stop listening; fail the questions still in the queue."""
         protocol.remove_contact(self._folder)
         with contextlib.suppress(OSError):
             self._socket.close()
-        end = RunError("The live model has been stopped.", "Ask again: it is started anew.")
+        end = RunError("The live model has been stopped.", "Try again; it restarts by itself.")
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait().fail(end)
         deadline = time.monotonic() + 2
-        while self._open and time.monotonic() < deadline:  # let last events out
+        while self._open and time.monotonic() < deadline:  # let the last events out
             time.sleep(0.02)
 
     @property
     def waiting(self) -> int:
-        """How many questions stand in line."""
+        """Number of queued questions."""
         return self._jobs.qsize()
 
     def next(self, timeout_s: float) -> Job | None:
-        """Return the next question whose client is still there; None where none came in time."""
+        """Return the next question; None if none came in time or its client has disconnected."""
         try:
             job = self._jobs.get(timeout=timeout_s)
         except queue.Empty:
@@ -142,11 +142,11 @@ class Server:
         given = str((message or {}).pop("secret", ""))
         if not hmac.compare_digest(given.encode(), self._secret.encode()):
             raise InputError(
-                "The live model does not know this secret.",
+                "Wrong secret for the live model.",
                 "Read it from the run's own contact file, .run/live.json.",
             )
         if self._open > MOST_CONNECTIONS:
-            raise RunError(f"More than {MOST_CONNECTIONS} questions are open.", "Ask later.")
+            raise RunError(f"Too many open requests ({MOST_CONNECTIONS}).", "Try again later.")
         assert message is not None
         return str(message.pop("ask", "")), message
 
@@ -170,22 +170,22 @@ class Server:
                 job.gone.set()
         else:
             known = ", ".join((*protocol.QUESTIONS, "status", "unload", "stop"))
-            raise InputError(f"No question '{kind}'.", f"Ask one of: {known}.")
+            raise InputError(f"Unknown request '{kind}'.", f"Known requests: {known}.")
 
     def _pass_on(self, connection: socket.socket, job: Job) -> None:
-        """Send the job's events until the last one, or until the client goes away."""
-        said = time.monotonic()
+        """Send the job's events until the last one, or until the client disconnects."""
+        sent = time.monotonic()
         while True:
             event: dict[str, Any] | None = None
             with contextlib.suppress(queue.Empty):
                 event = job.events.get(timeout=0.05)
             if select.select([connection], [], [], 0)[0]:
-                return  # closed; a client says nothing after its question
+                return  # closed: a client sends nothing after its question
             if event is None:
-                if time.monotonic() - said < protocol.QUIET_S:
+                if time.monotonic() - sent < protocol.QUIET_S:
                     continue
                 event = {"event": "waiting", "for": self.situation}
-            said = time.monotonic()
+            sent = time.monotonic()
             protocol.send(connection, event)
             if event["event"] in ("done", "error"):
                 return

@@ -1,4 +1,4 @@
-"""Loaded models within a memory budget: the least recently used goes first."""
+"""Loaded models within a memory budget; least recently used models are evicted first."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from core.model.blocks import BlockView
 
 MIB = 2.0**20
 OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
-"""What a perplexity may take by default, in floating-point operations: some seconds. A small model
-judges by the whole text, LLaMA-7B on a GPU by about 150,000 tokens."""
+"""Default budget of a perplexity in floating-point operations: a few seconds. It covers the whole
+text for a small model, and about 150,000 tokens for LLaMA-7B on a GPU."""
 QUICK = {"cpu": 3e10, "cuda": 6e13, "mps": 1e12}
-"""What a quick perplexity may take: under half a second on two cores, 0.2 s on a large GPU."""
+"""Budget of a quick perplexity: under half a second on two cores, 0.2 s on a large GPU."""
 LEAST_TOKENS = 1024
 TEXTS = 4
-"""Texts that a model keeps states and answers of."""
+"""Number of texts for which a model keeps hidden states and answers."""
 
 
 @dataclass
@@ -40,13 +40,13 @@ class Loaded:
     view: BlockView
     tokenizer: Any
     eos: list[int]
-    """Tokens that end a text, as the checkpoint's generation settings have it."""
+    """Tokens that end a text, from the checkpoint's generation settings."""
     weight_bytes: int
     texts: OrderedDict[tuple[Any, ...], WhatIf] = field(default_factory=OrderedDict)
     totals: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    """Windows that the whole text has, by the same keys."""
+    """Number of windows in the whole text, by the same keys."""
     warm: bool = False
-    """Whether it has generated before; the first time is slower."""
+    """Whether it has generated before; the first generation is slower."""
 
     @property
     def bytes(self) -> int:
@@ -54,15 +54,15 @@ class Loaded:
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
     def tokens_for(self, operations: dict[str, float]) -> int:
-        """Return the tokens of a text that this model judges with so many operations."""
+        """Return the number of tokens that this model can evaluate within ``operations``."""
         most = operations.get(self.view.device.type, operations["cpu"])
         return max(LEAST_TOKENS, int(most / (2 * self.info.parameters)))
 
     def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int, int]:
-        """Return the text of a question before this model, its windows, and those of all of it.
+        """Return a question's text, its number of windows, and that of the whole text.
 
         Questions about the beginning of a text share its states with those about more of it.
-        Raises `DataError` or `OptionError` where the text cannot be used.
+        Raises `DataError` or `OptionError` if the text cannot be used.
         """
         usual = self.tokens_for(OPERATIONS)
         most = max(ask.tokens or usual, usual)
@@ -75,14 +75,14 @@ class Loaded:
             while len(self.texts) > TEXTS:
                 self.totals.pop(self.texts.popitem(last=False)[0], None)
         self.texts.move_to_end(key)
-        judged = self.texts[key]
+        text = self.texts[key]
         wanted = ask.tokens or (self.tokens_for(QUICK) if ask.quick else usual)
-        count = judged.windows if ask.samples else max(1, wanted // ask.window)
-        return judged, min(count, judged.windows), self.totals[key]
+        count = text.windows if ask.samples else max(1, wanted // ask.window)
+        return text, min(count, text.windows), self.totals[key]
 
 
 def _stamp(source: str) -> Any:
-    """Return what changes when a text file does."""
+    """Return a value that changes whenever the text file does; None for other sources."""
     with contextlib.suppress(OSError):
         found = Path(source).expanduser().stat()
         return found.st_mtime_ns, found.st_size
@@ -92,13 +92,13 @@ def _stamp(source: str) -> Any:
 def _windows(
     ask: Perplexity, tokenizer: Any, context: int, most: int
 ) -> tuple[list[list[int]], int]:
-    """Return the windows to judge by, ``most`` tokens of text, and how many the whole text has."""
+    """Return the windows of up to ``most`` tokens, and the number of windows in the whole text."""
     from core.evaluate.perplexity import token_stream
 
     if context and ask.window > context:
         raise OptionError(
             f"--window: {ask.window} tokens are more than the model's context of {context}.",
-            f"Give {context} or fewer.",
+            f"The maximum is {context}.",
         )
     if ask.samples is not None:
         rows = calibration_rows(ask.source, tokenizer, ask.samples, ask.window, ask.seed)
@@ -109,7 +109,7 @@ def _windows(
 
 
 class Store:
-    """Models on one device; `get` loads what is not there, evicting what was used longest ago."""
+    """Models on one device; `get` loads missing ones, evicting the least recently used."""
 
     def __init__(
         self,
@@ -124,26 +124,26 @@ class Store:
 
     @property
     def used_mib(self) -> float:
-        """Memory of all models and their states."""
+        """Memory of all models and their hidden states."""
         return sum(m.bytes for m in list(self._models.values())) / MIB
 
     @property
     def names(self) -> list[str]:
-        """The models held, least recently used first."""
+        """Names of the loaded models, least recently used first."""
         return [m.name for m in list(self._models.values())]
 
     def room_bytes(self) -> float:
-        """Return what is left for states; half of it stays free for the next text."""
+        """Return the memory for new states: half of what is free, so another text has room."""
         return max(0.0, (self.budget_mib - self.used_mib) * MIB / 2)
 
     def get(self, name: str, check: Callable[[], None] = lambda: None) -> Loaded:
-        """Return the model of a checkpoint, loaded when it is not there.
+        """Return the model of a checkpoint, loading it if necessary.
 
         ``check`` is called before loading and may raise.
 
         Raises:
-            CheckpointError: It is not there or cannot be read.
-            OutOfMemoryError: It alone is larger than the budget, or than the device.
+            CheckpointError: It does not exist or cannot be read.
+            OutOfMemoryError: It alone is larger than the budget or the device.
         """
         checkpoint = locate.open(name)
         key = (str(checkpoint.folder.resolve()), checkpoint.state)
@@ -174,7 +174,7 @@ class Store:
     def _make_room(self, name: str, needed_mib: float) -> None:
         if needed_mib > self.budget_mib:
             raise OutOfMemoryError(
-                f"{name} needs {needed_mib:,.0f} MiB; the live model may use "
+                f"{name} needs {needed_mib:,.0f} MiB, but the live model may use only "
                 f"{self.budget_mib:,.0f}.",
                 "Start it with a larger --memory, or use --dtype bfloat16.",
             )
@@ -184,7 +184,7 @@ class Store:
                     text.forget_states()
         while self._models and self.used_mib + needed_mib > self.budget_mib:
             _, oldest = self._models.popitem(last=False)
-            self._log(f"Freed {oldest.name}: the memory is needed for {name}.")
+            self._log(f"Unloaded {oldest.name} to make room for {name}.")
         memory.free_memory(self.device)
 
     def clear(self) -> None:

@@ -1,10 +1,10 @@
-"""Perplexity of one text for any set of skipped blocks, sharing what the sets have in common.
+"""Perplexity of one text for any set of skipped blocks, sharing computation between the sets.
 
-The state after some blocks depends on nothing but which blocks ran: sets that keep the same blocks
-up to some depth share the state there. States are kept by the kept blocks so far, those of the
-dense model first, so that skipping late blocks costs little more than the head. The text is walked
-in chunks of windows, so an answer is good for the windows so far at any time, and a question that
-nobody waits for any more leaves what it has computed.
+The hidden state at some depth depends only on which blocks ran before it, so sets that keep the
+same blocks up to that depth share the state. States are cached by the blocks kept so far, the dense
+model's first, so that skipping late blocks costs little more than the head. The text is processed
+in chunks of windows, so a partial answer is available at any time, and an abandoned question leaves
+its results for later ones.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from core.model.blocks import BlockView
 from core.model.memory import out_of_memory_explained
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
-"""Tokens that go through a block together; on a CPU their activations should stay in the cache."""
+"""Tokens that pass through a block together; on a CPU their activations should fit in the cache."""
 NARROW = 1024
-"""Up to this hidden size a CPU computes one chunk a core: threads inside of small products wait for
-one another longer than they compute, and on a busy machine many times longer."""
+"""Up to this hidden size a CPU computes one chunk per core: intra-op threading costs more than it
+gains for small matmuls, and many times more on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Answer:
     windows: int
     predictions: int
     block_passes: int
-    """Passes of a chunk through a block that were computed for it; 0 where all was known."""
+    """Passes of a chunk through a block computed for this answer; 0 if all was cached."""
 
 
 class WhatIf:
-    """One text before one model. Not for several threads at once."""
+    """One text evaluated on one model. Not thread-safe."""
 
     def __init__(
         self, view: BlockView, windows: Sequence[Sequence[int]], room_bytes: float
     ) -> None:
-        """Judge ``view`` by ``windows`` of equal length, keeping at most ``room_bytes`` of states.
+        """Evaluate ``view`` on equally long ``windows``, caching up to ``room_bytes`` of states.
 
         Raises `DataError` for token ids outside the vocabulary.
         """
@@ -68,7 +68,7 @@ class WhatIf:
         self._plan(int(room_bytes // max(1, self._state_bytes)))
 
     def _plan(self, most: int) -> None:
-        """Decide how many states to keep: of the dense model at every n-th block, then others."""
+        """Decide which states to cache: the dense model's at every n-th block, then others."""
         blocks = len(self._view)
         dense = min(blocks, max(0, most - most // 3))
         self._every = math.ceil(blocks / dense) if dense else 0
@@ -77,16 +77,16 @@ class WhatIf:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the states that are kept now."""
+        """Bytes of the states cached now."""
         return sum(s.nbytes for chunk in self._states for s in chunk.values())
 
     def forget(self) -> None:
-        """Forget answers and states."""
+        """Drop answers and states."""
         self._losses.clear()
         self.forget_states()
 
     def forget_states(self) -> None:
-        """Free the states; answers stay."""
+        """Free the states; keep the answers."""
         for chunk in self._states:
             chunk.clear()
 
@@ -99,9 +99,9 @@ class WhatIf:
     ) -> Answer:
         """Return the perplexity without the blocks of ``skip``.
 
-        ``on_part`` is told after every chunk how it stands; ``check`` is called before each block
-        and may raise to give up: what was computed so far is kept. ``windows`` judges by the
-        first so many; an answer for more of them goes on from there.
+        ``on_part`` gets the partial answer after every chunk; ``check`` is called before each block
+        and may raise to give up, in which case finished chunks are kept. ``windows`` limits the
+        evaluation to the first windows; a later answer for more of them continues from there.
 
         Raises:
             PlanError: A block does not exist, or none would be left.
@@ -124,7 +124,7 @@ class WhatIf:
     def _chunk_losses(
         self, numbers: range, kept: tuple[int, ...], check: Callable[[], None] | None
     ) -> Iterable[tuple[list[float], int]]:
-        """Yield the losses of the chunks of ``numbers``, and the blocks run for each."""
+        """Yield, for each chunk in ``numbers``, its losses and the number of blocks run."""
 
         @torch.inference_mode()
         def losses(number: int) -> tuple[list[float], int]:
@@ -154,7 +154,7 @@ class WhatIf:
     def _run(
         self, number: int, kept: tuple[int, ...], check: Callable[[], None] | None
     ) -> tuple[Tensor, int]:
-        """Return the last block's output for one chunk, and how many blocks had to be run."""
+        """Return the last block's output for one chunk, and the number of blocks run."""
         states = self._states[number]
         depth = next((d for d in range(len(kept), 0, -1) if kept[:d] in states), 0)
         if depth:
@@ -181,5 +181,5 @@ class WhatIf:
 
 
 def _is_dense(prefix: tuple[int, ...]) -> bool:
-    """Whether these kept blocks are the model's first ones, none left out."""
+    """Whether these kept blocks are the model's first ones, with none skipped."""
     return prefix[-1] == len(prefix) - 1

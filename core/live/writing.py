@@ -1,4 +1,4 @@
-"""Generated text, streamed token by token: stock ``generate`` with and without skipped blocks."""
+"""Text generated token by token: stock ``generate`` with and without skipped blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Emit = Callable[..., None]
 
 
 class _Decoder:
-    """Turns one row's tokens into text piece by piece; holds back half of a character."""
+    """Turns one row's tokens into text piece by piece; holds back incomplete characters."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -32,7 +32,7 @@ class _Decoder:
     def add(self, token: int) -> str:
         """Return the text that ``token`` adds.
 
-        Decoded with the tokens before it, as a token's space depends on them.
+        It is decoded with the tokens before it, because they determine its leading space.
         """
         self._ids.append(token)
         before = self._text(self._from, self._shown)
@@ -43,7 +43,7 @@ class _Decoder:
         return now[len(before) :]
 
     def rest(self) -> str:
-        """Return what was held back."""
+        """Return the text held back so far."""
         before = self._text(self._from, self._shown)
         return self._text(self._from, len(self._ids))[len(before) :]
 
@@ -52,7 +52,7 @@ class _Decoder:
 
 
 class _Stream:
-    """What ``generate`` gives its tokens to: passes them on and notes the time."""
+    """Streamer for ``generate``: forwards tokens and records times."""
 
     def __init__(self, tokenizer: Any, rows: int, eos: list[int], emit: Emit, clock: Clock) -> None:
         self._decoders = [_Decoder(tokenizer) for _ in range(rows)]
@@ -63,7 +63,7 @@ class _Stream:
         self.first: Any = None
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt [rows, tokens], then one token a row [rows]."""
+        """Receive the prompt [rows, tokens], then one token per row [rows]."""
         if self._prompt:
             self._prompt = False
             return
@@ -83,33 +83,34 @@ class _Stream:
         return self._decoders[row].add(token)
 
     def end(self) -> None:
-        """Pass on what was held back."""
+        """Send the text still held back."""
         rest = ["" if e else d.rest() for d, e in zip(self._decoders, self.ended, strict=True)]
         if any(rest):
             self._emit("token", ids=[], texts=rest)
 
 
 def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
-    """Return the prompt's tokens; raises `DataError` or `OptionError` where it cannot be used."""
+    """Return the prompt's tokens; raises `DataError` or `OptionError` if it cannot be used."""
     if not ask.prompt.strip():
-        raise DataError("The prompt is empty.", "Write a few words to continue.")
+        raise DataError("The prompt is empty.", "Enter a few words to continue.")
     tokenizer = loaded.tokenizer
     if ask.chat:
         if not getattr(tokenizer, "chat_template", None):
             raise OptionError(
-                f"The tokenizer of {loaded.name} has no chat template.", "Give the prompt plainly."
+                f"The tokenizer of {loaded.name} has no chat template.",
+                "Send the prompt as plain text.",
             )
-        said = [{"role": "user", "content": ask.prompt}]
-        text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        chat = [{"role": "user", "content": ask.prompt}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = tokenizer.encode(text, add_special_tokens=False)
     else:
         ids = tokenizer.encode(ask.prompt)
     context = loaded.info.context
     if context and len(ids) + ask.max_tokens > context:
         room = context - len(ids)
-        way = f"Give --max-tokens {room} or fewer." if room > 0 else "Shorten the prompt."
+        way = f"Use --max-tokens {room} or fewer." if room > 0 else "Shorten the prompt."
         raise OptionError(
-            f"{len(ids)} tokens of prompt and {ask.max_tokens} new ones are more than the model's "
+            f"{len(ids)} prompt tokens and {ask.max_tokens} new ones are more than the model's "
             f"context of {context}.",
             way,
         )
@@ -117,7 +118,7 @@ def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
 
 
 def _config(loaded: Loaded, ask: Generate) -> Any:
-    """Return the generation settings, and give them the model, which would add its own."""
+    """Return the generation settings; also set them on the model, which would add its own."""
     from transformers import GenerationConfig
 
     pad = loaded.tokenizer.pad_token_id
@@ -145,7 +146,7 @@ def _sampling(ask: Generate) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _threads_for(view: Any) -> Iterator[None]:
-    """Compute with one thread on a CPU while the model is narrow, see `NARROW`."""
+    """Compute with one thread on a CPU if the model is narrow (see `NARROW`)."""
     threads = torch.get_num_threads()
     if view.device.type == "cpu":
         torch.set_num_threads(1 if view.hidden_size <= NARROW else threads)
@@ -156,7 +157,7 @@ def _threads_for(view: Any) -> Iterator[None]:
 
 
 def _weights(model: Any) -> dict[str, Any]:
-    """Return parameters and memory of the blocks that the model has now; tied ones count once."""
+    """Return parameters and memory of the model's current blocks; tied weights count once."""
     weights = list(model.parameters())
     return {
         "parameters": sum(p.numel() for p in weights),
@@ -166,10 +167,10 @@ def _weights(model: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Continue the prompt without the blocks of ``skip`` and return what was measured.
+    """Continue the prompt without the blocks of ``skip``; return the measurements.
 
-    Events: ``begin`` (prompt tokens, parameters, memory), then ``token`` for every step with one
-    id and one piece of text a row. ``stop`` is asked before every token.
+    Events: ``begin`` (prompt tokens, parameters, memory), then for every step ``token`` with one
+    id and one piece of text per row. ``stop`` is called before every token.
 
     Raises:
         PlanError: A block does not exist, or none would be left.

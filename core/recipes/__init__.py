@@ -1,8 +1,8 @@
-"""Recipes: chains of ordinary runs with one progress view, resumable, that end with a verdict.
+"""Recipes: resumable chains of ordinary runs with one progress view and a final verdict.
 
-A recipe is a module ``core/recipes/NAME.py`` (hyphens of the name as underscores) with a constant
-``RECIPE = Recipe(...)``; its name is listed in ``NAMES``. `core.recipes.chain` has the types and
-says what a recipe is made of.
+A recipe is a module ``core/recipes/NAME.py`` (hyphens in the name become underscores) with a
+constant ``RECIPE = Recipe(...)``; its name is listed in ``NAMES``. `core.recipes.chain` defines the
+types and describes the parts of a recipe.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NAMES: tuple[str, ...] = (
     "cpt-lora",
     "calibration",
 )
-"""Recipes in the order in which pages offer them."""
+"""Recipe names in the order in which pages offer them."""
 
 
 def get(name: str) -> Recipe:
     """Return a recipe by name; raises `OptionError` with the known names."""
     if name not in NAMES:
-        raise OptionError(f"No recipe '{name}'.", f"Recipes: {', '.join(NAMES)}.")
+        raise OptionError(f"Unknown recipe '{name}'.", f"Recipes: {', '.join(NAMES)}.")
     recipe: Recipe = importlib.import_module(f"core.recipes.{name.replace('-', '_')}").RECIPE
     return recipe

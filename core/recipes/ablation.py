@@ -1,7 +1,7 @@
 """Recipe ``ablation``: LoRA against full fine-tuning of one variant, on the same tokens.
 
-Recovery, loss on other text, KL of next-token distributions to the dense model, and on the demo
-its questions: what each method restores, and what it forgets.
+Measures recovery, loss on other text, the KL of next-token distributions to the dense model, and on
+the demo its questions: what each method restores, and what it forgets.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from core.recipes.spec import RecipeSpec
 
 METHODS = ("lora", "full")
 OTHER = "demo instructions"
-"""What the demo is also judged on; it is trained on as stories."""
+"""The demo's second evaluation text; training uses its stories."""
 QUESTIONS = 20
-"""Questions per skill, where the demo world's are asked."""
+"""Questions per skill if the demo world's questions are used."""
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Prune if need be, then retrain the variant twice from the same rows in the same order."""
+    """Prune if necessary, then retrain the variant twice on the same rows in the same order."""
     return [*retraining.pruned_steps(spec), *(_training(method) for method in METHODS)]
 
 
 def sources(spec: RecipeSpec) -> tuple[str, tuple[str, ...]]:
-    """Return what to train on and the other text: ``--data DATA[,OTHER]``."""
+    """Return the text to train on and the other texts: ``--data DATA[,OTHER]``."""
     data, *other = (part.strip() for part in (spec.data or "demo").split(","))
     return data, tuple(filter(None, other))
 
@@ -46,7 +46,7 @@ def _training(method: str) -> Step:
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
-    """Return one row a variant, source and measure: dense, pruned, and each method."""
+    """Return one row per variant (dense, pruned, each method), source and measure."""
     rows: list[dict[str, Any]] = []
     columns = {"dense": "dense", "before": "pruned"}
     for method in METHODS:
@@ -66,11 +66,11 @@ def table(chain: Chain) -> list[dict[str, Any]]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say which method recovered more, and what each kept of the dense model."""
+    """Report which method recovered more, and what each kept of the dense model."""
     rows = table(chain)
     retraining.write_table(chain, rows)
     lora, full = (chain.json(method) for method in METHODS)
-    said = [
+    lines = [
         f"LoRA trains {lora['trainable_parameters']:,} parameters ({lora['tokens_per_s']:.0f} "
         f"tokens/s), full fine-tuning {full['trainable_parameters']:,} "
         f"({full['tokens_per_s']:.0f} tokens/s), both on {lora['tokens']:,} tokens."
@@ -79,7 +79,7 @@ def verdict(chain: Chain) -> Verdict:
         found = {r["variant"]: float(r["value"]) for r in rows
                  if r["evaluated_on"] == source and r["measure"] == "kl"}  # fmt: skip
         parts = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        said.append(f"KL to the dense model on {source}, nat per token: {parts}.")
+        lines.append(f"KL to the dense model on {source}, nats per token: {parts}.")
     asked = [row for row in rows if row["measure"] == "accuracy"]
     if asked:
         means = {
@@ -87,14 +87,14 @@ def verdict(chain: Chain) -> Verdict:
             for name in dict.fromkeys(r["variant"] for r in asked)
         }
         parts = ", ".join(f"{n} {sum(v) / len(v):.1%}" for n, v in means.items())
-        said.append(
-            f"Mean accuracy over the demo's skills, {asked[0]['items']} questions each: {parts}."
+        lines.append(
+            f"Mean accuracy over the demo's skills ({asked[0]['items']} questions each): {parts}."
         )
-    said.append(retraining.measured(chain, "lora"))
+    lines.append(retraining.measured(chain, "lora"))
     return Verdict(
         f"Recovered: LoRA {retraining.percent(lora['recovered'])}, full fine-tuning "
-        f"{retraining.percent(full['recovered'])} of a gap of {lora['gap_nat']:.3f} nat.",
-        tuple(said),
+        f"{retraining.percent(full['recovered'])} of a {lora['gap_nat']:.3f}-nat gap.",
+        tuple(lines),
         {method: chain.json(method)["recovered"] for method in METHODS},
     )
 
@@ -102,7 +102,8 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "ablation",
     "LoRA against full fine-tuning",
-    "Retrains one variant both ways on the same tokens: recovery, other text, kept knowledge.",
+    "Retrains one variant both ways on the same tokens; compares recovery, other text and retained "
+    "knowledge.",
     steps,
     verdict,
 )

@@ -1,7 +1,8 @@
-"""Recipe ``calibration``: does an importance computed on one text hold on another?
+"""Recipe ``calibration``: does a block ranking computed on one dataset transfer to another?
 
-A 2 x 2: blocks are scored on A and on B, each plan is carried out, and both are judged on A and on
-B. ``--data A,B`` names the two texts; the default is the demo world's stories and its instructions.
+A 2 x 2 design: blocks are scored on A and on B, each plan is carried out, and both variants are
+evaluated on A and on B. ``--data A,B`` names the two datasets; the default is the demo world's
+stories and its instructions.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ RATIO = 0.2
 SIDES = ("a", "b")
 INSTRUCTIONS = "demo instructions"
 HOLDS = 1.05
-"""A plan holds on a text where it costs at most this many times what that text's own costs."""
+"""A plan transfers to a text if it costs at most this many times what that text's own plan does."""
 
 
 def sources(spec: RecipeSpec) -> tuple[str, str] | None:
-    """Return the two texts, or None for the default; raises `OptionError` where not two."""
+    """Return the two texts, or None for the default; raises `OptionError` unless there are two."""
     return texts.two_sources(spec, "text", "A.txt,B.txt")
 
 
 def names(spec: RecipeSpec) -> tuple[str, str]:
-    """Return how the two texts are called."""
+    """Return the labels of the two texts."""
     found = sources(spec)
     if found is None:
         return "demo", INSTRUCTIONS
@@ -44,7 +45,7 @@ def names(spec: RecipeSpec) -> tuple[str, str]:
 
 
 def _text(chain: Chain, side: int, use: Use) -> str:
-    """Return the text of a side to calibrate on or to judge by; the demo's share no row."""
+    """Return a side's text for calibration or evaluation; the demo's two have no row in common."""
     given = sources(chain.spec)
     if given is not None or side == 0:
         return given[side] if given else "demo"
@@ -57,11 +58,11 @@ def _text(chain: Chain, side: int, use: Use) -> str:
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Score on each text, carry out both plans, and judge all three models on both texts."""
+    """Score on each text, carry out both plans, and evaluate all three models on both texts."""
     names(spec)
     ratio = RATIO if spec.ratio is None else spec.ratio
     made = [step for side in range(2) for step in _side(spec, side, ratio)]
-    return [*made, *(_judged(spec, name) for name in ("dense", *SIDES))]
+    return [*made, *(_evaluated(spec, name) for name in ("dense", *SIDES))]
 
 
 def _side(spec: RecipeSpec, side: int, ratio: float) -> list[Step]:
@@ -82,7 +83,7 @@ def _side(spec: RecipeSpec, side: int, ratio: float) -> list[Step]:
     ]
 
 
-def _judged(spec: RecipeSpec, name: str) -> Step:
+def _evaluated(spec: RecipeSpec, name: str) -> Step:
     def options(chain: Chain) -> Mapping[str, Any]:
         return {
             "checkpoint": parts.folder_of(chain, name),
@@ -90,26 +91,26 @@ def _judged(spec: RecipeSpec, name: str) -> Step:
             "window": (min(128, parts.context(spec)),),
         }
 
-    return Step(f"judge-{name}", "evaluate", options)
+    return Step(f"evaluate-{name}", "evaluate", options)
 
 
 def table(chain: Chain) -> list[CalibrationRow]:
-    """Return one row for every calibration text and text judged on."""
-    called = names(chain.spec)
-    dense = [float(row["ppl"]) for row in chain.rows("judge-dense", "perplexity.csv")]
+    """Return one row per calibration text and evaluation text."""
+    labels = names(chain.spec)
+    dense = [float(row["ppl"]) for row in chain.rows("evaluate-dense", "perplexity.csv")]
     rows = []
     for side, name in enumerate(SIDES):
         dropped = " ".join(map(str, chain.read(name, Pruning).dropped))
-        for place, row in enumerate(chain.rows(f"judge-{name}", "perplexity.csv")):
+        for place, row in enumerate(chain.rows(f"evaluate-{name}", "perplexity.csv")):
             ppl = float(row["ppl"])
             rows.append(
-                CalibrationRow(called[side], called[place], ppl, ppl / dense[place], dropped)
+                CalibrationRow(labels[side], labels[place], ppl, ppl / dense[place], dropped)
             )
     return rows
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say what each plan costs on the other text, and how far the two orders agree."""
+    """Report what each plan costs on the other text, and how far the two rankings agree."""
     rows = table(chain)
     CalibrationRow.write(chain, rows)
     first, second = names(chain.spec)
@@ -120,16 +121,16 @@ def verdict(chain: Chain) -> Verdict:
         ratio[first, second] / ratio[second, second],
         ratio[second, first] / ratio[first, first],
     ]
-    holds = "holds" if extra[0] <= HOLDS else "does not hold"
+    holds = "transfers" if extra[0] <= HOLDS else "does not transfer"
     return Verdict(
-        f"The importance computed on {first} {holds} on {second}: its plan costs "
-        f"{ratio[first, second]:.3f} x there, the plan from {second} itself "
+        f"The block ranking computed on {first} {holds} to {second}: on {second}, its plan costs "
+        f"{ratio[first, second]:.3f} x the dense perplexity, and the plan from {second} itself "
         f"{ratio[second, second]:.3f} x.",
         (
-            f"The other way round: on {first} the plan from {second} costs "
-            f"{ratio[second, first]:.3f} x, its own {ratio[first, first]:.3f} x.",
-            f"Rank correlation of the blocks' perplexities {agreement:.2f}; of "
-            f"{len(drops[0])} dropped blocks {len(drops[0] & drops[1])} are the same.",
+            f"Conversely, on {first} the plan from {second} costs {ratio[second, first]:.3f} x, "
+            f"and the plan from {first} itself {ratio[first, first]:.3f} x.",
+            f"Rank correlation of the blocks' perplexities: {agreement:.2f}; "
+            f"{len(drops[0] & drops[1])} of {len(drops[0])} dropped blocks are the same.",
             parts.measured_on(chain.read("scores-a", Importance)),
         ),
         {
@@ -143,8 +144,8 @@ def verdict(chain: Chain) -> Verdict:
 
 RECIPE = Recipe(
     "calibration",
-    "Does an importance hold on another text",
-    "Scores blocks on two texts, carries out both plans, and judges each on both.",
+    "Does the block ranking transfer to another dataset?",
+    "Scores blocks on two datasets, carries out both plans, and evaluates each on both datasets.",
     steps,
     verdict,
 )

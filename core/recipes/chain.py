@@ -1,7 +1,7 @@
-"""What a recipe is, and how its steps are run one after the other.
+"""Types of a recipe, and the code that runs its steps in order.
 
-Every step is a command of the command line, run in a process of its own in ``OUT/STEP``, so that
-it can be looked at, repeated and built upon like any other run::
+Every step is a command of the command line, run in its own process in ``OUT/STEP``, so that it can
+be inspected, repeated and built upon like any other run::
 
     def steps(spec: RecipeSpec) -> list[Step]:
         return [
@@ -18,10 +18,10 @@ it can be looked at, repeated and built upon like any other run::
 
     RECIPE = Recipe("drop-two", "Drop two blocks", "What it does, in a sentence.", steps, verdict)
 
-A step that is done with the same options is not run again, so a recipe that was cancelled, failed
-or killed goes on where it stopped. A step of an instant command (plan) leaves what it prints in
-``OUT/STEP/STEP.json``. Options that the recipe's own command line names (device, dtype) are passed
-to every step that has them, unless the step says otherwise. No torch here.
+A step that has finished with the same options is not run again, so a recipe that was cancelled,
+failed or was killed continues at that step. A step with an instant command (plan) writes its
+output to ``OUT/STEP/STEP.json``. Options on the recipe's own command line (device, dtype, seed) are
+passed to every step that has them, unless the step overrides them. No torch here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ POLL_S = 0.2
 SHARE = 100
 """Progress units of one step."""
 PASSED_ON = ("device", "dtype", "seed")
-"""Options of the recipe that go to every step whose command has them."""
+"""Options of the recipe that are passed to every step whose command has them."""
 
 Values = Mapping[str, Any]
 Result = TypeVar("Result", bound=JsonResult)
@@ -59,18 +59,18 @@ class Step:
     """One command of a recipe; ``values`` are its options without ``out``."""
 
     name: str
-    """Folder below the recipe's, and how later steps call it."""
+    """Subfolder of the recipe's folder, and the name that later steps use."""
     command: str
     values: Values | Callable[[Chain], Values]
     optional: bool = False
-    """The recipe goes on where this step fails, and the verdict says so."""
+    """If this step fails, the recipe continues and the verdict reports the failure."""
     needs: str = ""
-    """Name of an optional step without which this one makes no sense: it is left out then."""
+    """Name of an optional step that this one depends on: if it failed, this one is skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a recipe found: sentences for people, figures for programs and pages."""
+    """Result of a recipe: sentences for people, figures for programs and pages."""
 
     sentence: str
     findings: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A chain of steps and the judgement at its end."""
+    """A chain of steps and the verdict at its end."""
 
     name: str
     title: str
@@ -92,14 +92,14 @@ class Chain:
     """The steps of one recipe in one folder."""
 
     def __init__(self, spec: RecipeSpec, folder: Path, progress: Progress) -> None:
-        """Bind ``spec`` to ``folder``; ``progress`` hears of all steps together."""
+        """Bind ``spec`` to ``folder``; ``progress`` reports on all steps together."""
         self.spec = spec
         self.folder = folder
         self.progress = progress
         self.failed: dict[str, str] = {}
-        """Optional steps that failed, and why."""
-        self.left_out: set[str] = set()
-        """Steps that were not tried, as one that they need failed or was left out itself."""
+        """Optional steps that failed -> reason."""
+        self.skipped: set[str] = set()
+        """Steps that were skipped because a step they need failed or was skipped itself."""
 
     def dir(self, step: str) -> Path:
         """Return the folder of a step's results."""
@@ -110,10 +110,10 @@ class Chain:
         return str(self.folder / step / name)
 
     def json(self, step: str, name: str = "summary.json") -> dict[str, Any]:
-        """Return a JSON result of a step; raises `RunError` where it is missing."""
+        """Return a JSON result of a step; raises `RunError` if it is missing."""
         value = workspace.read_json(self.folder / step / name)
         if value is None:
-            raise RunError(f"Step {step} has left no {name}.", "Run the recipe again.")
+            raise RunError(f"Step {step} did not write {name}.", "Run the recipe again.")
         return value
 
     def read(self, step: str, kind: type[Result]) -> Result:
@@ -138,7 +138,7 @@ class Chain:
         return found
 
     def _missing(self, step: str, name: str) -> RunError:
-        return RunError(f"Step {step} has left no {name}.", "Run the recipe again.")
+        return RunError(f"Step {step} did not write {name}.", "Run the recipe again.")
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON result of the recipe itself."""
@@ -149,25 +149,25 @@ class Chain:
         workspace.write_csv(self.folder / name, columns, rows)
 
     def rows(self, step: str, name: str) -> list[dict[str, str]]:
-        """Return a CSV result of a step as dictionaries; raises `RunError` where it is missing."""
+        """Return a CSV result of a step as dictionaries; raises `RunError` if it is missing."""
         try:
             with (self.folder / step / name).open(encoding="utf-8", newline="") as handle:
                 return list(csv.DictReader(handle))
         except OSError as error:
-            raise RunError(f"Step {step} has left no {name}.", "Run the recipe again.") from error
+            raise RunError(f"Step {step} did not write {name}.", "Run the recipe again.") from error
 
     def seconds(self, step: str) -> float:
-        """Return how long a step took, its start-up included."""
+        """Return the seconds a step took, including start-up."""
         record = read_run(self.folder / step)
         return (record.finished or record.started) - record.started if record else 0.0
 
     def run(self, steps: list[Step]) -> None:
-        """Carry out ``steps``; raises the first failure of one that is not optional."""
+        """Carry out ``steps``; raises the failure of the first required step that fails."""
         for place, step in enumerate(steps):
             self.progress.step(place * SHARE, len(steps) * SHARE, step.name)
-            if step.needs and (step.needs in self.failed or step.needs in self.left_out):
-                self.left_out.add(step.name)
-                self.progress.log(f"{step.name}: left out, as there is no {step.needs}.")
+            if step.needs and (step.needs in self.failed or step.needs in self.skipped):
+                self.skipped.add(step.name)
+                self.progress.log(f"{step.name}: skipped: requires {step.needs}.")
                 continue
             try:
                 self._run_step(step, place, len(steps))
@@ -193,29 +193,29 @@ class Chain:
         spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
         record = read_run(self.dir(step.name))
         if record and record.state == "done" and record.spec == to_dict(spec):
-            self.progress.log(f"{step.name}: done before.")
+            self.progress.log(f"{step.name}: already done.")
             return
         found = record if record and record.is_live and record.spec == to_dict(spec) else None
         if found:
-            self.progress.log(f"{step.name}: goes on where it was found.")
+            self.progress.log(f"{step.name}: resuming the run found in progress.")
             found = self._watch(step, found, place, count)
-        if found is None or found.state == "lost":  # killed with, or before, whoever started it
+        if found is None or found.state == "lost":  # killed with its launcher, or before it
             record = jobs.launch_in(self.dir(step.name), step.command, spec)
             self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
             found = self._watch(step, record, place, count)
         if found.state == "cancelled":
-            raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to go on.")
+            raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to continue.")
         if found.state != "done":
             raise RunError(f"Step {step.name} {found.state}: {found.error}", found.hint)
 
     def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> RunRecord:
-        """Follow a step until it ends and return its last record; a cancelled recipe cancels it."""
+        """Follow a step until it ends; return its last record. Cancelling the recipe cancels it."""
         try:
             while record.is_live:
                 done, total, message = record.progress
                 share = int(SHARE * min(1.0, done / total)) if total else 0
-                waits = f"waits for {record.device}, behind {record.waiting_for}"
-                text = waits if record.state == "queued" else message or "starts"
+                waits = f"waiting for {record.device}, behind {record.waiting_for}"
+                text = waits if record.state == "queued" else message or "starting"
                 self.progress.step(place * SHARE + share, count * SHARE, f"{step.name}: {text}")
                 time.sleep(POLL_S)
                 record = read_run(record.path) or record

@@ -15,12 +15,12 @@ __all__ = ("RecipeSpec", "check", "run")
 
 
 def check(spec: RecipeSpec) -> None:
-    """Raise what is wrong with the checkpoint, before there is any step."""
+    """Raise an error if the checkpoint is unusable, before any step starts."""
     locate.open(spec.checkpoint, need="config", need_tokenizer=False)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
-    """Carry out the steps that are not done yet, then write and return the verdict."""
+    """Carry out the unfinished steps, then write and return the verdict."""
     recipe = recipes.get(spec.name)
     chain = Chain(spec, run.dir, run.progress)
     steps = recipe.steps(spec)

@@ -1,4 +1,4 @@
-"""Recipe ``cpt-lora``: continued pretraining, then LoRA; beside LoRA alone on as many steps.
+"""Recipe ``cpt-lora``: continued pretraining, then LoRA; compared with LoRA for as many steps.
 
 The strongest retraining of Shortened LLaMA (arXiv 2402.02834, version 2) at severe pruning.
 """
@@ -15,7 +15,7 @@ LABELS = {"lora": "LoRA alone", "continued": "continued", "continued-lora": "con
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Prune if need be; half of the steps continued and half LoRA on its result, or all LoRA."""
+    """Prune if necessary; then half continued pretraining and half LoRA, and LoRA alone."""
     return [
         *retraining.pruned_steps(spec),
         Step("continued", "retrain", lambda chain: _options(chain, "continued", half=True)),
@@ -38,7 +38,7 @@ def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str,
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
-    """Return loss and recovery of every way, all against the same pruned and dense model."""
+    """Return loss and recovery of every method, relative to the same pruned and dense models."""
     start = chain.json("continued")
     dense, before = start["heldout_loss_dense"], start["heldout_loss_before"]
     about = {"evaluated_on": "held out", "items": start["heldout"]["tokens"]}
@@ -53,7 +53,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say what each way recovered."""
+    """Report what each method recovered."""
     rows = table(chain)
     retraining.write_table(chain, rows)
     found = {r["variant"]: r["value"] for r in rows if r["measure"] == "recovered"}

@@ -1,4 +1,4 @@
-"""``demo``: the short recipes on the bundled checkpoint, with their verdicts."""
+"""``demo``: run the short recipes on the bundled checkpoint and report their verdicts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHORT = ("importance", "drop-one", "restore")
 class DemoSpec(DeviceOptions):
     """Score, drop, measure and restore on the bundled checkpoint, in about two minutes."""
 
-    out: str = option(help="Folder of the demonstration; every step gets a folder in it.")
+    out: str = option(help="Folder of the demonstration; every step gets a subfolder.")
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Return the steps of all short recipes, each once: they share the scores."""
+    """Return the steps of all short recipes without duplicates: they share the scores."""
     found: dict[str, Step] = {}
     for name in SHORT:
         for step in recipes.get(name).steps(spec):
@@ -33,7 +33,7 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 
 def run(spec: DemoSpec, run: Run) -> dict[str, Any]:
-    """Carry out the steps that are not done yet; write and return the verdicts."""
+    """Carry out the unfinished steps; write and return the verdicts."""
     began = time.perf_counter()
     inner = RecipeSpec(
         name=SHORT[0], checkpoint="demo", out=spec.out, device=spec.device, dtype=spec.dtype

@@ -1,9 +1,9 @@
 """Recipe ``depth-vs-width``: depth and width pruning at one parameter count, on this machine.
 
-Depth by perplexity and by Taylor+; LLM-Pruner, FLAP and Wanda-sp with as many parameters as the
-depth variant has, as near as can be. Each cuts where its paper does: LLM-Pruner leaves the blocks
-alone that depth protects, FLAP and Wanda-sp none; with ``--same-layers`` all leave the same ones.
-All are judged by the same text and measured side by side.
+Depth by perplexity and by Taylor+; LLM-Pruner, FLAP and Wanda-sp match the depth variant's number
+of parameters as closely as possible. Each method prunes the blocks its paper does: LLM-Pruner
+spares the blocks that depth pruning protects, FLAP and Wanda-sp none; with ``--same-layers`` all
+methods spare the same ones. All variants are evaluated on the same text and measured side by side.
 The Compare page shows the result.
 """
 
@@ -22,22 +22,23 @@ from core.study.lineage import allowed_blocks
 from core.width.results import WidthPruning
 
 RATIO = 0.33
-"""Of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
+"""Share of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
 DEPTH = ("ppl", "taylor")
 WIDTH = ("llm-pruner", "flap", "wanda-sp")
 BATCHES = (1, 4, 16)
 SAMPLES = 64
-"""Calibration rows of the width methods: enough for a small model, and quick."""
+"""Calibration rows of the width methods: enough for a small model, and fast."""
 OUTPUT = 32
 CPU_SECONDS = 45.0
 LIGHT, LIGHTER = "light-", 0.6
-"""Prefix of the lighter variants' steps, and their ratio over the main one's."""
+"""Prefix of the lighter variants' steps, and their ratio relative to the main one's."""
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Score, plan, cut by depth and by width, judge, and measure everything together.
+    """Score, plan, prune by depth and by width, evaluate, and measure everything together.
 
-    A lighter set is made and judged too, so that quality has a curve; its cost is not measured.
+    A lighter set is created and evaluated too, so that quality has a curve; its cost is not
+    measured.
     """
     ratio = spec.ratio or RATIO
     made = [parts.scored(spec, metrics=DEPTH)]
@@ -45,20 +46,20 @@ def steps(spec: RecipeSpec) -> list[Step]:
     made.append(Step("curve", "curve", lambda chain: {
         "checkpoint": spec.checkpoint, "scores": chain.dir("scores"), "criteria": DEPTH,
     }))  # fmt: skip
-    made.append(_judged(spec, "dense"))
-    made += [_judged(spec, name) for name in VARIANTS]
+    made.append(_evaluated(spec, "dense"))
+    made += [_evaluated(spec, name) for name in VARIANTS]
     made.append(Step("benchmark", "benchmark", _benchmark))
     made += _set(spec, LIGHT, LIGHTER * ratio)
-    made += [_judged(spec, LIGHT + name) for name in VARIANTS]
+    made += [_evaluated(spec, LIGHT + name) for name in VARIANTS]
     return made
 
 
 VARIANTS = (*(f"depth-{c}" for c in DEPTH), *(f"width-{m}" for m in WIDTH))
-"""Steps that leave a checkpoint; width ones may fail where a model is too small for them."""
+"""Steps that create a checkpoint; width ones may fail if a model is too small for them."""
 
 
 def _set(spec: RecipeSpec, prefix: str, ratio: float) -> list[Step]:
-    """Return the steps that make one variant of every method at one parameter count."""
+    """Return the steps that create one variant per method at one parameter count."""
     optional = bool(prefix)
     made: list[Step] = []
     for criterion in DEPTH:
@@ -88,18 +89,18 @@ def _narrowed(spec: RecipeSpec, prefix: str, method: str) -> Step:
 
 
 def _layers(chain: Chain, plan: str) -> str:
-    """Return the blocks that a depth plan might drop, as --layers takes them."""
+    """Return the blocks that a depth plan may drop, in the form of ``--layers``."""
     made = chain.plan(plan)
     return f"{made.protect_first}:{(made.blocks or 0) - made.protect_last}"
 
 
-def _judged(spec: RecipeSpec, name: str) -> Step:
-    return parts.judged(spec, name, optional="width" in name or LIGHT in name)
+def _evaluated(spec: RecipeSpec, name: str) -> Step:
+    return parts.evaluated(spec, name, optional="width" in name or LIGHT in name)
 
 
 def there(chain: Chain) -> list[str]:
-    """Return dense and the variants that were made and judged."""
-    return ["dense", *(v for v in VARIANTS if not {v, f"judge-{v}"} & chain.failed.keys())]
+    """Return dense and the variants that were created and evaluated."""
+    return ["dense", *(v for v in VARIANTS if not {v, f"evaluate-{v}"} & chain.failed.keys())]
 
 
 def _benchmark(chain: Chain) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _benchmark(chain: Chain) -> dict[str, Any]:
 
 
 def figures(chain: Chain) -> dict[str, dict[str, Any]]:
-    """Return what was measured of every variant, dense first, by the recipe's names."""
+    """Return the measurements of every variant by its name in the recipe, dense first."""
     entries = chain.json("benchmark")["variants"]
     points = chain.rows("benchmark", "points.csv")
     times = parts.latencies(chain, "benchmark")
@@ -134,7 +135,7 @@ def figures(chain: Chain) -> dict[str, dict[str, Any]]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Compare the best of depth and of width in speed and in quality; say what is noise."""
+    """Compare the best depth and width variants in speed and quality; report what is noise."""
     found = figures(chain)
     dense = found["dense"]
     speeds = {
@@ -150,35 +151,37 @@ def verdict(chain: Chain) -> Verdict:
     good = min(depth, key=lambda n: worse[n])
     if not width:
         text = (
-            f"With {removed:.0%} of the parameters gone, {label(fast)} runs at {speeds[fast]}; no "
-            "width baseline could be made, so there is nothing to compare with."
+            f"With {removed:.0%} of the parameters removed, {label(fast)} runs at {speeds[fast]}; "
+            "no width baseline could be created, so there is nothing to compare it with."
         )
         return Verdict(text, findings(found, speeds, worse), plain(found, speeds, worse))
     rival, better = max(width, key=lambda n: speeds[n].factor), min(width, key=lambda n: worse[n])
     text = (
-        f"With {removed:.0%} of the parameters gone and one prompt at a time, depth runs at "
+        f"With {removed:.0%} of the parameters removed and one prompt at a time, depth runs at "
         f"{speeds[fast]} ({label(fast)}), the fastest width baseline at {speeds[rival]} "
-        f"({label(rival)}): {judged(speeds[fast], speeds[rival])} Perplexity rises to "
-        f"{worse[good]:.3f} x dense by depth ({label(good)}), {worse[better]:.3f} x by width "
-        f"({label(better)}).{where(found)}"
+        f"({label(rival)}): {contrast(speeds[fast], speeds[rival])} Perplexity rises to "
+        f"{worse[good]:.3f} x dense with depth pruning ({label(good)}) and to "
+        f"{worse[better]:.3f} x with width pruning ({label(better)}).{where(found)}"
     )
     return Verdict(text, findings(found, speeds, worse), plain(found, speeds, worse))
 
 
 def where(found: dict[str, dict[str, Any]]) -> str:
-    """Say in which blocks each method might cut, and how to give them the same where they differ.
+    """Return which blocks each method may prune; if they differ, how to make them the same.
 
-    Leaving the first and last blocks alone can matter more for quality than the method.
+    Sparing the first and last blocks can matter more for quality than the method.
     """
     allowed = {label(name): f["cut_in"] for name, f in found.items() if name != "dense"}
-    said = words.by_blocks(allowed)
+    text = words.by_blocks(allowed)
     differ = len({blocks for blocks in allowed.values() if blocks}) > 1
-    more = " by default, as their papers do; --same-layers gives all the same" if differ else ""
-    return f" Allowed to cut{more}: {said}." if said else ""
+    more = (
+        " by default, as in the papers (--same-layers gives all the same blocks)" if differ else ""
+    )
+    return f" Allowed to cut{more}: {text}." if text else ""
 
 
-def judged(depth: Speed, width: Speed) -> str:
-    """Say whether depth is faster than width by more than the noise of both."""
+def contrast(depth: Speed, width: Speed) -> str:
+    """Return whether depth is faster than width by more than the noise of both."""
     gap, noise = depth.factor / width.factor - 1, depth.noise + width.noise
     if abs(gap) <= noise:
         return f"the difference of {abs(gap):.0%} is within the noise of {noise:.0%}."
@@ -188,7 +191,7 @@ def judged(depth: Speed, width: Speed) -> str:
 
 
 def label(name: str) -> str:
-    """Return how people call a variant of this recipe."""
+    """Return the label of a variant of this recipe."""
     kind, _, method = name.partition("-")
     return criterion_label(method, True) if kind == "depth" else width_label(method)
 
@@ -207,14 +210,14 @@ def findings(
 
 
 def cut_in(own: dict[str, Any]) -> str:
-    """Return the blocks that a method might cut, with a comma; nothing where they are unknown."""
+    """Return the blocks that a method may prune, with a comma; empty if they are unknown."""
     return f"cut in blocks {words.block_ranges(own['cut_in'])}, " if own["cut_in"] else ""
 
 
 def memory(own: dict[str, Any], dense: dict[str, Any]) -> str:
-    """Return a variant's peak memory beside the dense model's."""
+    """Return a variant's peak memory next to the dense model's."""
     if own["peak_memory_mib"] is None or dense["peak_memory_mib"] is None:
-        return "not known"
+        return "unknown"
     return f"{own['peak_memory_mib']:,.1f} of {dense['peak_memory_mib']:,.1f} MiB"
 
 
@@ -238,8 +241,8 @@ def plain(
 RECIPE = Recipe(
     "depth-vs-width",
     "Depth against width",
-    "Drops blocks, and makes width-pruned models of the same size; compares quality, latency and "
-    "memory on this machine.",
+    "Creates depth- and width-pruned models of the same size; compares quality, latency and memory "
+    "on this machine.",
     steps,
     verdict,
 )

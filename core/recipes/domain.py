@@ -1,4 +1,4 @@
-"""Recipe ``domain``: retrain on A, judge on A and B; and the other way round.
+"""Recipe ``domain``: retrain on A, evaluate on A and B; and vice versa.
 
 ``--data A,B`` names the two sources; the default is the demo world's stories and instructions.
 """
@@ -16,12 +16,12 @@ NAMES = ("a", "b")
 
 
 def sources(spec: RecipeSpec) -> tuple[str, str]:
-    """Return the two sources; raises `OptionError` where there are not two."""
+    """Return the two sources; raises `OptionError` unless there are two."""
     return texts.two_sources(spec, "source", "A.jsonl,B.jsonl") or DEMO
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Prune if need be, then retrain on each source."""
+    """Prune if necessary, then retrain on each source."""
     sources(spec)
     return [*retraining.pruned_steps(spec), _training(0), _training(1)]
 
@@ -51,10 +51,10 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         for row in retraining.evaluation_rows(chain, f"on-{name}"):
             if row["measure"] != "loss":
                 continue
-            judged = both[place] if row["source"] == "held out" else both[1 - place]
+            source = both[place] if row["source"] == "held out" else both[1 - place]
             trained = f"trained on {both[place]}"
             share = retraining.recovered(row["dense"], row["before"], row["after"])
-            about = {"evaluated_on": judged, "items": row["items"]}
+            about = {"evaluated_on": source, "items": row["items"]}
             rows.append({"variant": trained, "measure": "loss", "value": row["after"], **about})
             rows.append({"variant": trained, "measure": "recovered", "value": share, **about})
             if place == 0:
@@ -65,7 +65,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say how much of the gap on B came back by training on A, and the reverse."""
+    """Report how much of the gap on B training on A recovered, and the reverse."""
     rows = table(chain)
     retraining.write_table(chain, rows)
     found = {
@@ -73,9 +73,9 @@ def verdict(chain: Chain) -> Verdict:
         for row in rows
         if row["measure"] == "recovered"
     }
-    said = [
-        f"{trained.capitalize()}, judged on {judged}: {retraining.percent(share)} recovered."
-        for (trained, judged), share in found.items()
+    lines = [
+        f"{trained.capitalize()}, evaluated on {source}: {retraining.percent(share)} recovered."
+        for (trained, source), share in found.items()
     ]
     first, second = sources(chain.spec)
     own = found[f"trained on {first}", first]
@@ -83,15 +83,15 @@ def verdict(chain: Chain) -> Verdict:
     return Verdict(
         f"Retraining on {first} recovered {retraining.percent(own)} on its own rows and "
         f"{retraining.percent(other)} on {second}.",
-        (*said, retraining.measured(chain, "on-a"), retraining.measured(chain, "on-b")),
-        {f"{trained} | {judged}": share for (trained, judged), share in found.items()},
+        (*lines, retraining.measured(chain, "on-a"), retraining.measured(chain, "on-b")),
+        {f"{trained} | {source}": share for (trained, source), share in found.items()},
     )
 
 
 RECIPE = Recipe(
     "domain",
-    "Trained on one text, judged on two",
-    "Retrains one variant on A and on B and judges both on A and B: does recovery carry over?",
+    "Trained on one dataset, evaluated on two",
+    "Retrains one variant on A and on B and evaluates both on A and B: does recovery transfer?",
     steps,
     verdict,
 )

@@ -1,4 +1,4 @@
-"""Recipe ``drop-one``: drop the block that matters least, and measure what that pays and costs."""
+"""Recipe ``drop-one``: drop the least important block; measure what that gains and costs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CPU_SECONDS = 20.0
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Score, drop the cheapest block by perplexity, judge both models, and time both."""
+    """Score, drop the cheapest block by perplexity, then evaluate and time both models."""
     return [
         parts.scored(spec),
         *parts.cut(spec, NAME, "ppl", count=1),
-        parts.judged(spec, "dense"),
-        parts.judged(spec, NAME),
+        parts.evaluated(spec, "dense"),
+        parts.evaluated(spec, NAME),
         Step("speed", "benchmark", lambda chain: timing(chain, NAME)),
     ]
 
@@ -44,7 +44,7 @@ def speeds(chain: Chain, step: str) -> list[Speed]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say what one block less pays (parameters, speed) and costs (perplexity)."""
+    """Report what dropping one block gains (parameters, speed) and costs (perplexity)."""
     record = chain.read(NAME, Pruning)
     (speed,) = speeds(chain, "speed")
     dense, pruned = (parts.perplexity(chain, name) for name in ("dense", NAME))
@@ -59,8 +59,8 @@ def verdict(chain: Chain) -> Verdict:
         text,
         (
             f"Perplexity {dense:.4g} dense, {pruned:.4g} without the block.",
-            f"If blocks were all that takes time, it would run at {expected:.2f} x "
-            "(worked out, not measured).",
+            "If time scaled with the number of blocks alone, the speed-up would be "
+            f"{expected:.2f} x (estimated).",
             f"Timed on {device}, one prompt at a time.",
         ),
         {
@@ -77,7 +77,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "drop-one",
     "Drop one block",
-    "Drops the block that perplexity misses least, and measures speed and quality.",
+    "Drops the block whose removal increases perplexity least, and measures speed and quality.",
     steps,
     verdict,
 )

@@ -1,4 +1,4 @@
-"""Recipe ``importance``: what every block of a small model is worth, by every criterion."""
+"""Recipe ``importance``: what every block of a small model is worth by every criterion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 
 CHEAP = 1.15
-"""A block is called cheap where the perplexity without it is at most this many times dense."""
+"""A block counts as cheap if the perplexity without it is at most this many times dense."""
 OTHERS = ("taylor", "magnitude", "block_influence")
 
 
@@ -22,13 +22,13 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 
 def factors(chain: Chain) -> list[float]:
-    """Return the perplexity without each block over the dense one."""
+    """Return the perplexity without each block, relative to dense."""
     dense = chain.read(parts.SCORES, Importance).dense_ppl or math.nan
     return [ppl / dense for ppl in parts.scores_of(chain, "ppl")]
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say which blocks hardly matter, which matter most, and whether the criteria agree."""
+    """Report which blocks hardly matter, which matter most, and whether the criteria agree."""
     found, run = factors(chain), chain.read(parts.SCORES, Importance)
     worst = max(range(len(found)), key=found.__getitem__)
     best = min(range(len(found)), key=found.__getitem__)
@@ -38,12 +38,12 @@ def verdict(chain: Chain) -> Verdict:
     agreement = {name: spearman(ppl, parts.scores_of(chain, name)) for name in OTHERS}
     closest = max(agreement, key=lambda name: agreement[name])
     return Verdict(
-        f"{len(cheap)} of {len(found)} blocks can go alone for at most {CHEAP:.2f} x the dense "
-        f"perplexity{names}. Without block {worst} it is {found[worst]:.1f} x.",
+        f"{len(cheap)} of {len(found)} blocks can be dropped singly for at most {CHEAP:.2f} x the "
+        f"dense perplexity{names}. Without block {worst} it is {found[worst]:.1f} x.",
         (
             f"The cheapest is block {best}: {found[best]:.3f} x a dense perplexity of "
             f"{run.dense_ppl:.3f}.",
-            f"Of the other criteria {LABELS[closest]} orders the blocks most like perplexity "
+            f"Of the other criteria, {LABELS[closest]} ranks the blocks most like perplexity does "
             f"(rank correlation {agreement[closest]:.2f}).",
             parts.measured_on(run),
         ),
@@ -54,7 +54,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "importance",
     "What every block is worth",
-    "Scores every block by all criteria, and says which ones hardly matter.",
+    "Scores every block by all criteria, and reports which ones hardly matter.",
     steps,
     verdict,
 )

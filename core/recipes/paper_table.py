@@ -1,9 +1,9 @@
 """Recipe ``paper-table``: the main table of Shortened LLaMA for one checkpoint.
 
 Kim et al., arXiv 2402.02834: blocks dropped by PPL and Taylor+ at the paper's three ratios (6, 9
-and 11 of 32 blocks), retrained with LoRA, judged by perplexity and zero-shot tasks, and timed. The
-authors' own figures stand beside it, marked as published. Nothing is judged on text that was
-trained on: ``--data`` is one SOURCE, of which a part is held out to judge by, or ``TRAIN,JUDGE``.
+and 11 of 32 blocks), retrained with LoRA, evaluated on perplexity and zero-shot tasks, and timed.
+The authors' own figures are listed too, marked as published. No model is evaluated on text that it
+was trained on: ``--data`` is one SOURCE, part of which is held out, or ``TRAIN,EVAL``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.runs import workspace
 
 CRITERIA = ("ppl", "taylor")
 SHARES = (6 / 32, 9 / 32, 11 / 32)
-"""Of the blocks; the paper calls them 20, 27 and 35 %."""
+"""Shares of the blocks; the paper labels them 20, 27 and 35 %."""
 COLUMNS = (
     "kind",
     "model",
@@ -42,14 +42,14 @@ COLUMNS = (
     "speedup",
     "source",
 )
-"""Of table.csv; ``kind`` is measured or published."""
+"""Columns of table.csv; ``kind`` is measured or published."""
 AUTHORS = "authors' repository"
 LIMIT = 40
-"""Questions of each demo task; real tasks are asked in full."""
+"""Questions per demo task; real tasks are run in full."""
 
 
 def counts(spec: RecipeSpec) -> list[int]:
-    """Return how many blocks the paper's ratios drop here, each once; at least one."""
+    """Return the distinct block counts that the paper's ratios drop here; each at least 1."""
     blocks = locate.open(spec.checkpoint, need="config").info.blocks
     return sorted({max(1, round(blocks * share)) for share in SHARES})
 
@@ -60,23 +60,23 @@ def variants(spec: RecipeSpec) -> list[tuple[str, str, int]]:
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Score, cut at three ratios by two criteria, retrain each, judge and time everything.
+    """Score, prune at three ratios by two criteria, retrain each, evaluate and time everything.
 
-    Tasks are steps of their own that may fail: without a network there are none of the paper's.
+    Tasks are separate steps that may fail: the paper's tasks need a network.
     """
     texts.given_apart(spec)
-    suites.find(suites.expand(spec.tasks), spec.task_dir)  # told before anything is computed
-    found = [parts.scored(spec), parts.judged(spec, "dense"), _asked(spec, "dense")]
+    suites.find(suites.expand(spec.tasks), spec.task_dir)  # report bad tasks before computing
+    found = [parts.scored(spec), parts.evaluated(spec, "dense"), _asked(spec, "dense")]
     for name, criterion, count in variants(spec):
         found += parts.cut(spec, name, criterion, count=count)
-        found += [_retrained(name), parts.judged(spec, name)]
-        found += [parts.judged(spec, f"lora-{name}"), _asked(spec, f"lora-{name}")]
+        found += [_retrained(name), parts.evaluated(spec, name)]
+        found += [parts.evaluated(spec, f"lora-{name}"), _asked(spec, f"lora-{name}")]
     found.append(Step("speed", "benchmark", lambda chain: timing(chain, *_fastest(spec))))
     return found
 
 
 def tasks_of(spec: RecipeSpec) -> dict[str, Any]:
-    """Return the task options: what is asked for; the demo's questions for the demo, else seven."""
+    """Return the task options: those given, or the demo's questions, or the paper's seven tasks."""
     demo = spec.checkpoint == "demo" and not spec.tasks
     return {
         "tasks": spec.tasks or (("demo",) if demo else ("paper",)),
@@ -88,14 +88,14 @@ def tasks_of(spec: RecipeSpec) -> dict[str, Any]:
 def _asked(spec: RecipeSpec, name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         if "tasks-dense" in chain.failed:
-            raise RunError("Not asked: there is no dense figure.", "See tasks-dense.")
+            raise RunError("Skipped: there is no dense result to compare with.", "See tasks-dense.")
         return {"checkpoint": parts.folder_of(chain, name), **tasks_of(spec)}
 
     return Step(f"tasks-{name}", "evaluate", options, optional=True)
 
 
 def _fastest(spec: RecipeSpec) -> list[str]:
-    """Return one variant a count: those of other criteria have the same shape and speed."""
+    """Return one variant per count: those of other criteria have the same shape and speed."""
     return [name for name, criterion, _ in variants(spec) if criterion == CRITERIA[0]]
 
 
@@ -107,9 +107,9 @@ def _retrained(name: str) -> Step:
 
 
 def asked(chain: Chain, name: str) -> dict[str, float | None]:
-    """Return the plain mean over the asked tasks, of each its metric, and its standard error.
+    """Return the plain mean over the tasks' own metrics, and its standard error.
 
-    The error is that of independent tasks. Empty where they were not asked.
+    The standard error assumes independent tasks. Empty if the tasks were not run.
     """
     step = f"tasks-{name}"
     if step in chain.failed:
@@ -129,14 +129,14 @@ def asked(chain: Chain, name: str) -> dict[str, float | None]:
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
-    """Return the rows of table.csv: dense, every variant before and after LoRA, published ones."""
+    """Return the rows of table.csv: dense, every variant before and after LoRA, published."""
     spec = chain.spec
     text = Path(texts.apart(chain)[1]).name
     fast = {
         int(name.rsplit("-", 1)[1]): speed.factor
         for name, speed in zip(_fastest(spec), speeds(chain, "speed"), strict=True)
     }
-    dense = chain.json("judge-dense")
+    dense = chain.json("evaluate-dense")
     measured = {"kind": "measured", "model": spec.checkpoint, "text": text, "source": "this run"}
     rows = [
         {
@@ -151,7 +151,7 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     ]
     for name, criterion, count in variants(spec):
         record = chain.read(name, Pruning)
-        for judged, retrained in ((name, ""), (f"lora-{name}", "lora")):
+        for step, retrained in ((name, ""), (f"lora-{name}", "lora")):
             rows.append(
                 {
                     **measured,
@@ -160,8 +160,8 @@ def table(chain: Chain) -> list[dict[str, Any]]:
                     "params": record.parameters_after,
                     "ratio": record.ratio,
                     "retrained": retrained,
-                    "ppl": parts.perplexity(chain, judged),
-                    **(asked(chain, judged) if retrained else {}),
+                    "ppl": parts.perplexity(chain, step),
+                    **(asked(chain, step) if retrained else {}),
                     "speedup": fast[count],
                 }
             )
@@ -189,7 +189,7 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Write the table; say what the largest cut costs before and after retraining."""
+    """Write the table; report what the largest cut costs before and after retraining."""
     rows = table(chain)
     workspace.write_csv(
         chain.folder / "table.csv", COLUMNS, [[row.get(c) for c in COLUMNS] for row in rows]
@@ -202,14 +202,14 @@ def verdict(chain: Chain) -> Verdict:
         for kind in ("", "lora")
     }
     return Verdict(
-        f"Without {most} of {chain.json('judge-dense')['blocks']} blocks ({last[0]['ratio']:.0%} "
-        f"of the parameters) perplexity is {best['']:.3f} x dense, after LoRA "
-        f"{best['lora']:.3f} x; it runs at {speeds(chain, 'speed')[-1]}.",
+        f"Without {most} of {chain.json('evaluate-dense')['blocks']} blocks "
+        f"({last[0]['ratio']:.0%} of the parameters), perplexity is {best['']:.3f} x dense, and "
+        f"{best['lora']:.3f} x after LoRA; the model runs at {speeds(chain, 'speed')[-1]}.",
         (
             *map(_sentence, own),
             _evaluated_on(chain),
-            f"{sum(row['kind'] == 'published' for row in rows)} published rows are in table.csv, "
-            "marked; their authors measured them, on the models and text named there.",
+            f"table.csv also has {sum(row['kind'] == 'published' for row in rows)} rows marked as "
+            "published; the authors measured them on the models and text named there.",
             parts.measured_on(chain.read(parts.SCORES, Importance)),
         ),
         {"rows": own},
@@ -217,7 +217,7 @@ def verdict(chain: Chain) -> Verdict:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    """Return one measured row in words."""
+    """Return one measured row as a sentence."""
     name = "Dense" if not row["blocks_dropped"] else (
         f"{row['criterion']}, {row['blocks_dropped']} blocks, {row['retrained'] or 'not retrained'}"
     )  # fmt: skip
@@ -228,24 +228,24 @@ def _sentence(row: dict[str, Any]) -> str:
 
 
 def _evaluated_on(chain: Chain) -> str:
-    """Return what perplexity and tasks were measured on."""
-    found = chain.rows("judge-dense", "perplexity.csv")[0]
+    """Return the sentence on what perplexity and tasks were measured on."""
+    found = chain.rows("evaluate-dense", "perplexity.csv")[0]
     text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"
     if "tasks-dense" in chain.failed:
         return (
-            f"{text}. No tasks were asked. {chain.failed['tasks-dense']} Once that is mended, run "
-            "the recipe again with --overwrite: what is done stays."
+            f"{text}. No tasks were run. {chain.failed['tasks-dense']} Once this is fixed, re-run "
+            "the recipe with --overwrite; finished steps are kept."
         )
     options = tasks_of(chain.spec)
     limit = f"{options['limit']} questions each" if options["limit"] else "all questions"
-    return f"{text}; tasks: the mean of {', '.join(options['tasks'])}, {limit}."
+    return f"{text}; tasks: mean of {', '.join(options['tasks'])}, {limit}."
 
 
 RECIPE = Recipe(
     "paper-table",
     "The paper's table",
-    "Three ratios, two criteria, before and after LoRA: perplexity, tasks and speed, with the "
-    "published figures beside.",
+    "Three ratios, two criteria, before and after LoRA: perplexity, tasks and speed, next to the "
+    "published figures.",
     steps,
     verdict,
 )

@@ -1,4 +1,4 @@
-"""Steps that several recipes are made of."""
+"""Steps that several recipes share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SCORES = "scores"
 
 
 def scored(spec: RecipeSpec, **options: Any) -> Step:
-    """Return the step that scores every block, by all criteria unless ``options`` say otherwise.
+    """Return the step that scores every block, by all criteria unless ``options`` limit them.
 
-    It calibrates on text that no step `judged` sees.
+    It calibrates on text that no `evaluated` step uses.
     """
 
     def values(chain: Chain) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def cut(
 ) -> list[Step]:
     """Return the steps that plan (``plan-NAME``) and write a pruned checkpoint (``NAME``).
 
-    ``amount`` is one of count, ratio and params; ``plan`` and ``scores`` name other steps.
+    ``amount`` is count, ratio or params; ``plan`` and ``scores`` replace the names of those steps.
     """
     plan = plan or f"plan-{name}"
     return [
@@ -65,12 +65,12 @@ def cut(
 
 
 def folder_of(chain: Chain, name: str) -> str:
-    """Return the checkpoint that ``dense`` or the name of a step means."""
+    """Return the checkpoint of ``name``: a step, or ``dense``."""
     return str(chain.spec.checkpoint if name == "dense" else chain.dir(name))
 
 
-def judged(spec: RecipeSpec, name: str, *, optional: bool = False, **more: Any) -> Step:
-    """Return the step ``judge-NAME``: perplexity of the dense model, or of the step ``NAME``."""
+def evaluated(spec: RecipeSpec, name: str, *, optional: bool = False, **more: Any) -> Step:
+    """Return the step ``evaluate-NAME``: perplexity of the dense model or of the step ``NAME``."""
 
     def options(chain: Chain) -> dict[str, Any]:
         return {
@@ -80,17 +80,17 @@ def judged(spec: RecipeSpec, name: str, *, optional: bool = False, **more: Any) 
             **more,
         }
 
-    return Step(f"judge-{name}", "evaluate", options, optional, needs=name)
+    return Step(f"evaluate-{name}", "evaluate", options, optional, needs=name)
 
 
 def context(spec: RecipeSpec) -> int:
-    """Return the tokens of context of the recipe's checkpoint."""
+    """Return the context length of the recipe's checkpoint, in tokens."""
     return locate.open(spec.checkpoint, need="config").info.context or 128
 
 
 def perplexity(chain: Chain, name: str) -> float:
-    """Return what the step ``judge-NAME`` measured."""
-    return float(chain.rows(f"judge-{name}", "perplexity.csv")[0]["ppl"])
+    """Return the perplexity measured by the step ``evaluate-NAME``."""
+    return float(chain.rows(f"evaluate-{name}", "perplexity.csv")[0]["ppl"])
 
 
 def latencies(chain: Chain, step: str) -> dict[str, dict[str, list[float]]]:
@@ -114,7 +114,7 @@ def scores_of(chain: Chain, column: str, step: str = SCORES) -> list[float]:
 
 
 def measured_on(found: Importance) -> str:
-    """Return the sentence that says what an importance run was measured on."""
+    """Return the sentence on what an importance run was measured on."""
     return (
         f"Measured on {found.device} in {found.dtype}, {found.samples} rows of "
         f"{found.length} tokens of {found.calibration}, seed {found.seed}."

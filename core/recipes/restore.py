@@ -1,4 +1,4 @@
-"""Recipe ``restore``: prune lightly, retrain with LoRA, and say how much came back."""
+"""Recipe ``restore``: prune, retrain with LoRA, and report how much quality was recovered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.recipes.spec import RecipeSpec
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
-"""Of all parameters: enough that the demo misses something."""
+"""Share of all parameters: large enough for the demo to lose quality."""
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
@@ -29,24 +29,23 @@ def training(chain: Chain) -> dict[str, Any]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say how much of the loss gap LoRA closed, and at what price."""
+    """Report how much of the loss gap LoRA closed, and at what cost."""
     record, found = chain.read(NAME, Pruning), chain.json(RETRAINED)
     share = found["recovered"]
-    came = (
-        f"LoRA brought back {share:.0%} of the lost quality"
+    recovery = (
+        f"LoRA recovered {share:.0%} of the loss gap"
         if share is not None
-        else "the gap is under 0.05 nat, so no recovered share is stated"
+        else "recovery is not reported, because the gap is below 0.05 nats"
     )
-    losses = [found[f"heldout_loss_{name}"] for name in ("dense", "before", "after")]
+    dense, before, after = (found[f"heldout_loss_{name}"] for name in ("dense", "before", "after"))
     return Verdict(
         f"Without blocks {', '.join(map(str, record.dropped))} ({record.ratio:.1%} of all "
-        f"parameters): {came}, in {found['steps']} steps.",
+        f"parameters), after {found['steps']} steps: {recovery}.",
         (
-            "Held-out loss in nat per token: {:.4f} dense, {:.4f} pruned, {:.4f} retrained.".format(
-                *losses
-            ),
-            f"{found['trainable_parameters']:,} parameters trained; the merged checkpoint loads in "
-            "stock transformers.",
+            f"Held-out loss in nats per token: {dense:.4f} dense, {before:.4f} pruned, "
+            f"{after:.4f} retrained.",
+            f"{found['trainable_parameters']:,} parameters trained; the merged checkpoint loads "
+            "with stock transformers.",
             retraining.measured(chain, RETRAINED),
         ),
         {"recovered": share, "dropped": list(record.dropped), "ratio": record.ratio},
@@ -56,7 +55,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "restore",
     "Restore with LoRA",
-    "Drops a third of the blocks, retrains with LoRA, and says how much came back.",
+    "Removes a third of the parameters, retrains with LoRA, and reports how much was recovered.",
     steps,
     verdict,
 )

@@ -32,7 +32,7 @@ class RecipeSummary(JsonResult):
     figures: dict[str, Any] = field(default_factory=dict)
     """The numbers behind the sentences; each recipe has its own."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Optional steps that failed, and why."""
+    """Optional steps that failed -> reason."""
     steps: tuple[StepTime, ...] = ()
 
 
@@ -65,7 +65,7 @@ class CalibrationRow(CsvRow):
     calibration: str
     """The text whose scores chose the blocks."""
     evaluated: str
-    """The text that the perplexity is of."""
+    """The text that the perplexity was measured on."""
     ppl: float
     ratio: float
     """``ppl`` over the dense model's on the same text."""
@@ -80,7 +80,7 @@ class RetrainRow(CsvRow):
     FILE: ClassVar[str] = "table.csv"
 
     variant: str
-    """What was retrained how."""
+    """What was retrained, and how."""
     evaluated_on: str
     """held out, a source, a seed, or mean."""
     measure: str
@@ -110,11 +110,11 @@ class PaperRow(CsvRow):
     retrained: str | None = None
     """lora, or nothing."""
     text: str = ""
-    """What the perplexity is of."""
+    """What the perplexity was measured on."""
     ppl: float | None = None
     tasks_mean: float | None = None
     """Plain mean over the tasks' accuracies."""
     tasks_stderr: float | None = None
     speedup: float | None = None
-    """Over the dense model."""
+    """Relative to the dense model."""
     source: str = ""

@@ -1,8 +1,8 @@
 """What the retraining recipes share: a pruned variant, its training options, one long table.
 
 A recipe takes a pruned checkpoint, or a dense one that it prunes first (a quarter of its
-parameters by perplexity, or ``--ratio``). Each writes ``table.csv``: what was retrained how, what
-it was judged on, by which measure. No torch here.
+parameters by perplexity, or ``--ratio``). Each writes ``table.csv``: what was retrained and how,
+what it was evaluated on, and by which measure. No torch here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from core.runs import workspace
 QUARTER = 0.25
 STEPS = 40
 COLUMNS = ("variant", "evaluated_on", "measure", "value", "spread", "items")
-"""Of table.csv; ``measure``: loss and kl (nat per token), recovered and accuracy (shares)."""
+"""Columns of table.csv; ``measure``: loss and kl (nats per token), recovered, accuracy (shares)."""
 
 
 def pruned_steps(spec: RecipeSpec) -> list[Step]:
-    """Return the steps that prune the checkpoint; none where it is a pruned one."""
+    """Return the steps that prune the checkpoint; none if it is already pruned."""
     if _is_pruned(spec.checkpoint):
         return []
     ratio = spec.ratio or QUARTER
@@ -50,7 +50,7 @@ def variant(chain: Chain) -> str:
 
 
 def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
-    """Return the options of a retraining of the variant; ``more`` goes on top."""
+    """Return the options for retraining the variant; ``more`` overrides them."""
     name = str(more.pop("checkpoint", "") or variant(chain))
     info = locate.open(name).info
     steps = chain.spec.steps or STEPS
@@ -67,13 +67,13 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
 
 
 def restoring(chain: Chain, name: str, **more: Any) -> dict[str, Any]:
-    """Return the options of LoRA on the step ``name``, against the dense model, then merged."""
+    """Return the options for LoRA on the step ``name``, compared with dense and then merged."""
     found = options(chain, "lora", checkpoint=str(chain.dir(name)), **more)
     return {**found, "dense": chain.spec.checkpoint, "merge": True}
 
 
 def recovered(dense: Any, before: Any, after: Any) -> float | None:
-    """Return the share of the gap that was closed; None where it is not stated."""
+    """Return the share of the gap that was closed; None if it is not reported."""
     values = [None if v in (None, "") else float(v) for v in (dense, before, after)]
     if values[1] is None or values[2] is None:
         return None
@@ -93,14 +93,14 @@ def write_table(chain: Chain, rows: list[dict[str, Any]]) -> None:
 
 
 def percent(share: float | None) -> str:
-    """Return a recovered share in words."""
+    """Return a recovered share as text."""
     if share is None:
-        return "no share stated (gap under 0.05 nat)"
+        return "recovery not reported (gap below 0.05 nats)"
     return f"{share:.0%}" + (" (better than dense)" if share > BEYOND else "")
 
 
 def measured(chain: Chain, step: str) -> str:
-    """Return the sentence that says what the figures were measured on."""
+    """Return the sentence on what the figures were measured on."""
     found = chain.json(step)
     held, made = found["heldout"], found["settings"]
     return (

@@ -11,7 +11,7 @@ from core.recipes.spec import RecipeSpec
 
 SEEDS = 3
 FACTORS = (1.0, 1 / 3)
-"""Learning rates, as multiples of the method's usual one."""
+"""Learning rates, as multiples of the method's default."""
 FIRST_SEED = 1234
 
 
@@ -26,7 +26,7 @@ def _runs(spec: RecipeSpec) -> list[tuple[str, float, int]]:
 
 
 def steps(spec: RecipeSpec) -> list[Step]:
-    """Prune if need be, then retrain once for every seed and rate."""
+    """Prune if necessary, then retrain once for every seed and learning rate."""
     return [*retraining.pruned_steps(spec), *(_training(*run) for run in _runs(spec))]
 
 
@@ -39,7 +39,7 @@ def _training(name: str, factor: float, seed: int) -> Step:
 
 
 def table(chain: Chain) -> list[dict[str, Any]]:
-    """Return one row a run, and for each rate the mean with the sample standard deviation."""
+    """Return one row per run, and per rate the mean with the sample standard deviation."""
     rows: list[dict[str, Any]] = []
     for factor in FACTORS:
         found: list[float] = []
@@ -68,7 +68,7 @@ def _rate(chain: Chain, name: str) -> float:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Say mean and spread of the recovery at each learning rate."""
+    """Report the mean and spread of the recovery at each learning rate."""
     rows = table(chain)
     retraining.write_table(chain, rows)
     means = [row for row in rows if row["evaluated_on"] == "mean"]
@@ -89,7 +89,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "stability",
     "Three seeds, two learning rates",
-    "Retrains one variant six times: how far does the recovery depend on seed and rate?",
+    "Retrains one variant six times: how much does recovery depend on seed and learning rate?",
     steps,
     verdict,
 )

@@ -1,7 +1,7 @@
-"""Which text a recipe works on, and which it judges by. No torch here.
+"""Which text a recipe calibrates and trains on, and which it evaluates on. No torch here.
 
-``--data`` is one SOURCE, of which a part is held out to judge by, or two with a comma between.
-The demo and WikiText-2 bring text to judge by of their own.
+``--data`` is one SOURCE, part of which is held out for evaluation, or ``TRAIN,EVAL``. The demo and
+WikiText-2 have evaluation text of their own.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from core.recipes.spec import RecipeSpec
 from core.runs import workspace
 
 WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
-"""Its training split, and its test split to judge by."""
+"""Its training split, and its test split for evaluation."""
 INSTRUCTIONS, STORIES = "demo-instructions", "demo-stories"
-"""What `split` takes beside SOURCEs: the questions of the demo world, and its text."""
+"""What `split` takes besides SOURCEs: the questions of the demo world, and its text."""
 HELD = 200
-"""Rows held out of a source at most; a tenth of fewer than ten times as many."""
+"""Maximum number of rows held out of a source; a tenth of the source if that is fewer."""
 SPLIT_SEED = 402
 
 
 def given_apart(spec: RecipeSpec) -> tuple[str, str] | None:
-    """Return the SOURCEs to work on and to judge by; None where one is to be split.
+    """Return the SOURCEs to work on and to evaluate on; None if a single one is to be split.
 
     Raises `OptionError` where ``--data`` names more than two.
     """
     if spec.data in ("", "demo"):
-        return "demo", "demo"  # its rows to train on, to calibrate on and to judge by are disjoint
+        return "demo", "demo"  # its training, calibration and evaluation rows are disjoint
     if spec.data == "wikitext2":
         return WIKITEXT2
-    return two_sources(spec, "source", "TRAIN.jsonl,JUDGE.txt") if "," in spec.data else None
+    return two_sources(spec, "source", "TRAIN.jsonl,EVAL.txt") if "," in spec.data else None
 
 
 def apart(chain: Chain) -> tuple[str, str]:
-    """Return the SOURCEs to work on and to judge by; splits one where it must."""
+    """Return the SOURCEs to work on and to evaluate on; splits a single one."""
     return given_apart(chain.spec) or split(chain, chain.spec.data, "text")
 
 
@@ -49,21 +49,21 @@ def two_sources(spec: RecipeSpec, what: str, example: str) -> tuple[str, str] | 
     found = [part.strip() for part in spec.data.split(",") if part.strip()]
     if len(found) != 2:
         raise OptionError(
-            f"--data '{spec.data}' names {len(found)} {what}(s); this recipe takes two.",
-            f"Write --data {example}.",
+            f"--data '{spec.data}': this recipe takes two {what}s, got {len(found)}.",
+            f"Use --data {example}.",
         )
     return found[0], found[1]
 
 
 def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
-    """Write the rows of a SOURCE to train on and to judge by; return the paths of both files.
+    """Write the training and evaluation rows of a SOURCE; return the paths of both files.
 
     `INSTRUCTIONS` and `STORIES` are the demo's.
     """
     train, held = (chain.folder / "data" / f"{name}-{use}.jsonl" for use in ("train", "heldout"))
     if not (train.is_file() and held.is_file()):
-        rows, judges = _rows(source)
-        for path, found in ((train, rows), (held, judges)):
+        rows, heldout = _rows(source)
+        for path, found in ((train, rows), (held, heldout)):
             lines = (json.dumps(row, default=str) + "\n" for row in found)
             workspace.write_text(path, "".join(lines))
     return str(train), str(held)
@@ -71,17 +71,18 @@ def split(chain: Chain, source: str, name: str) -> tuple[str, str]:
 
 def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     if source == INSTRUCTIONS:
-        found, judges = (list(sources.instruction_rows("demo", u)) for u in ("train", "heldout"))
-        return found, judges[:HELD]
+        found, heldout = (list(sources.instruction_rows("demo", u)) for u in ("train", "heldout"))
+        return found, heldout[:HELD]
     if source == STORIES:
         stories = (sources.text_rows("demo", use) for use in ("train", "heldout"))
-        found, judges = ([{"text": text} for text in texts] for texts in stories)
-        return found, judges[:HELD]
+        found, heldout = ([{"text": text} for text in texts] for texts in stories)
+        return found, heldout[:HELD]
     rows = sources.rows_of(source, "train")
     if len(rows) < 2:
         raise InputError(
-            f"{source} has {len(rows)} row(s); at least 2 are needed, some to judge by.",
-            "Give a text of several lines, or two: --data TRAIN,JUDGE.",
+            f"{source} has too few rows ({len(rows)}): at least 2 are needed, as some are held out "
+            "for evaluation.",
+            "Use a text with several lines, or two sources: --data TRAIN,EVAL.",
         )
     random.Random(SPLIT_SEED).shuffle(rows)
     count = min(HELD, max(1, len(rows) // 10))

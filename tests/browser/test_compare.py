@@ -12,7 +12,7 @@ import pytest
 from core.runs.workspace import Workspace
 
 MINUTES = 8
-"""How long the recipe may take here; it makes and judges eleven tiny models."""
+"""How long the recipe may take here; it creates and evaluates eleven tiny models."""
 
 TITLED = """title => [...document.querySelectorAll(".js-plotly-plot")].find(
     chart => chart.layout && chart.layout.yaxis && chart.layout.yaxis.title
@@ -101,10 +101,10 @@ def measured(recipe):
     assert len(names) == 6  # dense, two of depth, three of width
     found = {}
     for name in names:
-        judge = "judge-dense" if name == names[0] else f"judge-{name}"
-        (judged,) = table(recipe / judge / "perplexity.csv")
+        step = "evaluate-dense" if name == names[0] else f"evaluate-{name}"
+        (row,) = table(recipe / step / "perplexity.csv")
         found[name] = {
-            "ppl": float(judged["ppl"]),
+            "ppl": float(row["ppl"]),
             "ms": 1000 * float(points[name]["per_token_s"]),
             "mib": float(points[name]["peak_memory_mib"]),
         }

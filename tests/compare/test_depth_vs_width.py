@@ -43,9 +43,9 @@ def chain_of(folder, jitter: float = 0.01, missing: str = "") -> Chain:
                 seconds = SPEED[name] * (1 + jitter * (n - 2))
                 runs.append((name, 1, visit, seconds))
         points.append((name, 1, 100.0 - 10 * place))
-        judged = ("demo", 128, "once", 9, 2.0 + 0.1 * place)
+        measured = ("demo", 128, "once", 9, 2.0 + 0.1 * place)
         columns = ("source", "window", "bos", "tokens", "ppl")
-        workspace.write_csv(folder / f"judge-{name}" / "perplexity.csv", columns, [judged])
+        workspace.write_csv(folder / f"evaluate-{name}" / "perplexity.csv", columns, [measured])
         if name != "dense":
             workspace.write_json(folder / name / "pruning.json", CUT_IN[name.split("-")[-1]])
     where = folder / "benchmark"
@@ -69,14 +69,15 @@ def test_the_verdict_is_the_figures_of_the_files(tmp_path):
     assert "depth runs at 1.47 x dense" in found.sentence
     assert "fastest width baseline at 1.02 x dense" in found.sentence
     assert "depth is 44% faster than width, beyond the noise" in found.sentence
-    assert "1.050 x dense by depth (PPL+), 1.150 x by width (LLM-Pruner)" in found.sentence
+    assert "1.050 x dense with depth pruning (PPL+)" in found.sentence
+    assert "and to 1.150 x with width pruning (LLM-Pruner)" in found.sentence
     assert len(found.findings) == 5
 
 
 def test_the_verdict_says_where_each_method_might_cut(tmp_path):
     found = recipe.verdict(chain_of(tmp_path))
     assert found.sentence.endswith(
-        "Allowed to cut by default, as their papers do; --same-layers gives all the same: "
+        "Allowed to cut by default, as in the papers (--same-layers gives all the same blocks): "
         "PPL+, Taylor+, LLM-Pruner in blocks 1 to 6; FLAP, Wanda-sp in 0 to 7."
     )
     said = ["1 to 6"] * 3 + ["0 to 7"] * 2

@@ -41,7 +41,7 @@ class Lab:
 
     def judged(self, folder, ppl):
         at = self.when()
-        run = made.run(self.root, f"judge-{at}", "evaluate", at, checkpoint=folder)
+        run = made.run(self.root, f"evaluate-{at}", "evaluate", at, checkpoint=folder)
         row = ["text.txt", 64, "once", 1000, ppl]
         workspace.write_csv(
             run / "perplexity.csv", ("source", "window", "bos", "tokens", "ppl"), [row]

@@ -101,7 +101,7 @@ def test_the_contact_file_is_the_owners_and_a_wrong_secret_is_refused(live):
             connection.sendall(line)
             reply = next(protocol.lines(connection))
         assert reply["event"] == "error"
-        assert reply["message"] == "The live model does not know this secret."
+        assert reply["message"] == "Wrong secret for the live model."
     assert client.status(live)["budget_mib"] > 0
 
 
@@ -116,11 +116,11 @@ def test_the_contact_file_is_the_owners_and_a_wrong_secret_is_refused(live):
             {"skip": [7]},
             "Block 7 does not exist: the checkpoint has 5 blocks. Blocks are numbered from 0 to 4.",
         ),
-        ({"skip": ["a"]}, "--skip: 'a' is not a whole number."),
+        ({"skip": ["a"]}, "--skip: invalid value 'a'. Expected a whole number."),
         ({"window": 300}, "--window: 300 tokens are more than the model's context of 256."),
         ({"source": "nowhere.txt"}, "No text source 'nowhere.txt': there is no such file."),
         ({"checkpoint": "no/such/folder"}, "no/such/folder"),
-        ({"colour": 1}, "Unknown option colour."),
+        ({"colour": 1}, "Unknown option: colour."),
     ],
 )
 def test_bad_questions_get_one_sentence_and_harm_nothing(live, tiny_dir, text, values, sentence):
@@ -195,7 +195,7 @@ def test_death_idleness_and_stop(place, tiny_dir, text, tmp_path, monkeypatch):
     stream = client.events(record, "generate", endless(tmp_path)[1])
     next(stream)
     os.kill(read_run(record.path).status["pid"], signal.SIGKILL)
-    with pytest.raises(LiveGone, match="killed, or ran out of memory. Ask again"):
+    with pytest.raises(LiveGone, match="killed, or ran out of memory. Try again"):
         list(stream)
     until(lambda: read_run(record.path).state == "lost")
     with pytest.raises(LiveGone):
@@ -204,7 +204,7 @@ def test_death_idleness_and_stop(place, tiny_dir, text, tmp_path, monkeypatch):
     assert again.path != record.path
     assert ask(again, folder, **question)["ppl"] > 1
     until(lambda: read_run(again.path).state == "done")
-    assert "No question for 4 s" in again.log_tail()
+    assert "no request for 4 s" in again.log_tail()
     assert protocol.read_contact(again.path) is None
     assert client.running(Workspace()) is None
 

@@ -31,9 +31,9 @@ def test_each_plan_is_evaluated_on_each_text(tiny_gqa, place, tmp_path, monkeypa
     table = rows_of(out / "calibration.csv")
     names = [(row["calibration"], row["evaluated"]) for row in table]
     assert names == [("a.txt", "a.txt"), ("a.txt", "b.txt"), ("b.txt", "a.txt"), ("b.txt", "b.txt")]
-    dense = [float(r["ppl"]) for r in rows_of(out / "judge-dense" / "perplexity.csv")]
+    dense = [float(r["ppl"]) for r in rows_of(out / "evaluate-dense" / "perplexity.csv")]
     for number, row in enumerate(table):
-        judged = rows_of(out / f"judge-{'ab'[number // 2]}" / "perplexity.csv")[number % 2]
+        judged = rows_of(out / f"evaluate-{'ab'[number // 2]}" / "perplexity.csv")[number % 2]
         assert judged["source"] == str(texts[number % 2])
         assert float(row["ppl"]) == float(judged["ppl"])
         assert float(row["ratio"]) == pytest.approx(float(judged["ppl"]) / dense[number % 2])
@@ -41,10 +41,10 @@ def test_each_plan_is_evaluated_on_each_text(tiny_gqa, place, tmp_path, monkeypa
         assert row["dropped"] == " ".join(map(str, pruning["dropped"]))
     scores = [[float(r["ppl"]) for r in rows_of(out / f"scores-{n}" / "blocks.csv")] for n in "ab"]
     assert summary["figures"]["rank_agreement"] == pytest.approx(spearman(*scores))
-    assert f"{float(table[1]['ratio']):.3f} x there" in summary["verdict"]
+    assert f"{float(table[1]['ratio']):.3f} x the dense perplexity" in summary["verdict"]
 
 
-def test_two_texts_are_wanted(tiny_gqa, place, tmp_path, capsys):
+def test_two_texts_are_required(tiny_gqa, place, tmp_path, capsys):
     argv = [
         "recipe",
         "calibration",
@@ -55,4 +55,4 @@ def test_two_texts_are_wanted(tiny_gqa, place, tmp_path, capsys):
         str(tmp_path / "o"),
     ]
     assert main(argv) == 2
-    assert "names 1 text(s); this recipe takes two" in capsys.readouterr().err
+    assert "this recipe takes two texts, got 1" in capsys.readouterr().err

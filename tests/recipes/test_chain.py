@@ -102,7 +102,7 @@ def test_what_needs_a_failed_step_is_left_out_and_not_called_a_failure(place):
         Step("on-then", "wait", WAIT, needs="then"),
     ])  # fmt: skip
     assert list(made.failed) == ["bad"]
-    assert made.left_out == {"on-bad", "on-that"}
+    assert made.skipped == {"on-bad", "on-that"}
     assert not made.dir("on-bad").exists()
     assert not made.dir("on-that").exists()
     assert read_run(made.dir("on-then")).state == "done"
@@ -130,7 +130,7 @@ def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
 
         def step(self, done, total, message=""):
             super().step(done, total, message)
-            if message == "one: starts" and (status := read_json(path)) and "pid" not in status:
+            if message == "one: starting" and (status := read_json(path)) and "pid" not in status:
                 write_json(path, {**status, "created": time.time() - 2 * STARTING_GRACE_S})
 
     step = Step("one", "wait", WAIT)
@@ -142,7 +142,7 @@ def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
     start = {"state": "starting", "host": read_json(path)["host"]}
     write_json(path, {**start, "created": time.time() + 3600})
     made.run([step])
-    assert "one: starts" in [message for _, _, message in heard.steps]
+    assert "one: starting" in [message for _, _, message in heard.steps]
     assert read_run(made.dir("one")).state == "done"
 
 

@@ -25,7 +25,7 @@ def chain(folder, checkpoint, **options):
 def values_of(made):
     """The options of every step whose options need no earlier step's files."""
     steps = {step.name: step for step in recipes.get("paper-table").steps(made.spec)}
-    names = [n for n in steps if n.startswith(("scores", "judge-", "tasks-", "lora-"))]
+    names = [n for n in steps if n.startswith(("scores", "evaluate-", "tasks-", "lora-"))]
     for name in names:
         if name.startswith("lora-"):  # retraining looks at what it retrains
             made.dir(name.removeprefix("lora-")).symlink_to(made.spec.checkpoint)
@@ -39,7 +39,7 @@ def test_nothing_is_evaluated_on_text_that_was_trained_on(tmp_path, tiny_gqa):
     found = values_of(chain(tmp_path, tiny_gqa, data=str(text)))
     trained = {v["calibration"] for n, v in found.items() if n == "scores"}
     trained |= {v["data"] for n, v in found.items() if n.startswith("lora-")}
-    judged = {v["perplexity"] for n, v in found.items() if n.startswith("judge-")}
+    judged = {v["perplexity"] for n, v in found.items() if n.startswith("evaluate-")}
     (train,), ((held,),) = trained, judged
     rows = [[row["text"] for row in workspace.json_lines(Path(path))] for path in (train, held)]
     assert not set(rows[0]) & set(rows[1])
@@ -72,12 +72,12 @@ def filled(folder, checkpoint):
         workspace.write_json(folder / name / "pruning.json", record)
     for at, (name, value) in enumerate(ppl.items()):
         workspace.write_csv(
-            folder / f"judge-{name}" / "perplexity.csv",
+            folder / f"evaluate-{name}" / "perplexity.csv",
             ("source", "window", "bos", "tokens", "ppl"),
             [("demo", 128, "once", 100, value)],
         )
         workspace.write_json(
-            folder / f"judge-{name}" / "summary.json", {"parameters": 100, "blocks": 5}
+            folder / f"evaluate-{name}" / "summary.json", {"parameters": 100, "blocks": 5}
         )
         rows = [(t, m, v - at / 100, 0.1, 9) for t, (m, v) in TASKS.items()]
         rows.insert(1, ("piqa", "acc_norm", 0.0, 0.1, 9))
@@ -118,7 +118,7 @@ def test_the_table_is_what_the_steps_have_measured(tmp_path, tiny_gqa):
     others = [row for row in rows if row["kind"] == "published"]
     assert {"12.62", "17.66", "20.21"} <= {row["ppl"] for row in others}  # METHODS, section 4
     assert "Without 2 of 5 blocks (20% of the parameters)" in found.sentence
-    assert "perplexity is 3.000 x dense, after LoRA 2.000 x" in found.sentence
+    assert "perplexity is 3.000 x dense, and 2.000 x after LoRA" in found.sentence
     assert "3.00 x dense" in found.sentence
     assert found.findings[0] == f"Dense: perplexity 2, tasks {mean:.3f} ± 0.058."
 
@@ -129,4 +129,4 @@ def test_without_tasks_the_table_says_why(tmp_path, tiny_gqa):
     made.failed = {f"tasks-{name}": "The data of task 'piqa' is not here." for name in asked}
     found = recipes.get("paper-table").verdict(made)
     assert not any("tasks_mean" in row for row in found.figures["rows"])
-    assert any("No tasks were asked. The data of task 'piqa'" in line for line in found.findings)
+    assert any("No tasks were run. The data of task 'piqa'" in line for line in found.findings)

@@ -1,4 +1,4 @@
-"""What a recipe judges by is not what it chose or trained by."""
+"""A recipe evaluates on text that it did not calibrate or train on."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_sources_are_the_published_split_or_two(tmp_path):
     assert ":train:" in train
     assert test == "wikitext2"
     assert texts.apart(chain(tmp_path, "a.jsonl, b.txt")) == ("a.jsonl", "b.txt")
-    with pytest.raises(OptionError, match="names 3 source"):
+    with pytest.raises(OptionError, match="takes two sources, got 3"):
         texts.apart(chain(tmp_path, "a,b,c"))
 
 
 def test_one_row_cannot_be_split(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("One line only.")
-    with pytest.raises(InputError, match="has 1 row"):
+    with pytest.raises(InputError, match=r"too few rows \(1\)"):
         texts.apart(chain(tmp_path, text))

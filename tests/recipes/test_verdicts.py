@@ -58,7 +58,7 @@ def test_drop_one_tells_a_gain_from_noise(tmp_path, pruned_s, noisy):
     for name, ppl in (("dense", 2.0), ("without-one", 2.5)):
         rows = [("demo", 128, "once", 100, ppl)]
         columns = ("source", "window", "bos", "tokens", "ppl")
-        workspace.write_csv(tmp_path / f"judge-{name}" / "perplexity.csv", columns, rows)
+        workspace.write_csv(tmp_path / f"evaluate-{name}" / "perplexity.csv", columns, rows)
     shake = (0.97, 1.0, 1.03, 1.01)
     timings(
         tmp_path,
@@ -84,7 +84,7 @@ def test_restore_states_a_share_only_where_there_is_one(tmp_path, share):
     workspace.write_json(tmp_path / "lora" / "summary.json", found)
     verdict = recipes.get("restore").verdict(chain(tmp_path, "restore"))
     assert ("75%" in verdict.sentence) is (share is not None)
-    assert ("no recovered share is stated" in verdict.sentence) is (share is None)
+    assert ("recovery is not reported" in verdict.sentence) is (share is None)
     assert "1.0000 dense, 1.4000 pruned, 1.1000 retrained" in verdict.findings[0]
 
 

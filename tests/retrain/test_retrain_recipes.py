@@ -102,7 +102,7 @@ def test_ablation_of_the_demo_trains_on_stories_and_judges_by_instructions_too(p
 def test_better_than_dense_is_said_beside_the_share():
     assert retraining.percent(0.8) == "80%"
     assert retraining.percent(8.0) == "800% (better than dense)"
-    assert "no share" in retraining.percent(None)
+    assert "not reported" in retraining.percent(None)
 
 
 def test_stability(pruned, source, tmp_path):
