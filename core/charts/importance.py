@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +13,9 @@ from plotly.subplots import make_subplots
 from core import criteria
 from core.charts import palette
 from core.charts.prune import log_axis
-from core.runs.results import CsvRow
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST_NLL = 700.0
 """Where the exponential would leave the range of floating-point numbers."""
@@ -22,11 +25,9 @@ LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
 """Column of blocks.csv -> how charts call it."""
 
 
-def table(rows: Sequence[CsvRow]) -> pd.DataFrame:
+def table(rows: Sequence[DataclassInstance]) -> pd.DataFrame:
     """Return rows of one result file as a table with the file's columns; None becomes NaN."""
-    kind = type(rows[0])
-    cells = [[getattr(row, name) for name in kind.columns()] for row in rows]
-    found = pd.DataFrame(cells, columns=list(kind.columns()))
+    found = pd.DataFrame(rows)
     return found.astype({n: float for n in found.columns if found[n].isna().all()})
 
 

@@ -18,8 +18,7 @@ from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.study.kinds import criterion_label, width_label
-from core.study.lineage import allowed_blocks
-from core.width.results import WidthPruning
+from core.study.lineage import allowed_blocks, cut_of
 
 RATIO = 0.33
 """Share of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
@@ -126,7 +125,7 @@ def figures(chain: Chain) -> dict[str, dict[str, Any]]:
         found[name] = {
             "parameters": entry["parameters"],
             "ratio": 1 - entry["parameters"] / total,
-            "cut_in": allowed_blocks(WidthPruning.read(chain.dir(name)) or WidthPruning()),
+            "cut_in": allowed_blocks(cut_of(chain.dir(name))),
             "ppl": parts.perplexity(chain, name),
             "latencies_s": times[entry["name"]],
             "peak_memory_mib": (float(at_one["peak_memory_mib"]) if times[entry["name"]] else None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from core.checkpoint import locate
 from core.prune.plan import default_protection, unprotected
@@ -47,7 +48,7 @@ def _made(
     """Return the variant that a run left behind; the dense one has ``total`` parameters."""
     record = node.record
     assert record is not None
-    cut = WidthPruning.read(record.path) or WidthPruning()
+    cut = cut_of(record.path)
     left = node.parameters or parent.parameters
     ratio = 1 - left / total if left and total else cut.ratio
     base = Variant(
@@ -85,6 +86,11 @@ def _protected(cut: Pruning) -> bool:
     blocks = cut.blocks_before or 0
     first, last = default_protection(blocks)
     return all(first <= b < blocks - last for b in cut.dropped or (0,))
+
+
+def cut_of(folder: Path) -> WidthPruning:
+    """Return what a cut of either kind recorded in ``folder``; all defaults without a record."""
+    return WidthPruning.read(folder) or WidthPruning()
 
 
 def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
