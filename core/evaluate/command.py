@@ -13,7 +13,7 @@ from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
 from core.evaluate.spec import EvaluateSpec, check_model
-from core.runs import dtypes
+from core.runs import dtypes, pace
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
@@ -45,7 +45,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     ]
     parts = [part["flops"] for part in (*texts, *asked)]
     flops = None if None in parts else sum(parts)
-    pace = work.rate(spec.device)
+    rate = pace.flops_per_s("evaluate", spec.device)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
     return {
@@ -56,9 +56,9 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "limit": spec.limit,
         "flops": flops,
         "memory_mib": round(memory, 1),
-        "seconds": flops / pace if flops and pace else None,
+        "seconds": flops / rate if flops and rate else None,
         "kind": "estimated",
-        "seconds_from": "the rate of the last run in this workspace" if flops and pace else None,
+        "seconds_from": "the rate of the last run in this workspace" if flops and rate else None,
     }
 
 
@@ -74,7 +74,6 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     """Measure what is asked for and write the files of the contract."""
     from core.evaluate import questions, texts
     from core.evaluate.session import Session
-    from core.model import memory, precision
 
     began = time.perf_counter()
     session = Session(spec, run)
@@ -104,9 +103,7 @@ def run(spec: EvaluateSpec, run: Run) -> None:
             "limit": spec.limit,
             "flops_per_s": _rate(session, measured),
             "seconds": round(time.perf_counter() - began, 3),
-            "device": str(session.device),
-            "dtype": precision.dtype_name(session.dtype),
-            "peak_memory_mib": round(memory.peak_memory_mib(session.device), 1),
+            **session.prepared.facts(),
             "versions": known.versions(*(questions.LIBRARIES if asked else ())),
         },
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.tokenizer import read_tokenizer
@@ -14,7 +13,6 @@ from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
-from core.runs import workspace
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
@@ -77,13 +75,3 @@ def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: boo
     weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / 2**20
     states = STATE_MIB.get(device.partition(":")[0], STATE_MIB["cpu"]) if each_block else 0.0
     return weights + ACTIVATIONS_MIB + states
-
-
-def rate(device: str) -> float | None:
-    """Return operations a second of the last evaluation of this workspace; None without one."""
-    for record in workspace.Workspace().runs("evaluate"):
-        summary: dict[str, Any] = workspace.read_json(record.path / "summary.json") or {}
-        same = device == "auto" or str(summary.get("device", "")).startswith(device)
-        if record.state == "done" and same and summary.get("flops_per_s"):
-            return float(summary["flops_per_s"])
-    return None

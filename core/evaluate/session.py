@@ -17,7 +17,7 @@ class Session:
 
     def __init__(self, spec: EvaluateSpec, run: Run) -> None:
         """Resolve the checkpoint, and check the options against it."""
-        from core.model import loading, memory, precision
+        from core.model import loading
 
         self.spec, self.run = spec, run
         checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -27,20 +27,15 @@ class Session:
         self.content = known.checkpoint_content(self.folder)
         self.earlier = None if spec.fresh else known.Earlier()
         self.tokenizer = loading.load_tokenizer(self.folder)
-        self.device = precision.resolve_device(spec.device)
-        self.dtype = precision.decide(spec.dtype, self.device, self.info.dtype).weights
+        self.prepared = loading.prepare(spec, checkpoint)
+        self.device, self.dtype = self.prepared.device, self.prepared.dtype
         self._model: Any = None
-        memory.reset_peak_memory(self.device)
 
     @property
     def model(self) -> Any:
         """The loaded model."""
-        from core.model import loading, precision
-
         if self._model is None:
-            where = f"{self.device} as {precision.dtype_name(self.dtype)}"
-            self.run.progress.log(f"Loading {self.spec.checkpoint} to {where}.")
-            self._model = loading.load_model(self.folder, self.device, self.dtype)
+            self._model = self.prepared.load(self.run.progress.log)
         return self._model
 
     def key(self, *libraries: str, **protocol: Any) -> str:

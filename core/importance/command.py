@@ -100,22 +100,17 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     _check_length(spec, info.context)
     tokenizer = loading.load_tokenizer(folder)
     rows = calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
-    device = precision.resolve_device(spec.device)
-    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
-    memory.reset_peak_memory(device)
-    run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
-    view = BlockView(loading.load_model(folder, device, dtype))
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(rows, view)
     with memory.out_of_memory_explained("scoring blocks"):
         results = _compute(spec, run, view, batch)
     _write(run, results, len(view))
     dataclasses.replace(
         _summary(spec, info, results),
-        device=str(device),
-        dtype=precision.dtype_name(dtype),
-        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+        **prepared.facts(),
         tokens=batch.predictions,
-        compute_dtype=precision.dtype_name(precision.arithmetic_of(dtype, device)),
+        compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
         versions=_versions(),
     ).write(run)
 

@@ -83,7 +83,7 @@ def _plans(
 def run(spec: CurveSpec, run: Run) -> None:
     """Measure all sets in one pass and write curve.csv and summary.json."""
     from core.importance.branches import losses_without, make_batch
-    from core.model import loading, memory, precision
+    from core.model import loading, memory
     from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -92,10 +92,8 @@ def run(spec: CurveSpec, run: Run) -> None:
     text = _text(spec)
     tokenizer = loading.load_tokenizer(folder)
     rows = calibration_rows(text.source, tokenizer, text.samples, text.length, text.seed)
-    device = precision.resolve_device(spec.device)
-    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
-    memory.reset_peak_memory(device)
-    view = BlockView(loading.load_model(folder, device, dtype))
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(rows, view)
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
     with memory.out_of_memory_explained("measuring the curve"):
@@ -123,9 +121,7 @@ def run(spec: CurveSpec, run: Run) -> None:
         seed=text.seed,
         calibration_content=sources.describe(text.source)["content"],
         tokens=batch.predictions,
-        device=str(device),
-        dtype=precision.dtype_name(dtype),
-        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+        **prepared.facts(),
     ).write(run)
 
 

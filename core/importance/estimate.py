@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.checkpoint.headers import CheckpointInfo
-from core.prune.score_results import Importance
-from core.runs import workspace
+from core.runs import pace
 from core.runs.dtypes import BYTES, computable
 
 
@@ -94,10 +93,6 @@ def estimate(
 
 
 def seconds(flops: float, device: str) -> float | None:
-    """Return the time at the rate of this workspace's last finished run, or None."""
-    for record in workspace.Workspace().runs("importance"):
-        found = Importance.read(record.path) or Importance()
-        same = device == "auto" or (found.device or "").startswith(device)
-        if record.state == "done" and found.flops_per_s and same:
-            return flops / found.flops_per_s
-    return None
+    """Return the time at the rate of the last finished run of this workspace, or None."""
+    rate = pace.flops_per_s("importance", device)
+    return flops / rate if rate else None

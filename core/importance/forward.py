@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.model.arithmetic import rms_norm, rotate
 from core.model.blocks import BlockView
 
 CPU_TOKENS = 640
@@ -148,15 +149,7 @@ class FastBlock:
         """Return ``x`` [rows, heads, tokens, head width], normed if asked, with rotary phase."""
         if norm is not None:
             x = rms_norm(norm, x, torch.empty_like(x))
-        half = cos.shape[-1] // 2
-        if x.shape[-1] != 2 * half:
-            raise ValueError("partial rotary embedding")
-        c, s = cos[..., :half], sin[..., :half]
-        first, second = x[..., :half], x[..., half:]
-        turned = self.scratch.get(name, tuple(x.shape), x)
-        torch.mul(first, c, out=turned[..., :half]).addcmul_(second, s, value=-1)
-        torch.mul(second, c, out=turned[..., half:]).addcmul_(first, s)
-        return turned
+        return rotate(x, cos, sin, self.scratch.get(name, tuple(x.shape), x))
 
 
 class StockBlock:
@@ -177,19 +170,6 @@ class StockBlock:
             return torch.func.functional_call(self.layer, self.tensors, args, kwargs)
 
         hidden.copy_(self.view.call_layer(call, self.block, hidden))
-
-
-def rms_norm(norm: Any, x: Tensor, out: Tensor) -> Tensor:
-    """Write the RMS norm of ``x`` over its last axis to ``out``; the mean square is float32."""
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
-    weight = norm.weight.detach().to(x.dtype)
-    if x.dtype == torch.float32:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        return torch.mul(x, scale, out=out).mul_(weight)
-    wide = x.float()
-    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return torch.mul(weight, wide.mul_(scale).to(x.dtype), out=out)
 
 
 def _linear(x: Tensor, pair: tuple[Tensor, Tensor | None], scratch: Scratch, name: str) -> Tensor:

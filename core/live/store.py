@@ -157,15 +157,15 @@ class Store:
 
     def _load(self, name: str, checkpoint: locate.Checkpoint) -> Loaded:
         folder, info = checkpoint.folder, checkpoint.info
-        dtype = precision.decide(self.dtype, self.device, info.dtype).weights
-        needed = info.parameters * torch.finfo(dtype).bits / 8 / MIB
+        decided = precision.decide(self.dtype, self.device, info.dtype)
+        prepared = loading.Prepared(name, folder, self.device, decided)
+        needed = info.parameters * prepared.dtype.itemsize / MIB
         self._make_room(name, needed)
-        self._log(f"Loading {name} to {self.device} as {precision.dtype_name(dtype)}.")
         try:
-            model = loading.load_model(folder, self.device, dtype)
+            model = prepared.load(self._log)
         except OutOfMemoryError:
             self.clear()
-            model = loading.load_model(folder, self.device, dtype)
+            model = prepared.load(self._log)
         view = BlockView(model)
         eos = _ids(getattr(model.generation_config, "eos_token_id", None))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())

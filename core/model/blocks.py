@@ -145,10 +145,7 @@ class BlockView:
         if self.family == "mistral":
             return int(size)
         kinds = getattr(self.config, "layer_types", None)
-        if kinds is not None:
-            return int(size) if kinds[block] == "sliding_attention" else None
-        own = getattr(self.blocks[block].self_attn, "sliding_window", None)
-        return int(own) if own is not None else None
+        return int(size) if kinds and kinds[block] == "sliding_attention" else None
 
     def mask(self, block: int, tokens: int, device: torch.device) -> Tensor | None:
         """Return the keys that a query may attend to, [1, 1, tokens, tokens] bool, or None.
@@ -176,14 +173,13 @@ class BlockView:
         mask = self.mask(block, tokens, device)
         if getattr(self.config, "_attn_implementation", "sdpa") != "sdpa":
             mask = _additive(mask, tokens, hidden)
-        output = layer(
+        return layer(
             hidden,
             attention_mask=mask,
             position_ids=torch.arange(tokens, device=device)[None],
             position_embeddings=self.rotary(tokens, hidden.dtype, device),
             use_cache=False,
         )
-        return output[0] if isinstance(output, tuple) else output
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Return logits [rows, tokens, vocabulary] of the last block's output."""

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from core.errors import CheckpointError, NotFiniteError
+from core.model import memory
 from core.model.memory import out_of_memory_explained
+from core.model.precision import Precision, decide, dtype_name, resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from core.checkpoint.locate import Checkpoint
+    from core.runs.dtypes import Purpose
+    from core.runs.spec import DeviceOptions
 
 OWN_CLASSES = {
     "depthcut_llama": "core.model.modeling_depthcut:DepthcutLlamaForCausalLM",
@@ -40,6 +48,47 @@ def model_class(config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint, and where and in which precision a command will compute it."""
+
+    name: str
+    """For the log."""
+    folder: Path
+    device: torch.device
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are held in."""
+        return self.precision.weights
+
+    def load(self, log: Callable[[str], None]) -> PreTrainedModel:
+        """Return the model; raises what `load_model` does."""
+        where = f"{self.device} as {dtype_name(self.dtype)}"
+        log(f"Loading {self.name} to {where}.")
+        return load_model(self.folder, self.device, self.dtype)
+
+    def facts(self) -> dict[str, Any]:
+        """Return device, dtype and peak memory as a summary has them."""
+        return {
+            "device": str(self.device),
+            "dtype": dtype_name(self.dtype),
+            "peak_memory_mib": round(memory.peak_memory_mib(self.device), 1),
+        }
+
+
+def prepare(spec: DeviceOptions, checkpoint: Checkpoint, purpose: Purpose = "whole") -> Prepared:
+    """Decide where and in what a checkpoint is computed, and start measuring memory.
+
+    Raises `OptionError` for a device or a precision that is not available.
+    """
+    device = resolve_device(spec.device)
+    memory.reset_peak_memory(device)
+    precision = decide(spec.dtype, device, checkpoint.info.dtype, purpose)
+    return Prepared(checkpoint.name, checkpoint.folder, device, precision)
 
 
 def load_model(
@@ -65,7 +114,7 @@ def load_model(
         "use_safetensors": True,
         "attn_implementation": "sdpa",
         "local_files_only": True,
-        _dtype_keyword(): dtype,
+        "dtype": dtype,
     }
     with out_of_memory_explained(f"loading {folder.name}"):
         try:
@@ -115,14 +164,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} has no readable config.json.", "Give a Hugging Face checkpoint."
         ) from error
-
-
-def _dtype_keyword() -> str:
-    """Return how this transformers calls the dtype: ``dtype`` since 4.56, else ``torch_dtype``."""
-    import transformers
-
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def check_finite(model: torch.nn.Module) -> None:

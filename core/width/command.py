@@ -23,6 +23,7 @@ from core.width.results import BlockCut, Calibration, Target, WidthPruning
 from core.width.units import Counts
 
 if TYPE_CHECKING:
+    from core.model.loading import Prepared
     from core.runs.run import Run
     from core.width.selection import Selection
 
@@ -217,17 +218,15 @@ def _sized(
 
 def run(spec: WidthSpec, run: Run) -> None:
     """Score, choose, cut, and write the checkpoint into the run directory."""
-    from core.model import memory, precision
+    from core.model import loading
     from core.width.write import write
 
     method = methods.get(spec.method)
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
     folder, info = checkpoint.folder, checkpoint.info
     plan, aim = make_plan(spec, info, run.progress)
-    device = precision.resolve_device(spec.device)
-    dtype = precision.decide(spec.dtype, device, info.dtype, "blocks").weights
-    memory.reset_peak_memory(device)
-    selection, text = _select(spec, run, folder, plan, device, dtype)
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    selection, text = _select(spec, run, plan, prepared)
     base = _start(spec, checkpoint)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
@@ -237,9 +236,7 @@ def run(spec: WidthSpec, run: Run) -> None:
         bias_compensation=bool(selection.biases),
         rescued=tuple(selection.rescued),
         calibration=text,
-        device=str(device),
-        dtype=precision.dtype_name(dtype),
-        peak_memory_mib=round(memory.peak_memory_mib(device), 1),
+        **prepared.facts(),
         blocks=_dropped(plan, selection, shapes(plan, counts)),
     )
     write(folder, run.dir, plan, selection, record, run.progress)
@@ -258,11 +255,11 @@ def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> Pruning:
 
 
 def _select(
-    spec: WidthSpec, run: Run, folder: Path, plan: WidthPlan, device: Any, dtype: Any
+    spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared
 ) -> tuple[Selection, Calibration | None]:
     """Load the model, let the method choose, and free the model."""
     from core.importance.branches import make_batch
-    from core.model import loading, memory, precision
+    from core.model import loading, memory
     from core.model.blocks import BlockView
     from core.width.selection import Job
 
@@ -272,7 +269,7 @@ def _select(
         length = length_of(spec, plan)
         rows = calibration_rows(
             spec.calibration,
-            loading.load_tokenizer(folder),
+            loading.load_tokenizer(prepared.folder),
             spec.samples or plan.method.samples,
             length,
             spec.seed,
@@ -281,8 +278,7 @@ def _select(
         text = Calibration(
             **sources.describe(spec.calibration), samples=len(rows), length=length, seed=spec.seed
         )
-    run.progress.log(f"Loading {spec.checkpoint} to {device} as {precision.dtype_name(dtype)}.")
-    view = BlockView(loading.load_model(folder, device, dtype))
+    view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(rows, view) if rows else None
     job = Job(view, plan, batch, spec.order, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
