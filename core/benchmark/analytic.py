@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from core.runs.workspace import Workspace
 
 ROUGH_PCT = 30.0
+"""Median error above which estimates are called rough. A convention, not measured."""
 CACHE_MOVES = 3
 """A step's passes over the cache: read and written anew when it grows, read by the attention."""
 SAMPLING_BYTES = 24

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU_LIMIT_S = 90.0
+"""Default time for all points on a CPU. Chosen so that a benchmark ends while one waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,12 @@ from core.benchmark.analytic import BlocksLeft, Rates, activations, step_s
 from core.benchmark.generate import Clock, force_length, timed, tiny_model
 
 PROBE_WIDTH, PROBE_BATCH, PROBE_INPUT, PROBE_STEPS = 128, 32, 4, 24
+"""The narrow random models: so narrow that bytes and operations cost little beside the overheads
+that they measure. Chosen, not measured."""
 READ_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30, "mps": 256 * 2**20}
+"""Weights read to measure bandwidth; chosen larger than the caches of common devices of a kind."""
 SQUARE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+"""Rows of the square matrices that measure multiplying. Chosen to take milliseconds."""
 
 
 def _median_s(work: Callable[[], object], device: torch.device, least_s: float = 0.2) -> float:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 EVERY_S = 0.5
+"""Seconds between samples; NVML's own sample period is between 1/6 s and 1 s."""
 
 
 class UtilisationSampler:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_TRIED = 65536
+"""The largest batch tried; also the limit of ``--batch-sizes``."""
 
 
 @dataclasses.dataclass(frozen=True)

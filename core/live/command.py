@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from core.runs.run import Run
 
 POLL_S = 0.2
+"""How often the process looks for cancel requests and queued runs while it is idle."""
 PART_S = 0.1
 """Minimum seconds between reports of a partial perplexity."""
 

@@ -23,8 +23,11 @@ from core.live import protocol
 from core.runs.spec import build
 
 HELLO_S = 10.0
+"""How long a new connection may take to send its request. Chosen; both sides are on one machine."""
 SEND_S = 30.0
+"""How long a client may leave unread what it is sent before it counts as gone. Chosen."""
 MOST_CONNECTIONS = 64
+"""Open requests, each with its thread. Chosen: far more than a few open pages make."""
 
 
 class Gone(Exception):

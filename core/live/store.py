@@ -27,6 +27,8 @@ text for a small model, and about 150,000 tokens for LLaMA-7B on a GPU."""
 QUICK = {"cpu": 3e10, "cuda": 6e13, "mps": 1e12}
 """Budget of a quick perplexity: under half a second on two cores, 0.2 s on a large GPU."""
 LEAST_TOKENS = 1024
+"""The fewest tokens of a perplexity, however large the model: eight windows of 128, so that no
+single window decides the number. Chosen, not measured."""
 TEXTS = 4
 """Number of texts for which a model keeps hidden states and answers."""
 

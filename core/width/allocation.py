@@ -15,7 +15,9 @@ from core.width.units import BlockUnits, Counts
 MOST = 1 - 1e-9
 """The largest ratio tried in the search for a parameter count."""
 _HALVINGS = 60
+"""Bisections of a ratio between 0 and 1: more than the 53 bits of a float64 can tell apart."""
 _DIGITS = 12
+"""The most decimals of a ratio that is shown; the fewest that give the same counts are taken."""
 
 
 def channel_counts(unit: BlockUnits, ratio: float) -> Counts:
