@@ -20,6 +20,7 @@ from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
 from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
+from core.words import MIB
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
@@ -122,7 +123,7 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
             parts = analytic.memory_bytes(
                 variant.info, cell.batch_size, spec.input_tokens, cell.output_tokens, dtype
             )
-            mib = {f"{k}_mib": round(v / 2**20, 2) for k, v in parts.items()}
+            mib = {f"{k}_mib": round(v / MIB, 2) for k, v in parts.items()}
             rows.append(
                 {"variant": variant.name, **dataclasses.asdict(cell), "dtype": dtype, **mib}
             )
@@ -353,7 +354,7 @@ def _rows(session: Session, rates: analytic.Rates | None) -> list[dict[str, Any]
         dtype = variant.dtype(spec)
         for cell in (c for c in session.grid if c in variant.results):
             shape = (cell.batch_size, spec.input_tokens, cell.output_tokens)
-            memory = analytic.memory_bytes(variant.info, *shape, dtype)["total"] / 2**20
+            memory = analytic.memory_bytes(variant.info, *shape, dtype)["total"] / MIB
             estimate = {
                 "estimated_latency_s": (
                     analytic.latency_s(variant.info, rates, *shape) if rates else None

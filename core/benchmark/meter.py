@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.runs.processes import memory_mib
+from core.words import MIB
 
 if TYPE_CHECKING:
     import torch
 
-MIB = 2.0**20
 _COUNTED = "depthcut: counted"
 
 

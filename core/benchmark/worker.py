@@ -24,6 +24,7 @@ from core.benchmark import meter
 from core.benchmark.protocol import Cell
 from core.checkpoint import headers
 from core.errors import DepthcutError, OutOfMemoryError
+from core.words import MIB
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +207,7 @@ class Visit:
             count = functools.partial(self._tensors_beside_weights, cell)
             ok, most = self.fits(count)
             if ok:
-                mib = (held + most) / meter.MIB
+                mib = (held + most) / MIB
                 self.emit("tensors", **dataclasses.asdict(cell), allocated_mib=mib)
 
     def _tensors_beside_weights(self, cell: Cell) -> int:

@@ -26,6 +26,7 @@ from core.checkpoint.headers import CheckpointInfo, Shard, TensorIndex
 from core.checkpoint.tensors import shard_of, weight_map_of
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
+from core.words import MIB
 
 if TYPE_CHECKING:
     from huggingface_hub import SafetensorsFileMetadata, SafetensorsRepoMetadata
@@ -187,8 +188,8 @@ def _note_revision(repo: str, revision: str | None) -> None:
 
 
 def _mib(done: int, total: int) -> tuple[int, int]:
-    whole = max(round(total / 2**20), 1)
-    return min(round(done / 2**20), whole) if done < total else whole, whole
+    whole = max(round(total / MIB), 1)
+    return min(round(done / MIB), whole) if done < total else whole, whole
 
 
 def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from core.importance.branches import make_batch, states_without
 from core.model.blocks import BlockView
 from core.model.memory import out_of_memory_explained
 from core.runs.progress import SILENT, Progress
+from core.words import MIB
 
 LOGITS = 2**24
 
@@ -101,7 +102,7 @@ def loglikelihoods(
     order = sorted(rows, key=len, reverse=True)
     answers: list[list[Answer]] = [[] for _ in requests]
     width = len(sets) * view.hidden_size * torch.finfo(view.dtype).bits // 8
-    room = int(2**20 * STATE_MIB.get(view.device.type, STATE_MIB["cpu"]))
+    room = int(MIB * STATE_MIB.get(view.device.type, STATE_MIB["cpu"]))
     size = max(1, room // (width * len(order[0])))
     done = 0
     while done < len(order):

@@ -13,6 +13,7 @@ from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
+from core.words import MIB
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
@@ -72,6 +73,6 @@ def task_flops(
 
 def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:
     """Return weights and what is computed with them."""
-    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / 2**20
+    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / MIB
     states = STATE_MIB.get(device.partition(":")[0], STATE_MIB["cpu"]) if each_block else 0.0
     return weights + ACTIVATIONS_MIB + states

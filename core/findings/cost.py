@@ -10,9 +10,8 @@ from core.compare.speed import speeds_at
 from core.findings.finding import Finding, listed
 from core.runs.dtypes import computable
 from core.study import Benchmark, Study, Variant, info_of
-from core.words import size
+from core.words import MIB, size
 
-MIB, GIB = 2**20, 2**30
 CELL: Cell = (1, 12, 128)
 """Batch, input and output tokens that memory is worked out for where nothing was measured."""
 
@@ -59,7 +58,7 @@ def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | Non
     info = info_of(variant)
     if info is None:
         return None
-    return memory_bytes(info, *cell, computable(info.dtype))["total"] / 2**20, "estimated"
+    return memory_bytes(info, *cell, computable(info.dtype))["total"] / MIB, "estimated"
 
 
 def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
@@ -71,7 +70,7 @@ def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
     dtype = computable(info.dtype)
     whole = memory_bytes(info, *cell, dtype)["total"]
     block = whole - memory_bytes(without(info, (info.blocks - 1,)), *cell, dtype)["total"]
-    count = math.ceil((whole - budget_mib * 2**20) / block)
+    count = math.ceil((whole - budget_mib * MIB) / block)
     halved = " (bfloat16 halves the weights)" if dtype == "float32" else ""
     if count >= info.blocks:
         return f"Removing blocks alone will not do. {lower}{halved}, or a smaller batch."

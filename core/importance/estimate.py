@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from core.checkpoint.headers import CheckpointInfo
 from core.runs import pace
 from core.runs.dtypes import BYTES, computable
+from core.words import MIB
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def estimate(
         flops += greedy_flops(info, rows, tokens, rounds)
         extra = max(extra, info.blocks * state + largest)
     weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"])
-    return Work(flops, (weights + extra) / 2**20)
+    return Work(flops, (weights + extra) / MIB)
 
 
 def seconds(flops: float, device: str) -> float | None:

@@ -24,7 +24,7 @@ from core.runs import jobs
 from core.runs.workspace import RunRecord, Workspace, read_run
 
 START_S = 120.0
-"""How long a live model's process may take to start. Chosen to allow for imports from a slow disk."""
+"""How long a live model's process may take to start. Chosen: imports from a slow disk."""
 SILENCE_S = 60.0
 """Without an event for this long, the process counts as hung (it sends one every second)."""
 CONNECT_S = 3.0

@@ -19,8 +19,8 @@ from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
 from core.model import loading, memory, precision
 from core.model.blocks import BlockView
+from core.words import MIB
 
-MIB = 2.0**20
 OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
 """Default budget of a perplexity in floating-point operations: a few seconds. It covers the whole
 text for a small model, and about 150,000 tokens for LLaMA-7B on a GPU."""

@@ -11,11 +11,12 @@ import torch
 from core.benchmark.generate import Clock
 from core.errors import DataError, OptionError
 from core.live.protocol import Generate
-from core.live.store import MIB, Loaded
+from core.live.store import Loaded
 from core.live.whatif import NARROW
 from core.model.memory import out_of_memory_explained
 from core.model.precision import dtype_name
 from core.prune.outlook import outlook
+from core.words import MIB
 
 Emit = Callable[..., None]
 

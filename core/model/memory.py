@@ -13,8 +13,7 @@ import torch
 
 from core.errors import OutOfMemoryError
 from core.runs.processes import memory_mib
-
-MIB = 2.0**20
+from core.words import MIB
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
 from core.runs import devices, dtypes
 from core.runs.progress import StderrProgress
+from core.words import MIB
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""
@@ -26,7 +27,6 @@ SHOWN_ROWS = 8
 """Training rows that are shown before a launch."""
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed for small models in float32 on one core; stated with the time."""
-MIB = 2**20
 
 
 def estimate(spec: RetrainSpec) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
 
-MIB = 2**20
-
 
 def variants(where: Workspace) -> list[RunRecord]:
     """Return the finished runs that hold a checkpoint to retrain, newest first."""

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import OptionError
-
-GIB = 2.0**30
+from core.words import GIB, MIB
 
 
 def resolve(name: str) -> str:
@@ -126,7 +125,7 @@ def _free_bytes_of_gpu(index: int) -> int | None:
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
         text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        return int(text.split()[index]) * 2**20
+        return int(text.split()[index]) * MIB
     return None
 
 

@@ -21,6 +21,7 @@ from core.ui import runs, state, widgets
 from core.width import command, methods
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
+from core.words import MIB
 
 AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}
@@ -237,7 +238,7 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
 def _width(plan: WidthPlan) -> float:
     """Return MiB per parameter."""
     return plan.info.memory_bytes.get(plan.info.dtype, plan.info.memory_bytes["float32"]) / (
-        plan.info.parameters * 2**20
+        plan.info.parameters * MIB
     )
 
 
