@@ -61,12 +61,12 @@ def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
             },
             hovertemplate=f"%{{x:.1%}} removed: {line.label} %{{y:.2f}} x dense<extra></extra>",
         )
-    mended = [s for s in found if s.mended]
-    if mended:
-        values += [s.mended for s in mended if s.mended]
+    retrained = [s for s in found if s.retrained]
+    if retrained:
+        values += [s.retrained for s in retrained if s.retrained]
         figure.add_scatter(
-            x=[s.ratio for s in mended],
-            y=[s.mended for s in mended],
+            x=[s.ratio for s in retrained],
+            y=[s.retrained for s in retrained],
             name="perplexity after retraining",
             mode="markers",
             marker={"size": 20, "symbol": "star", "color": palette.DROPPED},

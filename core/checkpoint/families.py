@@ -1,8 +1,8 @@
-"""What is known about each supported model family without loading it: names, shapes, config fields.
+"""Facts about each supported model family, without loading it: names, shapes, config fields.
 
 All four families share LLaMA's tensor names; they differ in which projections have a bias, in the
-norms on queries and keys, and in config defaults. ``depthcut_llama`` and its like are checkpoints
-whose blocks have their own shapes; their facts come from the weights' headers.
+norms on queries and keys, and in config defaults. In ``depthcut_llama`` and the like each block has
+its own shapes; those are read from the weights' headers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LAYER_FIELDS = {
     "num_key_value_heads": "layer_num_key_value_heads",
     "intermediate_size": "layer_intermediate_size",
 }
-"""Config fields with one size a block, of checkpoints whose blocks have their own shapes."""
+"""Config fields with one size per block, in checkpoints whose blocks have their own shapes."""
 ADDED_BIAS = {"self_attn.o_proj": "o_bias", "mlp.down_proj": "down_bias"}
-"""Projections that may have a bias their family has not, and the config field that says so."""
+"""Projections that may have a bias unlike the rest of their family -> the config field for it."""
 _BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
-# Lists that may happen to be as long as there are blocks, but do not run over the blocks.
+# Lists that may happen to have one item per block, but are not about blocks.
 _NOT_PER_BLOCK = re.compile(
     r"architectures|auto_map|.*token_ids?|.*_labels?|id2label|label2id|rope_.*|quantization_config"
     r"|lineage"
@@ -45,9 +45,9 @@ class Family:
     architecture: str
     """The stock transformers class."""
     defaults: Mapping[str, Any]
-    """What config.json means where it leaves a field out."""
+    """Values of fields that config.json leaves out."""
     qkv_bias: bool = False
-    """Queries, keys and values always have a bias (else the config's attention_bias says)."""
+    """Queries, keys and values always have a bias (if not: the config's attention_bias)."""
     qk_norm: bool = False
     """Queries and keys are normalised per head."""
 
@@ -115,14 +115,14 @@ SUPPORTED = tuple(FAMILIES)
 
 
 def is_custom(config: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint brings its own modelling code (blocks of different shapes)."""
+    """Whether the checkpoint comes with its own modelling code (blocks of different shapes)."""
     return str(config.get("model_type", "")).startswith(CUSTOM_PREFIX)
 
 
 def of(config: Mapping[str, Any]) -> Family:
     """Return the family a config belongs to.
 
-    Raises `CheckpointError` where it is no causal language model, or of a family not supported.
+    Raises `CheckpointError` if it is not a causal language model or its family is not supported.
     """
     kind = str(config.get("model_type") or "")
     names = [str(name) for name in config.get("architectures") or []]
@@ -135,19 +135,19 @@ def of(config: Mapping[str, Any]) -> Family:
         )
     if not kind and not names:
         raise CheckpointError(
-            "config.json names neither a model_type nor architectures.",
+            "config.json has neither model_type nor architectures.",
             "Give a Hugging Face checkpoint of a causal language model.",
         )
     if family is None:
         raise CheckpointError(
             f"The model family '{kind or names[0]}' is not supported.",
-            f"Supported are {', '.join(SUPPORTED)}.",
+            f"Supported families: {', '.join(SUPPORTED)}.",
         )
     return family
 
 
 def setting(config: Mapping[str, Any], name: str) -> Any:
-    """Return a config field, or what the family means by leaving it out (None if nothing)."""
+    """Return a config field, or the family's default if it is left out (None without one)."""
     value = config.get(name)
     if value is not None:
         return value
@@ -185,7 +185,7 @@ def part_of(name: str) -> str:
 
 
 def is_parameter(name: str) -> bool:
-    """Whether a stored tensor counts as a parameter (old files also hold rotary tables)."""
+    """Whether a stored tensor counts as a parameter (old files also store rotary tables)."""
     return not name.endswith("inv_freq")
 
 
@@ -196,7 +196,7 @@ def renamed(name: str, block: int) -> str:
 
 
 def layer_setting(config: Mapping[str, Any], name: str, block: int) -> Any:
-    """Return a block's own size where the config has one a block, else `setting`."""
+    """Return a block's own size if the config lists one per block, otherwise `setting`."""
     sizes = config.get(LAYER_FIELDS[name]) if is_custom(config) else None
     return sizes[block] if isinstance(sizes, list) and block < len(sizes) else setting(config, name)
 
@@ -243,7 +243,7 @@ def block_shapes(config: Mapping[str, Any], block: int = 0) -> dict[str, Shape]:
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return every tensor that the config asks for, name -> shape; tied heads are left out."""
+    """Return every tensor that the config implies, name -> shape; tied heads are left out."""
     vocabulary, hidden = setting(config, "vocab_size"), setting(config, "hidden_size")
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for block in range(setting(config, "num_hidden_layers")):
@@ -263,9 +263,9 @@ def count(shape: Sequence[int]) -> int:
 def without_blocks(config: Mapping[str, Any], drop: Sequence[int]) -> dict[str, Any]:
     """Return the config of the model without the blocks ``drop``.
 
-    The number of blocks, the sliding-window border and every list (or dictionary keyed by block
-    number) with one item a block are brought in line; without that, `from_pretrained` refuses or
-    the key/value cache has the wrong kind of layer.
+    The number of blocks, the sliding-window boundary and every list (or dictionary keyed by block
+    number) with one item per block are adjusted; otherwise `from_pretrained` would refuse, or the
+    key/value cache would have the wrong kind of layer.
     """
     blocks = setting(config, "num_hidden_layers")
     gone = set(drop)

@@ -1,8 +1,8 @@
 """What a checkpoint is, from config.json and the safetensors headers alone.
 
-`TensorIndex` (core.checkpoint.tensors) knows where every tensor's bytes lie; `inspect` tells what
-they add up to; `core.checkpoint.locate` says which folder a name means. Nothing here imports torch
-or transformers.
+`TensorIndex` (core.checkpoint.tensors) knows where every tensor's bytes are; `inspect` adds them
+up; `core.checkpoint.locate` finds the folder that a name means. Nothing here imports torch or
+transformers.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ FileState = tuple[tuple[str, int, int], ...]
 
 
 def file_state(folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors")) -> FileState:
-    """Return what changes when a checkpoint's files do.
+    """Return a value that changes when a checkpoint's files do.
 
     A link to a file that does not exist counts with a time and size of 0.
     """
@@ -86,22 +86,22 @@ def file_state(folder: Path, suffixes: tuple[str, ...] = (".json", ".safetensors
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder holds safetensors."""
+    """Whether the folder has safetensors weights."""
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
 def check_tokenizer(info: CheckpointInfo, *, needed: bool = True) -> None:
-    """Raise `CheckpointError` if a ``needed`` tokenizer is missing, or one is of another model."""
+    """Raise `CheckpointError` if a ``needed`` tokenizer is missing or belongs to another model."""
     if needed and info.tokenizer is None:
         raise CheckpointError(
             f"There is no tokenizer in {info.path}.",
-            f"Put the tokenizer's files there ({', '.join(TOKENIZER_FILES)}).",
+            f"Copy the tokenizer's files there ({', '.join(TOKENIZER_FILES)}).",
         )
     if info.tokenizer and info.tokenizer["size"] > info.vocab:
         raise CheckpointError(
-            f"The tokenizer of {info.path} has {info.tokenizer['size']:,} tokens, the "
-            f"embedding only {info.vocab:,} rows: they do not belong together.",
-            "Put the tokenizer that was saved with these weights into the folder.",
+            f"The tokenizer of {info.path} has {info.tokenizer['size']:,} tokens but the embedding "
+            f"has only {info.vocab:,} rows; they are from different models.",
+            "Copy the tokenizer that was saved with these weights into the folder.",
         )
 
 
@@ -116,10 +116,10 @@ class CheckpointInfo:
     family: str
     """llama, mistral, qwen2 or qwen3."""
     model_type: str
-    """As in config.json; starts with depthcut_ where blocks have their own shapes."""
+    """As in config.json; starts with depthcut_ if blocks have their own shapes."""
     architecture: str
     has_weights: bool
-    """False where only config.json was there; shapes are then computed from it."""
+    """False if there was only config.json; shapes are then computed from it."""
     blocks: int
     hidden: int
     intermediate: int
@@ -132,10 +132,10 @@ class CheckpointInfo:
     dtype: str
     parameters: int
     parts: dict[str, int]
-    """Parameters of embedding, blocks, norm, head; a tied head counts as none."""
+    """Parameters of embedding, blocks, norm, head; a tied head counts as 0."""
     block_parameters: tuple[int, ...]
     block_modules: tuple[dict[str, int], ...]
-    """Parameters by module kind (q_proj, ..., post_attention_layernorm), one dict a block."""
+    """Parameters by module kind (q_proj, ..., post_attention_layernorm), one dict per block."""
     block_shapes: tuple[dict[str, int], ...]
     """heads, kv_heads and intermediate of each block."""
     disk_bytes: int
@@ -149,7 +149,7 @@ class CheckpointInfo:
     shards: tuple[dict[str, Any], ...]
     """file and bytes of each weight file."""
     key: str
-    """Identifies the weights' content cheaply (names, shapes, sampled bytes); empty without."""
+    """Cheap fingerprint of the weights (names, shapes, sampled bytes); empty without weights."""
     warnings: tuple[str, ...]
 
     @property
@@ -188,8 +188,8 @@ class CheckpointInfo:
 def inspect(path: str | Path, *, allow_config_only: bool = True) -> CheckpointInfo:
     """Return what the checkpoint in a folder is, reading config and headers only.
 
-    Raises `CheckpointError` where it is damaged, of an unsupported kind, or (with
-    ``allow_config_only=False``) without weights. A missing or foreign tokenizer is a warning here.
+    Raises `CheckpointError` if it is damaged, of an unsupported kind, or (with
+    ``allow_config_only=False``) without weights. A missing or foreign tokenizer is only a warning.
     """
     folder = Path(path)
     config = read_config(folder / "config.json")
@@ -213,13 +213,13 @@ def describe(
     tokenizer: dict[str, Any] | None,
     key: str = "",
 ) -> CheckpointInfo:
-    """Add up config and tensor shapes; ``index`` None computes the shapes from the config."""
+    """Add up config and tensor shapes; without ``index`` shapes are computed from the config."""
     family = families.of(config)
     _check_config(config)
     if config.get("quantization_config"):
         raise CheckpointError(
             f"{path} is quantised ({_quantisation(config)}).",
-            "Give the unquantised checkpoint; blocks of quantised weights cannot be scored.",
+            "Give the unquantised checkpoint; quantised blocks cannot be scored.",
         )
     if index is None:
         shapes = families.expected_shapes(config)
@@ -288,20 +288,20 @@ def _check_config(config: Mapping[str, Any]) -> None:
             if families.is_custom(config) and isinstance(config.get(name), list):
                 continue
             raise CheckpointError(
-                f"config.json gives {name} as {value!r}.", "It must be a whole number above 0."
+                f"config.json sets {name} to {value!r}.", "It must be a whole number above 0."
             )
 
 
 def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> None:
-    """Raise `CheckpointError` where the weights are not those that the config describes."""
+    """Raise `CheckpointError` if the weights are not those that the config describes."""
     wanted = families.setting(config, "num_hidden_layers")
     held = {b for b in map(families.block_of, entries) if b is not None}
     if held != set(range(wanted)):
         absent, extra = sorted(set(range(wanted)) - held), sorted(held - set(range(wanted)))
-        which = f"block {absent[0]} is missing" if absent else f"block {extra[0]} is too many"
+        which = f"block {absent[0]} is missing" if absent else f"block {extra[0]} is unexpected"
         raise CheckpointError(
-            f"config.json says {wanted} blocks, the weights hold {len(held)} ({which}).",
-            "Give a checkpoint whose config.json belongs to its weights.",
+            f"config.json declares {wanted} blocks but the weights contain {len(held)} ({which}).",
+            "Give a checkpoint whose config.json matches its weights.",
         )
     custom = families.is_custom(config) and not families.says_layer_shapes(config)
     expected = _custom_names(config) if custom else families.expected_shapes(config)
@@ -310,19 +310,19 @@ def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry])
             others = sum(other not in entries for other in expected) - 1
             more = f" and {others} more" if others else ""
             raise CheckpointError(
-                f"The weights lack '{name}'{more}.",
-                "Give a checkpoint whose config.json belongs to its weights.",
+                f"'{name}'{more} {'are' if others else 'is'} missing from the weights.",
+                "Give a checkpoint whose config.json matches its weights.",
             )
         if not custom and entries[name].shape != shape:
             raise CheckpointError(
-                f"'{name}' has the shape {list(entries[name].shape)}, config.json means "
+                f"'{name}' has shape {list(entries[name].shape)}, but config.json implies "
                 f"{list(shape)}.",
-                "Give a checkpoint whose config.json belongs to its weights.",
+                "Give a checkpoint whose config.json matches its weights.",
             )
 
 
 def _custom_names(config: Mapping[str, Any]) -> dict[str, families.Shape]:
-    """The tensors a checkpoint with its own block shapes cannot do without (shapes left open)."""
+    """Return the tensors that a checkpoint with its own block shapes must have (any shape)."""
     modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
                "input_layernorm", "post_attention_layernorm")  # fmt: skip
@@ -367,15 +367,18 @@ def _warnings(
     tied: bool,
 ) -> Iterable[str]:
     if index is None:
-        yield "Only config.json is there: shapes are computed from it, and nothing can be loaded."
+        yield (
+            "There is only config.json: shapes are computed from it, and the model cannot be "
+            "loaded."
+        )
     if tokenizer is None:
-        yield "There is no tokenizer: text cannot be read or written with this checkpoint."
+        yield "There is no tokenizer: this checkpoint cannot read or write text."
     elif tokenizer["size"] > vocab:
         yield (
-            f"The tokenizer has {tokenizer['size']:,} tokens, the embedding only {vocab:,} rows: "
-            "they do not belong together."
+            f"The tokenizer has {tokenizer['size']:,} tokens but the embedding has only {vocab:,} "
+            "rows; they are from different models."
         )
     if index and len({e.dtype for e in index.entries.values()}) > 1:
-        yield "The weights are stored in more than one dtype; dtype names the most common."
+        yield "The weights are stored in more than one dtype; dtype is the most common one."
     if index and tied and any(families.part_of(n) == "head" for n in index.entries):
-        yield "The head is tied to the embedding; the stored lm_head is not used or counted."
+        yield "The head is tied to the embedding; the stored lm_head is neither used nor counted."

@@ -12,7 +12,7 @@ from core.runs.spec import option
 
 @dataclass(frozen=True, kw_only=True)
 class InspectSpec:
-    """Tell what a checkpoint is, from its config and headers."""
+    """Describe a checkpoint, from its config and headers."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
 
@@ -20,7 +20,7 @@ class InspectSpec:
 def run(spec: InspectSpec) -> dict[str, Any]:
     """Return what is printed: `CheckpointInfo.to_dict` with the schema version.
 
-    Raises `CheckpointError` for anything that keeps the checkpoint from being used.
+    Raises `CheckpointError` if the checkpoint cannot be used.
     """
     info = locate.open(spec.checkpoint, StderrProgress(), need="headers").info
     return {"schema": 1, **info.to_dict()}

@@ -1,8 +1,8 @@
 """What a checkpoint's name means: a folder, a run, a Hub id, or the demo. No torch here.
 
-`open` finds the checkpoint and reads its config and headers. What was read is kept for the whole
-process and read again when a file changes, so that a command, a page and everything below them
-may each open the same checkpoint by its name.
+`open` finds the checkpoint and reads its config and headers. What was read is cached for the whole
+process and read again when a file changes, so a command, a page and everything below them can each
+open the same checkpoint by its name.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, default_root, read_json
 
 Need = Literal["weights", "headers", "config"]
-"""What of a checkpoint must be there; see `open`."""
+"""Which parts of a checkpoint must exist; see `open`."""
 KEPT = 512
-"""Checkpoints that are remembered; one takes about 50 KB."""
+"""Checkpoints in the cache; one takes about 50 KB."""
 HUB_FRESH_S = 3600.0
-"""The headers of a checkpoint on the Hub are requested again after this long."""
+"""Seconds after which the headers of a checkpoint on the Hub are requested again."""
 _STATE = (".json", ".safetensors", ".model", ".bin", ".pth")
-"""Suffixes of all files that decide what a checkpoint is, and whether it can be read."""
+"""Suffixes of all files that determine what a checkpoint is and whether it can be read."""
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?$")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, with what its config and the headers of its weights say."""
+    """A checkpoint, as described by its config and the headers of its weights."""
 
     name: str
     """The name to record: a Hub id and demo as given, a folder as found."""
@@ -42,13 +42,13 @@ class Checkpoint:
     """Where its files are. If only headers on the Hub were read, the Hub id as a path."""
     info: headers.CheckpointInfo
     config: Mapping[str, Any] = field(repr=False)
-    """Content of config.json; shared, so never changed in place."""
+    """Content of config.json; shared, so it is never modified in place."""
     state: headers.FileState = field(default=(), repr=False)
     """Changes whenever the checkpoint's files do; empty if they are on the Hub."""
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` reads as a Hub id (owner/name, optionally @revision) and is no folder."""
+    """Whether ``name`` reads as a Hub id (owner/name, optionally @revision), not a folder."""
     return bool(_HUB_ID.match(name)) and not Path(name).expanduser().exists()
 
 
@@ -79,19 +79,19 @@ def open(
     """Return the checkpoint that ``name`` means, checked by its headers.
 
     ``name``: a folder, a run's folder that holds a checkpoint (itself or in ``merged/``), a run's
-    id, a Hub id, or ``demo``. ``need`` says what must be there, and so what is downloaded from the
-    Hub into its cache:
+    id, a Hub id, or ``demo``. ``need`` names the parts that must exist, and so what is downloaded
+    from the Hub into its cache:
 
     - ``weights``: everything.
-    - ``headers``: a folder with only config.json is enough. Of a checkpoint on the Hub the headers
-      of the weights are read where they are; no weights are downloaded.
-    - ``config``: as ``headers``, but on the Hub the weights are not even looked at: shapes are
+    - ``headers``: a folder with only config.json is enough. Of a checkpoint on the Hub only the
+      headers of the weights are read; no weights are downloaded.
+    - ``config``: like ``headers``, but on the Hub not even the headers are read: shapes are
       computed from config.json.
 
-    ``need_tokenizer`` also asks for a tokenizer beside weights that are here. Headers are read once
-    and again when a file changes (on the Hub: after `HUB_FRESH_S`); may be called from any thread.
+    ``need_tokenizer`` also requires a tokenizer if there are local weights. Headers are read once,
+    and again when a file changes (on the Hub: after `HUB_FRESH_S`). Safe to call from any thread.
 
-    Raises `CheckpointError` with what is wrong and what to do.
+    Raises `CheckpointError`, which names the problem and what to do.
     """
     name = str(name)
     folder = local_folder(name)
@@ -107,14 +107,14 @@ def open(
 
 
 def at(folder: Path, *, need_weights: bool = False) -> Checkpoint:
-    """Return the checkpoint in exactly this folder, as `open` keeps it; no tokenizer is needed.
+    """Return the checkpoint in exactly this folder, from the same cache; needs no tokenizer.
 
     Raises `CheckpointError` if it is damaged, of an unsupported kind, or (with ``need_weights``)
     without weights; `OSError` if there is no such folder.
     """
     found = _read(folder, headers.file_state(folder, _STATE))
     if need_weights and not found.info.has_weights:
-        headers.TensorIndex.read(folder)  # there are none: raises what is missing
+        headers.TensorIndex.read(folder)  # raises an error that names what is missing
     return found
 
 
@@ -129,7 +129,7 @@ _hub_kept: dict[str, tuple[float, Checkpoint]] = {}
 
 
 def _on_hub(name: str, progress: Progress) -> Checkpoint:
-    """Return a checkpoint on the Hub without its weights; kept for `HUB_FRESH_S`."""
+    """Return a checkpoint on the Hub without its weights; cached for `HUB_FRESH_S`."""
     read_at, found = _hub_kept.get(name, (0.0, None))
     if found is None or time.monotonic() - read_at > HUB_FRESH_S:
         folder, info = hub.inspect(name, progress)
@@ -148,13 +148,13 @@ def _not_there(name: str) -> CheckpointError:
     folder = Path(name).expanduser()
     if name == "demo":
         return CheckpointError(
-            "The bundled demo checkpoint is not there.",
+            "The bundled demo checkpoint is missing.",
             "Train it with: python -m core.demo.train.",
         )
     if folder.is_file():
         return CheckpointError(
             f"{name} is a file, not a checkpoint folder.",
-            "Give the folder that holds config.json and the safetensors files.",
+            "Give the folder that contains config.json and the safetensors files.",
         )
     if not folder.is_dir():
         return CheckpointError(
@@ -163,13 +163,13 @@ def _not_there(name: str) -> CheckpointError:
         )
     if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
         return CheckpointError(
-            f"{name} holds an adapter, not a whole checkpoint.",
-            "Give its merged/ folder: retrain with --merge writes one.",
+            f"{name} contains an adapter, not a whole checkpoint.",
+            "Give its merged/ folder; retrain --merge writes one.",
         )
     if (folder / BOOKKEEPING).is_dir():
         status = read_json(folder / BOOKKEEPING / "status.json") or {}
         return CheckpointError(
-            f"The run {name} holds no checkpoint (its state: {status.get('state', 'unknown')}).",
+            f"The run {name} has no checkpoint (its state: {status.get('state', 'unknown')}).",
             "Give a finished prune, width or merged retrain run.",
         )
     return CheckpointError(

@@ -1,4 +1,4 @@
-"""What can be known about a checkpoint's tokenizer from its files alone."""
+"""What a checkpoint's tokenizer is, from its files alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def tokenizer_info(folder: Path) -> dict[str, Any] | None:
     """Return the tokenizer's kind, file and size (highest id + 1), or None without one.
 
-    Raises `CheckpointError` where its file is broken.
+    Raises `CheckpointError` if its file is damaged.
     """
     for file in TOKENIZER_FILES:
         path = folder / file
@@ -26,7 +26,7 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
         kind, ids = _token_ids(path)
         if not ids:
             raise CheckpointError(
-                f"{path} is no tokenizer: it names no tokens.",
+                f"{path} is not a valid tokenizer: it has no vocabulary.",
                 "Copy it from the model it belongs to.",
             )
         extra = folder / "added_tokens.json"
@@ -39,15 +39,15 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
 def read_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json, without transformers and torch.
 
-    Raises `CheckpointError` where the file is not one.
+    Raises `CheckpointError` if the file is not a tokenizer.
     """
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more particular
+    except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(
-            f"{path} is no tokenizer that can be read: {error}.",
+            f"Cannot read {path} as a tokenizer: {error}.",
             "Copy tokenizer.json from the model it belongs to.",
         ) from error
 
@@ -66,7 +66,7 @@ def _token_ids(path: Path) -> tuple[str, list[int]]:
 
 
 def _sentencepiece_size(data: bytes) -> int:
-    """Count the pieces of a sentencepiece model: field 1 of its protocol buffer, repeated."""
+    """Count the pieces of a sentencepiece model: the repeated field 1 of its protocol buffer."""
     pieces = position = 0
     while position < len(data):
         tag, position = _varint(data, position)

@@ -41,9 +41,9 @@ class Stop:
     noise: float | None = None
     """Share by which a measured speed is uncertain."""
     is_plan: bool = False
-    mended: float | None = None
-    """Perplexity after the best retraining of this checkpoint; None where there was none."""
-    mended_by: str = ""
+    retrained: float | None = None
+    """Perplexity after the best retraining of this checkpoint; None if there was none."""
+    retrained_by: str = ""
 
     @property
     def name(self) -> str:
@@ -117,8 +117,8 @@ def _stop(
         memory=memory,
         cost=cost,
         is_plan=candidate.is_plan,
-        mended=best["ppl_over_dense"] if best else None,
-        mended_by=str(best["label"]).rsplit(" + ", 1)[-1] if best else "",
+        retrained=best["ppl_over_dense"] if best else None,
+        retrained_by=str(best["label"]).rsplit(" + ", 1)[-1] if best else "",
     )
 
 

@@ -1,7 +1,7 @@
-"""Calibration rows: equally long crops of a source's texts, drawn by a seed.
+"""Calibration rows: crops of equal length from a source's texts, sampled with a seed.
 
-Sampling follows Shortened LLaMA (arXiv 2402.02834): rows of at least the wanted number of tokens,
-in an order drawn by the seed, a random crop of each.
+Sampling follows Shortened LLaMA (arXiv 2402.02834): rows with at least the requested number of
+tokens, in an order shuffled with the seed, and a random crop of each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.errors import DataError
 
 
 class Encoder(Protocol):
-    """What sampling needs of a tokenizer (transformers' own fit)."""
+    """What sampling needs from a tokenizer (those of transformers fit)."""
 
     bos_token_id: int | None
 
@@ -32,13 +32,13 @@ def calibration_rows(
     *,
     or_fewer: bool = False,
 ) -> list[list[int]]:
-    """Return ``samples`` rows of exactly ``length`` token ids, drawn by ``seed``.
+    """Return ``samples`` rows of exactly ``length`` token ids, sampled with ``seed``.
 
-    Exact ``input_ids`` rows are taken as they are, in order, cut to ``length``. With ``or_fewer``
-    all rows that are long enough will do, at least one.
+    ``input_ids`` rows are used as they are, in order, cut to ``length``. With ``or_fewer`` fewer
+    rows are enough, if at least one is long enough.
 
     Raises:
-        DataError: fewer than ``samples`` rows are long enough; says how many are missing.
+        DataError: fewer than ``samples`` rows are long enough; the message gives the shortfall.
     """
     rows = rows_of(source)
     if "input_ids" in rows[0]:
@@ -59,8 +59,8 @@ def calibration_rows(
             chosen.append(ids[start : start + length])
     if len(chosen) < samples and not (or_fewer and chosen):
         raise DataError(
-            f"{source} has {len(chosen)} rows of at least {length} tokens; {samples} are wanted, "
-            f"{samples - len(chosen)} are missing (its longest row has {longest} tokens).",
+            f"{source}: only {len(chosen)} rows have at least {length} tokens, but {samples} are "
+            f"needed ({samples - len(chosen)} short; the longest row has {longest} tokens).",
             "Give more text, fewer --samples or a smaller --length.",
         )
     return chosen
@@ -74,15 +74,15 @@ def _exact_rows(
         ids = row.get("input_ids")
         if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
             raise DataError(
-                f"{source}: row {number} has no list of token ids in 'input_ids'.",
-                "Write whole numbers from 0 up.",
+                f"{source}: 'input_ids' of row {number} is not a list of token ids.",
+                "Token ids are whole numbers of at least 0.",
             )
         if len(ids) >= length:
             chosen.append(ids[:length])
     if len(chosen) < samples and not (or_fewer and chosen):
         raise DataError(
-            f"{source} has {len(chosen)} input_ids rows of at least {length} tokens; "
-            f"{samples} are wanted, {samples - len(chosen)} are missing.",
+            f"{source}: only {len(chosen)} input_ids rows have at least {length} tokens, but "
+            f"{samples} are needed ({samples - len(chosen)} short).",
             "Give more rows, fewer --samples or a smaller --length.",
         )
     return chosen[:samples]

@@ -1,4 +1,4 @@
-"""Text to evaluate on: one token stream, cut into windows by a protocol."""
+"""Text to evaluate on: one token stream, cut into windows according to a protocol."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BOS_PROTOCOLS = ("once", "window")
 
 
 def evaluation_stream(source: str) -> str:
-    """Return the text to judge by: a .txt as it is, documents joined by a blank line otherwise."""
+    """Return the text to evaluate on: a .txt as it is, or documents joined by blank lines."""
     if preset(source).endswith(".txt") and not source.startswith("hub:"):
         text = read_text(source_file(source))
         if not text.strip():
-            raise DataError(f"There is nothing in {source}.", "Give a file with text in it.")
+            raise DataError(f"There is no text in {source}.", "Give a file with text in it.")
         return text
-    if preset(source).startswith("hub:"):  # as published: WikiText-2's blank rows count
+    if preset(source).startswith("hub:"):  # the published protocol keeps WikiText-2's blank rows
         texts = [str(row["text"]) for row in rows_of(source, "heldout") if "text" in row]
         if any(text.strip() for text in texts):
             return "\n\n".join(texts)
@@ -28,16 +28,18 @@ def evaluation_stream(source: str) -> str:
 def evaluation_windows(
     ids: Sequence[int], window: int, bos: str, bos_id: int | None
 ) -> list[list[int]]:
-    """Cut a token stream into non-overlapping windows of ``window`` tokens, remainder dropped.
+    """Cut a token stream into non-overlapping windows of ``window`` tokens; drop the remainder.
 
     ``bos`` names the protocol: ``once`` puts one BOS before the stream, ``window`` one at the
     start of every window (which then holds ``window - 1`` tokens of text). A tokenizer without a
     BOS token gets none.
     """
     if bos not in BOS_PROTOCOLS:
-        raise DataError(f"No BOS protocol '{bos}'.", f"Choose from: {', '.join(BOS_PROTOCOLS)}.")
+        raise DataError(
+            f"There is no BOS protocol '{bos}'.", f"Choose from: {', '.join(BOS_PROTOCOLS)}."
+        )
     if window < 2:
-        raise DataError(f"A window of {window} tokens predicts nothing.", "Give 2 or more.")
+        raise DataError(f"A window of {window} tokens has nothing to predict.", "Give at least 2.")
     head = [] if bos_id is None else [bos_id]
     stream = head + list(ids) if bos == "once" else list(ids)
     front = head if bos == "window" else []
@@ -46,8 +48,8 @@ def evaluation_windows(
     windows = [front + stream[start : start + step] for start in starts]
     if not windows:
         raise DataError(
-            f"The text has {len(stream)} tokens, fewer than one window of {window}: "
-            f"{step - len(stream)} are missing.",
+            f"The text has {len(stream)} tokens, {step - len(stream)} short of one window of "
+            f"{window}.",
             "Give more text or a smaller --window.",
         )
     return windows

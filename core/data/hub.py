@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, through ``datasets``."""
+"""Datasets on the Hugging Face Hub, loaded through ``datasets``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from core.errors import DataError
 
 
 def hub_rows(source: str) -> list[Row]:
-    """Load ``hub:NAME[/CONFIG][:SPLIT][:FIELD]``; NAME may hold one slash, or be a folder."""
+    """Load ``hub:NAME[/CONFIG][:SPLIT][:FIELD]``; NAME may have one slash, or be a folder."""
     name, _, rest = source.removeprefix("hub:").partition(":")
     split, _, field = rest.partition(":")
     parts = name.split("/")
@@ -20,7 +20,7 @@ def hub_rows(source: str) -> list[Row]:
         import datasets
     except ImportError:
         raise DataError(
-            "Data sets of the Hub need the package datasets, which is not installed.",
+            "Datasets on the Hub need the package datasets, which is not installed.",
             "Install it, or give a local file.",
         ) from None
     try:
@@ -28,8 +28,8 @@ def hub_rows(source: str) -> list[Row]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            f"The data set '{source}' could not be loaded: {reason}.",
-            "Check its name, split and your connection, or give a local file.",
+            f"Cannot load the dataset '{source}': {reason}.",
+            "Check its name, its split and your connection, or give a local file.",
         ) from error
     if field and field not in loaded.column_names:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Read the rows of a local file: .txt, .jsonl, .csv or .parquet."""
+"""Reads the rows of a local file: .txt, .jsonl, .csv or .parquet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def source_file(source: str) -> Path:
-    """Return the file that a SOURCE names; raises `DataError` if it cannot be read as one."""
+    """Return the file that a SOURCE names; raises `DataError` if there is none that can be read."""
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(
@@ -26,7 +26,7 @@ def source_file(source: str) -> Path:
         )
     if path.suffix.lower() not in FILE_KINDS:
         raise DataError(
-            f"{path.name}: files ending in '{path.suffix}' are not read.",
+            f"{path.name}: files ending in '{path.suffix}' are not supported.",
             f"Give one of {', '.join(FILE_KINDS)}.",
         )
     return path
@@ -81,7 +81,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
             value = None
         if not isinstance(value, dict):
             raise DataError(
-                f"{path.name}: line {number} is not a JSON object.", "Write one object a line."
+                f"{path.name}: line {number} is not a JSON object.", "Write one object per line."
             )
         yield value
 
@@ -97,5 +97,5 @@ def _parquet_rows(path: Path) -> list[Row]:
         return parquet.read_table(path).to_pylist()
     except Exception as error:
         raise DataError(
-            f"{path.name} is not a readable Parquet file: {error}.", "Write it again."
+            f"Cannot read {path.name} as Parquet: {error}.", "Re-export the file."
         ) from error

@@ -1,14 +1,11 @@
-"""Text to calibrate on, to judge by and to retrain on: one SOURCE grammar for all three.
+"""Text to calibrate, evaluate and retrain on: one SOURCE grammar for all three.
 
-    demo                                the bundled world: stories and instructions, made on the fly
-    FILE.txt                            evaluation takes it whole; calibration its non-empty lines
-    FILE.jsonl | .csv | .parquet        column ``text``, or ``instruction,input,output``,
-                                        or exact ``input_ids`` rows
-    hub:NAME[/CONFIG][:SPLIT][:FIELD]   a data set of the Hub, through ``datasets``
-    wikitext2 | ptb                     presets; ptb is no longer on the Hub: give a file
-
-Sampling follows Shortened LLaMA (arXiv 2402.02834): rows of at least the wanted number of tokens,
-in an order drawn by the seed, a random crop of each.
+demo                                bundled: stories and instructions, generated on the fly
+FILE.txt                            the whole text for evaluation, else its non-empty lines
+FILE.jsonl | .csv | .parquet        column ``text``, or ``instruction,input,output``,
+                                    or exact ``input_ids`` rows
+hub:NAME[/CONFIG][:SPLIT][:FIELD]   a dataset on the Hub, through ``datasets``
+wikitext2 | ptb                     presets; ptb is no longer on the Hub: give a file
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ def rows_of(source: str, use: Use = "calibration") -> list[Row]:
         use: ``calibration`` or ``heldout`` (disjoint in the demo world) or ``train``.
 
     Raises:
-        DataError: no such source, wrong columns, wrong encoding, or nothing in it.
+        DataError: there is no such source, it is empty, or it has wrong columns or encoding.
     """
     if source == "demo":
         return [{"text": story} for story in _demo_stories(use)]
@@ -45,13 +42,13 @@ def rows_of(source: str, use: Use = "calibration") -> list[Row]:
     is_hub = source.startswith("hub:")
     rows = hub_rows(source) if is_hub else list(file_rows(source_file(source)))
     if not rows:
-        raise DataError(f"There is nothing in {source}.", "Give a source with text in it.")
+        raise DataError(f"There is no text in {source}.", "Give a source with text in it.")
     return rows
 
 
 @functools.cache
 def _demo_stories(use: Use) -> tuple[str, ...]:
-    """Return the demo's stories; making them takes seconds, so they are made once."""
+    """Return the demo's stories; generating them takes seconds, so the result is cached."""
     from core.demo import world
 
     return tuple(world.stories(DEMO_ROWS[use], DEMO_SEED, use))
@@ -62,13 +59,13 @@ def text_rows(source: str, use: Use = "calibration") -> list[str]:
     rows = rows_of(source, use)
     if "text" not in rows[0]:
         raise DataError(
-            f"{source} has no column 'text' (it has {', '.join(rows[0])}).",
+            f"{source} has no column 'text' (its columns: {', '.join(rows[0])}).",
             "Name another field, or give a .txt file.",
         )
     texts = []
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("text"), str):
-            raise DataError(f"{source}: row {number} has no text.", "Remove or mend that row.")
+            raise DataError(f"{source}: row {number} has no text.", "Remove or fix that row.")
         if row["text"].strip():
             texts.append(row["text"])
     if not texts:
@@ -77,7 +74,7 @@ def text_rows(source: str, use: Use = "calibration") -> list[str]:
 
 
 def instruction_rows(source: str, use: Use = "train") -> list[dict[str, str]]:
-    """Return rows of ``instruction``, ``input`` and ``output``; empty responses are refused."""
+    """Return rows of ``instruction``, ``input`` and ``output``; an empty output is an error."""
     if source == "demo":
         from core.demo import world
 
@@ -86,8 +83,8 @@ def instruction_rows(source: str, use: Use = "train") -> list[dict[str, str]]:
     missing = [c for c in ("instruction", "output") if c not in rows[0]]
     if missing:
         raise DataError(
-            f"{source} lacks the column(s) {', '.join(missing)} (it has {', '.join(rows[0])}).",
-            "Instruction data has the columns instruction, input (may be empty) and output.",
+            f"{source}: missing columns: {', '.join(missing)} (its columns: {', '.join(rows[0])}).",
+            "Instruction data needs the columns instruction, input (may be empty) and output.",
         )
     clean = []
     for number, row in enumerate(rows, 1):
@@ -101,7 +98,7 @@ def instruction_rows(source: str, use: Use = "train") -> list[dict[str, str]]:
 
 
 def kind_of(source: str) -> str:
-    """Return what the rows are: ``input_ids``, ``instruction`` or ``text``."""
+    """Return the kind of rows: ``input_ids``, ``instruction`` or ``text``."""
     if source == "demo":
         return "text"
     first = rows_of(source)[0]
@@ -109,7 +106,7 @@ def kind_of(source: str) -> str:
 
 
 def describe(source: str) -> dict[str, str]:
-    """Return what results say of their data: the source's name and a hash of its content."""
+    """Return what results record about their data: its source and a hash of the content."""
     if source == "demo":
         return {"source": "demo", "content": f"generator seed {DEMO_SEED}"}
     source = preset(source)
@@ -122,10 +119,10 @@ def describe(source: str) -> dict[str, str]:
 
 
 def preset(source: str) -> str:
-    """Return the SOURCE that a preset's name stands for, any other unchanged."""
+    """Return the SOURCE that a preset stands for; any other source is returned unchanged."""
     if source == "ptb":
         raise DataError(
-            "ptb is a script data set, which the Hub no longer serves.",
+            "ptb is a script-based dataset; the Hub no longer supports those.",
             "Give the Penn Treebank validation text as a .txt file.",
         )
     return PRESETS.get(source, source)

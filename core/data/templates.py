@@ -1,4 +1,4 @@
-"""How an instruction is put into words for a model: prompt templates."""
+"""Prompt templates: the text a model is given for an instruction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def prompt_of(row: dict[str, str], template: str) -> str:
     """Return the prompt of an instruction row; the response follows it directly.
 
     ``alpaca`` is the wording that instruction models of the LLaMA family are commonly trained
-    with; ``plain`` is instruction and input on lines of their own.
+    with; ``plain`` puts instruction and input on separate lines.
     """
     instruction, given = row["instruction"], row["input"]
     if template == "plain":

@@ -1,9 +1,9 @@
-"""Findings: what the figures of a run or a study mean, in plain words, and what to try.
+"""Findings: what the figures of a run or a study mean, in plain words, and what to try next.
 
-Pure functions from tables to `Finding`: nothing is computed anew, nothing is loaded, no torch.
+Pure functions from tables to `Finding`: nothing is measured again or loaded, and no torch.
 
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
-of_study(study, ...)      variants: large drop, memory still too large, gains below the noise
+of_study(study, ...)      variants: large drop in quality, too much memory, gains below noise
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def of_study(
     """Return what a study shows.
 
     Args:
-        study: What is known of a dense checkpoint and its variants.
-        protocol: By which perplexity is judged; the study's first one where none is given.
-        bench: The benchmark run looked at; the newest where none is given.
-        cell: The point of its grid; the smallest batch where none is given.
-        budget_mib: Memory that there is; nothing is said about memory without it.
-        where: What has that memory, as ``cuda:0``.
+        study: What is known about a dense checkpoint and its variants.
+        protocol: The perplexity to compare. Default: the study's first one.
+        bench: The benchmark run to use. Default: the newest.
+        cell: The point of its grid. Default: the smallest batch.
+        budget_mib: Available memory; without it there is no finding about memory.
+        where: What has that memory, e.g. ``cuda:0``.
     """
     bench = bench or next(iter(study.benchmarks), None)
     found = (

@@ -1,7 +1,7 @@
-"""How certain an order of blocks is, given that it was measured on a few calibration rows.
+"""How certain an order of blocks is that was measured on a few calibration rows.
 
-The rows are a sample of the text. Drawing as many of them again with replacement, a thousand times
-over (bootstrap, Efron 1979), shows how far the order would differ with other rows.
+The rows are a sample of the text. Resampling them with replacement a thousand times (bootstrap,
+Efron 1979) shows how much the order would differ with other rows.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from core.prune.score_results import SampleRow
 RESAMPLES = 1000
 SEED = 1234
 SURE = 0.95
-"""Share of the resamples from which a rank or a set counts as certain."""
+"""Share of resamples from which on a rank or a set counts as certain."""
 
 
 @dataclass(frozen=True)
 class Certainty:
-    """Blocks in removal order, and how often resampling the rows keeps it."""
+    """Blocks in removal order, and how often that order holds when the rows are resampled."""
 
     order: tuple[int, ...]
-    """The block that hurts least first; protected ones are left out."""
+    """The least important block first; protected ones are left out."""
     rank_share: tuple[float, ...]
-    """Share of the resamples in which the block of each rank has just that rank."""
+    """Share of resamples in which the block at each rank has exactly that rank."""
     set_share: tuple[float, ...]
-    """For k = 1, 2, ...: share of the resamples in which the first k blocks are the same set."""
+    """For k = 1, 2, ...: share of resamples in which the first k blocks are the same set."""
     rank_range: tuple[tuple[int, int], ...]
-    """For the block of each rank: the ranks (from 1) that hold the middle 90 % of resamples."""
+    """For the block at each rank: the range of ranks (from 1) in the middle 90 % of resamples."""
     rows: int
     rows_needed: tuple[float, ...]
-    """For k = 1, 2, ...: rows with which block k and block k + 1 could be told apart."""
+    """For k = 1, 2, ...: rows needed to distinguish block k from block k + 1."""
     gaps: tuple[float, ...]
-    """For k = 1, 2, ...: by which factor the perplexity without block k + 1 is the higher one."""
+    """For k = 1, 2, ...: perplexity without block k + 1 over perplexity without block k."""
 
     @property
     def certain(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class Certainty:
 
 
 def losses(samples: Sequence[SampleRow]) -> tuple[list[int], np.ndarray]:
-    """Return the blocks of samples.csv and their losses [rows, blocks] in nat per token."""
+    """Return the blocks of samples.csv and their losses [rows, blocks] in nats per token."""
     table: dict[int, dict[int, float]] = {}
     for row in samples:
         if row.block >= 0:
@@ -62,10 +62,10 @@ def certainty(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Certainty | None:
-    """Resample the calibration rows of samples.csv (block, sample, nll) and rank anew.
+    """Resample the calibration rows of samples.csv (block, sample, nll) and rank again.
 
-    Every row counts alike, as rows of one length do. None with fewer than two rows or two blocks,
-    or where a loss is not finite: there is nothing to resample then.
+    All rows have the same weight, because they have the same length. Returns None with fewer than
+    two rows or two blocks, or if a loss is not finite: then there is nothing to resample.
     """
     blocks, table = losses(samples)
     kept = [at for at, block in enumerate(blocks) if block not in set(protected)]

@@ -1,4 +1,4 @@
-"""Findings of a study about cost: memory that is still too large, speed that is only noise."""
+"""Findings about the cost of a study: memory that is still too large, gains within the noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.study import Benchmark, Study, Variant, info_of
 from core.words import MIB, size
 
 CELL: Cell = (1, 12, 128)
-"""Batch, input and output tokens that memory is worked out for where nothing was measured."""
+"""Batch, input and output tokens for which memory is estimated if nothing was measured."""
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -22,9 +22,9 @@ CELL: Cell = (1, 12, 128)
 def memory_too_large(
     study: Study, budget_mib: float, where: str = "the budget", cell: Cell = CELL
 ) -> Finding | None:
-    """Return a finding where not even the smallest checkpoint of a study keeps to ``budget_mib``.
+    """Return a finding if not even the smallest checkpoint of a study fits in ``budget_mib``.
 
-    Measured peaks at ``cell`` count; where there is none the memory is worked out from shapes.
+    Uses the measured peak at ``cell``; without one, the memory is estimated from shapes.
     """
     needs = {v.id: _need(study, v, cell) for v in study.variants if v.kind != "other"}
     known = [(need[0], v, need[1]) for v in study.variants if (need := needs.get(v.id))]
@@ -46,7 +46,7 @@ def memory_too_large(
 
 
 def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | None:
-    """Return a checkpoint's memory in MiB at a point and how it is known; None where unknown."""
+    """Return a checkpoint's memory in MiB at ``cell`` and how it is known; None if unknown."""
     peaks = [
         float(p["peak_memory_mib"])
         for b in study.benchmarks
@@ -62,21 +62,21 @@ def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | Non
 
 
 def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
-    """Say how many blocks of the dense model would have to go, or that precision must fall."""
+    """Advise how many blocks to remove from the dense model, or to lower the precision."""
     info = info_of(study.dense)
     lower = "Use a lower precision or a quantised model"
     if info is None:
-        return f"Remove more blocks. {lower} where quality allows no more."
+        return f"Remove more blocks. {lower} if quality would suffer too much."
     dtype = computable(info.dtype)
     whole = memory_bytes(info, *cell, dtype)["total"]
     block = whole - memory_bytes(without(info, (info.blocks - 1,)), *cell, dtype)["total"]
     count = math.ceil((whole - budget_mib * MIB) / block)
     halved = " (bfloat16 halves the weights)" if dtype == "float32" else ""
     if count >= info.blocks:
-        return f"Removing blocks alone will not do. {lower}{halved}, or a smaller batch."
+        return f"Removing blocks alone is not enough. {lower}{halved}, or a smaller batch."
     return (
         f"Remove about {count} of the {info.blocks} blocks (estimated). {lower}{halved}, or a "
-        "smaller batch, where that costs too much quality."
+        "smaller batch, if that costs too much quality."
     )
 
 
@@ -84,10 +84,10 @@ def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
 
 
 def gain_below_noise(study: Study, bench: Benchmark, cell: Cell | None = None) -> Finding | None:
-    """Return a finding where smaller checkpoints are not faster than the dense one beyond noise.
+    """Return a finding if smaller checkpoints are not faster than the dense one beyond the noise.
 
-    ``cell``: the point of the grid; the smallest batch with the longest output where none is
-    given. The noise is that of the single runs and of repeated visits.
+    ``cell``: the point of the grid; by default the smallest batch with the longest output. The
+    noise combines the spread of single runs and of repeated visits.
     """
     cell = cell or _reference(bench, study)
     if cell is None:
@@ -109,8 +109,8 @@ def gain_below_noise(study: Study, bench: Benchmark, cell: Cell | None = None) -
          for name, s in speeds.items()} | {"run": bench.id},
         "Remove whole blocks rather than width, or more of them."
         if slower
-        else "Measure again with more --runs and --visits while nothing else runs. Where that "
-        "changes nothing there is no gain: remove more, or whole blocks rather than width.",
+        else "Measure again with more --runs and --visits while nothing else is running. If that "
+        "changes nothing, there is no gain: remove more, or whole blocks rather than width.",
     )  # fmt: skip
 
 

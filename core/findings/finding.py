@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a run or a study shows and that its reader should know."""
+    """Something that a run or a study shows and that its reader should know."""
 
     key: str
     """large-drop, criteria-disagree, calibration-small, memory or noise."""
     sentence: str
-    """What was found, in plain words, with its figures."""
+    """What was found, in plain words, with the figures."""
     evidence: Mapping[str, Any]
     """The figures behind the sentence: what -> number or text."""
     try_next: str
@@ -31,6 +31,6 @@ class Finding:
 
 
 def listed(names: list[str]) -> str:
-    """Return names as people list them: a, b and c."""
+    """Return names as a list in prose: a, b and c."""
     *first, last = names or [""]
     return f"{', '.join(first)} and {last}" if first else last

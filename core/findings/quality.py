@@ -1,4 +1,4 @@
-"""Finding of a study: a variant that lost much of its quality."""
+"""Finding of a study: a variant whose quality degraded substantially."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from core.prune.plan import default_protection
 from core.study import Protocol, Study
 
 LARGE = 1.5
-"""Times the dense perplexity. Published width baselines of LLaMA-7B at 20 % without retraining lie
+"""Times the dense perplexity. Published width baselines of LLaMA-7B at 20 % without retraining are
 between 1.16 (FLAP) and 1.75 (Wanda-sp)."""
 BETTER = 0.95
-"""Another way of the same size counts as better below this share of the perplexity."""
+"""Another variant of the same size counts as better below this share of the perplexity."""
 NEAR = 0.02
 """Ratios this close are the same size."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One checkpoint and how many times the dense perplexity it has."""
+    """One checkpoint, with its perplexity relative to the dense model."""
 
     candidate: Candidate
     times: float
@@ -29,10 +29,10 @@ class Loss:
 
 
 def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None:
-    """Return a finding where a pruned checkpoint has far more than the dense perplexity.
+    """Return a finding if a pruned checkpoint has a far higher perplexity than the dense model.
 
-    A checkpoint that retraining has brought back below the limit is left out. ``protocol``: by
-    which perplexity is judged; the study's first one where none is given.
+    A checkpoint that retraining brought back below the limit is left out. ``protocol``: which
+    perplexity to compare; by default the study's first one.
     """
     protocol = protocol or next(iter(study.protocols), None)
     found = candidates(study, protocol) if protocol else []
@@ -44,19 +44,20 @@ def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None
         for c in found
         if c.kind in ("depth", "width") and c.ppl and not c.is_plan
     ]
-    mended = {x.candidate.parent for x in lost if x.candidate.retrained and x.times < LARGE}
-    large = [x for x in lost if x.times >= LARGE and x.candidate.key not in mended]
+    recovered = {x.candidate.parent for x in lost if x.candidate.retrained and x.times < LARGE}
+    large = [x for x in lost if x.times >= LARGE and x.candidate.key not in recovered]
     if not large:
         return None
     worst = max(large, key=lambda x: x.times)
     others = len(large) - 1
-    also = f" So {'has' if others == 1 else 'have'} {others} other{'s' * (others > 1)}."
+    also = f" {'One other variant' if others == 1 else f'{others} other variants'} did too."
     ratio = worst.candidate.ratio
     size = f" with {ratio:.0%} of the parameters removed" if ratio else ""
     return Finding(
         "large-drop",
-        f"{worst.candidate.label} has lost much: perplexity {worst.ppl:.4g}, {worst.times:.2f} "
-        f"times that of the dense model ({dense:.4g}){size}.{also if others else ''}",
+        f"{worst.candidate.label} degraded substantially: perplexity {worst.ppl:.4g}, "
+        f"{worst.times:.2f} times that of the dense model ({dense:.4g}){size}."
+        f"{also if others else ''}",
         {f"{x.candidate.label}, times dense": round(x.times, 3) for x in large}
         | {"measured by": protocol.label},
         " ".join(_advice(worst, found, study)),
@@ -64,9 +65,9 @@ def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None
 
 
 def _advice(worst: Loss, found: Sequence[Candidate], study: Study) -> list[str]:
-    """Say what may help: another criterion, more protection, fewer blocks, retraining."""
+    """Advise what may help: another criterion, more protection, fewer blocks, retraining."""
     mine = worst.candidate
-    said = []
+    advice = []
     same_size = [
         c
         for c in found
@@ -77,20 +78,20 @@ def _advice(worst: Loss, found: Sequence[Candidate], study: Study) -> list[str]:
     ]
     if same_size:
         best = min(same_size, key=lambda c: c.ppl or 0)
-        said.append(f"{best.label} of the same size has perplexity {best.ppl:.4g}: take that.")
+        advice.append(f"Use {best.label} instead: same size, perplexity {best.ppl:.4g}.")
     elif mine.kind == "depth":
-        said.append("Compare criteria: a curve shows which order of blocks costs least.")
+        advice.append("Compare criteria: the curve shows which order of blocks costs least.")
     exposed = _exposed(mine, study)
     if exposed:
         blocks = "Block" if len(exposed) == 1 else "Blocks"
         names = ", ".join(map(str, exposed))
         verb = "is" if len(exposed) == 1 else "are"
-        said.append(f"{blocks} {names} {verb} usually protected: protect more.")
+        advice.append(f"{blocks} {names} {verb} usually protected; protect more blocks.")
     if not mine.retrained:
-        said.append("Retrain it, or remove less.")
+        advice.append("Retrain it, or remove less.")
     else:
-        said.append("Train it longer or by continued pretraining, or remove less.")
-    return said
+        advice.append("Train it longer, use continued pretraining, or remove less.")
+    return advice
 
 
 def _exposed(candidate: Candidate, study: Study) -> list[int]:

@@ -1,4 +1,4 @@
-"""Findings of one importance run: criteria that disagree, and too small a calibration set."""
+"""Findings of one importance run: criteria that disagree, and a calibration set too small."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from core.prune.score_results import BlockRow, Importance, SampleRow
 from core.study import criterion_label
 
 SHARE = 0.2
-"""Share of the blocks that is looked at as the ones to remove: the paper's moderate pruning."""
+"""Share of blocks assumed to be removed: the paper's moderate pruning."""
 AGREE = 0.5
-"""Rank correlation from which two criteria count as agreeing."""
+"""Rank correlation from which on two criteria count as agreeing."""
 FEWEST = 4
-"""Blocks that a rank correlation needs to mean something."""
+"""Minimum number of blocks for a meaningful rank correlation."""
 ALIKE = 1.01
-"""Perplexities within this factor of each other cost the same for practical purposes."""
+"""Perplexities within this factor of each other count as the same."""
 
 
 def of_run(folder: Path) -> list[Finding]:
-    """Return what an importance run's files show; nothing where it has left none."""
+    """Return the findings from an importance run's files; none if it has no scores."""
     blocks = BlockRow.read(folder)
     summary = Importance.read(folder)
     if not blocks:
@@ -47,12 +47,12 @@ def protected_of(blocks: int) -> list[int]:
 
 
 def removed_first(blocks: int) -> int:
-    """Return how many of ``blocks`` make up the share that is looked at, at least one."""
+    """Return how many of ``blocks`` are assumed to be removed, at least one."""
     return max(1, round(SHARE * blocks))
 
 
 def criteria_disagree(blocks: Sequence[BlockRow], protected: Sequence[int] = ()) -> Finding | None:
-    """Return a finding where two criteria of blocks.csv order the removable blocks differently."""
+    """Return a finding if two criteria of blocks.csv order the removable blocks differently."""
     rows = [r for r in blocks if r.block not in set(protected)]
     if len(rows) < FEWEST:
         return None
@@ -71,19 +71,25 @@ def criteria_disagree(blocks: Sequence[BlockRow], protected: Sequence[int] = ())
     return Finding(
         "criteria-disagree",
         f"{one} and {two} order the blocks differently: rank correlation {rho:.2f} over the "
-        f"{len(rows)} blocks that may go, and of the {count} that each would remove first "
-        f"{same or 'none'} {'are' if same > 1 else 'is'} the same.",
+        f"{len(rows)} removable blocks; {_overlap(count, same)}.",
         {f"rank correlation of {criterion_label(x)} and {criterion_label(y)}": round(r, 3)
          for r, (x, y) in apart}
         | {f"first {count} by {name}": ", ".join(map(str, first))
            for name, first in zip((one, two), firsts, strict=True)},
         f"Let measured perplexity decide: run the curve with --criteria {COLUMNS[a]},{COLUMNS[b]} "
-        "and take the order whose perplexity stays lower.",
+        "and use the order whose perplexity stays lower.",
     )  # fmt: skip
 
 
+def _overlap(count: int, same: int) -> str:
+    if count == 1:
+        return f"they would remove {'the same block' if same else 'different blocks'} first"
+    verb = "are" if same > 1 else "is"
+    return f"of the {count} blocks that each would remove first, {same or 'none'} {verb} the same"
+
+
 def _ranked(rows: Sequence[BlockRow], column: str) -> list[float]:
-    """Return a criterion's scores, none where one is missing, or all are the same."""
+    """Return a criterion's scores; empty if one is missing or all are the same."""
     values = [getattr(r, column) for r in rows]
     known = [v for v in values if v is not None and not math.isnan(v)]
     return known if len(known) == len(rows) and len(set(known)) > 1 else []
@@ -97,10 +103,10 @@ def _first(rows: Sequence[BlockRow], values: Sequence[float], count: int) -> lis
 def calibration_small(
     samples: Sequence[SampleRow], protected: Sequence[int] = (), asked: int | None = None
 ) -> Finding | None:
-    """Return a finding where other calibration rows might well remove other blocks.
+    """Return a finding if other calibration rows could easily remove other blocks.
 
-    ``samples``: rows of samples.csv. The set of blocks that goes first must be the same in 95 % of
-    the resamples; one row says nothing about that.
+    ``samples``: rows of samples.csv. The set of blocks removed first must be the same in 95 % of
+    the resamples; a single row cannot show that.
     """
     blocks = {r.block for r in samples if r.block >= 0}
     if not blocks:
@@ -117,10 +123,10 @@ def calibration_small(
 
 def _one_row(samples: Sequence[SampleRow]) -> Finding | None:
     if len({r.sample for r in samples}) > 1:
-        return None  # rows are there, but losses are not finite: another matter
+        return None  # there are rows, but losses are not finite: another problem
     return Finding(
         "calibration-small",
-        "The blocks were scored on a single calibration row, so nothing tells how far their order "
+        "The blocks were scored on a single calibration row, so it is unknown how much their order "
         "depends on it.",
         {"calibration rows": 1},
         "Score again with --samples 10 or more.",
@@ -130,8 +136,11 @@ def _one_row(samples: Sequence[SampleRow]) -> Finding | None:
 def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding:
     first, gap = found.order[:count], found.gaps[count - 1]
     sure = [str(b) for b in found.certain]
-    said = f"only block{'s' * (len(sure) > 1)} {listed(sure)} {'have' if len(sure) > 1 else 'has'}"
-    said = f"{said} a place that is certain" if sure else "no block has a place that is certain"
+    stable = "no block's rank is stable"
+    if len(sure) == 1:
+        stable = f"only block {sure[0]}'s rank is stable"
+    elif sure:
+        stable = f"only the ranks of blocks {listed(sure)} are stable"
     evidence: dict[str, Any] = {
         "calibration rows": found.rows,
         f"the first {count}": ", ".join(map(str, first)),
@@ -140,12 +149,12 @@ def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding
     for at in range(min(len(found.order), count + 3)):
         low, high = found.rank_range[at]
         text = f"{low}" if low == high else f"{low} to {high}"
-        evidence[f"place of block {found.order[at]} in 90 % of resamples"] = text
+        evidence[f"rank of block {found.order[at]} in 90 % of resamples"] = text
     return Finding(
         "calibration-small",
-        f"{found.rows} calibration rows do not settle which {count} of the blocks go first: with "
-        f"other rows of this text it would be the same {_set(count)} in {share:.0%} of the cases; "
-        f"{said}.",
+        f"{found.rows} calibration rows are too few to determine the first {_blocks(count)} to "
+        f"remove: resampling the rows picks the same {_set(count)} only {share:.0%} of the time; "
+        f"{stable}.",
         evidence,
         _advice(found, count, gap, rows),
     )
@@ -155,13 +164,17 @@ def _set(count: int) -> str:
     return "one" if count == 1 else f"{count}"
 
 
+def _blocks(count: int) -> str:
+    return "block" if count == 1 else f"{count} blocks"
+
+
 def _advice(found: Certainty, count: int, gap: float, rows: int) -> str:
-    """Say how many rows it would take, or that it does not matter which block goes."""
+    """Advise how many rows to use, or that it does not matter which block is removed."""
     inside, outside = found.order[count - 1], found.order[count]
     if gap < ALIKE:
         return (
             f"Blocks {inside} and {outside} cost nearly the same (perplexity differs by "
-            f"{gap - 1:.2%}), so either will do; to be sure score with --samples {2 * rows}."
+            f"{gap - 1:.2%}), so either is fine; to be sure, score with --samples {2 * rows}."
         )
     needed = found.rows_needed[count - 1]
     more = max(2 * rows, round(needed) if math.isfinite(needed) else 4 * rows)

@@ -1,1 +1,1 @@
-"""The report of a study: one HTML file that needs nothing else, and the study as a zip."""
+"""The report of a study: one self-contained HTML file, and the study as a zip."""

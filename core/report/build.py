@@ -1,4 +1,4 @@
-"""The report as a web page: what a study's material says, put together."""
+"""The report as a web page, composed from a study's material."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from core.report.material import Material
 
 
 def findings_of(material: Material, budget_mib: float | None = None) -> list[Finding]:
-    """Return the findings of the importance run shown and of the study.
+    """Return the findings of the importance run in the report and of the study.
 
-    Memory is held against the budget, else against what the benchmarked device has.
+    Memory is compared with the budget, otherwise with the memory of the benchmarked device.
     """
     scene = material.scene
     budget = budget_mib or scene.capacity_mib
@@ -29,21 +29,22 @@ def findings_of(material: Material, budget_mib: float | None = None) -> list[Fin
 
 
 def sentence(stop: Stop) -> str:
-    """Say in one sentence what a cut pays and what it costs."""
+    """Return in a few words what a cut gains and what it costs."""
     what = f"{len(stop.dropped)} blocks" if len(stop.dropped) != 1 else "one block"
-    said = f"Dropping {what} removes {stop.ratio:.0%} of the parameters"
+    text = f"Dropping {what} removes {stop.ratio:.0%} of the parameters."
     gains = []
     if stop.speed:
         gains.append(_pace(stop.speed, stop.noise or 0.0))
     if stop.memory:
         gains.append(f"needs {stop.memory:.0%} of the memory")
     if gains:
-        said += f", {' and '.join(gains)} ({stop.cost})"
+        text += f" The model {' and '.join(gains)} ({stop.cost})."
     if stop.ppl:
-        said += f", at {stop.ppl:.2f} times the dense perplexity (measured)"
-    if stop.mended:
-        said += f", {stop.mended:.2f} times after retraining by {stop.mended_by}"
-    return said + "."
+        text += f" Its perplexity is {stop.ppl:.2f} times that of the dense model (measured)"
+        if stop.retrained:
+            text += f", and {stop.retrained:.2f} times after retraining with {stop.retrained_by}"
+        text += "."
+    return text
 
 
 def _pace(speed: float, noise: float) -> str:
@@ -53,7 +54,7 @@ def _pace(speed: float, noise: float) -> str:
 
 
 def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
-    """Return the large figures of a cut: label -> (figure, how it is known)."""
+    """Return the large figures of a cut: label -> (figure, its source)."""
     found = {"Removed": (f"{stop.ratio:.0%}", "of the parameters, counted")}
     noise = f", noise {stop.noise:.0%}" if stop.noise is not None else ""
     if stop.speed:
@@ -61,13 +62,13 @@ def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
     if stop.memory:
         found["Memory"] = (f"{stop.memory:.0%}", f"of dense, {stop.cost}")
     if stop.ppl:
-        after = f", {stop.mended:.2f} x after {stop.mended_by}" if stop.mended else ""
+        after = f", {stop.retrained:.2f} x after {stop.retrained_by}" if stop.retrained else ""
         found["Perplexity"] = (f"{stop.ppl:.2f} x", f"dense, measured{after}")
     return found
 
 
 def page(material: Material, budget_mib: float | None = None) -> str:
-    """Return the whole report as one HTML page that needs nothing else."""
+    """Return the whole report as one self-contained HTML page."""
     name = material.study.dense.label
     when = time.strftime("%Y-%m-%d %H:%M")
     lead: list[html.Part] = [
@@ -78,7 +79,7 @@ def page(material: Material, budget_mib: float | None = None) -> str:
         stop = headline.start(found)
         batch, given, made = headline.cell_of(material.scene)
         how = f"{stop.label}. Speed and memory at batch {batch}, {given} tokens in, {made} out; "
-        how += "all figures beside the dense model."
+        how += "all figures relative to the dense model."
         lead += [html.Paragraph(sentence(stop)), html.Tiles(tiles(stop))]
         lead.append(html.Paragraph(how, note=True))
     chapters = [

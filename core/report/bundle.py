@@ -11,19 +11,19 @@ from core.report.material import Material
 from core.runs import workspace
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-"""Endings of the files that hold weights or the state of an optimiser."""
+"""Suffixes of files with weights or optimiser state."""
 PASSING = ("heartbeat", "lock", "cancel")
-"""Files of the bookkeeping that mean nothing once a run has ended."""
+"""Bookkeeping files that are meaningless once a run has ended."""
 
 
 def files(material: Material, *, weights: bool) -> Iterator[tuple[Path, str]]:
-    """Yield every file of the study's runs and its name in the zip, each once."""
+    """Yield every file of the study's runs once, with its name in the zip."""
     seen: set[str] = set()
     steps = {r.path.resolve() for r in material.runs}
     for record in material.runs:
         for folder, inner, names in os.walk(record.path):
             here = Path(folder)
-            # a recipe's own folder: its steps come by themselves, where they belong to the study
+            # skip the steps inside a recipe's folder: those of this study are runs of their own
             inner[:] = sorted(
                 d for d in inner
                 if (here / d).resolve() not in steps and not d.endswith(".tmp")
@@ -41,7 +41,7 @@ def files(material: Material, *, weights: bool) -> Iterator[tuple[Path, str]]:
 def write(path: Path, material: Material, report: str, *, weights: bool = False) -> int:
     """Write the zip atomically and return the number of its files.
 
-    Raises `OutputError` where it cannot be written.
+    Raises `OutputError` if it cannot be written.
     """
     temporary = workspace.temporary_beside(path)
     count = 1
@@ -50,7 +50,7 @@ def write(path: Path, material: Material, report: str, *, weights: bool = False)
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("report.html", report)
             for source, target in files(material, weights=weights):
-                stored = source.suffix in WEIGHTS  # weights hardly shrink
+                stored = source.suffix in WEIGHTS  # weights hardly compress
                 kind = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
                 archive.write(source, target, compress_type=kind)
                 count += 1

@@ -12,18 +12,18 @@ from core.runs.spec import option
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSpec:
-    """Write a study as one HTML file that needs no network, and as a zip."""
+    """Write a study as one self-contained HTML file, and as a zip."""
 
     checkpoint: str = option(
         positional=True,
-        help="A checkpoint, dense or a variant; or the folder of a run, recipe or workspace.",
+        help="A checkpoint (dense or a variant), or the folder of a run, recipe or workspace.",
     )
     out: str = option(help="HTML file to write.")
-    zip: str = option("", help="Also write the study's runs, without weights, to this zip file.")
-    weights: bool = option(False, help="Put the weights of the variants into the zip as well.")
+    zip: str = option("", help="Also write the study's runs to this zip file, without weights.")
+    weights: bool = option(False, help="Include the weights of the variants in the zip.")
     memory: float | None = option(
         None,
-        help="Memory that there is; the findings say whether the variants fit. Default: that of "
+        help="Available memory; findings report whether each variant fits. Default: memory of "
         "the benchmarked device.",
         unit="GiB",
         low=0,
@@ -32,14 +32,14 @@ class ReportSpec:
 
 
 def run(spec: ReportSpec) -> dict[str, Any]:
-    """Write the files and return what is printed: their paths, sizes and what is in them."""
+    """Write the files and return what is printed: their paths, sizes and contents."""
     targets = [Path(name).expanduser() for name in (spec.out, spec.zip) if name]
     if spec.weights and not spec.zip:
-        raise OptionError("--weights belongs to --zip, which is missing.", "Add --zip FILE.zip.")
+        raise OptionError("--weights needs --zip, which is missing.", "Add --zip FILE.zip.")
     for path in targets:
         _check_target(path, spec.overwrite)
     if len({p.resolve() for p in targets}) < len(targets):
-        raise OptionError(f"--out and --zip are both {targets[0]}.", "Give two files.")
+        raise OptionError(f"--out and --zip are both {targets[0]}.", "Give two different files.")
 
     from core.report import build, bundle
     from core.report.material import gather
@@ -67,4 +67,4 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder.", "Give a file to write.")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists.", "Give another file, or add --overwrite.")
+        raise OutputError(f"{path} already exists.", "Give another file, or add --overwrite.")

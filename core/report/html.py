@@ -1,7 +1,7 @@
-"""Parts of a web page that needs nothing but itself, and the page made of them.
+"""Parts of a self-contained web page, and the page made of them.
 
 A part is data; the templates in ``templates/`` turn it into HTML and escape every text. plotly.js
-is in the page once; every figure is JSON next to the place where it is drawn. The style is in
+is in the page once; every figure is JSON next to the element that shows it. The style is in
 ``report.css``, the script in ``report.js``; both are copied into the page.
 """
 
@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__).parent
 KINDS = ("measured", "estimated", "published", "unknown", "out of memory")
-"""Values that get a mark of their own in tables."""
+"""Values that are drawn as labels in tables."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Paragraph:
     name: ClassVar[str] = "paragraph"
     text: str
     note: bool = False
-    """Set in small type."""
+    """In smaller type."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Remark:
-    """A finding, with the figures behind it to fold out."""
+    """A finding, with its evidence in a section that unfolds."""
 
     name: ClassVar[str] = "remark"
     sentence: str
@@ -102,7 +102,7 @@ class Section:
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str) -> list[Part]:
-    """Return a table with the rows' keys as columns, or nothing if no row has a value.
+    """Return a table with the rows' keys as columns; an empty list if no row has a value.
 
     Columns without a value are left out.
     """
@@ -112,7 +112,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str) -> list[Part]:
 
 
 def facts(values: Mapping[str, Any], caption: str) -> list[Part]:
-    """Return a table of two columns, what and its value, or nothing without a value."""
+    """Return a table of names and values; an empty list if there are no values."""
     rows = [{"what": k, "value": v} for k, v in values.items() if v not in (None, "", ())]
     return table(rows, caption)
 

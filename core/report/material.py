@@ -1,4 +1,4 @@
-"""What a report is made from: a study, the runs behind it, and what they were made with."""
+"""What a report is made from: a study, its runs, and their commands and versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Material:
 
     @property
     def scores(self) -> RunRecord | None:
-        """The importance run to show: with perplexities, then most metrics, then the newest."""
+        """The importance run to show: one with perplexities, the most metrics, then the newest."""
         found = [r for r in self.runs if r.command == "importance"]
 
         def worth(record: RunRecord) -> tuple[bool, int, float]:
@@ -62,14 +62,14 @@ class Setting(JsonResult):
 
 
 def summary_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run's summary.json; empty where there is none."""
+    """Return a run's summary.json; empty if there is none."""
     return workspace.read_json(record.path / "summary.json") or {}
 
 
 def gather(name: str, where: Workspace | None = None) -> Material:
     """Return the material on ``name``: a checkpoint, or the folder of a run, recipe, workspace.
 
-    Raises `InputError` where it is none of these, or a folder with more than one study.
+    Raises `InputError` if it is none of these, or a folder with more than one study.
     """
     where = where or Workspace()
     place, model = _meant(name, where)
@@ -103,7 +103,7 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
 
 
 def _home(record: RunRecord, where: Workspace) -> Workspace:
-    """Return the workspace that a run lies in: the usual one, else the folder above the run."""
+    """Return the workspace that a run is in: ``where``, else the folder above the run."""
     above = record.path.resolve().parent
     inside = where.root.resolve() in (above, above.parent if record.parent else above)
     return where if inside else Workspace(record.path.parent)
@@ -116,7 +116,9 @@ def _checkpoint_of(record: RunRecord, path: Path) -> str:
     several = record.spec.get("checkpoints") or [""]
     name = str(record.spec.get("checkpoint") or several[0])
     if not name:
-        raise InputError(f"{path} is a run of no checkpoint.", "Give a checkpoint or its run.")
+        raise InputError(
+            f"{path} is not a run on a checkpoint.", "Give a checkpoint or one of its runs."
+        )
     return name
 
 
@@ -126,13 +128,13 @@ def _only_study(where: Workspace) -> str:
     if len(roots) == 1:
         return roots.pop()
     raise InputError(
-        f"{where.root} holds {len(roots)} studies: {', '.join(sorted(roots)[:5]) or 'none'}.",
+        f"{where.root} contains {len(roots)} studies: {', '.join(sorted(roots)[:5]) or 'none'}.",
         f"Give one of their checkpoints, with --workspace {where.root}.",
     )
 
 
 def _runs(where: Workspace, known: Study) -> list[RunRecord]:
-    """Return the done runs of the study, oldest first, with the recipes that they are steps of."""
+    """Return the finished runs of the study, with the recipes they are steps of, oldest first."""
     finder = Finder(known.variants)
     ids = {r.id for r in known.runs}
     records = where.runs()
@@ -149,7 +151,7 @@ def _runs(where: Workspace, known: Study) -> list[RunRecord]:
 
 
 def commands(runs: Iterable[RunRecord]) -> list[str]:
-    """Return the command of every run in order; a plan in a file is said in a comment."""
+    """Return the command of every run in order; the blocks of a plan file follow in a comment."""
     lines = []
     for record in runs:
         if record.argv:
@@ -165,7 +167,7 @@ def _dropped(record: RunRecord) -> str:
 
 
 def versions(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:
-    """Return one row for each setting in which runs were made: device, precision, versions."""
+    """Return one row per setup of the runs: device, precision, versions."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for record in runs:
         found = Setting.read(record.path) or Setting()

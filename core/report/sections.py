@@ -397,8 +397,8 @@ def others(material: Material) -> Section:
     scene = material.scene
     for source in published.sources():
         overlay = published.over_dense(source)
-        judged = any(c.ppl for c in scene.found if c.kind == "dense")
-        if overlay and judged and scene.protocol:
+        evaluated = any(c.ppl for c in scene.found if c.kind == "dense")
+        if overlay and evaluated and scene.protocol:
             figure = charts.quality(scene.found, relative=True, published=overlay)
             words = f"Lines measured: {scene.protocol.label}. Stars published: {source}, "
             words += "WikiText-2, windows of 128."

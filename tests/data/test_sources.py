@@ -41,7 +41,9 @@ def test_rows_are_crops_of_texts_that_are_long_enough(tmp_path: Path) -> None:
 
 def test_too_little_text_says_how_much_is_missing(tmp_path: Path) -> None:
     source = write(tmp_path / "a.txt", "x" * 50 + "\nshort\n" + "y" * 60)
-    with pytest.raises(DataError, match=r"2 rows of at least 40 tokens; 5 are wanted, 3 are"):
+    with pytest.raises(
+        DataError, match=r"only 2 rows have at least 40 tokens, but 5 are needed \(3 short"
+    ):
         calibration_rows(source, Bytes(), 5, 40, 0)
 
 
@@ -49,7 +51,7 @@ def test_exact_input_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     lines = "\n".join(json.dumps({"input_ids": [n, n + 1, n + 2, n + 3]}) for n in range(3))
     source = write(tmp_path / "a.jsonl", lines)
     assert calibration_rows(source, Bytes(), 2, 3, 99) == [[0, 1, 2], [1, 2, 3]]
-    with pytest.raises(DataError, match="4 are wanted, 1 are missing"):
+    with pytest.raises(DataError, match=r"but 4 are needed \(1 short\)"):
         calibration_rows(source, Bytes(), 4, 3, 99)
     csv_source = write(tmp_path / "a.csv", 'input_ids\n"[5, 6, 7]"\n')
     assert calibration_rows(csv_source, Bytes(), 1, 3, 0) == [[5, 6, 7]]
@@ -83,7 +85,7 @@ def test_both_window_protocols() -> None:
         [1, 16, 17, 18],
     ]
     assert evaluation_windows(ids, 5, "once", None) == [ids[:5], ids[5:]]
-    with pytest.raises(DataError, match="fewer than one window of 64"):
+    with pytest.raises(DataError, match="short of one window of 64"):
         evaluation_windows(ids, 64, "once", 1)
 
 
@@ -95,19 +97,19 @@ def test_instructions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 1 has an empty response"):
         sources.instruction_rows(empty)
     lacking = write(tmp_path / "c.jsonl", json.dumps({"instruction": "x"}))
-    with pytest.raises(DataError, match=r"lacks the column\(s\) output"):
+    with pytest.raises(DataError, match="missing columns: output"):
         sources.instruction_rows(lacking)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", b"\n\n", "nothing in"),
+        ("a.txt", b"\n\n", "There is no text in"),
         ("a.txt", b"caf\xe9 x", "not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{oops', "line 2 is not a JSON object"),
         ("a.jsonl", b'{"body": "a"}', "no column 'text'"),
-        ("a.parquet", b"nothing", "not a readable Parquet"),
-        ("a.docx", b"x", "files ending in '.docx' are not read"),
+        ("a.parquet", b"nothing", "Cannot read a.parquet as Parquet"),
+        ("a.docx", b"x", "files ending in '.docx' are not supported"),
     ],
 )
 def test_bad_files_get_one_sentence(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -135,7 +137,7 @@ def test_a_hub_source_goes_through_datasets(tmp_path: Path) -> None:
 
 
 def test_a_hub_source_that_cannot_be_reached() -> None:
-    with pytest.raises(DataError, match="could not be loaded"):
+    with pytest.raises(DataError, match="Cannot load the dataset"):
         sources.text_rows("hub:nobody/no-such-set:train:text")
 
 

@@ -180,9 +180,9 @@ def test_known_results_are_reused_and_others_are_not(tiny_gqa, tmp_path, text, m
         ),
         (["--perplexity", "TEXT", "--window", "1"], "--window: 1 is too small."),
         (["--perplexity", "nowhere.txt"], "No text source 'nowhere.txt'"),
-        (["--perplexity", "EMPTY"], "There is nothing in"),
-        (["--perplexity", "SHORT"], "fewer than one window of 128"),
-        (["--perplexity", "ptb"], "ptb is a script data set"),
+        (["--perplexity", "EMPTY"], "There is no text in"),
+        (["--perplexity", "SHORT"], "121 short of one window of 128"),
+        (["--perplexity", "ptb"], "ptb is a script-based dataset"),
         (["--perplexity", "TEXT", "--bos", "never"], "--bos: unknown value 'never'."),
     ],
 )

@@ -91,9 +91,9 @@ def test_a_large_drop_is_said_with_what_may_help(lab):
         lab.judged(folder, ppl)
     found = large_drop(lab.study())
     assert "perplexity 40, 4.00 times that of the dense model (10)" in found.sentence
-    assert "others" not in found.sentence
-    assert "Block 0 is usually protected: protect more." in found.try_next
-    assert "of the same size has perplexity 11: take that." in found.try_next
+    assert "other variant" not in found.sentence
+    assert "Block 0 is usually protected; protect more blocks." in found.try_next
+    assert " instead: same size, perplexity 11." in found.try_next
     assert "Retrain it" in found.try_next
     assert found.evidence["measured by"] == "text.txt, windows of 64, BOS once"
     assert 4.0 in found.evidence.values()
@@ -103,8 +103,19 @@ def test_nothing_else_measured_means_comparing_criteria(lab):
     for folder, ppl in ((lab.dense, 10.0), (lab.pruned("bad", [2, 3]), 40.0)):
         lab.judged(folder, ppl)
     found = large_drop(lab.study())
-    assert found.try_next.startswith("Compare criteria: a curve shows")
+    assert found.try_next.startswith("Compare criteria: the curve shows")
     assert "protect" not in found.try_next
+
+
+@pytest.mark.parametrize(
+    ("more", "ending"),
+    [((30.0,), "One other variant did too."), ((30.0, 20.0), "2 other variants")],
+)
+def test_other_variants_beyond_the_limit_are_counted(lab, more, ending):
+    lab.judged(lab.dense, 10.0)
+    for at, ppl in enumerate((40.0, *more)):
+        lab.judged(lab.pruned(f"cut{at}", [2, 3, 4][: at + 1]), ppl)
+    assert ending in large_drop(lab.study()).sentence
 
 
 @pytest.mark.parametrize("ppl", [14.9, None])
@@ -121,7 +132,7 @@ def test_without_the_dense_perplexity_there_is_nothing_to_say(lab):
     assert large_drop(lab.study()) is None
 
 
-def test_what_retraining_mended_is_not_held_against_its_parent(lab):
+def test_what_retraining_recovered_is_not_held_against_its_parent(lab):
     cut = lab.pruned("cut", [2, 3])
     lab.judged(lab.dense, 10.0)
     lab.judged(cut, 40.0)
@@ -165,7 +176,7 @@ def test_memory_is_estimated_where_nothing_was_measured(lab):
 
 def test_a_budget_below_everything_but_the_blocks_is_said(lab):
     text = memory_too_large(lab.study(), 0.001).try_next
-    assert text.startswith("Removing blocks alone will not do.")
+    assert text.startswith("Removing blocks alone is not enough.")
 
 
 # ----------------------------------------------------------------------------------------- noise

@@ -267,7 +267,7 @@ def test_a_workspace_folder_with_one_study_will_do_with_two_it_will_not(lab, tmp
     second = made.checkpoint(tmp_path / "second", 4)
     made.run(where.root, "stranger", "importance", 99, checkpoint=second)
     assert main(["report", str(where.root), "--out", str(tmp_path / "x.html")]) == 2
-    assert "holds 2 studies" in capsys.readouterr().err
+    assert "contains 2 studies" in capsys.readouterr().err
 
 
 def test_a_recipe_folder_has_its_steps_and_its_own_command(lab, tmp_path):
@@ -289,7 +289,7 @@ def test_the_headline_is_measured_over_dense(lab):
     first, second = headline.stops(found.scene)
     assert (first.ppl, first.speed, first.memory) == pytest.approx((1.3, 1 / 0.8, 0.8))
     assert first.cost == "measured"
-    assert (first.mended, first.mended_by) == (pytest.approx(1.1), "LoRA")
+    assert (first.retrained, first.retrained_by) == (pytest.approx(1.1), "LoRA")
     # Two standard errors of each mean, by hand.
     shares = [2 * 0.001 / s / 9**0.5 for s in (1.0, 0.8)]
     assert first.noise == pytest.approx((shares[0] ** 2 + shares[1] ** 2) ** 0.5)
@@ -339,10 +339,10 @@ def test_the_zip_holds_runs_without_weights_unless_asked(lab, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["DENSE", "--out", "taken.html"], "taken.html exists. Give another file, or add"),
+        (["DENSE", "--out", "taken.html"], "taken.html already exists. Give another file, or add"),
         (["DENSE", "--out", "."], "is a folder. Give a file to write."),
         (["DENSE", "--out", "a.html", "--zip", "a.html"], "are both"),
-        (["DENSE", "--out", "a.html", "--weights"], "--weights belongs to --zip"),
+        (["DENSE", "--out", "a.html", "--weights"], "--weights needs --zip"),
         (["nowhere", "--out", "a.html"], "There is no folder nowhere"),
     ],
 )

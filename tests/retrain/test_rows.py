@@ -163,13 +163,13 @@ def test_exact_ids_are_used_as_they_are(encoder, tmp_path):
     ("content", "options", "says"),
     [
         (json.dumps({"prompt": "a", "answer": "b"}), {}, "no column 'text'"),
-        (json.dumps({"instruction": "a", "answer": "b"}), {}, "lacks the column"),
+        (json.dumps({"instruction": "a", "answer": "b"}), {}, "missing columns: output"),
         (json.dumps({"instruction": "a", "output": "  "}), {}, "row 1 has an empty response"),
         (json.dumps({"input_ids": [1, 999]}) + "\n" + json.dumps({"input_ids": [1, 999]}), {},
          "token id 999, the model has 320"),
         (json.dumps({"input_ids": ["a"]}), {}, "no list of token ids"),
-        ("", {}, "nothing in"),
-        (json.dumps({"text": "Ann"}), {"format": "instruction"}, "lacks the column"),
+        ("", {}, "no text in"),
+        (json.dumps({"text": "Ann"}), {"format": "instruction"}, "missing columns: instruction"),
         (json.dumps({"instruction": "a " * 90, "output": "b"}) + "\n"
          + json.dumps({"instruction": "c " * 90, "output": "b"}), {"cutoff": 16},
          "nothing to train on"),
