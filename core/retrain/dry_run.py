@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from core.retrain.spec import RetrainSpec
 from core.runs.spec import to_arguments
 from core.runs.workspace import Workspace
 
@@ -69,7 +70,7 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", errors="replace")
 
 
-def ask(known: dict[str, DryRun], spec: Any, where: Workspace) -> DryRun:
+def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun:
     """Return the dry run of ``spec``, started if need be; ``known`` is the session's memory.
 
     Only the newest question is worked on: processes of older ones are ended.

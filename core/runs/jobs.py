@@ -19,7 +19,7 @@ from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, workspace
 from core.runs.run import DETACHED, KILLED, save_spec
-from core.runs.spec import build, hints_of, to_arguments
+from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -126,7 +126,9 @@ def launch(
     return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
 
 
-def launch_in(folder: Path, command: str, spec: Any, launcher: Launcher | None = None) -> RunRecord:
+def launch_in(
+    folder: Path, command: str, spec: RunSpec, launcher: Launcher | None = None
+) -> RunRecord:
     """Start a run in a given folder, creating it if necessary; see `launch`."""
     try:
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,7 @@ def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(
-    launcher: Launcher, command: str, spec: Any, folder: Path, status: dict[str, Any]
+    launcher: Launcher, command: str, spec: RunSpec, folder: Path, status: dict[str, Any]
 ) -> None:
     """Start an announced run; mark it as failed if it cannot even be started."""
     argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
@@ -244,6 +246,6 @@ def cancel(
     return current or record
 
 
-def command_line(command: str, spec: Any) -> str:
+def command_line(command: str, spec: Spec) -> str:
     """Return the shell command that is equivalent to a page's form."""
     return shlex.join(["python", "-m", "core", command, *to_arguments(spec)])

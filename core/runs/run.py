@@ -17,14 +17,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from core.commands import Command
 from core.errors import Cancelled, DepthcutError, OutOfMemoryError, OutputError, RunError
 from core.runs import devices, processes, workspace
 from core.runs.device_lock import DeviceLock
 from core.runs.progress import Progress
-from core.runs.spec import to_arguments, to_dict
+from core.runs.spec import DeviceOptions, RunSpec, to_arguments, to_dict
 from core.runs.workspace import BOOKKEEPING
 
 DETACHED = "DEPTHCUT_DETACHED"
@@ -84,7 +84,7 @@ class RunProgress(Progress):
 class Run:
     """What a runner works with: its folder, its progress, and atomic writes."""
 
-    def __init__(self, command: Command, spec: Any, folder: Path) -> None:
+    def __init__(self, command: Command, spec: RunSpec, folder: Path) -> None:
         """Bind a command and its spec to ``folder``; nothing is written yet."""
         self.command = command
         self.spec = spec
@@ -299,7 +299,7 @@ def _clear(folder: Path, status: dict[str, Any]) -> None:
         workspace.sweep(place)
 
 
-def execute(command: Command, spec: Any, *, overwrite: bool = False) -> int:
+def execute(command: Command, spec: RunSpec, *, overwrite: bool = False) -> int:
     """Execute ``spec`` in its ``out`` folder and return the exit status.
 
     Expected errors are written to the status and printed as one sentence; unexpected errors also
@@ -347,14 +347,14 @@ def _open(run: Run, *, resume: bool) -> None:
         run.write_status(files=[])
 
 
-def _carry_out(command: Command, spec: Any, run: Run) -> int:
+def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
     try:
         module = command.load()
         # report bad input immediately instead of after the device queue
         if hasattr(module, "check"):
             module.check(spec)
         if command.computes:
-            run.take_device(devices.resolve(spec.device))
+            run.take_device(devices.resolve(cast(DeviceOptions, spec).device))
         result = module.run(spec, run)
         run.finish("done")
         if result:
@@ -399,7 +399,7 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def save_spec(folder: Path, command: Command, spec: Any, cwd: Path | None = None) -> None:
+def save_spec(folder: Path, command: Command, spec: RunSpec, cwd: Path | None = None) -> None:
     """Write spec.json: the command, its options, the equivalent argv and the start folder."""
     argv = ["python", "-m", "core", command.name, *to_arguments(spec)]
     value = {"command": command.name, "spec": to_dict(spec), "argv": argv}

@@ -25,13 +25,27 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from core.errors import OptionError
 
 _MISSING = dataclasses.MISSING
 _MOST_NUMBERS = 100_000
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
+
+class Spec(Protocol):
+    """The options of any command: a frozen dataclass whose fields are made by `option`."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+class RunSpec(Spec, Protocol):
+    """The options of a command that works in a run directory."""
+
+    @property
+    def out(self) -> str:
+        """The run directory."""
 
 
 def option(
@@ -254,7 +268,7 @@ def _check(name: str, value: Any, meta: Any) -> None:
             raise OptionError(f"{flag}: {item} is too large.", f"The maximum is {meta['high']}.")
 
 
-def to_dict(spec: Any) -> dict[str, Any]:
+def to_dict(spec: Spec) -> dict[str, Any]:
     """Return the spec as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
@@ -264,7 +278,7 @@ def show(value: Any) -> str:
     return ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
 
 
-def to_arguments(spec: Any) -> list[str]:
+def to_arguments(spec: Spec) -> list[str]:
     """Return the command-line arguments that produce this spec, without defaults."""
     hints = hints_of(type(spec))
     positional: list[str] = []
