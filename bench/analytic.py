@@ -20,7 +20,7 @@ import torch
 
 from bench import tell
 from core.benchmark import analytic, generate, rates
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.model.loading import load_model
 from core.runs.spec import parse_numbers
 
@@ -61,8 +61,8 @@ def main() -> None:
     ]
     pairs, base = [], {}
     for given in asked.checkpoints:
-        folder = locate.resolve(given, need_tokenizer=False)
-        info = headers.inspect(folder)
+        checkpoint = locate.open(given, need_tokenizer=False)
+        folder, info = checkpoint.folder, checkpoint.info
         model = load_model(folder, DEVICE, torch.float32, check=False)
         name = given if given == "demo" else folder.resolve().name
         for batch in parse_numbers(asked.batch_sizes):

@@ -25,7 +25,7 @@ from bench import tell
 from core.benchmark import generate
 from core.benchmark.protocol import percentile
 from core.benchmark.utilisation import UtilisationSampler
-from core.checkpoint import headers, locate
+from core.checkpoint import locate
 from core.model.loading import load_model
 from core.model.precision import decide, resolve_device
 
@@ -49,8 +49,8 @@ def main() -> None:
     asked = parser.parse_args()
     now = time.perf_counter if asked.clock == "wall" else time.process_time
     device = resolve_device(asked.device)
-    folder = locate.resolve(asked.checkpoint)
-    info = headers.inspect(folder)
+    checkpoint = locate.open(asked.checkpoint)
+    folder, info = checkpoint.folder, checkpoint.info
     dtype = decide("auto", device, info.dtype).weights
     model = load_model(folder, device, dtype)
     config = generate.force_length(model, asked.output_tokens)
