@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.prune import known
-from core.study import variants
+from core.study import lineage
 from core.ui import frame, recipes, state
 from core.words import size
 
@@ -28,7 +28,7 @@ if not name:
 info = state.inspect(name)
 done = [r for r in state.workspace().runs() if r.state == "done"]
 scored = known.scored_runs(state.workspace(), info)
-pruned = variants.made_from(done, name)
+pruned = lineage.made_from(done, name)
 
 st.subheader("Active checkpoint")
 tiles = st.columns(4)

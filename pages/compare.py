@@ -190,10 +190,10 @@ def pareto_chart(
         )
         return
     key = f"pareto_{x}_{st.session_state.get('compare_clicks', 0)}"
-    looks = {c.key: charts.look_of(c) for c in scene.found}
+    looks = {c.id: charts.look_of(c) for c in scene.found}
     figure = charts.pareto(
         rows, looks, front, x,
-        within=[r["key"] for r in fitting], at=[c.key for c in scene.at_ratio(ratio)],
+        within=[r["key"] for r in fitting], at=[c.id for c in scene.at_ratio(ratio)],
         best=best["key"] if best and budget.is_set else "", chosen=chosen, limits=budget.limits,
     )  # fmt: skip
     note = (
@@ -210,7 +210,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
         st.caption("Click a point to see its plan.")
         return
     row = next((r for r in rows if r["key"] == chosen), None)
-    found = next((c for c in scene.found if c.key == chosen), None)
+    found = next((c for c in scene.found if c.id == chosen), None)
     if row is None or found is None:
         st.warning(
             f"{chosen} is no longer among these candidates: it was deleted or belongs to another "
@@ -225,13 +225,13 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
             strip = block_strip(dense.blocks, {"A": found.dropped})
             strip.update_yaxes(visible=False)
             st.plotly_chart(strip, key="chosen_strip", alt="Blocks kept and dropped.")
-        own = info_of(found.variant) if found.variant else None
+        own = None if found.is_plan else info_of(found)
         if found.kind == "width" and own:
             st.plotly_chart(parameter_bars(own), key="chosen_width", alt="Parameters by block.")
         with st.container(horizontal=True):
-            if found.variant and found.variant.folder:
+            if found.folder:
                 if st.button("Make it the active checkpoint", icon=":material/check:"):
-                    state.set_checkpoint(found.variant.id)
+                    state.set_checkpoint(found.id)
                     st.rerun()
             elif found.is_plan and st.button(
                 "Open this plan on the Prune page", icon=":material/content_cut:", type="primary"
@@ -269,7 +269,7 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
             figure = charts.against_ratio(here, scene.found, metric, ratio, others)
         else:
             x, fixed = ("batch_size", 2) if against == "batch size" else ("output_tokens", 0)
-            keys = {c.key for c in at}
+            keys = {c.id for c in at}
             here = [r for r in rows if cell_of(r)[fixed] == cell[fixed] and r["id"] in keys]
             figure = charts.against(here, at, metric, x=x, capacity_mib=scene.capacity_mib)
         with columns[place % 2]:

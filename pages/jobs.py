@@ -6,7 +6,9 @@ import streamlit as st
 
 from core import words
 from core.runs.workspace import RunRecord
-from core.study import variants
+from core.study import Variant
+from core.study.kinds import Cut
+from core.study.lineage import lineages
 from core.ui import frame, job_cards, state
 from core.words import size
 
@@ -49,21 +51,21 @@ def run_list() -> None:
 def variant_tree() -> None:
     """Draw every dense checkpoint with the variants made from it."""
     records = where.runs()
-    roots = variants.tree(records)
-    if not roots:
+    found = lineages(records)
+    if not found:
         st.info("No variants yet. Create one on the Prune page.")
-    for root in roots:
+    for lineage in found:
         with st.container(border=True):
-            for depth, variant in root.walk():
+            for depth, variant in lineage.walk():
                 variant_row(depth, variant, records)
-            number = len(root.children)
+            number = len(lineage.children(lineage.dense))
             st.caption(
                 f"{number} {'variant' if number == 1 else 'variants'} made from it, "
-                f"{size(root.total_bytes)} in total."
+                f"{size(lineage.total_bytes)} in total."
             )
 
 
-def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord]) -> None:
+def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     """Draw one checkpoint of the tree."""
     text, buttons = st.columns([3, 2], vertical_alignment="center")
     lead = "&emsp;" * (2 * (depth - 1)) + "└─ " if depth else ""
@@ -72,25 +74,25 @@ def variant_row(depth: int, variant: variants.Variant, records: list[RunRecord])
         facts.append(variant.record.state)
     if variant.record:
         facts.append(variant.record.command)
-    if variant.dropped:
-        facts.append("without " + words.block_ranges(variant.dropped))
-    if variant.blocks:
-        facts.append(f"{variant.blocks} block{'s' * (variant.blocks > 1)}")
-    if variant.parameters:
-        facts.append(f"{variant.parameters:,} parameters")
-    if variant.ratio:
-        facts.append(f"{variant.ratio:.1%} removed")
+    cut = variant.cut or Cut(blocks=variant.blocks)
+    if cut.dropped:
+        facts.append("without " + words.block_ranges(cut.dropped))
+    if cut.blocks:
+        facts.append(f"{cut.blocks} block{'s' * (cut.blocks > 1)}")
+    if cut.parameters:
+        facts.append(f"{cut.parameters:,} parameters")
+    if cut.ratio:
+        facts.append(f"{cut.ratio:.1%} removed")
     facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not found")
     text.markdown(
-        f"{lead}**{job_cards.plain(variant.label)}** :gray[{' · '.join(facts)}]",
+        f"{lead}**{job_cards.plain(variant.name)}** :gray[{' · '.join(facts)}]",
         help=str(variant.folder) if variant.folder and not variant.record else None,
     )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
-        key = variant.record.id if variant.record else variant.parent  # labels are not unique
         if variant.folder and st.button(
-            "Use", key=f"use_{key}", help="Make it the active checkpoint."
+            "Use", key=f"use_{variant.id}", help="Make it the active checkpoint."
         ):
-            state.set_checkpoint(variant.record.id if variant.record else variant.parent)
+            state.set_checkpoint(variant.id)
             st.rerun()
         if variant.record and not variant.record.is_live:
             job_cards.manage(variant.record, "tree", records)

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from core.charts import palette
 from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
+from core.study import Variant
 
 Row = Mapping[str, Any]
 CHOSEN = "#D55E00"
@@ -71,8 +72,8 @@ class Look:
         return plain + "-open" * hollow + "-dot" * (plain != self.symbol)
 
 
-def look_of(candidate: Candidate) -> Look:
-    """Return colour, dash and symbol of a candidate's series."""
+def look_of(candidate: Variant) -> Look:
+    """Return colour, dash and symbol of the series of a variant or a candidate."""
     name = "dense" if candidate.kind == "dense" else candidate.method
     spare = SPARE[sum(map(ord, candidate.series)) % len(SPARE)]
     colour, symbol = LOOKS.get(name, spare)
@@ -107,7 +108,7 @@ def against(
     figure = go.Figure()
     lost: list[tuple[Candidate, Row]] = []
     for candidate in found:
-        mine = sorted((r for r in rows if r["id"] == candidate.key), key=lambda r: r[x])
+        mine = sorted((r for r in rows if r["id"] == candidate.id), key=lambda r: r[x])
         lost += [(candidate, r) for r in mine if r["oom"]]
         for guessed in (False, True):
             line = [r for r in mine if bool(r.get("estimated")) == guessed and not r["oom"]]
@@ -140,19 +141,19 @@ def _line(
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
-            legendgroup=candidate.key,
+            legendgroup=candidate.id,
             name=f"{candidate.label}, p10 to p90",
         )
     figure.add_scatter(
         x=[r[x] for r in line],
         y=[value(r, metric) for r in line],
         name=candidate.label + (", estimated" if guessed else ""),
-        legendgroup=candidate.key,
+        legendgroup=candidate.id,
         mode="lines+markers",
         line={"color": look.colour, "width": 1.5 if guessed else 2.5}
         | {"dash": "dot" if guessed else look.dash},
         marker={"size": 9, "symbol": look.marker(hollow=guessed)},
-        customdata=[[candidate.key, _spread(r)] for r in line],
+        customdata=[[candidate.id, _spread(r)] for r in line],
         hovertemplate=f"{candidate.label}<br>%{{x}}: %{{y:,.4g}}%{{customdata[1]}}<extra>"
         f"{'estimated' if guessed else 'measured'}</extra>",
     )
@@ -184,7 +185,7 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -
             y=[top],
             mode="markers",
             name=f"{candidate.label}: out of memory",
-            legendgroup=candidate.key,
+            legendgroup=candidate.id,
             showlegend=False,
             marker={
                 "symbol": "x",
@@ -192,7 +193,7 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -
                 "color": look_of(candidate).colour,
                 "line": {"width": 1, "color": "#FFFFFF"},
             },
-            customdata=[[candidate.key]],
+            customdata=[[candidate.id]],
             hovertemplate=f"{candidate.label}, %{{x}}: out of memory{text}<extra></extra>",
         )
 
@@ -249,9 +250,9 @@ def against_ratio(
         look = look_of(line[0])
         for guessed in (False, True):
             points = [
-                (c, value(by_key[c.key, guessed], metric))
+                (c, value(by_key[c.id, guessed], metric))
                 for c in ([dense, *line] if dense else line)
-                if (c.key, guessed) in by_key
+                if (c.id, guessed) in by_key
             ]
             points = [(c, v) for c, v in points if v is not None]
             if not any(c.kind != "dense" for c, _ in points):
@@ -265,7 +266,7 @@ def against_ratio(
                 line={"color": look.colour, "width": 1.5 if guessed else 2.5}
                 | {"dash": "dot" if guessed else look.dash},
                 marker={"size": 9, "symbol": look.marker(hollow=guessed)},
-                customdata=[[c.key, c.label] for c, _ in points],
+                customdata=[[c.id, c.label] for c, _ in points],
                 hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}"
                 f"<extra>{'estimated' if guessed else 'measured'}</extra>",
             )
@@ -326,7 +327,7 @@ def quality(
             marker={"size": [7 if c.is_plan else 12 for c in points], "symbol": look.symbol}
             | {"opacity": 1}
             | _outline(line[0].retrained),
-            customdata=[[c.key, c.label, _blocks(c)] for c in points],
+            customdata=[[c.id, c.label, _blocks(c)] for c in points],
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
             hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}%{customdata[2]}"
@@ -335,15 +336,15 @@ def quality(
     values = [v for trace in figure.data for v in trace.y]
     _arrows(
         figure,
-        {c.key: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
-        {c.key: c.parent for c in found if c.retrained},
+        {c.id: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
+        {c.id: c.parent for c in found if c.retrained},
     )
     if dense and dense.ppl:
         palette.dense_line(figure, dense.ppl / base)
         values.append(dense.ppl / base)
     if relative:
         values += _published(figure, published)
-    _ring(figure, [c for c in found if c.key == chosen], base)
+    _ring(figure, [c for c in found if c.id == chosen], base)
     _mark_ratio(figure, at)
     _ratio_axis(figure)
     title = "perplexity, times dense" if relative else "perplexity"

@@ -83,7 +83,7 @@ def _looks(judged: Sequence[Judged]) -> list[tuple[str, str]]:
     spare = iter(SPARE)
     found: list[tuple[str, str]] = []
     for one in judged:
-        own = look_of(one.variant)  # type: ignore[arg-type]
+        own = look_of(one.variant)
         look = (own.colour, own.symbol)
         while look in found:
             look = next(spare, (own.colour, f"{own.symbol.removesuffix('-dot')}-open"))

@@ -7,7 +7,7 @@ of a plan that leaves out the same blocks: it is the same model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from core.benchmark.analytic import Shapes, without
 from core.checkpoint.headers import CheckpointInfo
@@ -18,34 +18,16 @@ NEAR = 0.05
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One point of the comparison."""
+class Candidate(Variant):
+    """One point of the comparison: a variant, or a plan for one, with its perplexity.
 
-    key: str
-    """The variant's id; for a plan ``plan:CRITERION:3,5``."""
-    label: str
-    series: str
-    """What one line joins: a criterion or a width method, retrained ones apart; or dense."""
-    kind: str
-    """dense, depth, width or other."""
-    method: str = ""
-    retrained: str = ""
-    dropped: tuple[int, ...] = ()
-    cut_in: tuple[int, ...] = ()
-    """Blocks that the method might cut; empty where that is not known."""
-    parameters: int | None = None
-    ratio: float | None = None
+    The id of a plan is ``plan:CRITERION:3,5``.
+    """
+
     ppl: float | None = None
-    """By the protocol asked for; None where nobody measured it."""
-    parent: str = ""
-    """Key of what it was made from."""
-    variant: Variant | None = None
-    """None for a plan of which no checkpoint was written."""
-
-    @property
-    def is_plan(self) -> bool:
-        """Whether there is no checkpoint of it yet."""
-        return self.variant is None
+    """By the protocol asked for; None if it was not measured."""
+    is_plan: bool = False
+    """Whether no checkpoint of it was written yet."""
 
 
 def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
@@ -57,8 +39,8 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
     taken: set[str] = set()
     for plan in sorted(plans, key=lambda q: -q.started):
         candidate = _of_plan(plan, study.dense.id)
-        if frozenset(plan.drop) not in made and candidate.key not in taken:
-            taken.add(candidate.key)
+        if frozenset(plan.drop) not in made and candidate.id not in taken:
+            taken.add(candidate.id)
             found.append(candidate)
     return found
 
@@ -73,48 +55,36 @@ def _of_variant(
     protocol: Protocol | None,
     plans: dict[frozenset[int], Quality],
 ) -> Candidate:
-    judged = study.perplexity(variant.id, protocol) if protocol else None
-    found = Candidate(
-        key=variant.id,
-        label=variant.label,
-        series=variant.series,
-        kind=variant.kind,
-        method=variant.method,
-        retrained=variant.retrained,
-        dropped=variant.dropped,
-        cut_in=variant.cut_in,
-        parameters=variant.parameters,
-        ratio=variant.ratio,
-        ppl=judged.ppl if judged else None,
-        parent=variant.parent,
-        variant=variant,
-    )
+    measured = study.perplexity(variant.id, protocol) if protocol else None
+    shared = {f.name: getattr(variant, f.name) for f in fields(variant)}
+    found = Candidate(**shared, ppl=measured.ppl if measured else None)
     same = plans.get(frozenset(variant.dropped)) if _is_plain_cut(found) else None
-    return replace(found, ppl=same.ppl) if same and not judged else found
+    return replace(found, ppl=same.ppl) if same and not measured else found
 
 
 def _of_plan(plan: Quality, dense: str) -> Candidate:
     label = criterion_label(plan.criterion, plan.protected)
     blocks = ",".join(map(str, plan.drop))
     return Candidate(
-        key=f"plan:{plan.criterion}:{blocks}",
+        id=f"plan:{plan.criterion}:{blocks}",
         label=f"{label} {plan.ratio:.0%}, planned" if plan.ratio else f"{label}, planned",
-        series=label,
         kind="depth",
         method=plan.criterion,
+        method_label=label,
         dropped=plan.drop,
         cut_in=plan.cut_in,
         parameters=plan.parameters,
         ratio=plan.ratio,
-        ppl=plan.ppl,
         parent=dense,
+        ppl=plan.ppl,
+        is_plan=True,
     )
 
 
 def shapes_of(candidate: Candidate, dense: CheckpointInfo | None) -> Shapes | None:
     """Return the shapes to estimate from: headers of a checkpoint, arithmetic for a plan."""
-    if candidate.variant:
-        return info_of(candidate.variant)
+    if not candidate.is_plan:
+        return info_of(candidate)
     return without(dense, candidate.dropped) if dense else None
 
 

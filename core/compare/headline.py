@@ -95,18 +95,18 @@ def _stop(
     dense: Mapping[str, Any],
     cell: Cell,
 ) -> Stop:
-    row = rows[candidate.key]
+    row = rows[candidate.id]
     speed, memory, cost = _measured(row, dense)
     paced = _paced(scene, candidate.label, cell) if cost == "measured" else None
     if cost == "unknown":
         speed, memory, cost = _estimated(scene, candidate, cell)
     tuned = [
         r for r in rows.values()
-        if r["retrained"] and r["parent"] == candidate.key and r["ppl_over_dense"]
+        if r["retrained"] and r["parent"] == candidate.id and r["ppl_over_dense"]
     ]  # fmt: skip
     best = min(tuned, key=lambda r: r["ppl_over_dense"], default=None)
     return Stop(
-        key=candidate.key,
+        key=candidate.id,
         label=candidate.label,
         ratio=candidate.ratio or 0.0,
         dropped=candidate.dropped,

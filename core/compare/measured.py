@@ -113,8 +113,8 @@ def table(
     dense = next((c for c in found if c.kind == "dense"), None)
     result = []
     for candidate in found:
-        row = at.get(candidate.key)
-        guess = (estimates or {}).get(candidate.key)
+        row = at.get(candidate.id)
+        guess = (estimates or {}).get(candidate.id)
         cost = row or guess or {}
         source = "measured" if row else "estimated" if guess else "unknown"
         if row and row["oom"]:
@@ -126,7 +126,7 @@ def table(
         }
         result.append(
             {
-                "key": candidate.key,
+                "key": candidate.id,
                 "label": candidate.label,
                 "series": candidate.series,
                 "kind": candidate.kind,

@@ -56,8 +56,8 @@ class Scene:
         Where the cost of some was measured, the others do not count: their panels would be empty.
         """
         costed = {r["id"] for r in self.rows}
-        made = [c for c in self.found if c.variant and c.kind in ("depth", "width")]
-        made = [c for c in made if c.key in costed] or made
+        made = [c for c in self.found if not c.is_plan and c.kind in ("depth", "width")]
+        made = [c for c in made if c.id in costed] or made
         known = [round(c.ratio, 3) for c in made if c.ratio]
         wanted = statistics.median_low(known) if known else 0.2
         return min(self.ratios, key=lambda r: abs(r - wanted), default=None)
@@ -85,8 +85,8 @@ class Scene:
                 f"{names}: measured in {next(iter(gone.values()))}, but the checkpoint was deleted "
                 "since, so it is left out. Create it again, or benchmark the others anew."
             )
-        judged = [c.variant for c in self.found if c.variant and c.ppl]
-        said += [tokenizer_conflict(judged), measured.mixed_settings(self.runs)]
+        evaluated = [c for c in self.found if not c.is_plan and c.ppl]
+        said += [tokenizer_conflict(evaluated), measured.mixed_settings(self.runs)]
         return [s for s in said if s]
 
 
@@ -96,7 +96,7 @@ def scene(
     """Put measurements and estimates together; ``rates`` serve where no run chosen has any."""
     found = candidates(study, protocol)
     measured_ids = {p["id"] for b in runs for p in b.points}
-    found = [c for c in found if c.kind != "other" or c.key in measured_ids]
+    found = [c for c in found if c.kind != "other" or c.id in measured_ids]
     rows = measured.with_speedup(measured.rows_of(runs), study.dense.id)
     rates = _rates(runs) or rates
     made = Scene(study, protocol, tuple(runs), tuple(found), tuple(rows), rates=rates)
@@ -128,9 +128,9 @@ def _guesses(scene: Scene, dtype: str) -> list[Row]:
     for candidate in scene.found:
         shapes = shapes_of(candidate, dense)
         for cell in scene.cells if shapes else ():
-            if (candidate.key, cell) not in have and shapes:
+            if (candidate.id, cell) not in have and shapes:
                 guess = measured.estimate(shapes, scene.rates, cell, dtype)
-                rows.append({**guess, "id": candidate.key, "variant": candidate.label})
+                rows.append({**guess, "id": candidate.id, "variant": candidate.label})
     base = [r for r in scene.rows if r["id"] == scene.study.dense.id]
     return [r for r in measured.with_speedup([*base, *rows], scene.study.dense.id)
             if r.get("estimated")]  # fmt: skip

@@ -45,7 +45,7 @@ def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None
         if c.kind in ("depth", "width") and c.ppl and not c.is_plan
     ]
     recovered = {x.candidate.parent for x in lost if x.candidate.retrained and x.times < LARGE}
-    large = [x for x in lost if x.times >= LARGE and x.candidate.key not in recovered]
+    large = [x for x in lost if x.times >= LARGE and x.candidate.id not in recovered]
     if not large:
         return None
     worst = max(large, key=lambda x: x.times)

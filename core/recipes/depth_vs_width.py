@@ -18,7 +18,7 @@ from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.study.kinds import criterion_label, width_label
-from core.study.lineage import allowed_blocks, cut_of
+from core.study.variants import allowed_blocks, cut_of
 
 RATIO = 0.33
 """Share of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""

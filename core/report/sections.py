@@ -355,7 +355,7 @@ def cost(material: Material) -> Section:
     rows = scene.table(cell, estimates=True)
     front = choice.frontier(rows, "per_token_ms")
     if front:
-        looks = {c.key: charts.look_of(c) for c in scene.found}
+        looks = {c.id: charts.look_of(c) for c in scene.found}
         figure = charts.pareto(rows, looks, front, "per_token_ms")
         words = "Filled: measured cost; hollow: estimated. Arrows: retraining."
         parts.append(html.Figure(figure, "Perplexity against time per token.", words))

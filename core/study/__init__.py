@@ -10,8 +10,11 @@ A perplexity is only comparable with others of the same `Protocol`: the same tex
 
 from __future__ import annotations
 
-from core.runs.workspace import Workspace
-from core.study import variants
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.checkpoint import locate
+from core.runs.workspace import RunRecord, Workspace
 from core.study.kinds import (
     Benchmark,
     Finder,
@@ -23,8 +26,9 @@ from core.study.kinds import (
     criterion_label,
     info_of,
 )
-from core.study.lineage import checkpoints, root_of
+from core.study.lineage import lineage_of
 from core.study.measured import benchmarks, perplexities_and_tasks, read_rows
+from core.study.states import state_of
 from core.study.tokenizers import tokenizer_conflict, tokenizer_key
 
 __all__ = [
@@ -42,15 +46,36 @@ __all__ = [
     "tokenizer_key",
 ]
 
+KEPT = 16
+"""Studies that are kept: a few for each session, which looks at one or two at a time."""
+_kept: dict[tuple[Path, str], tuple[object, Study]] = {}
+
 
 def study(where: Workspace, name: str) -> Study:
     """Gather the study that checkpoint ``name`` (dense, or any variant of it) belongs to.
 
-    Raises `CheckpointError` where a local checkpoint cannot be read.
+    Kept until a run, a file of a run or a checkpoint of the study changes; the lists and
+    dictionaries in it are shared, so never changed in place.
+
+    Raises `CheckpointError` if a local checkpoint cannot be read.
     """
     records = [r for r in where.runs() if r.state == "done"]
-    root = root_of(variants.tree(records), name)
-    found = checkpoints(root)
+    key, state = (where.root.absolute(), name), state_of(records, name)
+    kept = _kept.get(key)
+    if kept and kept[0] == state:
+        return kept[1]
+    found = gather(records, name)
+    while len(_kept) >= KEPT:
+        _kept.pop(next(iter(_kept)), None)
+    _kept[key] = (state, found)
+    return found
+
+
+def gather(records: Sequence[RunRecord], name: str) -> Study:
+    """Return the study of ``name`` among these runs, read from their files; see `study`."""
+    found = lineage_of(name, records).variants
+    if found[0].folder:
+        locate.at(found[0].folder)  # raises what is wrong with it
     finder = Finder(found)
     runs, others = benchmarks(records, finder)
     everything = (*found, *others)

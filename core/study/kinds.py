@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +37,27 @@ def width_label(method: str) -> str:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a run says of itself: its own cut, in terms of the checkpoint that it was made from."""
+
+    dropped: tuple[int, ...] = ()
+    """Blocks that it dropped, numbered as in its source."""
+    blocks: int | None = None
+    """Blocks that are left."""
+    parameters: int | None = None
+    """Parameters that are left."""
+    ratio: float | None = None
+    """Share of its source's parameters that it removed."""
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One checkpoint of a study."""
+    """One checkpoint of a study, in one shape from the run's record to a chart."""
 
     id: str
     """The run's id; for a dense checkpoint the name it was given."""
     label: str
-    """How charts and tables call it; different for every variant of a study."""
+    """Label in charts and tables; different for every variant of a study."""
     kind: str
     """dense, depth, width, or other: measured beside the study, not descended from it."""
     method: str = ""
@@ -55,6 +70,8 @@ class Variant:
     """Blocks of the dense model that are gone, in removal order."""
     cut_in: tuple[int, ...] = ()
     """Blocks of the dense model that the method might cut; empty where that is not known."""
+    blocks: int | None = None
+    """Blocks that it has; None if that is not known."""
     parameters: int | None = None
     ratio: float | None = None
     """Share of the dense checkpoint's parameters that is gone."""
@@ -63,6 +80,20 @@ class Variant:
     folder: Path | None = None
     """Where its checkpoint lies; None where there is none (an adapter not merged, deleted)."""
     record: RunRecord | None = None
+    """The run that made it; None for a dense checkpoint and for one that is not of a run."""
+    cut: Cut | None = field(default=None, repr=False)
+    """None for a dense checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """The name of its run, which is not made unique; else its label."""
+        return self.record.name if self.record else self.label
+
+    @functools.cached_property
+    def disk_bytes(self) -> int:
+        """Disk use of the run, or of the dense checkpoint's folder; counted once, when used."""
+        folder = self.record.path if self.record else self.folder
+        return workspace.disk_bytes(folder) if folder else 0
 
     @property
     def series(self) -> str:

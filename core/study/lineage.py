@@ -1,124 +1,133 @@
-"""The checkpoints of a study, and how they are called."""
+"""Dense checkpoints with everything that runs made from them.
+
+Read from pruning.json and the runs' specs; nothing is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.checkpoint import locate
-from core.prune.plan import default_protection, unprotected
-from core.prune.results import Pruning
-from core.retrain.spec import LABELS as RETRAINED
+from core.runs import workspace
+from core.runs.workspace import RunRecord
 from core.study import variants
-from core.study.kinds import Variant, criterion_label, width_label
-from core.width.results import WidthPruning
+from core.study.kinds import Variant
+
+CUTTERS = ("prune", "width")
 
 
-def root_of(roots: Sequence[variants.Variant], name: str) -> variants.Variant:
-    """Return the tree that ``name`` is in, or a tree of its own."""
-    local = locate.local_folder(name)
-    wanted = local.resolve() if local else None
-    for root in roots:
-        for _, node in root.walk():
-            named = node.record is None and node.parent == name
-            if named or (wanted and node.folder and node.folder.resolve() == wanted):
-                return root
-    return variants.dense(name)
+@dataclass(frozen=True)
+class Lineage:
+    """A dense checkpoint and everything made from it."""
+
+    variants: tuple[Variant, ...]
+    """The dense one first, then by age; ``parent`` links each to what it was made from."""
+
+    @property
+    def dense(self) -> Variant:
+        """The checkpoint that everything descends from."""
+        return self.variants[0]
+
+    def children(self, variant: Variant) -> list[Variant]:
+        """Return what was made from a variant directly, oldest first."""
+        return self._children.get(variant.id, [])
+
+    @functools.cached_property
+    def _children(self) -> dict[str, list[Variant]]:
+        found: dict[str, list[Variant]] = {}
+        for variant in self.variants[1:]:
+            found.setdefault(variant.parent, []).append(variant)
+        return found
+
+    def walk(self, start: Variant | None = None, depth: int = 0) -> Iterator[tuple[int, Variant]]:
+        """Yield a variant (the dense one) and everything made from it, each with its depth."""
+        start = start or self.dense
+        yield depth, start
+        for child in self.children(start):
+            yield from self.walk(child, depth + 1)
+
+    @property
+    def total_bytes(self) -> int:
+        """Disk use of all runs in it."""
+        return sum(v.disk_bytes for v in self.variants if v.record)
+
+    def at(self, name: str) -> Variant | None:
+        """Return the variant whose checkpoint ``name`` means."""
+        local = locate.local_folder(name)
+        wanted = local.resolve() if local else None
+        for variant in self.variants:
+            named = variant.record is None and variant.id == name
+            if named or (wanted and variant.folder and variant.folder.resolve() == wanted):
+                return variant
+        return None
 
 
-def checkpoints(root: variants.Variant) -> list[Variant]:
-    """Return the study's checkpoints, the dense one first."""
-    total = locate.at(root.folder).info.parameters if root.folder else None
-    dense = Variant(root.parent, root.label, "dense", "", "dense", folder=root.folder)
-    dense = replace(dense, parameters=total, ratio=0.0)
-    found, parents = [dense], {id(root): dense}
-    for _, node in root.walk():
-        for child in node.children:
-            parents[id(child)] = made = _made(child, parents[id(node)], total, root.blocks)
-            found.append(made)
-    head, *rest = found
-    rest.sort(key=lambda v: v.record.started if v.record else 0.0)
-    return _distinct([head, *rest])
+def lineages(records: Sequence[RunRecord]) -> list[Lineage]:
+    """Return a lineage for every dense checkpoint that runs were made from.
 
-
-def _made(
-    node: variants.Variant, parent: Variant, total: int | None, blocks: int | None
-) -> Variant:
-    """Return the variant that a run left behind; the dense one has ``total`` parameters."""
-    record = node.record
-    assert record is not None
-    cut = cut_of(record.path)
-    left = node.parameters or parent.parameters
-    ratio = 1 - left / total if left and total else cut.ratio
-    base = Variant(
-        record.id, record.name, parent.kind, parameters=left, ratio=ratio, parent=parent.id,
-        folder=node.folder, record=record,
-    )  # fmt: skip
-    share = f" {ratio:.0%}" if ratio else ""
-    if record.command == "retrain":
-        names = ("method", "method_label", "dropped", "cut_in")
-        kept = {name: getattr(parent, name) for name in names}
-        method = str(record.spec.get("method") or "")
-        label = f"{parent.label} + {RETRAINED.get(method, method)}"
-        made = replace(base, retrained=method, **kept)
-    elif record.command == "width":
-        method = str(cut.method or record.spec.get("method") or "width")
-        named = width_label(method)
-        label = f"{named}{share}"
-        made = replace(base, kind="width", method=method, method_label=named)
-        made = replace(made, cut_in=allowed_blocks(cut))
-    else:
-        method = cut.criterion or ""
-        protected = _protected(cut)
-        gone = _gone(cut, blocks)
-        named = criterion_label(method, protected) if method else "by hand"
-        label = (named if method else f"without {', '.join(map(str, gone))}") + share
-        made = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
-        made = replace(made, cut_in=allowed_blocks(cut))
-    return made if record.name != record.id else replace(made, label=label)
-
-
-def _protected(cut: Pruning) -> bool:
-    """Whether first and last blocks were protected: as the plan says, else as by default."""
-    if plan := cut.planned:
-        return bool(plan.protect_first or plan.protect_last)
-    blocks = cut.blocks_before or 0
-    first, last = default_protection(blocks)
-    return all(first <= b < blocks - last for b in cut.dropped or (0,))
-
-
-def cut_of(folder: Path) -> WidthPruning:
-    """Return what a cut of either kind recorded in ``folder``; all defaults without a record."""
-    return WidthPruning.read(folder) or WidthPruning()
-
-
-def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
-    """Return the blocks that a pruning.json's method might cut, by their dense numbers.
-
-    Those of --layers for width, all but the plan's protected ones for depth; empty where blocks
-    were named by hand.
+    A run is a child of the run whose folder its spec names, else of a dense checkpoint. A parent
+    that was deleted stays by its name.
     """
-    plan = cut.planned
-    if cut.layers is not None:
-        own = cut.layers
-    elif plan and plan.blocks:
-        own = unprotected(plan.blocks, plan.protected)
-    else:
-        return ()
-    source = sorted({*cut.original_blocks, *(cut.dropped_original or cut.dropped)})
-    return tuple(source[b] if b < len(source) else b for b in own)
+    makers = sorted((r for r in records if r.command in workspace.MAKERS), key=lambda r: r.started)
+    by_folder = {r.path.resolve(): r for r in makers}
+    below: dict[Path, list[RunRecord]] = {}
+    roots: dict[str, tuple[str, list[RunRecord]]] = {}
+    for record in makers:
+        name = str(record.spec.get("checkpoint") or "")
+        parent = _owner(name, by_folder)
+        if parent is None or parent is record:
+            roots.setdefault(_root_key(name), (name, []))[1].append(record)
+        else:
+            below.setdefault(parent.path, []).append(record)
+    return [_lineage(variants.dense(name), first, below) for name, first in roots.values()]
 
 
-def _gone(cut: Pruning, blocks: int | None) -> tuple[int, ...]:
-    """Return the blocks of the dense model, which has ``blocks``, that went; the last cut's last.
+def lineage_of(name: str, records: Sequence[RunRecord]) -> Lineage:
+    """Return the lineage that checkpoint ``name`` is in, or one of its own."""
+    found = (lineage for lineage in lineages(records) if lineage.at(name))
+    return next(found, None) or Lineage((variants.dense(name),))
 
-    Within the last cut they keep their removal order.
-    """
-    last = cut.dropped_original or cut.dropped
-    left = {*cut.original_blocks, *last}
-    earlier = [b for b in range(blocks or 0) if b not in left] if cut.lineage else []
-    return (*earlier, *last)
+
+def made_from(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
+    """Return the runs that cut the checkpoint ``name``, or what was made of it; newest first."""
+    for lineage in lineages(records):
+        if top := lineage.at(name):
+            below = [v.record for _, v in lineage.walk(top) if v is not top and v.record]
+            cut = [r for r in below if r.command in CUTTERS]
+            return sorted(cut, key=lambda r: r.started, reverse=True)
+    return []
+
+
+def _lineage(
+    root: Variant, first: Sequence[RunRecord], below: dict[Path, list[RunRecord]]
+) -> Lineage:
+    found: list[Variant] = []
+    waiting = [(record, root) for record in first]
+    while waiting:
+        record, parent = waiting.pop(0)
+        variant = variants.made(record, parent, root)
+        found.append(variant)
+        waiting += [(child, variant) for child in below.get(record.path, ())]
+    found.sort(key=lambda v: v.record.started if v.record else 0.0)
+    return Lineage(tuple(_distinct([root, *found])))
+
+
+def _owner(name: str, by_folder: dict[Path, RunRecord]) -> RunRecord | None:
+    """Return the run that owns the folder ``name`` means: itself or something in it."""
+    for start in (Path(name).expanduser(), workspace.default_root() / name):
+        path = start.resolve()
+        for candidate in (path, *path.parents):
+            if candidate in by_folder:
+                return by_folder[candidate]
+    return None
+
+
+def _root_key(name: str) -> str:
+    folder = locate.local_folder(name)
+    return str(folder.resolve()) if folder else name
 
 
 def _distinct(found: list[Variant]) -> list[Variant]:

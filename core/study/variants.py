@@ -1,128 +1,135 @@
-"""Variants as a tree: dense checkpoint, what was cut from it, what was made from that.
-
-Read from pruning.json and the runs' specs; nothing is loaded.
-"""
+"""One checkpoint of a study, from its folder or from the record of the run that made it."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from core.checkpoint import locate
+from core.errors import DepthcutError
+from core.prune.plan import default_protection, unprotected
 from core.prune.results import Pruning
+from core.retrain.spec import LABELS as RETRAINED
 from core.runs import workspace
 from core.runs.workspace import RunRecord
-
-CUTTERS = ("prune", "width")
-
-
-@dataclass
-class Variant:
-    """One checkpoint of the tree: a dense one (``record`` None) or a run that made one."""
-
-    label: str
-    record: RunRecord | None
-    folder: Path | None
-    parent: str = ""
-    """What the run took, as its spec has it; for a dense checkpoint its own name."""
-    dropped: tuple[int, ...] = ()
-    blocks: int | None = None
-    parameters: int | None = None
-    ratio: float | None = None
-    children: list[Variant] = field(default_factory=list)
-
-    def walk(self, depth: int = 0) -> Iterable[tuple[int, Variant]]:
-        """Yield this variant and everything below it, with how deep it hangs."""
-        yield depth, self
-        for child in self.children:
-            yield from child.walk(depth + 1)
-
-    @functools.cached_property
-    def disk_bytes(self) -> int:
-        """Disk use of the run, or of the dense checkpoint's folder; counted when asked for."""
-        folder = self.record.path if self.record else self.folder
-        return workspace.disk_bytes(folder) if folder else 0
-
-    @property
-    def total_bytes(self) -> int:
-        """Disk use of all runs below and of this one."""
-        return sum(v.disk_bytes for _, v in self.walk() if v.record)
-
-
-def tree(records: Sequence[RunRecord]) -> list[Variant]:
-    """Return the dense checkpoints that runs were made from, each with its variants below it.
-
-    A run hangs below the run whose folder its spec names, else below a dense checkpoint. A parent
-    that was deleted stays in the tree by its name.
-    """
-    makers = (r for r in records if r.command in workspace.MAKERS)
-    made = [_variant(r) for r in sorted(makers, key=lambda r: r.started)]
-    by_folder = {v.record.path.resolve(): v for v in made if v.record}
-    roots: dict[str, Variant] = {}
-    for variant in made:
-        parent = _owner(variant.parent, by_folder)
-        if parent is None or parent is variant:
-            key = _root_key(variant.parent)
-            if key not in roots:
-                roots[key] = dense(variant.parent)
-            parent = roots[key]
-        parent.children.append(variant)
-    return list(roots.values())
-
-
-def made_from(records: Sequence[RunRecord], name: str) -> list[RunRecord]:
-    """Return the runs that cut the checkpoint ``name``, or what was made of it; newest first."""
-    local = locate.local_folder(name)
-    wanted = local.resolve() if local else None
-    for root in tree(records):
-        for _, node in root.walk():
-            named = node.record is None and node.parent == name
-            if named or (wanted and node.folder and node.folder.resolve() == wanted):
-                below = [v.record for _, v in node.walk() if v is not node and v.record]
-                cut = [r for r in below if r.command in CUTTERS]
-                return sorted(cut, key=lambda r: r.started, reverse=True)
-    return []
-
-
-def _owner(name: str, by_folder: dict[Path, Variant]) -> Variant | None:
-    """Return the run that owns the folder ``name`` means: itself or something in it."""
-    for start in (Path(name).expanduser(), workspace.default_root() / name):
-        path = start.resolve()
-        for candidate in (path, *path.parents):
-            if candidate in by_folder:
-                return by_folder[candidate]
-    return None
-
-
-def _root_key(name: str) -> str:
-    folder = locate.local_folder(name)
-    return str(folder.resolve()) if folder else name
+from core.study.kinds import Cut, Variant, criterion_label, width_label
+from core.width.results import WidthPruning
 
 
 def dense(name: str) -> Variant:
-    """Return a dense checkpoint as the root of a tree; ``name`` is what runs call it."""
+    """Return a dense checkpoint; ``name`` is what runs call it."""
     folder = locate.local_folder(name)
     label = name if folder is None or name == "demo" else folder.name
-    root = Variant(label, None, folder, name)
     config = workspace.read_json(folder / "config.json") if folder else None
     blocks = (config or {}).get("num_hidden_layers")
-    root.blocks = blocks if isinstance(blocks, int) else None
-    return root
-
-
-def _variant(record: RunRecord) -> Variant:
-    cut = Pruning.read(record.path) or Pruning()
-    merged = record.path / "merged"
-    holder = merged if (merged / "config.json").is_file() else record.path
+    try:
+        total = locate.at(folder).info.parameters if folder else None
+    except (DepthcutError, OSError):
+        total = None
     return Variant(
-        label=record.name,
-        record=record,
-        folder=holder if (holder / "config.json").is_file() else None,
-        parent=str(record.spec.get("checkpoint") or ""),
-        dropped=cut.dropped or tuple(record.spec.get("drop") or ()),
-        blocks=cut.blocks_after,
-        parameters=cut.parameters_after,
-        ratio=cut.ratio,
+        name,
+        label,
+        "dense",
+        method_label="dense",
+        blocks=blocks if isinstance(blocks, int) else None,
+        parameters=total,
+        ratio=0.0,
+        folder=folder,
     )
+
+
+def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
+    """Return the variant that a run made from ``parent``; ``root`` is the dense checkpoint."""
+    written = cut_of(record.path)
+    cut = Cut(
+        written.dropped or tuple(record.spec.get("drop") or ()),
+        written.blocks_after,
+        written.parameters_after,
+        written.ratio,
+    )
+    left, total = cut.parameters or parent.parameters, root.parameters
+    ratio = 1 - left / total if left and total else cut.ratio
+    base = Variant(
+        record.id,
+        record.name,
+        parent.kind,
+        blocks=cut.blocks or parent.blocks,
+        parameters=left,
+        ratio=ratio,
+        parent=parent.id,
+        folder=_folder(record),
+        record=record,
+        cut=cut,
+    )
+    share = f" {ratio:.0%}" if ratio else ""
+    if record.command == "retrain":
+        names = ("method", "method_label", "dropped", "cut_in")
+        kept = {name: getattr(parent, name) for name in names}
+        method = str(record.spec.get("method") or "")
+        label = f"{parent.label} + {RETRAINED.get(method, method)}"
+        found = replace(base, retrained=method, **kept)
+    elif record.command == "width":
+        method = str(written.method or record.spec.get("method") or "width")
+        named = width_label(method)
+        label = f"{named}{share}"
+        found = replace(base, kind="width", method=method, method_label=named)
+        found = replace(found, cut_in=allowed_blocks(written))
+    else:
+        method = written.criterion or ""
+        protected = _protected(written)
+        gone = _gone(written, root.blocks)
+        named = criterion_label(method, protected) if method else "by hand"
+        label = (named if method else f"without {', '.join(map(str, gone))}") + share
+        found = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
+        found = replace(found, cut_in=allowed_blocks(written))
+    return found if record.name != record.id else replace(found, label=label)
+
+
+def cut_of(folder: Path) -> WidthPruning:
+    """Return what a cut of either kind recorded in ``folder``; all defaults without a record."""
+    return WidthPruning.read(folder) or WidthPruning()
+
+
+def _folder(record: RunRecord) -> Path | None:
+    """Return where a run's checkpoint is; None if it left none."""
+    for folder in (record.path / "merged", record.path):
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _protected(cut: Pruning) -> bool:
+    """Whether first and last blocks were protected: as the plan says, else as by default."""
+    if plan := cut.planned:
+        return bool(plan.protect_first or plan.protect_last)
+    blocks = cut.blocks_before or 0
+    first, last = default_protection(blocks)
+    return all(first <= b < blocks - last for b in cut.dropped or (0,))
+
+
+def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
+    """Return the blocks that a pruning.json's method might cut, by their dense numbers.
+
+    Those of --layers for width, all but the plan's protected ones for depth; empty where blocks
+    were named by hand.
+    """
+    plan = cut.planned
+    if cut.layers is not None:
+        own = cut.layers
+    elif plan and plan.blocks:
+        own = unprotected(plan.blocks, plan.protected)
+    else:
+        return ()
+    source = sorted({*cut.original_blocks, *(cut.dropped_original or cut.dropped)})
+    return tuple(source[b] if b < len(source) else b for b in own)
+
+
+def _gone(cut: Pruning, blocks: int | None) -> tuple[int, ...]:
+    """Return the blocks of the dense model, which has ``blocks``, that went; the last cut's last.
+
+    Within the last cut they keep their removal order.
+    """
+    last = cut.dropped_original or cut.dropped
+    left = {*cut.original_blocks, *last}
+    earlier = [b for b in range(blocks or 0) if b not in left] if cut.lineage else []
+    return (*earlier, *last)

@@ -64,20 +64,19 @@ def test_an_estimated_plan_costs_what_the_cut_checkpoint_would(tiny_dir, tmp_pat
     assert "latency_s_mean" not in measured.estimate(shapes, None, (1, 12, 8), "float32")
 
 
-def cut(key, series, ratio, variant=None):
-    return Candidate(key, key, series, "depth", ratio=ratio, variant=variant)
+def cut(key, series, ratio, is_plan=False):
+    return Candidate(key, key, "depth", method_label=series, ratio=ratio, is_plan=is_plan)
 
 
 def test_the_ratio_picks_one_of_every_series():
-    dense = Candidate("dense", "dense", "dense", "dense", ratio=0.0)
-    made = Variant("id", "label", "depth")
+    dense = Candidate("dense", "dense", "dense", method_label="dense", ratio=0.0)
     pairs = (("a1", 0.1), ("a2", 0.3), ("b1", 0.22))
-    found = [dense, *(cut(key, key[0].upper(), ratio, made) for key, ratio in pairs)]
-    assert [c.key for c in nearest(found, 0.12)] == ["dense", "a1", "b1"]
-    assert [c.key for c in nearest(found, 0.25)] == ["dense", "a2", "b1"]
-    planned = [*found, cut("p1", "P", 0.04), cut("p2", "P", 0.08)]
-    assert [c.key for c in nearest(planned, 0.12)] == ["dense", "a1", "b1", "p2"]
-    assert [c.key for c in nearest(planned, 0.25)] == ["dense", "a2", "b1"]
+    found = [dense, *(cut(key, key[0].upper(), ratio) for key, ratio in pairs)]
+    assert [c.id for c in nearest(found, 0.12)] == ["dense", "a1", "b1"]
+    assert [c.id for c in nearest(found, 0.25)] == ["dense", "a2", "b1"]
+    planned = [*found, cut("p1", "P", 0.04, True), cut("p2", "P", 0.08, True)]
+    assert [c.id for c in nearest(planned, 0.12)] == ["dense", "a1", "b1", "p2"]
+    assert [c.id for c in nearest(planned, 0.25)] == ["dense", "a2", "b1"]
 
 
 def test_the_page_begins_at_a_ratio_that_was_measured():

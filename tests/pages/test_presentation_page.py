@@ -48,9 +48,9 @@ def measured(root, dense):
 
 def _ratios(cuts):
     from core.runs.workspace import Workspace
-    from core.study.variants import tree
+    from core.study.lineage import lineages
 
-    found = {v.record.path: v for r in tree(Workspace().runs()) for _, v in r.walk() if v.record}
+    found = {v.record.path: v for r in lineages(Workspace().runs()) for v in r.variants if v.record}
     return [found[c] for c in cuts]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import study_helpers as made
@@ -136,11 +137,11 @@ def test_perplexities_without_one_block_are_measured_plans(here, tmp_path):
         left = info.parameters - info.block_parameters[plan.drop[0]]
         assert (plan.parameters, plan.ratio) == (left, pytest.approx(1 - left / info.parameters))
         assert (plan.cut_in, plan.protected, plan.run) == ((1, 2, 3, 4), True, "scored")
-    shown = {c.key: c for c in candidates(found, rows)}
+    shown = {c.id: c for c in candidates(found, rows)}
     assert shown["plan:ppl:3"].series == "PPL+"
     assert shown["plan:taylor:1"].ppl == 9.0
     assert shown[str(dense)].ppl == 2.0
-    other = [c.key for c in candidates(found, Protocol("demo", 128, "rows", "10 rows (seed 1)"))]
+    other = [c.id for c in candidates(found, Protocol("demo", 128, "rows", "10 rows (seed 1)"))]
     assert "plan:taylor:1" not in other
     workspace.write_csv(folder / "blocks.csv", ("block", "taylor"), [(b, 1.0) for b in range(6)])
     assert studies.study(here, str(dense)).plans(rows) == ()
@@ -212,11 +213,73 @@ def test_plotly_knows_every_symbol_of_a_candidate(retrained, hollow):
     from core.charts.compare import LOOKS, SPARE, look_of
     from core.compare.candidates import Candidate
 
-    named = [Candidate("k", "l", method, "depth", method) for method in LOOKS]
-    spare = [Candidate("k", "l", "x" * place, "depth", "by hand") for place in range(20)]
+    named = [Candidate("k", "l", "depth", method, method) for method in LOOKS]
+    spare = [Candidate("k", "l", "depth", "by hand", "x" * place) for place in range(20)]
     looks = [look_of(dataclasses.replace(c, retrained=retrained)) for c in (*named, *spare)]
     assert {look.colour for look in looks} >= {colour for colour, _ in SPARE}
     for look in looks:
         symbol = go.Scatter(marker={"symbol": look.marker(hollow=hollow)}).marker.symbol
         assert ("-open" in symbol) == hollow
         assert bool(retrained) == ("-dot" in symbol) or look.symbol in ("cross", "star")
+
+
+def test_a_study_is_kept_until_something_of_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
+    here, total = Workspace(root), headers.inspect(dense).parameters
+    cut = made.pruned(root, "cut", dense, [1], 1, total)
+    measured = made.run(root, "measured", "evaluate", 2, checkpoint="cut")
+    columns = ("source", "window", "bos", "tokens", "ppl")
+
+    def write(ppl):
+        workspace.write_csv(measured / "perplexity.csv", columns, [("demo", 128, "once", 9, ppl)])
+
+    def look():
+        return studies.study(here, str(dense))
+
+    def ppls(found):
+        return [q.ppl for q in found.quality]
+
+    write(3.0)
+    first = look()
+    assert ppls(first) == [3.0]
+    assert look() is first
+    write(4.25)
+    second = look()
+    assert ppls(second) == [4.25]
+    here.rename(here.find("cut"), "shorter")
+    assert [v.label for v in look().variants] == ["dense", "shorter"]
+    made.run(root, "again", "evaluate", 3, checkpoint="cut")
+    workspace.write_csv(root / "again" / "perplexity.csv", columns, [("x", 1, "once", 9, 5.0)])
+    assert sorted(ppls(look())) == [4.25, 5.0]
+    made.pruned(root, "more", cut, [0], 4, total)
+    assert [v.id for v in look().variants] == [str(dense), "cut", "more"]
+    third = look()
+    assert look() is third
+    made.checkpoint(dense, blocks=4)
+    assert look().dense.blocks == 4
+    (dense / "config.json").unlink()
+    assert look().dense.folder is None
+
+
+def test_a_redraw_with_many_runs_reads_no_file_of_a_run_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    root, dense = tmp_path / "ws", made.checkpoint(tmp_path / "dense")
+    here, total = Workspace(root), headers.inspect(dense).parameters
+    for place in range(20):
+        made.pruned(root, f"cut{place}", dense, [place % 6], place + 1, total)
+        folder = made.run(
+            root, f"measured{place}", "evaluate", 100 + place, checkpoint=f"cut{place}"
+        )
+        row = ("demo", 128, "once", 9, 2.0 + place)
+        columns = ("source", "window", "bos", "tokens", "ppl")
+        workspace.write_csv(folder / "perplexity.csv", columns, [row])
+    first = studies.study(here, str(dense))
+    assert len(first.quality) == 20
+
+    def read(self, *args, **kwargs):
+        raise AssertionError(f"{self} is read again")
+
+    monkeypatch.setattr(Path, "open", read)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert studies.study(here, str(dense)) is first

@@ -6,7 +6,7 @@ import json
 
 from core.runs import workspace
 from core.runs.workspace import Workspace
-from core.study import variants
+from core.study import lineage
 
 
 def make_run(root, name, command, source, *, started, dropped=(), size=0):
@@ -36,9 +36,9 @@ def test_variants_hang_below_what_they_were_made_from(tmp_path, monkeypatch):
     make_run(root, "other", "prune", "owner/model", started=4)
     make_run(root, "scores", "importance", dense, started=5)
 
-    roots = variants.tree(Workspace(root).runs())
+    roots = lineage.lineages(Workspace(root).runs())
 
-    shape = [(depth, v.label) for top in roots for depth, v in top.walk()]
+    shape = [(depth, v.name) for top in roots for depth, v in top.walk()]
     assert shape == [
         (0, "dense"),
         (1, "first"),
@@ -47,12 +47,12 @@ def test_variants_hang_below_what_they_were_made_from(tmp_path, monkeypatch):
         (0, "owner/model"),
         (1, "other"),
     ]
-    assert roots[0].blocks == 6
-    found = roots[0].children[0]
+    assert roots[0].dense.blocks == 6
+    found = roots[0].children(roots[0].dense)[0]
     assert (found.dropped, found.blocks, found.parameters, found.ratio) == ((3, 1), 4, 77, 0.25)
     real = sum(p.stat().st_size for p in first.rglob("*") if p.is_file())
     assert found.disk_bytes == real > 1000
-    assert roots[0].total_bytes == sum(v.disk_bytes for _, v in found.walk())
+    assert roots[0].total_bytes == sum(v.disk_bytes for _, v in roots[0].walk(found))
 
 
 def test_only_cuts_of_the_checkpoint_and_of_its_variants_are_made_from_it(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_only_cuts_of_the_checkpoint_and_of_its_variants_are_made_from_it(tmp_pa
     make_run(tmp_path, "other", "prune", "owner/model", started=5)
     runs = Workspace(tmp_path).runs()
     found = {
-        name: [r.id for r in variants.made_from(runs, name)]
+        name: [r.id for r in lineage.made_from(runs, name)]
         for name in (str(dense), "first", "owner/model", "tuned", "demo")
     }
     assert found == {
@@ -80,7 +80,7 @@ def test_only_cuts_of_the_checkpoint_and_of_its_variants_are_made_from_it(tmp_pa
 def test_a_variant_of_a_deleted_run_is_still_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
     make_run(tmp_path, "child", "prune", tmp_path / "gone", started=1)
-    (top,) = variants.tree(Workspace(tmp_path).runs())
-    assert top.record is None
-    assert top.folder is None
-    assert [v.label for v in top.children] == ["child"]
+    (top,) = lineage.lineages(Workspace(tmp_path).runs())
+    assert top.dense.record is None
+    assert top.dense.folder is None
+    assert [v.name for v in top.children(top.dense)] == ["child"]
