@@ -1,4 +1,4 @@
-"""Where a checkpoint's parameters are, as a picture."""
+"""Figure of where a checkpoint's parameters are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = {
     "MLP": (("gate_proj", "up_proj", "down_proj"), "#E69F00", "/"),
     "norms and others": ((), "#999999", "x"),
 }
-"""What is stacked: module names, colour and pattern; the last takes all that is left."""
+"""The stacked kinds: module names, colour and pattern; the last takes the rest."""
 
 
 def module_kinds(info: CheckpointInfo) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
-"""Figures of the Compare page, made from rows with the columns of points.csv and from candidates.
+"""Figures of the Compare page, from candidates and rows with the columns of points.csv.
 
-One colour, dash and symbol a method on all of them; depth solid, width dashed, dense dotted.
-Measured markers are filled, estimated ones hollow; retrained ones carry a dot.
+A method has the same colour, dash and symbol in every figure; depth is solid, width dashed, dense
+dotted. Measured markers are filled, estimated ones hollow; retrained ones have a dot.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ METRICS = {
     "process_mib": "process memory (MiB)",
     "utilisation_pct": "utilisation (%)",
 }
-"""What can be drawn against batch size, output length and ratio, with its unit."""
+"""Metrics drawn against batch size, output length and ratio, with units."""
 BANDS = {"latency_s_p50": ("latency_s_p10", "latency_s_p90")}
 AXES = {
     "memory_mib": "peak memory (MiB)",
@@ -55,7 +55,7 @@ AXES = {
     "latency_s": "latency (s)",
     "parameters": "parameters",
 }
-"""Costs that quality is weighed against."""
+"""Costs to compare with quality."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Look:
     symbol: str
 
     def marker(self, *, hollow: bool) -> str:
-        """Return the symbol, ``hollow`` for what is estimated; plotly's order is open, then dot."""
+        """Return the symbol, ``hollow`` for estimates; plotly's order is open, then dot."""
         plain = self.symbol.removesuffix("-dot")
         return plain + "-open" * hollow + "-dot" * (plain != self.symbol)
 
@@ -82,7 +82,7 @@ def look_of(candidate: Variant) -> Look:
 
 
 def value(row: Row, metric: str) -> float | None:
-    """Return a metric of a row; those in ms are kept in seconds there."""
+    """Return a metric of a row; the row has times in seconds, metrics may be in ms."""
     if metric.endswith("_ms"):
         seconds = row.get(metric.removesuffix("_ms") + "_s")
         return None if seconds is None else 1000 * float(seconds)
@@ -101,7 +101,7 @@ def against(
     x: str = "batch_size",
     capacity_mib: float | None = None,
 ) -> go.Figure:
-    """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line a candidate.
+    """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line per candidate.
 
     Rows that ran out of memory are crosses at the top; ``estimated`` rows are hollow and dotted.
     """
@@ -160,7 +160,7 @@ def _line(
 
 
 def _spread(row: Row) -> str:
-    """Return the runs and the spread behind a point, for hovering."""
+    """Return the number of runs and the spread of a point, for its tooltip."""
     if row.get("estimated") or not row.get("runs"):
         return ""
     deviation = row.get("latency_s_std")
@@ -174,7 +174,7 @@ def _faint(colour: str) -> str:
 
 
 def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -> None:
-    """Draw out-of-memory points at the top of the panel, with what they would have needed."""
+    """Draw out-of-memory points at the top of the panel, with the memory they would need."""
     ys = [v for trace in figure.data for v in trace.y if v is not None]
     top = 1.15 * max(ys, default=1.0)
     for candidate, row in lost:
@@ -199,13 +199,13 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -
 
 
 def _capacity(figure: go.Figure, capacity_mib: float) -> None:
-    """Draw the device's memory as a line where it is in sight, else say where it is."""
+    """Draw the device's memory as a line if it is near the data, otherwise note its value."""
     ys = [v for trace in figure.data for v in trace.y if v is not None]
-    text = f"the device has {capacity_mib / 1024:,.1f} GiB"
+    text = f"device memory: {capacity_mib / 1024:,.1f} GiB"
     if ys and max(ys) > 0.2 * capacity_mib:
         figure.add_hline(y=capacity_mib, line={"dash": "dash", "width": 2, "color": CHOSEN})
     else:
-        text += ", far above"
+        text += " (off scale)"
     figure.add_annotation(
         xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom",
         text=text, showarrow=False, font={"size": palette.FONT_SIZE},
@@ -213,7 +213,7 @@ def _capacity(figure: go.Figure, capacity_mib: float) -> None:
 
 
 def _cost_axis(figure: go.Figure, metric: str) -> None:
-    """Title the y axis; it is logarithmic where values span more than tenfold."""
+    """Title the y axis; it is logarithmic if the values span more than a factor of ten."""
     ys = [v for trace in figure.data for v in trace.y if v]
     figure.update_yaxes(title=METRICS[metric])
     if ys and max(ys) > 10 * min(ys) and metric != "speedup":
@@ -231,10 +231,10 @@ def against_ratio(
     at: float | None = None,
     published: Iterable[Row] = (),
 ) -> go.Figure:
-    """Draw a metric against the pruning ratio, one line a series, all starting at dense.
+    """Draw a metric against the pruning ratio, one line per series, all starting at dense.
 
     ``rows`` are of one batch size and output length; ``at`` marks a ratio. ``published`` rows are
-    drawn over the speed-up only: other machines' times mean nothing here.
+    drawn over the speed-up only: absolute times of other machines are not comparable.
     """
     figure = go.Figure()
     dense = next((c for c in found if c.kind == "dense"), None)
@@ -284,7 +284,7 @@ def _mark_ratio(figure: go.Figure, at: float | None) -> None:
 
 
 def _ratio_axis(figure: go.Figure) -> None:
-    """Label the axis of ratios; where only the dense model stands on it, it ends at a half."""
+    """Label the axis of ratios; if it has only the dense model, it ends at one half."""
     alone = not any(x for trace in figure.data for x in trace.x or ())
     limits = {"range": [-0.01, 0.5]} if alone else {"rangemode": "tozero"}
     figure.update_xaxes(title="parameters removed", tickformat=".0%", **limits)
@@ -301,7 +301,7 @@ def quality(
     published: Iterable[Row] = (),
     chosen: str = "",
 ) -> go.Figure:
-    """Draw perplexity (log) against the share of parameters removed, one line a series.
+    """Draw perplexity (log) against the share of parameters removed, one line per series.
 
     ``relative`` divides by the dense perplexity; only then are ``published`` rows (method, ratio,
     over_dense, label, source) drawn too. Small markers are plans without a checkpoint.
@@ -347,7 +347,7 @@ def quality(
     _ring(figure, [c for c in found if c.id == chosen], base)
     _mark_ratio(figure, at)
     _ratio_axis(figure)
-    title = "perplexity, times dense" if relative else "perplexity"
+    title = "perplexity relative to dense" if relative else "perplexity"
     figure.update_yaxes(type="log", title=title, **log_axis(values))
     return palette.dress(figure, 420, clickmode="event+select", dragmode=False)
 
@@ -400,11 +400,11 @@ def pareto(
     chosen: str = "",
     limits: Mapping[str, float | None] | None = None,
 ) -> go.Figure:
-    """Draw perplexity (log) against a cost; a click on a point names its key in customdata.
+    """Draw perplexity (log) against a cost; a click on a point gives its key in customdata.
 
-    ``within`` are the keys that keep to the budget: others are faint. ``at`` are those at the ratio
-    that is looked at: others are small. ``limits`` (by column) draws
-    the budget. Arrows go from each model to its retrained self; only the frontier has labels.
+    ``within`` are the keys within the budget: others are faint. ``at`` are those at the chosen
+    ratio: others are small. ``limits`` (by column) draws the budget. Arrows lead from each model to
+    its retrained version; only the frontier has labels.
     """
     kept, large = set(within), set(at)
     known = [r for r in rows if r.get(x) is not None and r.get("ppl")]
@@ -442,7 +442,7 @@ def pareto(
 
 
 def _labels(figure: go.Figure, known: Sequence[Row], frontier: Sequence[Row], x: str) -> None:
-    """Name the frontier's points, but none that would run into one named before."""
+    """Label the frontier's points, except where a label would overlap an earlier one."""
     linear = x_is_linear(known, x)
     xs = [r[x] if linear else math.log10(r[x]) for r in known]
     ys = [math.log10(r["ppl"]) for r in known]
@@ -462,7 +462,7 @@ def _labels(figure: go.Figure, known: Sequence[Row], frontier: Sequence[Row], x:
 
 
 def x_is_linear(rows: Sequence[Row], x: str) -> bool:
-    """Whether costs lie close enough together for a linear axis."""
+    """Whether the costs are close enough together for a linear axis."""
     values = [r[x] for r in rows if r.get(x)]
     return not values or max(values) <= 20 * min(values)
 
@@ -499,14 +499,14 @@ def _cloud(
 
 
 def _outline(retrained: str) -> dict[str, Any]:
-    """Return the white line that makes the dot of a retrained model's marker show."""
+    """Return the white outline that makes the dot of a retrained model's marker visible."""
     return {"line": {"width": 1.5, "color": "#FFFFFF"}} if retrained else {}
 
 
 def _arrows(
     figure: go.Figure, places: Mapping[str, tuple[float, float]], parents: Mapping[str, str]
 ) -> None:
-    """Draw an arrow from every model to what retraining made of it, in the axes' units."""
+    """Draw an arrow from every model to its retrained version, in the axes' units."""
     for key, parent in parents.items():
         if key in places and parent in places:
             (x0, y0), (x1, y1) = places[parent], places[key]
@@ -519,7 +519,7 @@ def _arrows(
 def _limits(
     figure: go.Figure, rows: Sequence[Row], x: str, limits: Mapping[str, float | None]
 ) -> None:
-    """Draw the budget's limits that lie on this picture's axes."""
+    """Draw the budget's limits that apply to this figure's axes."""
     style = {"dash": "dash", "width": 2, "color": CHOSEN}
     if (most := limits.get(x)) is not None:
         figure.add_vline(x=most, line=style)
@@ -529,7 +529,7 @@ def _limits(
 
 
 def data_of(figure: go.Figure) -> list[dict[str, Any]]:
-    """Return what a figure shows as rows: series, x, y, and the candidate where there is one."""
+    """Return a figure's data as rows: series, x, y, and the candidate if there is one."""
     rows = []
     for trace in figure.data:
         if trace.fill == "toself" or trace.hoverinfo == "skip":
@@ -541,7 +541,7 @@ def data_of(figure: go.Figure) -> list[dict[str, Any]]:
 
 
 def standalone(figure: go.Figure, note: str = "") -> str:
-    """Return a web page of its own with the figure, its data, its note and plotly.js in it."""
+    """Return a self-contained web page with the figure, its data, its note and plotly.js."""
     page = go.Figure(figure)
     page.update_layout(
         template="plotly_white",

@@ -29,22 +29,24 @@ BAR: dict[str, Any] = {"orientation": "h", "y": -0.28, "yanchor": "top", "thickn
 """A colour bar below the plot, so that a narrow window keeps its width for the cells."""
 
 
-def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[str, float]) -> Any:
+def task_dots(
+    evaluated: Sequence[Judged], tasks: Sequence[Measure], chance: dict[str, float]
+) -> Any:
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
-    ``chance`` is the accuracy of guessing by task, drawn as a short line where it is known. Rows
+    ``chance`` is the accuracy of guessing by task, drawn as a short line if it is known. Rows
     of a task are a little apart, so that equal values do not hide each other. A checkpoint that
     was asked none of the tasks takes no room.
     """
-    judged = [one for one in judged if any(m in one.cells for m in tasks)]
+    evaluated = [one for one in evaluated if any(m in one.cells for m in tasks)]
     figure = go.Figure()
     names = [m.label for m in tasks]
-    spread = min(0.2, 0.7 / max(1, len(judged)))
-    looks = _looks(judged)
-    for place, one in enumerate(judged):
+    spread = min(0.2, 0.7 / max(1, len(evaluated)))
+    looks = _looks(evaluated)
+    for place, one in enumerate(evaluated):
         colour, symbol = looks[place]
         rows = [(at, one.cells[m]) for at, m in enumerate(tasks) if m in one.cells]
-        offset = (place - (len(judged) - 1) / 2) * spread
+        offset = (place - (len(evaluated) - 1) / 2) * spread
         figure.add_scatter(
             x=[cell.value for _, cell in rows],
             y=[at + offset for at, _ in rows],
@@ -69,7 +71,7 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
             showlegend=number == 0,
             hoverinfo="skip",
         )
-    palette.dress(figure, 120 + (22 + 12 * len(judged)) * len(tasks))
+    palette.dress(figure, 120 + (22 + 12 * len(evaluated)) * len(tasks))
     figure.update_yaxes(
         tickvals=list(range(len(tasks))), ticktext=names, range=[len(tasks) - 0.5, -0.5],
         zeroline=False, automargin=True,
@@ -78,11 +80,11 @@ def task_dots(judged: Sequence[Judged], tasks: Sequence[Measure], chance: dict[s
     return figure
 
 
-def _looks(judged: Sequence[Judged]) -> list[tuple[str, str]]:
-    """Return colour and symbol of every checkpoint: its method's, others where that is taken."""
+def _looks(evaluated: Sequence[Judged]) -> list[tuple[str, str]]:
+    """Return colour and symbol of every checkpoint: its method's, or spare ones if taken."""
     spare = iter(SPARE)
     found: list[tuple[str, str]] = []
-    for one in judged:
+    for one in evaluated:
         own = look_of(one.variant)
         look = (own.colour, own.symbol)
         while look in found:
@@ -94,7 +96,7 @@ def _looks(judged: Sequence[Judged]) -> list[tuple[str, str]]:
 
 
 def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
-    """Draw what leaving out each block changes on every task; ``rows`` as in skills.csv.
+    """Draw the change on every task when one block is left out; ``rows`` as in skills.csv.
 
     A cell whose change is within two standard errors of zero carries a dot: it may be chance.
     """
@@ -166,7 +168,7 @@ def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
                 for r in rows
             ],
             texttemplate="%{text}",
-            hovertemplate="%{y}, judged %{x}: %{z:.4f} x dense<extra></extra>",
+            hovertemplate="%{y}, evaluated %{x}: %{z:.4f} x dense<extra></extra>",
             colorbar={**BAR, "title": {"text": "x dense", "side": "top"}},
         )
     )

@@ -1,4 +1,4 @@
-"""Figures of the Importance page; each shows just what a CSV file of the run holds."""
+"""Figures of the Importance page; each shows exactly the content of one CSV file of the run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MOST_NLL = 700.0
-"""Where the exponential would leave the range of floating-point numbers."""
+"""Above this the exponential overflows a float."""
 MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
-"""Modules of a block in the order of computing."""
+"""Modules of a block in the order of computation."""
 LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
-"""Column of blocks.csv -> how charts call it."""
+"""Column of blocks.csv -> its label."""
 
 
 def table(rows: Sequence[DataclassInstance]) -> pd.DataFrame:
@@ -113,9 +113,9 @@ def perplexity_bars(
 
 
 def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:
-    """Return where to cut the perplexity axis so that outliers do not hide the rest.
+    """Return the upper end of the perplexity axis that keeps outliers from hiding the rest.
 
-    Three times the spread of the middle half above its upper end; None where nothing sticks out.
+    The upper quartile plus three times the interquartile range; None if nothing exceeds it.
     """
     finite = sorted(v for v in values if math.isfinite(v))
     if len(finite) < 4:
@@ -257,7 +257,7 @@ def taylor_heatmap(
 
 
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:
-    """Draw the angular distance by start (x) and cut length (y); each length's least is ringed."""
+    """Draw the angular distance by start (x) and cut length (y); the minimum of each circled."""
     table = angular.pivot(index="length", columns="start", values="distance").sort_index()
     hover = [
         [
@@ -359,7 +359,7 @@ def sublayer_bars(sublayers: pd.DataFrame, dense_ppl: float | None) -> go.Figure
 
 
 def scored_columns(blocks: pd.DataFrame) -> list[str]:
-    """Return the criteria that the table holds values of."""
+    """Return the criteria that the table has values for."""
     return [c for c in LABELS if c in blocks and blocks[c].notna().all()]
 
 

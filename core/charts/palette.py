@@ -1,4 +1,4 @@
-"""One palette for all charts: Okabe and Ito's colours, readable with every colour vision."""
+"""One palette for all charts: Okabe and Ito's colours, safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
 
 
 def dress(figure: go.Figure, height: int, **more: Any) -> go.Figure:
-    """Give a figure the common layout, and axes that can be read on a projector; returns it."""
+    """Give a figure the common layout and axes that are readable on a projector; returns it."""
     figure.update_layout(**layout(height, **more))
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(tickfont={"size": FONT_SIZE}, title_font={"size": FONT_SIZE + 1})
@@ -61,11 +61,11 @@ BELOW_BAR = {
     "margin": {"l": 10, "r": 10, "t": 96, "b": 56},
     "xaxis": {"automargin": False, "title": {"standoff": 30}},
 }
-"""Room for `colour_bar`; where Plotly makes it by itself, it misplaces the axis title."""
+"""Space for `colour_bar`; if Plotly makes it automatically, it misplaces the axis title."""
 
 
 def counting_axis(count: int) -> dict[str, Any]:
-    """Return an axis of whole numbers up to ``count``: each where they fit, else as many as do."""
+    """Return an axis of whole numbers up to ``count``: all if they fit, else as many as do."""
     return {"dtick": 1} if count <= 24 else {"tickformat": "d"}
 
 
@@ -82,14 +82,14 @@ def colour_bar(title: str, **more: Any) -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """Return a value of a scale as people write it: 7,904 or 0.0138, no powers of ten."""
+    """Return a tick label as people write it: 7,904 or 0.0138, without powers of ten."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def dense_line(figure: go.Figure, value: float) -> None:
     """Draw the dense perplexity as a dashed line that shows on bars and on both themes.
 
-    Its label stands above the plot, where no bar can be in its way.
+    Its label stands above the plot, out of the way of the bars.
     """
     for dash, width, colour in (("solid", 4, "#FFFFFF"), ("dash", 2, "#333333")):
         figure.add_hline(y=value, line={"dash": dash, "width": width, "color": colour})

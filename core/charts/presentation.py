@@ -1,4 +1,4 @@
-"""The one picture of the Presentation page: what dropping blocks pays, and what it costs."""
+"""The figure of the Presentation page: the gain and the cost of dropping blocks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from core.charts import palette
 from core.compare.headline import Stop
 
 BIG = 20
-"""Font size in pixels that is read from the last row."""
+"""Font size in pixels, readable from the back row."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """How one figure is drawn; every line has a colour, dash and symbol of its own."""
+    """How one quantity is drawn; every line has its own colour, dash and symbol."""
 
     field: str
     label: str
@@ -34,7 +34,7 @@ LINES = (
 
 
 def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
-    """Draw speed, memory and perplexity, times dense, against the parameters removed.
+    """Draw speed, memory and perplexity relative to dense against the parameters removed.
 
     Perplexity is always measured. Estimated speed and memory are hollow. A star is what retraining
     made of the perplexity. ``at`` is marked, and its values stand beside its points.
@@ -61,12 +61,12 @@ def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
             },
             hovertemplate=f"%{{x:.1%}} removed: {line.label} %{{y:.2f}} x dense<extra></extra>",
         )
-    retrained = [s for s in found if s.retrained]
+    retrained = [s for s in found if s.retrained_ppl]
     if retrained:
-        values += [s.retrained for s in retrained if s.retrained]
+        values += [s.retrained_ppl for s in retrained if s.retrained_ppl]
         figure.add_scatter(
             x=[s.ratio for s in retrained],
-            y=[s.retrained for s in retrained],
+            y=[s.retrained_ppl for s in retrained],
             name="perplexity after retraining",
             mode="markers",
             marker={"size": 20, "symbol": "star", "color": palette.DROPPED},
@@ -77,7 +77,7 @@ def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
     low, high = min(values), max(values)
     pad = 1.12
     figure.update_yaxes(
-        title="times the dense model",
+        title="relative to the dense model",
         type="log",
         range=[math.log10(low / pad), math.log10(high * pad)],
         **_ticks(low / pad, high * pad),
@@ -94,7 +94,7 @@ def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
 
 
 def _ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
-    """Return ticks as people say factors: 0.5 x, 1 x, 2 x."""
+    """Return ticks labelled as factors: 0.5 x, 1 x, 2 x."""
     steps: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 30, 100, 300, 1000)
     if high / low < 1.8:
         steps = tuple(n / 10 for n in range(1, 31))

@@ -85,10 +85,10 @@ def curve(
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """Return range and real tick values of a log axis over ``values``; empty where there are none.
+    """Return range and real tick values of a log axis over ``values``; empty without values.
 
     Plotly labels a narrow log axis with bare digits ("2, 5"); these are whole numbers, 1, 2 or 5
-    times a power of ten, or evenly spaced ones where that gives fewer than three.
+    times a power of ten, or evenly spaced ones if that gives fewer than three.
     """
     finite = [v for v in values if v and v > 0 and math.isfinite(v)]
     if not finite:
@@ -116,7 +116,7 @@ def block_strip(
     *,
     height: int | None = None,
 ) -> go.Figure:
-    """Draw one row of cells a plan: kept, dropped (with their rank) and protected blocks.
+    """Draw one row of cells per plan: kept, dropped (with their rank) and protected blocks.
 
     Each cell's customdata is [block, plan], so a click on it names both.
     """

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from core.charts import palette
 
 MOST_POINTS = 1500
-"""Points of a curve that are drawn; more than a screen has columns."""
+"""Maximum points drawn per curve; more than a screen has columns."""
 METHODS = {
     "lora": ("#0072B2", "circle", ""),
     "continued": ("#D55E00", "square", "/"),
@@ -26,14 +26,14 @@ METHODS = {
 """Colour, symbol and pattern of each method."""
 
 SERIES = (palette.KEPT, palette.DROPPED, palette.ACCENT, "#CC79A7", "#E69F00", "#56B4E9", "#332288")
-"""Colours of a recipe's variants, in order; each also has a pattern of its own."""
+"""Colours of a recipe's variants, in order; each also has its own pattern."""
 
 
 def thin(values: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
     """Return at most ``most`` indices of ``values`` to draw, ascending.
 
     The first and the last point and, of each of equal stretches between, the lowest and the
-    highest value stay, so no spike is lost; with few points all of them stay.
+    highest value are kept, so no spike is lost; if there are few points, all are kept.
     """
     count = len(values)
     if count <= most:
@@ -56,7 +56,7 @@ def smooth(values: Sequence[float], span: float) -> list[float]:
 
 
 def span_of(steps: int) -> int:
-    """Return over how many steps to smooth a curve of ``steps``."""
+    """Return the number of steps to smooth a curve of ``steps`` steps over."""
     return max(5, min(500, steps // 40))
 
 
@@ -71,7 +71,7 @@ def loss(
     """Draw the training loss raw and smoothed, and the held-out loss as diamonds.
 
     ``evaluations`` are the run's evaluation lines: step, heldout_loss and those of the dense and
-    the pruned model. ``run`` keeps the zoom while more points come.
+    the pruned model. ``run`` keeps the zoom while points are added.
     """
     figure = go.Figure()
     drawn = thin(losses)
@@ -123,7 +123,7 @@ def loss(
                 hoverinfo="skip",
             )
     figure.update_xaxes(title="step", range=[0, max([total, *steps, 1])])
-    figure.update_yaxes(title="loss, nat per token")
+    figure.update_yaxes(title="loss (nats per token)")
     palette.dress(figure, 420, uirevision=run)
     return figure
 
@@ -155,7 +155,7 @@ def curve(
 
 
 def recovery(evaluations: Sequence[Mapping[str, Any]], *, total: int = 0) -> go.Figure:
-    """Draw the share of the gap that is closed, at every evaluation; lines at 0 and at 1."""
+    """Draw the recovered share of the gap at every evaluation, with lines at 0 and 1."""
     found = [(e["step"], e["recovered"]) for e in evaluations if e.get("recovered") is not None]
     figure = go.Figure(
         go.Scatter(
@@ -180,7 +180,7 @@ def recovery(evaluations: Sequence[Mapping[str, Any]], *, total: int = 0) -> go.
 def recovered_bars(table: pd.DataFrame) -> go.Figure:
     """Draw the recovered share of several retrained variants of one parent.
 
-    ``table`` has name, method and recovered (a share, or none where it is not stated).
+    ``table`` has name, method and recovered (a share, or None if it is not reported).
     """
     figure = go.Figure()
     for method, (colour, _, pattern) in METHODS.items():
@@ -211,7 +211,7 @@ def _hatch(shape: str) -> dict[str, str]:
 
 
 def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
-    """Draw one column of a recipe's table: a bar a variant, grouped by what it was judged on.
+    """Draw one column of a recipe's table: a bar per variant, grouped by what it was evaluated on.
 
     ``table`` has variant, evaluated_on and ``value``; a column ``spread`` gives error bars.
     """

@@ -1,7 +1,7 @@
-"""What can be chosen: the checkpoints of a study, and plans whose perplexity is known.
+"""Candidates: the checkpoints of a study, and plans whose perplexity is known.
 
-A candidate has a perplexity by one protocol. A checkpoint that was never judged by it takes that
-of a plan that leaves out the same blocks: it is the same model.
+A candidate has a perplexity by one protocol. A checkpoint that was not evaluated by it takes the
+perplexity of a plan that leaves out the same blocks: it is the same model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from core.checkpoint.headers import CheckpointInfo
 from core.study import Protocol, Quality, Study, Variant, criterion_label, info_of
 
 NEAR = 0.05
-"""Difference of ratios, at most, for a series of plans alone to stand beside checkpoints."""
+"""Maximum difference of ratios for a series of nothing but plans to be shown with checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Candidate(Variant):
     """
 
     ppl: float | None = None
-    """By the protocol asked for; None if it was not measured."""
+    """By the chosen protocol; None if it was not measured."""
     is_plan: bool = False
-    """Whether no checkpoint of it was written yet."""
+    """Whether its checkpoint has not been written yet."""
 
 
 def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
-    """Return the study's checkpoints, dense first, then plans that are not among them."""
+    """Return the study's checkpoints, dense first, then the plans that were not written."""
     plans = study.plans(protocol) if protocol else ()
     by_blocks = {frozenset(q.drop): q for q in sorted(plans, key=lambda q: q.started)}
     found = [_of_variant(study, v, protocol, by_blocks) for v in study.variants]
@@ -82,14 +82,14 @@ def _of_plan(plan: Quality, dense: str) -> Candidate:
 
 
 def shapes_of(candidate: Candidate, dense: CheckpointInfo | None) -> Shapes | None:
-    """Return the shapes to estimate from: headers of a checkpoint, arithmetic for a plan."""
+    """Return the shapes to estimate from: a checkpoint's headers; for a plan they are computed."""
     if not candidate.is_plan:
         return info_of(candidate)
     return without(dense, candidate.dropped) if dense else None
 
 
 def series_points(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the candidates of each series by ratio; a series of one method starts at dense."""
+    """Return the pruned candidates of each series, by ratio."""
     lines: dict[str, list[Candidate]] = {}
     for candidate in found:
         if candidate.kind in ("depth", "width") and candidate.ratio is not None:
@@ -100,8 +100,8 @@ def series_points(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def nearest(found: Sequence[Candidate], ratio: float) -> list[Candidate]:
     """Return dense and others, and of every series the candidate nearest to ``ratio``.
 
-    At equal distance a checkpoint goes before a plan, then the smaller cut. A series that has
-    nothing but plans further off than `NEAR` (one block of an importance run) is left out.
+    At equal distance a checkpoint comes before a plan, then the smaller cut. A series is left out
+    if it has only plans that differ by more than `NEAR` (e.g. one block of an importance run).
     """
     chosen = [c for c in found if c.kind in ("dense", "other")]
     for line in series_points(found).values():

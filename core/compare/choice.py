@@ -1,4 +1,4 @@
-"""Which candidate to take: budgets, the best one within them, and the Pareto frontier."""
+"""Choosing a candidate: budgets, the best one within them, and the Pareto frontier."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ TIE = 1e-9
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper limits; None is no limit. A row with an unknown value does not keep to a limit."""
+    """Upper limits; None means unlimited. A row with an unknown value is not within a limit."""
 
     memory_gib: float | None = None
     per_token_ms: float | None = None
     ppl_over_dense: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise `OptionError` for a limit that nothing can keep to."""
+        """Raise `OptionError` for a limit that nothing can satisfy."""
         for name, value in self.limits.items():
             if value is not None and not value > 0:
-                raise OptionError(f"The budget {name} of {value} is not above 0.", "Raise it.")
+                raise OptionError(f"The budget {name} must be above 0, got {value}.", "Raise it.")
 
     @property
     def limits(self) -> dict[str, float | None]:
-        """The limits by the columns they are about."""
+        """The limits by column."""
         mib = None if self.memory_gib is None else 1024 * self.memory_gib
         return {
             "memory_mib": mib,
@@ -39,12 +39,12 @@ class Budget:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is any limit."""
+        """Whether any limit is set."""
         return any(v is not None for v in self.limits.values())
 
 
 def broken(row: Row, budget: Budget) -> list[str]:
-    """Return the columns in which a row does not keep to the budget, unknown ones included."""
+    """Return the columns in which a row exceeds the budget, unknown values included."""
     return [
         name
         for name, most in budget.limits.items()
@@ -57,15 +57,15 @@ def _known(value: Any) -> bool:
 
 
 def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
-    """Return the rows that keep to every limit and did not run out of memory."""
+    """Return the rows within every limit that did not run out of memory."""
     return [r for r in rows if not broken(r, budget) and r.get("kind_of_cost") != "out of memory"]
 
 
 def best(rows: Sequence[Row], budget: Budget) -> Row | None:
-    """Return what to take: within the budget the lowest perplexity.
+    """Return the best row: the lowest perplexity within the budget.
 
-    Of equal perplexities the faster goes first, then the smaller. None where nothing keeps to it.
-    Where no row has a perplexity the fastest is taken.
+    Ties go to the faster, then to the smaller. None if nothing is within the budget. If no row has
+    a perplexity, the fastest is returned.
     """
     fitting = within(rows, budget)
     order = ("ppl", "per_token_ms", "memory_mib", "parameters")
@@ -77,10 +77,10 @@ def best(rows: Sequence[Row], budget: Budget) -> Row | None:
 
 
 def frontier(rows: Sequence[Row], x: str, y: str = "ppl") -> list[Row]:
-    """Return the rows that no other beats in both ``x`` and ``y`` (lower is better), by ``x``.
+    """Return the Pareto frontier of ``x`` and ``y`` (lower is better), ordered by ``x``.
 
-    A row is beaten by one that is as low in both and lower in one; of equal ones the first stays.
-    Rows where either is unknown or infinite are left out.
+    A row is dominated by one that is as low in both and lower in one; of equal rows the first
+    stays. Rows with an unknown or infinite value are left out.
     """
     known = [r for r in rows if _known(r.get(x)) and _known(r.get(y))]
     kept: list[Row] = []

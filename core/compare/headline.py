@@ -1,8 +1,8 @@
-"""What dropping blocks pays and what it costs, in a few numbers: for a stakeholder's minute.
+"""The gain and the cost of dropping blocks in a few numbers, to be read in a minute.
 
 For every share of parameters removed the depth-pruned candidate with the lowest perplexity is
 taken. Perplexity is always measured. Speed and memory are measured where a benchmark has both
-models; else they are worked out for both, and say so.
+models; otherwise they are estimated for both, and marked as estimates.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from core.compare.speed import Speed, speeds_at
 from core.study import Benchmark, Study, info_of
 
 USUAL = 0.2
-"""Share of the parameters from which a first look starts: the paper's moderate pruning."""
+"""Share of parameters removed that is shown first: the moderate pruning of the paper."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """One size to which the model can be cut; all figures are times the dense model's."""
+    """One size that the model can be cut to; all figures are relative to the dense model."""
 
     key: str
     label: str
@@ -37,27 +37,27 @@ class Stop:
     speed: float | None
     memory: float | None
     cost: str
-    """measured, estimated, or unknown: how speed and memory are known."""
+    """measured, estimated or unknown: where speed and memory come from."""
     noise: float | None = None
-    """Share by which a measured speed is uncertain."""
+    """Relative uncertainty of a measured speed."""
     is_plan: bool = False
-    retrained: float | None = None
-    """Perplexity after the best retraining of this checkpoint; None if there was none."""
+    retrained_ppl: float | None = None
+    """Perplexity after the best retraining of this checkpoint; None if it was not retrained."""
     retrained_by: str = ""
 
     @property
     def name(self) -> str:
-        """The share removed, as the slider shows it."""
+        """Label of the slider: the share removed."""
         return f"{self.ratio:.1%}"
 
 
 def cell_of(scene: Scene) -> Cell:
-    """Return the point of the grid to speak of: one prompt at a time, the longest answer."""
+    """Return the cell of the grid to report: one prompt at a time, the longest answer."""
     return min(scene.cells, key=lambda c: (c[0], -c[2]))
 
 
 def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
-    """Return the sizes that depth pruning offers, ascending; empty where nothing was judged."""
+    """Return the sizes that depth pruning offers, ascending; empty if nothing was evaluated."""
     cell = cell or cell_of(scene)
     rows = {r["key"]: r for r in scene.table(cell, estimates=False)}
     dense = rows.get(scene.study.dense.id)
@@ -77,13 +77,13 @@ def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
 
 
 def start(found: Sequence[Stop]) -> Stop:
-    """Return where to start: the checkpoint nearest to the usual share, else the plan."""
+    """Return the size to show first: the checkpoint nearest to the usual share, else the plan."""
     made = [s for s in found if not s.is_plan] or list(found)
     return min(made, key=lambda s: abs(s.ratio - USUAL))
 
 
 def widest(study: Study, runs: Sequence[Benchmark]) -> Scene:
-    """Return the study seen by the protocol that judged most sizes; figures never mix two."""
+    """Return the scene of the protocol with most sizes evaluated; figures never mix two."""
     scenes = [scene(study, protocol, runs) for protocol in study.protocols or (None,)]
     return max(scenes, key=lambda s: sum(bool(x.ppl) for x in stops(s)))
 
@@ -117,7 +117,7 @@ def _stop(
         memory=memory,
         cost=cost,
         is_plan=candidate.is_plan,
-        retrained=best["ppl_over_dense"] if best else None,
+        retrained_ppl=best["ppl_over_dense"] if best else None,
         retrained_by=str(best["label"]).rsplit(" + ", 1)[-1] if best else "",
     )
 
@@ -132,7 +132,7 @@ def _measured(
 
 
 def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:
-    """Return the newest measured speed-up with its noise, from the single runs of a benchmark."""
+    """Return the newest measured speed-up with its noise, from a benchmark's individual runs."""
     for bench in sorted(scene.runs, key=lambda b: -b.record.started):
         if found := speeds_at(scene.study, bench, cell).get(label):
             return found
@@ -142,7 +142,7 @@ def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:
 def _estimated(
     scene: Scene, candidate: Candidate, cell: Cell
 ) -> tuple[float | None, float | None, str]:
-    """Work out both models alike, so that an error of the arithmetic falls on both."""
+    """Estimate both models in the same way, so that an error of the estimate affects both."""
     info = info_of(scene.study.dense)
     shapes = shapes_of(candidate, info)
     if info is None or shapes is None:

@@ -1,7 +1,7 @@
 """The measured and the estimated cost of candidates, as rows with the columns of points.csv.
 
-Rows of several benchmark runs are put together only where they were measured on one device in one
-precision; of two measurements of the same point the newer one counts.
+Rows of several benchmark runs are combined only if they were measured on the same device in the
+same precision; of two measurements of the same point the newer one counts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Cell = tuple[int, int, int]
 
 
 def cell_of(row: Mapping[str, Any]) -> Cell:
-    """Return the point of the grid that a row measured."""
+    """Return the cell of the grid that a row measured."""
     return int(row["batch_size"]), int(row["input_tokens"]), int(row["output_tokens"])
 
 
 def setting_of(bench: Benchmark) -> tuple[str, ...]:
-    """Return what must be equal for two runs to share a chart: device, its name, precision."""
+    """Return what two runs must share to be drawn in one chart: device, its name, precision."""
     types = sorted({str(v.get("dtype")) for v in bench.summary.get("variants") or []})
     summary = bench.summary
     threads = str(summary.get("threads", "")) if summary.get("device") == "cpu" else ""
@@ -34,23 +34,20 @@ def setting_of(bench: Benchmark) -> tuple[str, ...]:
 
 
 def mixed_settings(runs: Sequence[Benchmark]) -> str:
-    """Return one sentence where runs cannot share a chart, else nothing."""
+    """Return a sentence if the runs cannot share a chart, otherwise an empty string."""
     first = runs[0] if runs else None
     for other in runs[1:]:
         if first and setting_of(other) != setting_of(first):
             one, two = (", ".join(filter(None, setting_of(b))) for b in (first, other))
             return (
-                f"{first.id} was measured on {one}, {other.id} on {two}: their times do not "
-                "compare. Choose runs of one device and precision."
+                f"{first.id} was measured on {one}, {other.id} on {two}: their times are "
+                "not comparable. Choose runs on the same device and in the same precision."
             )
     return ""
 
 
 def rows_of(runs: Iterable[Benchmark]) -> list[Row]:
-    """Return the points of benchmark runs with ``speedup`` over dense, newest first wins.
-
-    ``speedup`` compares with the dense model's point of the same run, else of any of the runs.
-    """
+    """Return the points of benchmark runs; of two of the same candidate and cell the newer one."""
     kept: dict[tuple[str, Cell], Row] = {}
     for bench in sorted(runs, key=lambda b: b.record.started):
         for point in bench.points:
@@ -70,7 +67,7 @@ def with_speedup(rows: Sequence[Row], dense: str) -> list[Row]:
 
 
 def estimate(shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str) -> Row:
-    """Return the worked-out cost of a model at one point: memory always, times with ``rates``."""
+    """Return the estimated cost of a model at one cell: always memory, and times with ``rates``."""
     batch, given, made = cell
     memory = analytic.memory_bytes(shapes, batch, given, made, dtype)["total"]
     row: Row = {
@@ -95,7 +92,7 @@ def estimate(shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str) -> Row
 
 
 def cells(rows: Iterable[Row]) -> list[Cell]:
-    """Return the points of the grid that were measured, in order."""
+    """Return the cells of the grid that were measured, in order."""
     return sorted({cell_of(r) for r in rows})
 
 
@@ -105,7 +102,7 @@ def table(
     cell: Cell | None,
     estimates: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Return one row a candidate at one point of the grid: what it is, its quality, its cost.
+    """Return one row per candidate at one cell of the grid: the candidate, its quality, its cost.
 
     ``kind_of_cost`` is measured, estimated (from ``estimates``, by key), out of memory, or unknown.
     """

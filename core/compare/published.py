@@ -1,7 +1,7 @@
-"""Figures that others published, to be shown beside measured ones; published.csv has the sources.
+"""Published figures to show beside measured ones; published.csv names the sources.
 
-Rows of different sources are never put together: the same dense model has other averages in other
-tables. A row compares with the dense row of its own source and model only.
+Rows of different sources are never mixed: the same dense model has different averages in different
+tables. A row is comparable only with the dense row of its own source and model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def figures() -> list[dict[str, Any]]:
 
 
 def sources(measure: str = "") -> list[str]:
-    """Return the sources that have ``measure`` of a pruned model; all of them without one."""
+    """Return the sources that give ``measure`` for a pruned model; by default all sources."""
     rows = [r for r in figures() if r["method"] != "dense" and (not measure or r[measure])]
     return list(dict.fromkeys(r["source"] for r in rows))
 
@@ -28,7 +28,7 @@ def sources(measure: str = "") -> list[str]:
 def over_dense(source: str, measure: str = "wikitext2_ppl") -> list[dict[str, Any]]:
     """Return a source's pruned rows with ``over_dense``: the measure over its own dense row's.
 
-    Rows without a ratio, or of a model whose dense row the source does not give, are left out.
+    Rows without a ratio are left out, and those of a model without a dense row in the source.
     """
     rows = [r for r in figures() if r["source"] == source and r[measure]]
     dense = {r["model"]: r[measure] for r in rows if r["method"] == "dense"}

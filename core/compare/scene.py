@@ -1,6 +1,6 @@
-"""What the Compare page looks at: a study, seen by one protocol, some benchmark runs, one point.
+"""The data of the Compare page: a study by one protocol, with some benchmark runs.
 
-Worked out from the page's controls, which live in the address; no Streamlit here.
+Derived from the page's controls, whose state is in the address; no Streamlit here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
 from core.words import by_blocks
 
 DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
-"""What is estimated where nothing was measured."""
+"""Cells that are estimated if nothing was measured."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the page's charts and tables show."""
+    """Everything shown in the page's charts and tables."""
 
     study: Study
     protocol: Protocol | None
@@ -34,13 +34,13 @@ class Scene:
     rows: tuple[Row, ...] = ()
     """Measured points with their speed-up."""
     guesses: tuple[Row, ...] = field(default=(), repr=False)
-    """Estimated points of candidates that were not measured there."""
+    """Estimated points of candidates that were not measured at a cell."""
     rates: Rates | None = None
     capacity_mib: float | None = None
 
     @property
     def cells(self) -> list[Cell]:
-        """The points of the grid that can be looked at."""
+        """The cells of the grid to choose from."""
         return measured.cells(self.rows) or DEFAULT_CELLS
 
     @property
@@ -51,9 +51,9 @@ class Scene:
 
     @property
     def usual_ratio(self) -> float | None:
-        """The ratio to begin with: the middle one of the checkpoints', else that nearest to 0.2.
+        """The ratio shown first: the median of the checkpoints', otherwise the one nearest to 0.2.
 
-        Where the cost of some was measured, the others do not count: their panels would be empty.
+        If the cost of some was measured, the others do not count: their panels would be empty.
         """
         costed = {r["id"] for r in self.rows}
         made = [c for c in self.found if not c.is_plan and c.kind in ("depth", "width")]
@@ -63,27 +63,27 @@ class Scene:
         return min(self.ratios, key=lambda r: abs(r - wanted), default=None)
 
     def at_ratio(self, ratio: float | None) -> list[Candidate]:
-        """Return dense and of every series the candidate nearest to ``ratio``; all without one."""
+        """Return dense and each series' candidate nearest to ``ratio``; all if it is None."""
         return list(self.found) if ratio is None else nearest(self.found, ratio)
 
     def all_rows(self, *, estimates: bool) -> list[Row]:
-        """Return the measured points, with the estimated ones behind them where wished."""
+        """Return the measured points, optionally followed by the estimated ones."""
         return [*self.rows, *(self.guesses if estimates else ())]
 
     def table(self, cell: Cell, *, estimates: bool) -> list[Row]:
-        """Return one row a candidate at one point of the grid."""
+        """Return one row per candidate at one cell of the grid."""
         guessed = {r["id"]: r for r in self.guesses if measured.cell_of(r) == cell}
         return measured.table(self.found, self.rows, cell, guessed if estimates else None)
 
     def problems(self) -> list[str]:
-        """Return what keeps figures from being compared, each in a sentence."""
+        """Return the reasons why figures are not comparable, one sentence each."""
         said = []
         gone = {name: b.id for b in self.runs for name in b.missing}
         if gone:
             names = ", ".join(gone)
             said.append(
-                f"{names}: measured in {next(iter(gone.values()))}, but the checkpoint was deleted "
-                "since, so it is left out. Create it again, or benchmark the others anew."
+                f"{names}: measured in {next(iter(gone.values()))}, but the checkpoint has since "
+                "been deleted, so it is not shown. Create it again, or benchmark the others again."
             )
         evaluated = [c for c in self.found if not c.is_plan and c.ppl]
         said += [tokenizer_conflict(evaluated), measured.mixed_settings(self.runs)]
@@ -93,7 +93,7 @@ class Scene:
 def scene(
     study: Study, protocol: Protocol | None, runs: Sequence[Benchmark], rates: Rates | None = None
 ) -> Scene:
-    """Put measurements and estimates together; ``rates`` serve where no run chosen has any."""
+    """Combine measurements and estimates; ``rates`` are used if no chosen run has any."""
     found = candidates(study, protocol)
     measured_ids = {p["id"] for b in runs for p in b.points}
     found = [c for c in found if c.kind != "other" or c.id in measured_ids]
@@ -108,7 +108,7 @@ def scene(
 
 
 def _rates(runs: Sequence[Benchmark]) -> Rates | None:
-    """Return the newest run's rates of its device."""
+    """Return the device's rates from the newest run."""
     for bench in sorted(runs, key=lambda b: -b.record.started):
         if rates := bench.summary.get("rates"):
             return analytic.read_rates(rates)
@@ -137,17 +137,17 @@ def _guesses(scene: Scene, dtype: str) -> list[Row]:
 
 
 def run_label(bench: Benchmark) -> str:
-    """Return how a benchmark run is called in a list."""
+    """Return the label of a benchmark run in a list."""
     when = time.strftime("%m-%d %H:%M", time.localtime(bench.record.started))
     count = len(bench.summary.get("variants") or [])
     return f"{bench.record.name}: {count} variants on {bench.summary.get('device')}, {when}"
 
 
 def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
-    """Say which candidate to take and why, or what to do where none fits."""
+    """Return the candidate to choose and why, or what to do if none fits."""
     if row is None:
-        return "Nothing keeps to this budget. Raise one of its limits, or measure more variants."
-    why = f"the lowest perplexity of {fitting} that keep to the budget" if budget.is_set else (
+        return "No candidate fits this budget. Raise one of its limits, or measure more variants."
+    why = f"the lowest perplexity of {fitting} within the budget" if budget.is_set else (
         "the lowest perplexity of all; set a budget to weigh it against cost"
     )  # fmt: skip
     if row.get("ppl") is None:
@@ -156,7 +156,7 @@ def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
 
 
 def facts_of(row: choice.Row) -> str:
-    """Return what a candidate is, costs and keeps, in a row of facts."""
+    """Return a candidate's size, quality and cost as a list of facts."""
     facts = [f"{row['ratio']:.1%} of the parameters removed" if row["ratio"] else "nothing removed"]
     if row.get("cut_in"):
         facts.append(f"cut in blocks {row['cut_in']}")
@@ -171,14 +171,14 @@ def facts_of(row: choice.Row) -> str:
 
 
 def allowed(found: Sequence[Candidate]) -> str:
-    """Say in which blocks each method might cut: it can matter more than the method does."""
+    """Return which blocks each method was allowed to cut; this can matter more than the method."""
     known = {c.series: c.cut_in for c in found if not c.retrained}
     said = by_blocks(known)
     return f"Allowed to cut: {said}." if said else ""
 
 
 def accuracy(runs: Sequence[Benchmark]) -> str:
-    """Say how far the analytic model is off over all measured points of these runs."""
+    """Return the error of the analytic model over all measured points of these runs."""
     pairs: dict[str, list[tuple[float, float]]] = {"latency": [], "memory": []}
     for bench in runs:
         for point in bench.points:
@@ -194,8 +194,8 @@ def accuracy(runs: Sequence[Benchmark]) -> str:
         if error["points"]:
             rough = ", rough" if error["rough"] else ""
             said.append(
-                f"{name} off by {error['median_error_pct']:.0f} % in the median, "
-                f"{error['worst_error_pct']:.0f} % at worst{rough}"
+                f"{name} off by {error['median_error_pct']:.0f} % (median), "
+                f"{error['worst_error_pct']:.0f} % (worst case){rough}"
             )
     points = len(pairs["latency"])
-    return f"Estimates against {points} measured points: {'; '.join(said)}." if said else ""
+    return f"Estimates compared with {points} measured points: {'; '.join(said)}." if said else ""

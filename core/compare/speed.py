@@ -1,4 +1,4 @@
-"""How much faster one model is than another, and what of it is noise."""
+"""How much faster one model is than another, and how much of that is noise."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from core.study import Benchmark, Study, read_rows
 
 @dataclass(frozen=True)
 class Speed:
-    """A speed-up over another model with its noise, both as factors."""
+    """A speed-up over another model, with its noise."""
 
     factor: float
     """Median latency of the other over the median of this one."""
     noise: float
-    """Half the width in which the factor is uncertain, as a share: 0.05 is 5 %."""
+    """Relative uncertainty of the factor: 0.05 means plus or minus 5 %."""
 
     def __str__(self) -> str:
-        """Return the factor and its noise, as 1.42 x dense (+-3 %), or that there is no change."""
+        """Return the factor and its noise, e.g. 1.42 x dense (noise 3%), or "no change"."""
         if abs(self.factor - 1) <= self.noise:
             return f"{self.factor:.2f} x dense (no change beyond the noise of {self.noise:.0%})"
         return f"{self.factor:.2f} x dense (noise {self.noise:.0%})"
 
 
 def spread(visits: Mapping[str, Sequence[float]]) -> float:
-    """Return the share by which a median over visits is uncertain.
+    """Return the relative uncertainty of a median over visits.
 
     Twice the standard error of the median, 1.2533 s / sqrt(n), with s from the quartiles; or half
-    of what the visits' own medians differ by, where that is more.
+    the difference between the medians of the visits, if that is larger.
     """
     times = sorted(t for visit in visits.values() for t in visit)
     middle = statistics.median(times)
@@ -50,9 +50,9 @@ def speed_up(base: Mapping[str, Sequence[float]], own: Mapping[str, Sequence[flo
 
 
 def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
-    """Return by label how fast each smaller checkpoint is beside the dense one, with its noise.
+    """Return by label the speed-up of each smaller checkpoint over the dense one, with its noise.
 
-    From the single runs of runs.csv, by visit; where they are missing from mean and deviation.
+    From the individual runs of runs.csv, by visit; if they are missing, from mean and deviation.
     """
     labels = {v.id: v.label for v in study.variants if v.kind in ("depth", "width") and v.ratio}
     ids = {str(p["variant"]): p["id"] for p in bench.points}
@@ -73,7 +73,7 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
 
 
 def _from_points(dense: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> Speed | None:
-    """Return a speed from mean and standard deviation: two standard errors of each, added up."""
+    """Return a speed from mean and standard deviation: two standard errors of each, combined."""
     if not dense or not own or not dense.get("latency_s_mean") or not own.get("latency_s_mean"):
         return None
     shares: Sequence[float] = [

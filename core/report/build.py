@@ -41,8 +41,10 @@ def sentence(stop: Stop) -> str:
         text += f" The model {' and '.join(gains)} ({stop.cost})."
     if stop.ppl:
         text += f" Its perplexity is {stop.ppl:.2f} times that of the dense model (measured)"
-        if stop.retrained:
-            text += f", and {stop.retrained:.2f} times after retraining with {stop.retrained_by}"
+        if stop.retrained_ppl:
+            text += (
+                f", and {stop.retrained_ppl:.2f} times after retraining with {stop.retrained_by}"
+            )
         text += "."
     return text
 
@@ -62,7 +64,9 @@ def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
     if stop.memory:
         found["Memory"] = (f"{stop.memory:.0%}", f"of dense, {stop.cost}")
     if stop.ppl:
-        after = f", {stop.retrained:.2f} x after {stop.retrained_by}" if stop.retrained else ""
+        after = (
+            f", {stop.retrained_ppl:.2f} x after {stop.retrained_by}" if stop.retrained_ppl else ""
+        )
         found["Perplexity"] = (f"{stop.ppl:.2f} x", f"dense, measured{after}")
     return found
 

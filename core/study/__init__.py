@@ -3,9 +3,9 @@
 ``study(Workspace(), "demo")`` gathers the variants (dense, depth, width, retrained), and what runs
 measured about them: perplexities, task scores, benchmark points, and the perplexities of plans
 that were never written as checkpoints (importance and curve runs). Everything is read from run
-directories; nothing is loaded, and torch is not needed.
+directories; no model is loaded, and torch is not needed.
 
-A perplexity is only comparable with others of the same `Protocol`: the same text, window and BOS.
+Perplexities are comparable only within one `Protocol`: the same text, window and BOS.
 """
 
 from __future__ import annotations

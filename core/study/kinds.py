@@ -1,4 +1,4 @@
-"""What a study is made of: variants, and what was measured about them."""
+"""The parts of a study: variants and what was measured about them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from core.width.methods import METHODS
 
 SHORT = {"ppl": "PPL", "sleb": "SLEB", "angular": "Angular"}
 PLUS = ("ppl", "taylor", "magnitude")
-"""Criteria whose published runs are called ``+`` where first and last blocks are protected."""
+"""Criteria that get a ``+`` (as published) if the first and last blocks are protected."""
 
 
 def criterion_label(criterion: str, protected: bool = False) -> str:
-    """Return how a criterion is called: ``taylor`` is Taylor+ with protection, else Taylor."""
+    """Return the label of a criterion: ``taylor`` is Taylor+ with protection, otherwise Taylor."""
     name = criterion.replace("_", "-").removesuffix("+")
     known = LABELS.get(name.replace("-", "_"), name)
     label = SHORT.get(name) or known[:1].upper() + known[1:]
@@ -30,7 +30,7 @@ def criterion_label(criterion: str, protected: bool = False) -> str:
 
 
 def width_label(method: str) -> str:
-    """Return how a width method is called; the controls say that they are of width."""
+    """Return the label of a width method; random controls are marked as width."""
     known = METHODS.get(method)
     label = known.label if known else method.capitalize()
     return label if known and known.samples else f"{label} width"
@@ -38,7 +38,7 @@ def width_label(method: str) -> str:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a run says of itself: its own cut, in terms of the checkpoint that it was made from."""
+    """A run's own cut, in terms of the checkpoint that it was made from."""
 
     dropped: tuple[int, ...] = ()
     """Blocks that it dropped, numbered as in its source."""
@@ -59,26 +59,26 @@ class Variant:
     label: str
     """Label in charts and tables; different for every variant of a study."""
     kind: str
-    """dense, depth, width, or other: measured beside the study, not descended from it."""
+    """dense, depth, width, or other: measured with the study but not made from its dense model."""
     method: str = ""
-    """Criterion or width method as the command line has it; empty where blocks were named."""
+    """Criterion or width method as on the command line; empty if the blocks were given by hand."""
     method_label: str = ""
     """PPL+, Taylor+, LLM-Pruner, by hand, dense, ..."""
     retrained: str = ""
-    """lora, continued, full, or nothing."""
+    """lora, continued, full, or empty."""
     dropped: tuple[int, ...] = ()
-    """Blocks of the dense model that are gone, in removal order."""
+    """Blocks of the dense model that were removed, in order of removal."""
     cut_in: tuple[int, ...] = ()
-    """Blocks of the dense model that the method might cut; empty where that is not known."""
+    """Blocks of the dense model that the method was allowed to cut; empty if unknown."""
     blocks: int | None = None
     """Blocks that it has; None if that is not known."""
     parameters: int | None = None
     ratio: float | None = None
-    """Share of the dense checkpoint's parameters that is gone."""
+    """Share of the dense checkpoint's parameters that was removed."""
     parent: str = ""
     """Id of the variant it was made from."""
     folder: Path | None = None
-    """Where its checkpoint lies; None where there is none (an adapter not merged, deleted)."""
+    """Folder of its checkpoint; None if there is none (an unmerged adapter, or it was deleted)."""
     record: RunRecord | None = None
     """The run that made it; None for a dense checkpoint and for one that is not of a run."""
     cut: Cut | None = field(default=None, repr=False)
@@ -97,7 +97,7 @@ class Variant:
 
     @property
     def series(self) -> str:
-        """What one line of a chart joins: the method, retrained ones apart."""
+        """Series that it belongs to in a chart: its method; retrained variants have their own."""
         if self.kind == "other":
             return self.label
         tuned = RETRAINED.get(self.retrained, self.retrained)
@@ -106,14 +106,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a perplexity was measured; only equal ones compare."""
+    """How a perplexity was measured; only perplexities of equal protocols are comparable."""
 
     source: str
     window: int | None
     bos: str
     """once, window, or rows: crops of calibration rows (importance, curve), or held-out rows."""
     detail: str = ""
-    """What else must be equal: samples and seed of rows."""
+    """What else must be equal: number of samples and seed of the rows."""
 
     @property
     def label(self) -> str:
@@ -129,7 +129,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Quality:
-    """One measured perplexity: of a variant, or of a plan (``variant`` empty, ``drop`` given)."""
+    """One measured perplexity: of a variant, or of a plan (``variant`` empty, ``drop`` set)."""
 
     protocol: Protocol
     ppl: float
@@ -139,7 +139,7 @@ class Quality:
     protected: bool = False
     drop: tuple[int, ...] = ()
     cut_in: tuple[int, ...] = ()
-    """Blocks that the plan's criterion might drop: those that were not protected."""
+    """Blocks that the plan's criterion was allowed to drop: those that were not protected."""
     parameters: int | None = None
     ratio: float | None = None
     tokens: int | None = None
@@ -164,14 +164,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark run: its points, each with the id of its variant, and its summary."""
+    """One benchmark run: its summary, and its points with the id of each point's variant."""
 
     record: RunRecord
     summary: dict[str, Any]
     points: tuple[dict[str, Any], ...]
-    """Rows of points.csv with numbers as numbers, and ``id``: the variant, empty if it is gone."""
+    """Rows of points.csv with parsed numbers, and ``id``: the variant, empty if it was deleted."""
     missing: tuple[str, ...] = ()
-    """Names of measured variants whose checkpoint has been deleted since."""
+    """Names of measured variants whose checkpoint has since been deleted."""
 
     @property
     def id(self) -> str:
@@ -181,10 +181,10 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Study:
-    """A dense checkpoint and all that is known of it and of what was made from it."""
+    """A dense checkpoint, everything made from it, and what was measured about them."""
 
     variants: tuple[Variant, ...]
-    """The dense one first, then by age; after them others that were measured beside them."""
+    """The dense one first, then by age; last, others that were measured with them."""
     quality: tuple[Quality, ...] = ()
     tasks: tuple[Task, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
@@ -194,11 +194,11 @@ class Study:
 
     @property
     def dense(self) -> Variant:
-        """The checkpoint everything descends from."""
+        """The checkpoint that everything was made from."""
         return self.variants[0]
 
     def find(self, name: str) -> Variant | None:
-        """Return the variant with this id, else the one with this label."""
+        """Return the variant with this id, otherwise the one with this label."""
         by_id = {v.id: v for v in self.variants}
         return by_id.get(name) or next((v for v in self.variants if v.label == name), None)
 
@@ -216,7 +216,7 @@ class Study:
         return tuple(sorted(counts, key=lambda p: counts[p], reverse=True))
 
     def perplexity(self, variant: str, protocol: Protocol) -> Quality | None:
-        """Return the newest perplexity of a variant by a protocol; None where it has none."""
+        """Return the newest perplexity of a variant by a protocol; None if there is none."""
         found = [q for q in self.quality if (q.variant, q.protocol) == (variant, protocol)]
         return max(found, key=lambda q: q.started, default=None)
 
@@ -226,17 +226,17 @@ class Study:
 
 
 class Finder:
-    """From what a spec or a summary names to a variant; what was looked up once is kept."""
+    """Finds the variant that a spec or a summary names; look-ups are kept."""
 
     def __init__(self, known: Sequence[Variant]) -> None:
-        """Know these variants by id, by checkpoint folder, and by run folder."""
+        """Index the variants by id, checkpoint folder and run folder."""
         self._by_name = {v.id: v for v in known}
         self._by_run = {v.record.path.resolve(): v for v in known if v.record}
         self._by_folder = {v.folder.resolve(): v for v in reversed(known) if v.folder}
         self._found: dict[tuple[str, str], Variant | None] = {}
 
     def __call__(self, name: str, cwd: str = "") -> Variant | None:
-        """Return the variant whose checkpoint, or in whose run, ``name`` lies; None if none."""
+        """Return the variant whose checkpoint or run contains ``name``; None if there is none."""
         if name in self._by_name:
             return self._by_name[name]
         if (name, cwd) not in self._found:
@@ -254,7 +254,7 @@ class Finder:
 
 
 def meanings(name: str, cwd: str = "") -> list[Path]:
-    """Return the folders that a spec's name may mean: from here, the workspace, or its cwd."""
+    """Return the folders that a name may mean, relative to here, the workspace or its cwd."""
     local = locate.local_folder(name)
     starts = [local, Path(name).expanduser(), workspace.default_root() / name]
     starts += [Path(cwd) / name] if cwd else []
@@ -262,7 +262,7 @@ def meanings(name: str, cwd: str = "") -> list[Path]:
 
 
 def info_of(variant: Variant) -> headers.CheckpointInfo | None:
-    """Return shapes and sizes of a variant; None where its checkpoint is not here or not whole."""
+    """Return shapes and sizes of a variant; None if its checkpoint is missing or incomplete."""
     try:
         return locate.at(variant.folder).info if variant.folder else None
     except (DepthcutError, OSError):

@@ -131,7 +131,7 @@ def _root_key(name: str) -> str:
 
 
 def _distinct(found: list[Variant]) -> list[Variant]:
-    """Give every variant a label of its own: the same ones are numbered from the second on."""
+    """Make labels unique: repeated ones are numbered from the second on."""
     seen: dict[str, int] = {}
     result = []
     for variant in found:

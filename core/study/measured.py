@@ -21,7 +21,7 @@ from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return a CSV file's rows with numbers, true and false as such and empty cells as None.
 
-    Empty where the file is missing or no table.
+    Empty if the file is missing or is not a table.
     """
     try:
         with path.open(encoding="utf-8", newline="") as handle:
@@ -46,7 +46,7 @@ def _value(text: Any) -> Any:
 def benchmarks(
     records: Iterable[RunRecord], finder: Finder
 ) -> tuple[list[Benchmark], list[Variant]]:
-    """Return the benchmark runs with a variant of the study in them, and what else they hold."""
+    """Return the benchmark runs of the study's variants, and the other variants in these runs."""
     found: list[Benchmark] = []
     others: dict[str, Variant] = {}
     folders: dict[tuple[str, str], Path | None] = {}
@@ -87,8 +87,8 @@ def perplexities_and_tasks(
 ) -> tuple[list[Quality], list[Task]]:
     """Return perplexities and task scores of the study's variants and plans.
 
-    Runs whose summary says that they measured other weights than the variant's folder holds now
-    are left out: the checkpoint was replaced since.
+    Runs are left out if, by their summary, they measured other weights than the variant's folder
+    now holds: the checkpoint was replaced in the meantime.
     """
     quality: list[Quality] = []
     tasks: list[Task] = []
@@ -117,7 +117,7 @@ def perplexities_and_tasks(
 
 
 def _on(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return what a perplexity was measured on."""
+    """Return the run, device and precision of a perplexity."""
     return {
         "run": record.id,
         "device": str(summary.get("device") or record.device),
@@ -186,8 +186,8 @@ def _scored(record: RunRecord, variant: Variant) -> list[Quality]:
 def _first_blocks(folder: Path, variant: Variant, common: dict[str, Any]) -> list[Quality]:
     """Return the one-block plan of each criterion of an importance run, with default protection.
 
-    ``common`` is what all perplexities of the run share: protocol, run, device. Empty where the
-    run has no perplexities without single blocks, or its checkpoint is gone.
+    ``common`` holds the fields shared by all perplexities of the run: protocol, run, device.
+    Empty if the run has no perplexities without single blocks, or its checkpoint was deleted.
     """
     info = info_of(variant)
     try:

@@ -13,7 +13,7 @@ from core.study.kinds import Variant
 
 
 def tokenizer_key(folder: Path) -> str:
-    """Return what identifies a tokenizer's vocabulary; empty where there is none.
+    """Return a hash of a tokenizer's vocabulary; empty if there is no tokenizer.
 
     The same vocabulary written by another version of transformers has the same key.
     """
@@ -38,9 +38,9 @@ def _vocabulary(path: Path, _mtime: int, _size: int) -> str:
 
 
 def tokenizer_conflict(chosen: Iterable[Variant]) -> str:
-    """Return one sentence where variants have different tokenizers, else nothing.
+    """Return a sentence if the variants have different tokenizers, otherwise an empty string.
 
-    Perplexity is per token, so those of different tokenizers do not compare.
+    Perplexity is per token, so it is not comparable across tokenizers.
     """
     groups: dict[str, list[str]] = {}
     for variant in chosen:
@@ -51,6 +51,6 @@ def tokenizer_conflict(chosen: Iterable[Variant]) -> str:
         return ""
     names = " and ".join(group[0] for group in list(groups.values())[:2])
     return (
-        f"{names} have different tokenizers, so their perplexities do not compare. "
-        "Leave one of them out, or compare latency, memory and task scores only."
+        f"{names} have different tokenizers, so their perplexities are not comparable. "
+        "Leave one of them out, or compare only latency, memory and task scores."
     )

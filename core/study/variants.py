@@ -17,7 +17,7 @@ from core.width.results import WidthPruning
 
 
 def dense(name: str) -> Variant:
-    """Return a dense checkpoint; ``name`` is what runs call it."""
+    """Return a dense checkpoint; ``name`` is its name in the specs of runs."""
     folder = locate.local_folder(name)
     label = name if folder is None or name == "demo" else folder.name
     config = workspace.read_json(folder / "config.json") if folder else None
@@ -99,7 +99,7 @@ def _folder(record: RunRecord) -> Path | None:
 
 
 def _protected(cut: Pruning) -> bool:
-    """Whether first and last blocks were protected: as the plan says, else as by default."""
+    """Whether first and last blocks were protected: by the plan, otherwise by default."""
     if plan := cut.planned:
         return bool(plan.protect_first or plan.protect_last)
     blocks = cut.blocks_before or 0
@@ -108,10 +108,10 @@ def _protected(cut: Pruning) -> bool:
 
 
 def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
-    """Return the blocks that a pruning.json's method might cut, by their dense numbers.
+    """Return the blocks that the method of a pruning.json was allowed to cut, in dense numbering.
 
-    Those of --layers for width, all but the plan's protected ones for depth; empty where blocks
-    were named by hand.
+    Those of --layers for width, all but the plan's protected ones for depth; empty if the blocks
+    were given by hand.
     """
     plan = cut.planned
     if cut.layers is not None:
@@ -125,9 +125,9 @@ def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:
 
 
 def _gone(cut: Pruning, blocks: int | None) -> tuple[int, ...]:
-    """Return the blocks of the dense model, which has ``blocks``, that went; the last cut's last.
+    """Return which of the dense model's ``blocks`` blocks were removed, the last cut's at the end.
 
-    Within the last cut they keep their removal order.
+    Blocks of the last cut keep their order of removal.
     """
     last = cut.dropped_original or cut.dropped
     left = {*cut.original_blocks, *last}

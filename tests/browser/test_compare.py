@@ -163,14 +163,14 @@ def test_a_recipe_a_clicked_point_and_a_budget_that_picks_another(visit, server,
         limit.press("Enter")
         best, count = naive_best(found, most)
         said = page.get_by_test_id("stMain").get_by_text(
-            f"the lowest perplexity of {count} that keep to the budget"
+            f"the lowest perplexity of {count} within the budget"
         )
         said.wait_for()
         assert said.inner_text().startswith(f"{label[best]}: ")
     visitor.settle()
 
     page.reload()
-    page.get_by_text(f"the lowest perplexity of {count} that keep to the budget").wait_for()
+    page.get_by_text(f"the lowest perplexity of {count} within the budget").wait_for()
     page.get_by_role("heading", name=shown[point]["label"], exact=True).wait_for()
     page.get_by_role("button", name="Make it the active checkpoint").click()
     page.wait_for_url(lambda url: parse_qs(urlsplit(url).query).get("model") == [point])

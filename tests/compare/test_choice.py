@@ -78,5 +78,5 @@ def test_of_equal_perplexities_the_faster_wins_and_without_any_the_fastest():
 
 @pytest.mark.parametrize("value", [0, -1.5])
 def test_a_budget_that_nothing_can_keep_to_is_one_sentence(value):
-    with pytest.raises(OptionError, match=r"per_token_ms of .* is not above 0"):
+    with pytest.raises(OptionError, match=r"per_token_ms must be above 0, got .*"):
         Budget(per_token_ms=value)

@@ -16,7 +16,7 @@ from core.compare.scene import Scene
 from core.compare.speed import speed_up
 from core.prune import depth
 from core.runs.workspace import Workspace
-from core.study import Variant, study
+from core.study import study
 
 
 def point(name, batch, seconds, output=8):
@@ -80,12 +80,11 @@ def test_the_ratio_picks_one_of_every_series():
 
 
 def test_the_page_begins_at_a_ratio_that_was_measured():
-    made = Variant("id", "label", "depth")
-    found = tuple(cut(f"a{n}", "A", r, made) for n, r in enumerate((0.1, 0.1, 0.1, 0.3)))
+    found = tuple(cut(f"a{n}", "A", r) for n, r in enumerate((0.1, 0.1, 0.1, 0.3)))
     rows = ({"id": "dense"}, {"id": "a3"})
     assert Scene(None, None, (), found, rows).usual_ratio == 0.3
     assert Scene(None, None, (), found).usual_ratio == 0.1
-    plans = tuple(cut(f"p{n}", "P", n / 10) for n in range(1, 5))
+    plans = tuple(cut(f"p{n}", "P", n / 10, True) for n in range(1, 5))
     assert Scene(None, None, (), plans).usual_ratio == 0.2
 
 

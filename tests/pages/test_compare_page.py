@@ -196,7 +196,7 @@ def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     facts = "21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
     assert f"**PPL+ 21%**: {facts}" in said(page)
     widget(page.number_input, "Max perplexity").set_value(1.05).run()
-    assert "Nothing keeps to this budget" in said(page)
+    assert "No candidate fits this budget" in said(page)
     again = open_page(prepared / "dense", ms="7.0")
     assert "**PPL+ 21%**" in said(again)
     chosen = open_page(prepared / "dense", point="depth")
@@ -227,7 +227,7 @@ def test_a_variant_deleted_meanwhile_and_other_tokenizers_are_a_sentence_each(pr
     warned = [w.value for w in page.warning]
     assert any(w.startswith("depth: measured in bench, but the checkpoint was del") for w in warned)
     assert any(
-        "have different tokenizers, so their perplexities do not compare" in w for w in warned
+        "have different tokenizers, so their perplexities are not comparable" in w for w in warned
     )
     assert any(w.startswith("depth is no longer among these candidates") for w in warned)
 

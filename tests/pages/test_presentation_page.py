@@ -104,7 +104,17 @@ def test_a_ratio_that_is_not_there_falls_back(lab, removed):
 def test_the_picture_holds_the_stops_and_hollow_is_estimated():
     stops = [
         Stop(
-            "a", "a", 0.1, (1,), 9, 1.1, 1.2, 0.9, "measured", retrained=1.05, retrained_by="LoRA"
+            "a",
+            "a",
+            0.1,
+            (1,),
+            9,
+            1.1,
+            1.2,
+            0.9,
+            "measured",
+            retrained_ppl=1.05,
+            retrained_by="LoRA",
         ),
         Stop("b", "b", 0.2, (1, 2), 8, 1.5, 1.4, 0.8, "estimated", is_plan=True),
         Stop("c", "c", 0.3, (1, 2, 3), 7, 2.5, None, None, "unknown", is_plan=True),

@@ -289,7 +289,7 @@ def test_the_headline_is_measured_over_dense(lab):
     first, second = headline.stops(found.scene)
     assert (first.ppl, first.speed, first.memory) == pytest.approx((1.3, 1 / 0.8, 0.8))
     assert first.cost == "measured"
-    assert (first.retrained, first.retrained_by) == (pytest.approx(1.1), "LoRA")
+    assert (first.retrained_ppl, first.retrained_by) == (pytest.approx(1.1), "LoRA")
     # Two standard errors of each mean, by hand.
     shares = [2 * 0.001 / s / 9**0.5 for s in (1.0, 0.8)]
     assert first.noise == pytest.approx((shares[0] ** 2 + shares[1] ** 2) ** 0.5)
