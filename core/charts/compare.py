@@ -16,7 +16,6 @@ import plotly.graph_objects as go
 from core.charts import palette
 from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
-from core.study import Variant
 
 Row = Mapping[str, Any]
 CHOSEN = "#D55E00"
@@ -72,8 +71,8 @@ class Look:
         return plain + "-open" * hollow + "-dot" * (plain != self.symbol)
 
 
-def look_of(candidate: Variant) -> Look:
-    """Return colour, dash and symbol of the series of a variant or a candidate."""
+def look_of(candidate: Candidate) -> Look:
+    """Return colour, dash and symbol of a candidate's series."""
     name = "dense" if candidate.kind == "dense" else candidate.method
     spare = SPARE[sum(map(ord, candidate.series)) % len(SPARE)]
     colour, symbol = LOOKS.get(name, spare)

@@ -85,7 +85,7 @@ def _looks(evaluated: Sequence[Judged]) -> list[tuple[str, str]]:
     spare = iter(SPARE)
     found: list[tuple[str, str]] = []
     for one in evaluated:
-        own = look_of(one.variant)
+        own = look_of(one.variant)  # type: ignore[arg-type]
         look = (own.colour, own.symbol)
         while look in found:
             look = next(spare, (own.colour, f"{own.symbol.removesuffix('-dot')}-open"))

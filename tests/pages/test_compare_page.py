@@ -225,7 +225,10 @@ def test_a_variant_deleted_meanwhile_and_other_tokenizers_are_a_sentence_each(pr
     made.checkpoint(prepared / "ws" / "width", words=9)
     page = open_page(prepared / "dense", point="depth")
     warned = [w.value for w in page.warning]
-    assert any(w.startswith("depth: measured in bench, but the checkpoint was del") for w in warned)
+    assert any(
+        w.startswith("depth: measured in bench, but the checkpoint has since been del")
+        for w in warned
+    )
     assert any(
         "have different tokenizers, so their perplexities are not comparable" in w for w in warned
     )
