@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-MIB, GIB = 2**20, 2**30
-"""Bytes."""
-
 
 def size(count: float) -> str:
     """Format bytes to three digits in the unit that reads best: 512 B, 8.48 MiB, 12.6 GiB."""

@@ -19,8 +19,8 @@ from core.benchmark.protocol import Cell, CellResult
 from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
 from core.runs import dtypes
+from core.runs.devices import MIB
 from core.runs.spec import DeviceOptions, option
-from core.words import MIB
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.runs.devices import MIB
 from core.runs.processes import memory_mib
-from core.words import MIB
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from core.benchmark import meter
 from core.benchmark.protocol import Cell
 from core.checkpoint import headers
 from core.errors import DepthcutError, OutOfMemoryError
-from core.words import MIB
+from core.runs.devices import MIB
 
 if TYPE_CHECKING:
     import torch

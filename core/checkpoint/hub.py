@@ -25,8 +25,8 @@ from core.checkpoint import headers
 from core.checkpoint.headers import CheckpointInfo, Shard, TensorIndex
 from core.checkpoint.tensors import shard_of, weight_map_of
 from core.errors import CheckpointError
+from core.runs.devices import MIB
 from core.runs.progress import SILENT, Progress
-from core.words import MIB
 
 if TYPE_CHECKING:
     from huggingface_hub import SafetensorsFileMetadata, SafetensorsRepoMetadata

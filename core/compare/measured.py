@@ -13,7 +13,7 @@ from core.benchmark import analytic
 from core.benchmark.analytic import Rates, Shapes
 from core.compare.candidates import Candidate
 from core.study import Benchmark
-from core.words import MIB, block_ranges
+from core.words import block_ranges
 
 Row = dict[str, Any]
 Cell = tuple[int, int, int]
@@ -74,7 +74,7 @@ def estimate(shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str) -> Row
         "batch_size": batch,
         "input_tokens": given,
         "output_tokens": made,
-        "peak_memory_mib": memory / MIB,
+        "peak_memory_mib": memory / 2**20,
         "oom": False,
         "estimated": True,
     }

@@ -23,8 +23,8 @@ from core.evaluate.zero_shot import TaskResult, ask, harness_model
 from core.importance.branches import make_batch, states_without
 from core.model.blocks import BlockView
 from core.model.memory import out_of_memory_explained
+from core.runs.devices import MIB
 from core.runs.progress import SILENT, Progress
-from core.words import MIB
 
 LOGITS = 2**24
 

@@ -13,7 +13,7 @@ from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
-from core.words import MIB
+from core.runs.devices import MIB
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""

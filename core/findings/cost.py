@@ -8,9 +8,10 @@ from core.benchmark.analytic import memory_bytes, without
 from core.compare.measured import Cell, cell_of
 from core.compare.speed import speeds_at
 from core.findings.finding import Finding, listed
+from core.runs.devices import MIB
 from core.runs.dtypes import computable
 from core.study import Benchmark, Study, Variant, info_of
-from core.words import MIB, size
+from core.words import size
 
 CELL: Cell = (1, 12, 128)
 """Batch, input and output tokens for which memory is estimated if nothing was measured."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from core.checkpoint.headers import CheckpointInfo
 from core.runs import pace
+from core.runs.devices import MIB
 from core.runs.dtypes import BYTES, computable
-from core.words import MIB
 
 
 @dataclass(frozen=True)

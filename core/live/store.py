@@ -19,7 +19,7 @@ from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
 from core.model import loading, memory, precision
 from core.model.blocks import BlockView
-from core.words import MIB
+from core.runs.devices import MIB
 
 OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
 """Default budget of a perplexity in floating-point operations: a few seconds. It covers the whole

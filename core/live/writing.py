@@ -16,7 +16,7 @@ from core.live.whatif import NARROW
 from core.model.memory import out_of_memory_explained
 from core.model.precision import dtype_name
 from core.prune.outlook import outlook
-from core.words import MIB
+from core.runs.devices import MIB
 
 Emit = Callable[..., None]
 

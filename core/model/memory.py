@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from core.errors import OutOfMemoryError
+from core.runs.devices import MIB
 from core.runs.processes import memory_mib
-from core.words import MIB
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from core.retrain.batches import sequences
 from core.retrain.encoders import FileTokenizer
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
 from core.runs import devices, dtypes
+from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
-from core.words import MIB
 
 SAMPLE_ROWS = 2000
 """Source rows tokenised for the estimate; what more there is counts in proportion."""

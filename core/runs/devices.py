@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import OptionError
-from core.words import GIB, MIB
+
+MIB, GIB = 2**20, 2**30
+"""In bytes."""
 
 
 def resolve(name: str) -> str:

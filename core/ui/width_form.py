@@ -14,6 +14,7 @@ import streamlit as st
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.runs import jobs
+from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
@@ -21,7 +22,6 @@ from core.ui import runs, state, widgets
 from core.width import command, methods
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
-from core.words import MIB
 
 AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}
