@@ -2,9 +2,9 @@
 
     python -m bench.analytic [CHECKPOINT ...] [--batch-sizes 1,4,16,64] [--save FILE.md]
 
-One thread, so that processor seconds are what an idle core would take and busy neighbours hardly
-matter. The device's rates are measured first, on synthetic tensors and random models; none of the
-checkpoints measured here goes into them. The first checkpoint is what speed-ups compare with.
+Uses one thread, so that processor seconds are what an idle core would take and other load hardly
+matters. The device's rates are measured first, on synthetic tensors and random models; none of the
+checkpoints measured here contributes to them. Speed-ups are relative to the first checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bench import tell
+from bench import report
 from core.benchmark import analytic, generate, rates
 from core.checkpoint import locate
 from core.model.loading import load_model
@@ -28,7 +28,7 @@ DEVICE = torch.device("cpu")
 
 
 def processor_clock() -> None:
-    """Let every timing of the harness read this thread's processor seconds."""
+    """Make every timing of the harness use this thread's processor seconds."""
     generate.Clock.mark = lambda self: time.thread_time()  # type: ignore[method-assign]
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     found = rates.measure(DEVICE, torch.float32)
     lines = [
         f"`python -m bench.analytic {' '.join(asked.checkpoints)} --batch-sizes "
-        f"{asked.batch_sizes}`, the variants made by `python -m core recipe depth-vs-width demo`.",
+        f"{asked.batch_sizes}`, variants from `python -m core recipe depth-vs-width demo`.",
         "",
         f"Generations of {asked.output_tokens} tokens after 12, float32, one thread of a CPU, "
         "processor seconds, median of 3.",
@@ -77,12 +77,12 @@ def main() -> None:
     error = analytic.errors(pairs)
     lines += [
         "",
-        f"Error over {error['points']} points: {error['median_error_pct']:.1f} % in the median, "
-        f"{error['worst_error_pct']:.1f} % at worst.",
+        f"Error over {error['points']} points: median {error['median_error_pct']:.1f} %, "
+        f"worst {error['worst_error_pct']:.1f} %.",
         "",
         f"Rates: `{json.dumps({k: v for k, v in dataclasses.asdict(found).items()})}`",
     ]
-    tell("\n".join(lines) + "\n", asked.save)
+    report("\n".join(lines) + "\n", asked.save)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A dashboard and a browser for benches and pictures: a workspace of its own, one server."""
+"""A dashboard and a browser for benchmarks and screenshots: its own workspace, one server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
 
 def core(*arguments: str) -> None:
-    """Run ``python -m core``; raises where it fails."""
+    """Run ``python -m core``; raises if it fails."""
     subprocess.run([sys.executable, "-m", "core", *arguments], cwd=ROOT, check=True)
 
 
 def fill(folder: Path, *, full: bool = False) -> None:
-    """Put runs of the demo into a workspace: scores, a curve, a variant; ``full``: all kinds."""
+    """Fill a workspace with runs of the demo: scores, a curve, a variant; ``full``: all kinds."""
     core("importance", "demo", "--out", f"{folder}/importance-demo")
     core("curve", "demo", "--scores", f"{folder}/importance-demo", "--out", f"{folder}/curve")
     core("prune", "demo", "--drop", "4,5,6", "--out", f"{folder}/demo-without-4-5-6")
@@ -38,7 +38,7 @@ def fill(folder: Path, *, full: bool = False) -> None:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on now."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def workspace(keep: str = "") -> Iterator[Path]:
-    """Yield a workspace that processes started here use: ``keep``, or one that is removed."""
+    """Yield the workspace of processes started here: ``keep``, or a temporary one."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(keep or temporary).absolute()
         os.environ["DEPTHCUT_WORKSPACE"] = str(folder)
@@ -55,7 +55,7 @@ def workspace(keep: str = "") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def serve() -> Iterator[str]:
-    """Start the dashboard on the current workspace and yield its address."""
+    """Start the dashboard on the current workspace and yield its URL."""
     port = free_port()
     process = subprocess.Popen(
         [
@@ -86,7 +86,7 @@ def _answers(url: str) -> None:
 
 @contextlib.contextmanager
 def chromium(**options: Any) -> Iterator[Any]:
-    """Yield a browser context; ``options`` are Playwright's, as color_scheme and viewport."""
+    """Yield a browser context; ``options`` are Playwright's, e.g. color_scheme and viewport."""
     import find_browser
     from playwright.sync_api import sync_playwright
 
@@ -98,7 +98,7 @@ def chromium(**options: Any) -> Iterator[Any]:
 
 
 def settled(page: Any) -> None:
-    """Wait until no script of the page runs."""
+    """Wait until none of the page's scripts is running."""
     app = '[data-testid="stApp"][data-test-script-state="notRunning"]'
     page.locator(app).wait_for(state="attached", timeout=60000)
     page.locator('[data-testid="stStatusWidget"]').wait_for(state="detached", timeout=60000)

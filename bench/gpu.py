@@ -4,9 +4,9 @@
 
 Random weights in bfloat16 (latency and memory do not depend on their values), prompt of 12 tokens,
 forced output of 128, top-k 50 and top-p 0.95, batches 1 to 256 (Shortened LLaMA, arXiv 2402.02834).
-Every variant is built twice, in reversed order, one alive at a time; out of memory ends its
-batches.
-The time left is shared out over what is still to do, a point for which too little is left is
+Every variant is built twice, the second time in reversed order, one in memory at a time; running
+out of memory ends a variant's batches.
+The remaining time is divided among the remaining points, a point that would not fit into it is
 skipped, and half a minute after ``--minutes`` the script ends wherever it is. Writes bench-gpu.json
 and bench-gpu.md after every point, with what was skipped and how many runs each point got.
 Needs torch, transformers, safetensors and the standard library.
@@ -37,12 +37,12 @@ from core.model.precision import dtype_name, resolve_device
 
 INPUT_TOKENS = 12
 GRACE_S = 30.0
-"""How long a generation under way may go on when the time is over."""
+"""Seconds that a generation in progress may continue after the time limit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A variant: every block with these many heads and neurons, or only blocks first to last."""
+    """A variant: this number of heads and neurons in every block, or in blocks first to last."""
 
     name: str
     method: str
@@ -70,7 +70,7 @@ TINY = {
     "max_position_embeddings": 256,
 }
 # Depth: the authors' 6, 9 and 11 blocks. Width: METHODS section 2 (LLM-Pruner 0.25 on blocks
-# 4..29, Wanda-sp 20 % of every block), the nearest in parameters to six blocks.
+# 4..29, Wanda-sp 20 % of every block), the closest in parameters to six blocks.
 VARIANTS = (
     Shape("dense", "dense", 32),
     Shape("depth-6", "depth", 26),
@@ -102,9 +102,9 @@ def narrow(block: Any, shape: Shape, hidden: int) -> None:
 
 
 def build(shape: Shape, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the variant with random weights on ``device``; blocks are made one after another.
+    """Return the variant with random weights on ``device``; blocks are built one by one.
 
-    Raises `OutOfMemoryError` where they do not fit.
+    Raises `OutOfMemoryError` if they do not fit.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -129,7 +129,7 @@ def build(shape: Shape, sizes: dict[str, int], device: torch.device, dtype: torc
 
 
 def shapes_of(shape: Shape, sizes: dict[str, int]) -> analytic.BlocksLeft:
-    """Return what the analytic model needs to know of a variant."""
+    """Return a variant's shapes for the analytic model."""
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     head_dim = hidden // heads
     dense = {"heads": heads, "kv_heads": heads, "intermediate": sizes["intermediate_size"]}
@@ -150,7 +150,7 @@ def shapes_of(shape: Shape, sizes: dict[str, int]) -> analytic.BlocksLeft:
 def measure(
     model: Any, cell: Cell, visit: int, meter: MemoryMeter, limit_s: float, runs: int, warmup: int
 ) -> CellResult:
-    """Warm up and time one point, each at least once; stops early when ``limit_s`` is spent."""
+    """Warm up and time one point, each at least once; stop early once ``limit_s`` has passed."""
     device = meter.device
     ids = torch.tensor([generate.prompt_ids(None, model.config.vocab_size, INPUT_TOKENS)])
     config = generate.force_length(model, cell.output_tokens)
@@ -197,13 +197,13 @@ class Bench:
         runs: int,
         warmup: int,
     ) -> None:
-        """Prepare to fill ``report``."""
+        """Prepare to measure into ``report``."""
         self.report, self.grid, self.device, self.end = report, grid, device, end
         self.runs, self.warmup = runs, warmup
         self.left = 0
 
     def run(self, variants: tuple[Shape, ...], sizes: dict[str, int], dtype: torch.dtype) -> None:
-        """Visit all variants; then measure what the device does, for the estimates."""
+        """Visit all variants; then measure the device's rates for the estimates."""
         by_name = {v.name: v for v in variants}
         order = protocol.visit_order(list(by_name), 2)
         self.left = len(order) * len(self.grid)
@@ -236,7 +236,7 @@ class Bench:
     def point(
         self, visit: int, name: str, cell: Cell, model: Any, meter: MemoryMeter | None
     ) -> None:
-        """Measure one point in its share of the time left, or note why not."""
+        """Measure one point within its share of the remaining time, or record why not."""
         remaining = self.end - time.monotonic()
         share, self.left = remaining / self.left, self.left - 1
         if self.report.full(name, cell):
@@ -253,17 +253,17 @@ class Bench:
 
 
 def give_up(report: Report) -> None:
-    """End the process where it is, with what was measured."""
+    """End the process immediately, after saving what was measured."""
     report.state = "ended by its time limit"
     report.save()
-    print(f"The time is over. {report.folder} has what was measured.", flush=True)
+    print(f"Time limit reached. Results so far are in {report.folder}.", flush=True)
     os._exit(0)
 
 
 def about(
     device: torch.device, dtype: torch.dtype, grid: list[Cell], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """Return on what and how everything is measured."""
+    """Return the conditions of all measurements."""
     cuda = device.type == "cuda"
     return {
         "device": str(device),
@@ -280,7 +280,7 @@ def about(
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the script's options."""
+    """Return the parser for the script's options."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--out", default="workspace/bench-gpu")
     made.add_argument("--minutes", type=float, default=6.75)
@@ -290,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Measure, and write after every point."""
+    """Measure, writing the results after every point."""
     asked = parser().parse_args()
     end = time.monotonic() + 60 * asked.minutes
     device = resolve_device(asked.device)

@@ -1,7 +1,7 @@
-"""What `bench.gpu` has measured so far: one JSON and one Markdown table, written after every point.
+"""Results of `bench.gpu` so far: one JSON file and one Markdown table, written after every point.
 
-A point cut short, a variant that does not fit, a point for which no time was left: each is in the
-result, with the reason.
+Points cut short, variants that do not fit and points for which no time was left are all listed,
+with the reason.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ MEMORY, TIME = "a smaller batch ran out of memory", "no time was left"
 
 
 class Report:
-    """The results of all variants; every change is on the disk before the next point begins."""
+    """The results of all variants; every change is on disk before the next point begins."""
 
     def __init__(self, folder: Path, about: dict[str, Any], shapes: dict[str, analytic.Shapes]):
-        """Keep results of the variants ``shapes`` in ``folder``; ``about`` says on what."""
+        """Keep results of the variants ``shapes`` in ``folder``; ``about``: the conditions."""
         self.folder, self.about, self.shapes = folder, about, shapes
         self.results: dict[str, dict[Cell, list[CellResult]]] = {name: {} for name in shapes}
         self.skipped: list[dict[str, Any]] = []
         self.parameters: dict[str, int] = {}
         self.rates: analytic.Rates | None = None
         self.state = "running"
-        self._lock = threading.RLock()  # the watchdog writes from a thread of its own
+        self._lock = threading.RLock()  # the watchdog writes from its own thread
 
     def take(self, name: str, result: CellResult) -> None:
-        """Keep and write one visit's measurement of a point."""
+        """Add one visit's measurement of a point and save it."""
         with self._lock:
             self.results[name].setdefault(result.cell, []).append(result)
             self.save()
 
     def skip(self, name: str, visit: int, cell: Cell, why: str) -> None:
-        """Note that a point is not measured on a visit, and why."""
+        """Record that a point was not measured on a visit, and why."""
         with self._lock:
             self.skipped.append(
                 {"variant": name, "visit": visit, "batch_size": cell.batch_size, "why": why}
@@ -50,10 +50,10 @@ class Report:
         return any(c.batch_size <= cell.batch_size and any(r.oom for r in rs) for c, rs in seen)
 
     def expected_s(self, name: str, cell: Cell) -> float | None:
-        """Return what a generation should take, by what is known; None where nothing is.
+        """Return the expected seconds of a generation; None if nothing comparable was measured.
 
-        This point's earlier visit, else the slowest variant at this point, else this variant's
-        largest batch so far, which is faster than any larger one.
+        This point's earlier visit; otherwise the slowest variant at this point; otherwise this
+        variant's largest batch so far, which is faster than any larger one.
         """
 
         def median(of: str, at: Cell) -> float | None:
@@ -67,7 +67,7 @@ class Report:
         return own if own is not None else max(known, default=None)
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the points of every variant, measured beside estimated."""
+        """Return the points of every variant, measured and estimated."""
         return {
             name: [
                 protocol.point(name, self.about["input_tokens"], rs, self._estimate(name, cell))
@@ -83,7 +83,7 @@ class Report:
         return {"estimated_latency_s": known, "estimated_memory_mib": memory / 2**20}
 
     def summary(self) -> dict[str, Any]:
-        """Return everything that bench-gpu.json holds."""
+        """Return the contents of bench-gpu.json."""
         rows = self.rows()
         points = [p for group in rows.values() for p in group]
         runs = [p["runs"] for p in points if not p["oom"]]
@@ -116,35 +116,35 @@ class Report:
             workspace.write_text(self.folder / "bench-gpu.md", self.text())
 
     def text(self) -> str:
-        """Return the Markdown: on what, the table, and what is not in it."""
+        """Return the Markdown: conditions, table, and what is missing from it."""
         found = self.summary()
         head = (
             f"{found['device_name']}, {found['dtype']}, random weights, {found['input_tokens']} "
             f"tokens in, {found['output_tokens']} out, torch {found['torch']}, transformers "
-            f"{found['transformers']}; measured, {found['median_runs'] or 0:g} timed runs a point "
-            f"in the median. State: {found['state']}.\n\n"
+            f"{found['transformers']}; measured; timed runs per point: median "
+            f"{found['median_runs'] or 0:g}. State: {found['state']}.\n\n"
         )
         return head + table(self.rows(), self.parameters) + "\n".join(["", *notes(found), ""])
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """Return lines on what was not measured, and on the estimates."""
+    """Return lines on what was not measured, and on the accuracy of the estimates."""
     lines = []
     for why in (MEMORY, TIME):
-        left_out = [s for s in found["skipped"] if s["why"] == why]
-        if left_out:
-            named = (f"{s['variant']} batch {s['batch_size']}" for s in left_out)
+        skipped = [s for s in found["skipped"] if s["why"] == why]
+        if skipped:
+            named = (f"{s['variant']} batch {s['batch_size']}" for s in skipped)
             lines.append(f"Not measured, because {why}: {', '.join(dict.fromkeys(named))}.")
     for what, errors in found["analytic"].items():
         if errors["points"]:
             lines.append(
-                f"Analytic model of {what}: off by {errors['median_error_pct']:.0f} % in the "
-                f"median, {errors['worst_error_pct']:.0f} % at worst, over {errors['points']} "
+                f"Error of the analytic model of {what}: median {errors['median_error_pct']:.0f} "
+                f"%, worst {errors['worst_error_pct']:.0f} %, over {errors['points']} "
                 f"points{' (rough)' if errors['rough'] else ''}."
             )
     if found["largest_batch_estimated"]:
-        said = (f"{name} {batch:,}" for name, batch in found["largest_batch_estimated"].items())
-        lines.append(f"Largest batch that should fit (estimated): {', '.join(said)}.")
+        named = (f"{name} {batch:,}" for name, batch in found["largest_batch_estimated"].items())
+        lines.append(f"Largest batch that should fit (estimated): {', '.join(named)}.")
     return lines
 
 

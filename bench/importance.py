@@ -1,12 +1,12 @@
-"""The leave-one-out sweep and Taylor against the naive ways, in one run on one model.
+"""The leave-one-out sweep and Taylor against naive implementations, in one run on one model.
 
-    python -m bench.importance                      both models of the project's aims, float32
+    python -m bench.importance                      both models of the project's goals, float32
     python -m bench.importance --dtype bfloat16 --blocks 12 --hidden 768 --save
     python -m bench.importance --dtype bfloat16 --without-bfloat16     as on a CPU that lacks it
 
 (a) removes each block in place and evaluates; (b) builds a smaller model for every block and
-copies the weights into it, as the paper's scripts do. All ways take the same rows in the same
-run, in turns; what is compared are medians and ratios. FLOPs count blocks, attention and head.
+copies the weights into it, as the paper's scripts do. All methods take turns on the same rows in
+the same run; medians and ratios are compared. FLOPs count blocks, attention and head.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build(blocks: int, hidden: int, vocab: int, device: Any, dtype: torch.dtype)
 
 
 def perplexity(model: Any, ids: torch.Tensor) -> float:
-    """The sensible evaluation: all rows in one batch, stock model, stock logits."""
+    """Return the perplexity computed the obvious way: one batch, stock model, stock logits."""
     with torch.inference_mode():
         logits = model(ids, use_cache=False).logits[:, :-1].float()
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -61,7 +61,7 @@ def perplexity(model: Any, ids: torch.Tensor) -> float:
 
 
 def in_place(model: Any, ids: torch.Tensor) -> list[float]:
-    """(a) The same model object, one layer left out at a time."""
+    """Score by (a): the same model object without one layer at a time."""
     layers, result = model.model.layers, [perplexity(model, ids)]
     for block in range(len(layers)):
         model.model.layers = nn.ModuleList([x for i, x in enumerate(layers) if i != block])
@@ -73,7 +73,7 @@ def in_place(model: Any, ids: torch.Tensor) -> list[float]:
 
 
 def rebuilt(model: Any, ids: torch.Tensor) -> list[float]:
-    """(b) A new, smaller model for every block, the weights copied into it."""
+    """Score by (b): a new, smaller model for every block, with the weights copied into it."""
     count, state = model.config.num_hidden_layers, model.state_dict()
     result = [perplexity(model, ids)]
     for block in range(count):
@@ -95,7 +95,7 @@ def rebuilt(model: Any, ids: torch.Tensor) -> list[float]:
 
 
 def plain_taylor(model: Any, ids: torch.Tensor) -> float:
-    """Whole-model forward, backward and product."""
+    """Score by Taylor with a whole-model forward and backward pass; return the sum."""
     model.requires_grad_(True)
     logits = model(ids, use_cache=False).logits[:, :-1].float()
     nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
@@ -122,14 +122,14 @@ def timed(function: Callable[[], Any], device: Any) -> tuple[float, Any]:
 
 
 def matmul_rate(device: Any, dtype: torch.dtype, size: int = 1536) -> float:
-    """The machine's own rate: the best of ten square products, operations per second."""
+    """Return the machine's rate in operations per second: the best of ten square matmuls."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     times = [timed(lambda: a @ a, device)[0] for _ in range(10)]
     return 2 * size**3 / min(times)
 
 
 def flops(model: Any, ids: torch.Tensor) -> tuple[float, float]:
-    """Operations of one block pass and of one head pass over all rows."""
+    """Return the operations of one block pass and of one head pass over all rows."""
     rows, tokens = ids.shape
     config = model.config
     block = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -139,7 +139,7 @@ def flops(model: Any, ids: torch.Tensor) -> tuple[float, float]:
 
 
 def peak(arguments: argparse.Namespace, blocks: int, hidden: int, way: str) -> float:
-    """Peak MiB above the loaded model, in a process of its own so that nothing is reused."""
+    """Return the peak MiB above the loaded model, in a new process so that nothing is reused."""
     command = [sys.executable, "-m", "bench.importance", "--peak", way]
     for name in ("vocab", "samples", "length", "dtype", "device"):
         command += [f"--{name}", str(getattr(arguments, name))]
@@ -150,7 +150,7 @@ def peak(arguments: argparse.Namespace, blocks: int, hidden: int, way: str) -> f
 
 
 def prepared(arguments: argparse.Namespace, blocks: int, hidden: int) -> dict[str, Any]:
-    """The model, the rows, and every way of scoring them."""
+    """Return the model, the rows, and every way of scoring them."""
     device = precision.resolve_device(arguments.device)
     dtype = precision.DTYPES[arguments.dtype]
     model = build(blocks, hidden, arguments.vocab, device, dtype)
@@ -233,12 +233,12 @@ def main() -> None:
         "--clock",
         choices=tuple(CLOCKS),
         default="wall",
-        help="cpu counts this process's own seconds, for one thread on a busy machine",
+        help="cpu: this process's own CPU seconds, for one thread on a busy machine",
     )
     parser.add_argument(
         "--without-bfloat16",
         action="store_true",
-        help="hold oneDNN to AVX2, as on a CPU without bfloat16 instructions",
+        help="limit oneDNN to AVX2, as on a CPU without bfloat16 instructions",
     )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"append to {RESULT.name}")
@@ -248,7 +248,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.without_bfloat16:
-        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read at the first product
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read at the first matmul
         precision.cpu_has_bfloat16 = lambda: False
     if arguments.peak:
         only_peak(arguments)
@@ -270,7 +270,7 @@ def main() -> None:
     about = (
         f"`python -m bench.importance --dtype {arguments.dtype} --repeat {arguments.repeat} "
         f"--clock {arguments.clock}{threads}{held}{shape}` on {device} ({native} bfloat16 "
-        f"instructions), {torch.get_num_threads()} thread(s), torch {torch.__version__}: "
+        f"instructions), threads: {torch.get_num_threads()}, torch {torch.__version__}: "
         f"{arguments.samples} x {arguments.length} random tokens, random weights, vocabulary "
         f"{arguments.vocab}, medians of {arguments.repeat} turns."
     )

@@ -1,10 +1,10 @@
-"""How long a what-if takes: each single block left out, as the Prune page asks for it.
+"""Time per what-if perplexity: each single block skipped, as the Prune page requests it.
 
     python -m bench.live [CHECKPOINT] [--device cpu] [--threads 2] [--save FILE.md]
 
-Asked in the order of the page: ten calibration rows, the beginning of the held-out text, then all
-of it, which goes on from the beginning. ``plain`` is the same beginning without any state kept.
-With ``--threads 1`` processor seconds are what an idle core would take.
+The requests follow the page's order: ten calibration rows, the beginning of the held-out text, then
+all of it, which continues from the beginning. ``plain`` is the same beginning without cached
+states. With ``--threads 1``, processor seconds are what an idle core would take.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench import tell
+from bench import report
 from core.live.protocol import Perplexity
 from core.live.store import Loaded, Store
 from core.model.precision import resolve_device
@@ -31,12 +31,12 @@ ROOM = 2**32
 
 
 def timed(model: Loaded, skip: tuple[int, ...], room: float = ROOM, **text: Any) -> dict[str, Any]:
-    """Answer one question; return wall and processor seconds and the windows judged."""
+    """Answer one question; return wall and processor seconds and the windows evaluated."""
     ask = Perplexity(checkpoint=model.name, skip=skip, **text)
-    judged, windows, total = model.text(ask, room)
+    held, windows, total = model.text(ask, room)
     cuda = model.view.device.type == "cuda"
     began, spent = time.perf_counter(), time.process_time()
-    answer = judged.answer(skip, windows=windows)
+    answer = held.answer(skip, windows=windows)
     if cuda:
         torch.cuda.synchronize()
     return {
@@ -81,10 +81,10 @@ def main() -> None:
         ours, naive = ([row[unit] for row in rows] for rows in (kept, plain))
         lines += [
             "",
-            f"Beginning, {unit}: median {statistics.median(ours):.3f}, at worst {max(ours):.3f}; "
-            f"without states {statistics.median(naive):.3f} and {max(naive):.3f}.",
+            f"Beginning, {unit}: median {statistics.median(ours):.3f}, worst {max(ours):.3f}; "
+            f"without cached states {statistics.median(naive):.3f} and {max(naive):.3f}.",
         ]
-    tell("\n".join(lines) + "\n", asked.save)
+    report("\n".join(lines) + "\n", asked.save)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What the harness adds to a bare generate loop: paired medians with an interval.
+"""Overhead of the harness over a bare generate loop: median of pairs with an interval.
 
     python -m bench.overhead [CHECKPOINT] [--pairs 40] [--batch-size 1] [--output-tokens 64]
                              [--clock wall|cpu] [--save FILE.json]
 
-Each pair runs one bare ``model.generate`` and one run of the harness (utilisation sampler alive,
-first token noted, length checked), in alternating order; both are timed from outside by the same
-clock. On a busy CPU ``--clock cpu`` counts the process's processor seconds instead, the sampler's
-thread included, which neighbours hardly change. Printed: the median of the pairs' differences in
-per cent of the bare time, with its 95 % interval by the bootstrap.
+Each pair runs one bare ``model.generate`` and one run of the harness (utilisation sampler running,
+first token timed, length checked), in alternating order; both are timed from outside by the same
+clock. On a busy CPU, ``--clock cpu`` counts the process's processor seconds instead, including the
+sampler's thread, which other load hardly affects. Prints the median of the pairs' differences as a
+percentage of the bare time, with its 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from bench import tell
+from bench import report
 from core.benchmark import generate
 from core.benchmark.protocol import percentile
 from core.benchmark.utilisation import UtilisationSampler
@@ -31,7 +31,7 @@ from core.model.precision import decide, resolve_device
 
 
 def interval(values: list[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of the median by the bootstrap."""
+    """Return the 95 % bootstrap interval of the median."""
     rng = random.Random(seed)
     medians = [statistics.median(rng.choices(values, k=len(values))) for _ in range(draws)]
     return percentile(medians, 0.025), percentile(medians, 0.975)
@@ -101,7 +101,7 @@ def main() -> None:
         "overhead_median_pct": statistics.median(shares),
         "overhead_95pct_interval": [low, high],
     }
-    tell(json.dumps(result, indent=2) + "\n", asked.save)
+    report(json.dumps(result, indent=2) + "\n", asked.save)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long a page takes to be there and a click to be answered: ``python -m bench.pages``.
+"""Load times of the pages and response time of a click: ``python -m bench.pages``.
 
-A real dashboard on a workspace of its own and a headless Chromium on the same machine. For every
-page: the browser's own first contentful paint, and the time until the page's heading stands, both
-from the start of the navigation, in a fresh browser session each time. For clicks: from the press
-until the page shows what the click meant, measured inside the page.
+Runs a real dashboard on its own workspace and a headless Chromium on the same machine. For every
+page: the browser's first contentful paint, and the time until the page's heading appears, both from
+the start of the navigation, in a fresh browser session each time. For clicks: from the press until
+the page shows the click's effect, measured inside the page.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def pill(page: Any, block: int) -> float:
 
 
 def clicks(url: str, count: int) -> list[float]:
-    """Return the answer times of ``count`` clicks on the Prune page's blocks."""
+    """Return the response times of ``count`` clicks on the Prune page's blocks."""
     with chromium(viewport={"width": 1280, "height": 1400}) as context:
         page = context.new_page()
         page.goto(f"{url}/prune?model=demo")
@@ -86,7 +86,7 @@ def main() -> None:
     with workspace() as folder:
         fill(folder)
         with serve() as url:
-            opened(url, "")  # the first visitor pays for imports
+            opened(url, "")  # the first visit pays for the imports
             rows = ["| what | median s | worst s | aim s |", "| --- | ---: | ---: | ---: |"]
             for path in PAGES:
                 times = list(
@@ -102,12 +102,12 @@ def main() -> None:
     load = os.getloadavg()[0]
     text = "\n".join(
         [
-            "# Pages: how long until they are there",
+            "# Pages: load and response times",
             "",
             f"`python -m bench.pages --repeat {arguments.repeat}`: browser and dashboard on one "
             f"machine with {os.cpu_count()} cores ({platform.machine()}), load {load:.1f} at the "
-            "end; seconds from the start of the navigation, a fresh browser session each time, and "
-            "from a press until the chart shows it.",
+            "end; seconds from the start of the navigation, in a fresh browser session each time, "
+            "and from a press until the chart shows its effect.",
             "",
             *rows,
             "",

@@ -1,11 +1,11 @@
-"""Pruning beside a plain file copy: bytes per second and peak memory, in one run.
+"""Pruning compared with a plain file copy: bytes per second and peak memory, in one run.
 
     python bench/prune.py [--gib 2] [--repeats 3] [--folder DIR]
 
-Writes a LLaMA-shaped checkpoint of random bytes, then takes turns between copying its weight files
-(shutil.copyfile, what `cp` does) and dropping every fourth block. Each runs in a process of its
-own; a prune reports the growth of its own peak memory. Rates are of the bytes written, the
-median of the repeats, from a warm page cache, both without waiting for the disk (fsync).
+Writes a LLaMA-shaped checkpoint of random bytes, then alternates between copying its weight files
+(shutil.copyfile, like `cp`) and dropping every fourth block. Each runs in a separate process; a
+prune reports the growth of its own peak memory. Rates are bytes written per second, the median of
+the repeats, with a warm page cache, both without waiting for the disk (fsync).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def child(code: str, *arguments: object) -> dict[str, float]:
-    """Run code in a process of its own; return the JSON it prints."""
+    """Run code in a separate process; return the JSON it prints."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -114,9 +114,9 @@ def main() -> None:
             rates["copy"].append(weight_bytes(out) / seconds / 2**30)
             shutil.rmtree(out)
             for way, label in (("kernel", "prune"), ("plain", "prune without kernel copy")):
-                said = child(CHILD, source, json.dumps(drop), out, way)
-                rates[label].append(weight_bytes(out) / said["s"] / 2**30)
-                peak, grown = max(peak, said["peak_mib"]), max(grown, said["grown"])
+                cost = child(CHILD, source, json.dumps(drop), out, way)
+                rates[label].append(weight_bytes(out) / cost["s"] / 2**30)
+                peak, grown = max(peak, cost["peak_mib"]), max(grown, cost["grown"])
                 shutil.rmtree(out)
             if turn == 0:  # the first turn warms the page cache
                 rates = {label: [] for label in rates}

@@ -5,11 +5,11 @@
 
 Theirs: stock Trainer, micro-batches of 4 in random order, padded on the left to the longest row
 and a multiple of 8, an attention mask, logits of all tokens, plain AdamW, gradients clipped at 1;
-float32 on the CPU, mixed float16 on a GPU (bfloat16 where asked). Ours: what ``retrain`` does by
-default, but nothing is recomputed, whatever the size. Both make the same optimiser steps from the
-same rows and the same adapters: once with the paper's dropout, where the random numbers differ, and
-once without, where both must end at the same loss up to rounding. Each runs in a process of its
-own, in turns; the first step is left out of the time. Tokens count without padding.
+float32 on the CPU, mixed float16 on a GPU (bfloat16 on request). Ours: what ``retrain`` does by
+default, but without recomputation at any size. Both take the same optimiser steps on the same rows
+from the same adapters: once with the paper's dropout, for which the random numbers differ, and once
+without, for which both must reach the same loss up to rounding. They alternate, each in a separate
+process; the first step is excluded from the time. Token counts exclude padding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from core.retrain.spec import SMALL, RetrainSpec, settings_of
 RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "retrain_bench.md"
 DROPPED = (4, 5, 6, 7)
 DROPOUTS = (0.05, 0.0)
-"""The paper's, and none, where the random numbers of both ways cannot differ."""
+"""The paper's, and none, for which the random numbers of both recipes cannot differ."""
 AIM = 2.0
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 26,
@@ -55,7 +55,7 @@ def spec_of(arguments: argparse.Namespace) -> RetrainSpec:
 
 
 def build(arguments: argparse.Namespace, spec: RetrainSpec, device: torch.device) -> Any:
-    """The pruned demo, or random weights of a shape, with adapters; the same for both ways."""
+    """Return the pruned demo, or random weights of a shape, with adapters; the same for both."""
     if arguments.shape == "demo":
         from core.demo import CHECKPOINT
         from core.prune import depth
@@ -78,7 +78,7 @@ def build(arguments: argparse.Namespace, spec: RetrainSpec, device: torch.device
 
 
 def rows_of(arguments: argparse.Namespace, spec: RetrainSpec) -> tuple[list[Row], list[Row]]:
-    """Mixed-length instructions of the demo world, and held-out ones."""
+    """Return mixed-length instructions of the demo world, and held-out ones."""
     from core.demo import CHECKPOINT
     from core.retrain.encoders import FileTokenizer
 
@@ -87,7 +87,7 @@ def rows_of(arguments: argparse.Namespace, spec: RetrainSpec) -> tuple[list[Row]
 
 
 def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
-    """The trainer that `retrain` uses, without its evaluations."""
+    """Train with the trainer of `retrain`, without its evaluations."""
     from core.retrain.trainer import (
         MicroBatches,
         Objective,
@@ -123,7 +123,7 @@ def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], devi
 
 
 def theirs(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], device: Any) -> Any:
-    """Stock Trainer on left-padded micro-batches of 4, each step the rows that ours takes."""
+    """Train with stock Trainer on left-padded micro-batches of 4; each step uses our rows."""
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainingArguments
 
@@ -159,7 +159,7 @@ def theirs(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], de
 
 
 def one(arguments: argparse.Namespace) -> None:
-    """Train one way in this process and print what it took as JSON."""
+    """Train with one recipe in this process and print its measurements as JSON."""
     from transformers import TrainerCallback
 
     if arguments.threads:
@@ -213,7 +213,7 @@ def run(arguments: argparse.Namespace, way: str, dropout: float) -> dict[str, An
 
 
 def compare(arguments: argparse.Namespace, dropout: float) -> list[str]:
-    """Run both ways in turns with one dropout; return what to say of it as lines."""
+    """Run both recipes in turns with one dropout; return the lines to report."""
     found: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}
     for turn in range(arguments.repeat):
         for way in found if turn % 2 == 0 else reversed(found):
@@ -241,10 +241,10 @@ def compare(arguments: argparse.Namespace, dropout: float) -> list[str]:
             for label, m in (("paper's scripts", middle["theirs"]), ("ours", middle["ours"]))
         ),
         "",
-        f"Ratio of tokens/s: median {statistics.median(ratios):.2f} (aim {AIM:g}: {reached}); by "
-        f"turn {', '.join(f'{r:.2f}' for r in ratios)}. Per CPU second, which other work on the "
-        f"machine changes less: median {statistics.median(cpu):.2f}. The losses differ by "
-        f"{gap:.1e} nat.",
+        f"Ratio of tokens/s: median {statistics.median(ratios):.2f} (target {AIM:g}: {reached}); "
+        f"by turn {', '.join(f'{r:.2f}' for r in ratios)}. Per CPU second, which other load on the "
+        f"machine affects less: median {statistics.median(cpu):.2f}. The losses differ by "
+        f"{gap:.1e} nats.",
         "",
     ]
 
@@ -258,7 +258,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--micro-batch", type=int)
-    parser.add_argument("--dropout", type=float, help="only this one. Default: 0.05, then 0")
+    parser.add_argument(
+        "--dropout", type=float, help="run only this dropout. Default: 0.05, then 0"
+    )
     parser.add_argument("--way", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}")
@@ -275,8 +277,8 @@ def main() -> None:
         f"`python -m bench.retrain {' '.join(a for a in sys.argv[1:] if a != '--save')}`:",
         f"{arguments.shape} on {device}, {arguments.dtype}, {threads} threads, torch "
         f"{torch.__version__}; {arguments.steps} steps of 64 mixed-length",
-        "instructions of the demo world, at most 256 tokens; medians of "
-        f"{arguments.repeat} turns, the first step left out.",
+        "instructions of the demo world, up to 256 tokens each; medians of "
+        f"{arguments.repeat} turns, without the first step.",
         "",
     ]
     for dropout in dropouts:

@@ -1,9 +1,9 @@
-"""Pictures of the running dashboard for the README: ``python -m bench.screenshots``.
+"""Screenshots of the running dashboard for the README: ``python -m bench.screenshots``.
 
-Starts the dashboard on a workspace of its own, fills it from the command line with runs of the
-demo checkpoint (some minutes), and takes each page in a headless Chromium. ``--workspace`` keeps
-and reuses the runs; ``--out``, ``--dark`` and ``--width`` are for looking at pages; the default
-writes docs/img.
+Starts the dashboard on its own workspace, fills it from the command line with runs of the demo
+checkpoint (takes some minutes), and captures each page in a headless Chromium. ``--workspace``
+keeps and reuses the runs; ``--out``, ``--dark`` and ``--width`` are for inspecting pages; by
+default the images go to docs/img.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PAGES = {
     "presentation": ("presentation", 900),
     "jobs": ("jobs", 700),
 }
-"""Name of the picture: address, and height of the window."""
+"""Name of the screenshot -> path of the page, and height of the window."""
 
 
 def take(url: str, out: Path, dark: bool, width: int, names: list[str]) -> None:
-    """Take every page of ``names`` at ``url``."""
+    """Capture every page of ``names`` at ``url``."""
     with chromium(color_scheme="dark" if dark else "light") as context:
         page = context.new_page()
         for name in names:
@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=1400)
     parser.add_argument("--pages", nargs="*", choices=tuple(PAGES), default=list(PAGES))
-    parser.add_argument("--workspace", default="", help="filled where it is empty, and kept")
+    parser.add_argument(
+        "--workspace", default="", help="workspace to use and keep; filled if empty"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with workspace(arguments.workspace) as folder:

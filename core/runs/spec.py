@@ -326,7 +326,7 @@ class DeviceOptions:
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", group="device")
     dtype: str = option(
         "auto",
-        help="Precision of weights and activations; auto keeps the checkpoint's where it can.",
+        help="Precision of weights and activations; auto keeps the checkpoint's if possible.",
         choices=("auto", "float32", "bfloat16", "float16"),
         group="device",
     )
