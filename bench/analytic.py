@@ -77,8 +77,8 @@ def main() -> None:
     error = analytic.errors(pairs)
     lines += [
         "",
-        f"Error over {error['points']} points: median {error['median_error_pct']:.1f} %, "
-        f"worst {error['worst_error_pct']:.1f} %.",
+        f"Error over {error.points} points: median {error.median_error_pct:.1f} %, "
+        f"worst {error.worst_error_pct:.1f} %.",
         "",
         f"Rates: `{json.dumps({k: v for k, v in dataclasses.asdict(found).items()})}`",
     ]

@@ -6,6 +6,7 @@ with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
+from core.benchmark.results import Accuracy, Point, accuracy
 from core.runs import workspace
 
 MEMORY, TIME = "a smaller batch ran out of memory", "no time was left"
@@ -66,11 +68,11 @@ class Report:
         known = [t for t in others if t is not None] or [t for t in smaller if t is not None]
         return own if own is not None else max(known, default=None)
 
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
+    def rows(self) -> dict[str, list[Point]]:
         """Return the points of every variant, measured and estimated."""
         return {
             name: [
-                protocol.point(name, self.about["input_tokens"], rs, self._estimate(name, cell))
+                protocol.point(name, self.about["input_tokens"], rs, **self._estimate(name, cell))
                 for cell, rs in cells.items()
             ]
             for name, cells in self.results.items()
@@ -86,16 +88,16 @@ class Report:
         """Return the contents of bench-gpu.json."""
         rows = self.rows()
         points = [p for group in rows.values() for p in group]
-        runs = [p["runs"] for p in points if not p["oom"]]
+        runs = [p.runs for p in points if not p.oom]
         return {
             "state": self.state,
             **self.about,
             "parameters": self.parameters,
             "median_runs": statistics.median(runs) if runs else None,
-            "analytic": analytic.errors_of_points(points),
+            "analytic": dataclasses.asdict(accuracy(points)),
             "largest_batch_estimated": self._largest(),
             "skipped": self.skipped,
-            "points": points,
+            "points": [dataclasses.asdict(p) for p in points],
         }
 
     def _largest(self) -> dict[str, int] | None:
@@ -124,23 +126,25 @@ class Report:
             f"{found['transformers']}; measured; timed runs per point: median "
             f"{found['median_runs'] or 0:g}. State: {found['state']}.\n\n"
         )
-        return head + table(self.rows(), self.parameters) + "\n".join(["", *notes(found), ""])
+        rows = self.rows()
+        errors = accuracy(p for group in rows.values() for p in group)
+        return head + table(rows, self.parameters) + "\n".join(["", *notes(found, errors), ""])
 
 
-def notes(found: dict[str, Any]) -> list[str]:
-    """Return lines on what was not measured, and on the accuracy of the estimates."""
+def notes(found: dict[str, Any], off: Accuracy) -> list[str]:
+    """Return lines on what was not measured, and on how far the estimates are ``off``."""
     lines = []
     for why in (MEMORY, TIME):
         skipped = [s for s in found["skipped"] if s["why"] == why]
         if skipped:
             named = (f"{s['variant']} batch {s['batch_size']}" for s in skipped)
             lines.append(f"Not measured, because {why}: {', '.join(dict.fromkeys(named))}.")
-    for what, errors in found["analytic"].items():
-        if errors["points"]:
+    for what, errors in (("latency", off.latency), ("memory", off.memory)):
+        if errors.points:
             lines.append(
-                f"Error of the analytic model of {what}: median {errors['median_error_pct']:.0f} "
-                f"%, worst {errors['worst_error_pct']:.0f} %, over {errors['points']} "
-                f"points{' (rough)' if errors['rough'] else ''}."
+                f"Error of the analytic model of {what}: median {errors.median_error_pct:.0f} "
+                f"%, worst {errors.worst_error_pct:.0f} %, over {errors.points} "
+                f"points{' (rough)' if errors.rough else ''}."
             )
     if found["largest_batch_estimated"]:
         named = (f"{name} {batch:,}" for name, batch in found["largest_batch_estimated"].items())
@@ -148,11 +152,10 @@ def notes(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def table(rows: dict[str, list[dict[str, Any]]], parameters: dict[str, int]) -> str:
+def table(rows: dict[str, list[Point]], parameters: dict[str, int]) -> str:
     """Return the Markdown table: each point with its speed-up over dense at the same batch."""
     dense = {
-        (p["batch_size"], p["output_tokens"]): p["latency_s_mean"]
-        for p in next(iter(rows.values()), [])
+        (p.batch_size, p.output_tokens): p.latency_s_mean for p in next(iter(rows.values()), [])
     }
     lines = [
         "| variant | parameters | batch | latency s | std | first token s | tokens/s "
@@ -162,18 +165,18 @@ def table(rows: dict[str, list[dict[str, Any]]], parameters: dict[str, int]) -> 
     for name, points in rows.items():
         for p in points:
             size = parameters.get(name)
-            start = f"| {name} | {'-' if size is None else f'{size:,}'} | {p['batch_size']} |"
-            if p["oom"]:
+            start = f"| {name} | {'-' if size is None else f'{size:,}'} | {p.batch_size} |"
+            if p.oom:
                 lines.append(start + " out of memory | | | | | | | |")
                 continue
-            base = dense.get((p["batch_size"], p["output_tokens"]))
-            gain = f"{base / p['latency_s_mean']:.2f} x" if base else "-"
-            busy = "-" if p["utilisation_pct"] is None else f"{p['utilisation_pct']:.0f}"
-            spread = p["latency_s_std"]
+            base = dense.get((p.batch_size, p.output_tokens))
+            gain = f"{base / p.latency_s_mean:.2f} x" if base and p.latency_s_mean else "-"
+            busy = "-" if p.utilisation_pct is None else f"{p.utilisation_pct:.0f}"
+            spread = p.latency_s_std
             lines.append(
-                f"{start} {p['latency_s_mean']:.3f} | "
-                f"{'-' if spread is None else f'{spread:.3f}'} | {p['first_token_s']:.4f} | "
-                f"{p['tokens_per_s']:.0f} | {gain} | {p['peak_memory_mib']:.0f} | {busy} | "
-                f"{p['runs']} |"
+                f"{start} {p.latency_s_mean:.3f} | "
+                f"{'-' if spread is None else f'{spread:.3f}'} | {p.first_token_s:.4f} | "
+                f"{p.tokens_per_s:.0f} | {gain} | {p.peak_memory_mib:.0f} | {busy} | "
+                f"{p.runs} |"
             )
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ importance, plan, prune, and text generated with the smaller checkpoint by stock
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import shlex
 import subprocess
@@ -15,6 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from core.retrain.results import Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -112,13 +114,14 @@ def retrained(record: Record, out: str, *argv: str, gap: float, share: float) ->
     """Retrain, record the summary, and report whether gap, time and share meet the targets."""
     record.run("-m", "core", "retrain", *argv, "--out", out)
     record.file(Path(out) / "summary.json")
-    found = json.loads((Path(out) / "summary.json").read_text())
+    found = Summary.read(Path(out)) or Summary()
+    measured_gap, recovered = found.gap_nat or 0.0, found.recovered or 0.0
+    seconds = math.inf if found.training_s is None else found.training_s
     facts = (
-        (f"gap {found['gap_nat']:.3f} nats", f"at least {gap} nats", found["gap_nat"] >= gap),
-        (f"{found['training_s']:.1f} s of training", "at most 60 s", found["training_s"] <= 60),
-        (f"{found['recovered'] or 0:.0%} recovered", f"at least {share:.0%}",
-         (found["recovered"] or 0) >= share),
-    )  # fmt: skip
+        (f"gap {measured_gap:.3f} nats", f"at least {gap} nats", measured_gap >= gap),
+        (f"{seconds:.1f} s of training", "at most 60 s", seconds <= 60),
+        (f"{recovered:.0%} recovered", f"at least {share:.0%}", recovered >= share),
+    )
     for measured, target, met in facts:
         record.lines += [f"- {measured} (target: {target}): {'met' if met else 'NOT MET'}"]
     record.lines += [""]

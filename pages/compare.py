@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from core.benchmark.analytic import known_rates
+from core.benchmark.results import known_rates
 from core.charts import compare as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, published
 from core.compare import scene as compare_view
-from core.compare.measured import Cell, Row, cell_of
+from core.compare.measured import Cell, Row
 from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
@@ -264,13 +265,13 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
     columns = st.columns(2)
     for place, metric in enumerate(metrics):
         if against == "ratio":
-            here = [r for r in rows if cell_of(r) == cell]
+            here = [r for r in rows if r.cell == cell]
             others = published.over_dense(st.session_state.get("published", ""), "speedup")
             figure = charts.against_ratio(here, scene.found, metric, ratio, others)
         else:
             x, fixed = ("batch_size", 2) if against == "batch size" else ("output_tokens", 0)
             keys = {c.id for c in at}
-            here = [r for r in rows if cell_of(r)[fixed] == cell[fixed] and r["id"] in keys]
+            here = [r for r in rows if r.cell[fixed] == cell[fixed] and r.id in keys]
             figure = charts.against(here, at, metric, x=x, capacity_mib=scene.capacity_mib)
         with columns[place % 2]:
             if not charts.data_of(figure):
@@ -291,11 +292,10 @@ def measured_on(scene: Scene) -> str:
     if not scene.runs:
         return "Estimated from shapes; nothing was measured."
     summary = scene.runs[0].summary
-    kinds = ", ".join(sorted({str(v.get("dtype")) for v in summary["variants"]}))
     return (
-        f"Measured on {summary.get('device')} ({summary.get('device_name')}), {kinds}, "
-        f"{summary.get('input_tokens')} tokens in, seed {summary.get('seed')}."
-        + (" Peak memory counts tensors only." if summary.get("peak_memory") == "tensors" else "")
+        f"Measured on {summary.device} ({summary.device_name}), {', '.join(summary.dtypes)}, "
+        f"{summary.input_tokens} tokens in, seed {summary.seed}."
+        + (" Peak memory counts tensors only." if summary.peak_memory == "tensors" else "")
     )
 
 
@@ -305,9 +305,9 @@ def tables(scene: Scene, rows: list[Row]) -> None:
     frame_ = pd.DataFrame(rows).drop(columns=["key", "series", "parent"])
     frame_["dropped"] = frame_["dropped"].map(to_text)
     st.dataframe(frame_.dropna(axis=1, how="all"), hide_index=True)
-    points = [{k: v for k, v in r.items() if k != "id"} for r in scene.rows]
-    large = [{"variant": v["name"], **v["largest_batch"]} for b in scene.runs
-             for v in b.summary["variants"] if v.get("largest_batch")]  # fmt: skip
+    points = [r.row() for r in scene.rows]
+    large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
+             for v in b.summary.variants if v.largest_batch]  # fmt: skip
     with st.container(horizontal=True):
         files = {"comparison": rows, "points": points, "published": published.figures()}
         files |= {"largest-batch": large} if large else {}

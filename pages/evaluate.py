@@ -12,9 +12,9 @@ from core import recipes
 from core.charts import evaluate as charts
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
-from core.evaluate import command, questions, results
+from core.evaluate import by_content, command
 from core.evaluate import tables as view
-from core.evaluate.results import Judged, Measure
+from core.evaluate.by_content import Judged, Measure
 from core.evaluate.spec import EvaluateSpec
 from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
@@ -152,7 +152,7 @@ def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def overview(evaluated: list[Judged], chosen: list[Measure]) -> None:
+def overview(evaluated: list[Judged[Variant]], chosen: list[Measure]) -> None:
     """Draw the table of checkpoints and the dot chart by task."""
     st.subheader("Results")
     rows = view.wide(evaluated, chosen)
@@ -163,7 +163,7 @@ def overview(evaluated: list[Judged], chosen: list[Measure]) -> None:
         f"{note} In brackets: the difference from {dense} with its standard error, paired by "
         "window or question; * = more than two standard errors."
     )
-    downloaded("evaluation.csv", results.table(evaluated, chosen))
+    downloaded("evaluation.csv", by_content.table(evaluated, chosen))
     conflict = tokenizer_conflict(one.variant for one in evaluated)
     if conflict:
         st.warning(conflict)
@@ -177,7 +177,7 @@ def overview(evaluated: list[Judged], chosen: list[Measure]) -> None:
 
 def skills(known: Study) -> None:
     """Draw blocks against skills, for the runs that repeated tasks with each block removed."""
-    found = results.block_rows(state.workspace(), known.dense)
+    found = by_content.block_rows(state.workspace(), known.dense)
     st.subheader("What each block is for")
     if not found:
         st.info(
@@ -190,17 +190,17 @@ def skills(known: Study) -> None:
     record, summary, rows = by_id[picked]
     figure = charts.skill_heatmap(rows)
     st.plotly_chart(figure, key="skills", alt="Change of every task without each block.")
-    limit = summary.get("limit")
+    limit = summary.limit
     asked = f"the first {limit} questions of each task" if limit else "all questions"
     st.caption(
-        f"Measured: {known.dense.label}, {asked}, {summary['device']}, {summary['dtype']}. A dot "
+        f"Measured: {known.dense.label}, {asked}, {summary.device}, {summary.dtype}. A dot "
         "marks a change within two paired standard errors of zero. "
         "Few questions give a quick look; many give certainty."
     )
-    downloaded("skills.csv", [dict(zip(questions.BLOCK_COLUMNS, row, strict=True)) for row in rows])
+    downloaded("skills.csv", [asdict(row) for row in rows])
 
 
-def flipped(evaluated: list[Judged], chosen: list[Measure]) -> None:
+def flipped(evaluated: list[Judged[Variant]], chosen: list[Measure]) -> None:
     """Draw the questions that two checkpoints answer differently."""
     tasks = {m.label: m for m in chosen if m.kind == "task"}
     both = {label: [one for one in evaluated if m in one.cells] for label, m in tasks.items()}
@@ -271,7 +271,7 @@ frame.start("Evaluate")
 name = state.active_checkpoint()
 state.inspect(name)
 known = study(state.workspace(), name)
-gathered = results.gather(state.workspace(), [v for v in known.variants if v.folder])
+gathered = by_content.gather(state.workspace(), [v for v in known.variants if v.folder])
 measured = [one for place, one in enumerate(gathered) if one.cells or place == 0]
 empty = not any(one.cells for one in measured)
 opened = state.form_is_open("evaluate", empty)
@@ -280,14 +280,14 @@ with st.expander("New run", expanded=opened, icon=":material/tune:"):
 for run_id in st.session_state.get("eval_started", []):
     runs.show(run_id)
 if not empty:
-    asked = results.limits(measured)
+    asked = by_content.limits(measured)
     limit = asked[0] if asked else None
     if len(asked) > 1:
         limit = st.selectbox(
             "Question limit", asked, key="shown_limit",
             format_func=lambda n: f"the first {n} questions" if n else "all questions",
         )  # fmt: skip
-    chosen = results.measures(measured, limit)
+    chosen = by_content.measures(measured, limit)
     overview(measured, chosen)
     flipped(measured, chosen)
 else:

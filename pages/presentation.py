@@ -69,7 +69,7 @@ def note(scene: Scene) -> str:
     text += f" Speed and memory at batch {batch}, {given} tokens in, {made} out"
     if scene.runs:
         summary = scene.runs[0].summary
-        text += f", on {summary.get('device')} ({summary.get('device_name')})"
+        text += f", on {summary.device} ({summary.device_name})"
     return text + ". Hollow markers are estimates; a star is after retraining."
 
 

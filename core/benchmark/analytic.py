@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from core.runs.dtypes import BYTES
-from core.runs.workspace import read_json
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
-    from core.runs.workspace import Workspace
 
 ROUGH_PCT = 30.0
 """Median error above which estimates are called rough. A convention, not measured."""
@@ -110,31 +108,11 @@ class Rates:
     dtype: str = "float32"
 
 
-def read_rates(saved: Mapping[str, Any]) -> Rates:
-    """Return rates as a benchmark's summary.json has them; fields of other versions are left."""
-    names = {f.name for f in dataclasses.fields(Rates)}
-    return Rates(**{name: value for name, value in saved.items() if name in names})
-
-
 def mean_rates(found: Sequence[Rates]) -> Rates:
     """Return the mean of several measurements of one device in one precision."""
     fields = [f.name for f in dataclasses.fields(Rates) if f.name != "dtype"]
     means = {name: statistics.fmean(getattr(r, name) for r in found) for name in fields}
     return Rates(**means, dtype=found[0].dtype)
-
-
-def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | None:
-    """Return what the workspace's newest benchmark run measured of a device in a precision.
-
-    Without a device, or a precision, the newest of any. None where nothing was measured: any
-    benchmark run does it, and with ``--rates-only`` nothing else.
-    """
-    for record in where.runs("benchmark"):
-        summary = read_json(record.path / "summary.json") or {}
-        rates = summary.get("rates") or {}
-        if rates and device in ("", summary.get("device")) and dtype in ("", rates.get("dtype")):
-            return read_rates(rates)
-    return None
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
@@ -238,32 +216,22 @@ def latency_ms(
     return 1000.0 * latency_s(info, rates, batch, input_tokens, output_tokens)
 
 
-def errors_of_points(points: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return `errors` of latency and memory over rows as of points.csv; out of memory is none."""
-    rows = list(points)
-    columns = {
-        "latency": ("estimated_latency_s", "latency_s_mean"),
-        "memory": ("estimated_memory_mib", "peak_memory_mib"),
-    }
-    return {
-        what: errors((r[e], r[m]) for r in rows if r[e] is not None and r[m])
-        for what, (e, m) in columns.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """How far estimates are from measurements."""
+
+    points: int = 0
+    median_error_pct: float | None = None
+    """Of abs(estimate / measured - 1); None without points."""
+    worst_error_pct: float | None = None
+    rough: bool | None = None
+    """Whether the median is above `ROUGH_PCT`."""
 
 
-def errors(pairs: Iterable[tuple[float, float]]) -> dict[str, Any]:
-    """Return how far estimates are from measurements, over (estimated, measured) pairs.
-
-    ``median_error_pct`` and ``worst_error_pct`` are of abs(estimate / measured - 1);
-    ``rough`` says that the median is above 30 %.
-    """
+def errors(pairs: Iterable[tuple[float, float]]) -> Errors:
+    """Return how far estimates are from measurements, over (estimated, measured) pairs."""
     off = [100.0 * abs(e / m - 1.0) for e, m in pairs if m > 0]
     if not off:
-        return {"points": 0, "median_error_pct": None, "worst_error_pct": None, "rough": None}
+        return Errors()
     middle = statistics.median(off)
-    return {
-        "points": len(off),
-        "median_error_pct": middle,
-        "worst_error_pct": max(off),
-        "rough": middle > ROUGH_PCT,
-    }
+    return Errors(len(off), middle, max(off), middle > ROUGH_PCT)

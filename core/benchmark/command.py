@@ -14,8 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.benchmark import analytic, protocol
+from core.benchmark import analytic, protocol, results
 from core.benchmark.protocol import Cell, CellResult
+from core.benchmark.results import (
+    Largest,
+    MeasuredVariant,
+    Point,
+    Sampling,
+    Skipped,
+    Summary,
+    TimedRun,
+)
 from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
 from core.runs import dtypes
@@ -76,7 +85,7 @@ class Variant:
     info: CheckpointInfo
     results: dict[Cell, list[CellResult]] = field(default_factory=dict)
     loaded: dict[str, Any] = field(default_factory=dict)
-    largest: dict[str, Any] | None = None
+    largest: Largest | None = None
 
     def dtype(self, spec: BenchmarkSpec) -> str:
         """Return the dtype that was loaded, or, before that, the one that will be."""
@@ -182,7 +191,7 @@ class Session:
         self.grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
         self.total = len(self.variants) * len(self.grid) * spec.visits
         self.done = 0
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Skipped] = []
         self.order: list[str] = []
         self.measured_rates: list[analytic.Rates] = []
         limit = spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
@@ -259,7 +268,13 @@ class Session:
 
     def _skip(self, variant: Variant, cells: list[Cell]) -> None:
         for cell in cells:
-            self.skipped.append({"variant": variant.name, **dataclasses.asdict(cell)})
+            self.skipped.append(
+                Skipped(
+                    variant=variant.name,
+                    batch_size=cell.batch_size,
+                    output_tokens=cell.output_tokens,
+                )
+            )
             self.done += 1
 
     def _listen(
@@ -294,7 +309,7 @@ class Session:
             elif kind == "rates":
                 self.measured_rates.append(analytic.Rates(**event))
             elif kind == "largest":
-                variant.largest = event
+                variant.largest = Largest(**event)
             elif kind == "failed" and event["oom"]:
                 return self._nothing_fits(variant, visit, left)
             elif kind == "failed":
@@ -325,7 +340,7 @@ class Session:
         self._skip(variant, left[1:])
         left.clear()
         if variant.largest is None:
-            variant.largest = {"batch_size": 0, "fails_at": 1}
+            variant.largest = Largest(batch_size=0, fails_at=1)
         return first
 
     def _take(self, variant: Variant, result: CellResult) -> None:
@@ -347,23 +362,25 @@ def _tuples(event: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in event.items()}
 
 
-def _rows(session: Session, rates: analytic.Rates | None) -> list[dict[str, Any]]:
+def _points(session: Session, rates: analytic.Rates | None) -> list[Point]:
     """Return the rows of points.csv, measured beside estimated."""
-    spec, rows = session.spec, []
+    spec, found = session.spec, []
     for variant in session.variants:
         dtype = variant.dtype(spec)
         for cell in (c for c in session.grid if c in variant.results):
             shape = (cell.batch_size, spec.input_tokens, cell.output_tokens)
-            memory = analytic.memory_bytes(variant.info, *shape, dtype)["total"] / MIB
-            estimate = {
-                "estimated_latency_s": (
-                    analytic.latency_s(variant.info, rates, *shape) if rates else None
-                ),
-                "estimated_memory_mib": memory,
-            }
-            results = variant.results[cell]
-            rows.append(protocol.point(variant.name, spec.input_tokens, results, estimate))
-    return rows
+            made = protocol.point(
+                variant.name,
+                spec.input_tokens,
+                variant.results[cell],
+                estimated_latency_s=analytic.latency_s(variant.info, rates, *shape)
+                if rates
+                else None,
+                estimated_memory_mib=analytic.memory_bytes(variant.info, *shape, dtype)["total"]
+                / MIB,
+            )
+            found.append(made)
+    return found
 
 
 def _only_growth(session: Session) -> bool:
@@ -389,62 +406,69 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
             session.visit(visit, next(v for v in session.variants if v.name == name))
             write(session, run, None)
     rates = session.rates()
-    rows = write(session, run, rates)
+    points = write(session, run, rates)
     run.progress.step(session.total, session.total, "Done.")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    summary = {
-        "device": str(device),
-        "device_name": gpu or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "prompt": protocol.PROMPT,
-        "input_tokens": spec.input_tokens,
-        "sampling": {"top_k": protocol.TOP_K, "top_p": protocol.TOP_P},
-        "seed": spec.seed,
-        "random_weights": spec.random_weights,
-        "runs_asked": spec.runs,
-        "warmup_asked": spec.warmup,
-        "order": session.order,
-        "peak_memory": "process growth" if _only_growth(session) else "tensors",
-        "memory_limit_mib": spec.memory_limit_mib,
-        "skipped": session.skipped,
-        "seconds": round(time.time() - began, 1),
-        "variants": [
-            {
-                "name": v.name,
-                "path": str(v.folder),
-                "parameters": v.info.parameters,
-                "blocks": v.info.blocks,
-                "dtype": v.dtype(spec),
-                "weight_bytes": v.loaded.get("weight_bytes"),
-                "capacity_mib": v.loaded.get("capacity_mib"),
-                "largest_batch": v.largest,
-            }
-            for v in (() if spec.rates_only else session.variants)
-        ],
-        "rates": dataclasses.asdict(rates) if rates else None,
-        "analytic": analytic.errors_of_points(rows),
-    }
-    run.write_json("summary.json", summary)
-    return {"points": len(rows), "out_of_memory": sum(r["oom"] for r in rows)}
+    Summary(
+        device=str(device),
+        device_name=gpu or platform.machine(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=version("transformers"),
+        prompt=protocol.PROMPT,
+        input_tokens=spec.input_tokens,
+        sampling=Sampling(top_k=protocol.TOP_K, top_p=protocol.TOP_P),
+        seed=spec.seed,
+        random_weights=spec.random_weights,
+        runs_asked=spec.runs,
+        warmup_asked=spec.warmup,
+        order=tuple(session.order),
+        peak_memory="process growth" if _only_growth(session) else "tensors",
+        memory_limit_mib=spec.memory_limit_mib,
+        skipped=tuple(session.skipped),
+        seconds=round(time.time() - began, 1),
+        variants=() if spec.rates_only else tuple(_measured(v, spec) for v in session.variants),
+        rates=rates,
+        analytic=results.accuracy(points),
+    ).write(run)
+    return {"points": len(points), "out_of_memory": sum(p.oom for p in points)}
 
 
-def write(session: Session, run: Run, rates: analytic.Rates | None) -> list[dict[str, Any]]:
+def _measured(variant: Variant, spec: BenchmarkSpec) -> MeasuredVariant:
+    """Return what the summary holds of a variant."""
+    return MeasuredVariant(
+        name=variant.name,
+        path=str(variant.folder),
+        parameters=variant.info.parameters,
+        blocks=variant.info.blocks,
+        dtype=variant.dtype(spec),
+        weight_bytes=variant.loaded.get("weight_bytes"),
+        capacity_mib=variant.loaded.get("capacity_mib"),
+        largest_batch=variant.largest,
+    )
+
+
+def write(session: Session, run: Run, rates: analytic.Rates | None) -> list[Point]:
     """Write what is known so far to points.csv and runs.csv; returns the points."""
-    rows = _rows(session, rates)
-    columns = protocol.POINT_COLUMNS
-    run.write_csv("points.csv", columns, [[_cell(r[c]) for c in columns] for r in rows])
-    singles = [
-        [v.name, c.batch_size, session.spec.input_tokens, c.output_tokens, r.visit, n, t, f]
-        for v in session.variants
-        for c, results in v.results.items()
-        for r in results
-        for n, (t, f) in enumerate(zip(r.latencies_s, r.first_tokens_s, strict=True))
-    ]
-    run.write_csv("runs.csv", protocol.RUN_COLUMNS, singles)
-    return rows
-
-
-def _cell(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else value
+    points = _points(session, rates)
+    Point.write(run, points)
+    TimedRun.write(
+        run,
+        (
+            TimedRun(
+                variant=v.name,
+                batch_size=c.batch_size,
+                input_tokens=session.spec.input_tokens,
+                output_tokens=c.output_tokens,
+                visit=r.visit,
+                run=n,
+                latency_s=t,
+                first_token_s=f,
+            )
+            for v in session.variants
+            for c, visits in v.results.items()
+            for r in visits
+            for n, (t, f) in enumerate(zip(r.latencies_s, r.first_tokens_s, strict=True))
+        ),
+    )
+    return points

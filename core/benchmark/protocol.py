@@ -11,22 +11,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+
+from core.benchmark.results import Point
 
 PROMPT = "The Leaning Tower of Pisa is known for"
 TOP_K = 50
 TOP_P = 0.95
-
-POINT_COLUMNS = (
-    "variant", "batch_size", "input_tokens", "output_tokens", "latency_s_mean", "latency_s_std",
-    "latency_s_p50", "first_token_s", "tokens_per_s", "peak_memory_mib", "utilisation_pct", "oom",
-    "runs", "latency_s_p10", "latency_s_p90", "per_token_s", "reserved_mib", "process_mib",
-    "utilisation_max_pct", "visits", "estimated_latency_s", "estimated_memory_mib",
-)  # fmt: skip
-RUN_COLUMNS = (
-    "variant", "batch_size", "input_tokens", "output_tokens", "visit", "run", "latency_s",
-    "first_token_s",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +79,10 @@ def point(
     variant: str,
     input_tokens: int,
     results: Sequence[CellResult],
-    estimate: dict[str, float | None],
-) -> dict[str, Any]:
+    *,
+    estimated_latency_s: float | None = None,
+    estimated_memory_mib: float | None = None,
+) -> Point:
     """Merge the visits of one cell into a row of points.csv.
 
     Out of memory in any visit makes the point out of memory. Times are over all visits' runs;
@@ -98,11 +90,18 @@ def point(
     the peak.
     """
     cell = results[0].cell
-    row: dict[str, Any] = dict.fromkeys(POINT_COLUMNS)
-    row |= {"variant": variant, "input_tokens": input_tokens, **dataclasses.asdict(cell)}
-    row |= {"oom": any(r.oom for r in results), "runs": 0, "visits": len(results), **estimate}
-    if row["oom"]:
-        return row
+    made = Point(
+        variant=variant,
+        batch_size=cell.batch_size,
+        input_tokens=input_tokens,
+        output_tokens=cell.output_tokens,
+        oom=any(r.oom for r in results),
+        visits=len(results),
+        estimated_latency_s=estimated_latency_s,
+        estimated_memory_mib=estimated_memory_mib,
+    )
+    if made.oom:
+        return made
     times = [t for r in results for t in r.latencies_s]
     firsts = [t for r in results for t in r.first_tokens_s]
     busy = [u for r in results for u in r.utilisation_pct]
@@ -110,19 +109,20 @@ def point(
     held = _largest([r.reserved_mib for r in results])
     mean, first = statistics.fmean(times), statistics.fmean(firsts)
     rest = cell.output_tokens - 1
-    return row | {
-        "latency_s_mean": mean,
-        "latency_s_std": statistics.stdev(times) if len(times) > 1 else None,
-        "latency_s_p50": statistics.median(times),
-        "latency_s_p10": percentile(times, 0.1),
-        "latency_s_p90": percentile(times, 0.9),
-        "first_token_s": first,
-        "per_token_s": (mean - first) / rest if rest else None,
-        "tokens_per_s": cell.batch_size * cell.output_tokens / mean,
-        "peak_memory_mib": held if allocated is None else allocated,
-        "reserved_mib": held,
-        "process_mib": _largest([r.process_mib for r in results]),
-        "utilisation_pct": statistics.fmean(busy) if busy else None,
-        "utilisation_max_pct": max(busy) if busy else None,
-        "runs": len(times),
-    }
+    return dataclasses.replace(
+        made,
+        latency_s_mean=mean,
+        latency_s_std=statistics.stdev(times) if len(times) > 1 else None,
+        latency_s_p50=statistics.median(times),
+        latency_s_p10=percentile(times, 0.1),
+        latency_s_p90=percentile(times, 0.9),
+        first_token_s=first,
+        per_token_s=(mean - first) / rest if rest else None,
+        tokens_per_s=cell.batch_size * cell.output_tokens / mean,
+        peak_memory_mib=held if allocated is None else allocated,
+        reserved_mib=held,
+        process_mib=_largest([r.process_mib for r in results]),
+        utilisation_pct=statistics.fmean(busy) if busy else None,
+        utilisation_max_pct=max(busy) if busy else None,
+        runs=len(times),
+    )

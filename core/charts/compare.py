@@ -16,8 +16,10 @@ import plotly.graph_objects as go
 from core.charts import palette
 from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
+from core.compare.measured import Cost
 
 Row = Mapping[str, Any]
+"""A row of the comparison's table (`core.compare.measured.table`), or a published one."""
 CHOSEN = "#D55E00"
 """Colour of the ring around the chosen and the best point."""
 DASHES = {"dense": "dot", "depth": "solid", "width": "dash", "other": "dashdot"}
@@ -47,7 +49,6 @@ METRICS = {
     "utilisation_pct": "utilisation (%)",
 }
 """Metrics drawn against batch size, output length and ratio, with units."""
-BANDS = {"latency_s_p50": ("latency_s_p10", "latency_s_p90")}
 AXES = {
     "memory_mib": "peak memory (MiB)",
     "per_token_ms": "time per token (ms)",
@@ -80,12 +81,12 @@ def look_of(candidate: Candidate) -> Look:
     return Look(colour, DASHES[candidate.kind], symbol)
 
 
-def value(row: Row, metric: str) -> float | None:
-    """Return a metric of a row; the row has times in seconds, metrics may be in ms."""
+def value(cost: Cost, metric: str) -> float | None:
+    """Return one of `METRICS`; costs have times in seconds, metrics may be in ms."""
     if metric.endswith("_ms"):
-        seconds = row.get(metric.removesuffix("_ms") + "_s")
+        seconds = getattr(cost, metric.removesuffix("_ms") + "_s")
         return None if seconds is None else 1000 * float(seconds)
-    found = row.get(metric)
+    found = getattr(cost, metric)
     return None if found is None else float(found)
 
 
@@ -93,7 +94,7 @@ def value(row: Row, metric: str) -> float | None:
 
 
 def against(
-    rows: Sequence[Row],
+    costs: Sequence[Cost],
     found: Sequence[Candidate],
     metric: str,
     *,
@@ -102,22 +103,22 @@ def against(
 ) -> go.Figure:
     """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line per candidate.
 
-    Rows that ran out of memory are crosses at the top; ``estimated`` rows are hollow and dotted.
+    Points out of memory are crosses at the top; estimated ones are hollow and dotted.
     """
     figure = go.Figure()
-    lost: list[tuple[Candidate, Row]] = []
+    lost: list[tuple[Candidate, Cost]] = []
     for candidate in found:
-        mine = sorted((r for r in rows if r["id"] == candidate.id), key=lambda r: r[x])
-        lost += [(candidate, r) for r in mine if r["oom"]]
+        mine = sorted((c for c in costs if c.id == candidate.id), key=lambda c: getattr(c, x))
+        lost += [(candidate, c) for c in mine if c.oom]
         for guessed in (False, True):
-            line = [r for r in mine if bool(r.get("estimated")) == guessed and not r["oom"]]
-            line = [r for r in line if value(r, metric) is not None]
+            line = [c for c in mine if c.estimated == guessed and not c.oom]
+            line = [c for c in line if value(c, metric) is not None]
             if line:
                 _line(figure, line, candidate, metric, x, guessed)
     _crosses(figure, lost, x)
     if metric == "peak_memory_mib" and capacity_mib:
         _capacity(figure, capacity_mib)
-    ticks = sorted({r[x] for r in rows})
+    ticks = sorted({getattr(c, x) for c in costs})
     title = "batch size" if x == "batch_size" else "output tokens"
     figure.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
     _cost_axis(figure, metric)
@@ -125,15 +126,15 @@ def against(
 
 
 def _line(
-    figure: go.Figure, line: list[Row], candidate: Candidate, metric: str, x: str, guessed: bool
+    figure: go.Figure, line: list[Cost], candidate: Candidate, metric: str, x: str, guessed: bool
 ) -> None:
     look = look_of(candidate)
-    low, high = BANDS.get(metric, ("", ""))
-    banded = [r for r in line if r.get(low) is not None and r.get(high) is not None]
+    bands = [(getattr(c, x), *_band(c, metric)) for c in line]
+    banded = [(at, low, high) for at, low, high in bands if low is not None and high is not None]
     if len(banded) > 1:
         figure.add_scatter(
-            x=[r[x] for r in banded] + [r[x] for r in reversed(banded)],
-            y=[r[high] for r in banded] + [r[low] for r in reversed(banded)],
+            x=[at for at, _, _ in banded] + [at for at, _, _ in reversed(banded)],
+            y=[high for _, _, high in banded] + [low for _, low, _ in reversed(banded)],
             mode="lines",
             fill="toself",
             fillcolor=_faint(look.colour),
@@ -144,27 +145,32 @@ def _line(
             name=f"{candidate.label}, p10 to p90",
         )
     figure.add_scatter(
-        x=[r[x] for r in line],
-        y=[value(r, metric) for r in line],
+        x=[getattr(c, x) for c in line],
+        y=[value(c, metric) for c in line],
         name=candidate.label + (", estimated" if guessed else ""),
         legendgroup=candidate.id,
         mode="lines+markers",
         line={"color": look.colour, "width": 1.5 if guessed else 2.5}
         | {"dash": "dot" if guessed else look.dash},
         marker={"size": 9, "symbol": look.marker(hollow=guessed)},
-        customdata=[[candidate.id, _spread(r)] for r in line],
+        customdata=[[candidate.id, _spread(c)] for c in line],
         hovertemplate=f"{candidate.label}<br>%{{x}}: %{{y:,.4g}}%{{customdata[1]}}<extra>"
         f"{'estimated' if guessed else 'measured'}</extra>",
     )
 
 
-def _spread(row: Row) -> str:
+def _band(cost: Cost, metric: str) -> tuple[float | None, float | None]:
+    """Return the 10th and 90th percentile of a metric; they are known for latency alone."""
+    return (cost.latency_s_p10, cost.latency_s_p90) if metric == "latency_s_p50" else (None, None)
+
+
+def _spread(cost: Cost) -> str:
     """Return the number of runs and the spread of a point, for its tooltip."""
-    if row.get("estimated") or not row.get("runs"):
+    if cost.estimated or not cost.runs:
         return ""
-    deviation = row.get("latency_s_std")
+    deviation = cost.latency_s_std
     shown = f", latency deviation {deviation:.3g} s" if deviation is not None else ""
-    return f"<br>{row['runs']} runs{shown}"
+    return f"<br>{cost.runs} runs{shown}"
 
 
 def _faint(colour: str) -> str:
@@ -172,15 +178,15 @@ def _faint(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.18)"
 
 
-def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Row]], x: str) -> None:
+def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Cost]], x: str) -> None:
     """Draw out-of-memory points at the top of the panel, with the memory they would need."""
     ys = [v for trace in figure.data for v in trace.y if v is not None]
     top = 1.15 * max(ys, default=1.0)
-    for candidate, row in lost:
-        needed = row.get("estimated_memory_mib")
+    for candidate, cost in lost:
+        needed = cost.estimated_memory_mib
         text = f"<br>would need about {needed:,.0f} MiB" if needed else ""
         figure.add_scatter(
-            x=[row[x]],
+            x=[getattr(cost, x)],
             y=[top],
             mode="markers",
             name=f"{candidate.label}: out of memory",
@@ -224,7 +230,7 @@ def _cost_axis(figure: go.Figure, metric: str) -> None:
 
 
 def against_ratio(
-    rows: Sequence[Row],
+    costs: Sequence[Cost],
     found: Sequence[Candidate],
     metric: str,
     at: float | None = None,
@@ -232,14 +238,12 @@ def against_ratio(
 ) -> go.Figure:
     """Draw a metric against the pruning ratio, one line per series, all starting at dense.
 
-    ``rows`` are of one batch size and output length; ``at`` marks a ratio. ``published`` rows are
+    ``costs`` are of one batch size and output length; ``at`` marks a ratio. ``published`` rows are
     drawn over the speed-up only: absolute times of other machines are not comparable.
     """
     figure = go.Figure()
     dense = next((c for c in found if c.kind == "dense"), None)
-    by_key: dict[tuple[str, bool], Row] = {
-        (r["id"], bool(r.get("estimated"))): r for r in rows if not r["oom"]
-    }
+    by_key = {(c.id, c.estimated): c for c in costs if not c.oom}
     lines: dict[str, list[Candidate]] = {}
     for candidate in found:
         if candidate.kind in ("depth", "width") and candidate.ratio is not None:

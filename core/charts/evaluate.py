@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from core.charts import palette
 from core.charts.compare import look_of
-from core.evaluate.results import Judged, Measure
+from core.evaluate.by_content import Judged, Measure
+from core.evaluate.results import BlockCost
 
 DIVERGING = ((0.0, "#D55E00"), (0.5, "#F4F4F4"), (1.0, "#0072B2"))
 """Worse is orange, no change is light, better is blue."""
@@ -30,7 +31,7 @@ BAR: dict[str, Any] = {"orientation": "h", "y": -0.28, "yanchor": "top", "thickn
 
 
 def task_dots(
-    evaluated: Sequence[Judged], tasks: Sequence[Measure], chance: dict[str, float]
+    evaluated: Sequence[Judged[Any]], tasks: Sequence[Measure], chance: dict[str, float]
 ) -> Any:
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
@@ -80,7 +81,7 @@ def task_dots(
     return figure
 
 
-def _looks(evaluated: Sequence[Judged]) -> list[tuple[str, str]]:
+def _looks(evaluated: Sequence[Judged[Any]]) -> list[tuple[str, str]]:
     """Return colour and symbol of every checkpoint: its method's, or spare ones if taken."""
     spare = iter(SPARE)
     found: list[tuple[str, str]] = []
@@ -95,21 +96,21 @@ def _looks(evaluated: Sequence[Judged]) -> list[tuple[str, str]]:
     return found
 
 
-def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
-    """Draw the change on every task when one block is left out; ``rows`` as in skills.csv.
+def skill_heatmap(rows: Sequence[BlockCost]) -> go.Figure:
+    """Draw the change on every task when one block is left out.
 
     A cell whose change is within two standard errors of zero carries a dot: it may be chance.
     """
-    tasks = list(dict.fromkeys((row[1], row[2]) for row in rows))
-    blocks = sorted({row[0] for row in rows if row[0] >= 0})
-    by_cell = {(row[0], row[1], row[2]): row for row in rows}
+    tasks = list(dict.fromkeys((row.task, row.metric) for row in rows))
+    blocks = sorted({row.block for row in rows if row.block >= 0})
+    by_cell = {(row.block, row.task, row.metric): row for row in rows}
     found = [[by_cell[block, *task] for block in blocks] for task in tasks]
-    most = max((abs(row[5]) for line in found for row in line), default=0.0) or 1.0
-    dense = {task: by_cell[-1, *task][3] for task in tasks}
+    most = max((abs(row.delta) for line in found for row in line), default=0.0) or 1.0
+    dense = {task: by_cell[-1, *task].value for task in tasks}
     names = [f"{_short(task)} ({metric})" for task, metric in tasks]
     figure = go.Figure(
         go.Heatmap(
-            z=[[row[5] for row in line] for line in found],
+            z=[[row.delta for row in line] for line in found],
             x=blocks,
             y=names,
             zmin=-most,
@@ -121,7 +122,7 @@ def skill_heatmap(rows: Sequence[tuple[Any, ...]]) -> go.Figure:
             texttemplate="%{text}",
             textfont={"size": 20, "color": "#333333"},
             customdata=[
-                [[row[3], dense[task], _plus_minus(row[6])] for row in line]
+                [[row.value, dense[task], _plus_minus(row.delta_stderr)] for row in line]
                 for task, line in zip(tasks, found, strict=True)
             ],
             hovertemplate="%{y}<br>without block %{x}: %{customdata[0]:.4f}, dense "
@@ -139,8 +140,8 @@ def _short(task: str) -> str:
     return task.removeprefix("demo_")
 
 
-def _unsure(row: tuple[Any, ...]) -> bool:
-    return row[6] is None or abs(row[5]) <= 2 * row[6]
+def _unsure(row: BlockCost) -> bool:
+    return row.delta_stderr is None or abs(row.delta) <= 2 * row.delta_stderr
 
 
 def _plus_minus(error: float | None) -> str:

@@ -7,7 +7,7 @@ drawn, with the extremes kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.retrain.results import Evaluation
 
 MOST_POINTS = 1500
 """Maximum points drawn per curve; more than a screen has columns."""
@@ -50,9 +51,9 @@ def thin(values: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
     return sorted(kept)
 
 
-def smooth(values: Sequence[float], span: float) -> list[float]:
+def smooth(values: Sequence[float | None], span: float) -> list[float]:
     """Return the exponential moving average over about ``span`` steps, unbiased at the start."""
-    return pd.Series(values, dtype=float).ewm(span=max(1.0, span)).mean().tolist()
+    return pd.Series(list(values), dtype=float).ewm(span=max(1.0, span)).mean().tolist()
 
 
 def span_of(steps: int) -> int:
@@ -62,16 +63,15 @@ def span_of(steps: int) -> int:
 
 def loss(
     steps: Sequence[int],
-    losses: Sequence[float],
-    evaluations: Sequence[Mapping[str, Any]],
+    losses: Sequence[float | None],
+    evaluations: Sequence[Evaluation],
     *,
     total: int = 0,
     run: str = "",
 ) -> go.Figure:
     """Draw the training loss raw and smoothed, and the held-out loss as diamonds.
 
-    ``evaluations`` are the run's evaluation lines: step, heldout_loss and those of the dense and
-    the pruned model. ``run`` keeps the zoom while points are added.
+    ``run`` keeps the zoom while points are added.
     """
     figure = go.Figure()
     drawn = thin(losses)
@@ -95,8 +95,8 @@ def loss(
         hovertemplate="step %{x}: %{y:.4f}<extra>smoothed</extra>",
     )
     figure.add_scatter(
-        x=[e["step"] for e in evaluations],
-        y=[e.get("heldout_loss") for e in evaluations],
+        x=[e.step for e in evaluations],
+        y=[e.heldout_loss for e in evaluations],
         name="held-out loss",
         mode="markers",
         cliponaxis=False,
@@ -108,16 +108,16 @@ def loss(
         },
         hovertemplate="step %{x}: %{y:.4f}<extra>held out</extra>",
     )
-    last = evaluations[-1] if evaluations else {}
-    for key, dash, name in (
-        ("heldout_loss_dense", "dash", "dense"),
-        ("heldout_loss_before", "dot", "pruned"),
+    last = evaluations[-1] if evaluations else None
+    for level, dash, name in (
+        (last and last.heldout_loss_dense, "dash", "dense"),
+        (last and last.heldout_loss_before, "dot", "pruned"),
     ):
-        if last.get(key) is not None:
+        if level is not None:
             figure.add_scatter(
                 x=[0, max([total, *steps, 1])],
-                y=[last[key]] * 2,
-                name=f"{name}, held out: {last[key]:.4f}",
+                y=[level] * 2,
+                name=f"{name}, held out: {level:.4f}",
                 mode="lines",
                 line={"dash": dash, "width": 2, "color": palette.PROTECTED},
                 hoverinfo="skip",
@@ -154,9 +154,9 @@ def curve(
     return palette.dress(figure, 230, uirevision=run, showlegend=False)
 
 
-def recovery(evaluations: Sequence[Mapping[str, Any]], *, total: int = 0) -> go.Figure:
+def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
     """Draw the recovered share of the gap at every evaluation, with lines at 0 and 1."""
-    found = [(e["step"], e["recovered"]) for e in evaluations if e.get("recovered") is not None]
+    found = [(e.step, e.recovered) for e in evaluations if e.recovered is not None]
     figure = go.Figure(
         go.Scatter(
             x=[step for step, _ in found],

@@ -149,9 +149,10 @@ def _estimated(
         return None, None, "unknown"
     dtype = scene.rates.dtype if scene.rates else info.dtype
     own, base = (measured.estimate(s, scene.rates, cell, dtype) for s in (shapes, info))
-    slow, fast = base.get("latency_s_mean"), own.get("latency_s_mean")
+    slow, fast = base.latency_s_mean, own.latency_s_mean
+    most, usual = own.peak_memory_mib, base.peak_memory_mib
     return (
         slow / fast if slow and fast else None,
-        own["peak_memory_mib"] / base["peak_memory_mib"],
+        most / usual if most and usual else None,
         "estimated",
     )

@@ -7,30 +7,41 @@ same precision; of two measurements of the same point the newer one counts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from core.benchmark import analytic
 from core.benchmark.analytic import Rates, Shapes
+from core.benchmark.results import Cell, Point
 from core.compare.candidates import Candidate
 from core.study import Benchmark
 from core.words import block_ranges
 
 Row = dict[str, Any]
-Cell = tuple[int, int, int]
-"""batch size, input tokens, output tokens."""
 
 
-def cell_of(row: Mapping[str, Any]) -> Cell:
-    """Return the cell of the grid that a row measured."""
-    return int(row["batch_size"]), int(row["input_tokens"]), int(row["output_tokens"])
+@dataclass(frozen=True, kw_only=True)
+class Cost(Point):
+    """What one candidate costs at one point of the grid, measured or estimated."""
+
+    id: str = ""
+    """Key of the candidate."""
+    run: str = ""
+    """The benchmark run; empty for an estimate."""
+    speedup: float | None = None
+    """Latency of the dense model over this one's, at the same point."""
+    estimated: bool = False
+
+    def row(self) -> Row:
+        """Return a row of the table of points: what points.csv has, the run and the speed-up."""
+        return {k: v for k, v in asdict(self).items() if k not in ("id", "estimated")}
 
 
 def setting_of(bench: Benchmark) -> tuple[str, ...]:
     """Return what two runs must share to be drawn in one chart: device, its name, precision."""
-    types = sorted({str(v.get("dtype")) for v in bench.summary.get("variants") or []})
     summary = bench.summary
-    threads = str(summary.get("threads", "")) if summary.get("device") == "cpu" else ""
-    return (str(summary.get("device")), str(summary.get("device_name")), ", ".join(types), threads)
+    threads = str(summary.threads or "") if summary.device == "cpu" else ""
+    return summary.device, summary.device_name, ", ".join(summary.dtypes), threads
 
 
 def mixed_settings(runs: Sequence[Benchmark]) -> str:
@@ -46,81 +57,81 @@ def mixed_settings(runs: Sequence[Benchmark]) -> str:
     return ""
 
 
-def rows_of(runs: Iterable[Benchmark]) -> list[Row]:
+def costs_of(runs: Iterable[Benchmark]) -> list[Cost]:
     """Return the points of benchmark runs; of two of the same candidate and cell the newer one."""
-    kept: dict[tuple[str, Cell], Row] = {}
+    kept: dict[tuple[str, Cell], Cost] = {}
     for bench in sorted(runs, key=lambda b: b.record.started):
         for point in bench.points:
-            if point["id"]:
-                kept[point["id"], cell_of(point)] = {**point, "run": bench.id}
+            if variant := bench.variant_of(point):
+                kept[variant, point.cell] = Cost(**vars(point), id=variant, run=bench.id)
     return list(kept.values())
 
 
-def with_speedup(rows: Sequence[Row], dense: str) -> list[Row]:
-    """Return the rows with ``speedup``: dense latency over this one at the same point."""
-    base = {cell_of(r): r.get("latency_s_mean") for r in rows if r["id"] == dense}
+def with_speedup(costs: Sequence[Cost], dense: str) -> list[Cost]:
+    """Return the costs with ``speedup``: dense latency over this one at the same point."""
+    base = {c.cell: c.latency_s_mean for c in costs if c.id == dense}
     result = []
-    for row in rows:
-        over, own = base.get(cell_of(row)), row.get("latency_s_mean")
-        result.append({**row, "speedup": over / own if over and own else None})
+    for cost in costs:
+        over, own = base.get(cost.cell), cost.latency_s_mean
+        result.append(replace(cost, speedup=over / own if over and own else None))
     return result
 
 
-def estimate(shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str) -> Row:
+def estimate(
+    shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str, *, id: str = "", variant: str = ""
+) -> Cost:
     """Return the estimated cost of a model at one cell: always memory, and times with ``rates``."""
     batch, given, made = cell
     memory = analytic.memory_bytes(shapes, batch, given, made, dtype)["total"]
-    row: Row = {
-        "batch_size": batch,
-        "input_tokens": given,
-        "output_tokens": made,
-        "peak_memory_mib": memory / 2**20,
-        "oom": False,
-        "estimated": True,
-    }
+    cost = Cost(
+        id=id,
+        variant=variant,
+        batch_size=batch,
+        input_tokens=given,
+        output_tokens=made,
+        peak_memory_mib=memory / 2**20,
+        estimated=True,
+    )
     if rates is None:
-        return row
+        return cost
     whole = analytic.latency_s(shapes, rates, batch, given, made)
     first = analytic.first_token_s(shapes, rates, batch, given)
-    return row | {
-        "latency_s_mean": whole,
-        "latency_s_p50": whole,
-        "first_token_s": first,
-        "per_token_s": (whole - first) / (made - 1) if made > 1 else None,
-        "tokens_per_s": batch * made / whole,
-    }
+    return replace(
+        cost,
+        latency_s_mean=whole,
+        latency_s_p50=whole,
+        first_token_s=first,
+        per_token_s=(whole - first) / (made - 1) if made > 1 else None,
+        tokens_per_s=batch * made / whole,
+    )
 
 
-def cells(rows: Iterable[Row]) -> list[Cell]:
+def cells(costs: Iterable[Cost]) -> list[Cell]:
     """Return the cells of the grid that were measured, in order."""
-    return sorted({cell_of(r) for r in rows})
+    return sorted({c.cell for c in costs})
 
 
 def table(
     found: Sequence[Candidate],
-    rows: Sequence[Row],
+    costs: Sequence[Cost],
     cell: Cell | None,
-    estimates: Mapping[str, Row] | None = None,
+    estimates: Mapping[str, Cost] | None = None,
 ) -> list[Row]:
     """Return one row per candidate at one cell of the grid: the candidate, its quality, its cost.
 
     ``kind_of_cost`` is measured, estimated (from ``estimates``, by key), out of memory, or unknown.
     """
-    at = {r["id"]: r for r in rows if cell is None or cell_of(r) == cell}
+    at = {c.id: c for c in costs if cell is None or c.cell == cell}
     dense = next((c for c in found if c.kind == "dense"), None)
     result = []
     for candidate in found:
-        row = at.get(candidate.id)
+        real = at.get(candidate.id)
         guess = (estimates or {}).get(candidate.id)
-        cost = row or guess or {}
-        source = "measured" if row else "estimated" if guess else "unknown"
-        if row and row["oom"]:
+        cost = real or guess
+        source = "measured" if real else "estimated" if guess else "unknown"
+        if real and real.oom:
             source = "out of memory"
         relative = candidate.ppl / dense.ppl if candidate.ppl and dense and dense.ppl else None
-        seconds = {
-            f"{name.removesuffix('_s')}_ms": None if cost.get(name) is None else 1000 * cost[name]
-            for name in ("first_token_s", "per_token_s")
-        }
         result.append(
             {
                 "key": candidate.id,
@@ -135,15 +146,20 @@ def table(
                 "ratio": candidate.ratio,
                 "ppl": candidate.ppl,
                 "ppl_over_dense": relative,
-                "latency_s": cost.get("latency_s_mean"),
-                **seconds,
-                "tokens_per_s": cost.get("tokens_per_s"),
-                "speedup": cost.get("speedup"),
-                "memory_mib": cost.get("peak_memory_mib"),
-                "reserved_mib": cost.get("reserved_mib"),
-                "process_mib": cost.get("process_mib"),
+                "latency_s": cost and cost.latency_s_mean,
+                "first_token_ms": cost and _ms(cost.first_token_s),
+                "per_token_ms": cost and _ms(cost.per_token_s),
+                "tokens_per_s": cost and cost.tokens_per_s,
+                "speedup": cost and cost.speedup,
+                "memory_mib": cost and cost.peak_memory_mib,
+                "reserved_mib": cost and cost.reserved_mib,
+                "process_mib": cost and cost.process_mib,
                 "kind_of_cost": source,
                 "is_plan": candidate.is_plan,
             }
         )
     return result
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds

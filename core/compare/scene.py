@@ -9,13 +9,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from core.benchmark import analytic
+from core.benchmark import results
 from core.benchmark.analytic import Rates
 from core.compare import choice, measured
 from core.compare.candidates import Candidate, candidates, nearest, shapes_of
-from core.compare.measured import Cell, Row
+from core.compare.measured import Cell, Cost, Row
 from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
 from core.words import by_blocks
 
@@ -31,9 +30,9 @@ class Scene:
     protocol: Protocol | None
     runs: tuple[Benchmark, ...]
     found: tuple[Candidate, ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Cost, ...] = ()
     """Measured points with their speed-up."""
-    guesses: tuple[Row, ...] = field(default=(), repr=False)
+    guesses: tuple[Cost, ...] = field(default=(), repr=False)
     """Estimated points of candidates that were not measured at a cell."""
     rates: Rates | None = None
     capacity_mib: float | None = None
@@ -55,7 +54,7 @@ class Scene:
 
         If the cost of some was measured, the others do not count: their panels would be empty.
         """
-        costed = {r["id"] for r in self.rows}
+        costed = {r.id for r in self.rows}
         made = [c for c in self.found if not c.is_plan and c.kind in ("depth", "width")]
         made = [c for c in made if c.id in costed] or made
         known = [round(c.ratio, 3) for c in made if c.ratio]
@@ -66,13 +65,13 @@ class Scene:
         """Return dense and each series' candidate nearest to ``ratio``; all if it is None."""
         return list(self.found) if ratio is None else nearest(self.found, ratio)
 
-    def all_rows(self, *, estimates: bool) -> list[Row]:
+    def all_rows(self, *, estimates: bool) -> list[Cost]:
         """Return the measured points, optionally followed by the estimated ones."""
         return [*self.rows, *(self.guesses if estimates else ())]
 
     def table(self, cell: Cell, *, estimates: bool) -> list[Row]:
         """Return one row per candidate at one cell of the grid."""
-        guessed = {r["id"]: r for r in self.guesses if measured.cell_of(r) == cell}
+        guessed = {r.id: r for r in self.guesses if r.cell == cell}
         return measured.table(self.found, self.rows, cell, guessed if estimates else None)
 
     def problems(self) -> list[str]:
@@ -95,9 +94,9 @@ def scene(
 ) -> Scene:
     """Combine measurements and estimates; ``rates`` are used if no chosen run has any."""
     found = candidates(study, protocol)
-    measured_ids = {p["id"] for b in runs for p in b.points}
+    measured_ids = {b.variant_of(p) for b in runs for p in b.points}
     found = [c for c in found if c.kind != "other" or c.id in measured_ids]
-    rows = measured.with_speedup(measured.rows_of(runs), study.dense.id)
+    rows = measured.with_speedup(measured.costs_of(runs), study.dense.id)
     rates = _rates(runs) or rates
     made = Scene(study, protocol, tuple(runs), tuple(found), tuple(rows), rates=rates)
     return replace(
@@ -110,37 +109,37 @@ def scene(
 def _rates(runs: Sequence[Benchmark]) -> Rates | None:
     """Return the device's rates from the newest run."""
     for bench in sorted(runs, key=lambda b: -b.record.started):
-        if rates := bench.summary.get("rates"):
-            return analytic.read_rates(rates)
+        if bench.summary.rates:
+            return bench.summary.rates
     return None
 
 
 def _capacity(runs: Sequence[Benchmark]) -> float | None:
-    known = [v.get("capacity_mib") for b in runs for v in b.summary.get("variants") or []]
-    return min((float(c) for c in known if c), default=None)
+    known = (v.capacity_mib for b in runs for v in b.summary.variants)
+    return min((c for c in known if c), default=None)
 
 
-def _guesses(scene: Scene, dtype: str) -> list[Row]:
+def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     """Return estimates for every candidate and cell without a measurement."""
     dense = info_of(scene.study.dense)
-    have = {(r["id"], measured.cell_of(r)) for r in scene.rows}
+    have = {(r.id, r.cell) for r in scene.rows}
     rows = []
     for candidate in scene.found:
         shapes = shapes_of(candidate, dense)
         for cell in scene.cells if shapes else ():
             if (candidate.id, cell) not in have and shapes:
-                guess = measured.estimate(shapes, scene.rates, cell, dtype)
-                rows.append({**guess, "id": candidate.id, "variant": candidate.label})
-    base = [r for r in scene.rows if r["id"] == scene.study.dense.id]
-    return [r for r in measured.with_speedup([*base, *rows], scene.study.dense.id)
-            if r.get("estimated")]  # fmt: skip
+                named = {"id": candidate.id, "variant": candidate.label}
+                rows.append(measured.estimate(shapes, scene.rates, cell, dtype, **named))
+    base = [r for r in scene.rows if r.id == scene.study.dense.id]
+    both = measured.with_speedup([*base, *rows], scene.study.dense.id)
+    return [r for r in both if r.estimated]
 
 
 def run_label(bench: Benchmark) -> str:
     """Return the label of a benchmark run in a list."""
     when = time.strftime("%m-%d %H:%M", time.localtime(bench.record.started))
-    count = len(bench.summary.get("variants") or [])
-    return f"{bench.record.name}: {count} variants on {bench.summary.get('device')}, {when}"
+    summary = bench.summary
+    return f"{bench.record.name}: {len(summary.variants)} variants on {summary.device}, {when}"
 
 
 def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
@@ -179,23 +178,14 @@ def allowed(found: Sequence[Candidate]) -> str:
 
 def accuracy(runs: Sequence[Benchmark]) -> str:
     """Return the error of the analytic model over all measured points of these runs."""
-    pairs: dict[str, list[tuple[float, float]]] = {"latency": [], "memory": []}
-    for bench in runs:
-        for point in bench.points:
-            for name, guess, real in (
-                ("latency", "estimated_latency_s", "latency_s_mean"),
-                ("memory", "estimated_memory_mib", "peak_memory_mib"),
-            ):
-                if point.get(guess) and point.get(real):
-                    pairs[name].append((point[guess], point[real]))
+    off = results.accuracy(p for bench in runs for p in bench.points)
     said = []
-    for name, known in pairs.items():
-        error: dict[str, Any] = analytic.errors(known)
-        if error["points"]:
-            rough = ", rough" if error["rough"] else ""
+    for name, error in (("latency", off.latency), ("memory", off.memory)):
+        if error.points:
+            rough = ", rough" if error.rough else ""
             said.append(
-                f"{name} off by {error['median_error_pct']:.0f} % (median), "
-                f"{error['worst_error_pct']:.0f} % (worst case){rough}"
+                f"{name} off by {error.median_error_pct:.0f} % (median), "
+                f"{error.worst_error_pct:.0f} % (worst case){rough}"
             )
-    points = len(pairs["latency"])
+    points = off.latency.points
     return f"Estimates compared with {points} measured points: {'; '.join(said)}." if said else ""

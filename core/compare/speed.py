@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from core.compare.measured import Cell, cell_of
-from core.study import Benchmark, Study, read_rows
+from core.benchmark.results import Cell, Point, TimedRun
+from core.study import Benchmark, Study
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,12 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
     From the individual runs of runs.csv, by visit; if they are missing, from mean and deviation.
     """
     labels = {v.id: v.label for v in study.variants if v.kind in ("depth", "width") and v.ratio}
-    ids = {str(p["variant"]): p["id"] for p in bench.points}
     times: dict[str, dict[str, list[float]]] = {}
-    for row in read_rows(bench.record.path / "runs.csv"):
-        if cell_of(row) == cell and row.get("latency_s"):
-            visits = times.setdefault(ids.get(str(row["variant"]), ""), {})
-            visits.setdefault(str(row["visit"]), []).append(float(row["latency_s"]))
-    points = {p["id"]: p for p in bench.points if cell_of(p) == cell and not p["oom"]}
+    for row in TimedRun.read(bench.record.path):
+        if row.cell == cell and row.latency_s:
+            visits = times.setdefault(bench.variant_of(row), {})
+            visits.setdefault(str(row.visit), []).append(row.latency_s)
+    points = {bench.variant_of(p): p for p in bench.points if p.cell == cell and not p.oom}
     dense = study.dense.id
     found = {}
     for name, label in labels.items():
@@ -72,14 +70,13 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
     return found
 
 
-def _from_points(dense: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> Speed | None:
+def _from_points(dense: Point | None, own: Point | None) -> Speed | None:
     """Return a speed from mean and standard deviation: two standard errors of each, combined."""
-    if not dense or not own or not dense.get("latency_s_mean") or not own.get("latency_s_mean"):
+    if not dense or not own or not dense.latency_s_mean or not own.latency_s_mean:
         return None
-    shares: Sequence[float] = [
-        2 * float(p.get("latency_s_std") or 0) / float(p["latency_s_mean"]) / p["runs"] ** 0.5
+    shares = [
+        2 * (p.latency_s_std or 0) / p.latency_s_mean / p.runs**0.5
         for p in (dense, own)
-        if p.get("runs")
+        if p.latency_s_mean and p.runs
     ]
-    factor = float(dense["latency_s_mean"]) / float(own["latency_s_mean"])
-    return Speed(factor, sum(s**2 for s in shares) ** 0.5)
+    return Speed(dense.latency_s_mean / own.latency_s_mean, sum(s**2 for s in shares) ** 0.5)

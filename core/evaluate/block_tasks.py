@@ -18,6 +18,7 @@ import torch
 
 from core.errors import OutOfMemoryError
 from core.evaluate.estimate import STATE_MIB
+from core.evaluate.results import BlockCost
 from core.evaluate.suites import Place
 from core.evaluate.zero_shot import TaskResult, ask, harness_model
 from core.importance.branches import make_batch, states_without
@@ -174,8 +175,8 @@ def _scores(
     return likely, greedy
 
 
-def costs(results: Sequence[TaskResult]) -> list[tuple[Any, ...]]:
-    """Return rows (block, task, metric, value, stderr, delta, delta_stderr); block -1 is dense.
+def costs(results: Sequence[TaskResult]) -> list[BlockCost]:
+    """Return what each block costs on every score; block -1 is dense.
 
     ``delta`` is the value without the block less the dense one; its standard error is of the
     paired differences, question by question, where the metric is a mean of them.
@@ -186,17 +187,16 @@ def costs(results: Sequence[TaskResult]) -> list[tuple[Any, ...]]:
         for score, before in zip(found.scores, dense.scores, strict=True):
             error = _paired_error(dense, found, score.task, score.metric)
             rows.append(
-                (block, score.task, score.metric, score.value, score.stderr,
-                 score.value - before.value, None if block < 0 else error)
+                BlockCost(block, score.task, score.metric, score.value, score.stderr,
+                          score.value - before.value, None if block < 0 else error)
             )  # fmt: skip
     return rows
 
 
 def _paired_error(dense: TaskResult, found: TaskResult, task: str, metric: str) -> float | None:
     pairs = zip(dense.samples, found.samples, strict=True)
-    values = [
-        (a["metrics"].get(metric), b["metrics"].get(metric)) for a, b in pairs if a["task"] == task
-    ]
-    if len(values) < 2 or not all(isinstance(v, (int, float)) for pair in values for v in pair):
+    values = [(a.value(metric), b.value(metric)) for a, b in pairs if a.task == task]
+    gaps = [b - a for a, b in values if a is not None and b is not None]
+    if len(gaps) < 2 or len(gaps) < len(values):
         return None
-    return statistics.stdev(b - a for a, b in values) / math.sqrt(len(values))
+    return statistics.stdev(gaps) / math.sqrt(len(gaps))

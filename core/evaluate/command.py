@@ -12,6 +12,7 @@ from core.checkpoint import locate
 from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites
+from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model
 from core.runs import dtypes, pace
 
@@ -62,7 +63,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     }
 
 
-def _rate(session: Session, measured: list[Any]) -> float | None:
+def _rate(session: Session, measured: list[Text]) -> float | None:
     """Return operations a second over the texts that were measured here."""
     own = [text for text in measured if text.reused_from is None]
     flops = sum(work.forward_flops(session.info, t.windows, t.window) for t in own)
@@ -88,23 +89,20 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     questions.write(run, asked)
     skills = questions.measure_blocks(session, loaded) if spec.each_block else []
     questions.write_blocks(run, skills)
-    run.write_json(
-        "summary.json",
-        {
-            "checkpoint": spec.checkpoint,
-            "checkpoint_key": session.info.key,
-            "content": session.content,
-            "family": session.info.family,
-            "blocks": session.info.blocks,
-            "parameters": session.info.parameters,
-            "perplexity": [text.summary() for text in measured],
-            "tasks": [task.summary() for task in asked],
-            "skills": [task.summary() for task in skills],
-            "limit": spec.limit,
-            "flops_per_s": _rate(session, measured),
-            "seconds": round(time.perf_counter() - began, 3),
-            **session.prepared.facts(),
-            "versions": known.versions(*(questions.LIBRARIES if asked else ())),
-        },
-    )
+    Summary(
+        checkpoint=spec.checkpoint,
+        checkpoint_key=session.info.key,
+        content=session.content,
+        family=session.info.family,
+        blocks=session.info.blocks,
+        parameters=session.info.parameters,
+        perplexity=tuple(result.text for result in measured),
+        tasks=tuple(task.entry() for task in asked),
+        skills=tuple(task.entry() for task in skills),
+        limit=spec.limit,
+        flops_per_s=_rate(session, [result.text for result in measured]),
+        seconds=round(time.perf_counter() - began, 3),
+        **session.prepared.facts(),
+        versions=known.versions(*(questions.LIBRARIES if asked else ())),
+    ).write(run)
     known.clear_aside(run.book)

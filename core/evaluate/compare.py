@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.evaluate.results import Sample
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -48,21 +50,19 @@ def _error_of_mean(values: Sequence[float]) -> float | None:
 
 
 def paired(
-    first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]], task: str
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    first: Iterable[Sample], second: Iterable[Sample], task: str
+) -> list[tuple[Sample, Sample]]:
     """Return the samples of ``task`` that both have: same number, filter and question."""
 
-    def by_question(samples: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-        return {
-            (s["index"], s["filter"], s["content"]): s for s in samples if s.get("task") == task
-        }
+    def by_question(samples: Iterable[Sample]) -> dict[tuple[int, str, str], Sample]:
+        return {(s.index, s.filter, s.content): s for s in samples if s.task == task}
 
     before, after = by_question(first), by_question(second)
     return [(before[key], after[key]) for key in before if key in after]
 
 
 def task_delta(
-    first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]], task: str, metric: str
+    first: Iterable[Sample], second: Iterable[Sample], task: str, metric: str
 ) -> Delta | None:
     """Return the mean difference of a metric over the questions that both were asked.
 
@@ -70,8 +70,8 @@ def task_delta(
     """
     values = []
     for before, after in paired(first, second, task):
-        a, b = before["metrics"].get(metric), after["metrics"].get(metric)
-        if not all(isinstance(v, (int, float)) for v in (a, b)):
+        a, b = before.value(metric), after.value(metric)
+        if a is None or b is None:
             return None
         values.append(b - a)
     if not values:
@@ -102,24 +102,22 @@ class Flip:
     second: str
 
 
-def flips(
-    first: Iterable[dict[str, Any]], second: Iterable[dict[str, Any]], task: str, metric: str
-) -> list[Flip]:
+def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: str) -> list[Flip]:
     """Return the questions whose judgement by ``metric`` (1 right, 0 wrong) is not the same."""
     found = []
     for before, after in paired(first, second, task):
-        a, b = before["metrics"].get(metric), after["metrics"].get(metric)
-        if a == b or not all(isinstance(v, (int, float)) for v in (a, b)):
+        a, b = before.value(metric), after.value(metric)
+        if a is None or b is None or a == b:
             continue
-        choices = tuple(str(c).strip() for c in before.get("choices") or ())
+        choices = tuple(str(c).strip() for c in before.choices or ())
         found.append(
             Flip(
                 task,
-                before["index"],
+                before.index,
                 "lost" if a > b else "gained",
-                str(before["question"]),
+                before.question,
                 choices,
-                _named(before["target"], choices),
+                _named(before.target, choices),
                 _named(_answer(before, metric), choices),
                 _named(_answer(after, metric), choices),
             )
@@ -127,12 +125,12 @@ def flips(
     return found
 
 
-def _answer(sample: dict[str, Any], metric: str) -> Any:
+def _answer(sample: Sample, metric: str) -> Any:
     """Return the answer that ``metric`` judges: acc_norm weighs the choices by their length."""
-    likely = sample.get("loglikelihoods")
+    likely = sample.loglikelihoods
     if metric != "acc_norm" or not likely:
-        return sample["answer"]
-    lengths = [max(1, len(str(choice))) for choice in sample["choices"]]
+        return sample.answer
+    lengths = [max(1, len(choice)) for choice in sample.choices or ()]
     return max(range(len(likely)), key=lambda i: likely[i] / lengths[i])
 
 

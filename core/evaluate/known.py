@@ -19,12 +19,16 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core import __version__
 from core.checkpoint.headers import TOKENIZER_FILES, TensorIndex, content_key, file_state
+from core.evaluate.results import Entry, Summary
 from core.runs import workspace
+from core.runs.results import from_dict
 from core.runs.workspace import RunRecord, Workspace
+
+Kind = TypeVar("Kind")
 
 FULL_BYTES = 2**30
 ANSWERS = "answers"
@@ -98,26 +102,26 @@ class Earlier:
 
     def __init__(self, where: Workspace | None = None) -> None:
         """Read the summaries of all finished runs; the newest of equal keys counts."""
-        self._found: dict[str, tuple[RunRecord, dict[str, Any]]] = {}
+        self._found: dict[str, tuple[RunRecord, Entry]] = {}
         self._others: list[RunRecord] = []
         for record in (where or Workspace()).runs("evaluate"):
-            summary = workspace.read_json(record.path / "summary.json") or {}
             if record.state != "done":
                 self._others.append(record)
-                continue
-            for part in ("perplexity", "tasks", "skills"):
-                for row in summary.get(part) or ():
-                    self._found.setdefault(str(row.get("key")), (record, row))
+            elif summary := Summary.read(record.path):
+                for entry in summary.entries:
+                    self._found.setdefault(entry.key, (record, entry))
 
-    def find(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
+    def find(self, key: str, kind: type[Kind]) -> tuple[RunRecord, Kind] | None:
         """Return the run and its summary's entry with this key, or None."""
-        return self._found.get(key)
+        record, entry = self._found.get(key) or (None, None)
+        return (record, entry) if record and isinstance(entry, kind) else None
 
-    def aside(self, key: str) -> tuple[RunRecord, dict[str, Any]] | None:
+    def aside(self, key: str, kind: type[Kind]) -> tuple[RunRecord, Kind] | None:
         """Return a run that was going on, or ended early, and what it put aside under this key."""
         for record in self._others:
-            if value := workspace.read_json(_aside(record.path / workspace.BOOKKEEPING, key)):
-                return record, value
+            values = workspace.read_json(_aside(record.path / workspace.BOOKKEEPING, key))
+            if values and (found := from_dict(kind, values)):
+                return record, found
         return None
 
     def has(self, key: str) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.checkpoint import locate
 from core.evaluate import known, suites
+from core.evaluate.results import Asked, Skills, Text
 from core.evaluate.spec import EvaluateSpec, check_model
 
 if TYPE_CHECKING:
     from core.runs.run import Run
+    from core.runs.workspace import RunRecord
+
+Kind = TypeVar("Kind", bound=Text | Asked | Skills)
 
 
 class Session:
@@ -50,22 +55,22 @@ class Session:
             }
         )
 
-    def known(self, key: str, what: str) -> tuple[Any, dict[str, Any]] | None:
-        """Return the earlier run with this result and its entry, and say so."""
-        found = self.earlier.find(key) if self.earlier else None
+    def known(self, key: str, kind: type[Kind], what: str) -> tuple[RunRecord, Kind] | None:
+        """Return the earlier run with this result and its entry of the summary, and say so."""
+        found = self.earlier.find(key, kind) if self.earlier else None
         if found:
             self.run.progress.log(f"{what}: measured before, in {found[0].id}.")
         return found
 
-    def aside(self, key: str, what: str) -> dict[str, Any] | None:
+    def aside(self, key: str, kind: type[Kind], what: str) -> Kind | None:
         """Return what a run that did not finish has measured under ``key``, and say so.
 
         Its ``reused_from`` names that run; None where it is this one, started again.
         """
-        found = self.earlier.aside(key) if self.earlier else None
+        found = self.earlier.aside(key, kind) if self.earlier else None
         if not found:
             return None
         record, value = found
         self.run.progress.log(f"{what}: measured before, in {record.id}, which did not finish.")
         own = record.path.resolve() == self.run.dir.resolve()
-        return {**value, "reused_from": None if own else record.id}
+        return replace(value, reused_from=None if own else record.id)

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.evaluate import compare, results, suites
+from core.evaluate import by_content, compare, suites
+from core.evaluate.by_content import Cell, Judged, Measure
 from core.evaluate.compare import Delta, Flip
-from core.evaluate.results import Cell, Judged, Measure
+from core.evaluate.results import read_samples
 from core.runs.workspace import RunRecord, Workspace
 
 
@@ -38,7 +39,7 @@ def number(cell: Cell) -> str:
     return f"{cell.value:.3f}" + change(cell.delta, 3)
 
 
-def wide(judged: Sequence[Judged], chosen: Sequence[Measure]) -> list[dict[str, str]]:
+def wide(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> list[dict[str, str]]:
     """Return the table that people read: one row a measure, a column a checkpoint, means last."""
     rows = []
     for measure in chosen:
@@ -49,14 +50,14 @@ def wide(judged: Sequence[Judged], chosen: Sequence[Measure]) -> list[dict[str, 
         rows.append(row)
     averages: dict[str, dict[str, str]] = {}
     for one in judged:
-        for name, value, delta in results.means(one, chosen):
+        for name, value, delta in by_content.means(one, chosen):
             blank = {other.variant.label: "not measured" for other in judged}
             row = averages.setdefault(name, {"": name, **blank})
             row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
     return [*rows, *averages.values()]
 
 
-def protocol_note(judged: Sequence[Judged], chosen: Sequence[Measure]) -> str:
+def protocol_note(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> str:
     """Return the line below the table: on what, where and how it was measured."""
     cells = [one.cells[m] for one in judged for m in chosen if m in one.cells]
     devices = sorted({str(c.run.device) for c in cells if c.run.device})
@@ -79,9 +80,9 @@ def flip_rows(found: Iterable[Flip]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def flips_between(first: Judged, second: Judged, task: Measure) -> list[Flip]:
+def flips_between(first: Judged[Any], second: Judged[Any], task: Measure) -> list[Flip]:
     """Return the questions of a task on which two checkpoints part."""
-    before, after = (results.samples_of(one.cells[task].run) for one in (first, second))
+    before, after = (read_samples(one.cells[task].run.path) for one in (first, second))
     return compare.flips(before, after, task.name, task.how)
 
 

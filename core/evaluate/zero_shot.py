@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import DataError, OutOfMemoryError
+from core.evaluate.results import Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.model.memory import out_of_memory_explained
 from core.runs.progress import SILENT, Progress
@@ -30,23 +31,11 @@ BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
 
 
 @dataclass(frozen=True)
-class Score:
-    """One metric of one task."""
-
-    task: str
-    metric: str
-    """As lm-eval calls it; behind a filter's name where it has several answers filtered."""
-    value: float
-    stderr: float | None
-    samples: int
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """What one asked task gave: its scores (a group has those of its tasks too) and samples."""
 
     scores: tuple[Score, ...]
-    samples: tuple[dict[str, Any], ...] = field(repr=False)
+    samples: tuple[Sample, ...] = field(repr=False)
     """One entry a question, see `sample`."""
     versions: dict[str, Any]
     """Version of every task definition."""
@@ -258,13 +247,13 @@ def _delimiter(loaded: Any, task: str) -> str:
     return str(loaded["tasks"][task].get_config("target_delimiter") or "")
 
 
-def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> dict[str, Any]:
-    """Return one question as plain JSON values: what was asked, answered, and how it was judged.
+def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> Sample:
+    """Return one question: what was asked, answered, and how it scored.
 
     ``metrics`` are the question's own values. Multiple choice also has the ``choices``, the
     log-likelihood of each, the ``target``'s index and the ``answer``'s: the likeliest choice.
     """
-    row: dict[str, Any] = {
+    common: dict[str, Any] = {
         "task": task,
         "index": int(entry["doc_id"]),
         "filter": entry["filter"],
@@ -278,14 +267,19 @@ def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> dict[str, A
     if len(pairs) == len(answers) > 1 and scored:
         contexts, endings = {a[0] for a in pairs}, [a[1].removeprefix(delimiter) for a in pairs]
         one = len(contexts) == 1
-        row["question"] = pairs[0][0] if one else pairs[0][1]
-        row["choices"] = endings if one else [a[0] for a in pairs]
-        row["loglikelihoods"] = [float(a[0]) for a in answers]
-        row["answer"] = max(range(len(answers)), key=lambda i: row["loglikelihoods"][i])
-    else:
-        row["question"] = arguments[0][0] if arguments else ""
-        row["answer"] = _plain(answers[0] if len(answers) == 1 else answers)
-    return row
+        likely = tuple(float(a[0]) for a in answers)
+        return Sample(
+            **common,
+            question=pairs[0][0] if one else pairs[0][1],
+            choices=tuple(endings if one else (a[0] for a in pairs)),
+            loglikelihoods=likely,
+            answer=max(range(len(answers)), key=lambda i: likely[i]),
+        )
+    return Sample(
+        **common,
+        question=arguments[0][0] if arguments else "",
+        answer=_plain(answers[0] if len(answers) == 1 else answers),
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from core.benchmark.analytic import memory_bytes, without
-from core.compare.measured import Cell, cell_of
+from core.compare.measured import Cell
 from core.compare.speed import speeds_at
 from core.findings.finding import Finding, listed
 from core.runs.devices import MIB
@@ -49,10 +49,10 @@ def memory_too_large(
 def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | None:
     """Return a checkpoint's memory in MiB at ``cell`` and how it is known; None if unknown."""
     peaks = [
-        float(p["peak_memory_mib"])
+        p.peak_memory_mib
         for b in study.benchmarks
         for p in b.points
-        if p["id"] == variant.id and cell_of(p) == cell and p.get("peak_memory_mib")
+        if b.variant_of(p) == variant.id and p.cell == cell and p.peak_memory_mib
     ]
     if peaks:
         return peaks[0], "measured"
@@ -116,5 +116,5 @@ def gain_below_noise(study: Study, bench: Benchmark, cell: Cell | None = None) -
 
 
 def _reference(bench: Benchmark, study: Study) -> Cell | None:
-    cells = [cell_of(p) for p in bench.points if p["id"] == study.dense.id and not p["oom"]]
+    cells = [p.cell for p in bench.points if bench.variant_of(p) == study.dense.id and not p.oom]
     return min(cells, key=lambda c: (c[0], -c[2]), default=None)

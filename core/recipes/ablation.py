@@ -12,6 +12,7 @@ from typing import Any
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.retrain.results import Summary
 
 METHODS = ("lora", "full")
 OTHER = "demo instructions"
@@ -50,18 +51,18 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     columns = {"dense": "dense", "before": "pruned"}
     for method in METHODS:
-        found = chain.json(method)
+        found = chain.read(method, Summary)
         rows.append({"variant": method, "evaluated_on": "held out", "measure": "recovered",
-                     "value": found["recovered"], "items": found["heldout"]["tokens"]})  # fmt: skip
+                     "value": found.recovered, "items": found.heldout.tokens})  # fmt: skip
         names = columns | {"after": method}
         columns = {}  # dense and pruned are the same for both methods
         for row in retraining.evaluation_rows(chain, method):
-            about = {"measure": row["measure"], "items": row["items"]}
-            ours = Path(row["source"]).parent == chain.folder / "data"
-            about["evaluated_on"] = OTHER if ours else row["source"]
+            about: dict[str, Any] = {"measure": row.measure, "items": row.items}
+            ours = Path(row.source).parent == chain.folder / "data"
+            about["evaluated_on"] = OTHER if ours else row.source
             for column, name in names.items():
-                if row[column]:
-                    rows.append({"variant": name, "value": float(row[column]), **about})
+                if (value := getattr(row, column)) is not None:
+                    rows.append({"variant": name, "value": value, **about})
     return rows
 
 
@@ -69,11 +70,11 @@ def verdict(chain: Chain) -> Verdict:
     """Report which method recovered more, and what each kept of the dense model."""
     rows = table(chain)
     retraining.write_table(chain, rows)
-    lora, full = (chain.json(method) for method in METHODS)
+    lora, full = (chain.read(method, Summary) for method in METHODS)
     lines = [
-        f"LoRA trains {lora['trainable_parameters']:,} parameters ({lora['tokens_per_s']:.0f} "
-        f"tokens/s), full fine-tuning {full['trainable_parameters']:,} "
-        f"({full['tokens_per_s']:.0f} tokens/s), both on {lora['tokens']:,} tokens."
+        f"LoRA trains {lora.trainable_parameters or 0:,} parameters ({lora.tokens_per_s or 0:.0f} "
+        f"tokens/s), full fine-tuning {full.trainable_parameters or 0:,} "
+        f"({full.tokens_per_s or 0:.0f} tokens/s), both on {lora.tokens or 0:,} tokens."
     ]
     for source in dict.fromkeys(row["evaluated_on"] for row in rows if row["measure"] == "kl"):
         found = {r["variant"]: float(r["value"]) for r in rows
@@ -92,10 +93,10 @@ def verdict(chain: Chain) -> Verdict:
         )
     lines.append(retraining.measured(chain, "lora"))
     return Verdict(
-        f"Recovered: LoRA {retraining.percent(lora['recovered'])}, full fine-tuning "
-        f"{retraining.percent(full['recovered'])} of a {lora['gap_nat']:.3f}-nat gap.",
+        f"Recovered: LoRA {retraining.percent(lora.recovered)}, full fine-tuning "
+        f"{retraining.percent(full.recovered)} of a {lora.gap_nat or 0:.3f}-nat gap.",
         tuple(lines),
-        {method: chain.json(method)["recovered"] for method in METHODS},
+        {method: one.recovered for method, one in zip(METHODS, (lora, full), strict=True)},
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.sources import Use, instruction_rows
+from core.evaluate.results import TextRow
 from core.importance.agreement import spearman
 from core.prune.results import Pruning
 from core.prune.score_results import Importance
@@ -97,12 +98,12 @@ def _evaluated(spec: RecipeSpec, name: str) -> Step:
 def table(chain: Chain) -> list[CalibrationRow]:
     """Return one row per calibration text and evaluation text."""
     labels = names(chain.spec)
-    dense = [float(row["ppl"]) for row in chain.rows("evaluate-dense", "perplexity.csv")]
+    dense = [row.ppl for row in chain.table("evaluate-dense", TextRow)]
     rows = []
     for side, name in enumerate(SIDES):
         dropped = " ".join(map(str, chain.read(name, Pruning).dropped))
-        for place, row in enumerate(chain.rows(f"evaluate-{name}", "perplexity.csv")):
-            ppl = float(row["ppl"])
+        for place, row in enumerate(chain.table(f"evaluate-{name}", TextRow)):
+            ppl = row.ppl
             rows.append(
                 CalibrationRow(labels[side], labels[place], ppl, ppl / dense[place], dropped)
             )

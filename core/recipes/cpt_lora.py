@@ -10,6 +10,7 @@ from typing import Any
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.retrain.results import Summary
 
 LABELS = {"lora": "LoRA alone", "continued": "continued", "continued-lora": "continued, then LoRA"}
 
@@ -39,13 +40,13 @@ def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str,
 
 def table(chain: Chain) -> list[dict[str, Any]]:
     """Return loss and recovery of every method, relative to the same pruned and dense models."""
-    start = chain.json("continued")
-    dense, before = start["heldout_loss_dense"], start["heldout_loss_before"]
-    about = {"evaluated_on": "held out", "items": start["heldout"]["tokens"]}
+    start = chain.read("continued", Summary)
+    dense, before = start.heldout_loss_dense, start.heldout_loss_before
+    about = {"evaluated_on": "held out", "items": start.heldout.tokens}
     rows = [{"variant": name, "measure": "loss", "value": value, **about}
             for name, value in (("dense", dense), ("pruned", before))]  # fmt: skip
     for step, label in LABELS.items():
-        after = chain.json(step)["heldout_loss_after"]
+        after = chain.read(step, Summary).heldout_loss_after
         share = retraining.recovered(dense, before, after)
         rows.append({"variant": label, "measure": "loss", "value": after, **about})
         rows.append({"variant": label, "measure": "recovered", "value": share, **about})
@@ -57,7 +58,7 @@ def verdict(chain: Chain) -> Verdict:
     rows = table(chain)
     retraining.write_table(chain, rows)
     found = {r["variant"]: r["value"] for r in rows if r["measure"] == "recovered"}
-    tokens = {label: chain.json(step)["tokens"] for step, label in LABELS.items()}
+    tokens = {label: chain.read(step, Summary).tokens or 0 for step, label in LABELS.items()}
     both = tokens["continued"] + tokens["continued, then LoRA"]
     shown = "; ".join(f"{name}: {retraining.percent(share)}" for name, share in found.items())
     return Verdict(

@@ -13,6 +13,7 @@ import statistics
 from typing import Any
 
 from core import words
+from core.benchmark import results as benchmark
 from core.compare.speed import Speed, speed_up
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
@@ -114,21 +115,20 @@ def _benchmark(chain: Chain) -> dict[str, Any]:
 
 def figures(chain: Chain) -> dict[str, dict[str, Any]]:
     """Return the measurements of every variant by its name in the recipe, dense first."""
-    entries = chain.json("benchmark")["variants"]
-    points = chain.rows("benchmark", "points.csv")
+    entries = chain.read("benchmark", benchmark.Summary).variants
+    points = chain.table("benchmark", benchmark.Point)
     times = parts.latencies(chain, "benchmark")
     found: dict[str, dict[str, Any]] = {}
-    total = entries[0]["parameters"]
+    total = entries[0].parameters or 1
     for name, entry in zip(there(chain), entries, strict=True):
-        at_one = next(p for p in points
-                      if p["variant"] == entry["name"] and p["batch_size"] == "1")  # fmt: skip
+        at_one = next(p for p in points if p.variant == entry.name and p.batch_size == 1)
         found[name] = {
-            "parameters": entry["parameters"],
-            "ratio": 1 - entry["parameters"] / total,
+            "parameters": entry.parameters,
+            "ratio": 1 - (entry.parameters or 0) / total,
             "cut_in": allowed_blocks(cut_of(chain.dir(name))),
             "ppl": parts.perplexity(chain, name),
-            "latencies_s": times[entry["name"]],
-            "peak_memory_mib": (float(at_one["peak_memory_mib"]) if times[entry["name"]] else None),
+            "latencies_s": times[entry.name],
+            "peak_memory_mib": at_one.peak_memory_mib if times[entry.name] else None,
         }
     return found
 

@@ -49,18 +49,17 @@ def table(chain: Chain) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for place, name in enumerate(NAMES):
         for row in retraining.evaluation_rows(chain, f"on-{name}"):
-            if row["measure"] != "loss":
+            if row.measure != "loss":
                 continue
-            source = both[place] if row["source"] == "held out" else both[1 - place]
+            source = both[place] if row.source == "held out" else both[1 - place]
             trained = f"trained on {both[place]}"
-            share = retraining.recovered(row["dense"], row["before"], row["after"])
-            about = {"evaluated_on": source, "items": row["items"]}
-            rows.append({"variant": trained, "measure": "loss", "value": row["after"], **about})
+            share = retraining.recovered(row.dense, row.before, row.after)
+            about = {"evaluated_on": source, "items": row.items}
+            rows.append({"variant": trained, "measure": "loss", "value": row.after, **about})
             rows.append({"variant": trained, "measure": "recovered", "value": share, **about})
             if place == 0:
-                for column, label in (("dense", "dense"), ("before", "pruned")):
-                    rows.append({"variant": label, "measure": "loss", "value": row[column],
-                                 **about})  # fmt: skip
+                for label, value in (("dense", row.dense), ("pruned", row.before)):
+                    rows.append({"variant": label, "measure": "loss", "value": value, **about})
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.benchmark import results as benchmark
 from core.compare.speed import Speed, speed_up
 from core.prune.results import Pruning
 from core.recipes import parts
@@ -54,7 +55,7 @@ def verdict(chain: Chain) -> Verdict:
         f"{speed}; its perplexity on held-out text is {pruned / dense:.3f} x dense."
     )
     expected = (record.blocks_before or 1) / (record.blocks_after or 1)
-    device = chain.json("speed").get("device", "this device")
+    device = chain.read("speed", benchmark.Summary).device or "this device"
     return Verdict(
         text,
         (

@@ -16,6 +16,7 @@ from core.checkpoint import locate
 from core.compare import published
 from core.errors import RunError
 from core.evaluate import suites
+from core.evaluate.results import Score, Summary
 from core.prune.results import Pruning
 from core.prune.score_results import Importance
 from core.recipes import parts, retraining, texts
@@ -114,14 +115,14 @@ def asked(chain: Chain, name: str) -> dict[str, float | None]:
     step = f"tasks-{name}"
     if step in chain.failed:
         return {}
-    rows = chain.rows(step, "tasks.csv")
+    rows = chain.table(step, Score)
     found = []
     for task in suites.expand(tasks_of(chain.spec)["tasks"]):
-        own = {row["metric"]: row for row in rows if row["task"] == task}
+        own = {row.metric: row for row in rows if row.task == task}
         found.append(own[suites.metric_of(task, list(own))])
-    errors = [float(row["stderr"]) ** 2 for row in found if row["stderr"]]
+    errors = [row.stderr**2 for row in found if row.stderr]
     return {
-        "tasks_mean": math.fsum(float(row["value"]) for row in found) / len(found),
+        "tasks_mean": math.fsum(row.value for row in found) / len(found),
         "tasks_stderr": (
             math.sqrt(math.fsum(errors)) / len(found) if len(errors) == len(found) else None
         ),
@@ -136,13 +137,13 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         int(name.rsplit("-", 1)[1]): speed.factor
         for name, speed in zip(_fastest(spec), speeds(chain, "speed"), strict=True)
     }
-    dense = chain.json("evaluate-dense")
+    dense = chain.read("evaluate-dense", Summary)
     measured = {"kind": "measured", "model": spec.checkpoint, "text": text, "source": "this run"}
     rows = [
         {
             **measured,
             "blocks_dropped": 0,
-            "params": dense["parameters"],
+            "params": dense.parameters,
             "ratio": 0.0,
             "ppl": parts.perplexity(chain, "dense"),
             **asked(chain, "dense"),
@@ -201,8 +202,9 @@ def verdict(chain: Chain) -> Verdict:
         kind: min(row["ppl"] for row in last if row["retrained"] == kind) / dense
         for kind in ("", "lora")
     }
+    blocks = chain.read("evaluate-dense", Summary).blocks
     return Verdict(
-        f"Without {most} of {chain.json('evaluate-dense')['blocks']} blocks "
+        f"Without {most} of {blocks} blocks "
         f"({last[0]['ratio']:.0%} of the parameters), perplexity is {best['']:.3f} x dense, and "
         f"{best['lora']:.3f} x after LoRA; the model runs at {speeds(chain, 'speed')[-1]}.",
         (
@@ -229,8 +231,8 @@ def _sentence(row: dict[str, Any]) -> str:
 
 def _evaluated_on(chain: Chain) -> str:
     """Return the sentence on what perplexity and tasks were measured on."""
-    found = chain.rows("evaluate-dense", "perplexity.csv")[0]
-    text = f"Perplexity of {Path(found['source']).name} in windows of {found['window']} tokens"
+    found = parts.measured_text(chain, "dense")
+    text = f"Perplexity of {Path(found.source).name} in windows of {found.window} tokens"
     if "tasks-dense" in chain.failed:
         return (
             f"{text}. No tasks were run. {chain.failed['tasks-dense']} Once this is fixed, re-run "

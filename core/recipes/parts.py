@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.benchmark import results as benchmark
 from core.checkpoint import locate
 from core.errors import RunError
+from core.evaluate.results import TextRow
 from core.prune.score_results import BlockRow, Importance
 from core.recipes import texts
 from core.recipes.chain import Chain, Step
@@ -90,18 +92,25 @@ def context(spec: RecipeSpec) -> int:
 
 def perplexity(chain: Chain, name: str) -> float:
     """Return the perplexity measured by the step ``evaluate-NAME``."""
-    return float(chain.rows(f"evaluate-{name}", "perplexity.csv")[0]["ppl"])
+    return measured_text(chain, name).ppl
+
+
+def measured_text(chain: Chain, name: str) -> TextRow:
+    """Return the first row of perplexity.csv of the step ``evaluate-NAME``."""
+    rows = chain.table(f"evaluate-{name}", TextRow)
+    if not rows:
+        raise RunError(f"Step evaluate-{name} measured no perplexity.", "Run the recipe again.")
+    return rows[0]
 
 
 def latencies(chain: Chain, step: str) -> dict[str, dict[str, list[float]]]:
     """Return a benchmark's latencies in seconds at batch size 1: variant -> visit -> runs."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for entry in chain.json(step)["variants"]:
-        found[entry["name"]] = {}
-    for row in chain.rows(step, "runs.csv"):
-        if row["batch_size"] == "1":
-            visits = found[row["variant"]]
-            visits.setdefault(row["visit"], []).append(float(row["latency_s"]))
+    found: dict[str, dict[str, list[float]]] = {
+        variant.name: {} for variant in chain.read(step, benchmark.Summary).variants
+    }
+    for row in chain.table(step, benchmark.TimedRun):
+        if row.batch_size == 1:
+            found[row.variant].setdefault(str(row.visit), []).append(row.latency_s)
     return found
 
 

@@ -8,6 +8,7 @@ from core.prune.results import Pruning
 from core.recipes import parts, retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.retrain.results import Summary
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
@@ -30,21 +31,23 @@ def training(chain: Chain) -> dict[str, Any]:
 
 def verdict(chain: Chain) -> Verdict:
     """Report how much of the loss gap LoRA closed, and at what cost."""
-    record, found = chain.read(NAME, Pruning), chain.json(RETRAINED)
-    share = found["recovered"]
+    record, found = chain.read(NAME, Pruning), chain.read(RETRAINED, Summary)
+    share = found.recovered
     recovery = (
         f"LoRA recovered {share:.0%} of the loss gap"
         if share is not None
         else "recovery is not reported, because the gap is below 0.05 nats"
     )
-    dense, before, after = (found[f"heldout_loss_{name}"] for name in ("dense", "before", "after"))
+    dense, before, after = (
+        found.heldout_loss_dense, found.heldout_loss_before, found.heldout_loss_after
+    )  # fmt: skip
     return Verdict(
         f"Without blocks {', '.join(map(str, record.dropped))} ({record.ratio:.1%} of all "
-        f"parameters), after {found['steps']} steps: {recovery}.",
+        f"parameters), after {found.steps} steps: {recovery}.",
         (
             f"Held-out loss in nats per token: {dense:.4f} dense, {before:.4f} pruned, "
             f"{after:.4f} retrained.",
-            f"{found['trainable_parameters']:,} parameters trained; the merged checkpoint loads "
+            f"{found.trainable_parameters or 0:,} parameters trained; the merged checkpoint loads "
             "with stock transformers.",
             retraining.measured(chain, RETRAINED),
         ),

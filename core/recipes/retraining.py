@@ -15,8 +15,8 @@ from core.prune.results import Pruning
 from core.recipes import parts
 from core.recipes.chain import Chain, Step
 from core.recipes.spec import RecipeSpec
-from core.retrain.log import evaluation_table
 from core.retrain.recovery import BEYOND, Recovery
+from core.retrain.results import Measure, Summary, read_measures
 from core.retrain.spec import RATES, SMALL
 from core.runs import workspace
 
@@ -72,18 +72,16 @@ def restoring(chain: Chain, name: str, **more: Any) -> dict[str, Any]:
     return {**found, "dense": chain.spec.checkpoint, "merge": True}
 
 
-def recovered(dense: Any, before: Any, after: Any) -> float | None:
+def recovered(dense: float | None, before: float | None, after: float | None) -> float | None:
     """Return the share of the gap that was closed; None if it is not reported."""
-    values = [None if v in (None, "") else float(v) for v in (dense, before, after)]
-    if values[1] is None or values[2] is None:
+    if before is None or after is None:
         return None
-    return Recovery(values[0], values[1], values[2]).recovered
+    return Recovery(dense, before, after).recovered
 
 
-def evaluation_rows(chain: Chain, step: str) -> list[dict[str, str]]:
+def evaluation_rows(chain: Chain, step: str) -> tuple[Measure, ...]:
     """Return a retraining step's table of further evaluation; raises `RunError` if missing."""
-    path = evaluation_table(chain.dir(step))
-    return chain.rows(step, path.name if path else "evaluation.csv")
+    return read_measures(chain.dir(step)) or chain.table(step, Measure)
 
 
 def write_table(chain: Chain, rows: list[dict[str, Any]]) -> None:
@@ -101,10 +99,10 @@ def percent(share: float | None) -> str:
 
 def measured(chain: Chain, step: str) -> str:
     """Return the sentence on what the figures were measured on."""
-    found = chain.json(step)
-    held, made = found["heldout"], found["settings"]
+    found = chain.read(step, Summary)
+    held = found.heldout
     return (
-        f"Measured on {found['device']} in {found['compute_dtype']}: {held['rows']} held-out rows "
-        f"of {Path(held['source']).name} ({held['tokens']} predicted tokens), {found['steps']} "
-        f"steps of {made['batch']} sequences on {Path(found['data']['source']).name}."
+        f"Measured on {found.device} in {found.compute_dtype}: {held.rows} held-out rows "
+        f"of {Path(held.source).name} ({held.tokens} predicted tokens), {found.steps} "
+        f"steps of {found.settings.batch} sequences on {Path(found.data.source).name}."
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.retrain.results import Summary
 
 SEEDS = 3
 FACTORS = (1.0, 1 / 3)
@@ -47,13 +49,13 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         for name, other, seed in _runs(chain.spec):
             if other != factor:
                 continue
-            summary = chain.json(name)
-            items = summary["heldout"]["tokens"]
+            summary = chain.read(name, Summary)
+            items = summary.heldout.tokens or 0
             label = f"learning rate {_rate(chain, name):.3g}"
-            share = summary["recovered"]
+            share = summary.recovered
             measure = "loss" if share is None else "recovered"
-            value = summary["heldout_loss_after"] if share is None else share
-            found.append(value)
+            value = summary.heldout_loss_after if share is None else share
+            found.append(math.nan if value is None else value)
             rows.append({"variant": label, "evaluated_on": f"seed {seed}", "measure": measure,
                          "value": value, "items": items})  # fmt: skip
         rows.append({"variant": label, "evaluated_on": "mean", "measure": rows[-1]["measure"],

@@ -31,9 +31,10 @@ from core.prune.score_results import (
 )
 from core.report import html
 from core.report.html import Part, Section
-from core.report.material import Material, commands, summary_of, versions
+from core.report.material import Material, commands, versions
 from core.retrain import history
-from core.retrain.log import MetricLog, evaluation_table
+from core.retrain.log import MetricLog
+from core.retrain.results import Summary, read_measures
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.study import Study, info_of, read_rows
 
@@ -242,21 +243,22 @@ def retraining(material: Material) -> Section:
 
 
 def _curve(record: RunRecord) -> list[Part]:
-    summary = summary_of(record)
+    summary = Summary.read(record.path) or Summary()
     log = MetricLog(record.path / BOOKKEEPING / "metrics.jsonl")
     log.update()
     parts: list[Part] = [html.Heading(history.run_label(record))]
-    if "heldout_loss_before" in summary:
+    if summary.heldout_loss_before is not None:
         parts.append(html.Paragraph(history.verdict(summary)))
-    note = history.measured_on(summary) if summary.get("heldout") else ""
+    note = history.measured_on(summary) if summary.heldout.rows else ""
     if log.steps:
-        figure = retrain_charts.loss(log.steps, log.series["loss"], log.evaluations)
+        figure = retrain_charts.loss(
+            [s.step for s in log.steps], [s.loss for s in log.steps], log.evaluations
+        )
         parts.append(html.Figure(figure, f"Loss by step of {record.name}.", note))
-    path = evaluation_table(record.path)
-    table = _csv(record, path.name) if path else None
-    if table is not None:
+    table = [asdict(row) for row in read_measures(record.path)]
+    if table:
         words = "Further evaluation: loss and KL(dense || model) in nats per token, accuracy"
-        parts += html.table(_records(table), words)
+        parts += html.table(table, words)
     return parts
 
 
@@ -340,11 +342,11 @@ def cost(material: Material) -> Section:
         return Section("cost", title, [html.Paragraph(words), *_cost_table(material, cell)])
     summary = scene.runs[0].summary
     note = (
-        f"Measured on {summary.get('device')} ({summary.get('device_name')}), "
-        f"{summary.get('input_tokens')} tokens in, seed {summary.get('seed')}."
+        f"Measured on {summary.device} ({summary.device_name}), "
+        f"{summary.input_tokens} tokens in, seed {summary.seed}."
     )
     cell = headline.cell_of(scene)
-    here = [r for r in scene.rows if (r["input_tokens"], r["output_tokens"]) == cell[1:]]
+    here = [r for r in scene.rows if r.cell[1:] == cell[1:]]
     parts: list[Part] = []
     for metric in ("latency_s_p50", "tokens_per_s", "peak_memory_mib", "speedup"):
         figure = charts.against(here, scene.found, metric, capacity_mib=scene.capacity_mib)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from core.retrain.recovery import BEYOND
 
@@ -42,10 +41,6 @@ class Finding:
     hint: str
     stop: bool = False
     step: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         """Return message and hint as one text."""

@@ -7,6 +7,7 @@ the accuracy per skill on the demo world's questions, in one table with a row pe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +15,10 @@ import torch
 
 from core.retrain.encoders import ModelTokenizer
 from core.retrain.loss import eval_mode, heldout_loss, mean_kl
+from core.retrain.results import Measure
 from core.retrain.rows import RowSet
 from core.retrain.spec import RetrainSpec
 from core.runs.progress import SILENT, Progress
-
-COLUMNS = ("source", "measure", "dense", "before", "after", "items")
-"""Of evaluation.csv. ``measure``: loss and kl in nats per token, accuracy; ``items``: tokens or
-questions."""
-FILE = "evaluation.csv"
 
 
 class EvaluationTable:
@@ -33,7 +30,7 @@ class EvaluationTable:
         """Prepare the evaluation on ``rows`` that ``spec`` asks for; nothing is measured yet."""
         self._spec, self._encoder, self._device = spec, encoder, device
         self._sources = {"held out": rows.heldout, **rows.also}
-        self._table: dict[tuple[str, str], dict[str, float | int]] = {}
+        self._table: dict[tuple[str, str], Measure] = {}
         self._done: set[str] = set()
 
     def __bool__(self) -> bool:
@@ -81,14 +78,13 @@ class EvaluationTable:
             progress.check_cancel()
 
     def _put(self, source: str, measure: str, column: str, value: float, items: int) -> None:
-        self._table.setdefault((source, measure), {"items": items})[column] = value
+        row = self._table.get((source, measure))
+        row = row or Measure(source=source, measure=measure, items=items)
+        self._table[source, measure] = replace(row, **{column: value})  # type: ignore[arg-type]
 
-    def rows(self) -> list[list[Any]]:
-        """Return the table as rows of `COLUMNS`."""
-        return [
-            [source, measure, *(found.get(column) for column in COLUMNS[2:])]
-            for (source, measure), found in self._table.items()
-        ]
+    def rows(self) -> list[Measure]:
+        """Return the rows of evaluation.csv."""
+        return list(self._table.values())
 
 
 def _on(model: Any, device: torch.device) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from core.checkpoint import locate
 from core.prune.results import Pruning
+from core.retrain.results import Merged, Summary
 from core.retrain.spec import LABELS
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
@@ -73,36 +74,37 @@ def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Return one row a retraining: what was done, what it took and how much came back."""
     rows = []
     for record in records:
-        found = workspace.read_json(record.path / "summary.json") or {}
-        data = found.get("data") or {}
+        found = Summary.read(record.path) or Summary()
         rows.append(
             {
                 "name": record.name,
                 "state": record.state,
                 "method": record.spec.get("method"),
-                "recovered": found.get("recovered"),
-                "dense": found.get("heldout_loss_dense"),
-                "before": found.get("heldout_loss_before"),
-                "after": found.get("heldout_loss_after"),
+                "recovered": found.recovered,
+                "dense": found.heldout_loss_dense,
+                "before": found.heldout_loss_before,
+                "after": found.heldout_loss_after,
                 "data": Path(str(record.spec.get("data") or "")).name,
-                "rows": data.get("kind"),
-                "lr": (found.get("settings") or {}).get("lr"),
-                "steps": found.get("steps"),
-                "tokens": found.get("tokens"),
-                "trained": found.get("trainable_parameters"),
-                "tokens_per_s": found.get("tokens_per_s"),
-                "memory_mib": found.get("peak_memory_mib"),
+                "rows": found.data.kind or None,
+                "lr": found.settings.lr,
+                "steps": found.steps,
+                "tokens": found.tokens,
+                "trained": found.trainable_parameters,
+                "tokens_per_s": found.tokens_per_s,
+                "memory_mib": found.peak_memory_mib,
                 "seed": record.spec.get("seed"),
-                "heldout": (found.get("heldout") or {}).get("tokens"),
+                "heldout": found.heldout.tokens,
             }
         )
     return pd.DataFrame(rows)
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def verdict(summary: Summary) -> str:
     """Return in a sentence how much came back."""
-    before, after = summary["heldout_loss_before"], summary["heldout_loss_after"]
-    dense, share = summary.get("heldout_loss_dense"), summary.get("recovered")
+    before, after = summary.heldout_loss_before, summary.heldout_loss_after
+    dense, share = summary.heldout_loss_dense, summary.recovered
+    if before is None or after is None:
+        return "The run recorded no held-out loss."
     fell = f"The held-out loss went from {before:.4f} to {after:.4f} nat per token"
     if dense is None:
         return f"{fell}. There is no dense model to compare with, so no recovery is stated."
@@ -114,23 +116,23 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"{share:.0%} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
 
 
-def measured_on(summary: Mapping[str, Any]) -> str:
+def measured_on(summary: Summary) -> str:
     """Return the line under the charts: device, precision, held-out rows, data and seed."""
-    held, data = summary["heldout"], summary["data"]
+    held, data = summary.heldout, summary.data
     return (
-        f"Measured: {held['rows']} held-out rows of {held['source']} ({held['tokens']:,} predicted "
-        f"tokens), never trained on; trained on {data['source']} ({data['kind']}), seed "
-        f"{summary['seed']}, {summary['device']}, {summary['compute_dtype']}."
+        f"Measured: {held.rows} held-out rows of {held.source} ({held.tokens or 0:,} predicted "
+        f"tokens), never trained on; trained on {data.source} ({data.kind}), seed "
+        f"{summary.seed}, {summary.device}, {summary.compute_dtype}."
     )
 
 
-def merged_note(merged: Mapping[str, Any]) -> str:
+def merged_note(merged: Merged) -> str:
     """Return how far the merged checkpoint is from what was trained."""
     return (
-        f"merged/ is written in {merged['dtype']} (trained in {merged['trained_in']}): its logits "
-        f"differ by at most {merged['max_logit_difference']:.2g} from the trained model's on "
-        f"{merged['rows_compared']} rows, its held-out loss is {merged['heldout_loss']:.4f} "
-        f"against {merged['heldout_loss_trained']:.4f}."
+        f"merged/ is written in {merged.dtype} (trained in {merged.trained_in}): its logits "
+        f"differ by at most {merged.max_logit_difference:.2g} from the trained model's on "
+        f"{merged.rows_compared} rows, its held-out loss is {merged.heldout_loss:.4f} "
+        f"against {merged.heldout_loss_trained:.4f}."
     )
 
 

@@ -5,20 +5,10 @@ A run of 100,000 steps writes some 20 MB; reading all of it every second would b
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-SERIES = ("loss", "lr", "grad_norm", "tokens_per_s", "memory_mib", "tokens")
-
-
-def evaluation_table(folder: Path) -> Path | None:
-    """Return the table of further evaluation in a retraining's folder, None if there is none.
-
-    It is the folder's only CSV file, evaluation.csv; earlier versions gave it another name.
-    """
-    return next(iter(sorted(folder.glob("*.csv"))), None)
+from core.retrain.results import Evaluation, Notice, Step, metric
 
 
 @dataclass
@@ -26,10 +16,9 @@ class MetricLog:
     """What metrics.jsonl of a retraining says so far."""
 
     path: Path
-    steps: list[int] = field(default_factory=list)
-    series: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SERIES})
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    findings: list[Notice] = field(default_factory=list)
     version: int = 0
     """Grows with every look that found something new."""
     _read: int = 0
@@ -59,24 +48,13 @@ class MetricLog:
 
     def _clear(self) -> None:
         self.steps, self.evaluations, self.findings, self._read = [], [], [], 0
-        self.series = {name: [] for name in SERIES}
         self.version += 1
 
     def _take(self, line: bytes) -> None:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            return
-        event = value.get("event") if isinstance(value, dict) else "unreadable"
-        if event == "eval":
+        value = metric(line)
+        if isinstance(value, Step):
+            self.steps.append(value)
+        elif isinstance(value, Evaluation):
             self.evaluations.append(value)
-        elif event == "finding":
+        elif value:
             self.findings.append(value)
-        elif event is None and isinstance(value.get("step"), int):
-            self.steps.append(value["step"])
-            for name, kept in self.series.items():
-                kept.append(value.get(name))
-
-    def last(self, name: str) -> Any:
-        """Return the newest value of a series, None before the first step."""
-        return self.series[name][-1] if self.series[name] else None

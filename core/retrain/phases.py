@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -14,13 +13,12 @@ from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, re
 from core.model.precision import dtype_name
 from core.retrain import batches, diagnostics, weights
 from core.retrain.diagnostics import Finding
-from core.retrain.evaluation import COLUMNS, FILE
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
+from core.retrain.results import Data, Heldout, Measure, Merged, Saved, Settings, Summary
 from core.retrain.session import Session, trim_metrics
 from core.retrain.spec import RetrainSpec
 from core.retrain.trainer import (
-    COMPLETE,
     MicroBatches,
     RetrainTrainer,
     StepWatcher,
@@ -28,7 +26,7 @@ from core.retrain.trainer import (
     arguments,
     complete_checkpoints,
 )
-from core.runs.workspace import read_json, write_text
+from core.runs.workspace import write_text
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -43,7 +41,8 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         NotFiniteError, RunError: training did not converge; the last good state was saved.
         OutOfMemoryError: names the largest micro-batch that fits.
     """
-    if spec.resume and (read_json(run.path("summary.json")) or {}).get("state") == "done":
+    earlier = Summary.read(run.dir)
+    if spec.resume and earlier and earlier.state == "done":
         run.progress.log("This run is finished; there is nothing to resume.")
         return
     session = Session(spec, run)
@@ -118,14 +117,15 @@ def train(
     if resume is None:
         watcher.evaluate(0)
     else:
-        record = json.loads((resume / COMPLETE).read_text(encoding="utf-8"))
-        watcher.best = (record["best_step"], record["best_loss"])
-        watcher.after = (record["step"], record["heldout_loss"] or session.before)
-        watcher.training_s = float(record.get("training_s") or 0.0)
-        trainer.tokens = int(record.get("tokens") or 0)
-        if record["step"] >= settings.steps:  # ended while it wrote its results
+        saved = Saved.read(resume)
+        assert saved  # only complete checkpoints are resumed from
+        watcher.best = (saved.best_step, saved.best_loss)
+        watcher.after = (saved.step, saved.heldout_loss or session.before)
+        watcher.training_s = saved.training_s
+        trainer.tokens = saved.tokens
+        if saved.step >= settings.steps:  # ended while it wrote its results
             weights.load_trained(model, resume)
-            trainer.state.global_step = record["step"]
+            trainer.state.global_step = saved.step
             return None
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -191,8 +191,8 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
             compute=session.precision.compute,
         )
         session.progress.log(
-            f"merged/ is {merged['dtype']}; its logits differ by at most "
-            f"{merged['max_logit_difference']:.2g} from the trained model's."
+            f"merged/ is {merged.dtype}; its logits differ by at most "
+            f"{merged.max_logit_difference:.2g} from the trained model's."
         )
     write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
     if watcher.cancelled:
@@ -209,14 +209,14 @@ def evaluate_after(session: Session, model: Any) -> None:
         return
     dense = session.load_dense()[0] if session.dense else None
     session.evaluation.measure("after", model, session.precision.compute, dense)
-    session.run.write_csv(FILE, COLUMNS, session.evaluation.rows())
+    Measure.write(session.run, session.evaluation.rows())
 
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:
     """Put the best evaluated state back (the start, if nothing was better); return its step."""
     step, loss = watcher.best
     folder = session.checkpoints / f"checkpoint-{step}"
-    if step and (folder / COMPLETE).is_file():
+    if step and Saved.read(folder):
         weights.load_trained(model, folder)
     else:
         step, loss = 0, session.before
@@ -233,7 +233,7 @@ def write_results(
     kept_step: int,
     trainable: int,
     peak: float,
-    merged: dict[str, Any] | None,
+    merged: Merged | None,
     stopped: Finding | None,
 ) -> None:
     """Write metrics.jsonl and summary.json."""
@@ -243,46 +243,44 @@ def write_results(
         write_text(run.path("metrics.jsonl"), metrics.read_text(encoding="utf-8"))
     state = "cancelled" if watcher.cancelled else "stopped" if stopped else "done"
     compute = session.precision.arithmetic
-    run.write_json(
-        "summary.json",
-        {
-            "state": state,
-            "method": spec.method,
-            "checkpoint": spec.checkpoint,
-            "dense": session.dense_name,
-            **result.summary(),
-            "measured_at_step": watcher.after[0] if watcher.after else 0,
-            "kept_step": steps if state != "stopped" else kept_step,
-            "steps": steps,
-            "settings": asdict(session.settings),
-            "loss_last_step": watcher.last_loss,
-            "trainable_parameters": trainable,
-            "parameters": session.info.parameters,
-            "fused": session.fused_layers > 0,
-            "not_fused_because": session.why_stock,
-            "tokens": trainer.tokens,
-            "training_s": watcher.training_s,
-            "tokens_per_s": trainer.tokens / watcher.training_s if watcher.training_s else None,
-            "seconds": time.time() - session.started,
-            "peak_memory_mib": peak,
-            "device": str(session.device),
-            "dtype": dtype_name(session.precision.weights),
-            "compute_dtype": dtype_name(compute),
-            "seed": spec.seed,
-            "data": {
-                **session.rows.data,
-                "kind": session.rows.kind,
-                "rows": len(session.rows.train),
-                "cut": session.rows.cut,
-                "dropped": session.rows.dropped,
-                "sequences": len(session.sequences),
-            },
-            "heldout": {
-                **session.rows.heldout_data,
-                "rows": len(session.rows.heldout),
-                "tokens": sum(row.items for row in session.rows.heldout),
-            },
-            "merged": merged,
-            "findings": [finding.to_dict() for finding in session.findings],
-        },
-    )
+    rows = session.rows
+    Summary(
+        state=state,
+        method=spec.method,
+        checkpoint=spec.checkpoint,
+        dense=session.dense_name,
+        **result.summary(),
+        measured_at_step=watcher.after[0] if watcher.after else 0,
+        kept_step=steps if state != "stopped" else kept_step,
+        steps=steps,
+        settings=Settings(**asdict(session.settings)),
+        loss_last_step=watcher.last_loss,
+        trainable_parameters=trainable,
+        parameters=session.info.parameters,
+        fused=session.fused_layers > 0,
+        not_fused_because=session.why_stock,
+        tokens=trainer.tokens,
+        training_s=watcher.training_s,
+        tokens_per_s=trainer.tokens / watcher.training_s if watcher.training_s else None,
+        seconds=time.time() - session.started,
+        peak_memory_mib=peak,
+        device=str(session.device),
+        dtype=dtype_name(session.precision.weights),
+        compute_dtype=dtype_name(compute),
+        seed=spec.seed,
+        data=Data(
+            **rows.data,
+            kind=rows.kind,
+            rows=len(rows.train),
+            cut=rows.cut,
+            dropped=rows.dropped,
+            sequences=len(session.sequences),
+        ),
+        heldout=Heldout(
+            **rows.heldout_data,
+            rows=len(rows.heldout),
+            tokens=sum(row.items for row in rows.heldout),
+        ),
+        merged=merged,
+        findings=tuple(session.findings),
+    ).write(run)

@@ -21,7 +21,7 @@ from core.errors import (
 from core.model.loading import load_model, load_tokenizer
 from core.model.memory import free_memory, is_out_of_memory
 from core.model.precision import Precision, decide, resolve_device
-from core.retrain import batches, diagnostics, fused, layers, rows, weights
+from core.retrain import batches, diagnostics, fused, layers, results, rows, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
@@ -109,9 +109,7 @@ class Session:
         self.findings.append(finding)
         self.progress.log(str(finding))
         if metric:
-            self.progress.metric(
-                event="finding", step=finding.step, kind=finding.kind, message=str(finding)
-            )
+            results.report(self.progress, results.notice(finding))
 
     # --- resuming ---
 
@@ -253,9 +251,7 @@ def trim_metrics(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if int(json.loads(line).get("step") or 0) <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
+        found = results.metric(line)
+        if found and (found.step or 0) <= step:
+            kept.append(line + "\n")
     write_text(path, "".join(kept))

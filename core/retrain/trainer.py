@@ -8,7 +8,6 @@ those with a ``complete.json`` count.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -24,16 +23,17 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from core.errors import Cancelled
-from core.retrain import diagnostics
+from core.retrain import diagnostics, results
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
 from core.retrain.recovery import Recovery
+from core.retrain.results import Evaluation, Saved, Step
 from core.retrain.spec import RetrainSpec, Settings
 from core.runs.progress import Progress
 from core.runs.workspace import write_json
 
-COMPLETE = "complete.json"
+COMPLETE = Saved.FILE
 
 
 class Stopped(Exception):
@@ -190,7 +190,8 @@ class StepWatcher(TrainerCallback):
         self.training_s = 0.0
         self.last_loss: float | None = None
         self._since = 0.0
-        self._step: dict[str, float] = {}
+        self._step = (math.nan, math.nan, math.nan)
+        """Loss, learning rate and gradient norm of the step under way."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -209,7 +210,7 @@ class StepWatcher(TrainerCallback):
             self.note(finding)
             raise Stopped(finding)
         lr = kwargs["lr_scheduler"].get_last_lr()[0]
-        self._step = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+        self._step = (loss, lr, grad_norm)
         self.last_loss = loss
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -217,17 +218,23 @@ class StepWatcher(TrainerCallback):
         self._stop_clock()
         step = state.global_step
         speed = self.trainer.tokens / max(self.training_s, 1e-9)
-        self.progress.metric(
-            step=step,
-            **self._step,
-            tokens=self.trainer.tokens,
-            tokens_per_s=speed,
-            memory_mib=self.memory(),
+        loss, lr, grad_norm = self._step
+        results.report(
+            self.progress,
+            Step(
+                step=step,
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                tokens=self.trainer.tokens,
+                tokens_per_s=speed,
+                memory_mib=self.memory(),
+            ),
         )
-        for finding in self.watch.feed(step, self._step["loss"], self._step["grad_norm"]):
+        for finding in self.watch.feed(step, loss, grad_norm):
             self.note(finding)
         try:
-            self.progress.step(step, self.settings.steps, f"loss {self._step['loss']:.3f}")
+            self.progress.step(step, self.settings.steps, f"loss {loss:.3f}")
         except Cancelled:
             self.cancelled = True
         stop = any(f.stop for f in self.findings)
@@ -249,17 +256,15 @@ class StepWatcher(TrainerCallback):
         known = self.after[1] if self.after and self.after[0] == state.global_step else None
         if known is not None and known < self.best[1]:
             self.best = (state.global_step, known)
-        write_json(
-            newest / COMPLETE,
-            {
-                "step": state.global_step,
-                "heldout_loss": known,
-                "tokens": self.trainer.tokens,
-                "training_s": self.training_s,
-                "best_step": self.best[0],
-                "best_loss": self.best[1],
-            },
+        saved = Saved(
+            step=state.global_step,
+            heldout_loss=known,
+            tokens=self.trainer.tokens,
+            training_s=self.training_s,
+            best_step=self.best[0],
+            best_loss=self.best[1],
         )
+        write_json(newest / COMPLETE, saved.to_dict())
         for folder in root.glob("checkpoint-*"):
             if folder not in (newest, root / f"checkpoint-{self.best[0]}"):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -270,13 +275,15 @@ class StepWatcher(TrainerCallback):
         loss = self.measure()
         self.after = (step, loss)
         result = Recovery(self.dense, self.before, loss)
-        self.progress.metric(
-            event="eval",
-            step=step,
-            heldout_loss=loss if math.isfinite(loss) else None,
-            heldout_loss_dense=self.dense,
-            heldout_loss_before=self.before,
-            recovered=result.recovered,
+        results.report(
+            self.progress,
+            Evaluation(
+                step=step,
+                heldout_loss=loss if math.isfinite(loss) else None,
+                heldout_loss_dense=self.dense,
+                heldout_loss_before=self.before,
+                recovered=result.recovered,
+            ),
         )
         share = "" if result.recovered is None else f", {result.recovered:.0%} of the gap recovered"
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
@@ -288,9 +295,7 @@ class StepWatcher(TrainerCallback):
         """Log a finding and keep it."""
         self.findings.append(finding)
         self.progress.log(str(finding))
-        self.progress.metric(
-            event="finding", step=finding.step, kind=finding.kind, message=str(finding)
-        )
+        results.report(self.progress, results.notice(finding))
 
     def _stop_clock(self) -> None:
         self.training_s += time.perf_counter() - self._since
@@ -300,9 +305,6 @@ def complete_checkpoints(root: Path) -> list[tuple[int, Path]]:
     """Return step and folder of every checkpoint that was written to its end, oldest first."""
     found = []
     for folder in root.glob("checkpoint-*"):
-        try:
-            record = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-            found.append((int(record["step"]), folder))
-        except (OSError, ValueError, KeyError):
-            continue
+        if saved := Saved.read(folder):
+            found.append((saved.step, folder))
     return sorted(found)

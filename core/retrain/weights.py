@@ -15,6 +15,7 @@ from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
 from core.prune.staging import COMPANIONS
 from core.retrain.loss import collate, heldout_loss
+from core.retrain.results import Merged
 from core.retrain.rows import Row
 from core.retrain.spec import RetrainSpec
 
@@ -90,14 +91,14 @@ def merge_and_save(
     rows: Sequence[Row],
     device: torch.device,
     compute: torch.dtype | None,
-) -> dict[str, Any]:
+) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how far it is from what was trained.
 
     ``model`` is used up. Adapters are added to the weights in the precision that these were
     trained in, then rounded once to ``dtype``. The written folder is loaded again by transformers.
 
     Returns:
-        dtype, largest and mean absolute logit difference, and both held-out losses on ``rows``.
+        How far the written checkpoint is from what was trained, on ``rows``.
     """
     model.eval()
     trained_loss = heldout_loss(model, rows, device, compute)
@@ -118,15 +119,15 @@ def merge_and_save(
     del whole, model, write
     again = load_model(folder, device, dtype)
     gaps = [(a - b).abs() for a, b in zip(trained, _logits(again, rows, device), strict=True)]
-    return {
-        "dtype": dtype_name(dtype),
-        "trained_in": dtype_name(trained_in),
-        "rows_compared": len(gaps),
-        "max_logit_difference": max(float(gap.max()) for gap in gaps),
-        "mean_logit_difference": float(torch.cat([gap.flatten() for gap in gaps]).mean()),
-        "heldout_loss": heldout_loss(again, rows, device),
-        "heldout_loss_trained": trained_loss,
-    }
+    return Merged(
+        dtype=dtype_name(dtype),
+        trained_in=dtype_name(trained_in),
+        rows_compared=len(gaps),
+        max_logit_difference=max(float(gap.max()) for gap in gaps),
+        mean_logit_difference=float(torch.cat([gap.flatten() for gap in gaps]).mean()),
+        heldout_loss=heldout_loss(again, rows, device),
+        heldout_loss_trained=trained_loss,
+    )
 
 
 def merged_dtype(spec: RetrainSpec, declared: str) -> torch.dtype:

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from core.benchmark.results import Point, Summary, TimedRun
 from core.checkpoint import headers, locate
 from core.criteria import LABELS
 from core.errors import DepthcutError
@@ -150,7 +150,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of an evaluate run's tasks.csv."""
+    """One score of an evaluate run, and the variant that it is of."""
 
     variant: str
     task: str
@@ -167,11 +167,16 @@ class Benchmark:
     """One benchmark run: its summary, and its points with the id of each point's variant."""
 
     record: RunRecord
-    summary: dict[str, Any]
-    points: tuple[dict[str, Any], ...]
-    """Rows of points.csv with parsed numbers, and ``id``: the variant, empty if it was deleted."""
+    summary: Summary
+    points: tuple[Point, ...]
+    ids: dict[str, str]
+    """Ids of the measured variants by their names in this run."""
     missing: tuple[str, ...] = ()
     """Names of measured variants whose checkpoint has since been deleted."""
+
+    def variant_of(self, point: Point | TimedRun) -> str:
+        """Return the id of a row's variant; empty if its checkpoint is gone."""
+        return self.ids.get(point.variant, "")
 
     @property
     def id(self) -> str:

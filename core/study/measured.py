@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from core.benchmark import results as benchmark
 from core.checkpoint.headers import file_state
 from core.errors import DepthcutError
+from core.evaluate import results as evaluate
 from core.prune.plan import choose, unprotected
 from core.prune.score_results import Curve, CurveRow, Importance
 from core.prune.scores import BlockScores, load
-from core.runs import workspace
+from core.retrain import results as retrain
 from core.runs.workspace import RunRecord
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
 
@@ -51,13 +53,15 @@ def benchmarks(
     others: dict[str, Variant] = {}
     folders: dict[tuple[str, str], Path | None] = {}
     for record in (r for r in records if r.command == "benchmark"):
-        summary = workspace.read_json(record.path / "summary.json") or {}
+        summary = benchmark.Summary.read(record.path)
+        if summary is None:
+            continue
         cwd = record.cwd
         ids: dict[str, str] = {}
         beside: dict[str, Variant] = {}
         missing = []
-        for entry in summary.get("variants") or []:
-            name, path = str(entry.get("name")), str(entry.get("path") or "")
+        for entry in summary.variants:
+            name, path = entry.name, entry.path
             variant = finder(path, cwd)
             if (path, cwd) not in folders:
                 there = (p for p in meanings(path, cwd) if (p / "config.json").is_file())
@@ -70,15 +74,14 @@ def benchmarks(
             else:
                 beside[name] = Variant(
                     str(folder), name, "other", method_label="other",
-                    parameters=entry.get("parameters"), folder=folder,
+                    parameters=entry.parameters, folder=folder,
                 )  # fmt: skip
         if not ids:
             continue
         others |= {v.id: v for v in beside.values()}
         ids |= {name: v.id for name, v in beside.items()}
-        rows = read_rows(record.path / "points.csv")
-        points = tuple({**row, "id": ids.get(str(row.get("variant")), "")} for row in rows)
-        found.append(Benchmark(record, summary, points, tuple(missing)))
+        points = benchmark.Point.read(record.path)
+        found.append(Benchmark(record, summary, points, ids, tuple(missing)))
     return found, list(others.values())
 
 
@@ -93,87 +96,89 @@ def perplexities_and_tasks(
     quality: list[Quality] = []
     tasks: list[Task] = []
     keys: dict[str, str] = {}
+
+    def current(variant: Variant, measured: str) -> bool:
+        """Whether a run that measured weights with this key measured those of the folder now."""
+        if variant.id not in keys:
+            info = info_of(variant)
+            keys[variant.id] = info.key if info else ""
+        now = keys[variant.id]
+        return not measured or not now or measured == now
+
     for record in records:
         variant = finder(str(record.spec.get("checkpoint") or ""), record.cwd)
         if variant is None:
             continue
-        summary = workspace.read_json(record.path / "summary.json") or {}
-        if variant.id not in keys:
-            info = info_of(variant)
-            keys[variant.id] = info.key if info else ""
-        measured, now = summary.get("checkpoint_key"), keys[variant.id]
-        if measured and now and measured != now:
-            continue
         if record.command == "evaluate":
-            quality += _evaluated(record, summary, variant)
-            tasks += _tasks(record, variant)
+            found = evaluate.Summary.read(record.path) or evaluate.Summary()
+            if current(variant, found.checkpoint_key):
+                quality += _evaluated(record, found, variant)
+                tasks += _tasks(record, variant)
         elif record.command == "retrain":
-            quality += _retrained(record, summary, variant, dense)
+            quality += _retrained(record, variant, dense)
         elif record.command == "importance" and variant.kind == "dense":
-            quality += _scored(record, variant)
+            scores = Importance.read(record.path)
+            if scores and current(variant, scores.checkpoint_key or ""):
+                quality += _scored(record, scores, variant)
         elif record.command == "curve" and variant.kind == "dense":
-            quality += _curve(record, variant)
+            curve = Curve.read(record.path) or Curve()
+            if current(variant, curve.checkpoint_key or ""):
+                quality += _curve(record, curve, variant)
     return [q for q in quality if isinstance(q.ppl, (int, float)) and q.ppl > 0], tasks
 
 
-def _on(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any]:
+def _on(record: RunRecord, device: str, dtype: str) -> dict[str, Any]:
     """Return the run, device and precision of a perplexity."""
     return {
         "run": record.id,
-        "device": str(summary.get("device") or record.device),
-        "dtype": str(summary.get("dtype") or ""),
+        "device": device or record.device,
+        "dtype": dtype,
         "started": record.started,
     }
 
 
-def _evaluated(record: RunRecord, summary: dict[str, Any], variant: Variant) -> list[Quality]:
+def _evaluated(record: RunRecord, summary: evaluate.Summary, variant: Variant) -> list[Quality]:
     """Return the rows of an evaluate run's perplexity.csv."""
     return [
         Quality(
-            Protocol(str(row["source"]), row.get("window"), str(row.get("bos"))),
-            row["ppl"],
+            Protocol(row.source, row.window, row.bos),
+            row.ppl,
             variant=variant.id,
-            tokens=row.get("tokens"),
+            tokens=row.tokens,
             parameters=variant.parameters,
             ratio=variant.ratio,
-            **_on(record, summary),
+            **_on(record, summary.device, summary.dtype),
         )
-        for row in read_rows(record.path / "perplexity.csv")
-        if row.get("source") and row.get("ppl") is not None
+        for row in evaluate.TextRow.read(record.path)
+        if row.source
     ]
 
 
 def _tasks(record: RunRecord, variant: Variant) -> list[Task]:
     return [
         Task(
-            variant.id, str(row["task"]), str(row["metric"]), float(row["value"]),
-            row.get("stderr"), row.get("samples"), record.id, record.started,
+            variant.id, row.task, row.metric, row.value, row.stderr, row.samples,
+            record.id, record.started,
         )
-        for row in read_rows(record.path / "tasks.csv")
-        if row.get("task") and isinstance(row.get("value"), (int, float))
+        for row in evaluate.Score.read(record.path)
+        if row.task
     ]  # fmt: skip
 
 
 def _on_rows(record: RunRecord, found: Importance | Curve) -> dict[str, Any]:
     """Return protocol, run, device and precision of perplexities on calibration rows."""
     detail = f"{found.samples} rows (seed {found.seed})"
-    return {
-        "protocol": Protocol(str(found.calibration), found.length, "rows", detail),
-        "run": record.id,
-        "device": found.device or record.device,
-        "dtype": found.dtype or "",
-        "started": record.started,
-    }
+    protocol = Protocol(str(found.calibration), found.length, "rows", detail)
+    return {"protocol": protocol, **_on(record, found.device or "", found.dtype or "")}
 
 
-def _scored(record: RunRecord, variant: Variant) -> list[Quality]:
+def _scored(record: RunRecord, run: Importance, variant: Variant) -> list[Quality]:
     """Return the dense perplexity of an importance run, and those of its criteria's first blocks.
 
     The sweep measured the model without each block: the one-block plan of every criterion that
     the run scored is among them.
     """
-    run = Importance.read(record.path)
-    if run is None or not run.dense_ppl:
+    if not run.dense_ppl:
         return []
     common = _on_rows(record, run)
     dense = Quality(
@@ -223,9 +228,8 @@ def _scores(folder: Path, _: object) -> BlockScores:
     return load(folder)
 
 
-def _curve(record: RunRecord, variant: Variant) -> list[Quality]:
+def _curve(record: RunRecord, run: Curve, variant: Variant) -> list[Quality]:
     """Return a curve run's plans; their zeroth point is the dense checkpoint."""
-    run = Curve.read(record.path) or Curve()
     common = _on_rows(record, run)
     info = info_of(variant)
     cut_in = unprotected(info.blocks if info else 0, run.protected)
@@ -258,18 +262,22 @@ def _curve(record: RunRecord, variant: Variant) -> list[Quality]:
     return found
 
 
-def _retrained(
-    record: RunRecord, summary: dict[str, Any], variant: Variant, dense: Variant
-) -> list[Quality]:
+def _retrained(record: RunRecord, variant: Variant, dense: Variant) -> list[Quality]:
     """Return held-out perplexities of a retrain run: dense, before (its parent) and after."""
-    heldout = summary.get("heldout") or {}
-    source = str(heldout.get("source") or heldout.get("name") or record.spec.get("data") or "")
-    detail = f"{heldout.get('rows')} rows, {heldout.get('tokens')} tokens"
-    common = {"protocol": Protocol(source, None, "held-out", detail), **_on(record, summary)}
-    rows = (("dense", dense.id, dense), ("before", variant.id, variant),
-            ("after", record.id, variant))  # fmt: skip
+    summary = retrain.Summary.read(record.path)
+    if summary is None:
+        return []
+    heldout = summary.heldout
+    source = heldout.source or str(record.spec.get("data") or "")
+    protocol = Protocol(source, None, "held-out", f"{heldout.rows} rows, {heldout.tokens} tokens")
+    common = {"protocol": protocol, **_on(record, summary.device, summary.dtype)}
+    rows = (
+        (summary.heldout_ppl_dense, dense.id, dense),
+        (summary.heldout_ppl_before, variant.id, variant),
+        (summary.heldout_ppl_after, record.id, variant),
+    )
     return [
         Quality(ppl=ppl, variant=name, parameters=sized.parameters, ratio=sized.ratio, **common)
-        for which, name, sized in rows
-        if (ppl := summary.get(f"heldout_ppl_{which}"))
+        for ppl, name, sized in rows
+        if ppl
     ]

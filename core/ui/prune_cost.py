@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.benchmark.analytic import Rates, known_rates, without
+from core.benchmark.analytic import Rates, without
 from core.benchmark.command import BenchmarkSpec
+from core.benchmark.results import known_rates
 from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
 from core.runs import jobs
@@ -33,15 +34,15 @@ def rows(
         name: estimate(without(info, [b for b in drop if b < info.blocks]), rates, cell, dtype)
         for name, drop in drops.items()
     }
-    facts: dict[str, Any] = {"peak memory": lambda c: f"{c['peak_memory_mib']:,.4g} MiB"}
+    facts: dict[str, Any] = {"peak memory": lambda c: f"{c.peak_memory_mib:,.4g} MiB"}
     if rates:
-        whole = costs["dense"]["latency_s_mean"]
+        whole = costs["dense"].latency_s_mean
         facts |= {
-            f"latency of {OUTPUT} tokens": lambda c: f"{1000 * c['latency_s_mean']:,.4g} ms",
-            "time to first token": lambda c: f"{1000 * c['first_token_s']:,.3g} ms",
-            "time per token": lambda c: f"{1000 * c['per_token_s']:,.3g} ms",
-            "tokens/s": lambda c: f"{c['tokens_per_s']:,.4g}",
-            "speed-up": lambda c: f"{whole / c['latency_s_mean']:.2f} x",
+            f"latency of {OUTPUT} tokens": lambda c: f"{1000 * c.latency_s_mean:,.4g} ms",
+            "time to first token": lambda c: f"{1000 * c.first_token_s:,.3g} ms",
+            "time per token": lambda c: f"{1000 * c.per_token_s:,.3g} ms",
+            "tokens/s": lambda c: f"{c.tokens_per_s:,.4g}",
+            "speed-up": lambda c: f"{whole / c.latency_s_mean:.2f} x",
         }
     return [
         {"": fact} | {name: show(cost) for name, cost in costs.items()}

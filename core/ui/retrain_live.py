@@ -11,8 +11,9 @@ import streamlit as st
 from core.charts import retrain as charts
 from core.checkpoint import locate
 from core.retrain import history
-from core.retrain.log import MetricLog, evaluation_table
-from core.runs import jobs, workspace
+from core.retrain.log import MetricLog
+from core.retrain.results import Step, Summary, measures_file, read_measures
+from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
 from core.ui import job_cards, runs, state
@@ -39,8 +40,8 @@ def _view(run_id: str, was_live: bool) -> None:
     _head(record)
     _tiles(record, log)
     for finding in log.findings:
-        stopped = finding.get("kind") in SERIOUS
-        (st.error if stopped else st.warning)(finding.get("message", ""))
+        stopped = finding.kind in SERIOUS
+        (st.error if stopped else st.warning)(finding.message)
     _curves(record, log)
     _results(record)
     with st.expander("Log and command"):
@@ -106,12 +107,13 @@ def _retry(record: RunRecord) -> RunRecord:
 
 def _tiles(record: RunRecord, log: MetricLog) -> None:
     """Draw the row of metrics."""
-    last = log.evaluations[-1] if log.evaluations else {}
-    share, loss = last.get("recovered"), last.get("heldout_loss")
-    speed, memory, rate = (log.last(name) for name in ("tokens_per_s", "memory_mib", "lr"))
+    last = log.evaluations[-1] if log.evaluations else None
+    share, loss = (last.recovered, last.heldout_loss) if last else (None, None)
+    now = log.steps[-1] if log.steps else Step(step=0)
+    speed, memory, rate = now.tokens_per_s, now.memory_mib, now.lr
     total = record.progress[1] or "?"
     figures = {
-        "Step": f"{log.steps[-1] if log.steps else 0:,} of {total}",
+        "Step": f"{now.step:,} of {total}",
         "Recovered": "not reported" if share is None else f"{share:.0%}",
         "Held-out loss": "-" if loss is None else f"{loss:.4f}",
         "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
@@ -148,29 +150,31 @@ def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:
     if not log.steps and not log.evaluations:
         return {}
     how: dict[str, Any] = {"total": record.progress[1], "run": record.id}
-    steps, series = log.steps, log.series
+    steps = [s.step for s in log.steps]
+    norms = [s.grad_norm for s in log.steps]
+    speeds = [s.tokens_per_s for s in log.steps]
     return {
-        "loss": charts.loss(steps, series["loss"], log.evaluations, **how),
+        "loss": charts.loss(steps, [s.loss for s in log.steps], log.evaluations, **how),
         "recovery": charts.recovery(log.evaluations, total=how["total"]),
-        "lr": charts.curve(steps, series["lr"], "learning rate", **how),
-        "grad_norm": charts.curve(steps, series["grad_norm"], "gradient norm", log=True, **how),
-        "tokens_per_s": charts.curve(steps, series["tokens_per_s"], "tokens per second", **how),
+        "lr": charts.curve(steps, [s.lr for s in log.steps], "learning rate", **how),
+        "grad_norm": charts.curve(steps, norms, "gradient norm", log=True, **how),
+        "tokens_per_s": charts.curve(steps, speeds, "tokens per second", **how),
     }
 
 
 def _results(record: RunRecord) -> None:
     """Draw the results of the finished run, and how to load its checkpoint."""
-    summary = workspace.read_json(record.path / "summary.json")
+    summary = Summary.read(record.path)
     if not summary or record.is_live:
         return
     st.markdown(f"**{history.verdict(summary)}**")
     st.caption(history.measured_on(summary))
-    table = evaluation_table(record.path)
+    table = measures_file(record.path)
     if table:
         st.caption("Further evaluation: loss and KL(dense || model) in nats per token, accuracy.")
-        st.dataframe(pd.read_csv(table), hide_index=True)
-    if summary.get("merged"):
-        st.caption(history.merged_note(summary["merged"]))
+        st.dataframe(pd.DataFrame(read_measures(record.path)), hide_index=True)
+    if summary.merged:
+        st.caption(history.merged_note(summary.merged))
     _loading(record, summary)
     with st.container(horizontal=True):
         files = [record.path / name for name in ("metrics.jsonl", "summary.json")]
@@ -191,10 +195,10 @@ def _trust(name: str) -> str:
     return runs.trust(folder) if folder else ""
 
 
-def _loading(record: RunRecord, summary: dict[str, Any]) -> None:
+def _loading(record: RunRecord, summary: Summary) -> None:
     """Draw the code with which stock libraries load the result."""
     lines = ["from transformers import AutoModelForCausalLM"]
-    merged, base = record.path / "merged", str(summary["checkpoint"])
+    merged, base = record.path / "merged", summary.checkpoint
     if merged.is_dir():
         lines += [f'model = AutoModelForCausalLM.from_pretrained("{merged}"{runs.trust(merged)})']
     elif (record.path / "adapter").is_dir():

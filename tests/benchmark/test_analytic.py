@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.benchmark import analytic
+from core.benchmark.results import known_rates
 from core.checkpoint import headers
 from core.model.loading import load_model
 from core.runs.workspace import Workspace, write_json
@@ -80,9 +81,9 @@ def test_rates_are_found_in_the_workspace_by_device_and_precision(tmp_path):
         device = "cuda" if name == "other" else "cpu"
         later = {"unknown_field": 1}
         write_json(tmp_path / name / "summary.json", {"device": device, "rates": rates | later})
-    assert analytic.known_rates(where, "cpu", "float32").bandwidth_bytes_per_s == 2.0
-    assert analytic.known_rates(where, "cuda", "float32").bandwidth_bytes_per_s == 3.0
-    assert analytic.known_rates(where, "cpu", "bfloat16") is None
+    assert known_rates(where, "cpu", "float32").bandwidth_bytes_per_s == 2.0
+    assert known_rates(where, "cuda", "float32").bandwidth_bytes_per_s == 3.0
+    assert known_rates(where, "cpu", "bfloat16") is None
     one, other = analytic.Rates(1.0, 2.0, 3.0), analytic.Rates(3.0, 4.0, 5.0)
     assert analytic.mean_rates([one, other]) == analytic.Rates(2.0, 3.0, 4.0)
 
@@ -99,11 +100,11 @@ def test_largest_batch_is_the_last_that_fits(tiny_dir):
 
 def test_errors_are_median_and_worst():
     found = analytic.errors([(1.1, 1.0), (0.5, 1.0), (2.0, 2.0)])
-    assert found["median_error_pct"] == pytest.approx(10)
-    assert found["worst_error_pct"] == pytest.approx(50)
-    assert found["rough"] is False
-    assert analytic.errors([(2.0, 1.0)])["rough"] is True
-    assert analytic.errors([])["median_error_pct"] is None
+    assert found.median_error_pct == pytest.approx(10)
+    assert found.worst_error_pct == pytest.approx(50)
+    assert found.rough is False
+    assert analytic.errors([(2.0, 1.0)]).rough is True
+    assert analytic.errors([]).median_error_pct is None
 
 
 def test_no_torch_is_imported():

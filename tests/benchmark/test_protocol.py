@@ -13,6 +13,7 @@ import torch
 
 from core.benchmark import generate, meter, protocol, worker
 from core.benchmark.protocol import Cell, CellResult
+from core.benchmark.results import Point
 from core.benchmark.utilisation import UtilisationSampler
 
 CONTRACT = (
@@ -22,7 +23,7 @@ CONTRACT = (
 
 
 def test_columns_begin_with_the_contract():
-    assert ", ".join(protocol.POINT_COLUMNS).startswith(CONTRACT)
+    assert ", ".join(Point.columns()).startswith(CONTRACT)
 
 
 def test_visits_are_reversed_and_share_the_runs():
@@ -43,26 +44,26 @@ def test_a_point_is_over_all_runs_of_all_visits():
         CellResult(cell, 0, (1.0, 2.0), (0.1, 0.2), 5.0, None, 50.0, (10.0, 30.0)),
         CellResult(cell, 1, (3.0, 6.0), (0.3, 0.4), 7.0, None, 40.0, (50.0,)),
     ]
-    row = protocol.point("v", 12, visits, {})
-    assert row["latency_s_mean"] == 3.0
-    assert row["latency_s_std"] == pytest.approx(statistics.stdev([1, 2, 3, 6]))
-    assert row["tokens_per_s"] == pytest.approx(4 * 11 / 3.0)
-    assert row["per_token_s"] == pytest.approx((3.0 - 0.25) / 10)
-    assert (row["peak_memory_mib"], row["process_mib"], row["reserved_mib"]) == (7.0, 50.0, None)
-    assert (row["utilisation_pct"], row["utilisation_max_pct"]) == (30.0, 50.0)
-    assert (row["runs"], row["oom"]) == (4, False)
-    full = protocol.point("v", 12, [*visits, CellResult(cell, 2, oom=True)], {})
-    assert full["oom"] is True
-    assert full["latency_s_mean"] is None
+    row = protocol.point("v", 12, visits)
+    assert row.latency_s_mean == 3.0
+    assert row.latency_s_std == pytest.approx(statistics.stdev([1, 2, 3, 6]))
+    assert row.tokens_per_s == pytest.approx(4 * 11 / 3.0)
+    assert row.per_token_s == pytest.approx((3.0 - 0.25) / 10)
+    assert (row.peak_memory_mib, row.process_mib, row.reserved_mib) == (7.0, 50.0, None)
+    assert (row.utilisation_pct, row.utilisation_max_pct) == (30.0, 50.0)
+    assert (row.runs, row.oom) == (4, False)
+    full = protocol.point("v", 12, [*visits, CellResult(cell, 2, oom=True)])
+    assert full.oom is True
+    assert full.latency_s_mean is None
 
 
 def test_without_counted_tensors_what_the_allocator_held_is_the_peak():
     cell = Cell(1, 2)
     counted = CellResult(cell, 0, (1.0,), (0.5,), 3.0, 4.0, 50.0)
     held = CellResult(cell, 1, (1.0,), (0.5,), None, 5.0, 50.0)
-    both, one = (protocol.point("v", 12, rs, {}) for rs in ([counted, held], [held]))
-    assert (both["peak_memory_mib"], both["reserved_mib"]) == (3.0, 5.0)
-    assert (one["peak_memory_mib"], one["reserved_mib"]) == (5.0, 5.0)
+    both, one = (protocol.point("v", 12, rs) for rs in ([counted, held], [held]))
+    assert (both.peak_memory_mib, both.reserved_mib) == (3.0, 5.0)
+    assert (one.peak_memory_mib, one.reserved_mib) == (5.0, 5.0)
 
 
 def test_tensors_are_counted_at_their_peak():

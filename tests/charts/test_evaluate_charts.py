@@ -8,17 +8,18 @@ import pytest
 
 from core.charts import evaluate as charts
 from core.evaluate import suites
+from core.evaluate.by_content import Cell, Judged, Measure, means
 from core.evaluate.compare import Delta
-from core.evaluate.results import Cell, Judged, Measure, means
+from core.evaluate.results import BlockCost
 from core.study import Variant
 
 ROWS = [
-    (-1, "demo_cause", "acc", 0.9, 0.03, 0.0, None),
-    (0, "demo_cause", "acc", 0.4, 0.05, -0.5, 0.06),
-    (1, "demo_cause", "acc", 0.86, 0.03, -0.04, 0.03),
-    (-1, "sciq", "acc", 0.5, 0.05, 0.0, None),
-    (0, "sciq", "acc", 0.4, 0.05, -0.1, None),
-    (1, "sciq", "acc", 0.6, 0.05, 0.1, 0.02),
+    BlockCost(-1, "demo_cause", "acc", 0.9, 0.03, 0.0, None),
+    BlockCost(0, "demo_cause", "acc", 0.4, 0.05, -0.5, 0.06),
+    BlockCost(1, "demo_cause", "acc", 0.86, 0.03, -0.04, 0.03),
+    BlockCost(-1, "sciq", "acc", 0.5, 0.05, 0.0, None),
+    BlockCost(0, "sciq", "acc", 0.4, 0.05, -0.1, None),
+    BlockCost(1, "sciq", "acc", 0.6, 0.05, 0.1, 0.02),
 ]
 
 
@@ -33,7 +34,9 @@ def test_heatmap_cells_are_the_changes_and_unsure_ones_are_dotted():
 def judged(label, kind, value, delta=None):
     run = SimpleNamespace(id="r", device="cpu")
     cells = {
-        Measure("task", task, "acc", "c", "float32"): Cell(value + i / 100, 0.1, 20, run, {}, delta)
+        Measure("task", task, "acc", "c", "float32"): Cell(
+            value + i / 100, 0.1, 20, run, delta=delta
+        )
         for i, task in enumerate(suites.DEMO)
     }
     return Judged(Variant(label, label, kind, folder=None), cells)

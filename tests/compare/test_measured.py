@@ -37,8 +37,8 @@ def test_the_newer_of_two_measurements_counts_and_speedup_is_over_dense(tmp_path
     made.benchmark(tmp_path / "ws", "new", 3, {"cut": str(cut)}, [point("cut", 1, 4.0)],
                    device_name="y")  # fmt: skip
     found = study(Workspace(), str(dense))
-    rows = measured.with_speedup(measured.rows_of(found.benchmarks), str(dense))
-    kept = {(r["id"], r["batch_size"]): (r["run"], r["speedup"]) for r in rows}
+    rows = measured.with_speedup(measured.costs_of(found.benchmarks), str(dense))
+    kept = {(r.id, r.batch_size): (r.run, r.speedup) for r in rows}
     assert kept == {
         (str(dense), 1): ("old", 1.0), ("cut", 1): ("new", 2.0), ("cut", 4): ("old", None),
     }  # fmt: skip
@@ -57,11 +57,11 @@ def test_an_estimated_plan_costs_what_the_cut_checkpoint_would(tiny_dir, tmp_pat
     for cell in ((1, 12, 8), (64, 12, 32)):
         guess = measured.estimate(shapes, rates, cell, "float32")
         assert guess == measured.estimate(real, rates, cell, "float32")
-        assert guess["latency_s_mean"] == pytest.approx(
-            guess["first_token_s"] + guess["per_token_s"] * (cell[2] - 1)
+        assert guess.latency_s_mean == pytest.approx(
+            guess.first_token_s + guess.per_token_s * (cell[2] - 1)
         )
-        assert guess["tokens_per_s"] == pytest.approx(cell[0] * cell[2] / guess["latency_s_mean"])
-    assert "latency_s_mean" not in measured.estimate(shapes, None, (1, 12, 8), "float32")
+        assert guess.tokens_per_s == pytest.approx(cell[0] * cell[2] / guess.latency_s_mean)
+    assert measured.estimate(shapes, None, (1, 12, 8), "float32").latency_s_mean is None
 
 
 def cut(key, series, ratio, is_plan=False):
@@ -81,7 +81,7 @@ def test_the_ratio_picks_one_of_every_series():
 
 def test_the_page_begins_at_a_ratio_that_was_measured():
     found = tuple(cut(f"a{n}", "A", r) for n, r in enumerate((0.1, 0.1, 0.1, 0.3)))
-    rows = ({"id": "dense"}, {"id": "a3"})
+    rows = tuple(measured.Cost(id=n, variant=n, batch_size=1) for n in ("dense", "a3"))
     assert Scene(None, None, (), found, rows).usual_ratio == 0.3
     assert Scene(None, None, (), found).usual_ratio == 0.1
     plans = tuple(cut(f"p{n}", "P", n / 10, True) for n in range(1, 5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.__main__ import main
-from core.evaluate import compare, questions, suites, texts, zero_shot
+from core.evaluate import compare, suites, zero_shot
+from core.evaluate.results import BlockCost, Sample, read_windows
 from core.runs.workspace import read_json
 
 
@@ -39,12 +41,12 @@ def test_the_error_of_a_perplexity_difference_is_that_of_resampling():
 
 
 def sample(index, right, answer=0, target=0, content="q", task="t"):
-    return {
-        "task": task, "index": index, "filter": "none", "content": f"{content}{index}",
-        "metrics": {"acc": float(right)}, "target": target, "answer": answer,
-        "question": f"Question {index}?", "choices": [" red", " blue"],
-        "loglikelihoods": [-1.0, -2.0],
-    }  # fmt: skip
+    return Sample(
+        task=task, index=index, filter="none", content=f"{content}{index}",
+        metrics={"acc": float(right)}, target=target, answer=answer,
+        question=f"Question {index}?", choices=(" red", " blue"),
+        loglikelihoods=(-1.0, -2.0),
+    )  # fmt: skip
 
 
 def test_flips_name_question_and_answers():
@@ -70,9 +72,13 @@ def test_sign_test_is_mcnemars_exact(lost, gained, p):
 
 
 def test_an_answer_by_length_is_the_one_that_is_judged():
-    one = sample(0, 1) | {"choices": ["a long answer", "no"], "loglikelihoods": [-9.0, -4.0]}
-    one |= {"answer": 1, "metrics": {"acc": 0.0, "acc_norm": 1.0}}
-    other = one | {"loglikelihoods": [-20.0, -2.0], "metrics": {"acc": 0.0, "acc_norm": 0.0}}
+    one = replace(
+        sample(0, 1, answer=1),
+        choices=("a long answer", "no"),
+        loglikelihoods=(-9.0, -4.0),
+        metrics={"acc": 0.0, "acc_norm": 1.0},
+    )
+    other = replace(one, loglikelihoods=(-20.0, -2.0), metrics={"acc": 0.0, "acc_norm": 0.0})
     (flip,) = compare.flips([one], [other], "t", "acc_norm")
     assert (flip.first, flip.second) == ("a long answer", "no")
     assert compare.flips([one], [other], "t", "acc") == []
@@ -94,8 +100,10 @@ def test_what_each_block_costs_equals_asking_the_really_pruned_model(tiny_dir, t
         )
     argv = ["evaluate", folder, "--tasks", ",".join(names), "--task-dir", short, "--limit", limit]
     assert main([str(a) for a in [*argv, "--each-block", "--out", out, "--device", "cpu"]]) == 0
-    rows = questions.read_blocks(out)
-    assert [(r[0], r[1]) for r in rows] == [(b, t) for t in names for b in range(-1, tiny.BLOCKS)]
+    rows = BlockCost.read(out)
+    assert [(r.block, r.task) for r in rows] == [
+        (b, t) for t in names for b in range(-1, tiny.BLOCKS)
+    ]
 
     places = suites.find(names, str(short))
     manager = zero_shot.manager(places)
@@ -110,19 +118,19 @@ def test_what_each_block_costs_equals_asking_the_really_pruned_model(tiny_dir, t
         lm = zero_shot.harness_model(model, tokenizer, 4)
         for place in places:
             found = zero_shot.ask(lm, place, zero_shot.load(manager, place), limit)
-            (row,) = [r for r in rows if r[:2] == (block, place.name)]
+            (row,) = [r for r in rows if (r.block, r.task) == (block, place.name)]
             dense.setdefault(place.name, found)
             value = found.scores[0].value
-            assert row[3] == value
-            assert row[4] == found.scores[0].stderr
-            assert row[5] == pytest.approx(value - dense[place.name].scores[0].value)
+            assert row.value == value
+            assert row.stderr == found.scores[0].stderr
+            assert row.delta == pytest.approx(value - dense[place.name].scores[0].value)
             if block >= 0:
                 both = zip(dense[place.name].samples, found.samples, strict=True)
-                gaps = [b["metrics"]["acc"] - a["metrics"]["acc"] for a, b in both]
-                assert row[6] == pytest.approx(statistics.stdev(gaps) / math.sqrt(limit))
+                gaps = [b.metrics["acc"] - a.metrics["acc"] for a, b in both]
+                assert row.delta_stderr == pytest.approx(statistics.stdev(gaps) / math.sqrt(limit))
     summary = read_json(out / "summary.json")
     assert [s["task"] for s in summary["skills"]] == names
-    assert {r[3] for r in rows} != {rows[0][3]}
+    assert {r.value for r in rows} != {rows[0].value}
 
 
 def test_log_likelihoods_without_each_block_are_lm_evals(tiny_gqa):
@@ -164,7 +172,7 @@ def test_windows_of_two_runs_pair(tiny_dir, tmp_path):
     for name, folder in (("a", tiny_dir("gqa")), ("b", tiny_dir("gqa", seed=1))):
         argv = ["evaluate", folder, "--perplexity", text, "--window", "32", "--device", "cpu"]
         assert main([str(a) for a in [*argv, "--out", tmp_path / name]]) == 0
-        losses.append(texts.read_windows(tmp_path / name, str(text), 32, "once"))
+        losses.append(read_windows(tmp_path / name, str(text), 32, "once"))
     delta = compare.perplexity_delta(*losses)
     before, after = (read_json(tmp_path / n / "summary.json")["perplexity"][0]["ppl"] for n in "ab")
     assert delta.value == pytest.approx(after - before)

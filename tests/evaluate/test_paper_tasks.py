@@ -12,7 +12,8 @@ from lm_eval import tasks as harness
 
 from core.__main__ import main
 from core.errors import DataError
-from core.evaluate import questions, suites, zero_shot
+from core.evaluate import suites, zero_shot
+from core.evaluate.results import read_samples
 
 HARNESS = Path(harness.__file__).parent
 FILES = {
@@ -76,9 +77,9 @@ def share_right(samples, right, *, normalised):
     """The naive accuracy: the likeliest choice, by its length in characters where normalised."""
     hits = []
     for sample in samples:
-        long = [len(choice) if normalised else 1 for choice in sample["choices"]]
-        scores = [s / n for s, n in zip(sample["loglikelihoods"], long, strict=True)]
-        hits.append(scores.index(max(scores)) == right[sample["index"]])
+        long = [len(choice) if normalised else 1 for choice in sample.choices]
+        scores = [s / n for s, n in zip(sample.loglikelihoods, long, strict=True)]
+        hits.append(scores.index(max(scores)) == right[sample.index])
     return sum(hits) / len(hits)
 
 
@@ -89,10 +90,10 @@ def test_each_is_judged_by_the_papers_metric_and_ave_is_their_plain_mean(tmp_pat
     with (tmp_path / "out" / "tasks.csv").open(newline="") as handle:
         rows = {row["task"]: row for row in csv.DictReader(handle)}
     assert list(rows) == [*FILES, "AVE"]
-    samples = questions.read_samples(tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
     values, differ = [], []
     for task in FILES:
-        own = [sample for sample in samples if sample["task"] == task]
+        own = [sample for sample in samples if sample.task == task]
         plain, by_length = (share_right(own, right[task], normalised=n) for n in (False, True))
         values.append(by_length if task in NORMALISED else plain)
         differ.append(plain != by_length)

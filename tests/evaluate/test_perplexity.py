@@ -16,7 +16,8 @@ from core.__main__ import main
 from core.data import sources
 from core.data.evaluation import evaluation_stream, evaluation_windows
 from core.errors import OutOfMemoryError
-from core.evaluate import perplexity, texts
+from core.evaluate import perplexity
+from core.evaluate.results import read_windows
 from core.runs.workspace import read_json
 
 
@@ -69,7 +70,7 @@ def test_equals_a_plain_transformers_loop(tiny_dir, tmp_path, text, variant, bos
         assert int(row["window"]) == window
         assert int(row["tokens"]) == tokens
         assert float(row["ppl"]) == pytest.approx(ppl, rel=1e-5)
-        losses = texts.read_windows(tmp_path / "out", str(text), window, bos)
+        losses = read_windows(tmp_path / "out", str(text), window, bos)
         assert len(losses) * (window - 1) == tokens
         assert math.exp(sum(losses) / len(losses)) == pytest.approx(ppl, rel=1e-5)
     assert (summary["device"], summary["dtype"]) == ("cpu", "float32")

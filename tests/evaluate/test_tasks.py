@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from core.__main__ import main
 from core.demo import CHECKPOINT, DATA
 from core.errors import OptionError
 from core.evaluate import questions, suites
+from core.evaluate.results import BlockCost, Score, read_samples
 from core.runs.workspace import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def evaluate(folder, out, *more):
     assert main([str(a) for a in argv]) == 0
     with (out / "tasks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    return rows, questions.read_samples(out), read_json(out / "summary.json")
+    return rows, read_samples(out), read_json(out / "summary.json")
 
 
 def harness(folder, tmp_path, tasks, *more):
@@ -109,16 +111,16 @@ def test_equals_the_command_line_of_lm_eval(tmp_path, local_tasks):
         assert float(row["value"]) == theirs[f"{row['metric']},none"]
         assert float(row["stderr"]) == theirs[f"{row['metric']}_stderr,none"]
         assert int(row["samples"]) == LIMIT
-    by_task = {t: [s for s in samples if s["task"] == t] for t in tasks}
+    by_task = {t: [s for s in samples if s.task == t] for t in tasks}
     for task in tasks:
         assert len(by_task[task]) == LIMIT
         for ours, theirs in zip(by_task[task], own[task], strict=True):
-            assert ours["index"] == theirs["doc_id"]
-            assert ours["content"] == theirs["doc_hash"]
+            assert ours.index == theirs["doc_id"]
+            assert ours.content == theirs["doc_hash"]
             likely = [float(answer[0]) for answer in theirs["filtered_resps"]]
-            assert ours["loglikelihoods"] == pytest.approx(likely, abs=1e-3)
-            assert ours["answer"] == likely.index(max(likely))
-            assert ours["metrics"]["acc"] == theirs["acc"]
+            assert ours.loglikelihoods == pytest.approx(likely, abs=1e-3)
+            assert ours.answer == likely.index(max(likely))
+            assert ours.metrics["acc"] == theirs["acc"]
     assert summary["tasks"][0]["limit"] == LIMIT
     assert {"lm-eval", "datasets", "transformers"} <= set(summary["versions"])
 
@@ -152,16 +154,17 @@ def test_demo_skills_equal_the_demos_own_evaluation(tmp_path):
 
 def test_means_are_plain_and_only_of_complete_presets():
     rows = [
-        (task, metric, 0.1 * i, 0.01, 100) for i, (task, metric) in enumerate(suites.PAPER.items())
+        Score(task, metric, 0.1 * i, 0.01, 100)
+        for i, (task, metric) in enumerate(suites.PAPER.items())
     ]
-    other = ("sciq", "acc", 0.9, 0.02, 50)
+    other = Score("sciq", "acc", 0.9, 0.02, 50)
     (mean,) = questions.means([other, *rows])
-    assert mean[:2] == ("AVE", "mean")
-    assert mean[2] == pytest.approx(0.3)
-    assert mean[3] == pytest.approx(0.01 / math.sqrt(7))
-    assert mean[4] == 700
+    assert (mean.task, mean.metric) == ("AVE", "mean")
+    assert mean.value == pytest.approx(0.3)
+    assert mean.stderr == pytest.approx(0.01 / math.sqrt(7))
+    assert mean.samples == 700
     assert questions.means([other, *rows[1:]]) == []
-    assert questions.means([*rows[:-1], (*rows[-1][:3], None, 100)])[0][3] is None
+    assert questions.means([*rows[:-1], replace(rows[-1], stderr=None)])[0].stderr is None
 
 
 def test_presets_are_known_tasks_with_the_papers_metrics():
@@ -303,17 +306,17 @@ def test_a_tokenizer_with_neither_bos_nor_eos_will_do(tmp_path, local_tasks, bar
     assert [row["metric"] for row in rows] == ["acc", "acc_norm"]
     model = AutoModelForCausalLM.from_pretrained(bare).eval()
     for sample in samples:
-        before = tokenizer(sample["question"]).input_ids
+        before = tokenizer(sample.question).input_ids
         wanted = []
-        for choice in sample["choices"]:
-            ids = torch.tensor([tokenizer(f"{sample['question']} {choice}").input_ids])
+        for choice in sample.choices:
+            ids = torch.tensor([tokenizer(f"{sample.question} {choice}").input_ids])
             with torch.no_grad():
                 likely = model(ids).logits[0].log_softmax(-1)
             places = range(len(before), ids.shape[1])
             wanted.append(sum(likely[i - 1, ids[0, i]].item() for i in places))
-        assert sample["loglikelihoods"] == pytest.approx(wanted, abs=1e-3)
-    dense = [r for r in questions.read_blocks(tmp_path / "out") if r[0] == -1]
-    assert [row[3] for row in dense] == [float(row["value"]) for row in rows]
+        assert sample.loglikelihoods == pytest.approx(wanted, abs=1e-3)
+    dense = [r for r in BlockCost.read(tmp_path / "out") if r.block == -1]
+    assert [row.value for row in dense] == [float(row["value"]) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import tiny
 from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
-from core.evaluate import questions
+from core.evaluate.results import BlockCost, read_samples
 from core.runs import jobs
 from core.runs.workspace import Workspace, read_run
 
@@ -164,23 +164,23 @@ def test_the_table_is_what_the_runs_hold(here):
 
 def test_the_heatmap_is_the_skills_file(here):
     where, dense, *_ = here
-    rows = questions.read_blocks(where.root / "on-dense")
+    rows = BlockCost.read(where.root / "on-dense")
     drawn = decoded(chart(open_page(dense), "heatmap")["z"])
-    assert drawn == [pytest.approx([r[5] for r in rows if r[0] >= 0])]
+    assert drawn == [pytest.approx([r.delta for r in rows if r.block >= 0])]
     assert len(drawn[0]) == tiny.BLOCKS
 
 
 def test_flips_have_the_questions_words(here):
     where, dense, *_ = here
-    samples = [questions.read_samples(where.root / n) for n in ("on-dense", "on-small")]
-    flipped = [a["question"] for a, b in zip(*samples, strict=True) if a["metrics"] != b["metrics"]]
+    samples = [read_samples(where.root / n) for n in ("on-dense", "on-small")]
+    flipped = [a.question for a, b in zip(*samples, strict=True) if a.metrics != b.metrics]
     page = open_page(dense)
     texts = [t.value for t in page.text]
     assert flipped, "the two tiny models answer alike: choose other blocks"
     for question in flipped:
         assert question in texts
     sentence = next(m.value for m in page.markdown if "exact sign test" in m.value)
-    lost = sum(a["metrics"]["acc"] > b["metrics"]["acc"] for a, b in zip(*samples, strict=True))
+    lost = sum(a.metrics["acc"] > b.metrics["acc"] for a, b in zip(*samples, strict=True))
     assert f"loses {lost} questions" in sentence
     assert f"gains {len(flipped) - lost};" in sentence
 

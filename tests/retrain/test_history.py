@@ -12,6 +12,7 @@ import pytest
 from core.charts import retrain as charts
 from core.retrain import dry_run, history
 from core.retrain.log import MetricLog
+from core.retrain.results import Summary
 
 
 @pytest.mark.parametrize("count", [1, 2, 1500, 1501, 4000, 100_000])
@@ -75,22 +76,22 @@ def test_the_log_is_read_on_and_begun_anew_after_a_resume(tmp_path):
     whole = metric_lines(12)
     path.write_text(whole + '{"step": 13, "lo')
     assert log.update()
-    assert log.steps == list(range(1, 13))
+    assert [s.step for s in log.steps] == list(range(1, 13))
     version = log.version
     assert not log.update()  # half a line is no news
     assert log.version == version
     with path.open("a") as handle:
         handle.write('ss": 0.25}\n{"event": "finding", "kind": "flat", "message": "Flat."}\nno\n')
     assert log.update()
-    assert log.steps[-1] == 13
-    assert log.last("loss") == 0.25
-    assert log.last("lr") is None
-    assert [f["kind"] for f in log.findings] == ["flat"]
+    assert log.steps[-1].step == 13
+    assert log.steps[-1].loss == 0.25
+    assert log.steps[-1].lr is None
+    assert [f.kind for f in log.findings] == ["flat"]
     other = tmp_path / "new"
     other.write_text(metric_lines(5))
     os.replace(other, path)  # as trim_metrics does
     assert log.update()
-    assert log.steps == [1, 2, 3, 4, 5]
+    assert [s.step for s in log.steps] == [1, 2, 3, 4, 5]
     assert log.findings == []
 
 
@@ -104,7 +105,8 @@ def test_a_hundred_thousand_steps_are_quick(tmp_path):
         handle.write(metric_lines(1, start=100_001))
     began = time.process_time()
     assert log.update()
-    figure = charts.loss(log.steps, log.series["loss"], log.evaluations, total=100_001)
+    steps, losses = [s.step for s in log.steps], [s.loss for s in log.steps]
+    figure = charts.loss(steps, losses, log.evaluations, total=100_001)
     took = time.process_time() - began
     assert took < 1.0
     drawn = sum(len(trace.x) for trace in figure.data)
@@ -155,11 +157,11 @@ def test_the_sample_marks_what_is_learned_and_escapes():
 
 
 def test_the_verdict_says_what_is_not_stated():
-    base = {"heldout_loss_before": 1.5, "heldout_loss_after": 1.25, "heldout_loss_dense": 1.0}
-    assert "50% of the gap" in history.verdict({**base, "recovered": 0.5})
-    small = history.verdict({**base, "heldout_loss_dense": 1.48, "recovered": None})
+    base = Summary(heldout_loss_before=1.5, heldout_loss_after=1.25, heldout_loss_dense=1.0)
+    assert "50% of the gap" in history.verdict(replace(base, recovered=0.5))
+    small = history.verdict(replace(base, heldout_loss_dense=1.48))
     assert "too small to state" in small
-    alone = history.verdict({**base, "heldout_loss_dense": None, "recovered": None})
+    alone = history.verdict(replace(base, heldout_loss_dense=None))
     assert "no dense model" in alone
 
 

@@ -170,7 +170,7 @@ def test_benchmark_points_find_their_variants(here, tmp_path):
     found = studies.study(here, str(tmp_path / "dense"))
     (bench,) = found.benchmarks
     dense = str(tmp_path / "dense")
-    assert [(p["id"], p["latency_s_mean"], p["oom"]) for p in bench.points] == [
+    assert [(bench.variant_of(p), p.latency_s_mean, p.oom) for p in bench.points] == [
         (dense, 0.5, False), ("first", None, True), (str(other), 0.25, False), ("", 1.0, False),
     ]  # fmt: skip
     assert bench.missing == ("d",)

@@ -1,0 +1,197 @@
+"""The files of a benchmark run as dataclasses: the only module that knows their keys and columns.
+
+summary.json is a `Summary`; points.csv has a `Point` and runs.csv a `TimedRun` per row. No torch
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from core.benchmark import analytic
+from core.benchmark.analytic import Errors, Rates
+from core.runs.results import CsvRow, JsonResult
+
+if TYPE_CHECKING:
+    from core.runs.workspace import Workspace
+
+Cell = tuple[int, int, int]
+"""Batch size, input tokens, output tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(CsvRow):
+    """One row of points.csv: one variant at one batch size and output length.
+
+    Times are over the timed runs of all visits; without any (out of memory) they are None.
+    """
+
+    FILE: ClassVar[str] = "points.csv"
+
+    variant: str
+    """Name of the variant in this run."""
+    batch_size: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    latency_s_mean: float | None = None
+    """Seconds of a whole generation."""
+    latency_s_std: float | None = None
+    latency_s_p50: float | None = None
+    first_token_s: float | None = None
+    tokens_per_s: float | None = None
+    """New tokens of the whole batch."""
+    peak_memory_mib: float | None = None
+    utilisation_pct: float | None = None
+    oom: bool = False
+    """Whether it ran out of memory on any visit."""
+    runs: int = 0
+    latency_s_p10: float | None = None
+    latency_s_p90: float | None = None
+    per_token_s: float | None = None
+    """Of every token after the first."""
+    reserved_mib: float | None = None
+    """What the allocator held."""
+    process_mib: float | None = None
+    utilisation_max_pct: float | None = None
+    visits: int = 0
+    estimated_latency_s: float | None = None
+    estimated_memory_mib: float | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """The point of the grid."""
+        return self.batch_size, self.input_tokens, self.output_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRun(CsvRow):
+    """One row of runs.csv: one timed generation."""
+
+    FILE: ClassVar[str] = "runs.csv"
+
+    variant: str
+    batch_size: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    visit: int
+    run: int = 0
+    """Number of the run on its visit, from 0."""
+    latency_s: float
+    first_token_s: float | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """The point of the grid."""
+        return self.batch_size, self.input_tokens, self.output_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """The largest batch that fits, as generating with it showed."""
+
+    batch_size: int
+    """0 if the weights alone are too much."""
+    fails_at: int
+    """A batch that was tried and did not fit."""
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredVariant:
+    """A checkpoint that was measured."""
+
+    name: str
+    path: str = ""
+    parameters: int | None = None
+    blocks: int | None = None
+    dtype: str = ""
+    weight_bytes: int | None = None
+    capacity_mib: float | None = None
+    """Memory of the device, or the limit that was set."""
+    largest_batch: Largest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A point that was not measured, because a smaller one ran out of memory."""
+
+    variant: str
+    batch_size: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens were drawn."""
+
+    top_k: int
+    top_p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """How far the analytic model is off the measurements."""
+
+    latency: Errors = Errors()
+    memory: Errors = Errors()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(JsonResult):
+    """summary.json of a benchmark run."""
+
+    device: str = ""
+    device_name: str = ""
+    threads: int | None = None
+    torch: str = ""
+    transformers: str = ""
+    prompt: str = ""
+    input_tokens: int | None = None
+    sampling: Sampling | None = None
+    seed: int | None = None
+    random_weights: bool = False
+    runs_asked: int | None = None
+    warmup_asked: int | None = None
+    order: tuple[str, ...] = ()
+    """Names of the variants in the order of their visits."""
+    peak_memory: str = ""
+    """What peak_memory_mib of the points is: tensors, or process growth."""
+    memory_limit_mib: int | None = None
+    skipped: tuple[Skipped, ...] = ()
+    seconds: float | None = None
+    variants: tuple[MeasuredVariant, ...] = ()
+    rates: Rates | None = None
+    """What the device was measured to do."""
+    analytic: Accuracy | None = None
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Precisions of the variants, each once."""
+        return sorted({v.dtype for v in self.variants})
+
+
+def accuracy(points: Iterable[Point]) -> Accuracy:
+    """Return how far the estimates of latency and memory are off; out of memory does not count."""
+    rows = list(points)
+    latency = ((p.estimated_latency_s, p.latency_s_mean) for p in rows)
+    memory = ((p.estimated_memory_mib, p.peak_memory_mib) for p in rows)
+    return Accuracy(
+        latency=analytic.errors((e, m) for e, m in latency if e is not None and m),
+        memory=analytic.errors((e, m) for e, m in memory if e is not None and m),
+    )
+
+
+def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | None:
+    """Return what the workspace's newest benchmark run measured of a device in a precision.
+
+    Without a device, or a precision, the newest of any. None if nothing was measured: any
+    benchmark run does it, and with ``--rates-only`` nothing else.
+    """
+    for record in where.runs("benchmark"):
+        found = Summary.read(record.path)
+        rates = found.rates if found else None
+        if found and rates and device in ("", found.device) and dtype in ("", rates.dtype):
+            return rates
+    return None

@@ -1,0 +1,242 @@
+"""What evaluate runs say about several checkpoints, beside each other; no torch.
+
+A run counts for a checkpoint if it evaluated exactly this content, wherever it lies: what was
+measured before its files changed is not shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from core.errors import DepthcutError
+from core.evaluate import compare, known, questions, suites
+from core.evaluate.compare import Delta
+from core.evaluate.results import BlockCost, Score, Summary, read_samples, read_windows
+from core.runs.workspace import RunRecord, Workspace
+
+
+class Checkpoint(Protocol):
+    """What is needed of a checkpoint; `core.study.Variant` has it."""
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Its files; None if there are none."""
+
+
+C = TypeVar("C", bound=Checkpoint)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that was measured the same way for several checkpoints."""
+
+    kind: str
+    """perplexity or task."""
+    name: str
+    """Text or task."""
+    how: str
+    """Protocol, or metric."""
+    content: str
+    """Identifies the text or the task."""
+    dtype: str
+    window: int = 0
+    bos: str = ""
+    limit: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and protocol in words."""
+        name = Path(self.name).name or self.name
+        if self.kind == "task":
+            return f"{name} ({self.how})"
+        where = ", BOS in each" if self.bos == "window" else ""
+        return f"perplexity of {name}, {self.window} tokens{where}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measure of one checkpoint, and how it differs from the dense one's."""
+
+    value: float
+    stderr: float | None
+    count: int
+    """Predictions or questions."""
+    run: RunRecord
+    source: str = ""
+    """The text as the run named it; empty for a task."""
+    delta: Delta | None = None
+
+
+@dataclass(frozen=True)
+class Judged(Generic[C]):
+    """A checkpoint and everything that was measured about it."""
+
+    variant: C
+    cells: dict[Measure, Cell]
+
+
+def gather(where: Workspace, variants: Sequence[C]) -> list[Judged[C]]:
+    """Return what is known of every variant, the first being the one to compare with."""
+    runs = _finished(where)
+    found = [Judged(v, _cells(runs, content_of(v))) for v in variants]
+    if not found:
+        return []
+    dense, *others = found
+    return [dense, *(Judged(o.variant, _with_deltas(dense.cells, o.cells)) for o in others)]
+
+
+def _finished(where: Workspace) -> list[tuple[RunRecord, Summary]]:
+    """Return the finished runs that left a summary, newest first."""
+    return [
+        (record, summary)
+        for record in where.runs("evaluate")
+        if record.state == "done" and (summary := Summary.read(record.path))
+    ]
+
+
+def content_of(variant: Checkpoint) -> str:
+    """Return what identifies a variant's checkpoint; empty if there is none."""
+    try:
+        return known.checkpoint_content(variant.folder) if variant.folder else ""
+    except (DepthcutError, OSError, ValueError):
+        return ""
+
+
+def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Measure, Cell]:
+    """Return the newest result of each measure for a checkpoint of this content."""
+    found: dict[Measure, Cell] = {}
+    for record, summary in runs:
+        if not content or summary.content != content:
+            continue
+        dtype = summary.dtype
+        for text in summary.perplexity:
+            if text.ppl is None:
+                continue
+            how = f"windows of {text.window}, BOS {text.bos}"
+            measure = Measure(
+                "perplexity", text.source, how, text.content, dtype, text.window, text.bos
+            )
+            twin = next((m for m in found if _same_text(m, measure)), measure)
+            found.setdefault(twin, Cell(text.ppl, None, text.tokens, record, text.source))
+        for asked in summary.tasks:
+            for row in asked.rows:
+                measure = Measure(
+                    "task", row.task, row.metric, asked.content, dtype, limit=asked.limit
+                )
+                cell = Cell(row.value, row.stderr, row.samples or 0, record)
+                found.setdefault(measure, cell)
+    return found
+
+
+def _same_text(first: Measure, second: Measure) -> bool:
+    """Whether two measures differ in how their text's file is called only."""
+    keys = ("kind", "content", "dtype", "window", "bos")
+    return first.kind == "perplexity" and all(getattr(first, k) == getattr(second, k) for k in keys)
+
+
+def _with_deltas(dense: dict[Measure, Cell], cells: dict[Measure, Cell]) -> dict[Measure, Cell]:
+    result = {}
+    for measure, cell in cells.items():
+        name = next((m for m in dense if m == measure or _same_text(m, measure)), None)
+        delta = difference(measure, dense[name], cell) if name else None
+        result[name or measure] = replace(cell, delta=delta)
+    return result
+
+
+def difference(measure: Measure, first: Cell, second: Cell) -> Delta:
+    """Return the second's value less the first's, pair by pair where both kept their pairs."""
+    found: Delta | None
+    if measure.kind == "perplexity":
+        found = compare.perplexity_delta(*(windows_of(measure, c) for c in (first, second)))
+    else:
+        both = read_samples(first.run.path), read_samples(second.run.path)
+        found = compare.task_delta(*both, measure.name, measure.how)
+    pair = (first.value, first.stderr), (second.value, second.stderr)
+    return found or compare.unpaired_delta(*pair)
+
+
+def windows_of(measure: Measure, cell: Cell) -> tuple[float, ...]:
+    """Return the losses of a perplexity's windows."""
+    return read_windows(cell.run.path, cell.source, measure.window, measure.bos)
+
+
+def measures(judged: Iterable[Judged[Any]], limit: int | None) -> list[Measure]:
+    """Return all measures, texts first; of the tasks those with this limit of questions."""
+    found = dict.fromkeys(m for one in judged for m in one.cells)
+    texts_first = sorted(found, key=lambda m: m.kind != "perplexity")
+    return [m for m in texts_first if m.kind == "perplexity" or m.limit == limit]
+
+
+def limits(judged: Iterable[Judged[Any]]) -> list[int | None]:
+    """Return the limits of questions that tasks were asked with, the one most used first."""
+    found: dict[int | None, int] = {}
+    for one in judged:
+        for measure in one.cells:
+            if measure.kind == "task":
+                found[measure.limit] = found.get(measure.limit, 0) + 1
+    return sorted(found, key=lambda limit: -found[limit])
+
+
+def means(one: Judged[Any], chosen: Sequence[Measure]) -> list[tuple[str, float, Delta | None]]:
+    """Return name, value and delta of the mean of each complete preset among ``chosen``.
+
+    The delta's error is that of the tasks' paired differences, tasks being independent.
+    """
+    cells = {m.name: one.cells[m] for m in reversed(chosen) if m.kind == "task" and m in one.cells}
+    rows = [Score(name, "", cell.value, cell.stderr, cell.count) for name, cell in cells.items()]
+    found = []
+    for mean in questions.means(rows):
+        preset = next(p for p, n in questions.MEANS.items() if n == mean.task)
+        deltas = [cells[task].delta for task in suites.PRESETS[preset]]
+        delta = None
+        if all(d is not None for d in deltas):
+            known_deltas = [d for d in deltas if d is not None]
+            errors = [d.stderr for d in known_deltas if d.stderr is not None]
+            whole = len(errors) == len(deltas)
+            error = math.hypot(*errors) / len(deltas) if whole else None
+            delta = Delta(math.fsum(d.value for d in known_deltas) / len(deltas), error, None)
+        found.append((mean.task, mean.value, delta))
+    return found
+
+
+def table(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Return the long table: one row a checkpoint and measure."""
+    rows = []
+    for one in judged:
+        for measure in chosen:
+            cell = one.cells.get(measure)
+            if cell is None:
+                continue
+            rows.append(
+                {
+                    "variant": one.variant.label, "kind": measure.kind, "name": measure.name,
+                    "how": measure.how, "value": cell.value, "stderr": cell.stderr,
+                    "count": cell.count, "delta": cell.delta and cell.delta.value,
+                    "delta_stderr": cell.delta and cell.delta.stderr,
+                    "pairs": cell.delta and cell.delta.pairs, "limit": measure.limit,
+                    "dtype": measure.dtype, "run": cell.run.id,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def block_rows(
+    where: Workspace, variant: Checkpoint
+) -> list[tuple[RunRecord, Summary, tuple[BlockCost, ...]]]:
+    """Return the runs with costs of single blocks of this content, newest first."""
+    content = content_of(variant)
+    found = []
+    for record, summary in _finished(where):
+        if content and summary.content == content and summary.skills:
+            rows = BlockCost.read(record.path)
+            if rows:
+                found.append((record, summary, rows))
+    return found
