@@ -43,7 +43,7 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     window = columns[1].text_input(
         "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
-        help="Published settings are 128 and 2048. Separate several with commas.",
+        help="One or more, separated by commas. Published settings are 128 and 2048.",
     )  # fmt: skip
     protocols = ("once", "window")
     bos = columns[2].selectbox(

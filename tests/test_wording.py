@@ -41,6 +41,12 @@ PATTERNS = {
     r"\bgone without\b|\bleft out, as\b|\bas near as\b": "say it directly",
     r"\bto be had\b|\bcan be had\b|\btakes? as long as\b": "say it directly",
     r"\bbe told\b|\bcannot be told\b|\bhas said why\b": "programs report; they do not tell",
+    r"\b([Nn]one|[Nn]othing|empty|`) where\b|\b[Rr]aises .{1,40} where\b": "'if' for a condition",
+    r"\b[Ss]ay (whether|what|which|how|who)\b": "'report', 'return', 'print'",
+    r"\b(process|thread) of its own\b": "'a separate process'",
+    r"\bgo(es)? on (where|with|by|from)\b": "'continue', 'resume'",
+    r"\bif need be\b": "'if necessary'",
+    r"\bin the median\b": "'median N'",
 }
 NAMES = re.compile(r"judg|mended|anew", re.IGNORECASE)
 
@@ -87,6 +93,8 @@ def test_every_pattern_finds_what_it_is_for(pattern):
         "text to judge by", "a data set", "5 blocks in all", "column(s)", "0.1 nat",
         "How X is called", "At most, GiB", "memory that there is", "S are wanted",
         "gone without a word", "more than can be had", "cannot be told",
+        "None where it has no head", "say what it takes", "in a process of its own",
+        "goes on with it", "started if need be", "2 % in the median",
     )  # fmt: skip
     assert any(re.search(pattern, text) for text in examples)
 

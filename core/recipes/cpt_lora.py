@@ -74,7 +74,7 @@ def verdict(chain: Chain) -> Verdict:
 RECIPE = Recipe(
     "cpt-lora",
     "Continued pretraining, then LoRA",
-    "Trains all weights first and adapters after, beside adapters alone on as many steps.",
+    "Trains all weights and then adapters, compared with adapters alone for as many steps.",
     steps,
     verdict,
 )

@@ -28,7 +28,7 @@ SPLIT_SEED = 402
 def given_apart(spec: RecipeSpec) -> tuple[str, str] | None:
     """Return the SOURCEs to work on and to evaluate on; None if a single one is to be split.
 
-    Raises `OptionError` where ``--data`` names more than two.
+    Raises `OptionError` if ``--data`` names more than two.
     """
     if spec.data in ("", "demo"):
         return "demo", "demo"  # its training, calibration and evaluation rows are disjoint
