@@ -385,7 +385,7 @@ def test_too_little_text_is_one_sentence(tiny_gqa, tmp_path, text, monkeypatch, 
         ["width", str(tiny_gqa), *arguments, "--length", "200", "--out", str(tmp_path / "out")]
     )
     assert status == 2
-    assert "rows of at least 200 tokens" in capsys.readouterr().err
+    assert "rows have at least 200 tokens" in capsys.readouterr().err
 
 
 def test_without_samples_all_rows_of_a_small_source_are_taken(tiny_gqa, width, record_of):
