@@ -1,4 +1,4 @@
-"""What fills a sequence, and which sequences each optimiser step takes. No torch."""
+"""Which rows form a sequence, and which sequences form an optimiser step. No torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from core.retrain.rows import Row
 
 Pack = tuple[Row, ...]
-"""What fills one sequence: a single row, or the rows of a pack."""
+"""The rows of one sequence: a single row, or several packed together."""
 
 
 def sequences(rows: Sequence[Row], layout: str, cutoff: int, seed: int) -> list[Pack]:
-    """Return what fills each sequence: one row (grouped), or several up to ``cutoff`` (packed)."""
+    """Return the rows of each sequence: one (grouped), or several up to ``cutoff`` (packed)."""
     if layout == "grouped":
         return [(row,) for row in rows]
     order = list(rows)
@@ -23,7 +23,7 @@ def sequences(rows: Sequence[Row], layout: str, cutoff: int, seed: int) -> list[
     room: list[int] = []
     open_: list[int] = []
     for row in order:
-        # Best fit among the last 64 open packs: nearly full packs, rows still in random order.
+        # Best fit among the last 64 open packs: nearly full packs, and rows still in random order.
         fits = [p for p in open_ if room[p] >= len(row.ids)]
         if fits:
             best = min(fits, key=room.__getitem__)
@@ -38,20 +38,20 @@ def sequences(rows: Sequence[Row], layout: str, cutoff: int, seed: int) -> list[
 
 
 def length(sequence: Pack) -> int:
-    """Return the tokens of a sequence."""
+    """Return the number of tokens in a sequence."""
     return sum(len(row.ids) for row in sequence)
 
 
 class StepPlan:
-    """Which sequences each optimiser step takes; depends on the seed and the step alone.
+    """Which sequences each optimiser step takes; depends only on the seed and the step.
 
-    Every step has exactly ``batch`` sequences (epochs run into each other), sorted by length and
-    split into ``accumulation`` micro-batches of like size in tokens, so that padding stays small;
-    a step's gradient does not depend on the micro-batch.
+    Every step has exactly ``batch`` sequences; a step may span two epochs. The sequences are sorted
+    by length and split into ``accumulation`` micro-batches of similar size in tokens, so that
+    there is little padding. The gradient of a step does not depend on the micro-batch size.
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, accumulation: int, seed: int) -> None:
-        """Plan for sequences of the given ``lengths`` in tokens."""
+        """Plan the steps for sequences of the given ``lengths`` in tokens."""
         self._lengths = lengths
         self._batch = batch
         self._seed = seed
@@ -65,7 +65,7 @@ class StepPlan:
         return order
 
     def indices(self, step: int) -> list[int]:
-        """Return the sequences of a step (counted from 0), in drawn order."""
+        """Return the sequences of a step (counted from 0), in random order."""
         count = len(self._lengths)
         places = range(step * self._batch, (step + 1) * self._batch)
         return [self._epoch(place // count)[place % count] for place in places]
@@ -78,10 +78,11 @@ class StepPlan:
 
 
 def split(lengths: Sequence[int], parts: int) -> list[int]:
-    """Return how many of the ascending ``lengths`` each of ``parts`` micro-batches takes.
+    """Return how many of the ascending ``lengths`` go into each of ``parts`` micro-batches.
 
-    The largest padded micro-batch (rows times the longest of them) is as small as can be, so short
-    rows go many at once; it never exceeds that of parts with equally many rows.
+    The largest padded micro-batch (rows times the longest of them) is as small as possible, so a
+    micro-batch takes more short rows than long ones. It is never larger than with an equal number
+    of rows in each part.
     """
     low, high = max(lengths), max(lengths) * len(lengths)
     while low < high:
@@ -89,14 +90,14 @@ def split(lengths: Sequence[int], parts: int) -> list[int]:
         fits = len(_filled(lengths, middle)) <= parts
         low, high = (low, middle) if fits else (middle + 1, high)
     sizes = _filled(lengths, low)
-    while len(sizes) < parts:  # there is room to spare: halve the fullest
+    while len(sizes) < parts:  # fewer parts than needed: halve the largest
         place = max(range(len(sizes)), key=sizes.__getitem__)
         sizes[place : place + 1] = [sizes[place] // 2, sizes[place] - sizes[place] // 2]
     return sizes
 
 
 def _filled(lengths: Sequence[int], most: int) -> list[int]:
-    """Return the sizes of the fewest parts of at most ``most`` padded tokens, from the longest."""
+    """Return the sizes of parts filled up to ``most`` padded tokens, beginning with the longest."""
     sizes, left = [], len(lengths)
     while left:
         sizes.append(min(left, most // lengths[left - 1]))

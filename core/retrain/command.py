@@ -1,6 +1,6 @@
 """``python -m core retrain CHECKPOINT --method lora --data SOURCE --out DIR``.
 
-Its options are `core.retrain.spec.RetrainSpec`. Nothing here imports torch at its top.
+The options are in `core.retrain.spec.RetrainSpec`. This module does not import torch at its top.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def run(spec: RetrainSpec, run: Run) -> None:
 
 
 def dry_run(spec: RetrainSpec) -> dict[str, Any]:
-    """Return trainable parameters, memory needed and free, tokens, steps; imports no torch."""
+    """Return trainable parameters, memory needed and free, tokens and steps, without torch."""
     from core.retrain.estimate import estimate
 
     return estimate(spec)

@@ -1,7 +1,7 @@
-"""What goes wrong in retraining, recognised from numbers and said in words. No torch.
+"""Problems of a retraining, recognised from its numbers and reported with advice. No torch.
 
-The signatures are those that the pruning papers report: training that does not converge, cuts too
-deep for adapters, and too little memory. Thresholds are rules of thumb, named here.
+These are the problems that the pruning papers report: training that does not converge, pruning
+too severe for adapters, and too little memory. The thresholds are rules of thumb.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from statistics import median
 from core.retrain.recovery import BEYOND
 
 WINDOW = 20
-"""Steps that are averaged; at least two such windows are needed."""
+"""Steps in a moving average; a run of fewer than two windows is not assessed."""
 FLAT_NAT = 0.005
-"""Fallen by less than this over the run so far: flat."""
+"""A loss that fell by less than this over the run so far is flat."""
 FLAT_HEADROOM_NAT = 0.3
-"""Flat matters only if the held-out loss is still so far above the dense model's."""
+"""A flat loss matters only if the held-out loss is this far above the dense model's."""
 RISING_NAT = 0.5
-"""Smoothed loss so far above its best: rising."""
+"""A smoothed loss this far above its best value is rising."""
 EXPLODING = 50.0
-"""Gradient norm so many times its median ..."""
+"""A gradient norm this many times its median ..."""
 EXPLODING_STEPS = 3
-"""... for so many steps in a row."""
+"""... for this many steps in a row is exploding."""
 HARD_GAP_NAT = 2.0
-"""Gap above which adapters rarely suffice (a perplexity 7 times the dense model's)."""
+"""Above this gap adapters rarely suffice (a perplexity 7 times the dense model's)."""
 HARD_LEFT_NAT = 0.75
-"""After LoRA: so much of the gap left, and less than half of it recovered."""
+"""LoRA was not enough if this much of the gap remains and less than half was recovered."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was noticed, and what to try."""
+    """One problem, and what to try."""
 
     kind: str
     """nan, exploding, rising, flat, pruned-too-hard, beyond-dense or out-of-memory."""
@@ -43,12 +43,12 @@ class Finding:
     step: int | None = None
 
     def __str__(self) -> str:
-        """Return message and hint as one text."""
+        """Return message and hint in one string."""
         return f"{self.message} {self.hint}"
 
 
 def not_finite(step: int, loss: float, grad_norm: float) -> Finding | None:
-    """Recognise NaN or infinity before the step is taken."""
+    """Detect NaN or infinity before the step is taken."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return None
     what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -63,10 +63,10 @@ def not_finite(step: int, loss: float, grad_norm: float) -> Finding | None:
 
 
 class Watch:
-    """Looks at every step's loss and gradient norm; each kind is reported once."""
+    """Checks the loss and gradient norm of every step; reports each kind of problem once."""
 
     def __init__(self, dense_loss: float | None = None) -> None:
-        """``dense_loss``: the dense model's held-out loss, to tell flat from finished."""
+        """``dense_loss``: the dense model's held-out loss, to distinguish flat from finished."""
         self._dense = dense_loss
         self._losses: list[float] = []
         self._first: float | None = None
@@ -77,13 +77,13 @@ class Watch:
         self._said: set[str] = set()
 
     def feed(self, step: int, loss: float, grad_norm: float) -> list[Finding]:
-        """Take in one finished step."""
+        """Check one finished step; return new findings."""
         self._steps += 1
         found = [self._exploding(step, grad_norm), self._rising(step, loss)]
         return self._once([f for f in found if f])
 
     def evaluated(self, step: int, before: float, loss: float) -> list[Finding]:
-        """Take in an evaluation: held-out loss ``before`` training and now."""
+        """Check an evaluation: the held-out loss ``before`` training and now."""
         if self._steps < 2 * WINDOW or self._first is None:
             return []
         recent = sum(self._losses) / len(self._losses)
@@ -98,8 +98,8 @@ class Watch:
             [
                 Finding(
                     "flat",
-                    f"The loss has not fallen in {self._steps} steps: {self._first:.3f} at first, "
-                    f"{recent:.3f} now (held out {before:.3f}, now {loss:.3f}).",
+                    f"The loss has not fallen in {self._steps} steps: it was {self._first:.3f} and "
+                    f"is now {recent:.3f} (held-out loss: {before:.3f}, now {loss:.3f}).",
                     "Try a larger --lr, a larger --rank, or data closer to the model's own.",
                     step=step,
                 )
@@ -149,45 +149,45 @@ class Watch:
 def pruned_too_hard(
     method: str, gap: float | None, recovered: float | None = None
 ) -> Finding | None:
-    """Recognise a gap too large for LoRA: before training by its size, after it by what is left."""
+    """Detect a gap too large for LoRA: by its size before training, by the rest afterwards."""
     if method != "lora" or gap is None:
         return None
-    hint = "Try --method continued (then LoRA on its result), or drop fewer blocks."
+    hint = "Try --method continued (and LoRA on its result), or remove fewer blocks."
     if recovered is None and gap > HARD_GAP_NAT:
         return Finding(
             "pruned-too-hard",
-            f"Pruned hard: the held-out loss is {gap:.2f} nat above the dense model's, and LoRA "
-            f"rarely makes up more than {HARD_GAP_NAT:g}.",
+            f"Severe pruning: the held-out loss is {gap:.2f} nats above the dense model's, and "
+            f"LoRA rarely recovers more than {HARD_GAP_NAT:g} nats.",
             hint,
         )
     if recovered is not None and recovered < 0.5 and gap * (1 - recovered) > HARD_LEFT_NAT:
         return Finding(
             "pruned-too-hard",
-            f"LoRA closed {recovered:.0%} of a gap of {gap:.2f} nat; "
-            f"{gap * (1 - recovered):.2f} nat are left.",
+            f"LoRA recovered {recovered:.0%} of the {gap:.2f}-nat gap; "
+            f"{gap * (1 - recovered):.2f} nats remain.",
             hint,
         )
     return None
 
 
 def beyond_dense(gap: float | None, recovered: float | None) -> Finding | None:
-    """Recognise a share that does not tell of what pruning took: the data was new to all models."""
+    """Detect a loss below the dense model's, which does not measure recovery from pruning."""
     if gap is None or recovered is None or recovered <= BEYOND:
         return None
     return Finding(
         "beyond-dense",
-        f"The held-out loss is now {gap * (recovered - 1):.2f} nat below the dense model's, so "
-        "the training taught what that never knew, and the recovered share tells nothing of what "
-        "pruning took.",
+        f"The held-out loss is now {gap * (recovered - 1):.2f} nats below the dense model's, so "
+        "training added new knowledge, and the recovered share no longer measures recovery from "
+        "pruning.",
         "Evaluate also on text that the dense model is good at (--also), with --retention, or on "
         "tasks (evaluate).",
     )
 
 
 def largest_that_fits(below: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest micro-batch under ``below`` for which ``fits`` says yes, 0 if none.
+    """Return the largest micro-batch below ``below`` for which ``fits`` is true, 0 if none.
 
-    ``fits`` is tried at most log2(below) + 1 times and is taken to be monotone.
+    ``fits`` is called at most log2(below) + 1 times and is assumed to be monotone.
     """
     low, high = 0, below
     while high - low > 1:
@@ -197,12 +197,10 @@ def largest_that_fits(below: int, fits: Callable[[int], bool]) -> int:
 
 
 def out_of_memory(micro_batch: int, cutoff: int, fitting: int) -> Finding:
-    """Say what does not fit, and what does."""
+    """Return the finding that names what does not fit, and what does."""
     message = f"Out of memory with a micro-batch of {micro_batch} rows of up to {cutoff} tokens."
     if fitting:
-        hint = (
-            f"The largest that fits is --micro-batch {fitting}; --retry goes on with it by itself."
-        )
+        hint = f"The largest that fits is --micro-batch {fitting}; --retry continues with it automatically."
     else:
         hint = "Not even one row fits: try --gradient-checkpointing on, a shorter --cutoff, LoRA."
     return Finding("out-of-memory", message, hint, stop=True)

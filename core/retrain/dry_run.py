@@ -1,4 +1,4 @@
-"""Dry runs beside the page: a process of its own counts tokens while the page stays usable."""
+"""Dry runs for the page: a separate process counts tokens while the page stays usable."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from core.runs.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = 12
-"""Answers that are remembered."""
+"""Maximum number of results to keep."""
 STALE_S = 120.0
-"""Free memory changes, so an answer is asked for again after so long."""
+"""Free memory changes, so a result is computed again once it is this old."""
 
 
 @dataclass
 class DryRun:
-    """One ``--dry-run`` under way or answered."""
+    """One ``--dry-run``, in progress or finished."""
 
     process: subprocess.Popen[bytes]
     output: IO[bytes]
-    said: IO[bytes]
+    errors: IO[bytes]
     began: float = field(default_factory=time.monotonic)
     plan: dict[str, Any] | None = None
     error: str = ""
 
     def poll(self) -> bool:
-        """Take in the answer if it is there; whether it is."""
+        """Read the result if it is there; return whether the dry run has finished."""
         if self.plan is not None or self.error:
             return True
         if self.process.poll() is None:
@@ -44,25 +44,25 @@ class DryRun:
         try:
             self.plan = json.loads(_text(self.output))
         except ValueError:
-            lines = [line for line in _text(self.said).splitlines() if line.strip()]
-            self.error = (lines or ["The dry run said nothing."])[-1].removeprefix("Error: ")
+            lines = [line for line in _text(self.errors).splitlines() if line.strip()]
+            self.error = (lines or ["The dry run printed nothing."])[-1].removeprefix("Error: ")
         self._close()
         return True
 
     def stop(self) -> None:
-        """End the process; there will be no answer."""
+        """End the process without a result."""
         self.process.kill()
         self.process.wait()
         self._close()
 
     def __del__(self) -> None:
-        """End what nobody waits for any more: the session that asked has gone."""
+        """End the process when its session has gone and nobody waits for the result."""
         with contextlib.suppress(Exception):
             self.stop()
 
     def _close(self) -> None:
         self.output.close()
-        self.said.close()
+        self.errors.close()
 
 
 def _text(file: IO[bytes]) -> str:
@@ -71,9 +71,9 @@ def _text(file: IO[bytes]) -> str:
 
 
 def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun:
-    """Return the dry run of ``spec``, started if need be; ``known`` is the session's memory.
+    """Return the dry run of ``spec``, started if necessary; ``known`` is the session's store.
 
-    Only the newest question is worked on: processes of older ones are ended.
+    Only the newest dry run keeps running: processes of older ones are ended.
     """
     arguments = to_arguments(spec)
     key = json.dumps(arguments)
@@ -81,21 +81,21 @@ def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun
     if found and (not found.poll() or time.monotonic() - found.began < STALE_S):
         return found
     for other, older in list(known.items()):
-        if not older.poll():  # stopped and forgotten, so that it can be asked again
+        if not older.poll():  # stopped and removed, so that it can be started again
             older.stop()
             del known[other]
     while len(known) >= KEPT:
         del known[next(iter(known))]
     env = {**os.environ, "DEPTHCUT_WORKSPACE": str(where.root.absolute())}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
-    # Files rather than pipes: nobody reads while the process writes. They vanish when closed.
-    output, said = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+    # Files, not pipes: nobody reads while the process writes. They are deleted when closed.
+    output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", "core", "retrain", *arguments, "--dry-run"],
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=said,
+        stderr=errors,
         env=env,
     )
-    known[key] = DryRun(process, output, said)
+    known[key] = DryRun(process, output, errors)
     return known[key]

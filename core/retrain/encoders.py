@@ -1,4 +1,4 @@
-"""Tokenizers as the rows need them: through transformers, or from the file alone."""
+"""Tokenizers for the rows: transformers' own, or read from tokenizer.json alone."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from core.errors import CheckpointError
 
 
 class Encoder(Protocol):
-    """Text to token ids."""
+    """Converts text to token ids."""
 
     eos_id: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Return ids with the tokenizer's own start token and without an end token."""
+        """Return the ids with the tokenizer's start token and without an end token."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token by itself."""
+        """Return the text of each token."""
 
 
 class ModelTokenizer:
     """A transformers tokenizer as an `Encoder`."""
 
     def __init__(self, tokenizer: Any, eos_id: int | None = None) -> None:
-        """Wrap ``tokenizer``; ``eos_id`` is used where it names no end token."""
+        """Wrap ``tokenizer``; ``eos_id`` is used if it has no end token."""
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
 
     def encode(self, text: str) -> list[int]:
-        """Return ids with the start token."""
+        """Return the ids with the start token."""
         ids = list(self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token."""
+        """Return the text of each token."""
         return [self.tokenizer.decode([i]) for i in ids]
 
 
@@ -45,12 +45,12 @@ class FileTokenizer:
     """A folder's tokenizer.json as an `Encoder`, without transformers and torch."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the folder; raises `CheckpointError` where it has no tokenizer.json."""
+        """Read the folder; raises `CheckpointError` if it has no tokenizer.json."""
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(
-                f"{folder} has no tokenizer.json, so its tokens cannot be counted beforehand.",
-                "Save the tokenizer once with transformers, or start without --dry-run.",
+                f"{folder} has no tokenizer.json, so tokens cannot be counted in advance.",
+                "Save the tokenizer with transformers, or start without --dry-run.",
             )
         self._tokenizer = read_tokenizer(path)
         self.eos_id = self._eos(folder)
@@ -65,12 +65,12 @@ class FileTokenizer:
         return config_eos(folder)
 
     def encode(self, text: str) -> list[int]:
-        """Return ids with the start token."""
+        """Return the ids with the start token."""
         ids = list(self._tokenizer.encode(text).ids)
         return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of every token."""
+        """Return the text of each token."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
 

@@ -1,8 +1,8 @@
-"""What a retraining will take, before it starts and without torch: parameters, memory, tokens.
+"""What a retraining needs, estimated before it starts: parameters, memory, tokens. No torch.
 
-Tokens are counted by tokenising the rows (a sample of them in large sources). Memory is computed
-from shapes: weights, gradients, AdamW's two moments and activations; it is an estimate. The time
-is floating-point operations over a stated speed, or over one that the caller has measured.
+Tokens are counted by tokenising the rows (a sample of them in large sources). Memory is estimated
+from shapes: weights, gradients, AdamW's two moments and activations. The time is the number of
+floating-point operations divided by a speed, which the result states.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
-"""Source rows tokenised for the estimate; what more there is counts in proportion."""
+"""Source rows to tokenise; the counts of a larger source are extrapolated from them."""
 SHOWN_ROWS = 8
-"""Training rows that are shown before a launch."""
+"""Training rows to show before a launch."""
 CPU_FLOPS_PER_CORE = 1.5e10
-"""Assumed for small models in float32 on one core; stated with the time."""
+"""Assumed speed of small models in float32 on one core; reported with the time."""
 
 
 def estimate(spec: RetrainSpec) -> dict[str, Any]:
     """Return the plan of a retraining as plain JSON values.
 
-    Raises `InputError` for whatever would stop the run before it starts.
+    Raises `InputError` for any input that the run itself would refuse.
     """
     checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
     info = checkpoint.info
@@ -60,19 +60,19 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     warnings = []
     if free is not None and needed > free:
         warnings.append(
-            f"This needs about {needed / MIB:,.0f} MiB, {device} has {free / MIB:,.0f} MiB free. "
-            "Try a smaller --micro-batch, --gradient-checkpointing on, or --method lora."
+            f"This needs about {needed / MIB:,.0f} MiB, but {device} has {free / MIB:,.0f} MiB "
+            "free. Try a smaller --micro-batch, --gradient-checkpointing on, or --method lora."
         )
     if settings.batch > count:
         warnings.append(
-            f"A batch of {settings.batch} is more than the {count} sequences there are: every "
-            "step sees some of them more than once."
+            f"A batch of {settings.batch} is larger than the {count} sequences of the data: every "
+            "step takes some of them more than once."
         )
     if found.cut:
-        warnings.append(f"{found.cut} rows are longer than {spec.cutoff} tokens and are cut.")
+        warnings.append(f"{found.cut} rows are longer than {spec.cutoff} tokens and will be cut.")
     if found.dropped:
         warnings.append(
-            f"{found.dropped} rows are left out: no response within the cutoff, or held out."
+            f"{found.dropped} rows are skipped: no response within the cutoff, or held out."
         )
     longest = max(found.train, key=lambda row: min(len(row.ids), 120))
     return {
@@ -107,7 +107,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
 
 
 def trainable_parameters(spec: RetrainSpec, info: CheckpointInfo) -> int:
-    """Return how many parameters train: all, or rank x (in + out) of every targeted projection."""
+    """Return the number of trained parameters: all, or rank x (in + out) of every adapter."""
     if spec.method != "lora":
         return info.parameters
     return sum(
@@ -128,7 +128,7 @@ def memory_parts(
     *,
     fused: bool,
 ) -> dict[str, int]:
-    """Return bytes by purpose for the longest micro-batch; see the module docstring."""
+    """Return the bytes for each purpose with the longest micro-batch."""
     held, computed = _widths(spec, info, device)
     lora = spec.method == "lora"
     tokens = settings.micro_batch * longest
@@ -139,7 +139,7 @@ def memory_parts(
     kept = block * info.blocks
     if layers.recomputes(spec, info.parameters):
         kept = info.hidden * computed * info.blocks + block
-    # The hand-written layers keep the weights of all blocks in the precision of the computation.
+    # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
     copies = info.parts["blocks"] * computed if fused and held != computed else 0
     teacher = info.parameters * computed if spec.distil else 0
     return {
@@ -147,7 +147,7 @@ def memory_parts(
         "gradients": trainable * (4 if lora else held),
         "optimiser": 2 * trainable * (4 if lora else held),
         "activations": round(tokens * kept) + copies,
-        # Logits, their float32 copy and its gradient; less where few tokens have a loss.
+        # Logits, their float32 copy and its gradient; less if few tokens have a loss.
         "logits": tokens * info.vocab * (computed + 8),
         "teacher": teacher,
     }
@@ -199,9 +199,9 @@ def _widths(spec: RetrainSpec, info: CheckpointInfo, device: str) -> tuple[int, 
 
 
 def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> float:
-    """Return floating-point operations: 2 per parameter and token forward, 2 to 4 backward.
+    """Return floating-point operations: per parameter and token 2 forward and 2 to 4 backward.
 
-    LoRA needs no gradients of frozen weights, so backward costs it as much as forward.
+    LoRA needs no gradients of frozen weights, so its backward pass costs as much as the forward.
     """
     table = 0 if info.tied else info.parts.get("embedding", 0)
     weights = info.parameters - table

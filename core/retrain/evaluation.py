@@ -88,7 +88,7 @@ class EvaluationTable:
 
 
 def _on(model: Any, device: torch.device) -> Callable[..., Any]:
-    """Return ``model`` as a function of ids on the CPU with logits on the CPU."""
+    """Return ``model`` as a function that takes ids and returns logits on the CPU."""
 
     def call(input_ids: torch.Tensor, use_cache: bool) -> Any:
         found = model(input_ids=input_ids.to(device), use_cache=use_cache)
