@@ -200,7 +200,10 @@ def out_of_memory(micro_batch: int, cutoff: int, fitting: int) -> Finding:
     """Return the finding that names what does not fit, and what does."""
     message = f"Out of memory with a micro-batch of {micro_batch} rows of up to {cutoff} tokens."
     if fitting:
-        hint = f"The largest that fits is --micro-batch {fitting}; --retry continues with it automatically."
+        hint = (
+            f"The largest that fits is --micro-batch {fitting}; --retry continues with it "
+            "automatically."
+        )
     else:
         hint = "Not even one row fits: try --gradient-checkpointing on, a shorter --cutoff, LoRA."
     return Finding("out-of-memory", message, hint, stop=True)

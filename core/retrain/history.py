@@ -1,4 +1,4 @@
-"""What the Retrain page shows, worked out from runs and their results; no Streamlit here."""
+"""What the Retrain page shows, computed from runs and their results; no Streamlit here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def holder(record: RunRecord) -> Path | None:
 
 
 def label_of(record: RunRecord) -> str:
-    """Return how a variant is called in a list: its name and how it came about."""
+    """Return the label of a variant in a list: its name and how it was made."""
     folder = holder(record)
     cut = Pruning.read(folder) if folder else None
     dropped = ", ".join(map(str, cut.dropped)) if cut else ""
@@ -45,7 +45,7 @@ def label_of(record: RunRecord) -> str:
 
 
 def run_label(record: RunRecord) -> str:
-    """Return how a retraining is called in a list."""
+    """Return the label of a retraining in a list."""
     method = LABELS.get(str(record.spec.get("method")), "")
     source = Path(str(record.spec.get("data") or "")).name
     return f"{record.name}: {method} of {short(record.spec.get('checkpoint'))} on {source}"
@@ -71,7 +71,7 @@ def _parent(record: RunRecord) -> str:
 
 
 def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """Return one row a retraining: what was done, what it took and how much came back."""
+    """Return one row per retraining: options, cost and how much was recovered."""
     rows = []
     for record in records:
         found = Summary.read(record.path) or Summary()
@@ -100,24 +100,24 @@ def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 
 def verdict(summary: Summary) -> str:
-    """Return in a sentence how much came back."""
+    """Return a sentence that says how much was recovered."""
     before, after = summary.heldout_loss_before, summary.heldout_loss_after
     dense, share = summary.heldout_loss_dense, summary.recovered
     if before is None or after is None:
         return "The run recorded no held-out loss."
-    fell = f"The held-out loss went from {before:.4f} to {after:.4f} nat per token"
+    fell = f"The held-out loss went from {before:.4f} to {after:.4f} nats per token"
     if dense is None:
-        return f"{fell}. There is no dense model to compare with, so no recovery is stated."
+        return f"{fell}. Without a dense model to compare with, recovery is not reported."
     if share is None:
         return (
-            f"{fell}; the dense model has {dense:.4f}. The gap of {before - dense:.3f} nat is too "
-            "small to state a recovery."
+            f"{fell}; the dense model has {dense:.4f}. The gap of {before - dense:.3f} nats is "
+            "too small to report a recovery."
         )
     return f"{share:.0%} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
 
 
 def measured_on(summary: Summary) -> str:
-    """Return the line under the charts: device, precision, held-out rows, data and seed."""
+    """Return the caption of the results: device, precision, held-out rows, data and seed."""
     held, data = summary.heldout, summary.data
     return (
         f"Measured: {held.rows} held-out rows of {held.source} ({held.tokens or 0:,} predicted "
@@ -127,9 +127,9 @@ def measured_on(summary: Summary) -> str:
 
 
 def merged_note(merged: Merged) -> str:
-    """Return how far the merged checkpoint is from what was trained."""
+    """Return how much the merged checkpoint differs from the trained model."""
     return (
-        f"merged/ is written in {merged.dtype} (trained in {merged.trained_in}): its logits "
+        f"merged/ is stored in {merged.dtype} (trained in {merged.trained_in}): its logits "
         f"differ by at most {merged.max_logit_difference:.2g} from the trained model's on "
         f"{merged.rows_compared} rows, its held-out loss is {merged.heldout_loss:.4f} "
         f"against {merged.heldout_loss_trained:.4f}."
@@ -137,7 +137,7 @@ def merged_note(merged: Merged) -> str:
 
 
 def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Return one training row as HTML: given text grey and slanted, learned text marked."""
+    """Return one training row as HTML: the prompt in grey italics, tokens with a loss marked."""
     looks = {
         True: "opacity:.6;font-style:italic",
         False: "background:rgba(0,158,115,.22);border-bottom:2px solid #009E73;font-weight:600",
@@ -151,7 +151,7 @@ def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
 
 
 def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a dry run says as label -> text."""
+    """Return the results of a dry run as label -> text."""
     free = plan["free_bytes"]
     return {
         "Trainable": f"{count(plan['trainable_parameters'])} ({plan['trainable_share']:.1%})",
@@ -171,7 +171,7 @@ def layers_note(plan: Mapping[str, Any]) -> str:
 
 
 def count(value: float) -> str:
-    """Return a number of things as people say it: 950, 12.3 k, 4.5 M, 7.0 B."""
+    """Return a number in short: 950, 12.3 k, 4.5 M, 7.0 B."""
     for unit in ("", " k", " M"):
         if value < 1000:
             return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
@@ -180,9 +180,9 @@ def count(value: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a time span in the unit that reads best."""
+    """Return a time span in the most readable unit."""
     if not math.isfinite(seconds):
-        return "for ever"
+        return "forever"
     for limit, unit, divisor in ((90, "s", 1), (5400, "min", 60), (129_600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / divisor:.0f} {unit}"

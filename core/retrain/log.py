@@ -1,6 +1,6 @@
-"""The metrics of a run, read on from where the last look ended. No Streamlit here.
+"""The metrics of a run, read incrementally. No Streamlit here.
 
-A run of 100,000 steps writes some 20 MB; reading all of it every second would be too slow.
+A run of 100,000 steps writes about 20 MB; reading all of it every second would be too slow.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from core.retrain.results import Evaluation, Notice, Step, metric
 
 @dataclass
 class MetricLog:
-    """What metrics.jsonl of a retraining says so far."""
+    """The content of a retraining's metrics.jsonl so far."""
 
     path: Path
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     findings: list[Notice] = field(default_factory=list)
     version: int = 0
-    """Grows with every look that found something new."""
+    """Increases with every update that found something new."""
     _read: int = 0
     _file: int = 0
 
     def update(self) -> bool:
-        """Read what was added; begin anew where the file was replaced (resumed). True if new."""
+        """Read what was added, or all if the file was replaced (resumed); True if there is news."""
         try:
             with self.path.open("rb") as handle:
                 size = handle.seek(0, 2)
@@ -39,7 +39,9 @@ class MetricLog:
         except OSError:
             return False
         self._file = number
-        whole = text[: text.rfind(b"\n") + 1]  # a line that is being written waits
+        whole = text[
+            : text.rfind(b"\n") + 1
+        ]  # a line that is still being written is read next time
         self._read += len(whole)
         for line in whole.splitlines():
             self._take(line)

@@ -1,9 +1,10 @@
-"""Losses on token rows: batches of rows, logits only where something is predicted, KL, held-out.
+"""Losses on token rows: batches, logits of predicted tokens only, KL divergence, held-out loss.
 
-The head is applied to predicted positions alone; with the loss on responses only that saves most
-of the logits' memory and time. Rows are padded on the right, which under causal attention changes
-nothing before it, so no padding mask is needed; packed rows are kept apart by ``position_ids``
-that start again at 0 (transformers builds the block-diagonal mask from them).
+The output head is applied to predicted positions only; if the loss covers responses only, this
+saves most of the memory and time of the logits. Rows are padded on the right. With causal attention
+padding does not affect the tokens before it, so no padding mask is needed. Packed rows are
+separated by ``position_ids`` that start again at 0: transformers derives the block-diagonal mask
+from them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from core.retrain.rows import IGNORED, Row
 from core.runs.progress import SILENT, Progress
 
 TOKENS_AT_ONCE = 4096
+"""Padded tokens in a batch of an evaluation."""
 
 
 def collate(batch: Sequence[Pack]) -> dict[str, Any]:
@@ -44,14 +46,14 @@ def _line(rows: Pack, width: int) -> tuple[list[int], list[int], list[int]]:
 
 
 def autocast(device: torch.device, compute: torch.dtype | None) -> Any:
-    """Return the context in which to compute; None computes in the weights' own precision."""
+    """Return the autocast context; with None, computation is in the weights' own precision."""
     if compute is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=compute)
 
 
 def causal_of(model: Any) -> Any:
-    """Return transformers' own model, also from under peft."""
+    """Return the model of transformers, without the wrapper of peft."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
@@ -60,7 +62,7 @@ def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]
     causal = causal_of(model)
     positions = batch.get("position_ids")
     extra = {} if positions is None else {"position_ids": positions}
-    # With a cache, transformers does not tell packed rows apart.
+    # With a cache, transformers does not separate packed rows.
     hidden = causal.model(input_ids=batch["input_ids"], use_cache=False, **extra)[0]
     targets = batch["labels"][:, 1:]
     where = targets != IGNORED
@@ -68,7 +70,7 @@ def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]
 
 
 def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the sum over tokens of KL(teacher || student) of next-token distributions, nats."""
+    """Return KL(teacher || student) of next-token distributions, summed over tokens, in nats."""
     return functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True
     )
@@ -78,7 +80,7 @@ def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def eval_mode(
     models: Sequence[Any], device: torch.device, compute: torch.dtype | None
 ) -> Iterator[None]:
-    """Put ``models`` in eval mode without gradients, and back afterwards."""
+    """Put ``models`` in eval mode without gradients, and restore their mode afterwards."""
     training = [model.training for model in models]
     for model in models:
         model.eval()
@@ -93,7 +95,7 @@ def eval_mode(
 def _parts(
     rows: Sequence[Row], device: torch.device, progress: Progress
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Yield which rows, and their batch on ``device``; rows of like length are together."""
+    """Yield row numbers and their batch on ``device``; rows of similar length are batched."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     while order:
         count = max(1, TOKENS_AT_ONCE // len(rows[order[-1]].ids))
@@ -110,7 +112,7 @@ def row_losses(
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
 ) -> list[tuple[float, int]]:
-    """Return (sum of NLL in nats, predicted tokens) of each row; eval mode, mode restored."""
+    """Return (sum of NLL in nats, predicted tokens) of each row, computed in eval mode."""
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with eval_mode([model], device, compute):
         for chosen, batch in _parts(rows, device, progress):

@@ -1,4 +1,4 @@
-"""One retraining from spec to results: measure, train, and write what came of it."""
+"""One retraining from spec to results: measure, train, and write the results."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 
 def retrain(spec: RetrainSpec, run: Run) -> None:
-    """Carry out one retraining; see the module docstring and docs for the files it writes.
+    """Carry out one retraining and write its results to the run directory.
 
     Raises:
-        InputError: options, data or checkpoints that cannot be used, before anything starts.
-        Cancelled: on request, after the adapter was saved.
-        NotFiniteError, RunError: training did not converge; the last good state was saved.
-        OutOfMemoryError: names the largest micro-batch that fits.
+        InputError: options, data or checkpoints are not usable; nothing has started yet.
+        Cancelled: the run was cancelled; the adapter is saved.
+        NotFiniteError, RunError: training did not converge; the last good state is saved.
+        OutOfMemoryError: the message names the largest micro-batch that fits.
     """
     earlier = Summary.read(run.dir)
     if spec.resume and earlier and earlier.state == "done":
-        run.progress.log("This run is finished; there is nothing to resume.")
+        run.progress.log("This run has finished; there is nothing to resume.")
         return
     session = Session(spec, run)
     resume = session.resume_from()
@@ -67,12 +67,12 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         resume = done[-1][1] if done else None
         trim_metrics(run.book / "metrics.jsonl", done[-1][0] if done else -1)
         session.note(finding)
-        session.progress.log(f"Going on with a micro-batch of {session.settings.micro_batch}.")
+        session.progress.log(f"Continuing with a micro-batch of {session.settings.micro_batch}.")
     finish(session, model, watcher, stopped)
 
 
 def note_gap(session: Session, *, again: bool) -> None:
-    """Say at the start if the gap is too large; ``again``: the metrics already have it."""
+    """Report a gap that is too large; ``again``: the metrics already contain the finding."""
     gap = Recovery(session.dense_loss, session.before, session.before).gap
     finding = diagnostics.pruned_too_hard(session.spec.method, gap)
     if finding and finding not in session.findings:
@@ -105,7 +105,7 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
 def train(
     session: Session, model: Any, watcher: StepWatcher, resume: Path | None
 ) -> Finding | None:
-    """Train to the end, a cancel request or a finding that stops; return that finding."""
+    """Train until the end, a cancellation or a finding that stops; return that finding."""
     lengths = [batches.length(sequence) for sequence in session.sequences]
     settings = session.settings
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
@@ -123,7 +123,7 @@ def train(
         watcher.after = (saved.step, saved.heldout_loss or session.before)
         watcher.training_s = saved.training_s
         trainer.tokens = saved.tokens
-        if saved.step >= settings.steps:  # ended while it wrote its results
+        if saved.step >= settings.steps:  # the run ended while writing its results
             weights.load_trained(model, resume)
             trainer.state.global_step = saved.step
             return None
@@ -134,13 +134,13 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # Looked into by the caller: here the traceback still holds the activations.
+        # The caller looks for what fits: here the traceback still keeps the activations in memory.
         return diagnostics.out_of_memory(settings.micro_batch, session.spec.cutoff, 0)
     return next((f for f in watcher.findings if f.stop), None)
 
 
 def explain_memory(session: Session, model: Any) -> Finding:
-    """Find the largest micro-batch that fits, and set it for another try."""
+    """Find the largest micro-batch that fits, and set it for the next attempt."""
     model.zero_grad(set_to_none=True)
     free_memory(session.device)
     micro = session.settings.micro_batch
@@ -152,7 +152,7 @@ def explain_memory(session: Session, model: Any) -> Finding:
 
 
 def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding | None) -> None:
-    """Write adapter, merged checkpoint, metrics and summary; then say how it ended."""
+    """Write adapter, merged checkpoint, metrics and summary; then raise if it did not finish."""
     spec, run = session.spec, session.run
     kept_step = watcher.after[0] if watcher.after else 0
     if stopped:
@@ -173,7 +173,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         weights.save_adapter(model, run.path("adapter"))
     peak = peak_memory_mib(session.device)
     merged = None
-    # A cancelled run keeps what is quick to write; resuming it writes the rest.
+    # A cancelled run writes only what is quick to write; resuming it writes the rest.
     if not watcher.cancelled:
         session.teacher = None
         watcher.trainer.model = watcher.trainer.model_wrapped = None
@@ -196,10 +196,10 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         )
     write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
     if watcher.cancelled:
-        raise Cancelled("Cancelled on request.", "--resume goes on from here.")
+        raise Cancelled("Cancelled.", "Continue with --resume.")
     if stopped:
         kind = NotFiniteError if stopped.kind == "nan" else RunError
-        raise kind(stopped.message, f"The state of step {kept_step} was kept. {stopped.hint}")
+        raise kind(stopped.message, f"The state of step {kept_step} was saved. {stopped.hint}")
     shutil.rmtree(session.checkpoints, ignore_errors=True)
 
 
@@ -213,7 +213,7 @@ def evaluate_after(session: Session, model: Any) -> None:
 
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:
-    """Put the best evaluated state back (the start, if nothing was better); return its step."""
+    """Restore the best evaluated state (the start, if nothing was better); return its step."""
     step, loss = watcher.best
     folder = session.checkpoints / f"checkpoint-{step}"
     if step and Saved.read(folder):

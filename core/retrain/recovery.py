@@ -1,4 +1,4 @@
-"""How much of what pruning took came back, from held-out losses on identical rows."""
+"""How much of the loss from pruning was recovered, from held-out losses on identical rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 SMALLEST_GAP = 0.05
-"""Below this gap in nats the share is mostly noise, so it is not stated."""
+"""Below this gap in nats the recovered share is mostly noise, so it is not reported."""
 
 BEYOND = 1.05
-"""Recovered share from which the training taught more than pruning had taken."""
+"""Above this recovered share, training added knowledge that the dense model did not have."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Recovery:
 
     @property
     def gap(self) -> float | None:
-        """What pruning cost, in nats."""
+        """Increase of the loss through pruning, in nats."""
         return None if self.dense is None else self.before - self.dense
 
     @property
     def recovered(self) -> float | None:
-        """Share of the gap closed: 1 is the dense model, below 0 is worse than before.
+        """Recovered share of the gap: 1 equals the dense model, below 0 is worse than before.
 
-        None without a dense model, or where the gap is under `SMALLEST_GAP`.
+        None without a dense model, or if the gap is smaller than `SMALLEST_GAP`.
         """
         if self.gap is None or not self.gap >= SMALLEST_GAP or not math.isfinite(self.after):
             return None
@@ -49,5 +49,5 @@ class Recovery:
 
 
 def perplexity(loss: float | None) -> float | None:
-    """Return exp(loss), None where it is too large to state."""
+    """Return exp(loss), None if it is too large for a float."""
     return None if loss is None or not loss < 700 else math.exp(loss)

@@ -1,7 +1,7 @@
-"""From a SOURCE to token rows with labels: what trains, and what is held out to evaluate on.
+"""Token rows with labels, from a SOURCE: rows to train on, and held-out rows to evaluate on.
 
-Rows are tokenised here and nowhere else, so that a preview shows exactly what trains. Nothing
-imports torch.
+Rows are tokenised only here, so a preview shows exactly what training uses. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOLDOUT_SEED = 402
 
 @dataclass(frozen=True)
 class Row:
-    """One training row; ``labels`` are ids, or `IGNORED` where there is no loss (always first)."""
+    """One training row; ``labels`` are ids, or `IGNORED` without a loss (always the first)."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows to train on, rows to evaluate on, and what was done to get them."""
+    """Rows to train on, rows to evaluate on, and how they were made."""
 
     train: list[Row]
     heldout: list[Row]
@@ -48,18 +48,18 @@ class RowSet:
     cut: int
     """Training rows shortened to the cutoff (instructions) or split at it (text)."""
     dropped: int
-    """Training rows left out: no predicted token within the cutoff, or also held out."""
+    """Training rows skipped: no predicted token within the cutoff, or equal to a held-out row."""
     data: dict[str, str]
     heldout_data: dict[str, str]
     also: dict[str, list[Row]] = field(default_factory=dict)
-    """Rows of other sources to evaluate on, none of them trained on."""
+    """Rows of other sources to evaluate on; none of them is in the training data."""
 
 
 def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row:
-    """Tokenise one instruction row, not yet cut; the loss is on the response and the end token.
+    """Tokenise one instruction row, uncut; the loss covers the response and the end token.
 
-    Prompt and response are tokenised together. Tokens that the prompt alone has too are masked;
-    a token across the border counts as response.
+    Prompt and response are tokenised together. The tokens that they share with the prompt alone are
+    masked; a token that spans the border belongs to the response.
     """
     prompt = prompt_of(row, template)
     ids = encoder.encode(prompt + row["output"])
@@ -72,13 +72,13 @@ def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row
 
 
 def text_pieces(ids: Sequence[int], cutoff: int) -> list[Row]:
-    """Cut a text's ids into rows of at most ``cutoff`` tokens, with loss on all but the first."""
+    """Split a text's ids into rows of up to ``cutoff`` tokens, with a loss on all but the first."""
     pieces = (tuple(ids[at : at + cutoff]) for at in range(0, len(ids), cutoff))
     return [Row(piece, (IGNORED, *piece[1:])) for piece in pieces if len(piece) > 1]
 
 
 def kind_of(spec: RetrainSpec, source: str) -> str:
-    """Return what the rows of ``source`` are taken for."""
+    """Return the kind of the rows of ``source``."""
     if spec.format != "auto":
         return spec.format
     return sources.kind_of(source)
@@ -87,7 +87,7 @@ def kind_of(spec: RetrainSpec, source: str) -> str:
 def prepare(
     spec: RetrainSpec, encoder: Encoder, *, vocab: int, context: int, most: int | None = None
 ) -> RowSet:
-    """Return the rows of a spec; ``most`` stops after so many source rows (for estimates).
+    """Return the rows of a spec; with ``most``, only of that many source rows (for estimates).
 
     Raises:
         DataError: wrong columns, empty responses, ids outside the vocabulary, nothing left.
@@ -96,7 +96,7 @@ def prepare(
     if spec.cutoff > context:
         raise OptionError(
             f"--cutoff {spec.cutoff} is longer than the model's context of {context} tokens.",
-            f"Give at most --cutoff {context}.",
+            f"The maximum is --cutoff {context}.",
         )
     kind = kind_of(spec, spec.data)
     raw = _raw(spec.data, kind, "train")
@@ -119,13 +119,18 @@ def prepare(
     held_ids = {row.ids for row in heldout}
     clean = [row for row in train if row.ids not in held_ids]
     dropped += len(train) - len(clean)
-    for name, rows, where in (("train on", clean, spec.data), ("evaluate on", heldout, source)):
-        if not rows:
-            raise DataError(
-                f"{where} leaves nothing to {name}: {total} rows, none with a token to predict "
-                f"within {spec.cutoff} tokens that is not held out.",
-                "Give more rows, or a longer --cutoff.",
-            )
+    if not clean:
+        raise DataError(
+            f"{spec.data} has no usable rows to train on: none of its {total} rows has a target "
+            f"token within the first {spec.cutoff} tokens and is not held out.",
+            "Give more rows, or a longer --cutoff.",
+        )
+    if not heldout:
+        raise DataError(
+            f"{source} has no usable rows to evaluate on: none of its {len(held)} held-out rows "
+            f"has a target token within the first {spec.cutoff} tokens.",
+            "Give more rows, or a longer --cutoff.",
+        )
     trained = {row.ids for row in clean}
     also = {name: _also(name, spec, encoder, vocab, trained) for name in spec.also}
     about = sources.describe(spec.data), sources.describe(source)
@@ -143,7 +148,8 @@ def _also(
     rows = [row for row in rows if row.ids not in trained]
     if not rows:
         raise DataError(
-            f"--also {source} leaves nothing to evaluate on that was not trained on.",
+            f"--also {source} has no usable rows to evaluate on: all are in the training data or "
+            "too short.",
             "Give another source.",
         )
     return rows
@@ -159,8 +165,8 @@ def _raw(source: str, kind: str, use: sources.Use) -> list[Any]:
         ids = row.get("input_ids")
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise DataError(
-                f"{source}: row {number} has no list of token ids in 'input_ids'.",
-                "Write whole numbers from 0 up.",
+                f"{source}: 'input_ids' of row {number} is not a list of token ids.",
+                "Token ids are whole numbers, 0 or larger.",
             )
     return [row["input_ids"] for row in rows]
 
@@ -168,7 +174,7 @@ def _raw(source: str, kind: str, use: sources.Use) -> list[Any]:
 def _rows(
     raw: Sequence[Any], kind: str, source: str, spec: RetrainSpec, encoder: Encoder, vocab: int
 ) -> tuple[list[Row], int, int]:
-    """Tokenise; returns rows, how many source rows were cut, how many were left out."""
+    """Tokenise; return the rows and the numbers of source rows that were cut and skipped."""
     rows: list[Row] = []
     cut = dropped = 0
     for number, item in enumerate(raw, 1):
@@ -189,8 +195,8 @@ def _rows(
             if min(row.ids) < 0 or max(row.ids) >= vocab:
                 wrong = min(row.ids) if min(row.ids) < 0 else max(row.ids)
                 raise DataError(
-                    f"{source}: row {number} holds the token id {wrong}, the model has {vocab}.",
-                    "Tokenise with this model's tokenizer, or give text.",
+                    f"{source}: row {number} has token id {wrong}, but the model has {vocab}.",
+                    "Tokenise with the tokenizer of this model, or give text.",
                 )
         rows.extend(kept)
     return rows, cut, dropped
@@ -201,14 +207,14 @@ def _with_end(ids: list[int], encoder: Encoder) -> list[int]:
 
 
 def preview(row: Row, encoder: Encoder) -> list[dict[str, Any]]:
-    """Return a row as runs of text, each masked or not, for showing before a launch."""
-    runs: list[dict[str, Any]] = []
+    """Return a row as spans of text, masked or not, to show before a launch."""
+    spans: list[dict[str, Any]] = []
     for id_, label in zip(row.ids, row.labels, strict=True):
         masked = label == IGNORED
-        if not runs or runs[-1]["masked"] != masked:
-            runs.append({"masked": masked, "ids": []})
-        runs[-1]["ids"].append(id_)
+        if not spans or spans[-1]["masked"] != masked:
+            spans.append({"masked": masked, "ids": []})
+        spans[-1]["ids"].append(id_)
     return [
         {"masked": r["masked"], "text": "".join(encoder.pieces(r["ids"])), "tokens": len(r["ids"])}
-        for r in runs
+        for r in spans
     ]

@@ -1,4 +1,4 @@
-"""What one retraining works with: data, settings, precision, the dense and the pruned model."""
+"""The state of one retraining: data, settings, precision, the dense and the pruned model."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Everything that one retraining shares between its phases."""
+    """Everything that the phases of one retraining share."""
 
     def __init__(self, spec: RetrainSpec, run: Run) -> None:
-        """Check the spec and read the data; nothing is loaded yet."""
+        """Check the spec and read the data; no model is loaded yet."""
         self.spec, self.run, self.progress = spec, run, run.progress
         self.started = time.time()
         self.device = resolve_device(spec.device)
@@ -63,15 +63,18 @@ class Session:
         self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
         self.before = 0.0
         self.checkpoints = run.book / "checkpoints"
-        self._say_data()
+        self._log_data()
 
     def decide(self, declared: str) -> Precision:
-        """Return the precision for a model of this training that is stored in ``declared``."""
+        """Return the precision of a model of this training whose checkpoint is in ``declared``."""
         purpose: Purpose = "adapters" if self.spec.method == "lora" else "training"
         return decide(self.spec.dtype, self.device, declared, purpose)
 
     def _find_dense(self) -> tuple[str | None, locate.Checkpoint | None]:
-        """Return the dense model and the name it was given; if it is gone, that is not an error."""
+        """Return the name and the checkpoint of the dense model, None if it no longer exists.
+
+        Raises `InputError` only if it was given explicitly or is needed for distillation.
+        """
         name = self.spec.dense or weights.dense_of(self.folder)
         if name is None:
             found = None
@@ -81,7 +84,7 @@ class Session:
             except InputError:
                 if self.spec.dense:
                     raise
-                self.progress.log(f"The dense model {name} is not there; recovery is not stated.")
+                self.progress.log(f"Dense model {name} not found; recovery will not be reported.")
                 found = None
         if found is None:
             if self.spec.distil:
@@ -90,22 +93,22 @@ class Session:
         vocab = found.info.vocab
         if vocab != self.info.vocab:
             raise CheckpointError(
-                f"The dense model has a vocabulary of {vocab:,}, the pruned one of "
+                f"The dense model has a vocabulary of {vocab:,}, but the pruned one has "
                 f"{self.info.vocab:,}.",
-                "Give the model that the pruned one was cut from with --dense.",
+                "Give the model from which the pruned one was made with --dense.",
             )
         return name, found
 
-    def _say_data(self) -> None:
+    def _log_data(self) -> None:
         data, settings = self.rows, self.settings
         self.progress.log(
             f"{len(data.train)} rows to train on ({data.kind}; {data.cut} cut at "
-            f"{self.spec.cutoff} tokens, {data.dropped} left out), {len(data.heldout)} held out; "
+            f"{self.spec.cutoff} tokens, {data.dropped} skipped), {len(data.heldout)} held out; "
             f"{settings.steps} steps of {settings.batch} sequences ({settings.layout})."
         )
 
     def note(self, finding: Finding, *, metric: bool = True) -> None:
-        """Keep a finding for the summary, log it, and add it to the metrics."""
+        """Store a finding for the summary, log it, and add it to the metrics."""
         self.findings.append(finding)
         self.progress.log(str(finding))
         if metric:
@@ -114,7 +117,7 @@ class Session:
     # --- resuming ---
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what must be the same for a resumed run to be the same run."""
+        """Return the options and data that must not change when a run is resumed."""
         spec = asdict(self.spec)
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
@@ -130,9 +133,9 @@ class Session:
         return json.loads(json.dumps({**same, **content}))
 
     def resume_from(self) -> Path | None:
-        """Return the checkpoint to go on from, after checking that it is of the same run.
+        """Return the checkpoint to continue from, after checking that it belongs to the same run.
 
-        Without --resume, what an earlier attempt left is deleted.
+        Without --resume, the checkpoints of an earlier attempt are deleted.
         """
         marker = self.run.book / "training.json"
         if not self.spec.resume:
@@ -145,27 +148,27 @@ class Session:
             for name, value in self.fingerprint().items():
                 if before.get(name) != value:
                     raise OptionError(
-                        f"--resume: {name} was {before.get(name)}, now it is {value}.",
-                        "Resume with the same options, or start anew with another --out.",
+                        f"--resume: {name} was {before.get(name)}, but is now {value}.",
+                        "Resume with the same options, or start over with a different --out.",
                     )
         elif known:
             raise OutputError(
-                f"{marker} is missing, so the checkpoints there cannot be told.",
-                "Start anew with another --out.",
+                f"{marker} is missing, so the existing checkpoints cannot be verified.",
+                "Start over with a different --out.",
             )
         write_json(marker, self.fingerprint())
         if not known:
-            self.progress.log("There is no checkpoint to resume from; starting at the beginning.")
+            self.progress.log("No checkpoint to resume from; starting from the beginning.")
             return None
         step, folder = known[-1]
         trim_metrics(self.run.book / "metrics.jsonl", step)
-        self.progress.log(f"Going on after step {step}.")
+        self.progress.log(f"Continuing after step {step}.")
         return folder
 
     # --- models ---
 
     def measure_dense(self) -> None:
-        """Measure the dense model; keep it as a teacher, or until the pruned one is evaluated."""
+        """Measure the dense model; keep it as teacher, or until the pruned one is evaluated."""
         if self.dense is None:
             return
         model, held = self.load_dense()
@@ -179,7 +182,7 @@ class Session:
             self.teacher = model
 
     def load_dense(self) -> tuple[Any, Precision]:
-        """Load the dense model, in the precision that it is computed in where it teaches."""
+        """Load the dense model; a teacher is stored in the precision that it computes in."""
         assert self.dense
         held = self.decide(self.dense.info.dtype)
         model = load_model(self.dense.folder, self.device, held.weights)
@@ -188,7 +191,7 @@ class Session:
         return model, held
 
     def load(self) -> Any:
-        """Load the pruned model, measure it, and make it ready to train."""
+        """Load the pruned model, measure it, and prepare it for training."""
         model = load_model(self.folder, self.device, self.precision.weights)
         self.before = heldout_loss(
             model, self.rows.heldout, self.device, self.precision.compute, self.progress
@@ -210,17 +213,17 @@ class Session:
         if self.why_stock is None:
             self.fused_layers = fused.install(model)
         else:
-            self.progress.log(f"Using the layers of transformers: {self.why_stock}.")
+            self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
         return model
 
     def objective(self) -> Objective:
-        """Return what is minimised."""
+        """Return the training objective."""
         return Objective(self.device, self.precision.compute, self.teacher, self.spec.kl_weight)
 
     # --- memory ---
 
     def largest_micro_batch(self, model: Any, below: int) -> int:
-        """Return the largest micro-batch that fits, by trying the longest sequences."""
+        """Return the largest micro-batch that fits, found by trying the longest sequences."""
         longest = sorted(self.sequences, key=batches.length)[-below:]
         objective = self.objective()
 
@@ -246,7 +249,7 @@ class Session:
 
 
 def trim_metrics(path: Path, step: int) -> None:
-    """Delete the lines after ``step``, which a resumed run writes again."""
+    """Delete the lines after ``step``; a resumed run writes them again."""
     if not path.is_file():
         return
     kept = []

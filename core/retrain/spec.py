@@ -1,4 +1,4 @@
-"""What a retraining is asked for, and what that means for given data; no torch.
+"""The options of a retraining, and the settings that follow from them for given data. No torch.
 
 Defaults follow Shortened LLaMA (arXiv 2402.02834): version 1 for LoRA, version 2 for continued
 pretraining, with batches sized for one device.
@@ -17,12 +17,12 @@ Number = TypeVar("Number", int, float)
 METHODS = ("lora", "continued", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL = 100_000_000
-"""Below so many parameters a model takes larger learning rates, and smaller batches do."""
+"""Models with fewer parameters than this get larger learning rates and smaller batches."""
 RATES = {
     "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3},
     "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
 }
-"""Learning rates by size and method: the paper's for large models; small: tuned on the demo."""
+"""Learning rates by size and method: large from the paper, small tuned on the demo."""
 LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
 
 
@@ -34,28 +34,28 @@ class RetrainSpec(DeviceOptions):
     method: str = option(
         "lora",
         choices=METHODS,
-        help="lora trains small adapters, continued and full train all weights (continued on "
-        "packed text, full on whichever rows are given).",
+        help="lora: train small adapters; continued: train all weights on packed text; full: train "
+        "all weights on the rows as they are.",
     )
     data: str = option(help="demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.")
     out: str = option(help="Run directory to write.")
     dense: str | None = option(
         None,
         help="Dense checkpoint to compare with. Default: the source named in pruning.json, if it "
-        "is still there.",
+        "still exists.",
     )
     format: str = option(
         "auto",
         choices=("auto", "instruction", "text", "input_ids"),
         group="data",
-        help="What the rows are. Instructions have their loss on the response only. auto goes by "
-        "the columns; the demo gives its stories, and with instruction its questions.",
+        help="Kind of the rows. For instruction data the loss covers the response only. auto: "
+        "detect from the columns (demo: stories; with 'instruction': questions).",
     )
     template: str = option(
         "auto",
         choices=("auto", "alpaca", "plain"),
         group="data",
-        help="How instruction and input become a prompt. auto: alpaca, but plain for the demo, "
+        help="Prompt template for instruction and input. auto: alpaca, but plain for the demo, "
         "whose context is short.",
     )
     cutoff: int = option(256, low=4, group="data", unit="tokens", help="Longest training row.")
@@ -72,8 +72,8 @@ class RetrainSpec(DeviceOptions):
         "auto",
         choices=("auto", "packed", "grouped"),
         group="data",
-        help="packed fills every sequence with rows that do not see each other, grouped puts rows "
-        "of like length together. auto packs for continued.",
+        help="packed: fill each sequence with several rows (attention does not cross rows); "
+        "grouped: batch rows of similar length. auto: packed for continued, else grouped.",
     )
     steps: int | None = option(None, low=1, group="training", help="Optimiser steps.")
     epochs: float | None = option(
@@ -90,7 +90,7 @@ class RetrainSpec(DeviceOptions):
         None,
         low=1,
         group="training",
-        help="Sequences in an optimiser step. Default: the paper's 64 (it takes 512 for continued "
+        help="Sequences per optimiser step. Default: the paper's 64 (it uses 512 for continued "
         "pretraining); below 1e8 parameters 16.",
     )
     micro_batch: int | None = option(
@@ -100,29 +100,36 @@ class RetrainSpec(DeviceOptions):
         help="Sequences computed at once. Default: up to 4; below 1e8 parameters up to 8.",
     )
     warmup: int | None = option(
-        None, low=0, group="training", help="Warm-up steps. Default: 100, at most a tenth of all."
+        None,
+        low=0,
+        group="training",
+        help="Warm-up steps. Default: 100, or 10% of all steps if that is less.",
     )
     schedule: str = option(
         "linear",
         choices=("linear", "cosine", "constant"),
         group="training",
-        help="Learning rate after the warm-up.",
+        help="Schedule of the learning rate after the warm-up.",
     )
     weight_decay: float | None = option(
         None, low=0, group="training", help="Default: 0.1 for continued, else 0."
     )
-    clip: float = option(1.0, low=0, group="training", help="Largest gradient norm; 0 is no limit.")
+    clip: float = option(1.0, low=0, group="training", help="Maximum gradient norm; 0: unlimited.")
     rank: int = option(8, low=1, group="LoRA", help="Rank of the adapters.")
-    alpha: float = option(16.0, low=0, group="LoRA", help="Scale of the adapters, times 1/rank.")
-    dropout: float = option(0.05, low=0, high=0.99, group="LoRA", help="Dropout before adapters.")
+    alpha: float = option(16.0, low=0, group="LoRA", help="Scale of the adapters: alpha / rank.")
+    dropout: float = option(
+        0.05, low=0, high=0.99, group="LoRA", help="Dropout on the input of adapters."
+    )
     targets: tuple[str, ...] = option(
         PROJECTIONS, group="LoRA", help="Projections that get an adapter."
     )
     distil: bool = option(
-        False, group="distillation", help="Also learn the dense model's next-token distributions."
+        False,
+        group="distillation",
+        help="Also train on the dense model's next-token distributions.",
     )
     kl_weight: float = option(
-        1.0, low=0, group="distillation", help="Weight of KL(dense || trained) beside the loss."
+        1.0, low=0, group="distillation", help="Weight of KL(dense || trained), added to the loss."
     )
     gradient_checkpointing: str = option(
         "auto",
@@ -141,12 +148,12 @@ class RetrainSpec(DeviceOptions):
     retry: bool = option(
         False,
         group="memory",
-        help="After running out of memory go on with the largest micro-batch that fits.",
+        help="After running out of memory, continue with the largest micro-batch that fits.",
     )
     eval_every: int | None = option(
         None,
         low=1,
-        help="Steps between evaluations, each with a checkpoint. Default: a tenth of all.",
+        help="Steps between evaluations, each with a checkpoint. Default: 10% of all steps.",
     )
     retention: bool = option(
         False,
@@ -165,7 +172,7 @@ class RetrainSpec(DeviceOptions):
         low=0,
         high=1000,
         group="evaluation",
-        help="Questions per skill of the demo world to ask all three models.",
+        help="Questions per skill of the demo world, answered by all three models.",
     )
     seed: int = option(1234, low=0, help="Seed of adapters, dropout and the order of rows.")
     merge: bool = option(False, help="Also write a whole checkpoint with the adapter merged in.")
@@ -174,13 +181,13 @@ class RetrainSpec(DeviceOptions):
         choices=("auto", "float32", "bfloat16", "float16"),
         help="Precision of the written checkpoint; auto keeps the pruned one's.",
     )
-    resume: bool = option(False, help="Go on from the last checkpoint in --out.")
-    dry_run: bool = option(False, help="Say what it would take, and train nothing.")
+    resume: bool = option(False, help="Continue from the last checkpoint in --out.")
+    dry_run: bool = option(False, help="Estimate memory, tokens and time without training.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a spec means for given data: every default filled in."""
+    """The settings of a retraining for given data, with every default filled in."""
 
     steps: int
     epochs: float
@@ -205,10 +212,10 @@ def layout_of(spec: RetrainSpec) -> str:
 def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> Settings:
     """Fill in the defaults for ``sequences`` training sequences of a model of some size.
 
-    Raises `OptionError` where options contradict each other.
+    Raises `OptionError` if options contradict each other.
     """
     if spec.steps is not None and spec.epochs is not None:
-        raise OptionError("Both --steps and --epochs are given.", "Give one of them.")
+        raise OptionError("Both --steps and --epochs are given.", "Give only one of them.")
     if spec.method == "lora":
         unknown = [name for name in spec.targets if name not in PROJECTIONS]
         if unknown or not spec.targets:
@@ -219,7 +226,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
     if spec.micro_batch is not None and spec.micro_batch > batch:
         raise OptionError(
             f"--micro-batch {spec.micro_batch} is larger than --batch {batch}.",
-            "It is the part of a batch that is computed at once.",
+            "A micro-batch is the part of a batch that is computed at once.",
         )
     continued = spec.method == "continued"
     epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
@@ -241,5 +248,5 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
 
 
 def _given(value: Number | None, default: Number) -> Number:
-    """Return an option's value, or the default where none was given."""
+    """Return an option's value, or the default if it was not given."""
     return default if value is None else value

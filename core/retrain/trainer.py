@@ -1,6 +1,7 @@
-"""transformers' Trainer, told what to train on and watched step by step.
+"""transformers' Trainer with given micro-batches, checked after every step.
 
-The loss of an optimiser step is the mean over all its predicted tokens, whatever the micro-batch.
+The loss of an optimiser step is the mean over all its predicted tokens and does not depend on the
+micro-batch size.
 A `StepWatcher` clips, reports and checks every step, evaluates and asks for checkpoints; a cancel
 request lets the step finish and saves. Checkpoints lie in the run's bookkeeping folder, and only
 those with a ``complete.json`` count.
@@ -37,7 +38,7 @@ COMPLETE = Saved.FILE
 
 
 class Stopped(Exception):
-    """Training stopped itself before taking a step; carries the finding."""
+    """Training stopped before taking a step; carries the finding that explains why."""
 
     def __init__(self, finding: Finding) -> None:
         """Keep ``finding``."""
@@ -46,10 +47,10 @@ class Stopped(Exception):
 
 
 class MicroBatches(Dataset):
-    """All micro-batches of a training, in order: ``steps`` times ``accumulation`` of them."""
+    """All micro-batches of a training in order: ``steps`` times ``accumulation``."""
 
     def __init__(self, sequences: Sequence[Pack], plan: StepPlan, steps: int) -> None:
-        """Draw from ``sequences`` as ``plan`` says."""
+        """Take ``sequences`` in the order of ``plan``."""
         self._sequences = sequences
         self._plan = plan
         self._count = steps * plan.accumulation
@@ -69,7 +70,7 @@ class MicroBatches(Dataset):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: the loss, and with a teacher KL(teacher || model) beside it."""
+    """The training objective: the loss, plus KL(teacher || model) if there is a teacher."""
 
     device: torch.device
     compute: torch.dtype | None = None
@@ -77,7 +78,7 @@ class Objective:
     kl_weight: float = 0.0
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the objective and the plain loss of a micro-batch, as shares of its step."""
+        """Return the objective and the loss alone of a micro-batch, as parts of its step's mean."""
         with autocast(self.device, self.compute):
             logits, targets = predicted_logits(model, batch)
             loss = functional.cross_entropy(logits, targets, reduction="sum") / batch["items"]
@@ -90,7 +91,7 @@ class Objective:
 
 
 class RetrainTrainer(Trainer):
-    """Trainer over given micro-batches with a given objective."""
+    """A Trainer with given micro-batches and a given objective."""
 
     def __init__(
         self, model: Any, args: TrainingArguments, batches: MicroBatches, objective: Objective
@@ -104,14 +105,14 @@ class RetrainTrainer(Trainer):
         """Non-padding tokens computed by this process."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the micro-batches in their order; the generator keeps torch's own untouched."""
+        """Return the micro-batches in order; the generator leaves torch's global one untouched."""
         return DataLoader(
             self.train_dataset, batch_size=1, collate_fn=_only, generator=torch.Generator()
         )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """Compute one micro-batch and add to the gradients."""
-        if not model.training:  # walking through all modules takes long in a small model
+        if not model.training:  # iterating over all modules is slow for a small model
             model.train()
         inputs = self._prepare_inputs(inputs)
         objective, loss = self._objective(model, inputs)
@@ -121,7 +122,7 @@ class RetrainTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: Trainer would count all parameters anew in each micro-batch."""
+        """Return 0: Trainer would count all parameters again in every micro-batch."""
         return 0
 
 
@@ -132,7 +133,7 @@ def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
 def arguments(
     spec: RetrainSpec, settings: Settings, folder: Path, device: torch.device
 ) -> TrainingArguments:
-    """Return Trainer's arguments: one device, no reports; steps are driven by `StepWatcher`."""
+    """Return Trainer's arguments: one device and no reports; `StepWatcher` drives the steps."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Fused AdamW updates all weights in one pass instead of several.
@@ -159,7 +160,7 @@ def arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    args._n_gpu = min(1, args.n_gpu)  # no DataParallel over whatever other GPUs there are
+    args._n_gpu = min(1, args.n_gpu)  # no DataParallel on machines with several GPUs
     return args
 
 
@@ -184,7 +185,7 @@ class StepWatcher(TrainerCallback):
         self.watch = diagnostics.Watch(dense)
         self.findings: list[Finding] = []
         self.after: tuple[int, float] | None = None
-        """Step and held-out loss of the last evaluation."""
+        """Step and held-out loss of the latest evaluation."""
         self.best: tuple[int, float] = (0, before)
         self.cancelled = False
         self.training_s = 0.0
@@ -214,7 +215,7 @@ class StepWatcher(TrainerCallback):
         self.last_loss = loss
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the finished step; evaluate and save where it is time; heed a cancel request."""
+        """Report the finished step; evaluate and save if due; stop after a cancel request."""
         self._stop_clock()
         step = state.global_step
         speed = self.trainer.tokens / max(self.training_s, 1e-9)
@@ -250,7 +251,7 @@ class StepWatcher(TrainerCallback):
         self._since = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint complete, and delete all others but the best."""
+        """Mark the checkpoint as complete, and delete all others except the best."""
         root = Path(args.output_dir)
         newest = root / f"checkpoint-{state.global_step}"
         known = self.after[1] if self.after and self.after[0] == state.global_step else None
@@ -271,7 +272,7 @@ class StepWatcher(TrainerCallback):
         self._since = time.perf_counter()
 
     def evaluate(self, step: int) -> float:
-        """Measure the held-out loss and report it with the recovered share."""
+        """Measure the held-out loss and report it together with the recovered share."""
         loss = self.measure()
         self.after = (step, loss)
         result = Recovery(self.dense, self.before, loss)
@@ -292,7 +293,7 @@ class StepWatcher(TrainerCallback):
         return loss
 
     def note(self, finding: Finding) -> None:
-        """Log a finding and keep it."""
+        """Log a finding and store it."""
         self.findings.append(finding)
         self.progress.log(str(finding))
         results.report(self.progress, results.notice(finding))
@@ -302,7 +303,7 @@ class StepWatcher(TrainerCallback):
 
 
 def complete_checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """Return step and folder of every checkpoint that was written to its end, oldest first."""
+    """Return step and folder of every completely written checkpoint, oldest first."""
     found = []
     for folder in root.glob("checkpoint-*"):
         if saved := Saved.read(folder):

@@ -1,4 +1,4 @@
-"""Trained weights: adapters, their merging, and writing checkpoints that stock libraries load."""
+"""Trained weights: adapters, merging them, and writing checkpoints that stock libraries load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
     missing = [name for name in spec.targets if name not in present]
     if missing:
         raise CheckpointError(
-            f"The model has no {missing[0]}.", "Leave it out of --targets, or use --method full."
+            f"The model has no {missing[0]}.", "Remove it from --targets, or use --method full."
         )
     config = LoraConfig(
         r=spec.rank,
@@ -44,7 +44,7 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
 
 
 def load_trained(model: Any, folder: Path) -> None:
-    """Put the trained weights of a checkpoint folder back into ``model``."""
+    """Load the trained weights of a checkpoint folder into ``model``."""
     from safetensors.torch import load_file
 
     if hasattr(model, "peft_config"):
@@ -57,7 +57,7 @@ def load_trained(model: Any, folder: Path) -> None:
 
 
 def reset(model: Any, folder: Path) -> None:
-    """Put ``model`` back to the state before the first step; ``folder`` is its checkpoint."""
+    """Reset ``model`` to the state before the first step; ``folder`` is its checkpoint."""
     if not hasattr(model, "peft_config"):
         load_trained(model, folder)
         return
@@ -68,7 +68,7 @@ def reset(model: Any, folder: Path) -> None:
 
 
 def replace_folder(folder: Path, write: Any) -> None:
-    """Call ``write`` with a temporary folder, then put it in ``folder``'s place."""
+    """Call ``write`` with a temporary folder, then replace ``folder`` by it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -78,7 +78,7 @@ def replace_folder(folder: Path, write: Any) -> None:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as plain peft reads it."""
+    """Write the adapter in the format of peft."""
     replace_folder(folder, model.save_pretrained)
 
 
@@ -92,10 +92,11 @@ def merge_and_save(
     device: torch.device,
     compute: torch.dtype | None,
 ) -> Merged:
-    """Write the whole checkpoint in ``dtype`` and measure how far it is from what was trained.
+    """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
-    ``model`` is used up. Adapters are added to the weights in the precision that these were
-    trained in, then rounded once to ``dtype``. The written folder is loaded again by transformers.
+    ``model`` cannot be used afterwards. Adapters are added to the weights in the precision of the
+    training and then rounded once to ``dtype``. For the measurement, transformers loads the written
+    folder again.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
@@ -131,7 +132,7 @@ def merge_and_save(
 
 
 def merged_dtype(spec: RetrainSpec, declared: str) -> torch.dtype:
-    """Return the precision to write: as asked, else as the pruned checkpoint has it."""
+    """Return the precision to write: as requested, else that of the pruned checkpoint."""
     name = spec.merge_dtype if spec.merge_dtype != "auto" else declared
     return DTYPES.get(name, torch.float32)
 
@@ -148,6 +149,6 @@ def _logits(model: Any, rows: Sequence[Row], device: torch.device) -> list[torch
 
 
 def dense_of(folder: Path) -> str | None:
-    """Return the checkpoint that pruning.json says this one was cut from."""
+    """Return the checkpoint that this one was pruned from, according to pruning.json."""
     cut = Pruning.read(folder)
     return (cut.base_model or cut.source or None) if cut else None

@@ -1,4 +1,4 @@
-"""What the retraining tests share: instruction rows, and the command in this process."""
+"""Shared by the retraining tests: instruction rows, and the command in this process."""
 
 import json
 import random

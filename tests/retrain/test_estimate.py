@@ -71,16 +71,16 @@ def test_tokens_and_steps_equal_the_runs(tiny_gqa, tasks, tmp_path):
     from retrain_helpers import execute, summary
 
     options = {**PLAIN, "batch": 18, "epochs": 1.0, "holdout": 6}
-    told = estimate.estimate(spec(tiny_gqa, tasks, batch=18, epochs=1.0, holdout=6))
+    expected = estimate.estimate(spec(tiny_gqa, tasks, batch=18, epochs=1.0, holdout=6))
     out = tmp_path / "run"
     assert execute(checkpoint=str(tiny_gqa), data=tasks, out=str(out), **options) == 0
     got = summary(out)
-    assert told["tokens"] == got["tokens"]  # 54 rows, one epoch: exactly every row once
-    assert told["settings"] == got["settings"]
-    assert told["trainable_parameters"] == got["trainable_parameters"]
+    assert expected["tokens"] == got["tokens"]  # 54 rows, one epoch: exactly every row once
+    assert expected["settings"] == got["settings"]
+    assert expected["trainable_parameters"] == got["trainable_parameters"]
 
 
-def test_config_alone_will_do_and_too_large_warns(tiny_gqa, tasks, tmp_path, monkeypatch):
+def test_config_alone_is_enough_and_too_large_warns(tiny_gqa, tasks, tmp_path, monkeypatch):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_gqa / name).read_bytes())
     monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 1 << 20))

@@ -64,11 +64,11 @@ def test_loss_and_kl_on_another_source(method, pruned, dense, texts, tmp_path):
     assert int(loss["items"]) == before[2]
     assert float(kl["before"]) > 0.01
     assert kl["dense"] == ""
-    said = json.loads((out / "summary.json").read_text())
-    assert float(got["held out", "loss"]["after"]) == said["heldout_loss_after"]
-    if method == "lora":  # rounding the merged weights to bfloat16 is measured, and not nothing
-        assert 1e-5 < said["merged"]["max_logit_difference"] < 0.5
-        assert said["merged"]["dtype"] == "bfloat16"
+    stated = json.loads((out / "summary.json").read_text())
+    assert float(got["held out", "loss"]["after"]) == stated["heldout_loss_after"]
+    if method == "lora":  # rounding the merged weights to bfloat16 is measured, and is not zero
+        assert 1e-5 < stated["merged"]["max_logit_difference"] < 0.5
+        assert stated["merged"]["dtype"] == "bfloat16"
 
 
 def test_questions_are_asked_of_all_three(tmp_path, tiny_dir, texts):
@@ -99,8 +99,8 @@ def test_rows_that_were_trained_on_are_not_evaluated_on(pruned, dense, tmp_path,
     write_jsonl(evaluated, [{"text": lines[0]}, {"text": "Nobody knows."}])
     assert execute(**options, out=str(tmp_path / "one"), also=(str(evaluated),)) == 0
     tokenizer = AutoTokenizer.from_pretrained(pruned)
-    left = len(tokenizer("Nobody knows.").input_ids)  # the end token comes, the first goes
+    left = len(tokenizer("Nobody knows.").input_ids)  # plus the end token, minus the first
     assert int(table(tmp_path / "one")[str(evaluated), "loss"]["items"]) == left
     write_jsonl(evaluated, [{"text": lines[0]}])
     assert execute(**options, out=str(tmp_path / "two"), also=(str(evaluated),)) == 2
-    assert "leaves nothing to evaluate on" in capsys.readouterr().err
+    assert "no usable rows to evaluate on" in capsys.readouterr().err

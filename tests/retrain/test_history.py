@@ -1,4 +1,4 @@
-"""Live curves: thinned with the extremes kept, read on from where the last look ended."""
+"""Live curves: thinned without losing extremes, and read incrementally."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_thinning_keeps_the_ends_and_every_spike(count):
     assert min(values[i] for i in kept) == min(values)
     if count <= charts.MOST_POINTS:
         assert kept == list(range(count))
-    # Not the global extremes alone: those of any tenth of the run are drawn too.
+    # Not only the global extremes: those of every tenth of the run are drawn too.
     for part in range(10):
         low, high = count * part // 10, count * (part + 1) // 10
         if high - low > 1000:
@@ -69,7 +69,7 @@ def metric_lines(steps, start=1):
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def test_the_log_is_read_on_and_begun_anew_after_a_resume(tmp_path):
+def test_the_log_is_read_incrementally_and_again_after_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricLog(path)
     assert not log.update()
@@ -78,7 +78,7 @@ def test_the_log_is_read_on_and_begun_anew_after_a_resume(tmp_path):
     assert log.update()
     assert [s.step for s in log.steps] == list(range(1, 13))
     version = log.version
-    assert not log.update()  # half a line is no news
+    assert not log.update()  # half a line is not read
     assert log.version == version
     with path.open("a") as handle:
         handle.write('ss": 0.25}\n{"event": "finding", "kind": "flat", "message": "Flat."}\nno\n')
@@ -145,24 +145,24 @@ def test_a_recipes_chart_has_its_tables_values_and_spread():
     assert figure.layout.yaxis.title.text == "loss"
 
 
-def test_the_sample_marks_what_is_learned_and_escapes():
+def test_the_sample_marks_tokens_with_a_loss_and_escapes():
     text = history.sample_html(
-        [{"masked": True, "text": "<b>given</b>"}, {"masked": False, "text": "told"}]
+        [{"masked": True, "text": "<b>given</b>"}, {"masked": False, "text": "learned"}]
     )
     assert "&lt;b&gt;given" in text
-    given, told = text.split("</span>")[:2]
+    given, learned = text.split("</span>")[:2]
     assert "italic" in given
     assert "underline" not in given
-    assert "border-bottom" in told
+    assert "border-bottom" in learned
 
 
 def test_the_verdict_says_what_is_not_stated():
     base = Summary(heldout_loss_before=1.5, heldout_loss_after=1.25, heldout_loss_dense=1.0)
     assert "50% of the gap" in history.verdict(replace(base, recovered=0.5))
     small = history.verdict(replace(base, heldout_loss_dense=1.48))
-    assert "too small to state" in small
+    assert "too small to report" in small
     alone = history.verdict(replace(base, heldout_loss_dense=None))
-    assert "no dense model" in alone
+    assert "Without a dense model" in alone
 
 
 def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
@@ -174,7 +174,7 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
             checkpoint=str(tiny_gqa), data=tasks, out="x", template="plain", cutoff=128, **options
         )
         asked = dry_run.ask(known, spec, Workspace(tmp_path))
-        assert (asked.plan, asked.error) == (None, "")  # nothing is waited for
+        assert (asked.plan, asked.error) == (None, "")  # does not wait for the process
         deadline = time.monotonic() + 60
         while not asked.poll():
             assert time.monotonic() < deadline
@@ -193,9 +193,9 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     other = RetrainSpec(checkpoint=str(tiny_gqa), data=tasks, out="x", cutoff=64)
     left = dry_run.ask(known, other, Workspace(tmp_path))
     dry_run.ask(known, replace(other, cutoff=32), Workspace(tmp_path))
-    assert left.process.returncode is not None  # only the newest question is worked on
+    assert left.process.returncode is not None  # only the newest dry run keeps running
     again = dry_run.ask(known, other, Workspace(tmp_path))
-    assert again is not left  # and one that was dropped is asked again
+    assert again is not left  # and one that was stopped is started again
     process = again.process
     del again
     known.clear()  # the session has gone

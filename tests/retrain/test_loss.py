@@ -38,7 +38,7 @@ def model(request, tiny_dir):
 
 
 @torch.no_grad()
-def test_packed_rows_do_not_see_each_other(model):
+def test_packed_rows_do_not_attend_to_each_other(model):
     made = random_rows()
     packs = batches.sequences(made, "packed", 40, 1)
     assert max(len(pack) for pack in packs) > 2
@@ -48,7 +48,7 @@ def test_packed_rows_do_not_see_each_other(model):
     flat = [row for pack in packs for row in pack]
     got = [float(part.sum()) for part in nll.split([row.items for row in flat])]
     assert got == pytest.approx([stock_loss(model, row) for row in flat], abs=2e-4)
-    # Without the position ids they do see each other, so the test above can fail.
+    # Without position ids they do, so the test above can fail.
     del batch["position_ids"]
     logits, targets = loss.predicted_logits(model, batch)
     mixed = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -152,7 +152,7 @@ def test_distillation_equals_a_plain_loop(tiny_gqa, tiny_dir, tmp_path):
 def test_recovered_share():
     assert Recovery(2.0, 3.0, 2.25).recovered == pytest.approx(0.75)
     assert Recovery(2.0, 3.0, 3.5).recovered == pytest.approx(-0.5)
-    assert Recovery(2.0, 2.04, 2.0).recovered is None  # under 0.05 nat
+    assert Recovery(2.0, 2.04, 2.0).recovered is None  # under 0.05 nats
     assert Recovery(None, 3.0, 2.0).recovered is None
     assert Recovery(2.0, 3.0, math.nan).recovered is None
     assert Recovery(2.0, 3.0, 2.5).summary()["heldout_ppl_after"] == pytest.approx(math.exp(2.5))

@@ -1,4 +1,4 @@
-"""A real trained model: drop a block, retrain on text of the dense model, get most of it back."""
+"""A real trained model: drop a block, retrain on text of the dense model, and recover."""
 
 import json
 from pathlib import Path

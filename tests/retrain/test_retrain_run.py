@@ -1,4 +1,4 @@
-"""The whole command on tiny models: what it writes, recovery, cancel, resume, stopping itself."""
+"""The whole command on tiny models: its files, recovery, cancel, resume and early stops."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ def options(pruned, dense, tasks, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_end(lora, options, tmp_path, monkeypatch):
-    """Death at step 5, in the middle of writing a checkpoint; the last whole one is step 4's."""
+    """Killed at step 5, while writing a checkpoint; the last complete one is that of step 4."""
     out = tmp_path / "run"
     usual = trainer.StepWatcher.on_step_end
 
@@ -201,7 +201,7 @@ def test_cancel_finishes_the_step_keeps_the_adapter_and_resumes(
     assert_equal_adapters(out, lora)
 
 
-def test_death_while_writing_results_costs_nothing(lora, options, tmp_path, monkeypatch):
+def test_a_crash_while_writing_results_loses_nothing(lora, options, tmp_path, monkeypatch):
     def dying(*_):
         raise SystemExit(9)
 
@@ -214,7 +214,7 @@ def test_death_while_writing_results_costs_nothing(lora, options, tmp_path, monk
     out = tmp_path / "run"
     assert_equal_adapters(out, lora)
     assert summary(out)["recovered"] == summary(lora)["recovered"]
-    # And resuming what is finished leaves it alone.
+    # Resuming a finished run leaves it unchanged.
     before = (out / "summary.json").read_bytes()
     assert execute(**options, resume=True) == 0
     assert (out / "summary.json").read_bytes() == before
@@ -248,7 +248,7 @@ def test_nan_stops_and_keeps_the_last_good_state(options, tmp_path, monkeypatch,
     assert all(torch.equal(w, kept[name]) for name, w in weights_of(out).items())
 
 
-def test_divergence_falls_back_to_the_start_where_nothing_was_better(options, tmp_path):
+def test_divergence_falls_back_to_the_start_if_nothing_was_better(options, tmp_path):
     wild = {**options, "lr": 50.0, "steps": 60, "eval_every": 20, "clip": 0.0, "warmup": 0}
     assert execute(**wild) == 1
     got = summary(tmp_path / "run")
@@ -311,9 +311,9 @@ def limit_memory(monkeypatch, options, most):
 def test_out_of_memory_names_the_largest_micro_batch(options, monkeypatch, capsys):
     limit_memory(monkeypatch, options, 2)
     assert execute(**{**options, "micro_batch": 6}) == 1
-    said = capsys.readouterr().err
-    assert "Out of memory with a micro-batch of 6 rows of up to 128 tokens." in said
-    assert "--micro-batch 2" in said
+    message = capsys.readouterr().err
+    assert "Out of memory with a micro-batch of 6 rows of up to 128 tokens." in message
+    assert "--micro-batch 2" in message
 
 
 def test_out_of_memory_retries_with_what_fits(lora, options, tmp_path, monkeypatch):
@@ -322,7 +322,7 @@ def test_out_of_memory_retries_with_what_fits(lora, options, tmp_path, monkeypat
     got = summary(tmp_path / "run")
     assert got["settings"]["micro_batch"] == 3
     assert [f["kind"] for f in got["findings"]] == ["out-of-memory"]
-    # The same steps as the run that was given 3 from the start.
+    # The same steps as the run with 3 from the start.
     assert got["heldout_loss_after"] == pytest.approx(summary(lora)["heldout_loss_after"], abs=1e-3)
 
 
@@ -347,7 +347,7 @@ def test_all_weights_train_and_the_checkpoint_loads(method, pruned, dense, texts
     old = AutoModelForCausalLM.from_pretrained(pruned).state_dict()
     changed = [n for n, w in model.state_dict().items() if not torch.equal(w.float(), old[n])]
     assert len(changed) == len(old)
-    # Rounding to bfloat16 is measured, and is not nothing.
+    # Rounding to bfloat16 is measured, and is not zero.
     assert 1e-5 < got["merged"]["max_logit_difference"] < 1.0
     assert (got["merged"]["dtype"], got["merged"]["trained_in"]) == ("bfloat16", "float32")
 
@@ -361,8 +361,8 @@ def test_bad_data_ends_before_anything_is_loaded(pruned, tmp_path, monkeypatch, 
     assert "row 1 has an empty response" in capsys.readouterr().err
 
 
-def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(lora, options, tmp_path):
-    """A process of its own, killed after step 5 with the checkpoint of step 4 on the disk."""
+def test_kill_9_loses_only_the_steps_since_the_last_checkpoint(lora, options, tmp_path):
+    """A separate process, killed after step 5; the checkpoint of step 4 is on the disk."""
     out = tmp_path / "run"
     code = (
         "import os, signal, sys\n"

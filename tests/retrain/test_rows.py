@@ -1,4 +1,4 @@
-"""Rows: what is masked, cut, held out, packed, in which order; and bad data in one sentence."""
+"""Rows: masks, cutoff, held-out rows, packing, order; and messages for bad data."""
 
 import itertools
 import json
@@ -33,8 +33,8 @@ def test_only_the_response_has_labels(encoder):
     row = {"instruction": "Say it", "input": "softly", "output": "Ann sees the red ball."}
     got = rows.instruction_row(row, encoder, "alpaca")
     tokenizer = encoder.tokenizer
-    told = [label for label in got.labels if label != rows.IGNORED]
-    assert tokenizer.decode(told) == "Ann sees the red ball.</s>"
+    predicted = [label for label in got.labels if label != rows.IGNORED]
+    assert tokenizer.decode(predicted) == "Ann sees the red ball.</s>"
     masked = [i for i, label in zip(got.ids, got.labels, strict=True) if label == rows.IGNORED]
     text = tokenizer.decode(masked)
     assert text.startswith("<s>Below is an instruction")
@@ -91,12 +91,12 @@ def test_heldout_rows_are_never_trained_on_and_do_not_depend_on_the_seed(encoder
     assert [r.ids for r in one.heldout] == [r.ids for r in other.heldout]
     assert len(one.heldout) == 5
     assert not {r.ids for r in one.heldout} & {r.ids for r in one.train}
-    # The held-out rows' copies are left out and counted.
+    # Copies of held-out rows are skipped and counted.
     assert one.dropped >= 5
     assert len(one.train) + one.dropped == 75
 
 
-def test_long_rows_are_cut_or_left_out_and_counted(encoder, tmp_path):
+def test_long_rows_are_cut_or_skipped_and_counted(encoder, tmp_path):
     long = {"instruction": "Say", "input": "", "output": "red ball " * 50}
     hopeless = {"instruction": "red ball " * 50, "input": "", "output": "Ann"}
     source = write_jsonl(tmp_path / "l.jsonl", [*instructions(30), long, hopeless])
@@ -135,7 +135,7 @@ def test_steps_take_every_sequence_once_an_epoch_whatever_the_micro_batch():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 9])
 def test_micro_batches_have_the_smallest_largest_size(parts):
-    """Against every way of cutting the ascending lengths into so many parts."""
+    """Compared with every way of splitting the ascending lengths into ``parts``."""
     rng = random.Random(parts)
     for _ in range(30):
         lengths = sorted(rng.choice([3, 9, rng.randint(2, 40)]) for _ in range(9))
@@ -166,13 +166,13 @@ def test_exact_ids_are_used_as_they_are(encoder, tmp_path):
         (json.dumps({"instruction": "a", "answer": "b"}), {}, "missing columns: output"),
         (json.dumps({"instruction": "a", "output": "  "}), {}, "row 1 has an empty response"),
         (json.dumps({"input_ids": [1, 999]}) + "\n" + json.dumps({"input_ids": [1, 999]}), {},
-         "token id 999, the model has 320"),
-        (json.dumps({"input_ids": ["a"]}), {}, "no list of token ids"),
+         "token id 999, but the model has 320"),
+        (json.dumps({"input_ids": ["a"]}), {}, "is not a list of token ids"),
         ("", {}, "no text in"),
         (json.dumps({"text": "Ann"}), {"format": "instruction"}, "missing columns: instruction"),
         (json.dumps({"instruction": "a " * 90, "output": "b"}) + "\n"
          + json.dumps({"instruction": "c " * 90, "output": "b"}), {"cutoff": 16},
-         "nothing to train on"),
+         "no usable rows to train on"),
     ],
 )  # fmt: skip
 def test_bad_data_gets_one_sentence(encoder, tmp_path, content, options, says):
