@@ -16,6 +16,7 @@ from core.charts.prune import block_strip
 from core.compare import choice, published
 from core.compare import scene as compare_view
 from core.compare.measured import Cell, Row
+from core.compare.outcomes import Outcome
 from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
@@ -169,7 +170,7 @@ def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
 
 
 def pareto_chart(
-    scene: Scene, rows: list[Row], budget: choice.Budget, chosen: str, ratio: float | None
+    scene: Scene, rows: list[Outcome], budget: choice.Budget, chosen: str, ratio: float | None
 ) -> None:
     """Draw quality against a cost; a click selects a candidate."""
     st.subheader("Quality against cost")
@@ -179,10 +180,8 @@ def pareto_chart(
     fitting = choice.within(rows, budget)
     best = choice.best(rows, budget)
     st.markdown(compare_view.verdict(best, budget, len(fitting)))
-    if best and best["key"] != chosen:
-        st.button(
-            "Show this candidate", on_click=choose, args=(best["key"],), icon=":material/star:"
-        )
+    if best and best.key != chosen:
+        st.button("Show this candidate", on_click=choose, args=(best.key,), icon=":material/star:")
     front = choice.frontier(rows, x)
     if not front:
         st.info(
@@ -194,8 +193,8 @@ def pareto_chart(
     looks = {c.id: charts.look_of(c) for c in scene.found}
     figure = charts.pareto(
         rows, looks, front, x,
-        within=[r["key"] for r in fitting], at=[c.id for c in scene.at_ratio(ratio)],
-        best=best["key"] if best and budget.is_set else "", chosen=chosen, limits=budget.limits,
+        within=[r.key for r in fitting], at=[c.id for c in scene.at_ratio(ratio)],
+        best=best.key if best and budget.is_set else "", chosen=chosen, limits=budget.limits,
     )  # fmt: skip
     note = (
         "Filled: measured cost; hollow: estimated. Arrows: retraining. Faint: over budget. "
@@ -205,12 +204,12 @@ def pareto_chart(
           alt="Perplexity against cost; a click on a point shows its plan.")  # fmt: skip
 
 
-def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
+def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
     """Draw the selected candidate: what remains of each block, its figures, how to use it."""
     if not chosen:
         st.caption("Click a point to see its plan.")
         return
-    row = next((r for r in rows if r["key"] == chosen), None)
+    row = next((r for r in rows if r.key == chosen), None)
     found = next((c for c in scene.found if c.id == chosen), None)
     if row is None or found is None:
         st.warning(
@@ -241,7 +240,7 @@ def chosen_one(scene: Scene, rows: list[Row], chosen: str) -> None:
                 st.switch_page("pages/prune.py", query_params=where)
             st.download_button(
                 "plan.json" if found.dropped else "figures.json",
-                lambda: pd.Series({k: v for k, v in row.items()}).to_json(indent=2),
+                lambda: pd.Series(row.to_dict()).to_json(indent=2),
                 f"{found.label}.json", "application/json", on_click="ignore",
             )  # fmt: skip
 
@@ -299,17 +298,18 @@ def measured_on(scene: Scene) -> str:
     )
 
 
-def tables(scene: Scene, rows: list[Row]) -> None:
+def tables(scene: Scene, rows: list[Outcome]) -> None:
     """Draw the comparison as a table, and offer every table as CSV."""
     st.subheader("Table")
-    frame_ = pd.DataFrame(rows).drop(columns=["key", "series", "parent"])
+    table = [r.to_dict() for r in rows]
+    frame_ = pd.DataFrame(table).drop(columns=["key", "series", "parent"])
     frame_["dropped"] = frame_["dropped"].map(to_text)
     st.dataframe(frame_.dropna(axis=1, how="all"), hide_index=True)
     points = [r.row() for r in scene.rows]
     large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
              for v in b.summary.variants if v.largest_batch]  # fmt: skip
     with st.container(horizontal=True):
-        files = {"comparison": rows, "points": points, "published": published.figures()}
+        files = {"comparison": table, "points": points, "published": published.figures()}
         files |= {"largest-batch": large} if large else {}
         for name, data in files.items():
             st.download_button(

@@ -17,9 +17,10 @@ from core.charts import palette
 from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
 from core.compare.measured import Cost
+from core.compare.outcomes import Outcome
 
 Row = Mapping[str, Any]
-"""A row of the comparison's table (`core.compare.measured.table`), or a published one."""
+"""A published row; see `core.compare.published`."""
 CHOSEN = "#D55E00"
 """Colour of the ring around the chosen and the best point."""
 DASHES = {"dense": "dot", "depth": "solid", "width": "dash", "other": "dashdot"}
@@ -392,9 +393,9 @@ def _published(figure: go.Figure, published: Iterable[Row]) -> list[float]:
 
 
 def pareto(
-    rows: Sequence[Row],
+    rows: Sequence[Outcome],
     looks: Mapping[str, Look],
-    frontier: Sequence[Row],
+    frontier: Sequence[Outcome],
     x: str,
     *,
     within: Iterable[str] = (),
@@ -410,90 +411,101 @@ def pareto(
     its retrained version; only the frontier has labels.
     """
     kept, large = set(within), set(at)
-    known = [r for r in rows if r.get(x) is not None and r.get("ppl")]
+    known = [r for r in rows if r.figure(x) is not None and r.ppl]
     figure = go.Figure()
     figure.add_scatter(
-        x=[r[x] for r in frontier],
-        y=[r["ppl"] for r in frontier],
+        x=[_at(r, x) for r in frontier],
+        y=[_at(r, "ppl") for r in frontier],
         mode="lines",
         line={"shape": "hv", "width": 2, "color": "#7F7F7F"},
         name="frontier",
         hoverinfo="skip",
     )
-    for name in dict.fromkeys(r["series"] for r in known):
-        _cloud(figure, [r for r in known if r["series"] == name], looks, x, kept, large)
+    for name in dict.fromkeys(r.candidate.series for r in known):
+        _cloud(figure, [r for r in known if r.candidate.series == name], looks, x, kept, large)
     linear = x_is_linear(known, x)
     _arrows(
         figure,
-        {r["key"]: (r[x] if linear else math.log10(r[x]), math.log10(r["ppl"])) for r in known},
-        {r["key"]: r["parent"] for r in known if r["retrained"]},
+        {
+            r.key: (_at(r, x) if linear else math.log10(_at(r, x)), math.log10(_at(r, "ppl")))
+            for r in known
+        },
+        {r.key: r.candidate.parent for r in known if r.candidate.retrained},
     )
     for key, symbol, text in ((best, "star-open", "best within budget"),
                               (chosen, "circle-open", "chosen")):  # fmt: skip
-        for row in (r for r in known if r["key"] == key):
+        for row in (r for r in known if r.key == key):
             figure.add_scatter(
-                x=[row[x]], y=[row["ppl"]], mode="markers", hoverinfo="skip", name=text,
+                x=[_at(row, x)], y=[_at(row, "ppl")], mode="markers", hoverinfo="skip", name=text,
                 marker={"symbol": symbol, "size": 26, "color": CHOSEN, "line_width": 3},
             )  # fmt: skip
     _labels(figure, known, frontier, x)
     _limits(figure, known, x, limits or {})
-    figure.update_yaxes(type="log", title="perplexity", **log_axis([r["ppl"] for r in known]))
+    figure.update_yaxes(type="log", title="perplexity", **log_axis([_at(r, "ppl") for r in known]))
     figure.update_xaxes(title=AXES[x], tickformat="~s" if x == "parameters" else None)
     if not x_is_linear(known, x):
-        figure.update_xaxes(type="log", **log_axis([r[x] for r in known]))
+        figure.update_xaxes(type="log", **log_axis([_at(r, x) for r in known]))
     return palette.dress(figure, 460, clickmode="event+select", dragmode=False)
 
 
-def _labels(figure: go.Figure, known: Sequence[Row], frontier: Sequence[Row], x: str) -> None:
+def _at(row: Outcome, column: str) -> float:
+    """Return a known number of a row."""
+    found = row.figure(column)
+    return math.nan if found is None else found
+
+
+def _labels(
+    figure: go.Figure, known: Sequence[Outcome], frontier: Sequence[Outcome], x: str
+) -> None:
     """Label the frontier's points, except where a label would overlap an earlier one."""
     linear = x_is_linear(known, x)
-    xs = [r[x] if linear else math.log10(r[x]) for r in known]
-    ys = [math.log10(r["ppl"]) for r in known]
+    xs = [_at(r, x) if linear else math.log10(_at(r, x)) for r in known]
+    ys = [math.log10(_at(r, "ppl")) for r in known]
     wide, high = max(xs) - min(xs) or 1.0, max(ys) - min(ys) or 1.0
     taken: list[tuple[float, float]] = []
-    for row in sorted(frontier, key=lambda r: (r["is_plan"], r[x])):
-        at = (row[x] if linear else math.log10(row[x]), math.log10(row["ppl"]))
+    for row in sorted(frontier, key=lambda r: (r.candidate.is_plan, _at(r, x))):
+        at = (_at(row, x) if linear else math.log10(_at(row, x)), math.log10(_at(row, "ppl")))
         near = (abs(at[0] - u) / wide < 0.16 and abs(at[1] - v) / high < 0.09 for u, v in taken)
         if any(near):
             continue
         taken.append(at)
         side = "right" if at[0] > min(xs) + 0.8 * wide else "left"
         figure.add_annotation(
-            x=at[0], y=at[1], text=row["label"], showarrow=False, yshift=20, xanchor=side,
+            x=at[0], y=at[1], text=row.candidate.label, showarrow=False, yshift=20, xanchor=side,
             font={"size": palette.FONT_SIZE},
         )  # fmt: skip
 
 
-def x_is_linear(rows: Sequence[Row], x: str) -> bool:
+def x_is_linear(rows: Sequence[Outcome], x: str) -> bool:
     """Whether the costs are close enough together for a linear axis."""
-    values = [r[x] for r in rows if r.get(x)]
+    values = [v for r in rows if (v := r.figure(x))]
     return not values or max(values) <= 20 * min(values)
 
 
 def _cloud(
     figure: go.Figure,
-    rows: list[Row],
+    rows: list[Outcome],
     looks: Mapping[str, Look],
     x: str,
     kept: set[str],
     large: set[str],
 ) -> None:
-    look = looks[rows[0]["key"]]
-    open_ = [r["kind_of_cost"] == "estimated" and x != "parameters" for r in rows]
+    look = looks[rows[0].key]
+    open_ = [r.kind_of_cost == "estimated" and x != "parameters" for r in rows]
     figure.add_scatter(
-        x=[r[x] for r in rows],
-        y=[r["ppl"] for r in rows],
+        x=[_at(r, x) for r in rows],
+        y=[_at(r, "ppl") for r in rows],
         mode="markers",
-        name=rows[0]["series"],
-        customdata=[[r["key"], r["label"], f"{r['ratio'] or 0:.1%}"] for r in rows],
+        name=rows[0].candidate.series,
+        customdata=[[r.key, r.candidate.label, f"{r.candidate.ratio or 0:.1%}"] for r in rows],
         marker={
             "color": look.colour,
             "symbol": [look.marker(hollow=o) for o in open_],
-            "size": [14 if not large or r["key"] in large else 8 for r in rows],
-            "opacity": [1.0 if not kept or r["key"] in kept else 0.25 for r in rows],
+            "size": [14 if not large or r.key in large else 8 for r in rows],
+            "opacity": [1.0 if not kept or r.key in kept else 0.25 for r in rows],
             "line": {"width": 1.5, "color": look.colour},
         }
-        | (_outline(rows[0]["retrained"]) if not any(open_) else {}),
+        | (_outline(rows[0].candidate.retrained) if not any(open_) else {}),
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
         hovertemplate="%{customdata[1]}<br>%{customdata[2]} removed<br>%{x:,.4g}, "
@@ -520,15 +532,15 @@ def _arrows(
 
 
 def _limits(
-    figure: go.Figure, rows: Sequence[Row], x: str, limits: Mapping[str, float | None]
+    figure: go.Figure, rows: Sequence[Outcome], x: str, limits: Mapping[str, float | None]
 ) -> None:
     """Draw the budget's limits that apply to this figure's axes."""
     style = {"dash": "dash", "width": 2, "color": CHOSEN}
     if (most := limits.get(x)) is not None:
         figure.add_vline(x=most, line=style)
-    dense = next((r for r in rows if r["kind"] == "dense"), None)
+    dense = next((r for r in rows if r.candidate.kind == "dense"), None)
     if (factor := limits.get("ppl_over_dense")) is not None and dense:
-        figure.add_hline(y=factor * dense["ppl"], line=style)
+        figure.add_hline(y=factor * _at(dense, "ppl"), line=style)
 
 
 def data_of(figure: go.Figure) -> list[dict[str, Any]]:

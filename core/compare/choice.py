@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from core.compare.outcomes import Outcome
 from core.errors import OptionError
 
-Row = Mapping[str, Any]
 TIE = 1e-9
 
 
@@ -43,25 +42,27 @@ class Budget:
         return any(v is not None for v in self.limits.values())
 
 
-def broken(row: Row, budget: Budget) -> list[str]:
+def broken(row: Outcome, budget: Budget) -> list[str]:
     """Return the columns in which a row exceeds the budget, unknown values included."""
     return [
         name
         for name, most in budget.limits.items()
-        if most is not None and not (_known(row.get(name)) and row[name] <= most * (1 + TIE))
+        if most is not None and not _figure(row, name) <= most * (1 + TIE)
     ]
 
 
-def _known(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _figure(row: Outcome, name: str) -> float:
+    """Return a row's number; infinite if it is unknown."""
+    found = row.figure(name)
+    return found if found is not None and math.isfinite(found) else math.inf
 
 
-def within(rows: Sequence[Row], budget: Budget) -> list[Row]:
+def within(rows: Sequence[Outcome], budget: Budget) -> list[Outcome]:
     """Return the rows within every limit that did not run out of memory."""
-    return [r for r in rows if not broken(r, budget) and r.get("kind_of_cost") != "out of memory"]
+    return [r for r in rows if not broken(r, budget) and r.kind_of_cost != "out of memory"]
 
 
-def best(rows: Sequence[Row], budget: Budget) -> Row | None:
+def best(rows: Sequence[Outcome], budget: Budget) -> Outcome | None:
     """Return the best row: the lowest perplexity within the budget.
 
     Ties go to the faster, then to the smaller. None if nothing is within the budget. If no row has
@@ -71,22 +72,23 @@ def best(rows: Sequence[Row], budget: Budget) -> Row | None:
     order = ("ppl", "per_token_ms", "memory_mib", "parameters")
     return min(
         fitting,
-        key=lambda r: tuple(r[n] if _known(r.get(n)) else math.inf for n in order),
+        key=lambda r: tuple(_figure(r, n) for n in order),
         default=None,
     )
 
 
-def frontier(rows: Sequence[Row], x: str, y: str = "ppl") -> list[Row]:
+def frontier(rows: Sequence[Outcome], x: str, y: str = "ppl") -> list[Outcome]:
     """Return the Pareto frontier of ``x`` and ``y`` (lower is better), ordered by ``x``.
 
     A row is dominated by one that is as low in both and lower in one; of equal rows the first
     stays. Rows with an unknown or infinite value are left out.
     """
-    known = [r for r in rows if _known(r.get(x)) and _known(r.get(y))]
-    kept: list[Row] = []
+    points = [(_figure(r, x), _figure(r, y), r) for r in rows]
+    known = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    kept: list[Outcome] = []
     lowest = math.inf
-    for row in sorted(known, key=lambda r: (r[x], r[y])):
-        if row[y] < lowest:
+    for _, height, row in sorted(known, key=lambda p: p[:2]):
+        if height < lowest:
             kept.append(row)
-            lowest = row[y]
+            lowest = height
     return kept

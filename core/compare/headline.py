@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from core.compare import measured
 from core.compare.candidates import Candidate, shapes_of
 from core.compare.measured import Cell
+from core.compare.outcomes import Outcome
 from core.compare.scene import Scene, scene
 from core.compare.speed import Speed, speeds_at
 from core.study import Benchmark, Study, info_of
@@ -59,7 +59,7 @@ def cell_of(scene: Scene) -> Cell:
 def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
     """Return the sizes that depth pruning offers, ascending; empty if nothing was evaluated."""
     cell = cell or cell_of(scene)
-    rows = {r["key"]: r for r in scene.table(cell, estimates=False)}
+    rows = {r.key: r for r in scene.table(cell, estimates=False)}
     dense = rows.get(scene.study.dense.id)
     if dense is None:
         return []
@@ -91,8 +91,8 @@ def widest(study: Study, runs: Sequence[Benchmark]) -> Scene:
 def _stop(
     scene: Scene,
     candidate: Candidate,
-    rows: Mapping[str, Mapping[str, Any]],
-    dense: Mapping[str, Any],
+    rows: Mapping[str, Outcome],
+    dense: Outcome,
     cell: Cell,
 ) -> Stop:
     row = rows[candidate.id]
@@ -102,33 +102,31 @@ def _stop(
         speed, memory, cost = _estimated(scene, candidate, cell)
     tuned = [
         r for r in rows.values()
-        if r["retrained"] and r["parent"] == candidate.id and r["ppl_over_dense"]
+        if r.candidate.retrained and r.candidate.parent == candidate.id and r.ppl_over_dense
     ]  # fmt: skip
-    best = min(tuned, key=lambda r: r["ppl_over_dense"], default=None)
+    best = min(tuned, key=lambda r: r.ppl_over_dense or math.inf, default=None)
     return Stop(
         key=candidate.id,
         label=candidate.label,
         ratio=candidate.ratio or 0.0,
         dropped=candidate.dropped,
         parameters=candidate.parameters,
-        ppl=row["ppl_over_dense"],
+        ppl=row.ppl_over_dense,
         speed=paced.factor if paced else speed,
         noise=paced.noise if paced else None,
         memory=memory,
         cost=cost,
         is_plan=candidate.is_plan,
-        retrained_ppl=best["ppl_over_dense"] if best else None,
-        retrained_by=str(best["label"]).rsplit(" + ", 1)[-1] if best else "",
+        retrained_ppl=best.ppl_over_dense if best else None,
+        retrained_by=best.candidate.label.rsplit(" + ", 1)[-1] if best else "",
     )
 
 
-def _measured(
-    row: Mapping[str, Any], dense: Mapping[str, Any]
-) -> tuple[float | None, float | None, str]:
-    if row["kind_of_cost"] != "measured" or dense["kind_of_cost"] != "measured":
+def _measured(row: Outcome, dense: Outcome) -> tuple[float | None, float | None, str]:
+    if row.kind_of_cost != "measured" or dense.kind_of_cost != "measured":
         return None, None, "unknown"
-    own, base = row["memory_mib"], dense["memory_mib"]
-    return row["speedup"], own / base if own and base else None, "measured"
+    own, base = row.memory_mib, dense.memory_mib
+    return row.speedup, own / base if own and base else None, "measured"
 
 
 def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:

@@ -14,8 +14,8 @@ from core.benchmark import analytic
 from core.benchmark.analytic import Rates, Shapes
 from core.benchmark.results import Cell, Point
 from core.compare.candidates import Candidate
+from core.compare.outcomes import Outcome
 from core.study import Benchmark
-from core.words import block_ranges
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Cost(Point):
     """What one candidate costs at one point of the grid, measured or estimated."""
 
     id: str = ""
-    """Key of the candidate."""
+    """Id of the candidate."""
     run: str = ""
     """The benchmark run; empty for an estimate."""
     speedup: float | None = None
@@ -116,10 +116,10 @@ def table(
     costs: Sequence[Cost],
     cell: Cell | None,
     estimates: Mapping[str, Cost] | None = None,
-) -> list[Row]:
-    """Return one row per candidate at one cell of the grid: the candidate, its quality, its cost.
+) -> list[Outcome]:
+    """Return one outcome per candidate at one cell of the grid.
 
-    ``kind_of_cost`` is measured, estimated (from ``estimates``, by key), out of memory, or unknown.
+    Its cost is measured, estimated (from ``estimates``, by id), out of memory, or unknown.
     """
     at = {c.id: c for c in costs if cell is None or c.cell == cell}
     dense = next((c for c in found if c.kind == "dense"), None)
@@ -132,33 +132,23 @@ def table(
         if real and real.oom:
             source = "out of memory"
         relative = candidate.ppl / dense.ppl if candidate.ppl and dense and dense.ppl else None
-        result.append(
-            {
-                "key": candidate.id,
-                "label": candidate.label,
-                "series": candidate.series,
-                "kind": candidate.kind,
-                "retrained": candidate.retrained,
-                "parent": candidate.parent,
-                "dropped": candidate.dropped,
-                "cut_in": block_ranges(candidate.cut_in),
-                "parameters": candidate.parameters,
-                "ratio": candidate.ratio,
-                "ppl": candidate.ppl,
-                "ppl_over_dense": relative,
-                "latency_s": cost and cost.latency_s_mean,
-                "first_token_ms": cost and _ms(cost.first_token_s),
-                "per_token_ms": cost and _ms(cost.per_token_s),
-                "tokens_per_s": cost and cost.tokens_per_s,
-                "speedup": cost and cost.speedup,
-                "memory_mib": cost and cost.peak_memory_mib,
-                "reserved_mib": cost and cost.reserved_mib,
-                "process_mib": cost and cost.process_mib,
-                "kind_of_cost": source,
-                "is_plan": candidate.is_plan,
-            }
-        )
+        outcome = Outcome(candidate, relative, kind_of_cost=source)
+        result.append(_with_cost(outcome, cost) if cost else outcome)
     return result
+
+
+def _with_cost(outcome: Outcome, cost: Cost) -> Outcome:
+    return replace(
+        outcome,
+        latency_s=cost.latency_s_mean,
+        first_token_ms=_ms(cost.first_token_s),
+        per_token_ms=_ms(cost.per_token_s),
+        tokens_per_s=cost.tokens_per_s,
+        speedup=cost.speedup,
+        memory_mib=cost.peak_memory_mib,
+        reserved_mib=cost.reserved_mib,
+        process_mib=cost.process_mib,
+    )
 
 
 def _ms(seconds: float | None) -> float | None:

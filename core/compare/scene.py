@@ -14,9 +14,10 @@ from core.benchmark import results
 from core.benchmark.analytic import Rates
 from core.compare import choice, measured
 from core.compare.candidates import Candidate, candidates, nearest, shapes_of
-from core.compare.measured import Cell, Cost, Row
+from core.compare.measured import Cell, Cost
+from core.compare.outcomes import Outcome
 from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
-from core.words import by_blocks
+from core.words import block_ranges, by_blocks
 
 DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
 """Cells that are estimated if nothing was measured."""
@@ -69,8 +70,8 @@ class Scene:
         """Return the measured points, optionally followed by the estimated ones."""
         return [*self.rows, *(self.guesses if estimates else ())]
 
-    def table(self, cell: Cell, *, estimates: bool) -> list[Row]:
-        """Return one row per candidate at one cell of the grid."""
+    def table(self, cell: Cell, *, estimates: bool) -> list[Outcome]:
+        """Return one outcome per candidate at one cell of the grid."""
         guessed = {r.id: r for r in self.guesses if r.cell == cell}
         return measured.table(self.found, self.rows, cell, guessed if estimates else None)
 
@@ -142,30 +143,31 @@ def run_label(bench: Benchmark) -> str:
     return f"{bench.record.name}: {len(summary.variants)} variants on {summary.device}, {when}"
 
 
-def verdict(row: choice.Row | None, budget: choice.Budget, fitting: int) -> str:
+def verdict(row: Outcome | None, budget: choice.Budget, fitting: int) -> str:
     """Return the candidate to choose and why, or what to do if none fits."""
     if row is None:
         return "No candidate fits this budget. Raise one of its limits, or measure more variants."
     why = f"the lowest perplexity of {fitting} within the budget" if budget.is_set else (
         "the lowest perplexity of all; set a budget to weigh it against cost"
     )  # fmt: skip
-    if row.get("ppl") is None:
+    if row.ppl is None:
         why = "the fastest; no perplexity was measured"
-    return f"**{row['label']}**: {facts_of(row)}: {why}."
+    return f"**{row.candidate.label}**: {facts_of(row)}: {why}."
 
 
-def facts_of(row: choice.Row) -> str:
+def facts_of(row: Outcome) -> str:
     """Return a candidate's size, quality and cost as a list of facts."""
-    facts = [f"{row['ratio']:.1%} of the parameters removed" if row["ratio"] else "nothing removed"]
-    if row.get("cut_in"):
-        facts.append(f"cut in blocks {row['cut_in']}")
-    if row.get("ppl_over_dense"):
-        facts.append(f"perplexity {row['ppl']:.4g}, {row['ppl_over_dense']:.3f} x dense")
-    if row.get("per_token_ms") is not None:
-        facts.append(f"{row['per_token_ms']:.3g} ms a token")
-    if row.get("memory_mib") is not None:
-        facts.append(f"{row['memory_mib']:,.4g} MiB")
-    cost = f" (cost {row['kind_of_cost']})" if row["kind_of_cost"] != "measured" else ""
+    ratio = row.candidate.ratio
+    facts = [f"{ratio:.1%} of the parameters removed" if ratio else "nothing removed"]
+    if row.candidate.cut_in:
+        facts.append(f"cut in blocks {block_ranges(row.candidate.cut_in)}")
+    if row.ppl_over_dense:
+        facts.append(f"perplexity {row.ppl:.4g}, {row.ppl_over_dense:.3f} x dense")
+    if row.per_token_ms is not None:
+        facts.append(f"{row.per_token_ms:.3g} ms a token")
+    if row.memory_mib is not None:
+        facts.append(f"{row.memory_mib:,.4g} MiB")
+    cost = f" (cost {row.kind_of_cost})" if row.kind_of_cost != "measured" else ""
     return ", ".join(facts) + cost
 
 

@@ -369,14 +369,14 @@ def cost(material: Material) -> Section:
 def _cost_table(material: Material, cell: tuple[int, int, int]) -> list[Part]:
     rows = [
         {
-            "variant": r["label"],
-            "cost is": r["kind_of_cost"],
-            "latency, s": r["latency_s"],
-            "ms per token": r["per_token_ms"],
-            "tokens/s": r["tokens_per_s"],
-            "speed-up over dense": r["speedup"],
-            "memory, MiB": r["memory_mib"],
-            "perplexity": r["ppl"],
+            "variant": r.candidate.label,
+            "cost is": r.kind_of_cost,
+            "latency, s": r.latency_s,
+            "ms per token": r.per_token_ms,
+            "tokens/s": r.tokens_per_s,
+            "speed-up over dense": r.speedup,
+            "memory, MiB": r.memory_mib,
+            "perplexity": r.ppl,
         }
         for r in material.scene.table(cell, estimates=True)
     ]

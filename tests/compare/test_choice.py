@@ -7,15 +7,15 @@ import random
 
 import pytest
 
+from core.compare.candidates import Candidate
 from core.compare.choice import Budget, best, broken, frontier, within
+from core.compare.outcomes import Outcome
 from core.errors import OptionError
 
 
 def row(key, ppl, ms=1.0, mib=100.0, over=1.0, cost="measured"):
-    return {
-        "key": key, "ppl": ppl, "per_token_ms": ms, "memory_mib": mib, "ppl_over_dense": over,
-        "kind_of_cost": cost, "parameters": 1,
-    }  # fmt: skip
+    candidate = Candidate(key, key, "depth", parameters=1, ppl=ppl)
+    return Outcome(candidate, over, per_token_ms=ms, memory_mib=mib, kind_of_cost=cost)
 
 
 ROWS = [
@@ -30,22 +30,22 @@ def test_the_frontier_is_what_no_other_beats():
     rng = random.Random(3)
     rows = [row(str(n), rng.randint(1, 9), rng.randint(1, 9)) for n in range(60)]
     beaten = {
-        a["key"]
+        a.key
         for a in rows
         for b in rows
-        if b["ppl"] <= a["ppl"] and b["per_token_ms"] <= a["per_token_ms"]
-        and (b["ppl"], b["per_token_ms"]) != (a["ppl"], a["per_token_ms"])
+        if b.ppl <= a.ppl and b.per_token_ms <= a.per_token_ms
+        and (b.ppl, b.per_token_ms) != (a.ppl, a.per_token_ms)
     }  # fmt: skip
-    expected = {(r["per_token_ms"], r["ppl"]) for r in rows if r["key"] not in beaten}
+    expected = {(r.per_token_ms, r.ppl) for r in rows if r.key not in beaten}
     found = frontier(rows, "per_token_ms")
-    assert {(r["per_token_ms"], r["ppl"]) for r in found} == expected
+    assert {(r.per_token_ms, r.ppl) for r in found} == expected
     assert len(found) == len(expected)
-    assert [r["per_token_ms"] for r in found] == sorted(r["per_token_ms"] for r in found)
+    assert [r.per_token_ms for r in found] == sorted(r.per_token_ms for r in found)
 
 
 def test_unknown_and_infinite_values_are_not_on_the_frontier():
     rows = [row("a", None), row("b", math.inf), row("c", 3.0, None), row("d", 2.0)]
-    assert [r["key"] for r in frontier(rows, "per_token_ms")] == ["d"]
+    assert [r.key for r in frontier(rows, "per_token_ms")] == ["d"]
     assert frontier([], "per_token_ms") == []
 
 
@@ -60,9 +60,9 @@ def test_unknown_and_infinite_values_are_not_on_the_frontier():
     ],
 )
 def test_budgets_filter_and_the_lowest_perplexity_wins(budget, fit, chosen):
-    assert [r["key"] for r in within(ROWS, budget)] == fit
+    assert [r.key for r in within(ROWS, budget)] == fit
     found = best(ROWS, budget)
-    assert (found["key"] if found else None) == chosen
+    assert (found.key if found else None) == chosen
 
 
 def test_what_is_unknown_or_out_of_memory_keeps_to_no_budget():
@@ -72,8 +72,8 @@ def test_what_is_unknown_or_out_of_memory_keeps_to_no_budget():
 
 
 def test_of_equal_perplexities_the_faster_wins_and_without_any_the_fastest():
-    assert best([row("slow", 2.0, 9.0), row("fast", 2.0, 3.0)], Budget())["key"] == "fast"
-    assert best([row("slow", None, 9.0), row("fast", None, 3.0)], Budget())["key"] == "fast"
+    assert best([row("slow", 2.0, 9.0), row("fast", 2.0, 3.0)], Budget()).key == "fast"
+    assert best([row("slow", None, 9.0), row("fast", None, 3.0)], Budget()).key == "fast"
 
 
 @pytest.mark.parametrize("value", [0, -1.5])
