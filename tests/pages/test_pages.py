@@ -133,7 +133,7 @@ def test_importance_page_refuses_what_the_command_line_refuses(
     workspace, folder = scored
     page = open_page("pages/importance.py", workspace, monkeypatch, model=str(folder))
     next(n for n in page.number_input if n.label.startswith("Length")).set_value(100000).run()
-    assert any("more than the model's context" in e.value for e in page.error)
+    assert any("exceed the model's context" in e.value for e in page.error)
     button = next(b for b in page.button if b.label == "Score the blocks")
     assert button.disabled
 

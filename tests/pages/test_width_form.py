@@ -86,7 +86,7 @@ def test_without_a_variant_there_is_nothing_to_match(form):
 
 @pytest.mark.parametrize(
     ("layers", "sentence"),
-    [("4:9", "has blocks 0 to 4"), ("x", "'x' is not a range"), ("3:3", "names no block")],
+    [("4:9", "has blocks 0 to 4"), ("x", "'x' is not a range"), ("3:3", "--layers 3:3 is empty")],
 )
 def test_layers_outside_the_model_are_one_sentence(form, layers, sentence):
     form.text_input(key="width_in_layers").set_value(layers).run()
