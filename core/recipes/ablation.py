@@ -11,6 +11,7 @@ from typing import Any
 
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.results import RetrainRow
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
 
@@ -46,50 +47,49 @@ def _training(method: str) -> Step:
     return Step(method, "retrain", values)
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[RetrainRow]:
     """Return one row per variant (dense, pruned, each method), source and measure."""
-    rows: list[dict[str, Any]] = []
+    rows: list[RetrainRow] = []
     columns = {"dense": "dense", "before": "pruned"}
     for method in METHODS:
         found = chain.read(method, Summary)
-        rows.append({"variant": method, "evaluated_on": "held out", "measure": "recovered",
-                     "value": found.recovered, "items": found.heldout.tokens})  # fmt: skip
+        tokens = found.heldout.tokens
+        rows.append(RetrainRow(method, "held out", "recovered", found.recovered, items=tokens))
         names = columns | {"after": method}
         columns = {}  # dense and pruned are the same for both methods
         for row in retraining.evaluation_rows(chain, method):
-            about: dict[str, Any] = {"measure": row.measure, "items": row.items}
             ours = Path(row.source).parent == chain.folder / "data"
-            about["evaluated_on"] = OTHER if ours else row.source
+            source = OTHER if ours else row.source
             for column, name in names.items():
                 if (value := getattr(row, column)) is not None:
-                    rows.append({"variant": name, "value": value, **about})
+                    rows.append(RetrainRow(name, source, row.measure, value, items=row.items))
     return rows
 
 
 def verdict(chain: Chain) -> Verdict:
     """Report which method recovered more, and what each kept of the dense model."""
     rows = table(chain)
-    retraining.write_table(chain, rows)
+    RetrainRow.write(chain, rows)
     lora, full = (chain.read(method, Summary) for method in METHODS)
     lines = [
         f"LoRA trains {lora.trainable_parameters or 0:,} parameters ({lora.tokens_per_s or 0:.0f} "
         f"tokens/s), full fine-tuning {full.trainable_parameters or 0:,} "
         f"({full.tokens_per_s or 0:.0f} tokens/s), both on {lora.tokens or 0:,} tokens."
     ]
-    for source in dict.fromkeys(row["evaluated_on"] for row in rows if row["measure"] == "kl"):
-        found = {r["variant"]: float(r["value"]) for r in rows
-                 if r["evaluated_on"] == source and r["measure"] == "kl"}  # fmt: skip
+    for source in dict.fromkeys(row.evaluated_on for row in rows if row.measure == "kl"):
+        found = {r.variant: r.value for r in rows
+                 if r.evaluated_on == source and r.measure == "kl"}  # fmt: skip
         parts = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         lines.append(f"KL to the dense model on {source}, nats per token: {parts}.")
-    asked = [row for row in rows if row["measure"] == "accuracy"]
+    asked = [row for row in rows if row.measure == "accuracy"]
     if asked:
         means = {
-            name: [float(r["value"]) for r in asked if r["variant"] == name]
-            for name in dict.fromkeys(r["variant"] for r in asked)
+            name: [r.value or 0.0 for r in asked if r.variant == name]
+            for name in dict.fromkeys(r.variant for r in asked)
         }
         parts = ", ".join(f"{n} {sum(v) / len(v):.1%}" for n, v in means.items())
         lines.append(
-            f"Mean accuracy over the demo's skills ({asked[0]['items']} questions each): {parts}."
+            f"Mean accuracy over the demo's skills ({asked[0].items} questions each): {parts}."
         )
     lines.append(retraining.measured(chain, "lora"))
     return Verdict(

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.results import RetrainRow
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
 
@@ -38,26 +39,27 @@ def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str,
     return found
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[RetrainRow]:
     """Return loss and recovery of every method, relative to the same pruned and dense models."""
     start = chain.read("continued", Summary)
     dense, before = start.heldout_loss_dense, start.heldout_loss_before
-    about = {"evaluated_on": "held out", "items": start.heldout.tokens}
-    rows = [{"variant": name, "measure": "loss", "value": value, **about}
-            for name, value in (("dense", dense), ("pruned", before))]  # fmt: skip
+
+    def row(name: str, measure: str, value: float | None) -> RetrainRow:
+        return RetrainRow(name, "held out", measure, value, items=start.heldout.tokens)
+
+    rows = [row("dense", "loss", dense), row("pruned", "loss", before)]
     for step, label in LABELS.items():
         after = chain.read(step, Summary).heldout_loss_after
         share = retraining.recovered(dense, before, after)
-        rows.append({"variant": label, "measure": "loss", "value": after, **about})
-        rows.append({"variant": label, "measure": "recovered", "value": share, **about})
+        rows += [row(label, "loss", after), row(label, "recovered", share)]
     return rows
 
 
 def verdict(chain: Chain) -> Verdict:
     """Report what each method recovered."""
     rows = table(chain)
-    retraining.write_table(chain, rows)
-    found = {r["variant"]: r["value"] for r in rows if r["measure"] == "recovered"}
+    RetrainRow.write(chain, rows)
+    found = {r.variant: r.value for r in rows if r.measure == "recovered"}
     tokens = {label: chain.read(step, Summary).tokens or 0 for step, label in LABELS.items()}
     both = tokens["continued"] + tokens["continued, then LoRA"]
     shown = "; ".join(f"{name}: {retraining.percent(share)}" for name, share in found.items())

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.recipes import retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.results import RetrainRow
 from core.recipes.spec import RecipeSpec
 
 DEMO = (texts.STORIES, texts.INSTRUCTIONS)
@@ -43,10 +44,10 @@ def _training(place: int) -> Step:
     return Step(f"on-{NAMES[place]}", "retrain", values)
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[RetrainRow]:
     """Return loss and recovery of each retraining on each source."""
     both = sources(chain.spec)
-    rows: list[dict[str, Any]] = []
+    rows: list[RetrainRow] = []
     for place, name in enumerate(NAMES):
         for row in retraining.evaluation_rows(chain, f"on-{name}"):
             if row.measure != "loss":
@@ -54,23 +55,21 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             source = both[place] if row.source == "held out" else both[1 - place]
             trained = f"trained on {both[place]}"
             share = retraining.recovered(row.dense, row.before, row.after)
-            about = {"evaluated_on": source, "items": row.items}
-            rows.append({"variant": trained, "measure": "loss", "value": row.after, **about})
-            rows.append({"variant": trained, "measure": "recovered", "value": share, **about})
+            items = row.items
+            rows.append(RetrainRow(trained, source, "loss", row.after, items=items))
+            rows.append(RetrainRow(trained, source, "recovered", share, items=items))
             if place == 0:
                 for label, value in (("dense", row.dense), ("pruned", row.before)):
-                    rows.append({"variant": label, "measure": "loss", "value": value, **about})
+                    rows.append(RetrainRow(label, source, "loss", value, items=items))
     return rows
 
 
 def verdict(chain: Chain) -> Verdict:
     """Report how much of the gap on B training on A recovered, and the reverse."""
     rows = table(chain)
-    retraining.write_table(chain, rows)
+    RetrainRow.write(chain, rows)
     found = {
-        (row["variant"], row["evaluated_on"]): row["value"]
-        for row in rows
-        if row["measure"] == "recovered"
+        (row.variant, row.evaluated_on): row.value for row in rows if row.measure == "recovered"
     }
     lines = [
         f"{trained.capitalize()}, evaluated on {source}: {retraining.percent(share)} recovered."

@@ -9,6 +9,7 @@ was trained on: ``--data`` is one SOURCE, part of which is held out, or ``TRAIN,
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,12 @@ from core.prune.score_results import Importance
 from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
+from core.recipes.results import PaperRow
 from core.recipes.spec import RecipeSpec
-from core.runs import workspace
 
 CRITERIA = ("ppl", "taylor")
 SHARES = (6 / 32, 9 / 32, 11 / 32)
 """Shares of the blocks; the paper labels them 20, 27 and 35 %."""
-COLUMNS = (
-    "kind",
-    "model",
-    "criterion",
-    "blocks_dropped",
-    "params",
-    "ratio",
-    "retrained",
-    "text",
-    "ppl",
-    "tasks_mean",
-    "tasks_stderr",
-    "speedup",
-    "source",
-)
-"""Columns of table.csv; ``kind`` is measured or published."""
 AUTHORS = "authors' repository"
 LIMIT = 40
 """Questions per demo task; real tasks are run in full."""
@@ -107,29 +92,36 @@ def _retrained(name: str) -> Step:
     return Step(f"lora-{name}", "retrain", options)
 
 
-def asked(chain: Chain, name: str) -> dict[str, float | None]:
+@dataclass(frozen=True)
+class Mean:
+    """The plain mean over the tasks that one checkpoint was asked."""
+
+    tasks_mean: float | None = None
+    tasks_stderr: float | None = None
+
+
+def asked(chain: Chain, name: str) -> Mean:
     """Return the plain mean over the tasks' own metrics, and its standard error.
 
     The standard error assumes independent tasks. Empty if the tasks were not run.
     """
     step = f"tasks-{name}"
     if step in chain.failed:
-        return {}
+        return Mean()
     rows = chain.table(step, Score)
     found = []
     for task in suites.expand(tasks_of(chain.spec)["tasks"]):
         own = {row.metric: row for row in rows if row.task == task}
         found.append(own[suites.metric_of(task, list(own))])
     errors = [row.stderr**2 for row in found if row.stderr]
-    return {
-        "tasks_mean": math.fsum(row.value for row in found) / len(found),
-        "tasks_stderr": (
-            math.sqrt(math.fsum(errors)) / len(found) if len(errors) == len(found) else None
-        ),
-    }
+    whole = len(errors) == len(found)
+    return Mean(
+        math.fsum(row.value for row in found) / len(found),
+        math.sqrt(math.fsum(errors)) / len(found) if whole else None,
+    )
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[PaperRow]:
     """Return the rows of table.csv: dense, every variant before and after LoRA, published."""
     spec = chain.spec
     text = Path(texts.apart(chain)[1]).name
@@ -138,52 +130,52 @@ def table(chain: Chain) -> list[dict[str, Any]]:
         for name, speed in zip(_fastest(spec), speeds(chain, "speed"), strict=True)
     }
     dense = chain.read("evaluate-dense", Summary)
-    measured = {"kind": "measured", "model": spec.checkpoint, "text": text, "source": "this run"}
+    measured = PaperRow(kind="measured", model=spec.checkpoint, text=text, source="this run")
     rows = [
-        {
-            **measured,
-            "blocks_dropped": 0,
-            "params": dense.parameters,
-            "ratio": 0.0,
-            "ppl": parts.perplexity(chain, "dense"),
-            **asked(chain, "dense"),
-            "speedup": 1.0,
-        }
+        replace(
+            measured,
+            blocks_dropped=0,
+            params=dense.parameters,
+            ratio=0.0,
+            ppl=parts.perplexity(chain, "dense"),
+            speedup=1.0,
+            **vars(asked(chain, "dense")),
+        )
     ]
     for name, criterion, count in variants(spec):
         record = chain.read(name, Pruning)
         for step, retrained in ((name, ""), (f"lora-{name}", "lora")):
             rows.append(
-                {
-                    **measured,
-                    "criterion": criterion,
-                    "blocks_dropped": count,
-                    "params": record.parameters_after,
-                    "ratio": record.ratio,
-                    "retrained": retrained,
-                    "ppl": parts.perplexity(chain, step),
-                    **(asked(chain, step) if retrained else {}),
-                    "speedup": fast[count],
-                }
+                replace(
+                    measured,
+                    criterion=criterion,
+                    blocks_dropped=count,
+                    params=record.parameters_after,
+                    ratio=record.ratio,
+                    retrained=retrained,
+                    ppl=parts.perplexity(chain, step),
+                    speedup=fast[count],
+                    **vars(asked(chain, step) if retrained else Mean()),
+                )
             )
     return rows + published_rows()
 
 
-def published_rows() -> list[dict[str, Any]]:
+def published_rows() -> list[PaperRow]:
     """Return the authors' own figures (WikiText-2 at 128 tokens), marked as published."""
     return [
-        {
-            "kind": "published",
-            "model": row["model"],
-            "criterion": "" if row["method"] == "dense" else row["method"],
-            "params": row["parameters"],
-            "ratio": row["ratio"],
-            "retrained": row["retrained"],
-            "text": "WikiText-2",
-            "ppl": row["wikitext2_ppl"],
-            "tasks_mean": row["average_7"] / 100 if row["average_7"] else None,
-            "source": row["source"],
-        }
+        PaperRow(
+            kind="published",
+            model=row["model"],
+            criterion="" if row["method"] == "dense" else row["method"],
+            params=row["parameters"],
+            ratio=row["ratio"],
+            retrained=row["retrained"],
+            text="WikiText-2",
+            ppl=row["wikitext2_ppl"],
+            tasks_mean=row["average_7"] / 100 if row["average_7"] else None,
+            source=row["source"],
+        )
         for row in published.figures()
         if row["source"] == AUTHORS
     ]
@@ -192,41 +184,40 @@ def published_rows() -> list[dict[str, Any]]:
 def verdict(chain: Chain) -> Verdict:
     """Write the table; report what the largest cut costs before and after retraining."""
     rows = table(chain)
-    workspace.write_csv(
-        chain.folder / "table.csv", COLUMNS, [[row.get(c) for c in COLUMNS] for row in rows]
-    )
-    own = [row for row in rows if row["kind"] == "measured"]
-    dense, most = own[0]["ppl"], max(row["blocks_dropped"] for row in own)
-    last = [row for row in own if row["blocks_dropped"] == most]
+    PaperRow.write(chain, rows)
+    own = [row for row in rows if row.kind == "measured"]
+    dense, most = own[0].ppl or math.nan, max(row.blocks_dropped or 0 for row in own)
+    last = [row for row in own if row.blocks_dropped == most]
     best = {
-        kind: min(row["ppl"] for row in last if row["retrained"] == kind) / dense
+        kind: min(row.ppl or math.nan for row in last if row.retrained == kind) / dense
         for kind in ("", "lora")
     }
     blocks = chain.read("evaluate-dense", Summary).blocks
     return Verdict(
         f"Without {most} of {blocks} blocks "
-        f"({last[0]['ratio']:.0%} of the parameters), perplexity is {best['']:.3f} x dense, and "
+        f"({last[0].ratio:.0%} of the parameters), perplexity is {best['']:.3f} x dense, and "
         f"{best['lora']:.3f} x after LoRA; the model runs at {speeds(chain, 'speed')[-1]}.",
         (
             *map(_sentence, own),
             _evaluated_on(chain),
-            f"table.csv also has {sum(row['kind'] == 'published' for row in rows)} rows marked as "
+            f"table.csv also has {sum(row.kind == 'published' for row in rows)} rows marked as "
             "published; the authors measured them on the models and text named there.",
             parts.measured_on(chain.read(parts.SCORES, Importance)),
         ),
-        {"rows": own},
+        {"rows": [{k: v for k, v in asdict(row).items() if v is not None} for row in own]},
     )
 
 
-def _sentence(row: dict[str, Any]) -> str:
+def _sentence(row: PaperRow) -> str:
     """Return one measured row as a sentence."""
-    name = "Dense" if not row["blocks_dropped"] else (
-        f"{row['criterion']}, {row['blocks_dropped']} blocks, {row['retrained'] or 'not retrained'}"
-    )  # fmt: skip
-    tasks = f", tasks {row['tasks_mean']:.3f}" if "tasks_mean" in row else ""
-    if row.get("tasks_stderr") is not None:
-        tasks += f" ± {row['tasks_stderr']:.3f}"
-    return f"{name}: perplexity {row['ppl']:.4g}{tasks}."
+    name = "Dense"
+    if row.blocks_dropped:
+        retrained = row.retrained or "not retrained"
+        name = f"{row.criterion}, {row.blocks_dropped} blocks, {retrained}"
+    tasks = f", tasks {row.tasks_mean:.3f}" if row.tasks_mean is not None else ""
+    if row.tasks_stderr is not None:
+        tasks += f" ± {row.tasks_stderr:.3f}"
+    return f"{name}: perplexity {row.ppl:.4g}{tasks}."
 
 
 def _evaluated_on(chain: Chain) -> str:

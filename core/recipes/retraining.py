@@ -18,12 +18,9 @@ from core.recipes.spec import RecipeSpec
 from core.retrain.recovery import BEYOND, Recovery
 from core.retrain.results import Measure, Summary, read_measures
 from core.retrain.spec import RATES, SMALL
-from core.runs import workspace
 
 QUARTER = 0.25
 STEPS = 40
-COLUMNS = ("variant", "evaluated_on", "measure", "value", "spread", "items")
-"""Columns of table.csv; ``measure``: loss and kl (nats per token), recovered, accuracy (shares)."""
 
 
 def pruned_steps(spec: RecipeSpec) -> list[Step]:
@@ -82,12 +79,6 @@ def recovered(dense: float | None, before: float | None, after: float | None) ->
 def evaluation_rows(chain: Chain, step: str) -> tuple[Measure, ...]:
     """Return a retraining step's table of further evaluation; raises `RunError` if missing."""
     return read_measures(chain.dir(step)) or chain.table(step, Measure)
-
-
-def write_table(chain: Chain, rows: list[dict[str, Any]]) -> None:
-    """Write table.csv; a row has some of `COLUMNS`."""
-    lines = [[row.get(column) for column in COLUMNS] for row in rows]
-    workspace.write_csv(chain.folder / "table.csv", COLUMNS, lines)
 
 
 def percent(share: float | None) -> str:

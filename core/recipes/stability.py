@@ -8,8 +8,10 @@ from typing import Any
 
 from core.recipes import retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
+from core.recipes.results import RetrainRow
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
+from core.runs import workspace
 
 SEEDS = 3
 FACTORS = (1.0, 1 / 3)
@@ -40,9 +42,9 @@ def _training(name: str, factor: float, seed: int) -> Step:
     return Step(name, "retrain", values)
 
 
-def table(chain: Chain) -> list[dict[str, Any]]:
+def table(chain: Chain) -> list[RetrainRow]:
     """Return one row per run, and per rate the mean with the sample standard deviation."""
-    rows: list[dict[str, Any]] = []
+    rows: list[RetrainRow] = []
     for factor in FACTORS:
         found: list[float] = []
         label, items = "", 0
@@ -56,35 +58,33 @@ def table(chain: Chain) -> list[dict[str, Any]]:
             measure = "loss" if share is None else "recovered"
             value = summary.heldout_loss_after if share is None else share
             found.append(math.nan if value is None else value)
-            rows.append({"variant": label, "evaluated_on": f"seed {seed}", "measure": measure,
-                         "value": value, "items": items})  # fmt: skip
-        rows.append({"variant": label, "evaluated_on": "mean", "measure": rows[-1]["measure"],
-                     "value": statistics.mean(found), "spread": statistics.stdev(found),
-                     "items": items})  # fmt: skip
+            rows.append(RetrainRow(label, f"seed {seed}", measure, value, items=items))
+        mean, spread = statistics.mean(found), statistics.stdev(found)
+        rows.append(RetrainRow(label, "mean", rows[-1].measure, mean, spread, items))
     return rows
 
 
 def _rate(chain: Chain, name: str) -> float:
-    record = retraining.workspace.read_json(chain.dir(name) / ".run" / "spec.json") or {}
+    record = workspace.read_json(chain.dir(name) / ".run" / "spec.json") or {}
     return float(record["spec"]["lr"])
 
 
 def verdict(chain: Chain) -> Verdict:
     """Report the mean and spread of the recovery at each learning rate."""
     rows = table(chain)
-    retraining.write_table(chain, rows)
-    means = [row for row in rows if row["evaluated_on"] == "mean"]
+    RetrainRow.write(chain, rows)
+    means = [row for row in rows if row.evaluated_on == "mean"]
     shown = "; ".join(
-        f"{row['variant']}: {row['value']:.1%} ± {row['spread']:.1%}"
-        if row["measure"] == "recovered"
-        else f"{row['variant']}: loss {row['value']:.4f} ± {row['spread']:.4f}"
+        f"{row.variant}: {row.value:.1%} ± {row.spread:.1%}"
+        if row.measure == "recovered"
+        else f"{row.variant}: loss {row.value:.4f} ± {row.spread:.4f}"
         for row in means
     )
     name = _runs(chain.spec)[0][0]
     return Verdict(
         f"Recovered over {SEEDS} seeds, mean and sample standard deviation: {shown}.",
         (retraining.measured(chain, name),),
-        {row["variant"]: {"mean": row["value"], "spread": row["spread"]} for row in means},
+        {row.variant: {"mean": row.value, "spread": row.spread} for row in means},
     )
 
 

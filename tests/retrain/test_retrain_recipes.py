@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_ablation_of_the_demo_trains_on_stories_and_judges_by_instructions_too(p
         )
         summary = {"recovered": 0.5, "heldout": {"tokens": 7}}
         workspace.write_json(chain.dir(step.name) / "summary.json", summary)
-    table = ablation.table(chain)
+    table = [asdict(row) for row in ablation.table(chain)]
     assert value(table, "dense", "demo instructions", "loss") == 1
     assert value(table, "full", "demo instructions", "loss") == 2
 
