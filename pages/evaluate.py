@@ -14,7 +14,7 @@ from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import by_content, command
 from core.evaluate import tables as view
-from core.evaluate.by_content import Judged, Measure
+from core.evaluate.by_content import Evaluated, Measure
 from core.evaluate.spec import EvaluateSpec
 from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
@@ -152,7 +152,7 @@ def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def overview(evaluated: list[Judged[Variant]], chosen: list[Measure]) -> None:
+def overview(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
     """Draw the table of checkpoints and the dot chart by task."""
     st.subheader("Results")
     rows = view.wide(evaluated, chosen)
@@ -200,7 +200,7 @@ def skills(known: Study) -> None:
     downloaded("skills.csv", [asdict(row) for row in rows])
 
 
-def flipped(evaluated: list[Judged[Variant]], chosen: list[Measure]) -> None:
+def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
     """Draw the questions that two checkpoints answer differently."""
     tasks = {m.label: m for m in chosen if m.kind == "task"}
     both = {label: [one for one in evaluated if m in one.cells] for label, m in tasks.items()}

@@ -1,1 +1,1 @@
-"""Latency, throughput and memory of checkpoints, by the paper's protocol, and an analytic model."""
+"""Latency, throughput and memory of checkpoints: the paper's protocol, and an analytic model."""

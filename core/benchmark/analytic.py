@@ -1,9 +1,9 @@
-"""What a model should cost, from its shapes alone: memory exactly, latency as a roofline.
+"""Estimated cost of a model from its shapes alone: memory, and latency as a roofline.
 
-Torch-free, so that a page can show figures while a slider moves. A decoding step reads every
-weight once, and the key/value cache once and twice more to make it longer; it takes the longer of
-moving and multiplying, plus what this machine was measured to spend on anything else (`Rates`):
-by the step, by the block, by the activation, and once a generation.
+Torch-free, so that a page can update figures while a slider moves. A decoding step reads every
+weight once, and the key/value cache once, plus two more passes to extend it. It takes the longer
+of data movement and arithmetic, plus this machine's measured overheads (`Rates`): per step, per
+block, per activation, and per generation.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 ROUGH_PCT = 30.0
 """Median error above which estimates are called rough. A convention, not measured."""
 CACHE_MOVES = 3
-"""A step's passes over the cache: read and written anew when it grows, read by the attention."""
+"""A step's passes over the cache: one read and one write to extend it, one read by attention."""
 SAMPLING_BYTES = 24
-"""Bytes a logit costs while sampling by top-k and top-p: float32 logits, their sorted copy,
-probabilities and cumulated ones (4 each), and the sorting order (8)."""
+"""Bytes per logit during top-k and top-p sampling: float32 logits, their sorted copy,
+probabilities and cumulative probabilities (4 each), and the sort indices (8)."""
 
 
 class Shapes(Protocol):
-    """What is needed of `core.checkpoint.headers.CheckpointInfo`."""
+    """The part of `core.checkpoint.headers.CheckpointInfo` that is needed here."""
 
     @property
     def hidden(self) -> int:
@@ -48,7 +48,7 @@ class Shapes(Protocol):
 
     @property
     def parameters(self) -> int:
-        """Elements in all."""
+        """Total number of elements."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -61,7 +61,7 @@ class Shapes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BlocksLeft:
-    """The shapes of a checkpoint of which some blocks are left out; a `Shapes`."""
+    """The shapes of a checkpoint without some of its blocks; a `Shapes`."""
 
     hidden: int
     vocab: int
@@ -74,8 +74,8 @@ class BlocksLeft:
 
 def without(info: CheckpointInfo, drop: Iterable[int]) -> BlocksLeft:
     """Return the shapes of ``info`` without the blocks ``drop``."""
-    gone = set(drop)
-    lost = sum(info.block_parameters[block] for block in gone)
+    dropped = set(drop)
+    lost = sum(info.block_parameters[block] for block in dropped)
     return BlocksLeft(
         info.hidden,
         info.vocab,
@@ -83,40 +83,40 @@ def without(info: CheckpointInfo, drop: Iterable[int]) -> BlocksLeft:
         info.tied,
         info.parameters - lost,
         {**info.parts, "blocks": info.parts["blocks"] - lost},
-        tuple(shape for block, shape in enumerate(info.block_shapes) if block not in gone),
+        tuple(shape for block, shape in enumerate(info.block_shapes) if block not in dropped),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What one device was measured to do, in one dtype."""
+    """Measured rates and overheads of one device in one dtype."""
 
     bandwidth_bytes_per_s: float
-    """Weights read by a matrix-vector product."""
+    """Rate at which a matrix-vector product reads weights."""
     matmul_flops_per_s: float
-    """Square matrix product."""
+    """Rate of a square matrix product."""
     block_overhead_s: float = 0.0
-    """A decoding step's cost per block beside its bytes and operations, for one sequence."""
+    """A decoding step's overhead per block, beyond bytes and operations, for one sequence."""
     step_overhead_s: float = 0.0
-    """A decoding step's cost beside its blocks."""
+    """A decoding step's overhead outside the blocks."""
     sampling_s_per_logit: float = 0.0
-    """Sorting for top-k and top-p, per logit."""
+    """Time to sort for top-k and top-p, per logit."""
     activation_s: float = 0.0
-    """What an element of an activation costs in each of the passes over it (`activations`)."""
+    """Time per element of an activation in each pass over it (`activations`)."""
     generation_overhead_s: float = 0.0
-    """What a generation costs beside its steps."""
+    """A generation's overhead beyond its steps."""
     dtype: str = "float32"
 
 
 def mean_rates(found: Sequence[Rates]) -> Rates:
-    """Return the mean of several measurements of one device in one precision."""
+    """Return the mean of several measurements of one device in one dtype."""
     fields = [f.name for f in dataclasses.fields(Rates) if f.name != "dtype"]
     means = {name: statistics.fmean(getattr(r, name) for r in found) for name in fields}
     return Rates(**means, dtype=found[0].dtype)
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
-    """Return the bytes of all parameters held in ``dtype``; tied embeddings counted once."""
+    """Return the bytes of all parameters in ``dtype``; tied embeddings count once."""
     return info.parameters * BYTES[dtype]
 
 
@@ -127,10 +127,10 @@ def kv_bytes(info: Shapes, batch: int, context: int, dtype: str) -> int:
 
 
 def activation_bytes(info: Shapes, batch: int, input_tokens: int, context: int, dtype: str) -> int:
-    """Return the estimated peak of what lives beside weights and cache.
+    """Return the estimated peak of memory other than weights and cache.
 
-    The larger of the prompt's widest block (its hidden state twice, gate, up and their product)
-    and a step's logits while sampling; to that comes one block's cache, which is copied when it
+    This is the larger of the prompt's widest block (its hidden state twice, gate, up and their
+    product) and a step's logits during sampling, plus one block's cache, which is copied when it
     grows.
     """
     width = BYTES[dtype]
@@ -157,22 +157,22 @@ def memory_bytes(
 def largest_batch(
     info: Shapes, capacity_bytes: float, input_tokens: int, output_tokens: int, dtype: str
 ) -> int:
-    """Return the largest batch whose estimated memory is within ``capacity_bytes``; 0 for none."""
+    """Return the largest batch whose estimated memory fits ``capacity_bytes``; 0 if none does."""
     empty = memory_bytes(info, 0, input_tokens, output_tokens, dtype)["total"]
     each = memory_bytes(info, 1, input_tokens, output_tokens, dtype)["total"] - empty
     return max(0, int((capacity_bytes - empty) // each)) if each else 0
 
 
 def _read_per_step(info: Shapes) -> int:
-    """Return the parameters a step reads: all but the embedding table, unless it is the head."""
+    """Return the parameters that a step reads: all but the embedding, unless it is the head."""
     return info.parameters - (0 if info.tied else info.parts["embedding"])
 
 
 def activations(info: Shapes) -> int:
-    """Return the elements that pass between a token's kernels: norms, rotations, gates, sums.
+    """Return the elements that one token's kernels pass on: norms, rotations, gates, sums.
 
-    Counted as in the LLaMA family: twelve passes over the hidden state in a block, six over
-    queries and keys, three over the MLP's neurons.
+    Counted for the LLaMA family: per block, twelve passes over the hidden state, six over queries
+    and keys, three over the MLP's neurons.
     """
     return sum(
         12 * info.hidden + 6 * (s["heads"] + s["kv_heads"]) * info.head_dim + 3 * s["intermediate"]
@@ -181,7 +181,7 @@ def activations(info: Shapes) -> int:
 
 
 def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
-    """Return the seconds of one forward pass over ``tokens`` new tokens a sequence."""
+    """Return the seconds of one forward pass over ``tokens`` new tokens per sequence."""
     width = BYTES[rates.dtype]
     head = info.vocab * info.hidden
     body = _read_per_step(info) - head
@@ -195,7 +195,7 @@ def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1
 
 
 def first_token_s(info: Shapes, rates: Rates, batch: int, input_tokens: int = 12) -> float:
-    """Return the seconds until the first token is there."""
+    """Return the seconds until the first token is generated."""
     prompt = step_s(info, rates, batch, input_tokens, input_tokens)
     return rates.generation_overhead_s + prompt
 
@@ -203,7 +203,7 @@ def first_token_s(info: Shapes, rates: Rates, batch: int, input_tokens: int = 12
 def latency_s(
     info: Shapes, rates: Rates, batch: int, input_tokens: int = 12, output_tokens: int = 128
 ) -> float:
-    """Return the seconds of one whole generation: the prompt, then a step for every token."""
+    """Return the seconds of one whole generation: the prompt, then one step per token."""
     middle = input_tokens + output_tokens / 2  # a step's cost is linear in the context
     rest = (output_tokens - 1) * step_s(info, rates, batch, int(middle))
     return first_token_s(info, rates, batch, input_tokens) + rest
@@ -218,18 +218,18 @@ def latency_ms(
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """How far estimates are from measurements."""
+    """Errors of estimates against measurements."""
 
     points: int = 0
     median_error_pct: float | None = None
-    """Of abs(estimate / measured - 1); None without points."""
+    """Median of abs(estimate / measured - 1); None without points."""
     worst_error_pct: float | None = None
     rough: bool | None = None
     """Whether the median is above `ROUGH_PCT`."""
 
 
 def errors(pairs: Iterable[tuple[float, float]]) -> Errors:
-    """Return how far estimates are from measurements, over (estimated, measured) pairs."""
+    """Return the errors of estimates, over (estimated, measured) pairs."""
     off = [100.0 * abs(e / m - 1.0) for e, m in pairs if m > 0]
     if not off:
         return Errors()

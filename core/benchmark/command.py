@@ -43,42 +43,46 @@ CPU_LIMIT_S = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSpec(DeviceOptions):
-    """Latency, throughput and memory of checkpoints, side by side."""
+    """Measure latency, throughput and memory of checkpoints, side by side."""
 
     checkpoints: tuple[str, ...] = option(positional=True, help="Folders, runs, Hub ids, or demo.")
     out: str = option(help="Run directory to write.")
-    batch_sizes: tuple[int, ...] = option((1, 4, 16), help="Prompts at once.", low=1, high=65536)
+    batch_sizes: tuple[int, ...] = option(
+        (1, 4, 16), help="Prompts processed together.", low=1, high=65536
+    )
     input_tokens: int = option(12, help="Length of the prompt.", low=1, unit="tokens")
     output_tokens: tuple[int, ...] = option(
         (128,), help="Forced length of the output.", low=2, unit="tokens"
     )
-    warmup: int = option(10, help="Runs before the timed ones, over all visits.", low=0)
-    runs: int = option(20, help="Timed runs of a point, over all visits.", low=2)
-    visits: int = option(2, help="Times each variant is measured, in reversed order.", low=2)
+    warmup: int = option(10, help="Warm-up runs per point, over all visits.", low=0)
+    runs: int = option(20, help="Timed runs per point, over all visits.", low=2)
+    visits: int = option(
+        2, help="Number of times each variant is measured, in alternating order.", low=2
+    )
     time_limit_s: float | None = option(
         None,
-        help="Time for all points; at least two runs a visit are made. Default: 90 on a CPU, "
-        "else no limit.",
+        help="Time limit for all points; each visit makes at least two runs. Default: 90 on a CPU, "
+        "otherwise none.",
         low=1,
         unit="seconds",
     )
     memory_limit_mib: int | None = option(
-        None, help="Measure as if the device had only this much memory.", low=1, unit="MiB"
+        None, help="Simulate a device with only this much memory.", low=1, unit="MiB"
     )
     largest_batch: bool = option(
         True, help="Find the largest batch that fits, on a GPU or under a memory limit."
     )
-    random_weights: bool = option(False, help="Random weights; config.json is enough.")
+    random_weights: bool = option(False, help="Use random weights; config.json is enough.")
     rates_only: bool = option(
-        False, help="Only measure what the device does, for estimates; no checkpoint is loaded."
+        False, help="Only measure the device's rates, for estimates; no checkpoint is loaded."
     )
-    seed: int = option(1234, help="Draws random weights and samples.", low=0)
-    dry_run: bool = option(False, help="Say what will run and what it should cost.")
+    seed: int = option(1234, help="Seed for random weights and sampling.", low=0)
+    dry_run: bool = option(False, help="Show what would run and its estimated memory.")
 
 
 @dataclass
 class Variant:
-    """One checkpoint and what was found out about it."""
+    """One checkpoint and its results."""
 
     name: str
     folder: Path
@@ -88,13 +92,13 @@ class Variant:
     largest: Largest | None = None
 
     def dtype(self, spec: BenchmarkSpec) -> str:
-        """Return the dtype that was loaded, or, before that, the one that will be."""
+        """Return the dtype of the loaded model or, before that, the one it will have."""
         expected = dtypes.expected(spec.dtype, self.info.dtype, spec.device).weights
         return str(self.loaded.get("dtype") or expected)
 
 
 def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[Variant]:
-    """Resolve and inspect the checkpoints; names are their folders', made different."""
+    """Resolve and inspect the checkpoints; names are their folders', made unique."""
     config_only = spec.random_weights or spec.dry_run or spec.rates_only
     found: list[Variant] = []
     longest = spec.input_tokens + max(spec.output_tokens)
@@ -104,9 +108,9 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
         folder, info = checkpoint.folder, checkpoint.info
         if info.context and longest > info.context:
             raise OptionError(
-                f"--output-tokens: {longest} tokens with the prompt are more than the context of "
-                f"{given}, {info.context}.",
-                "Give shorter prompts or outputs.",
+                f"--output-tokens: prompt and output have {longest} tokens, which exceed the "
+                f"context of {given}, {info.context}.",
+                "Use shorter prompts or outputs.",
             )
         name = given if given == "demo" else folder.resolve().name
         if name == "merged":
@@ -117,12 +121,12 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
 
 
 def check(spec: BenchmarkSpec) -> None:
-    """Raise what is wrong with the checkpoints, or with the lengths for their contexts."""
+    """Raise an error for invalid checkpoints, or for lengths that exceed their contexts."""
     variants_of(spec)
 
 
 def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
-    """Return what would be measured and the analytic memory of every point (no torch)."""
+    """Return what would be measured and every point's estimated memory (no torch)."""
     variants = variants_of(spec)
     grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
     rows = []
@@ -147,13 +151,13 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
 
 
 def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any]]:
-    """Run one worker and yield its events; it is ended when the caller stops listening.
+    """Run one worker and yield its events; it is killed when the caller stops iterating.
 
     The last event is ``ended`` with the exit status.
     """
     env = {
         **os.environ,
-        "KINETO_LOG_LEVEL": "99",  # the profiler's notes of starting and stopping
+        "KINETO_LOG_LEVEL": "99",  # silences the profiler's start and stop messages
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
     }
     process = subprocess.Popen(
@@ -182,10 +186,10 @@ def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any
 
 
 class Session:
-    """One benchmark: the plan, the workers one after another, and what they said."""
+    """One benchmark: the plan, the workers one after another, and their results."""
 
     def __init__(self, spec: BenchmarkSpec, progress: Progress, device: str) -> None:
-        """Prepare the grid and the time of a point."""
+        """Prepare the grid and the time limit per point."""
         self.spec, self.progress, self.device = spec, progress, device
         self.variants = variants_of(spec)
         self.grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
@@ -216,24 +220,24 @@ class Session:
         }
 
     def rates(self) -> analytic.Rates | None:
-        """Return what the device was measured to do: the mean of both ends of the benchmark.
+        """Return the device's rates: the mean over both ends of the benchmark.
 
-        The first variant's visits, which are the first and the last of two, measure it at their
-        ends; where they could not, a worker of its own does.
+        Each visit of the first variant (the first and, with two visits, the last) measures them at
+        its end; if none could, a separate worker does.
         """
         if not self.measured_rates:
-            self.progress.step(self.done, self.total, "what the device does")
+            self.progress.step(self.done, self.total, "the device's rates")
             request = self.request(self.variants[0], measure_rates=True, memory_limit_mib=None)
             for event in _talk(request, self.progress):
                 if event.pop("event") == "rates":
                     self.measured_rates.append(analytic.Rates(**event))
         if not self.measured_rates:
-            self.progress.log("The device's rates could not be measured; there are no estimates.")
+            self.progress.log("Cannot measure the device's rates; latency will not be estimated.")
             return None
         return analytic.mean_rates(self.measured_rates)
 
     def visit(self, visit: int, variant: Variant) -> None:
-        """Measure one variant once, restarting the worker where the system killed it."""
+        """Measure one variant once, restarting the worker if the system killed it."""
         spec = self.spec
         known_full = {c for c, rs in variant.results.items() if any(r.oom for r in rs)}
         left = [
@@ -257,7 +261,7 @@ class Session:
             killed_at = self._listen(request, visit, variant, left)
             if killed_at is None:
                 return
-            full = killed_at  # the system's out-of-memory killer: the same verdict as an error
+            full = killed_at  # the system's out-of-memory killer counts as an out-of-memory error
             larger = [
                 c
                 for c in left
@@ -280,7 +284,7 @@ class Session:
     def _listen(
         self, request: dict[str, Any], visit: int, variant: Variant, left: list[Cell]
     ) -> Cell | None:
-        """Take in one worker's events; returns the cell at which it was killed, if it was."""
+        """Process one worker's events; return the cell at which it was killed, if it was."""
         spec, current, cell = self.spec, None, None
         for event in _talk(request, self.progress):
             kind = event.pop("event")
@@ -320,8 +324,8 @@ class Session:
                 killed = event["status"] in (-9, -6)  # SIGKILL, or abort of a failed allocation
                 if not killed:
                     raise RunError(
-                        f"Measuring {variant.name} ended with status {event['status']}.",
-                        "The log has the traceback.",
+                        f"The worker for {variant.name} ended with status {event['status']}.",
+                        "See the log for the traceback.",
                     )
                 if current is None:
                     if left:
@@ -333,7 +337,7 @@ class Session:
         return None
 
     def _nothing_fits(self, variant: Variant, visit: int, left: list[Cell]) -> Cell | None:
-        """Note that the weights alone were too much."""
+        """Record that the weights alone do not fit."""
         self.progress.log(f"{variant.name}: the weights alone do not fit.")
         first = left[0]
         self._take(variant, CellResult(first, visit, oom=True))
@@ -363,7 +367,7 @@ def _tuples(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _points(session: Session, rates: analytic.Rates | None) -> list[Point]:
-    """Return the rows of points.csv, measured beside estimated."""
+    """Return the rows of points.csv, with measured and estimated values."""
     spec, found = session.spec, []
     for variant in session.variants:
         dtype = variant.dtype(spec)
@@ -384,7 +388,7 @@ def _points(session: Session, rates: analytic.Rates | None) -> list[Point]:
 
 
 def _only_growth(session: Session) -> bool:
-    """Whether tensors were told at no point, so that the process's growth stands for them."""
+    """Whether tensors were counted at no point, so that the process's growth stands for them."""
     found = [r for v in session.variants for rs in v.results.values() for r in rs]
     return all(r.allocated_mib is None for r in found)
 
@@ -449,7 +453,7 @@ def _measured(variant: Variant, spec: BenchmarkSpec) -> MeasuredVariant:
 
 
 def write(session: Session, run: Run, rates: analytic.Rates | None) -> list[Point]:
-    """Write what is known so far to points.csv and runs.csv; returns the points."""
+    """Write the results so far to points.csv and runs.csv; return the points."""
     points = _points(session, rates)
     Point.write(run, points)
     TimedRun.write(

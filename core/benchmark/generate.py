@@ -1,4 +1,4 @@
-"""One timed generation: forced length, the paper's sampling, the first token's time apart."""
+"""One timed generation: forced length, the paper's sampling, time to first token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _FirstToken:
-    """A stopping criterion that never stops and notes when it is first asked."""
+    """A stopping criterion that never stops and records when it is first called."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -29,21 +29,21 @@ class _FirstToken:
 
 
 class Clock:
-    """Time on one device: CUDA events, elsewhere the wall clock after the device is done."""
+    """Time on one device: CUDA events, or the wall clock once the device is idle."""
 
     def __init__(self, device: torch.device) -> None:
         """Measure on ``device``."""
         self.device = device
 
     def wait(self) -> None:
-        """Wait until the device has done all that was asked of it."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def mark(self) -> Any:
-        """Return a point in the device's time."""
+        """Return a time mark on the device."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
@@ -52,16 +52,16 @@ class Clock:
         return time.perf_counter()
 
     def between_s(self, first: Any, last: Any) -> float:
-        """Return the seconds from one mark to another; CUDA: wait for the device before."""
+        """Return the seconds between two marks; on CUDA, call `wait` first."""
         if self.device.type == "cuda":
             return float(first.elapsed_time(last)) / 1000.0
         return float(last - first)
 
 
 def force_length(model: PreTrainedModel, output_tokens: int) -> Any:
-    """Return a generation config of exactly ``output_tokens`` new tokens, and give it the model.
+    """Return a generation config for exactly ``output_tokens`` new tokens, and set it on the model.
 
-    It has no end token, so nothing ends early and nothing is spent on suppressing one.
+    It has no end token, so that nothing ends early and no time is spent on suppressing one.
     """
     from transformers import GenerationConfig
 
@@ -78,9 +78,9 @@ def force_length(model: PreTrainedModel, output_tokens: int) -> Any:
 
 
 def prompt_ids(tokenizer: Any, vocab: int, input_tokens: int) -> list[int]:
-    """Return ``input_tokens`` ids: the paper's prompt, repeated or cut.
+    """Return ``input_tokens`` ids: the paper's prompt, repeated or truncated.
 
-    Without a tokenizer they are a fixed walk through the vocabulary.
+    Without a tokenizer, they are a fixed sequence through the vocabulary.
     """
     ids = [(7 + 31 * n) % vocab for n in range(input_tokens)]
     if tokenizer is not None:
@@ -90,7 +90,7 @@ def prompt_ids(tokenizer: Any, vocab: int, input_tokens: int) -> list[int]:
 
 
 def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float, float]:
-    """Generate once and return (seconds in all, seconds to the first token).
+    """Generate once and return (total seconds, seconds to the first token).
 
     Args:
         model: The model, on the device of ``ids``.
@@ -98,7 +98,7 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
         config: From `force_length`.
 
     Raises:
-        RunError: the output has another length than was forced.
+        RunError: The output does not have the forced length.
     """
     from transformers import StoppingCriteriaList
 
@@ -118,8 +118,8 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
     wanted = ids.shape[1] + config.max_new_tokens
     if output.shape[1] != wanted:
         raise RunError(
-            f"The output has {output.shape[1]} tokens where {wanted} were forced.",
-            "This model's generate() does not keep to max_new_tokens; it cannot be compared.",
+            f"The output has {output.shape[1]} tokens instead of the forced {wanted}.",
+            "This model's generate() ignores max_new_tokens, so it cannot be compared.",
         )
     return clock.between_s(start, end), clock.between_s(start, first.mark)
 
@@ -127,7 +127,7 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
 def tiny_model(
     blocks: int, device: torch.device, dtype: torch.dtype, width: int = 32
 ) -> PreTrainedModel:
-    """Return a LLaMA with random weights and next to nothing in its blocks."""
+    """Return a LLaMA with random weights and tiny blocks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -141,7 +141,7 @@ def tiny_model(
 
 
 def import_and_settle(device: torch.device) -> None:
-    """Load and generate once with a tiny model, so that libraries count as no model's memory."""
+    """Load and run a tiny model, so that libraries do not count towards a model's memory."""
     from core.model.loading import load_model
 
     model = tiny_model(1, device, torch.float32)

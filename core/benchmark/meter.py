@@ -1,4 +1,4 @@
-"""Memory while generating, three figures kept apart: allocated, reserved, and the whole process."""
+"""Memory during generation, as three separate figures: allocated, reserved, and whole process."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _COUNTED = "depthcut: counted"
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Peaks since the last `MemoryMeter.reset`, in MiB; None where a device does not tell."""
+    """Peaks since the last `MemoryMeter.reset`, in MiB; None if the device does not report them."""
 
     allocated_mib: float | None
-    """Tensors. CUDA: peak. MPS: now. CPU: not told; `tensor_peak` counts them."""
+    """Tensors. CUDA: peak. MPS: current. CPU: not reported; `tensor_peak` counts them."""
     reserved_mib: float | None
-    """What the allocator held. CUDA and MPS: torch's, on the device. CPU: the process's resident
-    growth since before loading, which is tensors and what the C library's heap has in its gaps."""
+    """Memory held by the allocator. CUDA and MPS: torch's, on the device. CPU: growth of the
+    process's resident memory since before loading: tensors plus gaps in the C library's heap."""
     process_mib: float | None
-    """CUDA: what the device had in use beyond what was used before this process; else the
+    """CUDA: memory in use on the device beyond that in use before this process; otherwise the
     process's peak resident memory."""
 
 
 class MemoryMeter:
-    """Peaks on one device; make it before the model is loaded."""
+    """Memory peaks on one device; create it before the model is loaded."""
 
     def __init__(self, device: torch.device) -> None:
-        """Note what was in use on ``device`` before."""
+        """Record the memory already in use on ``device``."""
         self.device = device
         self._before_mib = self._device_used_mib() or resident_mib()
 
     def reset(self) -> None:
-        """Start new peaks."""
+        """Restart the peaks."""
         import torch
 
         if self.device.type == "cuda":
@@ -70,7 +70,7 @@ class MemoryMeter:
         return Peaks(None, max(0.0, peak - self._before_mib), peak)
 
     def _device_used_mib(self) -> float | None:
-        """Return what is in use on a CUDA device by everybody, seen before and after us."""
+        """Return the memory in use on a CUDA device, by all processes; None on other devices."""
         if self.device.type != "cuda":
             return None
         import torch
@@ -80,9 +80,9 @@ class MemoryMeter:
 
 
 def tensor_peak(work: Callable[[], object], before: Callable[[], object] | None = None) -> int:
-    """Do ``work`` on the CPU and return the most bytes of tensors in it, from the allocator's log.
+    """Run ``work`` on the CPU and return its peak bytes of tensors, from the allocator's log.
 
-    Counted are tensors made since ``before``, which is done first and may leave some behind.
+    This includes tensors that ``before``, which runs first, leaves behind.
     """
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -107,10 +107,10 @@ def resident_mib(peak: bool = False) -> float:
 
 
 def limit(device: torch.device, mib: int) -> None:
-    """Let this process have no more than ``mib`` from now on, as on a smaller device.
+    """Limit this process to ``mib`` more memory, to simulate a smaller device.
 
-    CUDA: torch's share of the device. Elsewhere: the process's address space, counted from what
-    it has now, so that real allocations fail.
+    CUDA: limits torch's share of the device. Elsewhere: limits the process's address space,
+    counted from its current size, so that real allocations fail.
     """
     if device.type == "cuda":
         import torch
@@ -125,7 +125,7 @@ def limit(device: torch.device, mib: int) -> None:
 
 
 def capacity_mib(device: torch.device) -> float:
-    """Return the memory that ``device`` has in all."""
+    """Return the total memory of ``device``."""
     if device.type == "cuda":
         import torch
 

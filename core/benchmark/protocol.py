@@ -1,8 +1,8 @@
-"""What is measured, in which order, and how single runs become points (no torch).
+"""The measurement grid, its order, and the merging of single runs into points (no torch).
 
 The paper's protocol (Shortened LLaMA, arXiv 2402.02834, section 4): one prompt repeated B times,
-a forced output length, sampling with top-k 50 and top-p 0.95, warm-up runs that are not counted.
-Each variant is visited at least twice, in reversed order, so that drift falls on all alike.
+a forced output length, sampling with top-k 50 and top-p 0.95, and uncounted warm-up runs. Each
+variant is visited at least twice, in alternating order, so that drift affects all equally.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class CellResult:
-    """What one visit measured at one cell; ``oom`` cells have no runs."""
+    """The measurements of one visit at one cell; ``oom`` cells have no runs."""
 
     cell: Cell
     visit: int
@@ -43,7 +43,7 @@ class CellResult:
 
 
 def visit_order(variants: Sequence[str], visits: int) -> list[tuple[int, str]]:
-    """Return (visit, variant) in the order of measuring: A B C, C B A, A B C, ..."""
+    """Return (visit, variant) in measurement order: A B C, C B A, A B C, ..."""
     order: list[tuple[int, str]] = []
     for visit in range(visits):
         step = 1 if visit % 2 == 0 else -1
@@ -52,17 +52,17 @@ def visit_order(variants: Sequence[str], visits: int) -> list[tuple[int, str]]:
 
 
 def cells(batch_sizes: Sequence[int], output_tokens: Sequence[int]) -> list[Cell]:
-    """Return the grid: for each output length the batches from small to large."""
+    """Return the grid: for each output length, the batches from small to large."""
     return [Cell(b, o) for o in sorted(set(output_tokens)) for b in sorted(set(batch_sizes))]
 
 
 def share(total: int, visits: int, visit: int) -> int:
-    """Return how many of ``total`` runs fall on a visit; all of them add up to ``total``."""
+    """Return how many of ``total`` runs belong to a visit; they sum to ``total`` over visits."""
     return total // visits + (1 if visit < total % visits else 0)
 
 
 def percentile(values: Sequence[float], at: float) -> float:
-    """Return the value at ``at`` (0 to 1) with linear interpolation between neighbours."""
+    """Return the quantile ``at`` (0 to 1) with linear interpolation between neighbours."""
     ordered = sorted(values)
     place = at * (len(ordered) - 1)
     low = math.floor(place)
@@ -85,9 +85,8 @@ def point(
 ) -> Point:
     """Merge the visits of one cell into a row of points.csv.
 
-    Out of memory in any visit makes the point out of memory. Times are over all visits' runs;
-    memory is the largest seen. Where tensors were not counted, what the allocator held stands for
-    the peak.
+    If any visit ran out of memory, so did the point. Times are over the runs of all visits; memory
+    is the maximum. If tensors were not counted, the allocator's memory stands for the peak.
     """
     cell = results[0].cell
     made = Point(

@@ -1,4 +1,4 @@
-"""What a device does in a second: reading weights, multiplying, and what else a step costs.
+"""Measure a device's rates: reading weights, multiplying, and the overheads of a step.
 
 Measured on synthetic tensors and on narrow random models, never on the model whose latency is then
 estimated.
@@ -45,7 +45,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
     width = torch.empty(0, dtype=dtype).element_size()
     square = SQUARE[device.type]
     with torch.inference_mode():
-        # Rows of 4096, as in a projection: a matrix-vector product reads each weight once.
+        # Rows of 4096, as in a projection; a matrix-vector product reads each weight once.
         weight = torch.randn(READ_BYTES[device.type] // width // 4096, 4096, device=device)
         weight = weight.to(dtype)
         vector = torch.randn(1, 4096, device=device, dtype=dtype)
@@ -66,10 +66,10 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def _overheads(rates: Rates, device: torch.device, dtype: torch.dtype) -> Rates:
-    """Return the rates with what generating costs beside bytes and operations.
+    """Return the rates with the overheads of generation beyond bytes and operations.
 
-    Random models of the smallest useful width, with few and many blocks and for one and many
-    sequences: what differs beyond the roofline is a block's cost and an activation's.
+    Random models of the smallest useful width, with few and many blocks, generate one and many
+    sequences: the differences beyond the roofline are the costs of a block and of an activation.
     """
     few, many = (_Probe(blocks, device, dtype) for blocks in (1, 5))
 
@@ -93,7 +93,7 @@ def _overheads(rates: Rates, device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def _sample(logits: torch.Tensor) -> torch.Tensor:
-    """Do what top-k and top-p cost: a sort, a softmax, a running sum, a draw."""
+    """Perform the work of top-k and top-p sampling: a sort, a softmax, a running sum, a draw."""
     kept = torch.topk(logits, 50)[0][..., -1, None]
     filtered = logits.masked_fill(logits < kept, -float("inf"))
     ordered, order = torch.sort(filtered)
@@ -103,7 +103,7 @@ def _sample(logits: torch.Tensor) -> torch.Tensor:
 
 
 class _Probe:
-    """A random model with ``blocks`` narrow blocks, and its time for a token."""
+    """A random model with ``blocks`` narrow blocks, and its time per token."""
 
     def __init__(self, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         self.blocks, self.device = blocks, device
@@ -119,7 +119,7 @@ class _Probe:
         )  # fmt: skip
 
     def seconds(self, batch: int) -> tuple[float, float]:
-        """Return the median seconds to the first token and of every further one."""
+        """Return the median seconds to the first token and per further token."""
         generation = force_length(self.model, PROBE_STEPS + 1)
         ids = torch.ones(batch, PROBE_INPUT, dtype=torch.long, device=self.device)
         timed(self.model, ids, generation)

@@ -50,9 +50,9 @@ class Point(CsvRow):
     latency_s_p10: float | None = None
     latency_s_p90: float | None = None
     per_token_s: float | None = None
-    """Of every token after the first."""
+    """Seconds per token after the first."""
     reserved_mib: float | None = None
-    """What the allocator held."""
+    """Memory held by the allocator."""
     process_mib: float | None = None
     utilisation_max_pct: float | None = None
     visits: int = 0
@@ -89,10 +89,10 @@ class TimedRun(CsvRow):
 
 @dataclass(frozen=True, kw_only=True)
 class Largest:
-    """The largest batch that fits, as generating with it showed."""
+    """The largest batch that fits, confirmed by generating with it."""
 
     batch_size: int
-    """0 if the weights alone are too much."""
+    """0 if the weights alone do not fit."""
     fails_at: int
     """A batch that was tried and did not fit."""
     output_tokens: int | None = None
@@ -124,7 +124,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens were drawn."""
+    """Sampling settings."""
 
     top_k: int
     top_p: float
@@ -132,7 +132,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How far the analytic model is off the measurements."""
+    """Errors of the analytic model against the measurements."""
 
     latency: Errors = Errors()
     memory: Errors = Errors()
@@ -157,13 +157,13 @@ class Summary(JsonResult):
     order: tuple[str, ...] = ()
     """Names of the variants in the order of their visits."""
     peak_memory: str = ""
-    """What peak_memory_mib of the points is: tensors, or process growth."""
+    """Meaning of the points' peak_memory_mib: tensors, or process growth."""
     memory_limit_mib: int | None = None
     skipped: tuple[Skipped, ...] = ()
     seconds: float | None = None
     variants: tuple[MeasuredVariant, ...] = ()
     rates: Rates | None = None
-    """What the device was measured to do."""
+    """The device's measured rates."""
     analytic: Accuracy | None = None
 
     @property
@@ -173,7 +173,7 @@ class Summary(JsonResult):
 
 
 def accuracy(points: Iterable[Point]) -> Accuracy:
-    """Return how far the estimates of latency and memory are off; out of memory does not count."""
+    """Return the errors of estimated latency and memory, without out-of-memory points."""
     rows = list(points)
     latency = ((p.estimated_latency_s, p.latency_s_mean) for p in rows)
     memory = ((p.estimated_memory_mib, p.peak_memory_mib) for p in rows)
@@ -184,10 +184,10 @@ def accuracy(points: Iterable[Point]) -> Accuracy:
 
 
 def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | None:
-    """Return what the workspace's newest benchmark run measured of a device in a precision.
+    """Return the rates of a device in a dtype from the workspace's newest benchmark run.
 
-    Without a device, or a precision, the newest of any. None if nothing was measured: any
-    benchmark run does it, and with ``--rates-only`` nothing else.
+    Without a device or a dtype, the newest of any. None if nothing was measured: any benchmark run
+    measures the rates, and ``--rates-only`` measures nothing else.
     """
     for record in where.runs("benchmark"):
         found = Summary.read(record.path)

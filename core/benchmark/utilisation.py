@@ -1,4 +1,4 @@
-"""How busy the device in use is, sampled by a thread while runs are timed."""
+"""Utilisation of the device, sampled by a thread while runs are timed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EVERY_S = 0.5
 
 
 class UtilisationSampler:
-    """Samples in per cent between `start` and `stop`; empty where the device does not tell.
+    """Samples in per cent between `start` and `stop`; empty if the device does not report any.
 
-    CUDA: NVML's share of time with a kernel running, of this device. CPU: the busy share of all
-    cores, neighbours included. METHODS section 4.
+    CUDA: NVML's share of time with a kernel running on this device. CPU: the busy share of all
+    cores, including other processes. METHODS section 4.
     """
 
     def __init__(self, device: torch.device, every_s: float = EVERY_S) -> None:
@@ -33,7 +33,7 @@ class UtilisationSampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start sampling."""
         self._stop.clear()
         read = self._make(self._device)
         if read is None:
@@ -42,7 +42,7 @@ class UtilisationSampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last sample and end."""
+        """Take a last sample and stop."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -58,7 +58,7 @@ class UtilisationSampler:
 
 
 def _cpu_times() -> tuple[int, int] | None:
-    """Return (busy, all) ticks of all cores since the machine started; None without /proc."""
+    """Return (busy, total) ticks of all cores since the machine started; None without /proc."""
     try:
         fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):

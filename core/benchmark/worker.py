@@ -1,8 +1,8 @@
-"""One visit of one variant in a process of its own: ``python -m core.benchmark.worker``.
+"""One visit of one variant in a separate process: ``python -m core.benchmark.worker``.
 
-Reads one JSON request (`Request`) from standard input's first line and ends when that pipe closes;
-writes one JSON event a line: ``loaded``, ``cell``, ``run``, ``result``, ``largest``, ``rates``,
-``failed``. Anything else that prints goes to standard error.
+Reads one JSON request (`Request`) from the first line of standard input and exits when that pipe
+closes; writes one JSON event per line: ``loaded``, ``cell``, ``run``, ``result``, ``skipped``,
+``tensors``, ``largest``, ``rates``, ``failed``. All other output goes to standard error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LARGEST_TRIED = 65536
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a worker is to do."""
+    """The work of one worker."""
 
     folder: str
     device: str
@@ -51,7 +51,7 @@ class Request:
     cell_limit_s: float | None = None
     memory_limit_mib: int | None = None
     count_tensors: bool = False
-    """Count what tensors take at every point too, where the device does not tell (CPU)."""
+    """Also count the memory of tensors at every point if the device does not report it (CPU)."""
     find_largest: bool = False
     measure_rates: bool = False
 
@@ -67,7 +67,7 @@ def dtype_of(request: Request, device: torch.device) -> torch.dtype:
 
 
 def load(request: Request, device: torch.device) -> Any:
-    """Load the checkpoint, or give its config random weights on the device."""
+    """Load the checkpoint, or create a model with random weights from its config."""
     import torch
 
     from core.model import loading, memory
@@ -94,7 +94,7 @@ def load(request: Request, device: torch.device) -> Any:
 
 
 class Visit:
-    """The measuring of one loaded model."""
+    """The measurements of one loaded model."""
 
     def __init__(self, request: Request, emit: Emit) -> None:
         """Load what ``request`` names, under its memory limit."""
@@ -106,7 +106,7 @@ class Visit:
         self.device = precision.resolve_device(request.device)
         generate.import_and_settle(self.device)
         tokenizer = None
-        with contextlib.suppress(DepthcutError):  # before the meter: it is no part of the model
+        with contextlib.suppress(DepthcutError):  # before the meter: it is not part of the model
             tokenizer = loading.load_tokenizer(request.folder)
         self.meter = meter.MemoryMeter(self.device)
         if request.memory_limit_mib:
@@ -131,7 +131,7 @@ class Visit:
         return torch.tensor([self.ids], device=self.device).repeat(batch, 1)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """Warm up, then time runs until enough are made or the cell's time is spent."""
+        """Warm up, then time runs until there are enough or the cell's time limit is reached."""
         from core.benchmark import generate
         from core.benchmark.utilisation import UtilisationSampler
 
@@ -164,7 +164,7 @@ class Visit:
         }
 
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
-        """Do ``work``; (False, None) where memory ran out."""
+        """Do ``work`` and return (True, result), or (False, None) if memory ran out."""
         from core.model import memory
 
         try:
@@ -181,7 +181,7 @@ class Visit:
         return result is not None, result
 
     def cells(self) -> int:
-        """Measure every cell; after running out, larger ones are skipped. Returns what fitted."""
+        """Measure every cell, skipping larger ones after running out; return the largest batch."""
         full: list[Cell] = []
         largest = 0
         for batch, output in self.request.cells:
@@ -200,7 +200,7 @@ class Visit:
         return largest
 
     def tensors(self) -> None:
-        """Tell what tensors take at most at each point: weights, cache, activations, sampling."""
+        """Report each point's peak of tensors: weights, cache, activations, sampling."""
         weights = {t.data_ptr(): t for t in self.model.state_dict().values()}.values()
         held = sum(t.numel() * t.element_size() for t in weights)
         for cell in self.measured:
@@ -211,7 +211,7 @@ class Visit:
                 self.emit("tensors", **dataclasses.asdict(cell), allocated_mib=mib)
 
     def _tensors_beside_weights(self, cell: Cell) -> int:
-        """Return the most bytes in a generation: of the prompt's pass, or of the last two steps."""
+        """Return a generation's peak bytes: of the prompt's pass or of the last two steps."""
         from core.benchmark import generate
 
         ids, one = self.prompts(cell.batch_size), generate.force_length(self.model, 1)
@@ -226,10 +226,10 @@ class Visit:
         return max(prompt, last)
 
     def fill(self, ids: torch.Tensor, tokens: int) -> Any:
-        """Return a cache of ``tokens`` tokens a sequence.
+        """Return a cache of ``tokens`` tokens per sequence.
 
-        It is filled by chunks as long as the prompt, which takes a tenth of the time of
-        generating it and as much memory.
+        It is filled in chunks of the prompt's length, which takes a tenth of the time of
+        generation and the same memory.
         """
         import torch
 
@@ -242,9 +242,9 @@ class Visit:
         return cache
 
     def end(self, ids: torch.Tensor, cache: Sequence[Any]) -> bool:
-        """Make the last two tokens of a generation upon a filled cache, the first of the list.
+        """Generate the last two tokens on a filled cache, the first item of ``cache``.
 
-        Two, as the last step finds the scores of the one before still there.
+        Two, because the scores of the second-to-last step are still allocated in the last one.
         """
         import torch
 
@@ -261,7 +261,7 @@ class Visit:
         return True
 
     def holds(self, batch: int, output: int) -> bool:
-        """Whether a generation at its end fits: full cache, one prompt's work, one sampling."""
+        """Whether the end of a generation fits: full cache, one prompt pass, one sampling step."""
 
         def work() -> bool:
             ids = self.prompts(batch)
@@ -270,7 +270,7 @@ class Visit:
         return self.fits(work)[0]
 
     def largest(self, start: int) -> None:
-        """Find the largest batch that fits by doubling and halving, confirmed by generating."""
+        """Find the largest batch that fits by doubling and bisection, confirmed by generating."""
         from core.benchmark import generate
 
         output = max(o for _, o in self.request.cells)
@@ -290,7 +290,7 @@ class Visit:
 
 
 def work(request: Request, emit: Emit) -> None:
-    """Carry out a request, telling ``emit`` of every step; rates are measured last."""
+    """Execute a request, reporting every step to ``emit``; rates are measured last."""
     from core.model import memory, precision
 
     if request.cells:
@@ -317,7 +317,7 @@ def _end_with_the_parent() -> None:
 
 
 def main() -> int:
-    """Serve one request and return 0, or the exit status of what went wrong."""
+    """Serve one request and return 0, or the exit status of the error."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from core.charts import palette
 from core.charts.compare import look_of
-from core.evaluate.by_content import Judged, Measure
+from core.evaluate.by_content import Evaluated, Measure
 from core.evaluate.results import BlockCost
 
 DIVERGING = ((0.0, "#D55E00"), (0.5, "#F4F4F4"), (1.0, "#0072B2"))
@@ -31,7 +31,7 @@ BAR: dict[str, Any] = {"orientation": "h", "y": -0.28, "yanchor": "top", "thickn
 
 
 def task_dots(
-    evaluated: Sequence[Judged[Any]], tasks: Sequence[Measure], chance: dict[str, float]
+    evaluated: Sequence[Evaluated[Any]], tasks: Sequence[Measure], chance: dict[str, float]
 ) -> Any:
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
@@ -81,7 +81,7 @@ def task_dots(
     return figure
 
 
-def _looks(evaluated: Sequence[Judged[Any]]) -> list[tuple[str, str]]:
+def _looks(evaluated: Sequence[Evaluated[Any]]) -> list[tuple[str, str]]:
     """Return colour and symbol of every checkpoint: its method's, or spare ones if taken."""
     spare = iter(SPARE)
     found: list[tuple[str, str]] = []

@@ -1,9 +1,9 @@
 """The bundled demo: a small world of stories and a LLaMA checkpoint trained on it.
 
-Nothing here imports torch, so that the path and the text are at hand everywhere:
+Nothing here imports torch, so that the path and the text are available everywhere:
 
 * `CHECKPOINT`: the folder of the trained checkpoint, an ordinary Hugging Face folder.
-* `DATA`: the text files shipped beside it.
+* `DATA`: the text files shipped with it.
 * `core.demo.world`: stories, and instructions over the same world.
 * `core.demo.questions`: multiple-choice questions for several skills.
 * `python -m core.demo.train`: the training recipe. `python -m core.demo.evaluate`: its figures.

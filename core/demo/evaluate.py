@@ -1,8 +1,9 @@
 """Measure a demo checkpoint: ``python -m core.demo.evaluate [CHECKPOINT] --out DIR``.
 
-Held-out loss beside the generator's own entropy, accuracy per skill beside chance, ten unselected
-samples, and the perplexity without each block, each block really removed. Plain transformers and
-plain loops: these figures do not depend on the rest of the project, so they can check it.
+Held-out loss compared with the generator's own entropy, accuracy per skill compared with chance,
+ten unselected samples, and the perplexity without each block, with the block actually removed.
+Plain transformers and plain loops: these figures do not depend on the rest of the project, so they
+can check it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from core.demo.world import tell
 
 @torch.no_grad()
 def story_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) -> tuple[float, int]:
-    """Return the mean loss in nats per predicted token, and how many tokens were predicted.
+    """Return the mean loss in nats per predicted token, and the number of predicted tokens.
 
-    Every text stands alone, as BOS, text, EOS; all but BOS is predicted.
+    Texts are scored separately, as BOS, text, EOS; all tokens but BOS are predicted.
     """
     total, count = 0.0, 0
     for text in texts:
@@ -43,7 +44,7 @@ def story_loss(model: LlamaForCausalLM, tokenizer: Any, texts: list[str]) -> tup
 
 @torch.no_grad()
 def answer(model: LlamaForCausalLM, tokenizer: Any, question: dict[str, Any]) -> int:
-    """Return the index of the choice with the highest log-likelihood, its tokens summed."""
+    """Return the index of the choice with the highest log-likelihood, summed over its tokens."""
     context = tokenizer(question["context"]).input_ids
     endings = [tokenizer(c, add_special_tokens=False).input_ids for c in question["choices"]]
     longest = max(map(len, endings))
@@ -58,7 +59,7 @@ def answer(model: LlamaForCausalLM, tokenizer: Any, question: dict[str, Any]) ->
 def accuracy(
     model: LlamaForCausalLM, tokenizer: Any, skill: str, count: int, seed: int = 0
 ) -> float:
-    """Return the share of a skill's questions that the model answers rightly."""
+    """Return the share of a skill's questions that the model answers correctly."""
     asked = questions(skill, count, seed)
     return sum(answer(model, tokenizer, one) == one["answer"] for one in asked) / count
 
@@ -81,7 +82,7 @@ def sample(model: LlamaForCausalLM, tokenizer: Any, seed: int, limit: int = 400)
 
 @contextmanager
 def without_block(model: LlamaForCausalLM, block: int) -> Iterator[None]:
-    """Take one decoder block out of the model, and put it back afterwards."""
+    """Remove one decoder block from the model, and restore it afterwards."""
     layers = model.model.layers
     kept = [layer for index, layer in enumerate(layers) if index != block]
     model.model.layers = torch.nn.ModuleList(kept)
@@ -107,7 +108,7 @@ def leave_one_out(
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows that share their keys."""
+    """Write rows that have the same keys."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -119,8 +120,9 @@ def evaluate(checkpoint: Path, out: Path, count: int = 200, seed: int = 0) -> di
 
     Args:
         checkpoint: A Hugging Face folder.
-        out: Gets demo_summary.json, demo_skills.csv, demo_blocks.csv and demo_samples.txt.
-        count: Held-out stories, and questions per skill; a quarter of the stories for the blocks.
+        out: Folder for demo_summary.json, demo_skills.csv, demo_blocks.csv and demo_samples.txt.
+        count: Number of held-out stories, and of questions per skill; the perplexity without each
+            block uses a quarter of the stories.
         seed: Seed of the stories and questions.
     """
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
@@ -159,7 +161,7 @@ def evaluate(checkpoint: Path, out: Path, count: int = 200, seed: int = 0) -> di
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure from the command line and print the summary."""
+    """Run `evaluate` from the command line and print the summary."""
     parser = argparse.ArgumentParser(prog="python -m core.demo.evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")

@@ -1,7 +1,7 @@
 """Write the text files shipped with the demo: ``python -m core.demo.export [--out DIR]``.
 
-They are what the generator gives for fixed seeds, kept as files for tools that read files:
-`heldout.txt`, `calibration.txt` and `train_sample.txt` (one story a line), `instructions.jsonl`
+They are the generator's output for fixed seeds, stored as files for tools that read files:
+`heldout.txt`, `calibration.txt` and `train_sample.txt` (one story per line), `instructions.jsonl`
 and `instructions_heldout.jsonl` (``instruction``, ``input``, ``output``), and
 `questions_SKILL.jsonl`.
 """
@@ -21,7 +21,7 @@ SEED = 0
 
 
 def as_jsonl(rows: Iterable[Mapping[str, object]]) -> str:
-    """Return one JSON object a line."""
+    """Format rows as one JSON object per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 

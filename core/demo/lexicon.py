@@ -1,4 +1,4 @@
-"""The words of the demo world: who, what, where, and what follows from what."""
+"""The words of the demo world: names, things, places, and what follows from what."""
 
 GIRLS = [
     "Mia",
@@ -188,7 +188,7 @@ NEEDS = {
     "sleepy": ("went to bed early", "go to bed early"),
     "late": ("ran very fast", "run very fast"),
 }
-"""Each feeling with what one does about it: in the past tense, and as a bare verb."""
+"""Each feeling with the response to it: in the past tense, and as a bare infinitive."""
 
 OPPOSITES = {
     "hot": "cold",

@@ -1,12 +1,12 @@
 """Multiple-choice questions over the demo world, for several skills.
 
-A question is an unseen story, cut where it asks about itself: the context is the story's text up
-to the answer, the choices are continuations of it, so a language model answers by giving one
-continuation a higher log-likelihood than the others. The stories are of the split ``questions``,
-which shares none with training, calibration or the held-out text.
+A question is an unseen story, cut at a question within it: the context is the story's text up to
+the answer and the choices are continuations of it, so a language model answers by giving one
+continuation a higher log-likelihood than the others. The stories are from the split ``questions``,
+which has none in common with training, calibration or the held-out text.
 
-Wrong choices are the tempting ones: other names, places and colours of the same story first, the
-nearest other numbers. The number of choices per skill is fixed, so chance is known (`CHANCE`).
+Wrong choices are tempting: first other names, places and colours of the same story, or the nearest
+other numbers. The number of choices per skill is fixed, so chance is known (`CHANCE`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ CHOICES: dict[str, int] = {
     "opposite": 4,
     "compare": 2,
 }
-"""How many choices the questions of each skill have."""
+"""Number of choices per question of each skill."""
 
 SKILLS: tuple[str, ...] = tuple(CHOICES)
-"""possession: who has a thing after it changed hands; counting: how many after adding or taking;
+"""possession: who has a thing after it changed hands; counting: how many after adding or removing;
 location: where somebody or something is; colour: recall; order: where somebody was before;
-cause: what a feeling leads to or comes from; opposite: of a word; compare: who has more."""
+cause: what a feeling leads to or comes from; opposite: the opposite of a word; compare: who has
+more."""
 
 CHANCE: dict[str, float] = {skill: 1 / count for skill, count in CHOICES.items()}
 """The accuracy of guessing."""
@@ -50,16 +51,16 @@ def question(context: str, probe: Probe, rng: random.Random) -> dict[str, Any]:
 
 
 def questions(skill: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``count`` questions of a skill, each from another story.
+    """Return ``count`` questions of a skill, each from a different story.
 
     Each has ``skill``, ``context`` (it ends without a space), ``choices`` (each begins with one)
     and ``answer``, the index of the right choice. The same seed gives the same questions.
 
     Raises:
-        ValueError: There is no such skill.
+        ValueError: The skill is unknown.
     """
     if skill not in CHOICES:
-        raise ValueError(f"There is no skill {skill!r}; there are {', '.join(SKILLS)}.")
+        raise ValueError(f"Unknown skill {skill!r}; choose from {', '.join(SKILLS)}.")
     rng = random.Random(f"depthcut {skill} {seed}")
     told = tell(seed, "questions")
     found: list[dict[str, Any]] = []

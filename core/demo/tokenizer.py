@@ -14,7 +14,7 @@ CONTEXT = 512
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """Return a tokenizer of ``size`` tokens that puts BOS before every text.
 
-    All 256 bytes are in the alphabet, so any text has a lossless encoding.
+    The alphabet contains all 256 bytes, so that any text has a lossless encoding.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,14 +1,14 @@
-"""Train the demo checkpoint from nothing: ``python -m core.demo.train --out DIR``.
+"""Train the demo checkpoint from scratch: ``python -m core.demo.train --out DIR``.
 
 A plain recipe: a tokenizer trained on the stories, a randomly initialised LlamaForCausalLM, and
-next-token cross entropy by Muon (the matrices of the blocks) and AdamW (the embedding and the
-norms), with warm-up, a constant rate, then a linear decay. Whole stories are trained on first,
-the shorter half of them before all, so that what a question asks for is always in sight; packed
-rows, which stories cross, come last. No dropout, no layer drop, no edited weights.
+next-token cross entropy, optimised with Muon (the matrices of the blocks) and AdamW (the embedding
+and the norms), with warm-up, a constant rate, then linear decay. Training starts with whole
+stories, first only the shorter half, so that the answer to a question is always in context; packed
+rows, which can split stories, come last. No dropout, no layer drop, no edited weights.
 
-The defaults are what the bundled checkpoint was trained with. Every step depends on the seed and
-its number alone, so ``--resume`` goes on where the last save was, to the same result as a run
-without a break on the same device and threads.
+The bundled checkpoint was trained with the defaults. Every step depends only on the seed and its
+own number, so ``--resume`` continues from the last save to the same result as an uninterrupted run
+on the same device and threads.
 
 DIR gets a Hugging Face folder `checkpoint/`, the loss curve `training.csv`, and
 `training.pt` (optimizer state, for ``--resume``).
@@ -43,12 +43,12 @@ from core.demo.world import stories
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how."""
+    """Model and training settings."""
 
     steps: int = 4600
     """Optimizer steps."""
     seed: int = 1234
-    """Seed of the weights, the text and its order."""
+    """Seed for the weights, the text and its order."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int = 2
@@ -66,25 +66,25 @@ class Recipe:
     vocabulary: int = 1280
     """Tokens of the byte-level BPE."""
     stories: int = 60000
-    """Training stories; they are gone through again, in a new order, when used up."""
+    """Training stories; each epoch has a new order."""
     batch: int = 16
     """Stories per step."""
     length: int = 512
     """Tokens per packed row; a step takes half as many rows as stories."""
     easy: int = 540
-    """Steps, the first ones, that take the shorter half of the stories."""
+    """Number of initial steps on the shorter half of the stories."""
     packed: int = 900
-    """Steps, the last ones, that take packed rows."""
+    """Number of final steps on packed rows."""
     lr: float = 3e-3
-    """Peak learning rate, of both optimizers."""
+    """Peak learning rate of both optimizers."""
     warmup: int = 100
     """Steps of linear warm-up."""
     decay: float = 0.4
-    """Share of the steps over which the rate falls linearly to zero at the end."""
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum gradient norm."""
     every: int = 100
-    """Steps between measurements of the held-out loss, each with a save."""
+    """Steps between measurements of the held-out loss, which also save."""
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -92,9 +92,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
     The standard deviation is 1/sqrt(hidden) for the tied embedding and half of 1/sqrt(inputs) for
     the other matrices; the outputs of the branches are scaled down further, by 5 sqrt(2 blocks).
-    So every block starts close to the identity, and a token's own embedding stands out of the
-    residual stream. With an embedding of 0.02 the model takes many times as long to learn to copy
-    from its context.
+    So every block starts close to the identity, and a token's own embedding dominates the residual
+    stream. With an embedding of 0.02, the model takes many times longer to learn to copy from its
+    context.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -137,7 +137,7 @@ def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[
 
 
 def pack(told: list[list[int]], length: int) -> torch.Tensor:
-    """Return stories end to end as rows ``[rows, length]``."""
+    """Concatenate stories and cut them into rows ``[rows, length]``."""
     stream = [token for story in told for token in story]
     rows = len(stream) // length
     return torch.tensor(stream[: rows * length]).view(rows, length)
@@ -150,10 +150,10 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 class Text:
-    """What each step is trained on; it depends on the recipe and the step's number alone."""
+    """The training text of each step; it depends only on the recipe and the step's number."""
 
     def __init__(self, told: list[list[int]], recipe: Recipe) -> None:
-        """Draw from the stories ``told``, each the tokens of one."""
+        """Draw from ``told``, the tokens of each story."""
         self.told, self.recipe = told, recipe
         self.rows = pack(told, recipe.length)
         lengths = [len(story) for story in told]
@@ -163,7 +163,7 @@ class Text:
         self._batches = functools.lru_cache(maxsize=2)(self._drawn)
 
     def step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and labels ``[batch, tokens]``; what is padding has the label -100."""
+        """Return ids and labels ``[batch, tokens]``; padding has the label -100."""
         if step >= self.whole:
             count = max(1, self.recipe.batch // 2)
             rows = self.rows[batch_rows(step - self.whole, len(self.rows), count, self.recipe.seed)]
@@ -175,7 +175,7 @@ class Text:
         return padded([self.told[i] for i in self._batches(easy, turn)[place]])
 
     def _drawn(self, easy: bool, turn: int) -> list[list[int]]:
-        """Return one pass over the stories: batches of stories of like length, in random order."""
+        """Return one epoch: batches of stories of similar length, in random order."""
         draw = random.Random(f"demo {self.recipe.seed} {easy} {turn}")
         order = list(self.short) if easy else list(range(len(self.told)))
         draw.shuffle(order)
@@ -188,7 +188,7 @@ class Text:
 
 
 def padded(told: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return stories as ids and labels, padded on the right, where causal attention sees none."""
+    """Return stories as ids and labels, right-padded, which causal attention never sees."""
     width = max(len(story) for story in told)
     ids = torch.tensor([story + [0] * (width - len(story)) for story in told])
     labels = torch.tensor([story + [-100] * (width - len(story)) for story in told])
@@ -196,7 +196,7 @@ def padded(told: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def batch_rows(step: int, rows: int, count: int, seed: int) -> torch.Tensor:
-    """Return the row numbers of a step: each pass over the rows has its own random order."""
+    """Return the row numbers of a step; each epoch has its own random order."""
     turn, place = divmod(step, rows // count)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed + turn))
     return order[place * count : (place + 1) * count]
@@ -220,7 +220,8 @@ def heldout_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
 def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks and AdamW for the embedding and the norms.
 
-    Nothing is decayed: decay takes the embedding's small differences, such as between colours.
+    There is no weight decay: it would erase small differences in the embedding, e.g. between
+    colours.
     """
     blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
     known = {id(p) for p in blocks}
@@ -234,7 +235,7 @@ def optimizers_for(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.
 def save_checkpoint(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    """Write a Hugging Face folder; it appears whole or not at all."""
+    """Write a Hugging Face folder atomically."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -249,7 +250,7 @@ def save_checkpoint(
 
 
 def save_state(path: Path, state: dict[str, object]) -> None:
-    """Write the state of the training; the old file stays until the new one is whole."""
+    """Write the training state; the old file is kept until the new one is complete."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
@@ -264,12 +265,12 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, stop: int | None = None) -> float:
-    """Train by the recipe and return the last held-out loss in nats per token.
+    """Train with the recipe and return the last held-out loss in nats per token.
 
     Args:
-        recipe: What is trained, and how.
-        out: The folder that gets `checkpoint/`, `training.csv` and `training.pt`.
-        resume: Go on from `training.pt` where there is one.
+        recipe: Model and training settings.
+        out: Folder for `checkpoint/`, `training.csv` and `training.pt`.
+        resume: Continue from `training.pt` if it exists.
         stop: Save and stop before this step, as an interruption would.
     """
     torch.set_num_threads(recipe.threads)
@@ -351,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
         kind = type(option.default)
         parser.add_argument(flag, type=kind, default=option.default, help=f"({option.default})")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--resume", action="store_true", help="go on from the last save")
+    parser.add_argument("--resume", action="store_true", help="continue from the last save")
     given = vars(parser.parse_args(arguments))
     out, resume = given.pop("out"), given.pop("resume")
     train(Recipe(**given), out, resume)

@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probe:
-    """A place in a story where the text asks about the state of the world."""
+    """A position in a story at which the text asks about the state of the world."""
 
     skill: str
     start: int
@@ -75,14 +75,14 @@ class Probe:
 
 @dataclass
 class Child:
-    """What the simulation knows of one child."""
+    """The state of one child in the simulation."""
 
     name: str
     girl: bool
     place: str
     before: str = ""
     kind: str = ""
-    """The sort of countable this child collects."""
+    """The kind of countable thing that this child collects."""
     count: int = 0
 
     @property
@@ -122,7 +122,7 @@ class Story:
 
     text: str = ""
     nats: float = 0.0
-    """Minus the log-probability of the path of choices."""
+    """Negative log-probability of the path of choices."""
     probes: list[Probe] = field(default_factory=list)
     subject: str = ""
     """What the story is about, in a few words."""
@@ -134,12 +134,12 @@ def at(place: str) -> str:
 
 
 def a(words: str) -> str:
-    """Return the words behind the right indefinite article."""
+    """Return the words with the right indefinite article."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def counted(number: int, noun: str) -> str:
-    """Return such as ``three apples``, ``one apple`` or ``no apples``."""
+    """Return a count with its noun, e.g. ``three apples``, ``one apple`` or ``no apples``."""
     if number == 1:
         return f"one {noun}"
     return f"{NUMBERS[number] if number else 'no'} {COUNTABLES[noun]}"
@@ -151,7 +151,7 @@ def capital(text: str) -> str:
 
 
 class Teller:
-    """Tells one story. Every scene reads and changes the state, and says so."""
+    """Tells one story. Every scene reads and changes the state, and narrates it."""
 
     def __init__(self, rng: random.Random) -> None:
         """Start with an empty page."""
@@ -164,7 +164,7 @@ class Teller:
     # Choices and text.
 
     def pick(self, options: Sequence[T]) -> T:
-        """Return one option, each listing of it as likely as the others; account for the choice."""
+        """Draw one option uniformly (duplicates count) and add its negative log-probability."""
         option = options[self.rng.randrange(len(options))]
         self.story.nats += math.log(len(options) / options.count(option))
         return option
@@ -182,11 +182,11 @@ class Teller:
         self.story.text += f" {answer}{after}"
 
     def other(self, *known: Child) -> Child:
-        """Return a child that is none of those known."""
+        """Return a child that is not one of those known."""
         return self.pick([child for child in self.children if child not in known])
 
     def asker(self, *known: Child) -> str:
-        """Return who asks: an adult, or a child that is none of those known."""
+        """Return who asks: an adult, or a child that is not one of those known."""
         return self.pick([c.name for c in self.children if c not in known] + ADULTS[:3])
 
     def names(self) -> list[str]:
@@ -239,14 +239,14 @@ class Teller:
         self.story.subject = f"{first.name} and {a(self.things[0].name)}"
 
     def gain(self, child: Child, start: str) -> None:
-        """Give a child a new thing, and say so."""
+        """Give a child a new thing, and narrate it."""
         nouns = [thing.noun for thing in self.things]
         noun = self.pick([n for n in THINGS if n not in nouns])
         thing = Thing(noun, self.pick(COLOURS), child)
         self.things.append(thing)
         self.say(f"{start or child.name + ' had'} {a(thing.name)}.")
 
-    # Scenes. Each returns False where the state does not allow it.
+    # Scenes. Each returns False if the state does not allow it.
 
     def walk(self, child: Child | None = None, place: str = "") -> bool:
         """Let a child go somewhere else."""
@@ -436,7 +436,7 @@ class Teller:
         return True
 
     def rotate(self, options: list[T]) -> None:
-        """Turn a list of wrong answers by an amount that depends on the text alone."""
+        """Rotate a list of wrong answers by an amount that depends only on the text."""
         turn = len(self.story.text) % len(options)
         options[:] = options[turn:] + options[:turn]
 

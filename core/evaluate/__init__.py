@@ -1,1 +1,1 @@
-"""Standard evaluation: perplexity by named protocols, zero-shot tasks, and what comparing takes."""
+"""Standard evaluation: perplexity under named protocols, zero-shot tasks, and comparisons."""

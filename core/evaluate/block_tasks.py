@@ -1,10 +1,10 @@
-"""What removing each single block costs on every task, with one loaded model for all.
+"""The cost of removing each single block on every task, with one loaded model.
 
 The requests are lm-eval's. Their log-likelihoods are computed for the dense model and for the
-model without each block in one pass over the weights, as importance does (`core.importance`):
-N(N+1)/2 block passes instead of N(N-1), and choices of one token share their context's pass.
-Then lm-eval judges the stored answers once a variant. `tests/evaluate` compares with lm-eval on
-checkpoints from which the block was really cut.
+model without each block in one pass over the weights, as in `core.importance`: N(N+1)/2 block
+passes instead of N(N-1), and choices of one token share their context's pass. lm-eval then scores
+the stored answers once per variant. `tests/evaluate` compares the results with lm-eval on
+checkpoints from which the block has actually been cut.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from core.runs.progress import SILENT, Progress
 LOGITS = 2**24
 
 Request = tuple[Any, list[int], list[int]]
-"""lm-eval's: (texts, tokens of the context, tokens of the continuation)."""
+"""A request of lm-eval: (texts, tokens of the context, tokens of the continuation)."""
 Answer = tuple[float, bool]
-"""Log-likelihood of the continuation, and whether greedy decoding gives it."""
+"""Log-likelihood of the continuation, and whether greedy decoding produces it."""
 
 
 def ask_without_each_block(
@@ -51,17 +51,17 @@ def ask_without_each_block(
     for variant in range(len(view) + 1):
         lm.variant = variant
         results.append(ask(lm, place, loaded, limit, progress))
-        progress.step(variant + 1, len(view) + 1, f"{place.name}: judged")
+        progress.step(variant + 1, len(view) + 1, f"{place.name}: scored")
     return results
 
 
 def _every_variant(lm: Any, view: BlockView, progress: Progress) -> Any:
-    """Return lm-eval's model, changed to answer for one of all variants."""
+    """Return lm-eval's model, changed to answer for one variant at a time."""
     sets = [frozenset[int](), *(frozenset([block]) for block in range(len(view)))]
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Answer]] = {}
 
     class EveryVariant(type(lm)):  # type: ignore[misc]
-        """Answers for the variant that is set; log-likelihoods of all come from one pass."""
+        """Answers for the selected variant; one pass gives the log-likelihoods of all."""
 
         variant = 0
 
@@ -93,8 +93,8 @@ def loglikelihoods(
 ) -> list[list[Answer]]:
     """Return, for every (context, continuation), the answer of the model without each set.
 
-    Requests that differ in the last token only share a row. What is longer than the model's
-    ``context`` loses tokens at its front, as in lm-eval.
+    Requests that differ only in the last token share a row. Requests longer than the model's
+    ``context`` are truncated on the left, as in lm-eval.
     """
     rows: dict[tuple[int, ...], list[int]] = {}
     for number, (before, ending) in enumerate(requests):
@@ -122,7 +122,7 @@ def loglikelihoods(
 
 
 class _Check(Progress):
-    """Lets a pass be cancelled, and reports nothing of its own."""
+    """Makes a pass cancellable without reporting its progress."""
 
     def __init__(self, outer: Progress) -> None:
         self.check_cancel = outer.check_cancel  # type: ignore[method-assign]
@@ -137,7 +137,7 @@ def _answer(
     answers: list[list[Answer]],
     progress: Progress,
 ) -> None:
-    """Fill ``answers`` of the requests that belong to the rows of ``piece``."""
+    """Fill in ``answers`` for the requests that belong to the rows of ``piece``."""
     padded = [tokens if len(tokens) > 1 else (*tokens, tokens[-1]) for tokens in piece]
     states = states_without(view, make_batch(padded, view), sets, _Check(progress))
     asked = [(row, number) for row, tokens in enumerate(piece) for number in rows[tokens]]
@@ -164,7 +164,10 @@ def _answer(
 def _scores(
     view: BlockView, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[list[float], list[bool]]:
-    """Return log-probability and greediness of each target [n] after ``hidden`` [n, hidden]."""
+    """Return the log-probability of each target [n] after ``hidden`` [n, hidden].
+
+    Also return whether each target is the most likely token.
+    """
     likely: list[float] = []
     greedy: list[bool] = []
     step = max(1, LOGITS // view.head_weight.shape[0])
@@ -178,8 +181,8 @@ def _scores(
 def costs(results: Sequence[TaskResult]) -> list[BlockCost]:
     """Return what each block costs on every score; block -1 is dense.
 
-    ``delta`` is the value without the block less the dense one; its standard error is of the
-    paired differences, question by question, where the metric is a mean of them.
+    ``delta`` is the value without the block minus the dense one; its standard error is that of the
+    paired differences, question by question, if the metric is a mean over questions.
     """
     dense = results[0]
     rows = []

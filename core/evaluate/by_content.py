@@ -1,7 +1,7 @@
-"""What evaluate runs say about several checkpoints, beside each other; no torch.
+"""Results of evaluate runs for several checkpoints, side by side; no torch.
 
-A run counts for a checkpoint if it evaluated exactly this content, wherever it lies: what was
-measured before its files changed is not shown.
+A run counts for a checkpoint if it evaluated exactly this content, regardless of the path: results
+from before its files changed are not shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.runs.workspace import RunRecord, Workspace
 
 
 class Checkpoint(Protocol):
-    """What is needed of a checkpoint; `core.study.Variant` has it."""
+    """The part of a checkpoint that is needed here; `core.study.Variant` provides it."""
 
     @property
     def label(self) -> str:
@@ -28,7 +28,7 @@ class Checkpoint(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """Its files; None if there are none."""
+        """Folder of its files; None if it has none."""
 
 
 C = TypeVar("C", bound=Checkpoint)
@@ -36,7 +36,7 @@ C = TypeVar("C", bound=Checkpoint)
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that was measured the same way for several checkpoints."""
+    """A quantity that is measured in the same way for several checkpoints."""
 
     kind: str
     """perplexity or task."""
@@ -53,7 +53,7 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """Name and protocol in words."""
+        """Label with name and protocol."""
         name = Path(self.name).name or self.name
         if self.kind == "task":
             return f"{name} ({self.how})"
@@ -63,7 +63,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Cell:
-    """A measure of one checkpoint, and how it differs from the dense one's."""
+    """A measure of one checkpoint, and its difference from the dense checkpoint's."""
 
     value: float
     stderr: float | None
@@ -76,21 +76,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Judged(Generic[C]):
-    """A checkpoint and everything that was measured about it."""
+class Evaluated(Generic[C]):
+    """A checkpoint and all its measures."""
 
     variant: C
     cells: dict[Measure, Cell]
 
 
-def gather(where: Workspace, variants: Sequence[C]) -> list[Judged[C]]:
-    """Return what is known of every variant, the first being the one to compare with."""
+def gather(where: Workspace, variants: Sequence[C]) -> list[Evaluated[C]]:
+    """Return the measures of every variant; the first is the one to compare with."""
     runs = _finished(where)
-    found = [Judged(v, _cells(runs, content_of(v))) for v in variants]
+    found = [Evaluated(v, _cells(runs, content_of(v))) for v in variants]
     if not found:
         return []
     dense, *others = found
-    return [dense, *(Judged(o.variant, _with_deltas(dense.cells, o.cells)) for o in others)]
+    return [dense, *(Evaluated(o.variant, _with_deltas(dense.cells, o.cells)) for o in others)]
 
 
 def _finished(where: Workspace) -> list[tuple[RunRecord, Summary]]:
@@ -103,7 +103,7 @@ def _finished(where: Workspace) -> list[tuple[RunRecord, Summary]]:
 
 
 def content_of(variant: Checkpoint) -> str:
-    """Return what identifies a variant's checkpoint; empty if there is none."""
+    """Return a hash of a variant's checkpoint; empty if it has none."""
     try:
         return known.checkpoint_content(variant.folder) if variant.folder else ""
     except (DepthcutError, OSError, ValueError):
@@ -111,7 +111,7 @@ def content_of(variant: Checkpoint) -> str:
 
 
 def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Measure, Cell]:
-    """Return the newest result of each measure for a checkpoint of this content."""
+    """Return the newest result of each measure for a checkpoint with this content."""
     found: dict[Measure, Cell] = {}
     for record, summary in runs:
         if not content or summary.content != content:
@@ -137,7 +137,7 @@ def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Meas
 
 
 def _same_text(first: Measure, second: Measure) -> bool:
-    """Whether two measures differ in how their text's file is called only."""
+    """Whether two measures differ only in the file name of their text."""
     keys = ("kind", "content", "dtype", "window", "bos")
     return first.kind == "perplexity" and all(getattr(first, k) == getattr(second, k) for k in keys)
 
@@ -152,7 +152,7 @@ def _with_deltas(dense: dict[Measure, Cell], cells: dict[Measure, Cell]) -> dict
 
 
 def difference(measure: Measure, first: Cell, second: Cell) -> Delta:
-    """Return the second's value less the first's, pair by pair where both kept their pairs."""
+    """Return the second value minus the first, paired if both runs kept their samples."""
     found: Delta | None
     if measure.kind == "perplexity":
         found = compare.perplexity_delta(*(windows_of(measure, c) for c in (first, second)))
@@ -164,31 +164,31 @@ def difference(measure: Measure, first: Cell, second: Cell) -> Delta:
 
 
 def windows_of(measure: Measure, cell: Cell) -> tuple[float, ...]:
-    """Return the losses of a perplexity's windows."""
+    """Return the losses of the windows behind a perplexity."""
     return read_windows(cell.run.path, cell.source, measure.window, measure.bos)
 
 
-def measures(judged: Iterable[Judged[Any]], limit: int | None) -> list[Measure]:
-    """Return all measures, texts first; of the tasks those with this limit of questions."""
-    found = dict.fromkeys(m for one in judged for m in one.cells)
+def measures(evaluated: Iterable[Evaluated[Any]], limit: int | None) -> list[Measure]:
+    """Return all measures of texts, then those of tasks with this question limit."""
+    found = dict.fromkeys(m for one in evaluated for m in one.cells)
     texts_first = sorted(found, key=lambda m: m.kind != "perplexity")
     return [m for m in texts_first if m.kind == "perplexity" or m.limit == limit]
 
 
-def limits(judged: Iterable[Judged[Any]]) -> list[int | None]:
-    """Return the limits of questions that tasks were asked with, the one most used first."""
+def limits(evaluated: Iterable[Evaluated[Any]]) -> list[int | None]:
+    """Return the question limits that tasks were run with, most frequent first."""
     found: dict[int | None, int] = {}
-    for one in judged:
+    for one in evaluated:
         for measure in one.cells:
             if measure.kind == "task":
                 found[measure.limit] = found.get(measure.limit, 0) + 1
     return sorted(found, key=lambda limit: -found[limit])
 
 
-def means(one: Judged[Any], chosen: Sequence[Measure]) -> list[tuple[str, float, Delta | None]]:
+def means(one: Evaluated[Any], chosen: Sequence[Measure]) -> list[tuple[str, float, Delta | None]]:
     """Return name, value and delta of the mean of each complete preset among ``chosen``.
 
-    The delta's error is that of the tasks' paired differences, tasks being independent.
+    The delta's error combines those of the tasks' paired differences as independent ones.
     """
     cells = {m.name: one.cells[m] for m in reversed(chosen) if m.kind == "task" and m in one.cells}
     rows = [Score(name, "", cell.value, cell.stderr, cell.count) for name, cell in cells.items()]
@@ -207,10 +207,10 @@ def means(one: Judged[Any], chosen: Sequence[Measure]) -> list[tuple[str, float,
     return found
 
 
-def table(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> list[dict[str, Any]]:
-    """Return the long table: one row a checkpoint and measure."""
+def table(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Return the long table: one row per checkpoint and measure."""
     rows = []
-    for one in judged:
+    for one in evaluated:
         for measure in chosen:
             cell = one.cells.get(measure)
             if cell is None:
@@ -231,7 +231,7 @@ def table(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> list[dict
 def block_rows(
     where: Workspace, variant: Checkpoint
 ) -> list[tuple[RunRecord, Summary, tuple[BlockCost, ...]]]:
-    """Return the runs with costs of single blocks of this content, newest first."""
+    """Return the runs with single-block costs of this content, newest first."""
     content = content_of(variant)
     found = []
     for record, summary in _finished(where):

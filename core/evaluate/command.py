@@ -24,7 +24,7 @@ __all__ = ("EvaluateSpec", "dry_run", "run")
 
 
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
-    """Return the estimated operations, memory and time; null where data must be fetched first."""
+    """Return the estimated operations, memory and time; null if data must be downloaded first."""
     checkpoint = locate.open(spec.checkpoint, need="config")
     folder, info = checkpoint.folder, checkpoint.info
     check_model(spec, info)
@@ -64,7 +64,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
 
 
 def _rate(session: Session, measured: list[Text]) -> float | None:
-    """Return operations a second over the texts that were measured here."""
+    """Return the operations per second over the texts that this run measured."""
     own = [text for text in measured if text.reused_from is None]
     flops = sum(work.forward_flops(session.info, t.windows, t.window) for t in own)
     spent = sum(text.seconds for text in own)
@@ -72,13 +72,13 @@ def _rate(session: Session, measured: list[Text]) -> float | None:
 
 
 def run(spec: EvaluateSpec, run: Run) -> None:
-    """Measure what is asked for and write the files of the contract."""
+    """Measure the requested texts and tasks and write the result files."""
     from core.evaluate import questions, texts
     from core.evaluate.session import Session
 
     began = time.perf_counter()
     session = Session(spec, run)
-    loaded = questions.load(session)  # before any work: what is missing is said at once
+    loaded = questions.load(session)  # before any work, to report missing data immediately
     measured = [
         texts.measure(session, source, window)
         for source in spec.perplexity

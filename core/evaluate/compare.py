@@ -1,8 +1,8 @@
-"""Two evaluated checkpoints beside each other: how they differ, how sure that is, which questions.
+"""Comparison of two evaluated checkpoints: differences, their certainty, and flipped questions.
 
-Both were judged on the same windows and the same questions, so differences are taken pair by pair:
-what makes a window or a question hard for both drops out, and the standard error is that of the
-mean difference. No torch here.
+Both were evaluated on the same windows and the same questions, so differences are paired: the
+common difficulty of a window or a question cancels out, and the standard error is that of the mean
+difference. No torch here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from core.evaluate.results import Sample
 
 @dataclass(frozen=True)
 class Delta:
-    """The second's value less the first's, with the standard error of that difference."""
+    """The second value minus the first, with the standard error of that difference."""
 
     value: float
     stderr: float | None
     pairs: int | None
-    """Windows or questions compared one by one; None where the two were compared as a whole."""
+    """Windows or questions compared one by one; None for an unpaired comparison."""
 
     @property
     def certain(self) -> bool:
@@ -34,9 +34,9 @@ class Delta:
 def perplexity_delta(first: Sequence[float], second: Sequence[float]) -> Delta | None:
     """Return the difference of perplexities from the mean losses of the same windows, in order.
 
-    The standard error is first-order: perplexity is exp of the mean loss, so one window moves the
-    difference by ppl2 * loss2 - ppl1 * loss1. Neighbouring windows of one text are not quite
-    independent, so it is a little too small. None where the windows do not pair.
+    The standard error is first-order: perplexity is exp of the mean loss, so one window changes
+    the difference by ppl2 * loss2 - ppl1 * loss1. Neighbouring windows of a text are not fully
+    independent, so it is slightly too small. None if the windows cannot be paired.
     """
     if len(first) != len(second) or not first:
         return None
@@ -52,7 +52,7 @@ def _error_of_mean(values: Sequence[float]) -> float | None:
 def paired(
     first: Iterable[Sample], second: Iterable[Sample], task: str
 ) -> list[tuple[Sample, Sample]]:
-    """Return the samples of ``task`` that both have: same number, filter and question."""
+    """Return the samples of ``task`` that both have: same index, filter and question."""
 
     def by_question(samples: Iterable[Sample]) -> dict[tuple[int, str, str], Sample]:
         return {(s.index, s.filter, s.content): s for s in samples if s.task == task}
@@ -66,7 +66,7 @@ def task_delta(
 ) -> Delta | None:
     """Return the mean difference of a metric over the questions that both were asked.
 
-    None where they share none, or the metric is no number for each question.
+    None if they have no questions in common, or if the metric is not a number for each question.
     """
     values = []
     for before, after in paired(first, second, task):
@@ -89,7 +89,7 @@ def unpaired_delta(first: tuple[float, float | None], second: tuple[float, float
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that one of two checkpoints answers rightly and the other does not."""
+    """A question that only one of two checkpoints answers correctly."""
 
     task: str
     index: int
@@ -103,7 +103,7 @@ class Flip:
 
 
 def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: str) -> list[Flip]:
-    """Return the questions whose judgement by ``metric`` (1 right, 0 wrong) is not the same."""
+    """Return the questions whose value of ``metric`` (1 right, 0 wrong) differs."""
     found = []
     for before, after in paired(first, second, task):
         a, b = before.value(metric), after.value(metric)
@@ -126,7 +126,7 @@ def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: 
 
 
 def _answer(sample: Sample, metric: str) -> Any:
-    """Return the answer that ``metric`` judges: acc_norm weighs the choices by their length."""
+    """Return the answer that ``metric`` scores: acc_norm normalises by the choices' length."""
     likely = sample.loglikelihoods
     if metric != "acc_norm" or not likely:
         return sample.answer
@@ -135,7 +135,7 @@ def _answer(sample: Sample, metric: str) -> Any:
 
 
 def _named(answer: Any, choices: Sequence[str]) -> str:
-    """Return an answer as text; a choice's number as the choice."""
+    """Return an answer as text; the index of a choice becomes the choice."""
     is_number = isinstance(answer, int) and not isinstance(answer, bool)
     return choices[answer] if is_number and 0 <= answer < len(choices) else str(answer)
 
@@ -143,7 +143,7 @@ def _named(answer: Any, choices: Sequence[str]) -> str:
 def sign_test(lost: int, gained: int) -> float:
     """Return the probability of a split at least this uneven if both were equally good.
 
-    McNemar's exact test: of ``lost + gained`` questions that flipped, each way is as likely.
+    McNemar's exact test: each of the ``lost + gained`` flips is equally likely in either direction.
     """
     flipped = lost + gained
     tail = sum(math.comb(flipped, k) for k in range(max(lost, gained), flipped + 1))

@@ -1,4 +1,4 @@
-"""What an evaluation will take, from headers and the text alone; no torch."""
+"""Estimated operations, memory and rate of evaluations, from headers and text; no torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from core.importance.estimate import block_flops, head_flops
 from core.runs.devices import MIB
 
 ACTIVATIONS_MIB = 128.0
-"""Logits and hidden states of a batch, roughly; the batch is halved where that is too much."""
+"""Logits and hidden states of a batch, roughly; the batch is halved if that is too much."""
 STATE_MIB = {"cpu": 64.0, "cuda": 2048.0, "mps": 512.0}
-"""Hidden states of all variants when each block is left out, held at once (`block_tasks`)."""
+"""Hidden states of all variants without a block, held at the same time (`block_tasks`)."""
 
 
 def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
@@ -28,7 +28,7 @@ def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
 
 
 def text_tokens(source: str, folder: Path) -> int | None:
-    """Return how many tokens a text has for a checkpoint; None where that takes a download."""
+    """Return the number of tokens of a text for a checkpoint; None if that needs a download."""
     if source.startswith("hub:") or source in sources.PRESETS:
         return None
     stamp = "" if source == "demo" else str(Path(source).expanduser().stat().st_mtime_ns)
@@ -50,16 +50,16 @@ def _count(source: str, tokenizer: Path, _: str) -> int:
 
 
 def perplexity_flops(info: CheckpointInfo, tokens: int, window: int) -> float:
-    """Return the operations of a text's windows."""
+    """Return the operations of all windows of a text."""
     return forward_flops(info, tokens // window, window)
 
 
 def task_flops(
     info: CheckpointInfo, task: str, limit: int | None, folder: Path, *, each_block: bool
 ) -> float | None:
-    """Return the operations of a task; None where its questions are not known without loading it.
+    """Return the operations of a task; None if its questions are unknown until it is loaded.
 
-    Known are the demo's: their stories, a pass a question, as choices share it.
+    Only the demo's questions are known: one pass per question, which its choices share.
     """
     if task not in DEMO:
         return None
@@ -72,7 +72,7 @@ def task_flops(
 
 
 def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:
-    """Return weights and what is computed with them."""
+    """Return the memory of weights, activations and, with ``each_block``, hidden states."""
     weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / MIB
     states = STATE_MIB.get(device.partition(":")[0], STATE_MIB["cpu"]) if each_block else 0.0
     return weights + ACTIVATIONS_MIB + states

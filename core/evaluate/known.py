@@ -1,13 +1,13 @@
-"""What has been measured already: results keyed by content, protocol and versions.
+"""A cache of measured results, keyed by content, protocol and versions.
 
 A key is a hash of everything that a number depends on: the checkpoint's content, the exact token
 windows or the task's files, limit and shots, precision, kind of device, and library versions.
-Equal keys mean the same result, so it is taken from the earlier run. No torch here.
+Equal keys mean the same result, so it is reused from the earlier run. No torch here.
 
 The checkpoint's content is its tensors, its configuration and its tokenizer. Up to `FULL_BYTES` of
-weights every byte counts; beyond that names, dtypes, shapes and three samples of 1 KiB a tensor
-(`core.checkpoint.tensors.content_key`), because hashing 13 GB takes longer than evaluating them.
-Training moves every element of the tensors it touches, so samples see it.
+weights, every byte is hashed; beyond that, names, dtypes, shapes and three samples of 1 KiB per
+tensor (`core.checkpoint.tensors.content_key`), because hashing 13 GB takes longer than evaluating
+the model. Training changes every element of the tensors it updates, so the samples detect it.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ Kind = TypeVar("Kind")
 
 FULL_BYTES = 2**30
 ANSWERS = "answers"
-"""Folder of a run's bookkeeping with what it has measured so far, a file for each key."""
+"""Folder in a run's bookkeeping for the results so far, with one file per key."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
 ALSO_READ = ("config.json", "tokenizer_config.json", "special_tokens_map.json", *TOKENIZER_FILES)
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions of this project and of the libraries that a result depends on."""
+    """Return the versions of this project and of the libraries that affect a result."""
     found = {name: importlib.metadata.version(name) for name in (*LIBRARIES, *more)}
     return {"depthcut": __version__, **found}
 
 
 def digest(value: Any) -> str:
-    """Return 32 hex digits for plain JSON values."""
+    """Return a hash of plain JSON values as 32 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def checkpoint_content(folder: Path) -> str:
-    """Return what identifies a checkpoint's content; remembered until a file changes."""
+    """Return a hash of a checkpoint's content; cached until a file changes."""
     return _content(folder, file_state(folder, (".json", ".safetensors", ".model")))
 
 
@@ -66,7 +66,7 @@ def _content(folder: Path, _: object) -> str:
 
 
 def _comparable(path: Path) -> bytes:
-    """Return a file's bytes; of config.json without what the writing library puts in."""
+    """Return a file's bytes; config.json without the fields that the saving library adds."""
     content = path.read_bytes()
     if path.name != "config.json":
         return content
@@ -76,7 +76,7 @@ def _comparable(path: Path) -> bytes:
 
 
 def windows_content(windows: Iterable[Iterable[int]]) -> str:
-    """Return what identifies the exact token windows that were judged."""
+    """Return a hash of the exact token windows that were evaluated."""
     state = hashlib.sha256()
     for window in windows:
         state.update((",".join(map(str, window)) + "\n").encode())
@@ -84,7 +84,7 @@ def windows_content(windows: Iterable[Iterable[int]]) -> str:
 
 
 def put_aside(book: Path, key: str, value: dict[str, Any]) -> None:
-    """Keep what was measured under ``key`` in a run's bookkeeping, should the run not finish."""
+    """Keep a result under ``key`` in a run's bookkeeping, in case the run does not finish."""
     workspace.write_json(_aside(book, key), value)
 
 
@@ -93,15 +93,15 @@ def _aside(book: Path, key: str) -> Path:
 
 
 def clear_aside(book: Path) -> None:
-    """Forget what was put aside; the run's results have it all."""
+    """Delete what was put aside; the run's results contain all of it."""
     shutil.rmtree(book / ANSWERS, ignore_errors=True)
 
 
 class Earlier:
-    """Earlier evaluations of a workspace, found by key: finished ones, and parts of others."""
+    """Earlier results of a workspace, found by key: complete, or parts of unfinished runs."""
 
     def __init__(self, where: Workspace | None = None) -> None:
-        """Read the summaries of all finished runs; the newest of equal keys counts."""
+        """Read the summaries of all finished runs; for equal keys, the newest wins."""
         self._found: dict[str, tuple[RunRecord, Entry]] = {}
         self._others: list[RunRecord] = []
         for record in (where or Workspace()).runs("evaluate"):
@@ -112,12 +112,12 @@ class Earlier:
                     self._found.setdefault(entry.key, (record, entry))
 
     def find(self, key: str, kind: type[Kind]) -> tuple[RunRecord, Kind] | None:
-        """Return the run and its summary's entry with this key, or None."""
+        """Return the run and the entry of its summary with this key, or None."""
         record, entry = self._found.get(key) or (None, None)
         return (record, entry) if record and isinstance(entry, kind) else None
 
     def aside(self, key: str, kind: type[Kind]) -> tuple[RunRecord, Kind] | None:
-        """Return a run that was going on, or ended early, and what it put aside under this key."""
+        """Return an unfinished run and the result it put aside under this key, or None."""
         for record in self._others:
             values = workspace.read_json(_aside(record.path / workspace.BOOKKEEPING, key))
             if values and (found := from_dict(kind, values)):
@@ -125,6 +125,6 @@ class Earlier:
         return None
 
     def has(self, key: str) -> bool:
-        """Whether there is a result under this key; what was put aside is not read for that."""
+        """Whether a result exists under this key; results put aside are not read for this."""
         books = (record.path / workspace.BOOKKEEPING for record in self._others)
         return key in self._found or any(_aside(book, key).is_file() for book in books)

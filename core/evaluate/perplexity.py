@@ -1,4 +1,4 @@
-"""Perplexity of a text in windows, by a plain pass of the stock model.
+"""Perplexity of a text in windows, with a plain forward pass of the stock model.
 
 The text is one token stream cut into non-overlapping windows (`core.data.evaluation`); the
 perplexity is exp of the mean negative log-likelihood over all predictions of all windows. The loss
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
-"""Tokens of the first batch; halved until the device has room. A CPU gains nothing from more."""
+"""Tokens of the first batch; halved until it fits. A CPU gains nothing from more."""
 LOGITS = 2**24
-"""Logits held at once, in float32: 64 MiB."""
+"""Maximum number of logits held at a time, in float32: 64 MiB."""
 CPU_ROWS = 512
-"""Positions whose logits a CPU holds at once: with a small vocabulary they stay in its cache."""
+"""Maximum positions per CPU logits chunk: with a small vocabulary it stays in the cache."""
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """What one text gave."""
+    """The losses of one text."""
 
     nll: tuple[float, ...]
     """Mean negative log-likelihood of every window's predictions, in nats."""
     window: int
     batch: int
-    """Windows in a batch, as found."""
+    """Windows per batch, after halving."""
 
     @property
     def tokens(self) -> int:
-        """Predictions in all windows: the first token of a window is given."""
+        """Predictions over all windows; the first token of a window is not predicted."""
         return len(self.nll) * (self.window - 1)
 
     @property
     def ppl(self) -> float:
-        """Perplexity over all predictions; every window has as many."""
+        """Perplexity over all predictions; every window has the same number of them."""
         return math.exp(math.fsum(self.nll) / len(self.nll))
 
 
 def token_stream(source: str, tokenizer: Any) -> list[int]:
     """Return the token ids of a SOURCE without special tokens.
 
-    Rows of ``input_ids`` are taken as they are, one after the other; instruction rows as their
-    columns, a line each, with a blank line between rows.
+    Rows of ``input_ids`` are concatenated as they are; the columns of an instruction row are
+    joined by newlines, with a blank line between rows.
     """
     kind = sources.kind_of(source)
     if kind == "input_ids":
@@ -78,13 +78,13 @@ def window_losses(
     label: str = "Windows",
     batch: int | None = None,
 ) -> WindowLosses:
-    """Return the loss of every window; all have the same length.
+    """Return the loss of every window; all must have the same length.
 
-    ``batch`` is the number of windows computed together; None takes what the kind of device bears,
-    halved while it runs out of memory.
+    ``batch`` is the number of windows computed together; None uses the default of the kind of
+    device, halved as long as it runs out of memory.
 
     Raises:
-        OutOfMemoryError: One window alone is too large for the device.
+        OutOfMemoryError: A single window is too large for the device.
         NotFiniteError: A loss is NaN or infinite.
     """
     ids = torch.tensor(windows)
@@ -118,7 +118,7 @@ def _losses(model: Any, ids: Tensor) -> list[float]:
 def head_losses(model: Any, normed: Tensor, ids: Tensor) -> list[float]:
     """Return the mean loss of every row; ``normed`` is the final norm's output for ``ids``.
 
-    ``normed`` [rows, tokens, hidden], ``ids`` [rows, tokens]; the head's logits are never held all.
+    ``normed`` [rows, tokens, hidden], ``ids`` [rows, tokens]; the logits are computed in chunks.
     """
     flat, targets = normed[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     step = max(1, LOGITS // model.lm_head.weight.shape[0])

@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on tasks: measured, or taken from an earlier run with the same key."""
+"""Accuracy of a checkpoint on tasks: measured, or reused from an earlier run with the same key."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ LIBRARIES = ("lm-eval", "datasets")
 Kind = TypeVar("Kind", bound=Asked | Skills)
 
 MEANS = {"paper": "AVE", "demo": "AVE demo"}
-"""Presets whose plain mean is given too, once all their tasks were asked, and its name."""
+"""Presets whose plain mean is reported if all their tasks were run, and the mean's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedTask(Asked):
-    """One asked task or group with its questions."""
+    """One task or group with its questions."""
 
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     def entry(self) -> Asked:
-        """Return what the summary holds of it: everything but the samples."""
+        """Return the entry for the summary: everything but the samples."""
         return _only(Asked, self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCosts(Skills):
-    """What removing each single block costs on one asked task."""
+    """The cost of removing each single block on one task."""
 
     rows: tuple[BlockCost, ...] = field(repr=False)
 
     def entry(self) -> Skills:
-        """Return what the summary holds of it: everything but the rows."""
+        """Return the entry for the summary: everything but the rows."""
         return _only(Skills, self)
 
 
@@ -52,10 +52,10 @@ def _only(kind: type[Kind], value: Kind) -> Kind:
 
 
 def load(session: Session) -> dict[str, Any]:
-    """Return the tasks that have to be asked, with their data, by name.
+    """Return the tasks that have to be run, with their data, by name.
 
     Raises:
-        DataError: A task's data is not on this machine, or its file is not as lm-eval wants it.
+        DataError: A task's data is not on this machine, or lm-eval cannot read the task's file.
     """
     kinds = ("task", "each block") if session.spec.each_block else ("task",)
     keys = [(place, _keys(session, kind)[place.name]["key"])
@@ -70,13 +70,14 @@ def _loaded(session: Session, places: Sequence[suites.Place]) -> dict[str, Any]:
         return {}
     from core.evaluate import zero_shot
 
-    session.run.progress.log(f"Loading {len(places)} task(s).")
+    count = "1 task" if len(places) == 1 else f"{len(places)} tasks"
+    session.run.progress.log(f"Loading {count}.")
     manager = zero_shot.manager(places)
     return {place.name: zero_shot.load(manager, place) for place in places}
 
 
 def measure(session: Session, loaded: dict[str, Any]) -> list[AskedTask]:
-    """Ask the questions of every task, or take them from an earlier run."""
+    """Run every task, or reuse its result from an earlier run."""
     found: dict[str, AskedTask] = {}
     open_places = []
     keys = _keys(session, "task")
@@ -93,7 +94,7 @@ def measure(session: Session, loaded: dict[str, Any]) -> list[AskedTask]:
 
 
 def _keys(session: Session, kind: str) -> dict[str, dict[str, Any]]:
-    """Return content, limit and key of every asked task."""
+    """Return the content, limit and key of every requested task."""
     found = {}
     for place in session.places:
         local = suites.files_content(place) if place.local else ""
@@ -105,7 +106,7 @@ def _keys(session: Session, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def _reused(session: Session, task: str, common: dict[str, Any]) -> AskedTask | None:
-    """Return the result of an earlier run with the same key, if its samples are still there."""
+    """Return the result of an earlier run with the same key, if its samples still exist."""
     earlier = session.known(common["key"], Asked, f"Task {task}")
     if not earlier:
         return session.aside(common["key"], AskedTask, f"Task {task}")
@@ -133,7 +134,7 @@ def _asked(
     keys: dict[str, dict[str, Any]],
     loaded: dict[str, Any],
 ) -> dict[str, AskedTask]:
-    """Ask the tasks of ``places`` with one loaded model."""
+    """Run the tasks of ``places`` with one loaded model."""
     from core.evaluate import zero_shot
 
     progress = session.run.progress
@@ -162,7 +163,7 @@ def _asked(
 
 
 def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]:
-    """Ask every task without each block, or take that from an earlier run."""
+    """Run every task without each block, or reuse the result of an earlier run."""
     from core.evaluate import block_tasks, zero_shot
 
     progress, limit = session.run.progress, session.spec.limit
@@ -220,7 +221,7 @@ def _reused_blocks(
 
 
 def write_blocks(run: Run, found: Sequence[BlockCosts]) -> None:
-    """Write skills.csv if something was asked without each block."""
+    """Write skills.csv if a task was run without each block."""
     if found:
         BlockCost.write(run, (row for costs in found for row in costs.rows))
 
@@ -232,9 +233,9 @@ def table(asked: Iterable[AskedTask]) -> list[Score]:
 
 
 def means(rows: Sequence[Score]) -> list[Score]:
-    """Return a row for each preset in `MEANS` of which every task is in ``rows``.
+    """Return a row for each preset in `MEANS` with all its tasks in ``rows``.
 
-    The mean is the plain one over tasks; its standard error is that of independent tasks.
+    It is the plain mean over tasks; its standard error treats the tasks as independent.
     """
     first: dict[str, Score] = {}
     for row in rows:
@@ -253,6 +254,6 @@ def means(rows: Sequence[Score]) -> list[Score]:
 
 
 def write(run: Run, asked: Sequence[AskedTask]) -> None:
-    """Write tasks.csv (empty if no task was asked) and samples.jsonl."""
+    """Write tasks.csv (without rows if no task was run) and samples.jsonl."""
     Score.write(run, table(asked))
     results.write_samples(run, (sample for task in asked for sample in task.samples))

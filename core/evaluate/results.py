@@ -31,17 +31,17 @@ ScoreCells = tuple[str, str, float | None, float | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class TextRow(CsvRow):
-    """One row of perplexity.csv: the perplexity of one text by one protocol."""
+    """One row of perplexity.csv: the perplexity of one text under one protocol."""
 
     FILE: ClassVar[str] = "perplexity.csv"
 
     source: str
     window: int | None = None
-    """Tokens in a window."""
+    """Tokens per window."""
     bos: str = ""
     """once: before the text; window: in every window."""
     tokens: int | None = None
-    """Predictions: the first token of every window is given."""
+    """Predictions; the first token of every window is not predicted."""
     ppl: float
 
 
@@ -71,7 +71,7 @@ class Score(CsvRow):
     value: float
     stderr: float | None = None
     samples: int | None = None
-    """Questions asked."""
+    """Number of questions."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class BlockCost(CsvRow):
     FILE: ClassVar[str] = "skills.csv"
 
     block: int
-    """The block left out; -1 for the dense model."""
+    """The removed block; -1 for the dense model."""
     task: str
     metric: str
     value: float
     stderr: float | None
     delta: float
-    """``value`` less that of the dense model."""
+    """``value`` minus that of the dense model."""
     delta_stderr: float | None = None
-    """Of the paired differences, question by question; None if the metric is not their mean."""
+    """Standard error over paired questions; None if the metric is not a mean over questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One line of samples.jsonl: a question, what was answered, and its own metrics."""
+    """One line of samples.jsonl: a question, the answer, and its own metrics."""
 
     task: str
     index: int
@@ -105,12 +105,12 @@ class Sample:
     metrics: dict[str, Any]
     """The question's own values by metric."""
     target: Any = None
-    """The right answer; an index for multiple choice."""
+    """The correct answer; an index for multiple choice."""
     question: str = ""
     choices: tuple[str, ...] | None = None
     """None if it is not multiple choice."""
     loglikelihoods: tuple[float, ...] | None = None
-    """Of each choice."""
+    """Log-likelihood of each choice."""
     answer: Any = None
     """The model's answer; the index of the likeliest choice for multiple choice."""
 
@@ -122,18 +122,18 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """An entry of the summary's ``perplexity``: one text by one protocol."""
+    """An entry of the summary's ``perplexity``: one text under one protocol."""
 
     source: str
     window: int
     bos: str = ""
     tokens: int
-    """Predictions: the first token of every window is given."""
+    """Predictions; the first token of every window is not predicted."""
     ppl: float | None = None
     """None if it was not finite."""
     windows: int = 0
     content: str = ""
-    """What the text is: a hash of the file, or how it was made."""
+    """Identifies the text: a hash of the file, or how it was generated."""
     key: str = ""
     """Hash of everything that the result depends on (`core.evaluate.known`)."""
     batch: int | None = None
@@ -145,17 +145,17 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """An entry of the summary's ``tasks``: one task or group of tasks that was asked."""
+    """An entry of the summary's ``tasks``: one task or group of tasks."""
 
     task: str
     scores: tuple[ScoreCells, ...] = ()
-    """Of the task, or of a group and of every task in it."""
+    """Scores of the task, or of a group and every task in it."""
     content: str = ""
-    """What the task is: a hash of a local one's files, else lm-eval's version."""
+    """Identifies the task: a hash of a local task's files, or lm-eval's version."""
     task_versions: dict[str, Any] = dataclasses.field(default_factory=dict)
     shots: dict[str, int] = dataclasses.field(default_factory=dict)
     limit: int | None = None
-    """Most questions of each task; None for all."""
+    """Maximum questions per task; None for all."""
     key: str = ""
     batch: int = 0
     seconds: float = 0.0
@@ -173,7 +173,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Skills:
-    """An entry of the summary's ``skills``: one task asked without each single block."""
+    """An entry of the summary's ``skills``: one task without each single block."""
 
     task: str
     content: str = ""
@@ -193,7 +193,7 @@ class Summary(JsonResult):
     """summary.json of an evaluate run."""
 
     checkpoint: str = ""
-    """As it was named."""
+    """The checkpoint's name as the user gave it."""
     checkpoint_key: str = ""
     """Identifies the weights, as `core.checkpoint.headers` does."""
     content: str = ""
@@ -206,7 +206,7 @@ class Summary(JsonResult):
     skills: tuple[Skills, ...] = ()
     limit: int | None = None
     flops_per_s: float | None = None
-    """Over the texts measured by this run; None if all were reused."""
+    """Rate over the texts that this run measured; None if all were reused."""
     seconds: float | None = None
     device: str = ""
     dtype: str = ""
@@ -215,7 +215,7 @@ class Summary(JsonResult):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Everything that was measured, whatever its kind."""
+        """All results, of every kind."""
         return (*self.perplexity, *self.tasks, *self.skills)
 
 
@@ -232,7 +232,7 @@ def _plain(sample: Sample) -> dict[str, Any]:
 
 
 def read_samples(folder: Path) -> tuple[Sample, ...]:
-    """Return a run's samples; empty if it has none. Kept in memory until the file changes."""
+    """Return a run's samples; empty if it has none. Cached until the file changes."""
     path = folder / SAMPLES
     return _samples(path, path.stat().st_mtime_ns) if path.is_file() else ()
 
@@ -244,7 +244,7 @@ def _samples(path: Path, _: int) -> tuple[Sample, ...]:
 
 
 def read_windows(folder: Path, source: str, window: int, bos: str) -> tuple[float, ...]:
-    """Return the losses of a run's windows of one text and protocol; empty if it has none."""
+    """Return a run's window losses for one text and protocol; empty if it has none."""
     wanted = (source, window, bos)
     rows = WindowRow.read(folder)
     return tuple(row.nll for row in rows if (row.source, row.window, row.bos) == wanted)

@@ -1,4 +1,4 @@
-"""One checkpoint under judgement: its files, tokenizer, device, and earlier results of its own."""
+"""One checkpoint being evaluated: its files, tokenizer, device, and its earlier results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = TypeVar("Kind", bound=Text | Asked | Skills)
 
 
 class Session:
-    """One checkpoint under judgement; the model is loaded when something must be measured."""
+    """One checkpoint being evaluated; the model is loaded once something must be measured."""
 
     def __init__(self, spec: EvaluateSpec, run: Run) -> None:
         """Resolve the checkpoint, and check the options against it."""
@@ -56,21 +56,21 @@ class Session:
         )
 
     def known(self, key: str, kind: type[Kind], what: str) -> tuple[RunRecord, Kind] | None:
-        """Return the earlier run with this result and its entry of the summary, and say so."""
+        """Return the earlier run with this result and its summary entry, and log it."""
         found = self.earlier.find(key, kind) if self.earlier else None
         if found:
-            self.run.progress.log(f"{what}: measured before, in {found[0].id}.")
+            self.run.progress.log(f"{what}: already measured in {found[0].id}.")
         return found
 
     def aside(self, key: str, kind: type[Kind], what: str) -> Kind | None:
-        """Return what a run that did not finish has measured under ``key``, and say so.
+        """Return what an unfinished run measured under ``key``, and log it.
 
-        Its ``reused_from`` names that run; None where it is this one, started again.
+        ``reused_from`` names that run; it is None if that is this run, started again.
         """
         found = self.earlier.aside(key, kind) if self.earlier else None
         if not found:
             return None
         record, value = found
-        self.run.progress.log(f"{what}: measured before, in {record.id}, which did not finish.")
+        self.run.progress.log(f"{what}: already measured in {record.id}, which did not finish.")
         own = record.path.resolve() == self.run.dir.resolve()
         return replace(value, reused_from=None if own else record.id)

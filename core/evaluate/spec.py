@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, and whether a checkpoint can be asked that; no torch."""
+"""The options of an evaluation, and their check against a checkpoint; no torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class EvaluateSpec(DeviceOptions):
     perplexity: tuple[str, ...] = option(
         (),
         repeat=True,
-        help="Text to judge by: demo, wikitext2, a .txt/.jsonl/.csv/.parquet file, or hub:NAME. "
-        "Can be given several times.",
+        help="Text to evaluate on: demo, wikitext2, a .txt/.jsonl/.csv/.parquet file, or "
+        "hub:NAME. Can be repeated.",
     )
     window: tuple[int, ...] = option(
-        (128,), help="Tokens in a window, as 128 or 128,2048.", low=2, high=1048576, unit="tokens"
+        (128,), help="Tokens per window, e.g. 128 or 128,2048.", low=2, high=1048576, unit="tokens"
     )
     bos: str = option(
         "once",
@@ -35,31 +35,30 @@ class EvaluateSpec(DeviceOptions):
     )
     tasks: tuple[str, ...] = option(
         (),
-        help="Tasks of lm-eval, with commas, or presets: paper (the seven of Shortened LLaMA and "
-        "their mean), demo, reasoning, domains.",
+        help="lm-eval tasks, separated by commas, or presets: paper (the seven of Shortened LLaMA "
+        "and their mean), demo, reasoning, domains.",
     )
-    task_dir: str = option("", help="Folder of your own tasks, as lm-eval's YAML files.")
-    limit: int | None = option(None, help="Questions of each task. All of them.", low=1)
+    task_dir: str = option("", help="Folder with your own tasks as lm-eval YAML files.")
+    limit: int | None = option(None, help="Questions per task. Default: all.", low=1)
     each_block: bool = option(
-        False, help="Also what removing each single block costs on every task."
+        False, help="Also measure the cost of removing each single block on every task."
     )
-    fresh: bool = option(False, help="Measure again what an earlier run has measured.")
-    dry_run: bool = option(False, help="Say what it will take, and do nothing.")
+    fresh: bool = option(False, help="Measure again instead of reusing an earlier run's results.")
+    dry_run: bool = option(False, help="Estimate time and memory without running anything.")
 
 
 def check_model(spec: EvaluateSpec, info: CheckpointInfo) -> None:
-    """Raise `OptionError` where options contradict each other, or the checkpoint."""
+    """Raise `OptionError` if options contradict each other or the checkpoint."""
     if not spec.perplexity and not spec.tasks:
         raise OptionError(
-            "Nothing to measure.", "Give --perplexity SOURCE, as demo or a file, or --tasks."
+            "Nothing to measure.", "Give --perplexity SOURCE (e.g. demo or a file) or --tasks."
         )
     if spec.each_block and not spec.tasks:
-        raise OptionError("--each-block asks tasks without each block.", "Give --tasks.")
+        raise OptionError("--each-block runs tasks without each block.", "Give --tasks.")
     if not spec.window:
-        raise OptionError("--window: none given.", "Give for instance 128 or 128,2048.")
+        raise OptionError("--window is empty.", "Use e.g. 128 or 128,2048.")
     if info.context and max(spec.window) > info.context:
         raise OptionError(
-            f"--window: {max(spec.window)} tokens are more than the model's context of "
-            f"{info.context}.",
-            f"Give {info.context} or fewer.",
+            f"--window: {max(spec.window)} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context} or fewer.",
         )

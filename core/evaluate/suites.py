@@ -1,7 +1,8 @@
-"""Which tasks there are: presets, the metric each is judged by, and names that lm-eval knows.
+"""The available tasks: presets, each task's metric, and the names that lm-eval knows.
 
-The names are read from the task files' text, so that neither lm-eval (seconds) nor its index of
-all tasks (much longer) is needed to say whether a task exists, where it is, or what comes near it.
+The names are read from the text of the task files, so that neither lm-eval (seconds) nor its index
+of all tasks (much longer) has to be loaded to check that a task exists, to find it, or to suggest
+similar names.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PAPER = {
 """The seven tasks of Shortened LLaMA and the metric of each (METHODS, section 4)."""
 
 DEMO = tuple(f"demo_{skill}" for skill in SKILLS)
-"""The demo world's questions, one task a skill; shipped in `DEMO_TASKS`."""
+"""The demo world's questions, one task per skill; shipped in `DEMO_TASKS`."""
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "paper": tuple(PAPER),
@@ -40,7 +41,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "domains": ("mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_other", "sciq",
                 "medmcqa", "pubmedqa"),
 }  # fmt: skip
-"""Names that stand for several tasks."""
+"""Names that each stand for several tasks."""
 
 DEMO_TASKS = (Path(__file__).parents[1] / "demo" / "tasks").resolve()
 _LINE = re.compile(r"^['\"]?(?:task|group)['\"]?: *['\"]?([\w.:/+-]+)['\"]? *$", re.MULTILINE)
@@ -49,13 +50,13 @@ _TAGS = re.compile(r"^['\"]?tag['\"]?:((?: *\S.*)?(?:\n *- .*)*)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a task comes from."""
+    """The origin of a task."""
 
     name: str
     folder: Path
-    """Folder of its file; for a tag the folder of all its tasks."""
+    """Folder of its file; for a tag, the folder of all its tasks."""
     local: bool
-    """Of ``--task-dir`` or of the demo, not of lm-eval."""
+    """Whether it is from ``--task-dir`` or the demo, not from lm-eval."""
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
@@ -65,24 +66,24 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def metric_of(task: str, metrics: Sequence[str]) -> str:
-    """Return the metric a task is judged by: the paper's, else the first that lm-eval gives."""
+    """Return the metric of a task: the paper's, or the first that lm-eval reports."""
     wanted = PAPER.get(task, "")
     return wanted if wanted in metrics else metrics[0]
 
 
 def find(names: Iterable[str], task_dir: str = "") -> tuple[Place, ...]:
-    """Return where each task is; ``task_dir`` comes before the demo's, those before lm-eval's.
+    """Find each task; ``task_dir`` takes precedence over the demo's, those over lm-eval's.
 
     Raises:
-        OptionError: There is no such folder, or no such task; near names are suggested.
+        OptionError: The folder or a task does not exist; similar names are suggested.
     """
     known = catalog(task_dir)
     places = []
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, [*PRESETS, *known], n=3, cutoff=0.6)
-            hint = f"Near it: {', '.join(near)}." if near else "Give --task-dir for a local one."
-            raise OptionError(f"--tasks: there is no task '{name}'.", hint)
+            hint = f"Similar: {', '.join(near)}." if near else "Add --task-dir for a local task."
+            raise OptionError(f"--tasks: unknown task '{name}'.", hint)
         places.append(known[name])
     return tuple(places)
 
@@ -95,7 +96,7 @@ def catalog(task_dir: str = "") -> dict[str, Place]:
         folder = Path(task_dir).expanduser()
         if not folder.is_dir():
             raise OptionError(
-                f"--task-dir: no folder '{task_dir}'.", "Give a folder of YAML tasks."
+                f"--task-dir: no such folder: '{task_dir}'.", "Give a folder of YAML tasks."
             )
         folders.append(folder)
     for folder in folders:
@@ -112,7 +113,7 @@ def _builtin() -> dict[str, Place]:
 
 
 def _scan(root: Path, *, local: bool) -> dict[str, Place]:
-    """Return the tasks, groups and tags whose files lie below ``root``."""
+    """Return the tasks, groups and tags whose files are below ``root``."""
     found: dict[str, Place] = {}
     for path in sorted(root.glob("**/*.yaml")):
         try:
@@ -132,14 +133,14 @@ def _scan(root: Path, *, local: bool) -> dict[str, Place]:
 
 
 def _common(first: Path, second: Path) -> Path:
-    """Return the deepest folder that holds both."""
+    """Return the deepest folder that contains both."""
     return next(p for p in (first, *first.parents) if second.is_relative_to(p))
 
 
 def files_content(place: Place) -> str:
-    """Return what identifies a local task's files: everything below its folder.
+    """Return a hash of a local task's files: everything below its folder.
 
-    The demo's tasks read the questions that lie beside them in the demo's data.
+    The demo's tasks also read the questions in the demo's data folder.
     """
     files = sorted(p for p in place.folder.rglob("*") if p.is_file())
     if place.folder == DEMO_TASKS:

@@ -1,4 +1,4 @@
-"""What the Evaluate page shows, worked out from a study's results; no Streamlit here."""
+"""What the Evaluate page shows, computed from a study's results; no Streamlit here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from core.evaluate import by_content, compare, suites
-from core.evaluate.by_content import Cell, Judged, Measure
+from core.evaluate.by_content import Cell, Evaluated, Measure
 from core.evaluate.compare import Delta, Flip
 from core.evaluate.results import read_samples
 from core.runs.workspace import RunRecord, Workspace
 
 
 def texts_of(written: str) -> tuple[str, ...]:
-    """Return the sources of a text field: separated by commas."""
+    """Return the sources of a text field, which are separated by commas."""
     return tuple(dict.fromkeys(part.strip() for part in written.split(",") if part.strip()))
 
 
@@ -25,7 +25,7 @@ def windows_of(written: str) -> tuple[str, ...]:
 
 
 def change(delta: Delta | None, digits: int) -> str:
-    """Return a difference with its standard error; a star where it is more than two of them."""
+    """Return a difference with its standard error, starred if it exceeds two of them."""
     if delta is None:
         return ""
     error = "" if delta.stderr is None else f" ± {delta.stderr:.{digits}f}"
@@ -33,33 +33,33 @@ def change(delta: Delta | None, digits: int) -> str:
 
 
 def number(cell: Cell) -> str:
-    """Return a value with its change, or with its own error where there is nothing to change."""
+    """Return a value with its change, or with its own error if there is no change to show."""
     if cell.delta is None and cell.stderr is not None:
         return f"{cell.value:.3f} ± {cell.stderr:.3f}"
     return f"{cell.value:.3f}" + change(cell.delta, 3)
 
 
-def wide(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> list[dict[str, str]]:
-    """Return the table that people read: one row a measure, a column a checkpoint, means last."""
+def wide(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> list[dict[str, str]]:
+    """Return the table for display: a row per measure, a column per checkpoint, means last."""
     rows = []
     for measure in chosen:
         row = {"": measure.label}
-        for one in judged:
+        for one in evaluated:
             cell = one.cells.get(measure)
             row[one.variant.label] = "not measured" if cell is None else number(cell)
         rows.append(row)
     averages: dict[str, dict[str, str]] = {}
-    for one in judged:
+    for one in evaluated:
         for name, value, delta in by_content.means(one, chosen):
-            blank = {other.variant.label: "not measured" for other in judged}
+            blank = {other.variant.label: "not measured" for other in evaluated}
             row = averages.setdefault(name, {"": name, **blank})
             row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
     return [*rows, *averages.values()]
 
 
-def protocol_note(judged: Sequence[Judged[Any]], chosen: Sequence[Measure]) -> str:
-    """Return the line below the table: on what, where and how it was measured."""
-    cells = [one.cells[m] for one in judged for m in chosen if m in one.cells]
+def protocol_note(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> str:
+    """Return the line below the table: devices, precision, number of runs, question limits."""
+    cells = [one.cells[m] for one in evaluated for m in chosen if m in one.cells]
     devices = sorted({str(c.run.device) for c in cells if c.run.device})
     dtypes = sorted({m.dtype for m in chosen})
     limits = sorted({m.limit for m in chosen if m.kind == "task" and m.limit is not None})
@@ -80,33 +80,33 @@ def flip_rows(found: Iterable[Flip]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def flips_between(first: Judged[Any], second: Judged[Any], task: Measure) -> list[Flip]:
-    """Return the questions of a task on which two checkpoints part."""
+def flips_between(first: Evaluated[Any], second: Evaluated[Any], task: Measure) -> list[Flip]:
+    """Return the questions of a task on which two checkpoints differ."""
     before, after = (read_samples(one.cells[task].run.path) for one in (first, second))
     return compare.flips(before, after, task.name, task.how)
 
 
 def flip_sentence(found: Sequence[Flip], first: str, second: str) -> str:
-    """Return how many questions flipped each way, and whether that may be chance."""
+    """Return a sentence on how many questions flipped each way, and whether that may be chance."""
     lost = sum(flip.kind == "lost" for flip in found)
     gained = len(found) - lost
     p = compare.sign_test(lost, gained)
-    verdict = "this may be chance" if p > 0.05 else "chance alone seldom does this"
+    verdict = "this may be chance" if p > 0.05 else "this is unlikely to be chance"
     return (
-        f"{second} loses {lost} questions that {first} answers, and gains {gained}; "
+        f"{second} loses {lost} questions that {first} answers correctly, and gains {gained}; "
         f"exact sign test p = {p:.3g}: {verdict}."
     )
 
 
 def chances() -> dict[str, float]:
-    """Return the accuracy of guessing for tasks where it is known: the demo's."""
+    """Return the accuracy of guessing for the tasks with a known one, i.e. the demo's."""
     from core.demo.questions import CHANCE
 
     return {f"demo_{skill}": value for skill, value in CHANCE.items()}
 
 
 def task_choices() -> list[str]:
-    """Return what the task field offers: presets, then the tasks in them."""
+    """Return the choices of the task field: presets, then their tasks."""
     return [*suites.PRESETS, *dict.fromkeys(t for tasks in suites.PRESETS.values() for t in tasks)]
 
 
@@ -122,7 +122,7 @@ def calibration_runs(where: Workspace, name: str) -> list[RunRecord]:
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV."""
+    """Format rows as CSV."""
     if not rows:
         return ""
     out = io.StringIO()

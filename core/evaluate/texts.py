@@ -1,4 +1,4 @@
-"""Perplexity of a checkpoint on texts: measured, or taken from an earlier run with the same key."""
+"""Perplexity of a checkpoint on texts: measured, or reused from an earlier run with its key."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextResult:
-    """Perplexity of one text by one protocol, with the loss of every window."""
+    """Perplexity of one text under one protocol, with the loss of every window."""
 
     text: Text
     ppl: float
     nll: tuple[float, ...] = field(repr=False)
-    """In nats, the mean over the window's predictions."""
+    """Mean loss of every window's predictions, in nats."""
 
 
 def measure(session: Session, source: str, window: int) -> TextResult:

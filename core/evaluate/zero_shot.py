@@ -1,9 +1,8 @@
 """Tasks of the LM Evaluation Harness, through its own Python interface on a model in memory.
 
-The figures are the harness's own: its task definitions, its requests, its metrics and standard
-errors; `tests/evaluate` compares them with its command line. Only this module and
-`core.evaluate.block_tasks` import lm-eval; nothing goes out to the Hub for tasks whose data is
-local.
+The figures are the harness's own: its task definitions, requests, metrics and standard errors;
+`tests/evaluate` compares them with its command line. Only this module and
+`core.evaluate.block_tasks` import lm-eval; tasks with local data do not contact the Hub.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from core.runs.progress import SILENT, Progress
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SEEDS = (0, 1234, 1234, 1234)
-"""lm-eval's own: Python, NumPy, torch, few-shot examples."""
+"""lm-eval's own seeds: Python, NumPy, torch, few-shot examples."""
 BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
-"""Requests computed together at first; halved until the device has room."""
+"""Initial batch of requests; halved until it fits."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one asked task gave: its scores (a group has those of its tasks too) and samples."""
+    """The scores (for a group, also those of its tasks) and samples of one task."""
 
     scores: tuple[Score, ...]
     samples: tuple[Sample, ...] = field(repr=False)
-    """One entry a question, see `sample`."""
+    """One entry per question; see `sample`."""
     versions: dict[str, Any]
     """Version of every task definition."""
     shots: dict[str, int]
@@ -45,9 +44,9 @@ class TaskResult:
 
 
 def manager(places: Sequence[Place]) -> Any:
-    """Return lm-eval's task manager over the folders of ``places`` alone.
+    """Return lm-eval's task manager for only the folders of ``places``.
 
-    Its index of all tasks takes long; the tasks' own folders hold what they need.
+    Indexing all of lm-eval's tasks takes long; usually the tasks' own folders are enough.
     """
     _quiet()
     from lm_eval.tasks import TaskManager
@@ -57,18 +56,18 @@ def manager(places: Sequence[Place]) -> Any:
 
 
 def load(found: Any, place: Place) -> Any:
-    """Return the tasks of ``place`` (and groups, where it is one) with their data.
+    """Return the tasks of ``place`` (and groups, if it is one) with their data.
 
     Raises:
-        DataError: The data is not on this machine and cannot be fetched, or the task's file is
-            not as lm-eval wants it.
+        DataError: The data is not on this machine and cannot be downloaded, or lm-eval cannot read
+            the task's file.
     """
     from lm_eval.tasks import TaskManager
 
     try:
         try:
             loaded = found.load([place.name])
-        except KeyError:  # it refers to tasks of other folders
+        except KeyError:  # it refers to tasks in other folders
             if place.local:
                 raise
             loaded = TaskManager().load([place.name])
@@ -81,24 +80,22 @@ def load(found: Any, place: Place) -> Any:
 
 
 def _not_loaded(place: Place, error: Exception) -> DataError:
-    """Return the one sentence for a task that could not be loaded."""
+    """Return the error for a task that could not be loaded."""
     name = type(error).__name__
     text = f"{name}: {(str(error).splitlines() or [''])[0][:160]}"
     remote = ("Connect", "Offline", "HTTP", "Timeout", "LocalEntryNotFound", "DatasetNotFound")
     if any(word in text for word in remote) or "couldn't find" in text.lower():
         return DataError(
-            f"The data of task '{place.name}' is not in the cache of this machine and the Hub "
-            f"cannot be reached ({name}).",
-            "Connect to the Internet once, copy the cache (HF_HOME) here, or take local tasks "
-            "with --task-dir.",
+            f"The data of task '{place.name}' is not in this machine's cache, and the Hub cannot "
+            f"be reached ({name}).",
+            "Connect to the Internet once, copy the cache (HF_HOME) here, or use local tasks with "
+            "--task-dir.",
         )
-    return DataError(
-        f"Task '{place.name}' cannot be loaded: {text}.", "Mend its YAML file or its data."
-    )
+    return DataError(f"Cannot load task '{place.name}': {text}.", "Fix its YAML file or its data.")
 
 
 def _quiet() -> None:
-    """Keep bars and remarks of lm-eval and datasets out of our logs; their errors still come."""
+    """Keep progress bars and warnings of lm-eval and datasets out of our logs, but not errors."""
     import datasets
     import lm_eval.api.task as harness
     from tqdm import tqdm
@@ -109,30 +106,30 @@ def _quiet() -> None:
 
 
 def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = SILENT) -> Any:
-    """Return lm-eval's own wrapper around a loaded model, which reports progress as it goes.
+    """Return lm-eval's own wrapper around a loaded model, with progress reports.
 
-    A tokenizer with neither BOS nor EOS will do until a task needs one: lm-eval alone would stop
-    at the first text it encodes.
+    A tokenizer with neither BOS nor EOS works until a task needs one; plain lm-eval fails at the
+    first text that it encodes.
     """
     from lm_eval.models.huggingface import HFLM
 
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
 
     class Wrapped(HFLM):
-        """lm-eval's model with our progress in the place of its bars."""
+        """lm-eval's model with our progress reports instead of its bars."""
 
         label, total, done = "", 0, 0
 
         @property
         def prefix_token_id(self) -> int:
             if bare:
-                raise _no_token(self.label, "asks for text without anything before it", "BOS")
+                raise _no_token(self.label, "scores text without a context", "BOS")
             return super().prefix_token_id
 
         def tok_encode(
             self, string: str, add_special_tokens: bool | None = None, **more: Any
         ) -> Any:
-            if bare and add_special_tokens is None:  # no BOS that the text could begin with
+            if bare and add_special_tokens is None:  # there is no BOS to start the text with
                 add_special_tokens = True
             return super().tok_encode(string, add_special_tokens, **more)
 
@@ -146,7 +143,7 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()
             if self.tokenizer.eos_token_id is None:
-                raise _no_token(self.label, "has text written until its end", "EOS")
+                raise _no_token(self.label, "generates text up to its end", "EOS")
             return super().generate_until(requests, disable_tqdm=True)
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
@@ -158,20 +155,20 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
 
 
 def _no_token(task: str, why: str, kind: str) -> DataError:
-    """Return the one sentence for a task that needs a token which the tokenizer lacks."""
+    """Return the error for a task that needs a token that the tokenizer lacks."""
     others = " and no EOS" if kind == "BOS" else ""
     return DataError(
         f"Task '{task}' {why}, but this checkpoint's tokenizer has no {kind} token{others}.",
-        f"Name one as {kind.lower()}_token in tokenizer_config.json, or leave this task out.",
+        f"Set {kind.lower()}_token in tokenizer_config.json, or leave out this task.",
     )
 
 
 def ask(
     lm: Any, place: Place, loaded: Any, limit: int | None, progress: Progress = SILENT
 ) -> TaskResult:
-    """Ask one task's questions; the batch is halved while the device is too small.
+    """Run one task; the batch is halved as long as the device runs out of memory.
 
-    ``limit`` questions of each task; None for all. Seeds are lm-eval's own.
+    ``limit`` is the number of questions per task; None for all. Seeds are lm-eval's own.
     """
     from lm_eval import evaluator
 
@@ -187,7 +184,8 @@ def ask(
             if lm.batch_size_per_gpu <= 1:
                 raise
             lm.batch_size_per_gpu //= 2
-            progress.log(f"{place.name}: out of memory; {lm.batch_size_per_gpu} together now.")
+            batch = lm.batch_size_per_gpu
+            progress.log(f"{place.name}: out of memory; retrying with a batch of {batch}.")
     assert found is not None
     named = [task for task in found["results"] if task in found["samples"]]
     samples = tuple(
@@ -218,7 +216,7 @@ def _seed(loaded: Any) -> None:
 
 
 def scores(found: Any) -> tuple[Score, ...]:
-    """Return lm-eval's results as scores; of the paper's tasks only the paper's metric."""
+    """Return lm-eval's results as scores; for the paper's tasks, only the paper's metric."""
     sizes = {task: int(n["effective"]) for task, n in found["n-samples"].items()}
     rows = []
     for task, values in found["results"].items():
@@ -237,21 +235,21 @@ def scores(found: Any) -> tuple[Score, ...]:
 
 
 def _group_size(group: str, found: Any, sizes: dict[str, int]) -> int:
-    """Return the number of questions of a group: of all tasks below it."""
+    """Return the number of questions of a group: the sum over all its tasks."""
     below = found.get("group_subtasks", {}).get(group) or []
     return sum(sizes.get(task) or _group_size(task, found, sizes) for task in below)
 
 
 def _delimiter(loaded: Any, task: str) -> str:
-    """Return what stands between a question and its choices."""
+    """Return the delimiter between a question and its choices."""
     return str(loaded["tasks"][task].get_config("target_delimiter") or "")
 
 
 def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> Sample:
-    """Return one question: what was asked, answered, and how it scored.
+    """Return one question with its answer and its metrics.
 
     ``metrics`` are the question's own values. Multiple choice also has the ``choices``, the
-    log-likelihood of each, the ``target``'s index and the ``answer``'s: the likeliest choice.
+    log-likelihood of each, and the indices of ``target`` and ``answer``, the likeliest choice.
     """
     common: dict[str, Any] = {
         "task": task,
@@ -283,7 +281,7 @@ def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> Sample:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it; numbers of other libraries as Python's, the rest as text."""
+    """Return ``value`` as plain JSON: other libraries' numbers as Python's, the rest as text."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -294,5 +292,5 @@ def _plain(value: Any) -> Any:
 
 
 def batch_for(device: str) -> int:
-    """Return how many requests to begin with on a kind of device."""
+    """Return the initial batch of requests for a kind of device."""
     return BATCH.get(device, 8)

@@ -1,6 +1,6 @@
 """Losses of a model for many sets of skipped blocks at once, with shared prefixes computed once.
 
-Keep a stack of hidden states. Sets with a common prefix share one hidden state; where they
+Keep a stack of hidden states. Sets with a common prefix share one hidden state; once they
 diverge, the state is forked: the sets that skip the block keep a copy from before it. Each block
 is applied to all states that need it, so its weights are read once, in order: METHODS 1,
 "One sweep".

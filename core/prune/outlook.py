@@ -67,7 +67,7 @@ def outlook(
 
 @dataclass(frozen=True)
 class Quality:
-    """A perplexity and where it comes from."""
+    """A perplexity and its origin."""
 
     ppl: float
     kind: str

@@ -53,7 +53,7 @@ class Importance(JsonResult):
 
 @dataclass(frozen=True)
 class BlockRow(CsvRow):
-    """One row of blocks.csv: a block's scores, None where a criterion was not computed."""
+    """One row of blocks.csv: a block's scores, None if a criterion was not computed."""
 
     FILE: ClassVar[str] = "blocks.csv"
 

@@ -1,7 +1,7 @@
 """Number of heads and neurons that a ratio leaves in each block, and the ratio for a target.
 
 The ratio is the one that the method's paper defines: the share of units in every pruned block
-(FLAP: of the parameters of attention and MLP in all pruned blocks together). METHODS, section 2.
+(FLAP: of the attention and MLP parameters of the pruned blocks taken together). METHODS, section 2.
 No torch here.
 """
 

@@ -8,7 +8,7 @@ import pytest
 
 from core.charts import evaluate as charts
 from core.evaluate import suites
-from core.evaluate.by_content import Cell, Judged, Measure, means
+from core.evaluate.by_content import Cell, Evaluated, Measure, means
 from core.evaluate.compare import Delta
 from core.evaluate.results import BlockCost
 from core.study import Variant
@@ -39,7 +39,7 @@ def judged(label, kind, value, delta=None):
         )
         for i, task in enumerate(suites.DEMO)
     }
-    return Judged(Variant(label, label, kind, folder=None), cells)
+    return Evaluated(Variant(label, label, kind, folder=None), cells)
 
 
 def test_dots_are_the_cells_and_no_two_checkpoints_look_alike():

@@ -39,7 +39,7 @@ def test_question_contexts_are_no_beginning_of_a_training_story():
 def test_an_unknown_split_or_skill_is_named():
     with pytest.raises(ValueError, match="no split 'test'"):
         stories(1, 0, "test")
-    with pytest.raises(ValueError, match="no skill 'flying'"):
+    with pytest.raises(ValueError, match="Unknown skill 'flying'"):
         questions("flying", 1, 0)
 
 

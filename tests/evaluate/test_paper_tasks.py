@@ -27,7 +27,7 @@ FILES = {
 }
 QUESTIONS = 16
 NORMALISED = {"hellaswag", "arc_challenge", "openbookqa"}
-"""Judged by log-likelihood over length in the paper; the others by log-likelihood."""
+"""Scored by log-likelihood over length in the paper; the others by log-likelihood."""
 ENDS = ("cup", "red ball", "small boat by the river", "old book and a warm coat in the garden")
 
 
@@ -83,7 +83,7 @@ def share_right(samples, right, *, normalised):
     return sum(hits) / len(hits)
 
 
-def test_each_is_judged_by_the_papers_metric_and_ave_is_their_plain_mean(tmp_path, tiny_gqa, seven):
+def test_each_has_the_papers_metric_and_ave_is_their_plain_mean(tmp_path, tiny_gqa, seven):
     folder, right = seven
     argv = ["evaluate", tiny_gqa, "--tasks", "paper", "--task-dir", folder, "--device", "cpu"]
     assert main([str(a) for a in (*argv, "--out", tmp_path / "out")]) == 0
@@ -110,6 +110,6 @@ def test_without_a_network_each_is_one_clear_sentence(task):
     with pytest.raises(DataError) as raised:
         zero_shot.load(zero_shot.manager([place]), place)
     said = str(raised.value)
-    assert said.startswith(f"The data of task '{task}' is not in the cache of this machine")
+    assert said.startswith(f"The data of task '{task}' is not in this machine's cache")
     assert "--task-dir" in said
     assert "\n" not in said

@@ -145,7 +145,7 @@ def test_known_results_are_reused_and_others_are_not(tiny_gqa, tmp_path, text, m
     ).read_text()
     assert second["perplexity"][0]["reused_from"] == "first"
     assert third["perplexity"][0]["reused_from"] == "first"
-    assert "measured before, in first" in (where / "second/.run/log.txt").read_text()
+    assert "already measured in first" in (where / "second/.run/log.txt").read_text()
 
     changed = tmp_path / "changed"
     shutil.copytree(tiny_gqa, changed)
@@ -177,7 +177,7 @@ def test_known_results_are_reused_and_others_are_not(tiny_gqa, tmp_path, text, m
         ([], "Nothing to measure."),
         (
             ["--perplexity", "TEXT", "--window", "300"],
-            "300 tokens are more than the model's context",
+            "300 tokens exceed the model's context",
         ),
         (["--perplexity", "TEXT", "--window", "1"], "--window: 1 is too small."),
         (["--perplexity", "nowhere.txt"], "No text source 'nowhere.txt'"),

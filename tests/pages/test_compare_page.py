@@ -245,7 +245,7 @@ def test_with_nothing_measured_the_page_offers_to_measure(tmp_path, monkeypatch)
     assert any("is reversed" in e.value for e in page.error)
     widget(page.text_input, "Batch sizes").set_value("2").run()
     widget(page.text_input, "Output tokens").set_value("100000").run()
-    assert any("more than the context of demo" in e.value for e in page.error)
+    assert any("exceed the context of demo" in e.value for e in page.error)
 
 
 def test_settings_of_an_earlier_benchmark_fill_the_form(prepared):

@@ -38,7 +38,7 @@ metric_list:
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_dir, tmp_path_factory):
+def evaluated(tiny_dir, tmp_path_factory):
     """A workspace with a dense checkpoint and a pruned one, both evaluated by the command line."""
     root = tmp_path_factory.mktemp("evaluate")
     where, tasks, text = root / "workspace", root / "tasks", root / "text.txt"
@@ -90,9 +90,9 @@ def judged(tiny_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def here(judged, tmp_path, monkeypatch):
+def here(evaluated, tmp_path, monkeypatch):
     """A copy of the workspace for one test."""
-    where, dense, text, tasks = judged
+    where, dense, text, tasks = evaluated
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(where))
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -230,7 +230,7 @@ def test_one_click_starts_one_run_a_checkpoint(here):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("Window", "300", "300 tokens are more than the model's context"),
+        ("Window", "300", "300 tokens exceed the model's context"),
         ("Window", "x", "'x' is not a whole number"),
         ("Perplexity", "nowhere.txt", "No text source 'nowhere.txt'"),
         ("Perplexity", "", "Nothing to measure."),
@@ -247,5 +247,5 @@ def test_what_the_command_refuses_the_page_refuses(here, field, value, sentence)
     else:
         widget(page.multiselect, "Tasks").set_value(["paper"]).run()
         widget(page.text_input, field).set_value(value).run()
-        assert any("no folder 'nowhere'" in e.value for e in page.error)
+        assert any("no such folder: 'nowhere'" in e.value for e in page.error)
     assert widget(page.button, "Evaluate").disabled

@@ -53,7 +53,7 @@ def test_which_tasks_are_asked(tmp_path, tiny_gqa):
     assert ask(chain(tmp_path, "demo").spec)["tasks"] == ("demo",)
     own = ask(chain(tmp_path, "demo", tasks=("piqa",), task_dir="there", limit=7).spec)
     assert own == {"tasks": ("piqa",), "task_dir": "there", "limit": 7}
-    with pytest.raises(OptionError, match="no task 'piqqa'.*piqa"):
+    with pytest.raises(OptionError, match="unknown task 'piqqa'.*piqa"):
         recipes.get("paper-table").steps(chain(tmp_path, tiny_gqa, tasks=("piqqa",)).spec)
 
 
