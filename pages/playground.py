@@ -16,6 +16,7 @@ from core.live import columns as playground_columns
 from core.live.columns import Column
 from core.live.playground import Output, Session
 from core.live.protocol import Sampling
+from core.live.replies import Begun
 from core.prune import toggle
 from core.runs.spec import build
 from core.study import Variant
@@ -171,9 +172,9 @@ def table(session: Session) -> None:
     if not any(rows.values()):
         return
     st.table(pd.DataFrame(rows).fillna("…"))
-    about = next((o.begun for o in session.outputs if o.begun), {})
+    about = next((o.begun for o in session.outputs if o.begun), Begun())
     st.caption(
-        f"Measured on {about.get('device')}, {about.get('dtype')}, one column after another. "
+        f"Measured on {about.device}, {about.dtype}, one column after another. "
         "Memory is for that column alone: its weights and the key/value cache at full length "
         "(on CUDA: the measured peak). Speed covers all rows, from the prompt to the last token."
     )
@@ -205,10 +206,10 @@ def memory() -> None:
         st.caption("The live model starts with the first generation and stays in memory.")
         return
     left, right = st.columns([4, 1], vertical_alignment="center")
-    held = ", ".join(n if len(n) < 30 else "…" + n[-28:] for n in now["models"]) or "nothing"
+    held = ", ".join(n if len(n) < 30 else "…" + n[-28:] for n in now.models) or "nothing"
     left.caption(
-        f"In memory on {now['device']}: {held}; {now['memory_mib']:,.0f} of "
-        f"{now['budget_mib']:,.0f} MiB; least recently used models are evicted first."
+        f"In memory on {now.device}: {held}; {now.memory_mib:,.0f} of "
+        f"{now.budget_mib:,.0f} MiB; least recently used models are evicted first."
     )
     if right.button("Unload", icon=":material/eject:", help="Stops the live model's process."):
         client.stop(record)

@@ -20,6 +20,7 @@ from typing import Any
 from core.errors import DepthcutError, RunError
 from core.live import protocol
 from core.live.protocol import Contact, LiveGone
+from core.live.replies import LAST, Done, Reply, Status, from_event
 from core.runs import jobs
 from core.runs.workspace import RunRecord, Workspace, read_run
 
@@ -98,8 +99,8 @@ def events(
     *,
     stop: threading.Event | None = None,
     silence_s: float = SILENCE_S,
-) -> Iterator[dict[str, Any]]:
-    """Ask one question and yield its events, the last of kind ``done``.
+) -> Iterator[Reply]:
+    """Ask one question and yield its replies; the last is of the kind that `LAST` names.
 
     Closing the generator, or setting ``stop``, cancels the question on the server too.
 
@@ -119,8 +120,9 @@ def events(
                     return
                 if event.get("event") == "error":
                     raise protocol.error_of(event)
-                yield event
-                if event.get("event") == "done":
+                reply = from_event(ask, event)
+                yield reply
+                if type(reply) is LAST.get(ask, Done):
                     return
         except TimeoutError as error:
             raise LiveGone(
@@ -141,20 +143,19 @@ def _connect(contact: Contact) -> socket.socket:
 
 def answer(
     record: RunRecord, ask: str, values: dict[str, Any] | None = None, **options: Any
-) -> dict[str, Any]:
-    """Ask one question and return its last event."""
-    last_event: dict[str, Any] = {}
-    for event in events(record, ask, values, **options):
-        last_event = event
-    return last_event
+) -> Reply:
+    """Ask one question and return its last reply."""
+    *_, last = (Done(), *events(record, ask, values, **options))
+    return last
 
 
-def status(record: RunRecord) -> dict[str, Any] | None:
+def status(record: RunRecord) -> Status | None:
     """Return the live process's models and memory; None if it does not answer at once."""
     try:
-        return answer(record, "status", silence_s=CONNECT_S)
+        found = answer(record, "status", silence_s=CONNECT_S)
     except DepthcutError:
         return None
+    return found if isinstance(found, Status) else None
 
 
 def stop(record: RunRecord, patience_s: float = 10.0) -> None:

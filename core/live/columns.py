@@ -11,10 +11,10 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from core.checkpoint.locate import local_folder
 from core.errors import DepthcutError
+from core.live.replies import Begun, Written
 from core.prune import toggle
 from core.runs import workspace
 from core.runs.workspace import Workspace
@@ -120,21 +120,21 @@ def marked(text: str, reference: str) -> str:
     return "".join(pieces)
 
 
-def figures(begun: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+def figures(begun: Begun | None, result: Written | None) -> dict[str, str]:
     """Return a column's measurements: name -> value with its unit."""
     found: dict[str, str] = {}
     if begun:
-        found["parameters"] = f"{begun['parameters']:,}"
-        found["blocks"] = f"{begun['blocks']}"
-        peak = result.get("peak_mib")
+        found["parameters"] = f"{begun.parameters:,}"
+        found["blocks"] = f"{begun.blocks}"
+        peak = result.peak_mib if result else None
         found["memory"] = (
             f"{peak:,.1f} MiB peak"
             if peak
-            else f"{begun['weights_mib']:,.1f} + {begun['cache_mib']:,.1f} MiB cache"
+            else f"{begun.weights_mib:,.1f} + {begun.cache_mib:,.1f} MiB cache"
         )
     if result:
-        first, rate = result.get("first_token_s"), result.get("tokens_per_s")
+        first, rate = result.first_token_s, result.tokens_per_s
         found["first token"] = f"{1000 * first:,.0f} ms" if first is not None else "none"
         found["speed"] = f"{rate:,.1f} tokens/s" if rate else "none"
-        found["tokens"] = f"{result['tokens']:,}" + (", ended" if result.get("ended") else "")
+        found["tokens"] = f"{result.tokens:,}" + (", ended" if result.ended else "")
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Cancelled, DepthcutError
+from core.live.replies import Measured, Part, Status, Waiting
 from core.runs import processes
 from core.runs.spec import DeviceOptions, option
 
@@ -66,20 +67,20 @@ class Resident:
         self.spec, self._run, self.store = spec, run, store
         self.answered = 0
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """Return the process's models, memory and state; may be called from any thread."""
         lock = self._run.device_lock
-        return {
-            "models": self.store.names,
-            "memory_mib": round(self.store.used_mib, 1),
-            "budget_mib": round(self.store.budget_mib, 1),
-            "process_mib": round(processes.memory_mib(), 1),
-            "device": str(self.store.device),
-            "held": bool(lock and lock.held),
-            "situation": self.server.situation,
-            "waiting": self.server.waiting,
-            "answered": self.answered,
-        }
+        return Status(
+            models=tuple(self.store.names),
+            memory_mib=round(self.store.used_mib, 1),
+            budget_mib=round(self.store.budget_mib, 1),
+            process_mib=round(processes.memory_mib(), 1),
+            device=str(self.store.device),
+            held=bool(lock and lock.held),
+            situation=self.server.situation,
+            waiting=self.server.waiting,
+            answered=self.answered,
+        )
 
     def serve(self) -> None:
         """Answer questions until a stop is requested or the idle time is over."""
@@ -173,7 +174,7 @@ class Resident:
         def loading() -> None:
             self._check(job)
             self._show(f"loading {name}")
-            job.emit("waiting", **{"for": f"loading {name}"})
+            job.emit(Waiting(why=f"loading {name}"))
 
         return self.store.get(name, loading)
 
@@ -190,19 +191,21 @@ class Resident:
             nonlocal reported
             if time.perf_counter() - reported >= PART_S and answer.windows < windows:
                 reported = time.perf_counter()
-                job.emit("part", ppl=answer.ppl, windows=answer.windows, of=windows)
+                job.emit(Part(ppl=answer.ppl, windows=answer.windows, of=windows))
 
         answer = text.answer(ask.skip, part, lambda: self._check(job), windows)
-        job.done(
-            ppl=answer.ppl,
-            windows=answer.windows,
-            of=total,
-            predictions=answer.predictions,
-            block_passes=answer.block_passes,
-            seconds=time.perf_counter() - began,
-            checkpoint_key=loaded.info.key,
-            device=str(self.store.device),
-            dtype=dtype_name(loaded.view.dtype),
+        job.emit(
+            Measured(
+                ppl=answer.ppl,
+                windows=answer.windows,
+                of=total,
+                predictions=answer.predictions,
+                block_passes=answer.block_passes,
+                seconds=time.perf_counter() - began,
+                checkpoint_key=loaded.info.key,
+                device=str(self.store.device),
+                dtype=dtype_name(loaded.view.dtype),
+            )
         )
 
     def _generate(self, job: Job, loaded: Loaded, ask: Generate) -> None:
@@ -213,4 +216,4 @@ class Resident:
 
         result = write(loaded, ask, job.emit, stop)
         self._check(job)
-        job.done(**result)
+        job.emit(result)

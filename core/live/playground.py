@@ -14,13 +14,14 @@ from typing import Any
 
 from core.errors import DepthcutError
 from core.live import client
+from core.live.replies import Begun, Reply, Token, Waiting, Written
 from core.runs.workspace import Workspace
 
 UNSEEN_S = 20.0
 """A session that no page has drawn for this long stops."""
 
-Asker = Callable[[dict[str, Any], threading.Event], Iterator[dict[str, Any]]]
-"""Yields the events of one generation: ``waiting``, ``begin``, ``token``, ``done``."""
+Asker = Callable[[dict[str, Any], threading.Event], Iterator[Reply]]
+"""Yields the replies of one generation."""
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Output:
     """What it is waiting for, or what went wrong."""
     texts: list[str] = field(default_factory=list)
     """The text of every row, without the prompt."""
-    begun: dict[str, Any] = field(default_factory=dict)
-    """Parameters, memory, blocks and prompt tokens, reported before the first token."""
-    result: dict[str, Any] = field(default_factory=dict)
+    begun: Begun | None = None
+    """Reported before the first token."""
+    result: Written | None = None
     """Measurements, reported at the end."""
 
 
@@ -90,29 +91,26 @@ class Session:
 
     def _write(self, output: Output, question: dict[str, Any]) -> None:
         output.texts = [""] * int(question.get("batch", 1))
-        for event in self._ask(question, self._stop):
+        for reply in self._ask(question, self._stop):
             if time.monotonic() - self._seen > UNSEEN_S:
                 self._stop.set()
             if self._stop.is_set():
                 break
-            self._take(output, event)
+            self._take(output, reply)
         if output.state != "done":
             output.state, output.note = "stopped", ""
 
-    def _take(self, output: Output, event: dict[str, Any]) -> None:
-        kind = event.get("event")
-        if kind == "waiting":
-            output.note = str(event.get("for", ""))
-        elif kind == "begin":
-            output.state, output.note, output.begun = "writing", "", event
-        elif kind == "token":
-            output.texts = [t + p for t, p in zip(output.texts, event["texts"], strict=True)]
-        elif kind == "done":
-            output.state, output.note, output.result = "done", "", event
+    def _take(self, output: Output, reply: Reply) -> None:
+        if isinstance(reply, Waiting):
+            output.note = reply.why
+        elif isinstance(reply, Written):
+            output.state, output.note, output.result = "done", "", reply
+        elif isinstance(reply, Begun):
+            output.state, output.note, output.begun = "writing", "", reply
+        elif isinstance(reply, Token):
+            output.texts = [t + p for t, p in zip(output.texts, reply.texts, strict=True)]
 
-    def _ask_live(
-        self, question: dict[str, Any], stop: threading.Event
-    ) -> Iterator[dict[str, Any]]:
+    def _ask_live(self, question: dict[str, Any], stop: threading.Event) -> Iterator[Reply]:
         output = next(o for o in self.outputs if o.state == "waiting")
 
         def wait(why: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from core.errors import DepthcutError, InputError, RunError
 from core.live import protocol
+from core.live.replies import Done, Reply, Status, Waiting, to_event
 from core.runs.spec import build
 
 HELLO_S = 10.0
@@ -43,13 +44,9 @@ class Job:
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.gone = threading.Event()
 
-    def emit(self, event: str, **values: Any) -> None:
-        """Queue one event; never waits for the client."""
-        self.events.put({"event": event, **values})
-
-    def done(self, **values: Any) -> None:
-        """Send the last event of an answer."""
-        self.emit("done", **values)
+    def emit(self, reply: Reply) -> None:
+        """Queue one reply; never waits for the client."""
+        self.events.put(to_event(reply))
 
     def fail(self, error: DepthcutError) -> None:
         """Send an error as the last event."""
@@ -64,7 +61,7 @@ class Job:
 class Server:
     """Server on a free loopback port; `next` returns the questions to the model one by one."""
 
-    def __init__(self, folder: Path, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, status: Callable[[], Status]) -> None:
         """Serve the run in ``folder``; ``status`` answers questions about the process itself."""
         self._folder, self._status = folder, status
         self._secret = secrets.token_urlsafe(32)
@@ -155,15 +152,15 @@ class Server:
 
     def _answer(self, connection: socket.socket, kind: str, values: dict[str, Any]) -> None:
         if kind == "status":
-            protocol.send(connection, {"event": "done", **self._status()})
+            protocol.send(connection, to_event(self._status()))
         elif kind == "stop":
             self.stop_asked.set()
-            protocol.send(connection, {"event": "done"})
+            protocol.send(connection, to_event(Done()))
         elif kind == "unload":
             self.unload_asked.set()
             while self.unload_asked.is_set():
                 time.sleep(0.02)
-            protocol.send(connection, {"event": "done", **self._status()})
+            protocol.send(connection, to_event(self._status()))
         elif kind in protocol.QUESTIONS:
             job = Job(kind, build(protocol.QUESTIONS[kind], values))
             self._jobs.put(job)
@@ -187,7 +184,7 @@ class Server:
             if event is None:
                 if time.monotonic() - sent < protocol.QUIET_S:
                     continue
-                event = {"event": "waiting", "for": self.situation}
+                event = to_event(Waiting(why=self.situation))
             sent = time.monotonic()
             protocol.send(connection, event)
             if event["event"] in ("done", "error"):

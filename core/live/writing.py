@@ -11,6 +11,7 @@ import torch
 from core.benchmark.generate import Clock
 from core.errors import DataError, OptionError
 from core.live.protocol import Generate
+from core.live.replies import Begun, Reply, Token, Written
 from core.live.store import Loaded
 from core.live.whatif import NARROW
 from core.model.memory import out_of_memory_explained
@@ -18,7 +19,7 @@ from core.model.precision import dtype_name
 from core.prune.outlook import outlook
 from core.runs.devices import MIB
 
-Emit = Callable[..., None]
+Emit = Callable[[Reply], None]
 
 
 class _Decoder:
@@ -72,7 +73,7 @@ class _Stream:
             self.first = self._clock.mark()
         ids = value.tolist()
         pieces = [self._piece(row, token) for row, token in enumerate(ids)]
-        self._emit("token", ids=ids, texts=pieces)
+        self._emit(Token(ids=tuple(ids), texts=tuple(pieces)))
 
     def _piece(self, row: int, token: int) -> str:
         if self.ended[row]:
@@ -87,7 +88,7 @@ class _Stream:
         """Send the text still held back."""
         rest = ["" if e else d.rest() for d, e in zip(self._decoders, self.ended, strict=True)]
         if any(rest):
-            self._emit("token", ids=[], texts=rest)
+            self._emit(Token(texts=tuple(rest)))
 
 
 def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
@@ -157,21 +158,11 @@ def _threads_for(view: Any) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _weights(model: Any) -> dict[str, Any]:
-    """Return parameters and memory of the model's current blocks; tied weights count once."""
-    weights = list(model.parameters())
-    return {
-        "parameters": sum(p.numel() for p in weights),
-        "weights_mib": sum(p.numel() * p.element_size() for p in weights) / MIB,
-    }
-
-
 @torch.inference_mode()
-def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -> dict[str, Any]:
+def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -> Written:
     """Continue the prompt without the blocks of ``skip``; return the measurements.
 
-    Events: ``begin`` (prompt tokens, parameters, memory), then for every step ``token`` with one
-    id and one piece of text per row. ``stop`` is called before every token.
+    Emits a `Begun`, then a `Token` for every step. ``stop`` is called before every token.
 
     Raises:
         PlanError: A block does not exist, or none would be left.
@@ -180,22 +171,29 @@ def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -
     view = loaded.view
     dropped = sorted(view.check_skip(ask.skip))
     ids = prompt_ids(loaded, ask)
-    about: dict[str, Any] = {"device": str(view.device), "dtype": dtype_name(view.dtype)}
+    dtype = dtype_name(view.dtype)
     sizes: dict[str, Any] = {
         "batch": ask.batch,
         "context": len(ids) + ask.max_tokens,
-        "dtype": about["dtype"],
+        "dtype": dtype,
     }
     batch = torch.tensor([ids] * ask.batch, device=view.device)
     with view.skip(dropped) as model, out_of_memory_explained("generating"), _threads_for(view):
-        about |= _weights(model)
-        about["cache_mib"] = outlook(loaded.info, dropped, **sizes).kv_bytes / MIB
-        about |= {"prompt_tokens": len(ids), "blocks": len(view.blocks)}
-        emit("begin", **about)
+        weights = list(model.parameters())  # of its current blocks; tied weights count once
+        begun = Begun(
+            device=str(view.device),
+            dtype=dtype,
+            parameters=sum(p.numel() for p in weights),
+            weights_mib=sum(p.numel() * p.element_size() for p in weights) / MIB,
+            cache_mib=outlook(loaded.info, dropped, **sizes).kv_bytes / MIB,
+            prompt_tokens=len(ids),
+            blocks=len(view.blocks),
+        )
+        emit(begun)
         if not loaded.warm:
             model.generate(batch[:1], max_new_tokens=2, pad_token_id=0)
             loaded.warm = True
-        return about | _timed(loaded, ask, batch, emit, stop, about["weights_mib"])
+        return _timed(loaded, ask, batch, emit, stop, begun)
 
 
 def _timed(
@@ -204,8 +202,8 @@ def _timed(
     batch: torch.Tensor,
     emit: Emit,
     stop: Callable[[], bool],
-    weights_mib: float,
-) -> dict[str, Any]:
+    begun: Begun,
+) -> Written:
     """Generate and return tokens, times, and on CUDA the peak memory of this model alone."""
     device = batch.device
     cuda = device.type == "cuda"
@@ -233,11 +231,12 @@ def _timed(
     clock.wait()
     seconds, tokens = clock.between_s(start, end), sum(stream.tokens)
     grown = torch.cuda.max_memory_allocated(device) - before if cuda else 0
-    return {
-        "tokens": tokens,
-        "seconds": seconds,
-        "first_token_s": clock.between_s(start, stream.first) if stream.first else None,
-        "tokens_per_s": tokens / seconds if seconds else None,
-        "ended": all(stream.ended),
-        "peak_mib": weights_mib + grown / MIB if cuda else None,
-    }
+    return Written(
+        **vars(begun),
+        tokens=tokens,
+        seconds=seconds,
+        first_token_s=clock.between_s(start, stream.first) if stream.first else None,
+        tokens_per_s=tokens / seconds if seconds else None,
+        ended=all(stream.ended),
+        peak_mib=begun.weights_mib + grown / MIB if cuda else None,
+    )

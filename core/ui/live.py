@@ -17,6 +17,7 @@ import streamlit as st
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
+from core.live.replies import Measured, Part, Waiting
 from core.runs.workspace import Workspace
 
 KEPT = 4096
@@ -37,8 +38,8 @@ class Question:
     error: str = ""
     waiting: str = ""
     seconds: float = 0.0
-    about: dict[str, Any] = field(default_factory=dict)
-    """Device and precision, from the answer."""
+    device: str = ""
+    dtype: str = ""
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
@@ -157,13 +158,14 @@ def ask_live(question: Question) -> None:
         "skip": sorted(question.skip),
         **question.text,
     }
-    for event in client.events(record, "perplexity", values, stop=question.stop):
-        question.waiting = str(event.get("for", ""))
-        if "ppl" in event:
-            question.ppl = event["ppl"]
-            question.windows, question.of = event["windows"], event["of"]
+    for reply in client.events(record, "perplexity", values, stop=question.stop):
+        question.waiting = reply.why if isinstance(reply, Waiting) else ""
+        if isinstance(reply, Part):
+            question.ppl = reply.ppl
+            question.windows, question.of = reply.windows, reply.of
             question.seconds = time.perf_counter() - began
-            question.about = {k: event.get(k) for k in ("device", "dtype")}
+        if isinstance(reply, Measured):
+            question.device, question.dtype = reply.device, reply.dtype
 
 
 @st.cache_resource(show_spinner=False)

@@ -17,6 +17,7 @@ import streamlit as st
 from core.checkpoint.headers import CheckpointInfo
 from core.demo import CHECKPOINT
 from core.live import client
+from core.live.replies import Status
 from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
 from core.prune.score_results import Importance
@@ -210,8 +211,8 @@ def _head(name: str, record: RunRecord | None) -> None:
     line = "**Live perplexity**"
     if now:
         line += (
-            f" :gray[· {now['memory_mib']:,.0f} of {now['budget_mib']:,.0f} MiB used on "
-            f"{now['device']}, process {now['process_mib']:,.0f} MiB]"
+            f" :gray[· {now.memory_mib:,.0f} of {now.budget_mib:,.0f} MiB used on "
+            f"{now.device}, process {now.process_mib:,.0f} MiB]"
         )
     elif record:
         line += f" :gray[· {record.progress[2] or record.state}]"
@@ -228,12 +229,12 @@ def _head(name: str, record: RunRecord | None) -> None:
 
 
 @st.cache_data(ttl=2, show_spinner=False)
-def _status_of(path: str) -> dict[str, Any] | None:
+def _status_of(path: str) -> Status | None:
     record = read_run(Path(path))
     return client.status(record) if record else None
 
 
-def _status(record: RunRecord) -> dict[str, Any] | None:
+def _status(record: RunRecord) -> Status | None:
     return _status_of(str(record.path))
 
 
@@ -268,5 +269,5 @@ def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any
     amount = f"{part}the first {asked.windows} of {asked.of} windows"
     if asked.windows == asked.of:
         amount = f"all {asked.of} windows"
-    where = f", {asked.about['device']} {asked.about['dtype']}" if asked.about.get("device") else ""
+    where = f", {asked.device} {asked.dtype}" if asked.device else ""
     return f"Measured on {name}, {amount} of {text['window']} tokens{where}, {asked.seconds:.2f} s."

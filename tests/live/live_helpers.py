@@ -10,6 +10,7 @@ import torch
 from core.data.evaluation import evaluation_windows
 from core.evaluate.perplexity import token_stream
 from core.live import client
+from core.live.replies import Token
 from core.model import loading
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def until(true, seconds=30.0):
 
 
 def texts(events):
-    return "".join(e["texts"][0] for e in events if e["event"] == "token")
+    return "".join(e.texts[0] for e in events if isinstance(e, Token))
 
 
 def ask(record, folder, **values):

@@ -18,6 +18,7 @@ from live_helpers import ask, naive_perplexity, texts, until, windows_of
 from core.errors import InputError
 from core.live import client, protocol
 from core.live.protocol import LiveGone
+from core.live.replies import Token, Waiting
 from core.prune import depth
 from core.runs import jobs
 from core.runs.device_lock import DeviceLock
@@ -51,13 +52,13 @@ def test_answers_equal_pruned_checkpoints_each_after_a_different_one(
             where = tmp_path / str(number)
         wanted = pytest.approx(naive_perplexity(where, windows), rel=1e-5)
         found = ask(live, folder, skip=drop, **asked)
-        assert found["ppl"] == wanted
-        assert ask(live, folder, skip=drop, fresh=True, **asked)["ppl"] == wanted
-        assert ask(live, where, **asked)["ppl"] == wanted
-        assert (found["windows"], found["of"]) == (len(windows), len(windows))
+        assert found.ppl == wanted
+        assert ask(live, folder, skip=drop, fresh=True, **asked).ppl == wanted
+        assert ask(live, where, **asked).ppl == wanted
+        assert (found.windows, found.of) == (len(windows), len(windows))
     part = ask(live, folder, tokens=100, **asked)
-    assert (part["windows"], part["of"]) == (4, len(windows))
-    assert part["ppl"] == pytest.approx(naive_perplexity(folder, windows[:4]), rel=1e-5)
+    assert (part.windows, part.of) == (4, len(windows))
+    assert part.ppl == pytest.approx(naive_perplexity(folder, windows[:4]), rel=1e-5)
 
 
 def test_several_clients_each_get_their_own_stream(live, tiny_dir):
@@ -82,12 +83,12 @@ def test_several_clients_each_get_their_own_stream(live, tiny_dir):
 def test_a_client_that_goes_away_stops_its_generation(live, tmp_path):
     folder, asked = endless(tmp_path)
     stream = client.events(live, "generate", asked)
-    while next(stream)["event"] != "token":
+    while not isinstance(next(stream), Token):
         pass
     stream.close()
     began = time.monotonic()
     short = client.answer(live, "generate", generation(folder, max_tokens=2))
-    assert short["tokens"] == 2
+    assert short.tokens == 2
     assert time.monotonic() - began < 10  # 8000 tokens would take minutes
 
 
@@ -102,7 +103,7 @@ def test_the_contact_file_is_the_owners_and_a_wrong_secret_is_refused(live):
             reply = next(protocol.lines(connection))
         assert reply["event"] == "error"
         assert reply["message"] == "Wrong secret for the live model."
-    assert client.status(live)["budget_mib"] > 0
+    assert client.status(live).budget_mib > 0
 
 
 @pytest.mark.parametrize(
@@ -129,16 +130,16 @@ def test_bad_questions_get_one_sentence_and_harm_nothing(live, tiny_dir, text, v
         client.answer(live, "perplexity", question)
     assert sentence in str(caught.value)
     assert read_run(live.path).state == "running"
-    assert ask(live, tiny_dir("gqa"), source=str(text), window=24)["ppl"] > 1
+    assert ask(live, tiny_dir("gqa"), source=str(text), window=24).ppl > 1
 
 
 def test_unload_frees_the_models_and_they_come_back(live, tiny_dir, text):
     question = {"source": str(text), "window": 24}
-    before = ask(live, tiny_dir("gqa"), **question)["ppl"]
-    assert client.status(live)["models"]
-    assert client.answer(live, "unload")["models"] == []
-    assert client.status(live)["memory_mib"] == 0
-    assert ask(live, tiny_dir("gqa"), **question)["ppl"] == before
+    before = ask(live, tiny_dir("gqa"), **question).ppl
+    assert client.status(live).models
+    assert client.answer(live, "unload").models == ()
+    assert client.status(live).memory_mib == 0
+    assert ask(live, tiny_dir("gqa"), **question).ppl == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is resident now")
@@ -147,42 +148,42 @@ def test_unload_returns_the_memory_to_the_system(live, tmp_path, text):
     weights = (folder / "model.safetensors").stat().st_size / 2**20
     assert weights > 100
     client.answer(live, "unload")
-    before = client.status(live)["process_mib"]
+    before = client.status(live).process_mib
     ask(live, folder, source=str(text), window=24)
     held = client.status(live)
-    assert held["memory_mib"] > weights
-    assert held["process_mib"] > before + 0.9 * weights
-    after = client.answer(live, "unload")["process_mib"]
+    assert held.memory_mib > weights
+    assert held.process_mib > before + 0.9 * weights
+    after = client.answer(live, "unload").process_mib
     assert after < before + 0.2 * weights
 
 
 def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, text):
     question = {"source": str(text), "window": 24}
-    before = ask(live, tiny_dir("gqa"), **question)["ppl"]
+    before = ask(live, tiny_dir("gqa"), **question).ppl
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DEPTHCUT_LOCK_DIR", str(live.path.parent.parent / "locks"))
         lock = DeviceLock("cpu", {"run": "importance-1"})
     assert lock.holder()["run"] == str(live.path)
     lock.acquire()  # as a queued run does; it would wait for ever
-    until(lambda: not client.status(live)["held"])
-    assert client.status(live)["models"] == []
+    until(lambda: not client.status(live).held)
+    assert client.status(live).models == ()
     said, answers = [], []
 
     def later():
         for event in client.events(
             live, "perplexity", {"checkpoint": str(tiny_dir("gqa")), **question}
         ):
-            (said if event["event"] == "waiting" else answers).append(event)
+            (said if isinstance(event, Waiting) else answers).append(event)
 
     thread = threading.Thread(target=later)
     thread.start()
-    until(lambda: any("behind importance-1" in e["for"] for e in said))
+    until(lambda: any("behind importance-1" in e.why for e in said))
     assert not answers
     until(lambda: read_run(live.path).state == "queued")
     lock.release()
     thread.join(60)
-    assert answers[-1]["ppl"] == before
-    assert client.status(live)["held"]
+    assert answers[-1].ppl == before
+    assert client.status(live).held
     assert read_run(live.path).state == "running"
 
 
@@ -202,7 +203,7 @@ def test_death_idleness_and_stop(place, tiny_dir, text, tmp_path, monkeypatch):
         ask(record, folder, **question)
     again = client.ensure(place, {"device": "cpu", "idle": 4})
     assert again.path != record.path
-    assert ask(again, folder, **question)["ppl"] > 1
+    assert ask(again, folder, **question).ppl > 1
     until(lambda: read_run(again.path).state == "done")
     assert "no request for 4 s" in again.log_tail()
     assert protocol.read_contact(again.path) is None

@@ -9,6 +9,7 @@ from live_helpers import CPU
 
 from core.errors import DataError, OptionError, PlanError
 from core.live.protocol import Generate
+from core.live.replies import Token
 from core.live.store import Store
 from core.live.writing import _Decoder, write
 from core.model import loading
@@ -20,9 +21,8 @@ PROMPT = "Ann sees the red ball"
 def generate(loaded, **values):
     events = []
     ask = Generate(**{"checkpoint": "x", "prompt": PROMPT, "max_tokens": 12, **values})
-    done = write(loaded, ask, lambda event, **more: events.append({"event": event, **more}),
-                 lambda: False)  # fmt: skip
-    return [e for e in events if e["event"] == "token"], done
+    done = write(loaded, ask, events.append, lambda: False)
+    return [e for e in events if isinstance(e, Token)], done
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def test_greedy_tokens_equal_stock_on_the_pruned_checkpoint(loaded, tmp_path, va
             depth.prune(source, drop, folder)
         wanted, tokenizer = stock(folder if drop else source, PROMPT, do_sample=False)
         events, done = generate(one, skip=drop, temperature=0.0)
-        rows = [e["ids"][0] for e in events if e["ids"]]
+        rows = [e.ids[0] for e in events if e.ids]
         assert rows == wanted[0][: len(rows)]
-        assert len(rows) == len(wanted[0]) == done["tokens"]
-        text = "".join(e["texts"][0] for e in events)
+        assert len(rows) == len(wanted[0]) == done.tokens
+        text = "".join(e.texts[0] for e in events)
         assert text == tokenizer.decode(wanted[0], skip_special_tokens=True)
-        assert done["blocks"] == tiny.BLOCKS - len(drop)
+        assert done.blocks == tiny.BLOCKS - len(drop)
 
 
 def test_sampling_draws_what_stock_draws(loaded, tmp_path):
@@ -71,7 +71,7 @@ def test_sampling_draws_what_stock_draws(loaded, tmp_path):
     options = {"temperature": 1.3, "top_k": 30, "top_p": 0.9}
     wanted, _ = stock(tmp_path / "p", PROMPT, do_sample=True, batch=3, **options)
     events, done = generate(one, skip=(2,), seed=5, batch=3, **options)
-    got = [[e["ids"][row] for e in events if e["ids"]] for row in range(3)]
+    got = [[e.ids[row] for e in events if e.ids] for row in range(3)]
     assert got == wanted
     assert len({tuple(row) for row in got}) == 3
     again, _ = generate(one, skip=(2,), seed=5, batch=3, **options)
@@ -85,13 +85,13 @@ def test_parameters_and_memory_are_those_of_the_column(loaded, tmp_path):
     depth.prune(one.view.model.config._name_or_path, (1, 2), tmp_path / "p")
     small = loading.load_model(tmp_path / "p", CPU, torch.float32)
     _, done = generate(one, skip=(1, 2), batch=2)
-    assert done["parameters"] == sum(p.numel() for p in small.parameters())
-    assert done["weights_mib"] == pytest.approx(4 * done["parameters"] / 2**20)
-    tokens = done["prompt_tokens"] + 12
+    assert done.parameters == sum(p.numel() for p in small.parameters())
+    assert done.weights_mib == pytest.approx(4 * done.parameters / 2**20)
+    tokens = done.prompt_tokens + 12
     # keys and values, 3 blocks, 2 heads of width 8, float32, 2 rows
-    assert done["cache_mib"] == pytest.approx(2 * 3 * 2 * 8 * 4 * 2 * tokens / 2**20)
-    assert done["tokens_per_s"] == pytest.approx(done["tokens"] / done["seconds"])
-    assert 0 < done["first_token_s"] < done["seconds"]
+    assert done.cache_mib == pytest.approx(2 * 3 * 2 * 8 * 4 * 2 * tokens / 2**20)
+    assert done.tokens_per_s == pytest.approx(done.tokens / done.seconds)
+    assert 0 < done.first_token_s < done.seconds
 
 
 def test_the_checkpoints_own_sampling_settings_stay_out(loaded, tiny_gqa):
@@ -102,7 +102,7 @@ def test_the_checkpoints_own_sampling_settings_stay_out(loaded, tiny_gqa):
     second, _ = generate(one, temperature=5.0, top_k=0, top_p=1.0, seed=2)
     assert first != second
     greedy, _ = generate(one, temperature=0.0, seed=3)
-    assert [e["ids"] for e in greedy] == [e["ids"] for e in generate(one, temperature=0.0)[0]]
+    assert [e.ids for e in greedy] == [e.ids for e in generate(one, temperature=0.0)[0]]
 
 
 def test_characters_of_several_tokens_come_whole(tiny_gqa):
@@ -139,4 +139,4 @@ def test_a_chat_template_is_used(loaded):
     )
     _, done = generate(one, chat=True)
     wanted = one.tokenizer.encode(f"<s>{PROMPT} ->", add_special_tokens=False)
-    assert done["prompt_tokens"] == len(wanted)
+    assert done.prompt_tokens == len(wanted)

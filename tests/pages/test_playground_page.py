@@ -13,6 +13,7 @@ from core.checkpoint.locate import local_folder
 from core.errors import OptionError, RunError
 from core.live import columns
 from core.live.playground import Session
+from core.live.replies import Begun, Token, Waiting, Written
 from core.runs import workspace
 from core.runs.workspace import Workspace
 from core.ui.live import Desk, Question, key_of
@@ -36,24 +37,24 @@ def open_page(tmp_path, monkeypatch, tiny_gqa):
 
 
 def begin(blocks):
-    return {
-        "event": "begin", "parameters": 1000 * blocks, "blocks": blocks, "weights_mib": 1.5,
-        "cache_mib": 0.5, "prompt_tokens": 3, "device": "cpu", "dtype": "float32",
-    }  # fmt: skip
+    return Begun(
+        parameters=1000 * blocks, blocks=blocks, weights_mib=1.5, cache_mib=0.5,
+        prompt_tokens=3, device="cpu", dtype="float32",
+    )  # fmt: skip
 
 
-DONE = {"event": "done", "tokens": 2, "tokens_per_s": 40.0, "first_token_s": 0.025, "ended": True}
+DONE = Written(tokens=2, tokens_per_s=40.0, first_token_s=0.025, ended=True)
 
 
 def answers(question, stop):
     """Two tokens a column; one column fails, as a checkpoint that is gone does."""
     if question["checkpoint"] == "gone":
         raise RunError("gone is not there.", "Choose another.")
-    yield {"event": "waiting", "for": "loading"}
+    yield Waiting(why="loading")
     yield begin(5 - len(question["skip"]))
-    yield {"event": "token", "ids": [7], "texts": ["a red "] * question["batch"]}
+    yield Token(ids=(7,), texts=("a red ",) * question["batch"])
     last = "ball" if question["skip"] else "boat"
-    yield {"event": "token", "ids": [8], "texts": [last] * question["batch"]}
+    yield Token(ids=(8,), texts=(last,) * question["batch"])
     yield DONE
 
 
@@ -80,7 +81,7 @@ def test_columns_come_one_after_another_and_an_error_stays_in_its_column(tmp_pat
     assert [o.state for o in session.outputs] == ["done", "failed", "done"]
     assert [o.texts for o in session.outputs] == [["a red boat"], [""], ["a red ball"]]
     assert session.outputs[1].note == "gone is not there. Choose another."
-    assert session.outputs[2].begun["blocks"] == 4
+    assert session.outputs[2].begun.blocks == 4
 
 
 def test_stopping_ends_the_column_and_those_behind_it(tmp_path):
@@ -90,7 +91,7 @@ def test_stopping_ends_the_column_and_those_behind_it(tmp_path):
         try:
             yield begin(5)
             while True:
-                yield {"event": "token", "ids": [1], "texts": ["x"]}
+                yield Token(ids=(1,), texts=("x",))
                 started.set()
                 time.sleep(0.01)
         finally:
