@@ -26,7 +26,6 @@ passed to every step that has them, unless the step overrides them. No torch her
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,13 +108,6 @@ class Chain:
         """Return the path of a step's file, for the options of a later step."""
         return str(self.folder / step / name)
 
-    def json(self, step: str, name: str = "summary.json") -> dict[str, Any]:
-        """Return a JSON result of a step; raises `RunError` if it is missing."""
-        value = workspace.read_json(self.folder / step / name)
-        if value is None:
-            raise RunError(f"Step {step} did not write {name}.", "Run the recipe again.")
-        return value
-
     def read(self, step: str, kind: type[Result]) -> Result:
         """Return a step's result file; raises `RunError` if it is missing or unreadable."""
         found = kind.read(self.dir(step))
@@ -147,14 +139,6 @@ class Chain:
     def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV result of the recipe itself."""
         workspace.write_csv(self.folder / name, columns, rows)
-
-    def rows(self, step: str, name: str) -> list[dict[str, str]]:
-        """Return a CSV result of a step as dictionaries; raises `RunError` if it is missing."""
-        try:
-            with (self.folder / step / name).open(encoding="utf-8", newline="") as handle:
-                return list(csv.DictReader(handle))
-        except OSError as error:
-            raise RunError(f"Step {step} did not write {name}.", "Run the recipe again.") from error
 
     def seconds(self, step: str) -> float:
         """Return the seconds a step took, including start-up."""

@@ -33,7 +33,7 @@ class Fake:
         whole = "quick" not in question.text
         question.ppl = 10.0 + len(question.skip) + (0.5 if whole else 0.0)
         question.windows, question.of = (WHOLE if whole else PART), WHOLE
-        question.about = {"device": "cpu", "dtype": "float32"}
+        question.device, question.dtype = "cpu", "float32"
 
     @property
     def sources(self):

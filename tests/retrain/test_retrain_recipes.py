@@ -21,6 +21,10 @@ from core.runs.progress import SILENT
 from core.runs.spec import build
 
 
+def summary_of(chain, step):
+    return workspace.read_json(chain.dir(step) / "summary.json")
+
+
 def carry_out(name, checkpoint, folder, **options):
     """Do a recipe's steps in this process, in order, and return chain, verdict and table."""
     spec = RecipeSpec(name=name, checkpoint=str(checkpoint), out=str(folder), device="cpu",
@@ -64,7 +68,7 @@ def test_ablation(pruned, source, tmp_path):
     chain, verdict, table = carry_out(
         "ablation", pruned, tmp_path / "r", data=f"{data},{general}", steps=2
     )
-    lora, full = chain.json("lora"), chain.json("full")
+    lora, full = summary_of(chain, "lora"), summary_of(chain, "full")
     # The same rows, tokens and pruned model for both.
     for name in ("tokens", "heldout_loss_before", "heldout_loss_dense", "heldout"):
         assert lora[name] == full[name]
@@ -111,7 +115,7 @@ def test_stability(pruned, source, tmp_path):
         "stability", pruned, tmp_path / "r", data=source("a", 3), steps=2, seed=7
     )
     for place, rate in ((1, 3e-3), (2, 1e-3)):
-        runs = [chain.json(f"rate{place}-seed{seed}") for seed in (7, 8, 9)]
+        runs = [summary_of(chain, f"rate{place}-seed{seed}") for seed in (7, 8, 9)]
         assert len({r["heldout_loss_after"] for r in runs}) == 3  # the seed does something
         assert [r["settings"]["lr"] for r in runs] == pytest.approx([rate] * 3)
         shares = [r["recovered"] for r in runs]
@@ -125,9 +129,10 @@ def test_stability(pruned, source, tmp_path):
 def test_domain(pruned, source, tmp_path):
     a, b = source("a", 3), source("b", 4)
     chain, _, table = carry_out("domain", pruned, tmp_path / "r", data=f"{a},{b}", steps=2)
-    on_a = chain.json("on-a")
+    on_a = summary_of(chain, "on-a")
     assert value(table, f"trained on {a}", a, "recovered") == on_a["recovered"]
-    assert value(table, f"trained on {b}", b, "loss") == chain.json("on-b")["heldout_loss_after"]
+    on_b = summary_of(chain, "on-b")
+    assert value(table, f"trained on {b}", b, "loss") == on_b["heldout_loss_after"]
     cross = value(table, f"trained on {a}", b, "loss")
     dense, before = value(table, "dense", b, "loss"), value(table, "pruned", b, "loss")
     share = (before - cross) / (before - dense)
@@ -144,8 +149,8 @@ def test_domain(pruned, source, tmp_path):
 
 def test_cpt_lora(pruned, source, tmp_path):
     chain, _, table = carry_out("cpt-lora", pruned, tmp_path / "r", data=source("a", 3), steps=4)
-    first, second = chain.json("continued"), chain.json("continued-lora")
-    assert (first["steps"], second["steps"], chain.json("lora")["steps"]) == (2, 2, 4)
+    first, second = summary_of(chain, "continued"), summary_of(chain, "continued-lora")
+    assert (first["steps"], second["steps"], summary_of(chain, "lora")["steps"]) == (2, 2, 4)
     assert second["heldout_loss_before"] == pytest.approx(first["heldout_loss_after"], abs=1e-5)
     dense, before = first["heldout_loss_dense"], first["heldout_loss_before"]
     share = (before - second["heldout_loss_after"]) / (before - dense)
