@@ -29,7 +29,7 @@ PATTERNS = {
     r"\bso (many|long a|few)\b|\b(after|for|than|until|by|most|least|of|to) so (much|long)\b": (
         "'so far', 'up to N', 'this long'"
     ),
-    r"\bjudg(?!ed_on\b|ed\.csv\b)\w*": "'evaluate', 'evaluation'",  # names in earlier versions' files
+    r"\bjudg(?!ed_on\b|ed\.csv\b)\w*": "'evaluate', 'evaluation'",  # (earlier files)
     r"\bdata sets?\b": "'dataset'",
     r"\bin all\b(?! \w+s\b)": "'in total', or nothing",
     r"[a-z]\(s\)": "a real plural",
