@@ -79,6 +79,24 @@ def header_reads(monkeypatch):
 
 
 @pytest.fixture
+def opened(monkeypatch):
+    """The files that are opened from now on, through whatever function: a list of paths."""
+    import builtins
+    import io
+
+    found = []
+    opener = io.open
+
+    def counted(file, *arguments, **options):
+        found.append(str(file))
+        return opener(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", counted)
+    monkeypatch.setattr(builtins, "open", counted)
+    return found
+
+
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """A workspace and a lock folder of the test's own, where every process knows ``wait``.
 

@@ -64,7 +64,7 @@ def run(spec: JobsSpec) -> dict[str, Any]:
     elif spec.action == "restart":
         record = jobs.restart(record)
     elif spec.action == "rename":
-        where.rename(record, spec.name)
+        record = where.rename(record, spec.name)
     elif spec.action == "delete":
         where.delete(record)
         return {"deleted": record.id}

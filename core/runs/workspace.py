@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -138,6 +139,8 @@ class RunRecord:
     """Id of the recipe that this run is a step of."""
     cwd: str = ""
     """Folder from which the run was started; relative paths in its spec start there."""
+    given: str = ""
+    """The name that the user gave it; empty without one."""
 
     @property
     def id(self) -> str:
@@ -147,8 +150,7 @@ class RunRecord:
     @property
     def name(self) -> str:
         """The user-given name, or the id."""
-        given = read_json(self.path / BOOKKEEPING / "name.json") or {}
-        return str(given.get("name") or self.id)
+        return self.given or self.id
 
     @property
     def error(self) -> str:
@@ -325,7 +327,12 @@ def read_run(path: Path) -> RunRecord | None:
         status=status,
         parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
         cwd=str(spec.get("cwd") or ""),
+        given=_given_name(book),
     )
+
+
+def _given_name(book: Path) -> str:
+    return str((read_json(book / "name.json") or {}).get("name") or "")
 
 
 class Workspace:
@@ -354,13 +361,7 @@ class Workspace:
 
     def runs(self, command: str = "") -> list[RunRecord]:
         """Return the runs and their steps, newest first; only those of ``command`` if given."""
-        found = []
-        for record in _runs_in(self.root):
-            found.append(record)
-            if record.command in CHAINS:
-                found += _runs_in(record.path)
-        kept = [r for r in found if not command or r.command == command]
-        return sorted(kept, key=lambda r: (r.started, r.id), reverse=True)
+        return [r for r in _list(self.root) if not command or r.command == command]
 
     def find(self, run: str) -> RunRecord:
         """Return a run by id, by its given name or by path; raises `InputError` if not found."""
@@ -375,12 +376,13 @@ class Workspace:
             f"No run '{run}' in {self.root}.", "List the runs with: python -m core jobs list."
         )
 
-    def rename(self, record: RunRecord, name: str) -> None:
-        """Give a run a display name; its folder keeps the id."""
+    def rename(self, record: RunRecord, name: str) -> RunRecord:
+        """Give a run a display name and return its new record; its folder keeps the id."""
         clean = " ".join(name.split())[:80]
         if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
             raise InputError(f"Another run is already named '{clean}'.", "Choose another name.")
         write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
+        return dataclasses.replace(record, given=clean)
 
     def children(
         self, record: RunRecord, among: Sequence[RunRecord] | None = None
@@ -420,7 +422,7 @@ class Workspace:
 
 
 def _runs_in(folder: Path) -> list[RunRecord]:
-    """Return the runs directly below a folder; finished ones are cached until they change."""
+    """Return the runs directly below a folder; each is read again only if it changed."""
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
@@ -430,36 +432,75 @@ def _runs_in(folder: Path) -> list[RunRecord]:
     return [record for record in (_read_once(folder / name, parent) for name in names) if record]
 
 
-_finished: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
-FINISHED_KEPT = 10_000
+_known: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
+KNOWN_KEPT = 10_000
 
 
 def _read_once(path: Path, parent: str) -> RunRecord | None:
-    """Return `read_run` of ``path``; the record of a finished run is cached.
+    """Return `read_run` of ``path``; the record is cached until a file of it changes.
 
-    Every write replaces the file with a new one, so a changed inode invalidates the record.
+    Every write replaces the file with a new one, so a changed inode invalidates the record. Of a
+    run that has not ended, only whether its process still exists is asked every time.
     """
-    state = _files_state(path)
-    kept = _finished.get(path)
-    if kept and kept[0] == state and kept[1].parent == parent:
-        return kept[1]
-    record = read_run(path)
-    if record and record.state in FINAL_STATES and state:
-        if len(_finished) >= FINISHED_KEPT:
-            _finished.clear()
-        _finished[path] = (state, record)
-    return record
+    files = _files_state(path)
+    kept = _known.get(path)
+    if kept and kept[0] == files and kept[1].parent == parent:
+        record = kept[1]
+        ended = record.state in FINAL_STATES
+        if ended or _state_of(path, record.status) == record.state:
+            return record
+    found = read_run(path)
+    if found and files:
+        if len(_known) >= KNOWN_KEPT:
+            _known.clear()
+        _known[path] = (files, found)
+    return found
 
 
 def _files_state(path: Path) -> tuple[int, ...]:
-    """Return what changes when a run's spec or status is written; empty if one is missing."""
+    """Return what changes when a run's spec, status or name is written; empty if one is missing.
+
+    Without a name, it counts as zeros.
+    """
+    book = f"{path}/{BOOKKEEPING}"
     found: tuple[int, ...] = ()
     try:
         for name in ("spec.json", "status.json"):
-            stat = os.stat(f"{path}/{BOOKKEEPING}/{name}")
+            stat = os.stat(f"{book}/{name}")
             found += (stat.st_ino, stat.st_mtime_ns, stat.st_size)
     except OSError:
         return ()
+    try:
+        stat = os.stat(f"{book}/name.json")
+    except OSError:
+        return (*found, 0, 0, 0)
+    return (*found, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+_turn = threading.Lock()
+_listed: dict[Path, tuple[int, list[RunRecord]]] = {}
+
+
+def _list(root: Path) -> list[RunRecord]:
+    """Return the runs of a workspace and their steps, newest first; the list is shared.
+
+    Threads that ask at the same time share one look at the folders: one that waited for a look
+    that began after it asked takes its result.
+    """
+    asked = time.monotonic_ns()
+    where = root.absolute()
+    with _turn:
+        began, found = _listed.get(where, (0, []))
+        if began < asked:
+            began = time.monotonic_ns()
+            found = []
+            for record in _runs_in(root):
+                found.append(record)
+                if record.command in CHAINS:
+                    found += _runs_in(record.path)
+            found.sort(key=lambda r: (r.started, r.id), reverse=True)
+            _listed.clear()  # one workspace is listed at a time, and tests have many
+            _listed[where] = (began, found)
     return found
 
 

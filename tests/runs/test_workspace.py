@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -243,6 +245,54 @@ def test_a_live_run_is_read_every_time(where):
         known = json.loads(status.read_text())
         workspace.write_json(status, {**known, "progress": {"done": done, "total": 2}})
         assert where.runs()[0].progress[0] == done
+
+
+def test_unchanged_runs_are_listed_without_opening_a_file(where, opened):
+    for state in ("done", "failed", "running", "queued", "starting"):
+        record = read_run(make(where, state, **processes.identity()))
+    where.rename(record, "a name")
+    before = where.runs()
+    opened.clear()
+    assert [(r.id, r.name, r.state) for r in where.runs()] == [
+        (r.id, r.name, r.state) for r in before
+    ]
+    inside = [path for path in opened if path.startswith(str(where.root))]
+    assert inside == []
+    status = before[1].path / ".run/status.json"
+    workspace.write_json(status, {**before[1].status, "state": "failed", "error": "full"})
+    opened.clear()
+    assert where.runs()[1].error == "full"
+    assert {p for p in opened if p.startswith(str(where.root))} == {
+        str(before[1].path / ".run" / name) for name in ("spec.json", "status.json", "name.json")
+    }
+
+
+def test_a_run_whose_process_ends_is_lost_at_the_next_look(where, monkeypatch):
+    make(where, "running", **processes.identity())
+    assert [r.state for r in where.runs()] == ["running"]
+    monkeypatch.setattr(processes, "is_alive", lambda *_: False)
+    assert [r.state for r in where.runs()] == ["lost"]
+
+
+def test_threads_that_ask_at_once_share_a_look(where, monkeypatch):
+    make(where)
+    looks, waiting = [], threading.Barrier(8)
+    look = workspace._runs_in
+
+    def slowly(folder):
+        looks.append(folder)
+        time.sleep(0.05)
+        return look(folder)
+
+    def ask(_):
+        waiting.wait()
+        return where.runs()
+
+    monkeypatch.setattr(workspace, "_runs_in", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(8)))
+    assert {r[0].id for r in found} == {where.runs()[0].id}
+    assert len(looks) <= 4  # the first one's, one for all who waited, and this test's own
 
 
 def test_five_hundred_runs_are_listed_quickly(where):
