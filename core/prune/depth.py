@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.checkpoint import families, headers, locate
+from core.checkpoint import families, headers, locate, own_code
 from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
@@ -68,14 +68,14 @@ def prune(
     info = checkpoint.info
     chosen = check_drop(drop, info.blocks)
     staging.check_output(folder, target, overwrite)
-    config = families.without_blocks(checkpoint.config, chosen)
+    config = own_code.with_own_code(families.without_blocks(checkpoint.config, chosen))
     record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
     parts = list(_parts(TensorIndex.read(folder), chosen))
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, sum(part.size for part in parts))
         _write_weights(folder, partial, parts, progress)
-        companions = staging.copy_companions(folder, partial)
-        custom = any(file.endswith(".py") for file in companions)
+        staging.copy_companions(folder, partial, progress)
+        custom = own_code.copy(config, partial)
         card = model_card.depth_card(record, custom_code=custom)
         staging.write(partial / "README.md", card)
         staging.write(partial / Pruning.FILE, record.to_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from core.checkpoint.own_code import MODELLING
 from core.prune.results import Pruning
 
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
@@ -14,7 +15,7 @@ def depth_card(record: Pruning, *, custom_code: bool = False) -> str:
     """Return the model card of a depth-pruned checkpoint.
 
     ``record`` is the content of pruning.json (see `core.prune.depth`); ``custom_code`` means that
-    the checkpoint comes with its own modelling code.
+    the checkpoint comes with Depthcut's own modelling code, and with no other.
     """
     criterion = record.criterion or "chosen by hand"
     lines = [
@@ -57,7 +58,8 @@ def loading(custom_code: bool) -> list[str]:
         f'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER"{trust})',
         "```",
         "",
-        "Block shapes differ, so the modelling code beside the weights is needed to load them."
+        f"Block shapes differ, so {MODELLING.name}, which Depthcut wrote beside the weights, is "
+        "needed to load them; trust_remote_code=True runs this file and no other."
         if custom_code
         else "No custom code is needed: stock transformers loads it.",
         "",

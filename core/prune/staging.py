@@ -10,17 +10,18 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core import words
-from core.checkpoint import headers
+from core.checkpoint import headers, own_code
 from core.errors import OutputError
 from core.prune.results import Pruning
 from core.runs import processes, workspace
+from core.runs.progress import SILENT, Progress
 
 _SPARE_BYTES = 16 << 20
-# Files copied unchanged with the weights: tokenizer, generation defaults, custom code, licence.
+# Files copied with the weights: tokenizer, generation defaults, licence; never Python code.
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -32,13 +33,20 @@ COMPANIONS = (
     "chat_template*",
     "generation_config.json",
     "preprocessor_config.json",
-    "*.py",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 )
 # All files of a checkpoint written here; replaced as a whole when it is overwritten.
-_OURS = (*COMPANIONS, "*.safetensors", headers.INDEX, Pruning.FILE, "README.md", "config.json")
+_OURS = (
+    *COMPANIONS,
+    "*.py",
+    "*.safetensors",
+    headers.INDEX,
+    Pruning.FILE,
+    "README.md",
+    "config.json",
+)
 
 
 def check_output(folder: Path, target: Path, overwrite: bool) -> None:
@@ -55,16 +63,24 @@ def check_output(folder: Path, target: Path, overwrite: bool) -> None:
             )
 
 
-def copy_companions(folder: Path, partial: Path, *, without: Sequence[str] = ()) -> list[str]:
-    """Copy tokenizer, generation config, custom code and licence; return their names."""
-    names = sorted({p.name for pattern in COMPANIONS for p in folder.glob(pattern)} - {*without})
-    for name in names:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, partial / name)
+def copy_companions(folder: Path, partial: Path, progress: Progress = SILENT) -> None:
+    """Copy tokenizer, generation config and licence; files that are already there are kept.
+
+    Code of the source is left out, and so are the config fields that name it; the log says so.
+    """
+    found = {p for pattern in COMPANIONS for p in folder.glob(pattern) if p.suffix != ".py"}
+    for path in sorted(found):
+        if path.is_file() and not (partial / path.name).exists():
+            own_code.copy_config(path, partial / path.name)
     templates = folder / "additional_chat_templates"
-    if templates.is_dir():
+    if templates.is_dir() and not (partial / templates.name).exists():
         shutil.copytree(templates, partial / templates.name)
-    return names
+    left_out = own_code.foreign(folder)
+    if left_out:
+        progress.log(
+            f"Left out, as a variant carries no code of others: {', '.join(left_out)}. "
+            "Stock transformers loads it without."
+        )
 
 
 def write(path: Path, text: str) -> None:

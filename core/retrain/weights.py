@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
+from core.checkpoint import own_code
 from core.errors import CheckpointError
 from core.model.loading import load_model
 from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
-from core.prune.staging import COMPANIONS
+from core.prune.staging import copy_companions
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.results import Merged
 from core.retrain.rows import Row
@@ -111,10 +113,13 @@ def merge_and_save(
 
     def write(target: Path, whole: Any = whole) -> None:
         whole.save_pretrained(target, max_shard_size="5GB")
-        for pattern in (*COMPANIONS, Pruning.FILE):
-            for path in source.glob(pattern):
-                if path.is_file() and not (target / path.name).exists():
-                    shutil.copyfile(path, target / path.name)
+        copy_companions(source, target)
+        if (source / Pruning.FILE).is_file():
+            shutil.copyfile(source / Pruning.FILE, target / Pruning.FILE)
+        config = target / "config.json"
+        own = own_code.with_own_code(json.loads(config.read_text(encoding="utf-8")))
+        config.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+        own_code.copy(own, target)
 
     replace_folder(folder, write)
     del whole, model, write

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -190,22 +192,24 @@ def _results(record: RunRecord) -> None:
             st.rerun()
 
 
-def _trust(name: str) -> str:
-    folder = locate.local_folder(name)
-    return runs.trust(folder) if folder else ""
-
-
 def _loading(record: RunRecord, summary: Summary) -> None:
     """Draw the code with which stock libraries load the result."""
     lines = ["from transformers import AutoModelForCausalLM"]
-    merged, base = record.path / "merged", summary.checkpoint
+    merged, adapter = record.path / "merged", record.path / "adapter"
+    folder: Path | None = merged
     if merged.is_dir():
-        lines += [f'model = AutoModelForCausalLM.from_pretrained("{merged}"{runs.trust(merged)})']
-    elif (record.path / "adapter").is_dir():
+        name = json.dumps(str(merged))
+        lines += [f"model = AutoModelForCausalLM.from_pretrained({name}{runs.trust(merged)})"]
+    elif adapter.is_dir():
+        folder = locate.local_folder(summary.checkpoint)
+        trust = runs.trust(folder) if folder else ""
+        name = json.dumps(summary.checkpoint)
         lines[0:0] = ["from peft import PeftModel"]
         lines += [
-            f'model = AutoModelForCausalLM.from_pretrained("{base}"{_trust(base)})',
-            f'model = PeftModel.from_pretrained(model, "{record.path / "adapter"}")',
+            f"model = AutoModelForCausalLM.from_pretrained({name}{trust})",
+            f"model = PeftModel.from_pretrained(model, {json.dumps(str(adapter))})",
         ]
     with st.expander("Load it with stock libraries"):
         st.code("\n".join(lines), language="python", wrap_lines=True)
+        if folder and (note := runs.trust_note(folder)):
+            st.caption(note)

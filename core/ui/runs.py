@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.checkpoint import own_code
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import RunRecord, read_run
@@ -103,8 +104,37 @@ def _state(record: RunRecord) -> None:
 
 
 def trust(folder: Path) -> str:
-    """Return the argument that stock loading needs if a checkpoint brings its own classes."""
-    return ", trust_remote_code=True" if any(folder.glob("modeling_*.py")) else ""
+    """Return the argument that stock loading needs if a checkpoint has Depthcut's own classes.
+
+    Never advised for code that anyone else wrote.
+    """
+    return ", trust_remote_code=True" if own_code.is_trusted(folder) else ""
+
+
+def trust_note(folder: Path) -> str:
+    """Return what a person should know about code beside a checkpoint's weights, if anything."""
+    if own_code.is_trusted(folder):
+        return (
+            f"trust_remote_code=True runs {own_code.MODELLING.name}, which Depthcut wrote beside "
+            "the weights because its blocks differ in shape."
+        )
+    foreign = own_code.foreign(folder)
+    return (
+        f"This folder brings code that Depthcut did not write ({', '.join(foreign)}); read it "
+        "before you let transformers run it."
+        if foreign
+        else ""
+    )
+
+
+def loading_code(folder: Path) -> str:
+    """Return the code with which stock transformers loads a checkpoint."""
+    path, code = json.dumps(str(folder)), trust(folder)
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({path}{code})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({path}{code})"
+    )
 
 
 def _finished(record: RunRecord) -> None:
@@ -112,13 +142,9 @@ def _finished(record: RunRecord) -> None:
     st.success(f"{record.name} finished in {took:.0f} s.")
     if record.holds_checkpoint():
         st.caption("Load it with plain transformers:")
-        code = trust(record.path)
-        st.code(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{record.path}"{code})\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{record.path}"{code})',
-            language="python",
-        )
+        st.code(loading_code(record.path), language="python")
+        if note := trust_note(record.path):
+            st.caption(note)
         if st.button("Make it the active checkpoint", key=f"use_{record.id}"):
             state.set_checkpoint(record.id)
             st.rerun()

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from core.checkpoint import families
+from core.checkpoint import families, own_code
 from core.width.units import BlockUnits, Counts
-
-MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
-"""Saved beside the weights if the blocks have different shapes."""
-_CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def pruned_config(
@@ -37,8 +32,9 @@ def pruned_config(
     if biases:
         added = dict.fromkeys(added, True)
     family = families.of(config)
-    own = [*families.LAYER_FIELDS.values(), *families.ADDED_BIAS.values(), "auto_map"]
-    result = {key: copy.deepcopy(value) for key, value in config.items() if key not in own}
+    own = [*families.LAYER_FIELDS.values(), *families.ADDED_BIAS.values()]
+    clean = own_code.without_code(config)
+    result = {key: copy.deepcopy(value) for key, value in clean.items() if key not in own}
     result["head_dim"] = units[0].head_dim
     if not any(added.values()) and is_stock(family.name, units[0].hidden, heads, groups, neurons):
         return result | {
@@ -48,21 +44,18 @@ def pruned_config(
             "num_key_value_heads": groups[0],
             "intermediate_size": neurons[0],
         }
-    name = f"Depthcut{_CLASS[family.name]}"
+    name = own_code.class_name(family.name)
     for field in families.LAYER_FIELDS:
         result[field] = families.setting(config, field)
-    return result | {
+    result |= {
         "model_type": families.CUSTOM_PREFIX + family.name,
         "architectures": [f"{name}ForCausalLM"],
-        "auto_map": {
-            "AutoConfig": f"{MODELLING.stem}.{name}Config",
-            "AutoModelForCausalLM": f"{MODELLING.stem}.{name}ForCausalLM",
-        },
         families.LAYER_FIELDS["num_attention_heads"]: heads,
         families.LAYER_FIELDS["num_key_value_heads"]: groups,
         families.LAYER_FIELDS["intermediate_size"]: neurons,
         **added,
     }
+    return own_code.with_own_code(result)
 
 
 def is_stock(

@@ -7,7 +7,6 @@ pruning, the folder only looks like a checkpoint once it is complete (core.prune
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.checkpoint import families, headers, locate
+from core.checkpoint import families, headers, locate, own_code
 from core.checkpoint.headers import TensorIndex
 from core.prune import staging
 from core.runs.progress import SILENT, Progress
-from core.width.layout import MODELLING, pruned_config
+from core.width.layout import pruned_config
 from core.width.model_card import width_card
 from core.width.plan import WidthPlan
 from core.width.results import WidthPruning
@@ -45,13 +44,11 @@ def write(
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     source = locate.at(folder).config
     config = pruned_config(source, plan.units, counts, biases=bool(selection.biases))
-    custom = families.is_custom(config)
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, plan.info.disk_bytes)
         _write_weights(folder, partial, plan, selection, progress)
-        staging.copy_companions(folder, partial, without=(MODELLING.name,))
-        if custom:
-            shutil.copyfile(MODELLING, partial / MODELLING.name)
+        staging.copy_companions(folder, partial, progress)
+        custom = own_code.copy(config, partial)
         staging.write(partial / "README.md", width_card(record, custom_code=custom))
         staging.write(partial / WidthPruning.FILE, record.to_text())
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")

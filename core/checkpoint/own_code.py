@@ -1,0 +1,117 @@
+"""Python code in a checkpoint folder: only the file that Depthcut wrote itself is ever passed on.
+
+``auto_map`` in a config makes transformers run Python files of the folder, or of a repository on
+the Hub, if it is loaded with ``trust_remote_code=True``. Everything Depthcut supports loads with
+stock classes, or with its own `core.model.modeling_depthcut`; so foreign code is never needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import families
+from core.errors import CheckpointError
+
+MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
+"""Saved beside the weights if the blocks have different shapes."""
+_CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CODE_KEYS = ("auto_map", "custom_pipelines")
+"""Fields that name Python code for transformers to run."""
+_CONFIGS = (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+"""Files in which transformers looks for them."""
+
+
+def class_name(family: str) -> str:
+    """Return the stem of Depthcut's class names for a family: ``DepthcutLlama``."""
+    return f"Depthcut{_CLASS[family]}"
+
+
+def without_code(value: Any) -> Any:
+    """Return a JSON value without the fields that name code, at any depth."""
+    if isinstance(value, Mapping):
+        return {k: without_code(v) for k, v in value.items() if k not in _CODE_KEYS}
+    return [without_code(item) for item in value] if isinstance(value, list) else value
+
+
+def with_own_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config`` naming no code but Depthcut's own, and that only if its blocks need it."""
+    result: dict[str, Any] = without_code(config)
+    if families.is_custom(config):
+        name = class_name(families.of(config).name)
+        result["auto_map"] = {
+            "AutoConfig": f"{MODELLING.stem}.{name}Config",
+            "AutoModelForCausalLM": f"{MODELLING.stem}.{name}ForCausalLM",
+        }
+    return result
+
+
+def copy(config: Mapping[str, Any], target: Path) -> bool:
+    """Copy Depthcut's own modelling code into ``target`` if ``config`` needs it; return whether."""
+    if families.is_custom(config):
+        shutil.copyfile(MODELLING, target / MODELLING.name)
+    return families.is_custom(config)
+
+
+def copy_config(source: Path, target: Path) -> None:
+    """Copy a file; of a JSON config, leave out the fields that name code."""
+    if source.name in _CONFIGS:
+        found = _read(source)
+        clean = without_code(found)
+        if clean != found:
+            target.write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
+            return
+    shutil.copyfile(source, target)
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return what a checkpoint brings of others' code: Python files, and configs that name code.
+
+    Only Depthcut's own file, byte for byte, with its own ``auto_map`` does not count.
+    """
+    files = [p.name for p in sorted(folder.glob("*.py")) if not _is_ours(p)]
+    named = []
+    for name in _CONFIGS:
+        found = _read(folder / name)
+        if isinstance(found, dict) and without_code(found) != found:
+            try:
+                own = name == "config.json" and found == with_own_code(found)
+            except CheckpointError:  # a family that Depthcut does not know
+                own = False
+            if not own:
+                keys = [k for k in _CODE_KEYS if f'"{k}"' in json.dumps(found)]
+                named.append(f"{' and '.join(keys)} of {name}")
+    return [*files, *named]
+
+
+def is_trusted(folder: Path) -> bool:
+    """Whether loading with ``trust_remote_code=True`` is needed and runs Depthcut's own file only.
+
+    Whatever differs from the file that this version writes is foreign.
+    """
+    own = folder / MODELLING.name
+    config = _read(folder / "config.json")
+    custom = isinstance(config, dict) and families.is_custom(config)
+    return custom and own.is_file() and not foreign(folder)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.name == MODELLING.name and path.read_bytes() == MODELLING.read_bytes()
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
