@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,10 +153,39 @@ def lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
     """
     with connection.makefile("rb") as stream:
         while line := stream.readline(LINE_BYTES):
-            message = json.loads(line)
-            if not isinstance(message, dict):
-                raise ValueError("not a JSON object")
-            yield message
+            yield _parsed(line)
+
+
+def first_message(connection: socket.socket, timeout_s: float) -> dict[str, Any]:
+    """Return a connection's first message; all of it must arrive within ``timeout_s``.
+
+    Raises `OSError` (`TimeoutError` for the time), and `ValueError` for a line that is too long or
+    not a JSON object.
+    """
+    deadline, line = time.monotonic() + timeout_s, bytearray()
+    while not line.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the message did not arrive in time")
+        connection.settimeout(left)
+        piece = connection.recv(65536)
+        line += piece
+        if len(line) > LINE_BYTES:
+            raise ValueError("the line is too long")
+        if not piece:
+            break
+    return _parsed(bytes(line))
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Return a line's JSON object; raises `ValueError` for anything else."""
+    try:
+        message = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return message
 
 
 def error_event(error: DepthcutError) -> dict[str, Any]:

@@ -7,6 +7,7 @@ client disconnects. Questions to the model are queued; the run's main thread ans
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import queue
 import secrets
@@ -14,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ SEND_S = 30.0
 """How long a client may leave unread what it is sent before it counts as gone. Chosen."""
 MOST_CONNECTIONS = 64
 """Open requests, each with its thread. Chosen: far more than a few open pages make."""
+MOST_STRANGERS = 64
+"""Connections that have not sent the secret yet; one more, and the oldest is closed. They are not
+requests, so nobody without the secret can keep out those who have it."""
 
 
 class Gone(Exception):
@@ -68,6 +72,7 @@ class Server:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._jobs: queue.Queue[Job] = queue.Queue()
         self._open = 0
+        self._strangers: list[socket.socket] = []
         self._count = threading.Lock()
         self.situation = ""
         """What the process is doing now; sent to waiting clients."""
@@ -113,41 +118,57 @@ class Server:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                    return
+                time.sleep(0.1)  # no file handle is free: others are about to be closed
+                continue
+            with self._count:
+                while len(self._strangers) >= MOST_STRANGERS:
+                    with contextlib.suppress(OSError):  # its own thread then closes it
+                        self._strangers.pop(0).shutdown(socket.SHUT_RDWR)
+                self._strangers.append(connection)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with self._count:
-            self._open += 1
-        try:
-            with connection, contextlib.suppress(OSError):
+        """Authenticate a connection, then count it and answer its question."""
+        with connection, contextlib.suppress(OSError):
+            try:
                 try:
-                    connection.settimeout(HELLO_S)
                     kind, values = self._hello(connection)
+                finally:
+                    with self._count, contextlib.suppress(ValueError):
+                        self._strangers.remove(connection)
+                with self._counted():
                     connection.settimeout(SEND_S)
                     self._answer(connection, kind, values)
-                except DepthcutError as error:
-                    protocol.send(connection, protocol.error_event(error))
+            except DepthcutError as error:
+                protocol.send(connection, protocol.error_event(error))
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count one open request; raises `RunError` if there are too many."""
+        with self._count:
+            if self._open >= MOST_CONNECTIONS:
+                raise RunError(f"Too many open requests ({MOST_CONNECTIONS}).", "Try again later.")
+            self._open += 1
+        try:
+            yield
         finally:
             with self._count:
                 self._open -= 1
 
     def _hello(self, connection: socket.socket) -> tuple[str, dict[str, Any]]:
         """Read the question and check its secret."""
-        try:
-            message = next(protocol.lines(connection), None)
-        except ValueError:
-            message = None
-        given = str((message or {}).pop("secret", ""))
-        if not hmac.compare_digest(given.encode(), self._secret.encode()):
+        message: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            message = protocol.first_message(connection, HELLO_S)
+        given = str(message.pop("secret", ""))
+        if not hmac.compare_digest(given.encode(errors="replace"), self._secret.encode()):
             raise InputError(
                 "Wrong secret for the live model.",
                 "Read it from the run's own contact file, .run/live.json.",
             )
-        if self._open > MOST_CONNECTIONS:
-            raise RunError(f"Too many open requests ({MOST_CONNECTIONS}).", "Try again later.")
-        assert message is not None
         return str(message.pop("ask", "")), message
 
     def _answer(self, connection: socket.socket, kind: str, values: dict[str, Any]) -> None:

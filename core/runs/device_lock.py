@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,21 +23,37 @@ POLL_S = 0.2
 
 
 def lock_dir() -> Path:
-    """Return the folder of the locks: ``$DEPTHCUT_LOCK_DIR``, or one per user in /tmp."""
+    """Return the folder of the locks: ``$DEPTHCUT_LOCK_DIR``, or one per user in /tmp.
+
+    Raises `OutputError` for a link, and for a folder that others own or may write: they could hold
+    the device, or have the lock files written elsewhere.
+    """
     given = os.environ.get("DEPTHCUT_LOCK_DIR")
     base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
     path = Path(given) if given else base / f"depthcut-{os.getuid()}"
+    problem = ""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        usable = given or path.stat().st_uid == os.getuid()
-    except OSError:
-        usable = False
-    if not usable:
+        problem = _problem(path.lstat())
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
         raise OutputError(
-            f"Cannot use the device-lock directory {path}.",
-            "Set DEPTHCUT_LOCK_DIR to a directory you own.",
+            f"Cannot use the device-lock directory {path}: {problem}.",
+            "Set DEPTHCUT_LOCK_DIR to a directory that you own and that only you can write.",
         )
     return path
+
+
+def _problem(found: os.stat_result) -> str:
+    """Return why a folder cannot hold the locks; empty if it can."""
+    if stat.S_ISLNK(found.st_mode):
+        return "it is a symbolic link"
+    if found.st_uid != os.getuid():
+        return "it belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"other users can write to it (mode {stat.S_IMODE(found.st_mode):o}; 700 is right)"
+    return ""
 
 
 def _try_lock(handle: IO[str], kind: int = fcntl.LOCK_EX) -> bool:

@@ -145,3 +145,29 @@ def test_a_lock_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="DEPTHCUT_LOCK_DIR"):
         DeviceLock("cpu")
+
+
+@pytest.mark.parametrize("kind", ["link", "group", "others"])
+def test_a_lock_folder_that_others_control_is_refused(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "real"
+    folder.mkdir(mode=0o700)
+    used, reason = folder, "other users can write to it"
+    if kind == "link":
+        used, reason = tmp_path / "link", "symbolic link"
+        used.symlink_to(folder)
+    else:
+        folder.chmod(0o770 if kind == "group" else 0o707)
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(used))
+    with pytest.raises(OutputError, match=f"{reason}.*DEPTHCUT_LOCK_DIR"):
+        DeviceLock("cpu").acquire()
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o755)
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(folder))
+    DeviceLock("cpu").acquire()
+
+
+def test_a_lock_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    (tmp_path / "locks").mkdir(mode=0o700)
+    with pytest.raises(OutputError, match="belongs to another user"):
+        DeviceLock("cpu")
