@@ -1,4 +1,4 @@
-"""Access control: a dashboard that other machines can reach requires a password."""
+"""Access control: a password, required beyond loopback, and no pages of other origins."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hmac
 import ipaddress
 import os
 import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import streamlit as st
 
@@ -23,12 +25,34 @@ def is_loopback(address: str | None) -> bool:
         return False
 
 
+def is_own_origin(origin: str | None, host: str | None, allowed: Sequence[str] = ()) -> bool:
+    """Whether a browser's page from ``origin`` belongs to the dashboard it reached as ``host``.
+
+    ``allowed`` are further origins (``server.corsAllowedOrigins``), e.g. that of a proxy. Streamlit
+    itself refuses foreign hosts, but accepts pages of every port of this machine. Clients that are
+    not browsers send no origin.
+    """
+    if origin is None:
+        return True
+    return urlsplit(origin).netloc == host or origin in allowed
+
+
 def check() -> None:
-    """Stop the page unless the server is on loopback or this session entered the password."""
-    if is_loopback(st.get_option("server.address")) or st.session_state.get(_GRANTED):
-        return
+    """Stop the page unless this session may use the dashboard.
+
+    A password that is set is asked for everywhere; beyond loopback there must be one.
+    """
+    headers = st.context.headers
+    others = [str(o).strip() for o in st.get_option("server.corsAllowedOrigins") or ()]
+    if not is_own_origin(headers.get("Origin"), headers.get("Host"), others):
+        st.error("This page of another site may not use the dashboard. Open the dashboard itself.")
+        st.stop()
     password = os.environ.get(PASSWORD, "")
+    if st.session_state.get(_GRANTED):
+        return
     if not password:
+        if is_loopback(st.get_option("server.address")):
+            return
         st.error(
             "This dashboard can be reached from other machines but has no password, so access is "
             f"disabled. Set {PASSWORD} before starting it, or bind it to 127.0.0.1 and use an SSH "
