@@ -76,7 +76,7 @@ def _dispatch(argv: list[str]) -> int:
         os.environ["DEPTHCUT_WORKSPACE"] = namespace.workspace
     spec = from_namespace(command.spec_class, namespace)
     if getattr(spec, "dry_run", False):
-        _print_json(command.load().dry_run(spec))
+        _print_json(_with_device(spec, command.load().dry_run(spec)))
         return 0
     if not command.is_run:
         _print_json(command.load().run(spec))
@@ -88,6 +88,22 @@ def _dispatch(argv: list[str]) -> int:
     from core.runs.run import execute
 
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
+
+
+def _with_device(spec: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Add the device that a dry run's command would compute on, and any GPU that it cannot use."""
+    if not hasattr(spec, "device"):
+        return found
+    from core.runs import devices
+
+    device = devices.resolve(spec.device)
+    found = {**found, "device": found.get("device") or device}
+    unusable = [str(gpu) for gpu in devices.unusable()]
+    if unusable and (spec.device == "auto" or device.startswith("cuda")):
+        found["unusable_gpus"] = unusable
+        for line in unusable:
+            print(line, file=sys.stderr)
+    return found
 
 
 def _print_json(value: dict[str, Any] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +16,19 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in dtypes.
 def resolve_device(name: str) -> torch.device:
     """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:K`` or ``mps``.
 
-    The name means what `core.runs.devices.resolve` says; ``auto`` falls back to the CPU if torch
-    cannot use the GPU that the driver lists. Raises `OptionError` when the name is unknown or
-    torch has no such device.
+    The name means what `core.runs.devices.resolve` says; ``auto`` falls back to the CPU, with a
+    line on standard error, if torch cannot use the GPU that the driver lists. Raises `OptionError`
+    when the name is unknown or torch has no such device.
     """
     device = torch.device(devices.resolve(name))
     if device.type == "cuda" and not torch.cuda.is_available():
         if name == "auto":
-            return torch.device("cpu")
+            return _fallen_back(device, _why_no_cuda())
+        known = next(iter(devices.unusable(hidden=True)), None)
         raise OptionError(
-            f"--device: '{name}' needs CUDA, which is not available here.",
-            "Use --device cpu, or install a CUDA build of torch and a driver.",
+            f"--device: '{name}' needs CUDA, which is not available here: "
+            f"{f'{known.gpu} is present, but {known.why}' if known else _why_no_cuda()}.",
+            known.fix if known else "Use --device cpu.",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(
@@ -34,9 +37,23 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         if name == "auto":
-            return torch.device("cpu")
+            return _fallen_back(device, "torch reports that it is not available")
         raise OptionError("--device: 'mps' is not available here.", "Use --device cpu.")
     return device
+
+
+def _fallen_back(device: torch.device, why: str) -> torch.device:
+    print(f"Computing on the CPU: {device} cannot be used: {why}.", file=sys.stderr, flush=True)
+    return torch.device("cpu")
+
+
+def _why_no_cuda() -> str:
+    """Return torch's own reason for not using CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "torch gives no reason"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.errors import OutputError
+from core.runs import devices
 
 POLL_S = 0.2
 
@@ -80,7 +81,7 @@ class DeviceLock:
         """Prepare a lock on ``device``; ``owner`` is shown to others while we hold it."""
         self.device = device
         self.owner = {"pid": os.getpid(), **(owner or {})}
-        name = device.replace(":", "-")
+        name = devices.lock_name(device)
         self._path = lock_dir() / f"{name}.lock"
         self._holder = lock_dir() / f"{name}.holder.json"
         self._queue = lock_dir() / f"{name}.queue"

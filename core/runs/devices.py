@@ -1,25 +1,23 @@
 """The devices of this machine, without torch: what ``--device`` means, and free memory.
 
-NVML reports NVIDIA GPUs, psutil the rest. psutil is imported only to list memory, since a machine
-that only computes may not have it.
+NVML reports NVIDIA GPUs (`core.runs.nvml`), psutil the rest. psutil is imported only to list
+memory, since a machine that only computes may not have it.
+
+A GPU that is there but that the installed torch cannot use is reported with the reason and with
+the command that installs a fitting build (`unusable`); ``auto`` passes over it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import importlib.util
 import os
 import platform
-import re
-import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.errors import OptionError
+from core.runs import nvml, torch_build
 
 MIB, GIB = 2**20, 2**30
 """In bytes."""
@@ -46,39 +44,83 @@ def resolve(name: str) -> str:
 
 
 def _best() -> str:
-    built_for = _torch_build()
-    if built_for == "cuda" and _count_nvidia() > 0:
-        return "cuda:0"
-    if built_for == "hip" and Path("/dev/kfd").exists():
+    build = torch_build.installed()
+    if build.kind == "cuda":
+        found = nvml.listing()
+        gpus = enumerate(nvml.visible(found))
+        usable = (at for at, gpu in gpus if torch_build.why_not(build, found, gpu) is None)
+        first = next(usable, None)
+        if first is not None:
+            return f"cuda:{first}"
+    if build.kind == "hip" and Path("/dev/kfd").exists():
         return "cuda:0"  # torch uses the name cuda for AMD GPUs too
     return "mps" if _is_apple_silicon() else "cpu"
 
 
-def _torch_build() -> str:
-    """Return ``cuda`` or ``hip`` if the installed torch was built for it, else ``""``."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin:
-        return ""
-    try:
-        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    built = dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(.+)$", text, re.MULTILINE))
-    return next((kind for kind in ("cuda", "hip") if built.get(kind, "None").strip() != "None"), "")
+@dataclass(frozen=True)
+class Unusable:
+    """A GPU that is there and that runs cannot use."""
+
+    gpu: str
+    """Its name."""
+    why: str
+    fix: str
+    """What to do, as a sentence; the command is in it."""
+
+    def __str__(self) -> str:
+        """Return the three as sentences."""
+        return f"{self.gpu} is present but cannot be used: {self.why}. {self.fix}"
 
 
-def _count_nvidia() -> int:
-    """Return how many NVIDIA GPUs the driver lists; 0 if CUDA_VISIBLE_DEVICES hides them all."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
-        return 0
-    count = ctypes.c_uint(0)
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
-        if library.nvmlInit_v2() == 0:
-            library.nvmlDeviceGetCount_v2(ctypes.byref(count))
-            library.nvmlShutdown()
-    return count.value
+def unusable(*, hidden: bool = False) -> tuple[Unusable, ...]:
+    """Return the NVIDIA GPUs that are present and that torch cannot use, with the reasons.
+
+    With ``hidden`` also those that CUDA_VISIBLE_DEVICES leaves out, which is somebody's choice.
+    Empty without torch, and with a build for AMD GPUs.
+    """
+    build = torch_build.installed()
+    if not build.version or build.kind == "hip":
+        return ()
+    found = nvml.listing()
+    if not found.gpus:
+        return _without_driver(found)
+    seen = nvml.visible(found)
+    left = []
+    for gpu in seen:
+        why = torch_build.why_not(build, found, gpu)
+        if why:
+            left.append(Unusable(gpu.name, why, torch_build.fix(build, found, gpu)))
+    if hidden and not seen:
+        value = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        why, fix = f"CUDA_VISIBLE_DEVICES is '{value}'", "Unset it to use the GPU."
+        left += [Unusable(gpu.name, why, fix) for gpu in found.gpus]
+    return tuple(left)
+
+
+def _without_driver(found: nvml.Listing) -> tuple[Unusable, ...]:
+    """Return the NVIDIA GPUs on the PCI bus if the driver does not answer."""
+    places = _on_the_bus()
+    why = found.error or "its driver is not installed here"
+    fix = (
+        f"Install NVIDIA's driver {torch_build.DRIVERS[13]} or newer, or restart the machine if it "
+        "was just updated; in a container, start it with access to the GPU (--gpus all)."
+    )
+    if found.error and not places:
+        places = ("",)
+    return tuple(Unusable(f"An NVIDIA GPU{f' ({at})' if at else ''}", why, fix) for at in places)
+
+
+@functools.cache
+def _on_the_bus() -> tuple[str, ...]:
+    """Return the PCI addresses of NVIDIA's display and 3D controllers; empty outside Linux."""
+    found = []
+    with contextlib.suppress(OSError):
+        for folder in sorted(Path("/sys/bus/pci/devices").iterdir()):
+            with contextlib.suppress(OSError):
+                vendor = (folder / "vendor").read_text().strip()
+                if vendor == "0x10de" and (folder / "class").read_text().startswith("0x03"):
+                    found.append(f"PCI {folder.name}")
+    return tuple(found)
 
 
 def _is_apple_silicon() -> bool:
@@ -98,54 +140,41 @@ def cpu_has_bfloat16() -> bool:
 @functools.cache
 def cuda_capability(index: int) -> tuple[int, int] | None:
     """Return the compute capability of ``cuda:INDEX`` as NVML knows it; None if it does not."""
-    with contextlib.suppress(Exception), _nvml_handle(index) as (pynvml, handle):
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return int(major), int(minor)
-    return None
+    gpu = _gpu(index)
+    return gpu.capability if gpu else None
+
+
+def _gpu(index: int) -> nvml.Gpu | None:
+    """Return the GPU that torch calls ``cuda:INDEX``; None if the driver does not list it."""
+    return next(iter(nvml.visible(nvml.listing())[index : index + 1]), None)
+
+
+def lock_name(device: str) -> str:
+    """Return the name of a device's lock: of a GPU that the driver lists, its UUID.
+
+    CUDA_VISIBLE_DEVICES may give one GPU different numbers in two processes, and two GPUs one.
+    """
+    kind, _, index = device.partition(":")
+    gpu = _gpu(int(index or 0)) if kind == "cuda" else None
+    return gpu.uuid.replace("/", "-") if gpu and gpu.uuid else device.replace(":", "-")
 
 
 def free_bytes(name: str) -> tuple[str, int | None]:
     """Return the device that ``--device NAME`` means and its free memory in bytes.
 
-    None if it is not known: Apple GPUs do not tell, and NVIDIA's are asked through NVML, else
-    through nvidia-smi, so that torch is not needed.
+    None if it is not known: Apple GPUs do not tell, and NVIDIA's are asked through NVML, so that
+    torch is not needed.
     """
     device = resolve(name)
     if device.startswith("cuda"):
-        return device, _free_bytes_of_gpu(int(device.partition(":")[2]))
+        gpu = _gpu(int(device.partition(":")[2]))
+        return device, gpu.free_bytes if gpu else None
     if device == "cpu":
         with contextlib.suppress(OSError):
             for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
                 if line.startswith("MemAvailable:"):
                     return device, int(line.split()[1]) * 1024
     return device, None
-
-
-def _free_bytes_of_gpu(index: int) -> int | None:
-    with contextlib.suppress(Exception), _nvml_handle(index) as (pynvml, handle):
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
-        text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        return int(text.split()[index]) * MIB
-    return None
-
-
-@contextlib.contextmanager
-def _nvml_handle(index: int) -> Iterator[tuple[Any, Any]]:
-    """Give NVML and its handle of ``cuda:INDEX``, which CUDA_VISIBLE_DEVICES numbers or names."""
-    import pynvml
-
-    visible = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-    which = visible[index] if visible else str(index)
-    pynvml.nvmlInit()
-    try:
-        if which.isdigit():
-            yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(which))
-        else:
-            yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(which)
-    finally:
-        pynvml.nvmlShutdown()
 
 
 @dataclass(frozen=True)
@@ -159,7 +188,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """List the GPUs, then the CPU with the machine's memory."""
+    """List the GPUs that runs can use, then the CPU with the machine's memory."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -172,19 +201,10 @@ def devices() -> list[Device]:
 
 
 def _gpus() -> list[Device]:
-    found: list[Device] = []
-    with contextlib.suppress(Exception):
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                name = pynvml.nvmlDeviceGetName(handle)
-                label = name.decode() if isinstance(name, bytes) else str(name)
-                free, total = float(memory.free) / GIB, float(memory.total) / GIB
-                found.append(Device(f"cuda:{index}", label, free, total))
-        finally:
-            pynvml.nvmlShutdown()
-    return found
+    """Return the NVIDIA GPUs that torch should be able to use (all of them without torch)."""
+    build, found = torch_build.installed(), nvml.listing()
+    return [
+        Device(f"cuda:{index}", gpu.name, (gpu.free_bytes or 0) / GIB, (gpu.total_bytes or 0) / GIB)
+        for index, gpu in enumerate(nvml.visible(found))
+        if not build.version or torch_build.why_not(build, found, gpu) is None
+    ]

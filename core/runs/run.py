@@ -354,7 +354,11 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
         if hasattr(module, "check"):
             module.check(spec)
         if command.computes:
-            run.take_device(devices.resolve(cast(DeviceOptions, spec).device))
+            asked = cast(DeviceOptions, spec).device
+            if asked == "auto":
+                for gpu in devices.unusable():
+                    run.log(str(gpu))
+            run.take_device(devices.resolve(asked))
         result = module.run(spec, run)
         run.finish("done")
         if result:

@@ -72,6 +72,9 @@ def _status() -> None:
         st.markdown(
             f"**{device.label}**  \n{device.free_gib:.1f} of {device.total_gib:.1f} GiB free"
         )
+    for gpu in devices.unusable():
+        st.warning(f"{gpu.gpu} is present but cannot be used: {gpu.why}.", icon=":material/error:")
+        st.code(gpu.fix, language=None, wrap_lines=True)
     live = [r for r in state.workspace().runs() if r.is_live]
     st.caption("Running jobs")
     if not live:
