@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from core.runs.run import as_known
+        from core.runs.failures import as_known
 
         if os.environ.get("DEPTHCUT_DEBUG"):
             raise

@@ -122,9 +122,9 @@ def launcher(known: Study) -> None:
         )  # fmt: skip
     if pressed:
         started = []
-        for one, spec in specs.items():
+        for spec in specs.values():
             options_of = {k: getattr(spec, k) for k in spec.__dataclass_fields__ if k != "out"}
-            record = runs.launch_once(f"evaluate_{one}", "evaluate", options_of)
+            record = runs.launch_once("evaluate", options_of)
             started += [record.id] if record else []
         st.session_state["eval_started"] = started
         st.rerun()
@@ -261,7 +261,7 @@ def calibration(known: Study) -> None:
         return
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     if pressed:
-        started = runs.launch_once("calibration", "recipe", values)
+        started = runs.launch_once("recipe", values)
         st.session_state["grid_started"] = started.id if started else ""
         st.rerun()
     runs.show(st.session_state.get("grid_started", ""))

@@ -73,7 +73,7 @@ def launcher(name: str) -> str:
         disabled=bool(problem or same),
     )
     if pressed:
-        record = runs.launch_once("importance", "importance", values)
+        record = runs.launch_once("importance", values)
         if record:
             st.session_state["importance_run"] = record.id
             st.rerun()

@@ -168,7 +168,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
         st.caption("Removes the blocks one by one and measures after each removal, in one run.")
         st.code(jobs.command_line("curve", spec), language="bash", wrap_lines=True)
         if st.button("Measure the curve", icon=":material/play_arrow:"):
-            record = runs.launch_once("curve", "curve", values)
+            record = runs.launch_once("curve", values)
             pad.curve = record.id if record else pad.curve
     runs.show(pad.curve)
 
@@ -233,7 +233,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)
     ):
-        record = runs.launch_once("prune", "prune", values)
+        record = runs.launch_once("prune", values)
         pad.made = record.id if record else pad.made
     runs.show(pad.made)
 

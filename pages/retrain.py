@@ -146,7 +146,7 @@ def launcher(kept: dict[str, Any]) -> str:
     if st.button(
         "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
     ):
-        record = runs.launch_once("retrain", "retrain", values)
+        record = runs.launch_once("retrain", values)
         if record:
             st.session_state["retrain_started"] = record.id
             st.rerun()

@@ -402,7 +402,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
 
     from core.model.precision import resolve_device
 
-    began = time.time()
+    began = time.monotonic()
     device = resolve_device(spec.device)
     session = Session(spec, run.progress, str(device))
     if not spec.rates_only:
@@ -430,7 +430,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
         peak_memory="process growth" if _only_growth(session) else "tensors",
         memory_limit_mib=spec.memory_limit_mib,
         skipped=tuple(session.skipped),
-        seconds=round(time.time() - began, 1),
+        seconds=round(time.monotonic() - began, 1),
         variants=() if spec.rates_only else tuple(_measured(v, spec) for v in session.variants),
         rates=rates,
         analytic=results.accuracy(points),

@@ -22,7 +22,7 @@ from core.live import protocol
 from core.live.protocol import Contact, LiveGone
 from core.live.replies import LAST, Done, Reply, Status, from_event
 from core.runs import jobs
-from core.runs.workspace import RunRecord, Workspace, read_run
+from core.runs.workspace import RunRecord, Workspace, cannot_write, read_run
 
 START_S = 120.0
 """How long a live model's process may take to start. Chosen: imports from a slow disk."""
@@ -85,8 +85,12 @@ def ensure(
 
 def _one(where: Workspace, values: dict[str, Any] | None) -> RunRecord:
     """Return the live run, starting it if necessary; concurrent callers start only one."""
-    where.root.mkdir(parents=True, exist_ok=True)
-    with (where.root / ".live.lock").open("a") as handle:
+    try:
+        where.root.mkdir(parents=True, exist_ok=True)
+        handle = (where.root / ".live.lock").open("a")
+    except OSError as error:
+        raise cannot_write(where.root, error) from error
+    with handle:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         return running(where) or jobs.launch("live", values or {}, where)

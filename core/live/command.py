@@ -140,7 +140,7 @@ class Resident:
 
     def _answer(self, job: Job) -> None:
         from core.live.server import Gone
-        from core.runs.run import as_known
+        from core.runs.failures import as_known
 
         try:
             self._take_back(job)

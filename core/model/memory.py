@@ -13,6 +13,7 @@ import torch
 
 from core.errors import OutOfMemoryError
 from core.runs.devices import MIB
+from core.runs.failures import is_out_of_memory
 from core.runs.processes import memory_mib
 
 
@@ -29,13 +30,6 @@ def out_of_memory_explained(what: str) -> Iterator[None]:
             f"Out of memory while {what}: {(text.splitlines() or ['no detail'])[0][:200]}",
             "Use --dtype bfloat16, fewer samples or shorter rows, or a larger device.",
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out."""
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def free_memory(device: torch.device) -> None:

@@ -131,15 +131,12 @@ def partial_folder(target: Path) -> Iterator[Path]:
                 raise OutputError(
                     f"Another process is writing {target}.", "Wait for it, or give another --out."
                 )
-            shutil.rmtree(partial)
+        workspace.remove(partial)
         partial.mkdir(parents=True)
         write(owner, json.dumps(processes.identity()))
         yield partial
     except OSError as error:
-        raise OutputError(
-            f"Cannot write {target}: {error.strerror or error}.",
-            "Free up disk space, or give a writable --out folder.",
-        ) from error
+        raise workspace.cannot_write(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -155,5 +152,5 @@ def publish(partial: Path, target: Path) -> None:
         stale.unlink()
     for path in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
         if path.is_dir() and (target / path.name).is_dir():
-            shutil.rmtree(target / path.name)
+            workspace.remove(target / path.name)
         path.rename(target / path.name)

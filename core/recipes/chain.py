@@ -143,7 +143,7 @@ class Chain:
     def seconds(self, step: str) -> float:
         """Return the seconds a step took, including start-up."""
         record = read_run(self.folder / step)
-        return (record.finished or record.started) - record.started if record else 0.0
+        return record.seconds if record else 0.0
 
     def run(self, steps: list[Step]) -> None:
         """Carry out ``steps``; raises the failure of the first required step that fails."""
@@ -184,8 +184,13 @@ class Chain:
             self.progress.log(f"{step.name}: resuming the run found in progress.")
             found = self._watch(step, found, place, count)
         if found is None or found.state == "lost":  # killed with its launcher, or before it
-            record = jobs.launch_in(self.dir(step.name), step.command, spec)
-            self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
+            self.progress.check_cancel()
+            try:
+                record = jobs.launch_in(self.dir(step.name), step.command, spec)
+                self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
+            except BaseException:  # a second signal
+                self._stop(step)
+                raise
             found = self._watch(step, record, place, count)
         if found.state == "cancelled":
             raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to continue.")
@@ -203,7 +208,18 @@ class Chain:
                 self.progress.step(place * SHARE + share, count * SHARE, f"{step.name}: {text}")
                 time.sleep(POLL_S)
                 record = read_run(record.path) or record
-        except (Cancelled, KeyboardInterrupt):
-            jobs.cancel(record)
+        except BaseException:  # cancelled, a signal, or a disk that takes no more of our records
+            self._stop(step)
             raise
         return record
+
+    def _stop(self, step: Step) -> None:
+        """Stop the process of a step, if there is one; a further signal kills it at once."""
+        record = read_run(self.dir(step.name))
+        if record is None or not record.is_live:
+            return
+        try:
+            jobs.cancel(record)
+        except BaseException:
+            jobs.cancel(record, grace_s=0)
+            raise

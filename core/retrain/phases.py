@@ -262,7 +262,7 @@ def write_results(
         tokens=trainer.tokens,
         training_s=watcher.training_s,
         tokens_per_s=trainer.tokens / watcher.training_s if watcher.training_s else None,
-        seconds=time.time() - session.started,
+        seconds=time.monotonic() - session.started,
         peak_memory_mib=peak,
         device=str(session.device),
         dtype=dtype_name(session.precision.weights),

@@ -44,7 +44,7 @@ class Session:
     def __init__(self, spec: RetrainSpec, run: Run) -> None:
         """Check the spec and read the data; no model is loaded yet."""
         self.spec, self.run, self.progress = spec, run, run.progress
-        self.started = time.time()
+        self.started = time.monotonic()
         self.device = resolve_device(spec.device)
         checkpoint = locate.open(spec.checkpoint, run.progress)
         self.folder, self.info = checkpoint.folder, checkpoint.info

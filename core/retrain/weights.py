@@ -20,6 +20,7 @@ from core.retrain.loss import collate, heldout_loss
 from core.retrain.results import Merged
 from core.retrain.rows import Row
 from core.retrain.spec import RetrainSpec
+from core.runs.workspace import remove, sweep, temporary_beside
 
 COMPARED_ROWS = 4
 
@@ -70,13 +71,20 @@ def reset(model: Any, folder: Path) -> None:
 
 
 def replace_folder(folder: Path, write: Any) -> None:
-    """Call ``write`` with a temporary folder, then replace ``folder`` by it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Call ``write`` with a temporary folder, then put it in ``folder``'s place.
+
+    What a killed process left of an earlier attempt is removed first.
+    """
+    sweep(folder.parent)
+    temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
-    write(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    try:
+        write(temporary)
+        remove(folder)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 The lock lives outside any workspace, so two workspaces share it, and the kernel releases it when
 its holder dies, for whatever reason. Waiting runs queue: each holds a lock on its own ticket file,
-and the oldest live ticket goes next.
+and the oldest live ticket goes next, by the monotonic clock that all processes share.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class DeviceLock:
         if self.held:
             return
         self._queue.mkdir(exist_ok=True)
-        ticket = self._queue / f"{time.time_ns():020d}-{os.getpid()}"
+        ticket = self._queue / f"{time.monotonic_ns():020d}-{os.getpid()}"
         with ticket.open("w") as mine:
             fcntl.flock(mine, fcntl.LOCK_EX)
             mine.write(json.dumps(self.owner, default=str))
@@ -146,7 +146,7 @@ class DeviceLock:
         for path in sorted(self._queue.iterdir()):
             if _is_locked(path):
                 live.append(path)
-            elif time.time() - _modified(path) > 5:
+            elif not 0 <= _age_s(path) <= 5:  # its owner has died; or an earlier boot's
                 path.unlink(missing_ok=True)
         return live
 
@@ -170,8 +170,7 @@ class DeviceLock:
             return {}
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
+def _age_s(ticket: Path) -> float:
+    """Return the age of a ticket in seconds, by the monotonic clock that its name begins with."""
+    born = ticket.name.partition("-")[0]
+    return (time.monotonic_ns() - int(born)) / 1e9 if born.isdigit() else -1.0

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, workspace
-from core.runs.run import DETACHED, KILLED, save_spec
-from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments
+from core.runs import status as statuses
+from core.runs.run import DETACHED, KILLED, busy, refuse_link, save_spec
+from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
+TWICE_S = 1.5
+"""How long after its start a finished run still answers the same wish."""
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -65,12 +69,15 @@ class LocalLauncher:
         threading.Thread(target=process.wait, daemon=True).start()
 
     def kill(self, record: RunRecord) -> bool:
-        """Send SIGKILL to the run's process group (it leads its own session) and wait for it."""
-        owner = record.status if record.status.get("pid") else None
-        owner = owner or workspace.read_json(record.path / BOOKKEEPING / "launch.json") or {}
+        """Send SIGKILL to the run's process group (it leads its own session) and wait for it.
+
+        The process of a copied record belongs to the original, so it is not signalled.
+        """
+        owner = workspace.owner_of(record.path, record.status)
         pid, started = owner.get("pid"), owner.get("pid_started")
-        here = record.status.get("host") in (None, socket.gethostname())
-        if not here or not isinstance(pid, int) or not processes.is_alive(pid, started):
+        ours = statuses.is_here(record.status)
+        ours = ours and not statuses.is_copy(record.path / BOOKKEEPING, record.status)
+        if not ours or not isinstance(pid, int) or not processes.is_alive(pid, started):
             return False
         try:
             if os.getpgid(pid) == pid:
@@ -109,6 +116,41 @@ def launch(
     ``values`` is a spec, or a dictionary of options without ``out``.
     """
     where = where or Workspace()
+    entry, values = _checked(command, values)
+    folder = where.new_dir(command)
+    spec = build(entry.spec_class, {**values, "out": str(folder)})
+    return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
+
+
+def launch_once(
+    command: str,
+    values: Any,
+    where: Workspace | None = None,
+    launcher: Launcher | None = None,
+) -> RunRecord:
+    """Start a run as `launch` does, or return the one that the same wish has just started.
+
+    The same options while a run with them is live, or within `TWICE_S` of its start, are the same
+    wish: a second click, or the same button in another tab or by another user of the workspace.
+    """
+    where = where or Workspace()
+    entry, values = _checked(command, values)
+    wish = _wish(build(entry.spec_class, {**values, "out": "wish"}))
+    with _one_launch(where.root):
+        for record in where.runs(command):
+            age = statuses.age_s(record.status)
+            fresh = record.is_live or (age is not None and age < TWICE_S)
+            if fresh and not record.parent and {**record.spec, "out": ""} == wish:
+                return record
+        return launch(command, values, where, launcher)
+
+
+def _wish(spec: RunSpec) -> dict[str, Any]:
+    return {**to_dict(spec), "out": ""}
+
+
+def _checked(command: str, values: Any) -> tuple[commands.Command, dict[str, Any]]:
+    """Return the command and its options, or raise an error before anything is written."""
     entry = commands.get(command)
     if not entry.is_run:
         raise InputError(
@@ -116,28 +158,51 @@ def launch(
         )
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         values = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
-    build(entry.spec_class, {**values, "out": "checked"})  # reject before anything is written
+    build(entry.spec_class, {**values, "out": "checked"})
     if values.get("dry_run"):
         raise InputError(
             "A dry run cannot be launched as a job.", "Call the command's dry_run() instead."
         )
-    folder = where.new_dir(command)
-    spec = build(entry.spec_class, {**values, "out": str(folder)})
-    return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
+    return entry, values
+
+
+@contextlib.contextmanager
+def _one_launch(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder's launches, so that two wishes are looked at one after another."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".launch.lock").open("a")
+    except OSError as error:
+        raise workspace.cannot_write(folder, error) from error
+    with handle:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def launch_in(
     folder: Path, command: str, spec: RunSpec, launcher: Launcher | None = None
 ) -> RunRecord:
-    """Start a run in a given folder, creating it if necessary; see `launch`."""
+    """Start a run in a given folder, creating it if necessary; see `launch`.
+
+    A live run there is returned if it has the same options, and refused otherwise.
+    """
+    refuse_link(folder)
     try:
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise workspace.cannot_write(folder, error) from error
-    before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
-    status = _announce(folder, before)
-    save_spec(folder, commands.get(command), spec)
-    _start(launcher or LocalLauncher(root=Workspace().root), command, spec, folder, status)
+    with _one_launch(folder / BOOKKEEPING):
+        found = read_run(folder)
+        if found and found.is_live:
+            if {**found.spec, "out": ""} == _wish(spec):
+                return found
+            raise busy(folder, f" ({found.command}, {found.state})")
+        before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
+        status = _announce(folder, before)
+        save_spec(folder, commands.get(command), spec)
+        launcher = launcher or LocalLauncher(root=Workspace().root)
+        _start(launcher, command, spec, folder, status)
     record = read_run(folder)
     assert record is not None
     return record
@@ -149,15 +214,16 @@ def _announce(folder: Path, before: dict[str, Any]) -> dict[str, Any]:
     This comes before the new spec is written: a crash in between then leaves a lost run, never new
     options beside the results of an earlier run.
     """
-    status: dict[str, Any] = {
-        "state": "starting",
-        "created": time.time(),
-        "host": socket.gethostname(),
-        "files": before.get("files") or [],
-    }
     book = folder / BOOKKEEPING
-    (book / "cancel").unlink(missing_ok=True)
-    (book / "launch.json").unlink(missing_ok=True)
+    refuse_link(folder)
+    try:
+        workspace.unlink_links(book)
+        (book / "cancel").unlink(missing_ok=True)
+        (book / "launch.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise workspace.cannot_write(folder, error) from error
+    files = statuses.cleaned(before).get("files") or []
+    status = {"state": "starting", **statuses.born(book), "files": files}
     workspace.write_json(book / "status.json", status)
     return status
 
@@ -173,8 +239,7 @@ def _start(
         failed = RunError(
             f"Cannot start the run: {error.strerror or error}.", "Free up memory or disk space."
         )
-        end = {"state": "failed", "finished": time.time(), "hint": failed.hint}
-        end["error"] = failed.message
+        end = statuses.ending(status, "failed", failed.message, failed.hint)
         workspace.write_json(folder / BOOKKEEPING / "status.json", {**status, **end})
         raise failed from error
 
@@ -182,8 +247,11 @@ def _start(
 def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
     """Start a failed, cancelled or lost run again in its own folder and working directory.
 
-    A command that can resume does so; the others start over.
+    A command that can resume does so; the others start over. If someone else has just restarted
+    it, that run is returned.
     """
+    if not record.command:
+        raise InputError(record.error, record.hint)
     if record.state not in ("failed", "cancelled", "lost"):
         raise InputError(
             f"Run {record.id} is {record.state}.",
@@ -195,9 +263,14 @@ def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
     spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
     cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
-    status = _announce(folder, record.status)
-    save_spec(folder, entry, spec, cwd)
-    _start(launcher, record.command, spec, folder, status)
+    refuse_link(folder)
+    with _one_launch(folder / BOOKKEEPING):
+        now = read_run(folder)
+        if now and now.is_live:
+            return now
+        status = _announce(folder, record.status)
+        save_spec(folder, entry, spec, cwd)
+        _start(launcher, record.command, spec, folder, status)
     started = read_run(record.path)
     assert started is not None
     return started
@@ -219,6 +292,8 @@ def cancel(
 
     Returns its final record. A run that has already ended or is lost is returned unchanged; a run
     on another machine is asked to stop but never killed, and returned as it is after the wait.
+    A run that was announced but has no process is cancelled at once: should its process come up
+    late, it finds the request and stops.
     """
     if not record.is_live:
         return record
@@ -229,21 +304,28 @@ def cancel(
 
     def ended() -> bool:
         current = read_run(record.path)
-        return current is None or not current.is_live
+        return current is None or not current.is_live or _has_no_process(current)
 
     if not _until(ended, grace_s):
         current = read_run(record.path)
         if current is None or not (launcher or LocalLauncher()).kill(current):
             return current or record
     current = read_run(record.path)
-    if current is not None and current.state == "lost":
-        end = {"state": "cancelled", "finished": time.time(), "waiting_for": "", "hint": ""}
-        end["error"] = KILLED
-        path = current.path / BOOKKEEPING
-        workspace.write_json(path / "status.json", {**current.status, **end})
-        (path / "cancel").unlink(missing_ok=True)
-        current = read_run(record.path)
-    return current or record
+    if current is None or (current.state != "lost" and not _has_no_process(current)):
+        return current or record
+    book = current.path / BOOKKEEPING
+    error = KILLED if current.status.get("pid") else "Cancelled."
+    end = {**current.status, **statuses.ending(current.status, "cancelled", error)}
+    workspace.write_json(book / "status.json", end, parents=False)
+    if workspace.owner_of(current.path, current.status):
+        (book / "cancel").unlink(missing_ok=True)
+    return read_run(record.path) or record
+
+
+def _has_no_process(record: RunRecord) -> bool:
+    """Whether a run of this machine was announced, but no process was started for it (yet)."""
+    here = statuses.is_here(record.status)
+    return here and record.is_live and not workspace.owner_of(record.path, record.status)
 
 
 def command_line(command: str, spec: Spec) -> str:

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.commands import Command
-from core.errors import Cancelled, DepthcutError, OutOfMemoryError, OutputError, RunError
+from core.errors import Cancelled, DepthcutError, OutputError
 from core.runs import devices, processes, workspace
+from core.runs import status as statuses
 from core.runs.device_lock import DeviceLock
+from core.runs.failures import as_known
 from core.runs.progress import Progress
 from core.runs.spec import DeviceOptions, RunSpec, to_arguments, to_dict
 from core.runs.workspace import BOOKKEEPING
@@ -31,6 +32,14 @@ DETACHED = "DEPTHCUT_DETACHED"
 """Environment variable of a detached run: the ``--out`` it was started for."""
 STATUS_EVERY_S = 0.25
 KILLED = "Killed: the run did not stop within the grace period."
+GONE = "The run's folder was deleted."
+HUNG_UP = "Cancelled: the terminal or the connection was closed."
+RESERVE = "reserve"
+"""A file in the bookkeeping that is given up at the end, so that a full disk can be recorded."""
+RESERVE_BYTES = 64 * 1024
+OWN_FILES = ("status.json", "heartbeat", "metrics.jsonl", "log.txt", "cancel", "launch.json")
+OWN_FILES += ("lock", ".launch.lock", RESERVE)
+"""What the machinery itself writes into the bookkeeping, spec.json apart."""
 
 
 class RunProgress(Progress):
@@ -45,14 +54,14 @@ class RunProgress(Progress):
     def step(self, done: int, total: int, message: str = "") -> None:
         """Record progress: at most four times a second, and always at the end of a phase."""
         self.check_cancel()
-        now = time.time()
+        now, clock = time.time(), time.monotonic()
         step = self._run.status.get("progress") or {}
         if step.get("total") != total or done < (step.get("done") or 0) or not step:
-            step = {"since": now, "first": done}
-        step = {**step, "done": done, "total": total, "message": message, "at": now}
-        self._run.status["progress"] = step
-        if now - self._written >= STATUS_EVERY_S or done >= total:
-            self._written = now
+            step = {"since": now, "since_clock": clock, "first": done}
+        step = {**step, "done": done, "total": total, "message": message}
+        self._run.status["progress"] = {**step, "at": now, "at_clock": clock}
+        if clock - self._written >= STATUS_EVERY_S or done >= total:
+            self._written = clock
             with contextlib.suppress(OutputError):  # writing the results reports a full disk
                 self._run.write_status()
         self._show(done, total, message)
@@ -71,14 +80,17 @@ class RunProgress(Progress):
         self._run.log(message)
 
     def check_cancel(self) -> None:
-        """Raise `Cancelled` after a cancel request or a stop signal."""
+        """Raise `Cancelled` after a cancel request or a stop signal, or if the folder is gone."""
+        if self._run.is_gone():
+            raise Cancelled(GONE)
         if self._run.cancel_requested():
             raise Cancelled("Cancelled.", "Completed results were kept.")
 
     def _show(self, done: int, total: int, message: str) -> None:
         if sys.stderr.isatty():
             end = "\n" if done >= total else ""
-            print(f"\r\033[K[{done}/{total}] {message}", end=end, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal was closed
+                print(f"\r\033[K[{done}/{total}] {message}", end=end, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -94,7 +106,9 @@ class Run:
         self.device_lock: DeviceLock | None = None
         self.detached = is_detached(folder)
         self._lock = threading.Lock()
-        self._stop_signal = False
+        self._stop_signal = 0
+        self._inode: int | None = None
+        self._opened = False
         self._cancel_seen: float | None = None
         self._ended = threading.Event()
         self.progress: Progress = RunProgress(self)
@@ -120,6 +134,8 @@ class Run:
 
     def _note(self, name: str) -> None:
         """Record that this run wrote ``name``, so that a later run in this folder replaces it."""
+        if self.is_gone():
+            raise Cancelled(GONE)
         files = self.status.setdefault("files", [])
         if name not in files:
             files.append(name)
@@ -133,7 +149,52 @@ class Run:
                 self._put_status()
 
     def _put_status(self) -> None:
-        workspace.write_json(self.book / "status.json", dict(self.status), durable=False)
+        known = self._inode is not None
+        if known and self.is_gone():
+            raise OutputError(GONE)
+        value = dict(self.status)
+        workspace.write_json(self.book / "status.json", value, durable=False, parents=not known)
+        self._inode = self._inode or statuses.inode_of(self.book)
+
+    def is_gone(self) -> bool:
+        """Whether the run's folder was deleted, or replaced, after the run had begun.
+
+        What the run writes while its folder is being deleted can keep the folder: without
+        spec.json it is what is left of the run, not the run.
+        """
+        if self._inode is None:
+            return False
+        if self._inode != statuses.inode_of(self.book):
+            return True
+        return self._opened and not (self.book / "spec.json").exists()
+
+    def opened(self) -> None:
+        """Record that the bookkeeping is complete."""
+        self._opened = True
+
+    def remove_rest(self) -> None:
+        """Remove what this run has written into a folder while that was being deleted."""
+        if self._inode != statuses.inode_of(self.book):
+            return
+        with contextlib.suppress(OSError):
+            workspace.sweep(self.book)
+            for name in OWN_FILES:
+                (self.book / name).unlink(missing_ok=True)
+            self.book.rmdir()
+            self.dir.rmdir()
+
+    def reserve(self) -> None:
+        """Take a little disk space, which `give_up_reserve` frees; without success if it is full.
+
+        The bytes are written, since some file systems store a hole or zeros without using space.
+        """
+        with contextlib.suppress(OSError), (self.book / RESERVE).open("wb") as handle:
+            handle.write(os.urandom(RESERVE_BYTES))
+
+    def give_up_reserve(self) -> None:
+        """Free the reserved disk space: the end of the run is about to be recorded."""
+        with contextlib.suppress(OSError):
+            (self.book / RESERVE).unlink()
 
     def log(self, message: str, *, plain: bool = False) -> None:
         """Write one line to the run's log, and to standard error (``plain``: without the time)."""
@@ -150,13 +211,25 @@ class Run:
 
     def cancel_requested(self) -> bool:
         """Whether someone asked this run to stop."""
-        return self._stop_signal or (self.book / "cancel").exists()
+        return bool(self._stop_signal) or (self.book / "cancel").exists()
+
+    @property
+    def why_cancelled(self) -> str:
+        """Why this run stops, in one sentence."""
+        if self.is_gone():
+            return GONE
+        return HUNG_UP if self._stop_signal == signal.SIGHUP else "Cancelled."
 
     def stop_signal(self, number: int, _: Any = None) -> None:
-        """Handle SIGTERM and SIGINT: stop at the next step; a second signal stops at once."""
+        """Handle a signal to stop: at the next step; a second SIGTERM or SIGINT stops at once.
+
+        A closing terminal sends SIGHUP more than once: the shell passes it on, then the kernel.
+        """
         if self._stop_signal:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
-        self._stop_signal = True
+        self._stop_signal = number
         if number == signal.SIGINT:
             with contextlib.suppress(OSError):  # print is not allowed in a signal handler
                 os.write(2, b"Stopping at the next step. Press Ctrl-C again to stop at once.\n")
@@ -191,10 +264,10 @@ class Run:
         while not self._ended.wait(workspace.HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 beat.touch()
-            if not self.cancel_requested():
+            if not (self.cancel_requested() or self.is_gone()):
                 continue
-            self._cancel_seen = self._cancel_seen or time.time()
-            if time.time() - self._cancel_seen > self.command.grace_s:
+            self._cancel_seen = self._cancel_seen or time.monotonic()
+            if time.monotonic() - self._cancel_seen > self.command.grace_s:
                 try:
                     self.log(KILLED)
                     self.finish("cancelled", error=KILLED)
@@ -207,18 +280,33 @@ class Run:
             if self._ended.is_set():
                 return
             self._ended.set()
-            self.status.update(
-                state=state, error=error, hint=hint, finished=time.time(), waiting_for=""
-            )
+            self.status.update(statuses.ending(self.status, state, error, hint))
             # write the final state last, so that a reader who sees it also sees the finished folder
             try:
+                if self.is_gone():
+                    self.remove_rest()
+                    return
+                self.give_up_reserve()
                 (self.book / "cancel").unlink(missing_ok=True)
-                self._put_status()
-            except (OutputError, OSError):  # e.g. a full disk: the run will be shown as lost
-                print(f"Cannot write the final state {state}.", file=sys.stderr)
+                self._put_final_status()
+            except (OutputError, OSError) as problem:  # the run will be shown as lost
+                with contextlib.suppress(OSError):
+                    print(f"Cannot write the final state {state}: {problem}", file=sys.stderr)
             finally:
                 if self.device_lock:
                     self.device_lock.release()
+
+    def _put_final_status(self) -> None:
+        """Write the status; on a full disk into the old file, which needs no new space."""
+        try:
+            self._put_status()
+        except OutputError:
+            if self.is_gone():
+                raise
+            text = workspace.to_json({"schema": workspace.SCHEMA, **self.status})
+            with (self.book / "status.json").open("r+", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.truncate()
 
 
 def is_detached(folder: Path) -> bool:
@@ -238,7 +326,7 @@ def prepare(folder: Path, *, overwrite: bool = False, command: str = "") -> None
             raise OutputError(f"{folder} is a file.", "Give a folder with --out.")
         record = workspace.read_run(folder) if folder.is_dir() else None
         if record and record.is_live and not _is_own(folder, record):
-            raise _busy(folder, f" ({record.command}, {record.state})")
+            raise busy(folder, f" ({record.command}, {record.state})")
         occupied = folder.is_dir() and any(p.name != BOOKKEEPING for p in folder.iterdir())
         restart = record is not None and record.state in ("failed", "cancelled", "lost")
         if occupied and not (restart or overwrite or _is_own(folder, record)):
@@ -250,9 +338,17 @@ def prepare(folder: Path, *, overwrite: bool = False, command: str = "") -> None
                 f"{folder} already contains {_article(record.command)} {record.command} run.",
                 "Give another --out, or delete it.",
             )
+        refuse_link(folder)
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
+        workspace.unlink_links(folder / BOOKKEEPING)
     except OSError as error:
         raise workspace.cannot_write(folder, error) from error
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise `OutputError` if a folder's bookkeeping is a link, beyond which nothing is written."""
+    if (folder / BOOKKEEPING).is_symlink():
+        raise OutputError(f"{folder / BOOKKEEPING} is a link.", "Delete it, or give another --out.")
 
 
 def _is_own(folder: Path, record: workspace.RunRecord | None) -> bool:
@@ -263,7 +359,8 @@ def _is_own(folder: Path, record: workspace.RunRecord | None) -> bool:
     return pid == os.getpid() or (pid is None and is_detached(folder))
 
 
-def _busy(folder: Path, what: str = "") -> OutputError:
+def busy(folder: Path, what: str = "") -> OutputError:
+    """Return the error for a folder with a live run; ``what`` names it."""
     return OutputError(
         f"A run is already in progress in {folder}{what}.",
         "Wait for it, cancel it, or give another --out.",
@@ -285,7 +382,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(folder) from None
+            raise busy(folder) from None
         except OSError:
             pass  # on a file system without locks, the status is the only guard
         yield
@@ -294,7 +391,8 @@ def _only_one(folder: Path) -> Iterator[None]:
 def _clear(folder: Path, status: dict[str, Any]) -> None:
     """Remove an earlier run's results in ``folder``, so that they do not mix with ours."""
     for name in status.get("files") or []:
-        (folder / str(name)).unlink(missing_ok=True)
+        if path := workspace.own_file(folder, name):
+            path.unlink(missing_ok=True)
     for place in (folder, folder / BOOKKEEPING):
         workspace.sweep(place)
 
@@ -311,9 +409,9 @@ def execute(command: Command, spec: RunSpec, *, overwrite: bool = False) -> int:
     prepare(folder, overwrite=replace, command=command.name)
     with _only_one(folder):
         run = Run(command, spec, folder)
-        _open(run, resume=resume)
-        threading.Thread(target=run.beat, daemon=True).start()
         with _signals(run):
+            _open(run, resume=resume)
+            threading.Thread(target=run.beat, daemon=True).start()
             return _carry_out(command, spec, run)
 
 
@@ -323,16 +421,13 @@ def _open(run: Run, *, resume: bool) -> None:
     Mark the run as running before deleting earlier results: a crash in between then shows a lost
     run, not a finished one with missing files.
     """
-    before = workspace.read_json(run.book / "status.json") or {}
-    created = before.get("created") if run.detached else None
-    old = list(before.get("files") or [])
-    run.write_status(
-        state="running",
-        created=created or time.time(),
-        host=socket.gethostname(),
-        files=old,
-        **processes.identity(),
-    )
+    before = statuses.cleaned(workspace.read_json(run.book / "status.json") or {})
+    old = before.get("files") or []
+    born = statuses.born(run.book)
+    if run.detached:  # the run began when it was announced
+        born |= {key: before[key] for key in ("created", "clock") if key in before}
+    run.write_status(state="running", **born, files=old, **processes.identity())
+    run.reserve()
     try:
         if not run.detached:  # a page may have asked a detached run to stop while it started
             (run.book / "cancel").unlink(missing_ok=True)
@@ -343,6 +438,7 @@ def _open(run: Run, *, resume: bool) -> None:
     except OSError as error:
         raise workspace.cannot_write(run.dir, error) from error
     save_spec(run.dir, run.command, run.spec)
+    run.opened()
     if old and not resume:
         run.write_status(files=[])
 
@@ -365,11 +461,13 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
             _print_json(result)
         return 0
     except (Cancelled, KeyboardInterrupt):
-        run.log("Cancelled.", plain=True)
-        run.finish("cancelled", error="Cancelled.")
+        run.give_up_reserve()
+        run.log(run.why_cancelled, plain=True)
+        run.finish("cancelled", error=run.why_cancelled)
         return Cancelled.exit_status
     except BaseException as error:
-        known = error if isinstance(error, DepthcutError) else as_known(error)
+        run.give_up_reserve()
+        known = error if isinstance(error, DepthcutError) else as_known(error, folder=run.dir)
         if known is not error:
             run.log(traceback.format_exc().rstrip())
         run.log(f"Error: {known}", plain=True)
@@ -377,25 +475,19 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
         return known.exit_status
 
 
-def as_known(error: BaseException, hint: str = "See the log for the traceback.") -> DepthcutError:
-    """Turn an unexpected exception into one sentence and a hint."""
-    name = type(error).__name__
-    text = (str(error).splitlines() or [""])[0][:300]
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "out of memory" in text:
-        return OutOfMemoryError(
-            f"Out of memory: {text or name}.",
-            "Use a smaller dtype, fewer samples or shorter rows, or another device.",
-        )
-    return RunError(f"Unexpected {name}: {text or 'no message'}.", hint)
-
-
 @contextlib.contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """Route SIGTERM and SIGINT to the run while it works (main thread only)."""
+    """Route SIGTERM, SIGINT and SIGHUP to the run while it works (main thread only).
+
+    SIGHUP stays ignored if it was, as under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {s: signal.signal(s, run.stop_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    routed = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        routed.add(signal.SIGHUP)
+    old = {number: signal.signal(number, run.stop_signal) for number in routed}
     try:
         yield
     finally:

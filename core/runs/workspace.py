@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 from core.errors import InputError, OutputError
 from core.runs import processes
+from core.runs import status as statuses
 
 SCHEMA = 1
 FINAL_STATES = ("done", "failed", "cancelled")
@@ -33,6 +33,8 @@ REMOTE_SILENCE_S = 60.0
 STARTING_GRACE_S = 15.0
 """How long an announced run may take to record its process before it counts as lost."""
 BOOKKEEPING = ".run"
+DEEPEST = 64
+"""Levels of nesting in a JSON file; result files have up to 6."""
 CHAINS = ("recipe", "demo")
 """Commands whose folders contain other runs: their steps."""
 MAKERS = ("prune", "width", "retrain")
@@ -53,24 +55,59 @@ def temporary_beside(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files whose writer has exited.
+    """Remove temporary files and folders whose writer has exited.
 
-    Files of a live process are kept: a page may be writing while the run clears its folder.
+    Those of a live process are kept: a page may be writing while the run clears its folder.
     """
     for left in folder.glob(".*.tmp"):
         writer = left.name.split(".")[-3]
         if not writer.isdigit() or not processes.is_alive(int(writer), None):
-            left.unlink(missing_ok=True)
+            remove(left)
 
 
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists; of a link, only the link itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def own_file(folder: Path, name: object) -> Path | None:
+    """Return the result file that a run's record names, if it may be removed; else None.
+
+    A record is data: it can be copied, damaged or written by someone else. So only a file that
+    lies in ``folder`` itself, outside the bookkeeping and not beyond a link, is the run's own.
+    """
+    parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ()
+    if not parts or parts[0] in (os.sep, BOOKKEEPING) or ".." in parts:
+        return None
+    path = folder
+    for part in parts:
+        if path != folder and os.path.islink(path):
+            return None
+        path = path / part
+    return path if os.path.islink(path) or os.path.isfile(path) else None
+
+
+def unlink_links(book: Path) -> None:
+    """Remove links from a run's bookkeeping, so that nothing is written beyond it."""
+    with os.scandir(book) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                os.unlink(entry.path)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True, parents: bool = True) -> None:
     """Write ``text`` atomically; raises `OutputError` if the folder cannot be written.
 
     ``durable`` waits until the bytes are on disk, so that results survive a power failure.
+    Missing folders are created, unless ``parents`` is False.
     """
     temporary = temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="") as handle:
             handle.write(text)
             handle.flush()
@@ -94,10 +131,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return json.dumps(plain, indent=indent)
 
 
-def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
-    """Write a JSON object atomically, with the schema version first."""
+def write_json(
+    path: Path, value: dict[str, Any], *, durable: bool = True, parents: bool = True
+) -> None:
+    """Write a JSON object atomically, with the schema version first; see `write_text`."""
     text = to_json({"schema": SCHEMA, **value}, indent=2) + "\n"
-    write_text(path, text, durable=durable)
+    write_text(path, text, durable=durable, parents=parents)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -109,10 +148,30 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     write_text(path, buffer.getvalue())
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON; raises ValueError if it is not JSON, or nested deeper than `DEEPEST`.
+
+    What is nested deeper could be parsed, but breaks whoever walks through it.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for item in level:
+            inner += item.values() if type(item) is dict else item if type(item) is list else ()
+        level = [item for item in inner if type(item) in (dict, list)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing or not (yet) readable."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -141,6 +200,8 @@ class RunRecord:
     """Folder from which the run was started; relative paths in its spec start there."""
     given: str = ""
     """The name that the user gave it; empty without one."""
+    damage: tuple[str, str] = ("", "")
+    """What is wrong with the record itself, and what to do about it."""
 
     @property
     def id(self) -> str:
@@ -156,11 +217,13 @@ class RunRecord:
     def error(self) -> str:
         """What went wrong, in one sentence; empty if nothing did."""
         lost = "The process exited without reporting a reason." if self.state == "lost" else ""
-        return str(self.status.get("error") or lost)
+        return str(self.damage[0] or self.status.get("error") or lost)
 
     @property
     def hint(self) -> str:
         """What to do about `error`."""
+        if self.damage[0]:
+            return self.damage[1]
         lost = "It may have been killed or run out of memory: check its log, then restart it."
         return str(self.status.get("hint") or (lost if self.state == "lost" else ""))
 
@@ -192,19 +255,19 @@ class RunRecord:
         return int(step.get("done") or 0), int(step.get("total") or 0), str(step.get("message", ""))
 
     @property
+    def seconds(self) -> float:
+        """How long the run took, or has been going on, from its creation; 0 if it is lost."""
+        if self.state in FINAL_STATES:
+            return statuses.took_s(self.status)
+        return (statuses.age_s(self.status) or 0.0) if self.is_live else 0.0
+
+    @property
     def eta_s(self) -> float | None:
         """Estimated seconds left at the pace so far; None before the first step or after the end.
 
         Steps that a resumed run had already completed do not count towards the pace.
         """
-        step = self.status.get("progress") or {}
-        done, total = step.get("done") or 0, step.get("total") or 0
-        began = step.get("since")
-        first = step.get("first") or 0
-        if self.state != "running" or not began or done <= first or total <= 0:
-            return None
-        pace = (float(step["at"]) - float(began)) / (done - first)
-        return max(0.0, pace * (total - done) - (time.time() - float(step["at"])))
+        return statuses.eta_s(self.status) if self.state == "running" else None
 
     @property
     def is_live(self) -> bool:
@@ -247,12 +310,12 @@ def disk_bytes(folder: Path) -> int:
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file with one per line; other lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             continue
         if isinstance(value, dict):
@@ -264,15 +327,26 @@ def _state_of(path: Path, status: dict[str, Any]) -> str:
     state = str(status.get("state") or "starting")
     if state in FINAL_STATES:
         return state
-    if status.get("host") not in (None, socket.gethostname()):
+    if state not in LIVE_STATES:
+        return "lost"
+    if not statuses.is_here(status):
         return state if _heartbeat_age(path) < REMOTE_SILENCE_S else "lost"
-    owner = status
-    if not status.get("pid"):
-        owner = read_json(path / BOOKKEEPING / "launch.json") or {}
-        if not owner:
-            created = float(status.get("created") or _modified(path / BOOKKEEPING / "spec.json"))
-            return state if time.time() - created < STARTING_GRACE_S else "lost"
+    if statuses.is_copy(path / BOOKKEEPING, status):
+        return "lost"
+    owner = owner_of(path, status)
+    if not owner:
+        spec = path / BOOKKEEPING / "spec.json"
+        known = status if status.get("created") else {"created": _modified(spec)}
+        age = statuses.age_s(known)
+        return state if age is not None and age < STARTING_GRACE_S else "lost"
     return state if processes.is_alive(owner.get("pid"), owner.get("pid_started")) else "lost"
+
+
+def owner_of(path: Path, status: dict[str, Any]) -> dict[str, Any]:
+    """Return pid and start time of a run's process; empty if none was started yet."""
+    if status.get("pid"):
+        return status
+    return statuses.cleaned(read_json(path / BOOKKEEPING / "launch.json") or {})
 
 
 def _heartbeat_age(path: Path) -> float:
@@ -288,51 +362,85 @@ def _modified(path: Path) -> float:
 
 
 def _read_status(book: Path) -> dict[str, Any]:
-    """Read status.json; fields of the wrong type are dropped.
-
-    One corrupt file therefore cannot break the list of runs.
-    """
-    status = read_json(book / "status.json") or {}
-    kinds: dict[str, Any] = {
-        "created": (int, float),
-        "finished": (int, float),
-        "progress": dict,
-        "files": list,
-    }
-    return {
-        key: value
-        for key, value in status.items()
-        if key not in kinds or isinstance(value, kinds[key])
-    }
+    """Read status.json; fields of the wrong type are dropped."""
+    return statuses.cleaned(read_json(book / "status.json") or {})
 
 
 def read_run(path: Path) -> RunRecord | None:
-    """Read one run directory; None if ``path`` is not one."""
+    """Read one run directory; None if ``path`` is not one.
+
+    A record that cannot be read is still a run: its ``damage`` says what is wrong.
+    """
     book = path / BOOKKEEPING
     spec = read_json(book / "spec.json")
-    if spec is None:
+    if spec is None and not any(os.path.lexists(book / n) for n in ("spec.json", "status.json")):
         return None
     status = _read_status(book)
     state = _state_of(path, status)
     if state == "lost":  # the run may have ended between the status read and the process check
         status = _read_status(book)
         state = _state_of(path, status)
+    if spec is None and not _is_damaged(book, state):
+        return None
+    spec = spec or {}
     options, argv = spec.get("spec"), spec.get("argv")
+    command, cwd = spec.get("command"), spec.get("cwd")
     return RunRecord(
         path=path,
-        command=str(spec.get("command", "")),
+        command=command if isinstance(command, str) else "",
         spec=options if isinstance(options, dict) else {},
-        argv=argv if isinstance(argv, list) else [],
+        argv=[str(word) for word in argv] if isinstance(argv, list) else [],
         state=state,
         status=status,
         parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
-        cwd=str(spec.get("cwd") or ""),
+        cwd=cwd if isinstance(cwd, str) else "",
         given=_given_name(book),
+        damage=_damage(book, spec, status, state),
     )
 
 
 def _given_name(book: Path) -> str:
-    return str((read_json(book / "name.json") or {}).get("name") or "")
+    name = (read_json(book / "name.json") or {}).get("name")
+    return name if isinstance(name, str) else ""
+
+
+def _is_damaged(book: Path, state: str) -> bool:
+    """Whether a folder whose spec.json cannot be read is a run nevertheless.
+
+    A run that is being announced has no spec.json yet.
+    """
+    if os.path.lexists(book / "spec.json"):
+        return True
+    return (book / "status.json").is_file() and state != "starting"
+
+
+def _damage(
+    book: Path, spec: dict[str, Any], status: dict[str, Any], state: str
+) -> tuple[str, str]:
+    """Return what is wrong with a record and what to do about it; empty if nothing is."""
+    delete = "Delete the run, or restore the file."
+    if book.is_symlink():
+        return f"{book} is a link, so it is not this run's own record.", "Delete the run."
+    if not isinstance(spec.get("command"), str):
+        problem = "cannot be read" if os.path.lexists(book / "spec.json") else "is missing"
+        return f"The run's settings are unknown: {book / 'spec.json'} {problem}.", delete
+    if not status and os.path.lexists(book / "status.json"):
+        return (
+            f"How the run ended is unknown: {book / 'status.json'} cannot be read.",
+            "Restart the run, or delete it.",
+        )
+    if state == "lost" and statuses.is_copy(book, status):
+        return (
+            "This folder is a copy of a run that had not ended when it was copied.",
+            "Restart it to continue it here, or delete the copy.",
+        )
+    return "", ""
+
+
+def _broken_link(path: Path, parent: str) -> RunRecord:
+    """Return the record of a link that leads nowhere."""
+    damage = f"{path} is a link to a folder that does not exist.", "Restore the folder, or delete."
+    return RunRecord(path, "", {}, [], "lost", {}, parent, damage=damage)
 
 
 class Workspace:
@@ -341,6 +449,12 @@ class Workspace:
     def __init__(self, root: str | Path | None = None) -> None:
         """Use ``root``, `default_root` by default; the folder is created on first use."""
         self.root = Path(root) if root else default_root()
+
+    def is_writable(self) -> bool:
+        """Whether runs can be created: the folder, or the nearest one above it, takes files."""
+        root = self.root.absolute()
+        existing = next(p for p in (root, *root.parents) if p.exists())
+        return os.access(existing, os.W_OK | os.X_OK)
 
     def new_dir(self, command: str) -> Path:
         """Create and return an empty run directory named after the command and the time."""
@@ -381,7 +495,7 @@ class Workspace:
         clean = " ".join(name.split())[:80]
         if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
             raise InputError(f"Another run is already named '{clean}'.", "Choose another name.")
-        write_json(record.path / BOOKKEEPING / "name.json", {"name": clean})
+        write_json(record.path / BOOKKEEPING / "name.json", {"name": clean}, parents=False)
         return dataclasses.replace(record, given=clean)
 
     def children(
@@ -391,16 +505,19 @@ class Workspace:
 
         ``among`` saves reading all runs again if the caller has just read them.
         """
-        target = record.path.resolve()
+        target = _real(record.path)
         roots = (Path(), self.root)
         return [
             r
             for r in (self.runs() if among is None else among)
-            if _mentions(r.spec, target, roots) and not r.path.resolve().is_relative_to(target)
+            if _mentions(r.spec, target, roots) and not _real(r.path).is_relative_to(target)
         ]
 
     def delete(self, record: RunRecord, *, orphan: bool = False) -> None:
-        """Remove a run's folder; refused while it is live or other runs build on it."""
+        """Remove a run's folder; refused while it is live or other runs build on it.
+
+        Of a linked run, only the link is removed.
+        """
         current = read_run(record.path)
         if current and current.is_live:
             raise InputError(f"Run {record.id} is {current.state}.", "Cancel it first.")
@@ -413,6 +530,9 @@ class Workspace:
             )
         doomed = record.path.with_name(f".deleted-{record.path.name}-{secrets.token_hex(2)}")
         try:
+            if record.path.is_symlink():
+                record.path.unlink()
+                return
             record.path.rename(doomed)
         except OSError as error:
             raise OutputError(
@@ -425,11 +545,25 @@ def _runs_in(folder: Path) -> list[RunRecord]:
     """Return the runs directly below a folder; each is read again only if it changed."""
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+            kinds = {e.name: _kind(e) for e in entries if not e.name.startswith(".")}
     except OSError:
         return []
     parent = folder.name if (folder / BOOKKEEPING / "spec.json").is_file() else ""
-    return [record for record in (_read_once(folder / name, parent) for name in names) if record]
+    found = []
+    for name, kind in kinds.items():
+        if kind == "folder" and (record := _read_once(folder / name, parent)):
+            found.append(record)
+        elif kind == "broken link":
+            found.append(_broken_link(folder / name, parent))
+    return found
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return whether an entry is a folder, a broken link or something else."""
+    with contextlib.suppress(OSError):  # a link to itself, or a folder beyond our permissions
+        if entry.is_dir():
+            return "folder"
+    return "broken link" if entry.is_symlink() and not os.path.exists(entry.path) else "other"
 
 
 _known: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
@@ -510,7 +644,12 @@ def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:
         return any(_mentions(v, target, roots) for v in value.values())
     if isinstance(value, list):
         return any(_mentions(v, target, roots) for v in value)
-    if not isinstance(value, str) or target.name not in value:
+    if not isinstance(value, str) or target.name not in value or "\0" in value:
         return False
-    paths = [(root / value).resolve() for root in roots]
+    paths = [_real(root / value) for root in roots]
     return any(path == target or target in path.parents for path in paths)
+
+
+def _real(path: Path) -> Path:
+    """Return the path without links; unlike ``resolve``, of links that lead in circles too."""
+    return Path(os.path.realpath(path))

@@ -8,7 +8,7 @@ state.active_checkpoint()          the active checkpoint; if there is none, asks
 state.set_checkpoint(name)         make a checkpoint the active one
 state.inspect(name)                its CheckpointInfo, cached; shows the error and stops
 state.use_settings(record)         keep a run's settings for the page that launches such runs
-runs.launch_once(key, cmd, values) start a run; a second click on the same button starts nothing
+runs.launch_once(command, values)  start a run; a second click, in any tab, starts nothing
 runs.show(run_id)                  a run's live progress, cancel, log and command
 runs.pick(command, runs, label)    choose among past runs; kept in the URL as ?run=
 widgets.fields(spec_class, names)  widgets from a spec's fields, with its help texts

@@ -63,7 +63,7 @@ def benchmark_form(known: Study) -> None:
         st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
     st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
     if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
-        record = runs.launch_once("benchmark", "benchmark", values)
+        record = runs.launch_once("benchmark", values)
         st.session_state["benchmark_run"] = record.id if record else ""
     runs.show(st.session_state.get("benchmark_run", ""))
 
@@ -111,7 +111,7 @@ def recipe_form(name: str) -> None:
         return
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):
-        record = runs.launch_once(RECIPE, "recipe", values)
+        record = runs.launch_once("recipe", values)
         st.session_state["compare_recipe"] = record.id if record else ""
     runs.show(st.session_state.get("compare_recipe", ""))
 

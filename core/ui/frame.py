@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.runs import devices
 from core.ui import access, state
+from core.ui.job_cards import plain
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),
@@ -43,6 +44,11 @@ def start(title: str) -> None:
         _status()
     if title != "Home":
         st.title(title)
+    if not state.workspace().is_writable():
+        st.warning(
+            f"The workspace {plain(str(state.workspace().root))} is read-only: results can be "
+            "viewed, but no run can be started, stopped or deleted."
+        )
 
 
 def link(page: str, label: str = "") -> None:

@@ -45,13 +45,15 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
         head, buttons = st.columns([2, 3], vertical_alignment="center")
         head.markdown(
             f":{colour}-badge[{icon} {record.state}] **{plain(record.name)}** "
-            f":gray[{record.command}]"
+            f":gray[{plain(record.command or 'unknown command')}]"
         )
         head.caption(_when(record))
         with buttons.container(horizontal=True, horizontal_alignment="right"):
             _actions(record, among)
         runs.progress(record)
-        if record.state == "lost":
+        if record.damage[0]:
+            st.warning(plain(f"{record.error} {record.hint}"))
+        elif record.state == "lost":
             st.warning(
                 "This run's process exited without recording a result; it was probably killed or "
                 "the machine rebooted. The device has been released. Restart the run or delete it."
@@ -72,9 +74,9 @@ def plain(text: str) -> str:
 def _when(record: RunRecord) -> str:
     parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started))]
     if record.finished:
-        parts.append(f"took {runs.duration(record.finished - record.started)}")
+        parts.append(f"took {runs.duration(record.seconds)}")
     elif record.is_live:
-        parts.append(f"for {runs.duration(time.time() - record.started)}")
+        parts.append(f"for {runs.duration(record.seconds)}")
     if record.device:
         parts.append(f"on {record.device}")
     if name := record.spec.get("checkpoint"):
@@ -87,13 +89,12 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
     if record.is_live:
         asked = (record.path / BOOKKEEPING / "cancel").exists()
         if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
-            jobs.cancel(record, grace_s=0)
-            st.rerun()
+            attempt(lambda: jobs.cancel(record, grace_s=0))
         elif not asked and st.button("Cancel", key=f"cancel_{record.id}", icon=":material/stop:"):
-            jobs.request_cancel(record)
-            st.rerun()
+            attempt(lambda: jobs.request_cancel(record))
         return
-    if record.state in ("failed", "lost", "cancelled") and st.button(
+    restartable = record.command and record.state in ("failed", "lost", "cancelled")
+    if restartable and st.button(
         "Restart", key=f"restart_{record.id}", icon=":material/restart_alt:"
     ):
         attempt(lambda: jobs.restart(record))

@@ -68,6 +68,6 @@ def draw(
     command = jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR"))
     st.code(command, "bash", wrap_lines=True)
     if st.button("Measure this device", icon=":material/speed:"):
-        record = runs.launch_once("rates", "benchmark", values)
+        record = runs.launch_once("benchmark", values)
         st.session_state["rates_run"] = record.id if record else ""
     runs.show(st.session_state.get("rates_run", ""))

@@ -52,7 +52,7 @@ def _card(checkpoint: str, name: str) -> None:
     if st.button(
         again, key=f"recipe_{name}", icon=":material/play_arrow:", type="primary", disabled=live
     ):
-        started = runs.launch_once(f"recipe_{name}", "recipe", values)
+        started = runs.launch_once("recipe", values)
         record = started or record
     if record and record.state == "done":
         verdict(record)

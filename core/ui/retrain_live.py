@@ -72,8 +72,7 @@ def _head(record: RunRecord) -> None:
             text = f"step {done:,} of {total:,}{left}" if total else message or "starting"
             st.progress(min(1.0, done / total) if total else 0.0, text=text)
         elif record.state == "done":
-            took = (record.finished or record.started) - record.started
-            st.success(f"Done after {runs.duration(took)}.")
+            st.success(f"Done after {runs.duration(record.seconds)}.")
         else:
             st.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
         _buttons(record)
@@ -88,8 +87,7 @@ def _buttons(record: RunRecord) -> None:
         disabled=asked,
         help="Finishes the current step and saves the adapter; the run can be resumed.",
     ):
-        jobs.request_cancel(record)
-        st.toast("Cancel requested; the run will stop after this step.")
+        runs.ask_to_stop(record)
     if record.state not in ("cancelled", "failed", "lost"):
         return
     if st.button("Resume", key=f"resume_{record.id}", icon=":material/play_arrow:", type="primary"):

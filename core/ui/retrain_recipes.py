@@ -65,7 +65,7 @@ def _launcher(name: str) -> str:
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     key = f"recipe_{name}"
     if st.button("Run the recipe", icon=":material/play_arrow:"):
-        record = runs.launch_once(key, "recipe", values)
+        record = runs.launch_once("recipe", values)
         if record:
             st.session_state[key] = record.id
     return str(st.session_state.get(key, ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,30 +16,18 @@ from core.runs import jobs
 from core.runs.workspace import RunRecord, read_run
 from core.ui import state
 
-TWICE_S = 1.5
-_LAUNCHED = "launched_runs"
 
+def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
+    """Start a run, or return the one that the same wish has just started; errors are shown.
 
-def launch_once(key: str, command: str, values: dict[str, Any]) -> RunRecord | None:
-    """Start a run; if the same one is already in progress, return that instead.
-
-    A fast second click runs the script again with the button still pressed: the same options while
-    the first run is live, or shortly after it, count as the same request. Errors are shown.
+    A fast second click runs the script again with the button still pressed, and another tab may
+    show the same button: see `core.runs.jobs.launch_once`.
     """
-    launched = st.session_state.setdefault(_LAUNCHED, {})
-    wish = json.dumps([command, values], sort_keys=True, default=list)
-    before = launched.get(key)
-    if before and before["wish"] == wish:
-        record = read_run(state.workspace().root / before["run"])
-        if record and (record.is_live or time.time() - before["at"] < TWICE_S):
-            return record
     try:
-        record = jobs.launch(command, values, state.workspace())
+        return jobs.launch_once(command, values, state.workspace())
     except DepthcutError as error:
         st.error(str(error))
         return None
-    launched[key] = {"wish": wish, "run": record.id, "at": time.time()}
-    return record
 
 
 def show(run_id: str) -> None:
@@ -65,11 +52,21 @@ def _view(run_id: str, was_live: bool) -> None:
         if record.is_live and st.button(
             "Cancel", key=f"cancel_{run_id}", icon=":material/stop_circle:"
         ):
-            jobs.request_cancel(record)
-            st.toast("Cancel requested; the run will stop at its next step.")
+            ask_to_stop(record)
         with st.expander("Log and command"):
             st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
             st.code(record.log_tail(15) or "nothing yet", language=None)
+
+
+def ask_to_stop(record: RunRecord) -> bool:
+    """Ask a run to stop; return whether that was possible. Errors are shown."""
+    try:
+        jobs.request_cancel(record)
+    except DepthcutError as error:
+        st.error(str(error))
+        return False
+    st.toast("Cancel requested; the run will stop at its next step.")
+    return True
 
 
 def duration(seconds: float) -> str:
@@ -138,8 +135,7 @@ def loading_code(folder: Path) -> str:
 
 
 def _finished(record: RunRecord) -> None:
-    took = (record.finished or record.started) - record.started
-    st.success(f"{record.name} finished in {took:.0f} s.")
+    st.success(f"{record.name} finished in {record.seconds:.0f} s.")
     if record.holds_checkpoint():
         st.caption("Load it with plain transformers:")
         st.code(loading_code(record.path), language="python")

@@ -6,13 +6,14 @@ reload; the last one chosen is also stored in the workspace for the next visit.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import streamlit as st
 
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
-from core.errors import DepthcutError
+from core.errors import DepthcutError, OutputError
 from core.runs.workspace import RunRecord, Workspace, read_json, write_json
 
 RECENT = 8
@@ -31,7 +32,8 @@ def _remembered() -> dict[str, Any]:
 
 def recent() -> list[str]:
     """Return the recently chosen checkpoints, latest first."""
-    return [str(name) for name in _remembered().get("recent", [])]
+    names = _remembered().get("recent")
+    return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
 
 def current_checkpoint() -> str:
@@ -40,7 +42,8 @@ def current_checkpoint() -> str:
     if asked and asked != st.session_state.get(_SEEN):
         st.session_state[_MODEL] = asked
     if _MODEL not in st.session_state:
-        st.session_state[_MODEL] = str(_remembered().get("active", ""))
+        active = _remembered().get("active")
+        st.session_state[_MODEL] = active if isinstance(active, str) else ""
     name = st.session_state[_MODEL]
     st.session_state[_SEEN] = name
     if name and asked != name:
@@ -49,11 +52,15 @@ def current_checkpoint() -> str:
 
 
 def set_checkpoint(name: str) -> None:
-    """Make ``name`` the active checkpoint of this session and of later ones."""
+    """Make ``name`` the active checkpoint of this session and of later ones.
+
+    In a read-only workspace it is that of this session only.
+    """
     st.session_state[_MODEL] = st.session_state[_SEEN] = name
     st.query_params["model"] = name
     kept = [name, *(other for other in recent() if other != name)][:RECENT]
-    write_json(workspace().root / _ACTIVE, {"active": name, "recent": kept})
+    with contextlib.suppress(OutputError):
+        write_json(workspace().root / _ACTIVE, {"active": name, "recent": kept})
 
 
 def choose(name: str) -> None:

@@ -53,7 +53,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
         icon=":material/width:",
         disabled=bool(problem),
     ):
-        record = runs.launch_once("width", "width", values)
+        record = runs.launch_once("width", values)
         if record:
             st.session_state["width_made"] = record.id
     runs.show(st.session_state.get("width_made", ""))
