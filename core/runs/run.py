@@ -37,8 +37,10 @@ HUNG_UP = "Cancelled: the terminal or the connection was closed."
 RESERVE = "reserve"
 """A file in the bookkeeping that is given up at the end, so that a full disk can be recorded."""
 RESERVE_BYTES = 64 * 1024
-OWN_FILES = ("status.json", "heartbeat", "metrics.jsonl", "log.txt", "cancel", "launch.json")
-OWN_FILES += ("lock", ".launch.lock", RESERVE)
+OWN_FILES = (
+    *("status.json", "heartbeat", "metrics.jsonl", "log.txt", "cancel", "launch.json"),
+    *("lock", ".launch.lock", RESERVE),
+)
 """What the machinery itself writes into the bookkeeping, spec.json apart."""
 
 
