@@ -21,9 +21,11 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Study, Variant, study, tokenizer_conflict
-from core.ui import frame, runs, state, widgets
+from core.ui import frame, paging, runs, state, widgets
 
 ASKED: Any = "query-params"
+TOGETHER = 24
+"""Checkpoints beside the dense one in a table and a chart; of more, one page at a time."""
 
 
 def name_of(variant: Variant) -> str:
@@ -267,18 +269,40 @@ def calibration(known: Study) -> None:
     runs.show(st.session_state.get("grid_started", ""))
 
 
+def side_by_side(known: Study) -> list[Variant]:
+    """Return the dense checkpoint and those to show results of: of many, one page.
+
+    The pages start with what was evaluated last. Of many, those count that a run names: whether
+    another checkpoint has the same content is only known once all its bytes are read.
+    """
+    present = [v for v in known.variants if v.folder]
+    found = by_content.perhaps_measured(state.workspace(), present[1:])
+    if len(found) > TOGETHER:
+        runs_of = {r.id for r in known.runs if r.command == "evaluate"}
+        last: dict[str, float] = {}
+        for row in (*known.quality, *known.tasks):
+            if row.run in runs_of:
+                last[row.variant] = max(last.get(row.variant, 0.0), row.started)
+        found = [v for v in found if v.id in last] or found
+        found.sort(key=lambda v: last.get(v.id, 0.0), reverse=True)
+    ids = {v.id for v in paging.page_of(found, "page", "checkpoints", TOGETHER)}
+    return [v for place, v in enumerate(present) if place == 0 or v.id in ids]
+
+
 frame.start("Evaluate")
 name = state.active_checkpoint()
 state.inspect(name)
 known = study(state.workspace(), name)
-gathered = by_content.gather(state.workspace(), [v for v in known.variants if v.folder])
+form = st.container()
+gathered = by_content.gather(state.workspace(), side_by_side(known))
 measured = [one for place, one in enumerate(gathered) if one.cells or place == 0]
 empty = not any(one.cells for one in measured)
 opened = state.form_is_open("evaluate", empty)
-with st.expander("New run", expanded=opened, icon=":material/tune:"):
-    launcher(known)
-for run_id in st.session_state.get("eval_started", []):
-    runs.show(run_id)
+with form:
+    with st.expander("New run", expanded=opened, icon=":material/tune:"):
+        launcher(known)
+    for run_id in st.session_state.get("eval_started", []):
+        runs.show(run_id)
 if not empty:
     asked = by_content.limits(measured)
     limit = asked[0] if asked else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import streamlit as st
 
 from core import words
@@ -9,10 +11,8 @@ from core.runs.workspace import RunRecord
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
-from core.ui import frame, job_cards, state
+from core.ui import frame, job_cards, paging, state
 from core.words import size
-
-SHOWN = 20
 
 frame.start("Jobs")
 where = state.workspace()
@@ -39,13 +39,11 @@ def run_list() -> None:
         for r in records
         if (not wanted or r.state in wanted) and (not kinds or r.command in kinds)
     ]
-    number = st.session_state.get("jobs_shown", SHOWN)
-    first = [r for r in kept if r.id == asked]
-    for record in first + [r for r in kept if r.id != asked][:number]:
-        job_cards.card(record, records, opened=record.id == asked)
-    if len(kept) > number and st.button(f"Show more ({len(kept) - number} older)"):
-        st.session_state["jobs_shown"] = number + SHOWN
-        st.rerun(scope="fragment")
+    for record in kept:
+        if record.id == asked:
+            job_cards.card(record, records, opened=True)
+    for record in paging.page_of([r for r in kept if r.id != asked], "page", "runs"):
+        job_cards.card(record, records)
 
 
 def variant_tree() -> None:
@@ -54,14 +52,16 @@ def variant_tree() -> None:
     found = lineages(records)
     if not found:
         st.info("No variants yet. Create one on the Prune page.")
-    for lineage in found:
+    rows = [(lineage, depth, variant) for lineage in found for depth, variant in lineage.walk()]
+    shown = paging.page_of(rows, "variants", "checkpoints")
+    for lineage, group in itertools.groupby(shown, key=lambda row: row[0]):
         with st.container(border=True):
-            for depth, variant in lineage.walk():
+            for _, depth, variant in group:
                 variant_row(depth, variant, records)
             number = len(lineage.children(lineage.dense))
             st.caption(
-                f"{number} {'variant' if number == 1 else 'variants'} made from it, "
-                f"{size(lineage.total_bytes)} in total."
+                f"{number} {'variant' if number == 1 else 'variants'} made from "
+                f"{job_cards.plain(lineage.dense.label)}, {size(lineage.total_bytes)} in total."
             )
 
 

@@ -338,11 +338,6 @@ def quality(
             "<extra>measured</extra>",
         )
     values = [v for trace in figure.data for v in trace.y]
-    _arrows(
-        figure,
-        {c.id: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
-        {c.id: c.parent for c in found if c.retrained},
-    )
     if dense and dense.ppl:
         palette.dense_line(figure, dense.ppl / base)
         values.append(dense.ppl / base)
@@ -351,6 +346,11 @@ def quality(
     _ring(figure, [c for c in found if c.id == chosen], base)
     _mark_ratio(figure, at)
     _ratio_axis(figure)
+    _arrows(  # last: every line that is added later would check all of them again
+        figure,
+        {c.id: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
+        {c.id: c.parent for c in found if c.retrained},
+    )
     title = "perplexity relative to dense" if relative else "perplexity"
     figure.update_yaxes(type="log", title=title, **log_axis(values))
     return palette.dress(figure, 420, clickmode="event+select", dragmode=False)
@@ -522,13 +522,17 @@ def _arrows(
     figure: go.Figure, places: Mapping[str, tuple[float, float]], parents: Mapping[str, str]
 ) -> None:
     """Draw an arrow from every model to its retrained version, in the axes' units."""
-    for key, parent in parents.items():
-        if key in places and parent in places:
-            (x0, y0), (x1, y1) = places[parent], places[key]
-            figure.add_annotation(
-                x=x1, y=y1, ax=x0, ay=y0, axref="x", ayref="y", text="", showarrow=True,
-                arrowhead=2, arrowwidth=2, arrowcolor="#7F7F7F", standoff=8, startstandoff=8,
-            )  # fmt: skip
+    look = {
+        "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2,
+        "arrowwidth": 2, "arrowcolor": "#7F7F7F", "standoff": 8, "startstandoff": 8,
+    }  # fmt: skip
+    arrows = [
+        {"x": places[key][0], "y": places[key][1], "ax": places[up][0], "ay": places[up][1], **look}
+        for key, up in parents.items()
+        if key in places and up in places
+    ]
+    # one assignment: adding them one by one would copy and check all of them every time
+    figure.layout.annotations = (*figure.layout.annotations, *arrows)
 
 
 def _limits(

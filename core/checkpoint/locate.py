@@ -23,7 +23,7 @@ from core.runs.workspace import BOOKKEEPING, default_root, read_json
 
 Need = Literal["weights", "headers", "config"]
 """Which parts of a checkpoint must exist; see `open`."""
-KEPT = 512
+KEPT = 2048
 """Checkpoints in the cache; one takes about 50 KB."""
 HUB_FRESH_S = 3600.0
 """Seconds after which the headers of a checkpoint on the Hub are requested again."""

@@ -97,7 +97,7 @@ def _stop(
 ) -> Stop:
     row = rows[candidate.id]
     speed, memory, cost = _measured(row, dense)
-    paced = _paced(scene, candidate.label, cell) if cost == "measured" else None
+    paced = _paced(scene, candidate, cell) if cost == "measured" else None
     if cost == "unknown":
         speed, memory, cost = _estimated(scene, candidate, cell)
     tuned = [
@@ -129,10 +129,12 @@ def _measured(row: Outcome, dense: Outcome) -> tuple[float | None, float | None,
     return row.speedup, own / base if own and base else None, "measured"
 
 
-def _paced(scene: Scene, label: str, cell: Cell) -> Speed | None:
+def _paced(scene: Scene, candidate: Candidate, cell: Cell) -> Speed | None:
     """Return the newest measured speed-up with its noise, from a benchmark's individual runs."""
     for bench in sorted(scene.runs, key=lambda b: -b.record.started):
-        if found := speeds_at(scene.study, bench, cell).get(label):
+        if candidate.id not in bench.ids.values():
+            continue
+        if found := speeds_at(scene.study, bench, cell).get(candidate.label):
             return found
     return None
 

@@ -5,10 +5,11 @@ Derived from the page's controls, whose state is in the address; no Streamlit he
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from core.benchmark import results
 from core.benchmark.analytic import Rates
@@ -33,10 +34,13 @@ class Scene:
     found: tuple[Candidate, ...] = ()
     rows: tuple[Cost, ...] = ()
     """Measured points with their speed-up."""
-    guesses: tuple[Cost, ...] = field(default=(), repr=False)
-    """Estimated points of candidates that were not measured at a cell."""
     rates: Rates | None = None
     capacity_mib: float | None = None
+
+    @functools.cached_property
+    def guesses(self) -> tuple[Cost, ...]:
+        """Estimated points of candidates that were not measured at a cell."""
+        return tuple(_guesses(self, self.rates.dtype if self.rates else "float32"))
 
     @property
     def cells(self) -> list[Cell]:
@@ -72,8 +76,8 @@ class Scene:
 
     def table(self, cell: Cell, *, estimates: bool) -> list[Outcome]:
         """Return one outcome per candidate at one cell of the grid."""
-        guessed = {r.id: r for r in self.guesses if r.cell == cell}
-        return measured.table(self.found, self.rows, cell, guessed if estimates else None)
+        guessed = {r.id: r for r in self.guesses if r.cell == cell} if estimates else None
+        return measured.table(self.found, self.rows, cell, guessed)
 
     def problems(self) -> list[str]:
         """Return the reasons why figures are not comparable, one sentence each."""
@@ -99,12 +103,8 @@ def scene(
     found = [c for c in found if c.kind != "other" or c.id in measured_ids]
     rows = measured.with_speedup(measured.costs_of(runs), study.dense.id)
     rates = _rates(runs) or rates
-    made = Scene(study, protocol, tuple(runs), tuple(found), tuple(rows), rates=rates)
-    return replace(
-        made,
-        guesses=tuple(_guesses(made, rates.dtype if rates else "float32")),
-        capacity_mib=_capacity(runs),
-    )
+    known = (study, protocol, tuple(runs), tuple(found), tuple(rows), rates, _capacity(runs))
+    return Scene(*known)
 
 
 def _rates(runs: Sequence[Benchmark]) -> Rates | None:

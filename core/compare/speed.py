@@ -53,7 +53,6 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
 
     From the individual runs of runs.csv, by visit; if they are missing, from mean and deviation.
     """
-    labels = {v.id: v.label for v in study.variants if v.kind in ("depth", "width") and v.ratio}
     times: dict[str, dict[str, list[float]]] = {}
     for row in TimedRun.read(bench.record.path):
         if row.cell == cell and row.latency_s:
@@ -62,6 +61,11 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
     points = {bench.variant_of(p): p for p in bench.points if p.cell == cell and not p.oom}
     dense = study.dense.id
     found = {}
+    labels = {
+        v.id: v.label
+        for v in study.variants
+        if (v.id in times or v.id in points) and v.kind in ("depth", "width") and v.ratio
+    }
     for name, label in labels.items():
         if name in times and dense in times:
             found[label] = speed_up(times[dense], times[name])

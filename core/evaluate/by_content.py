@@ -6,16 +6,27 @@ from before its files changed are not shown.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from core.checkpoint import locate
+from core.checkpoint.headers import FileState, file_state
 from core.errors import DepthcutError
 from core.evaluate import compare, known, questions, suites
 from core.evaluate.compare import Delta
-from core.evaluate.results import BlockCost, Score, Summary, read_samples, read_windows
+from core.evaluate.results import (
+    SAMPLES,
+    BlockCost,
+    Score,
+    Summary,
+    WindowRow,
+    read_samples,
+    read_windows,
+)
 from core.runs.workspace import RunRecord, Workspace
 
 
@@ -93,6 +104,22 @@ def gather(where: Workspace, variants: Sequence[C]) -> list[Evaluated[C]]:
     return [dense, *(Evaluated(o.variant, _with_deltas(dense.cells, o.cells)) for o in others)]
 
 
+def perhaps_measured(where: Workspace, variants: Sequence[C]) -> list[C]:
+    """Return the variants that runs may have evaluated, by the cheaper hash of their weights.
+
+    Those left out certainly have no results; `gather` reads all bytes of the ones it is given.
+    """
+    keys = {summary.checkpoint_key for _, summary in _finished(where)}
+    return [v for v in variants if "" in keys or _weights_of(v) in keys]
+
+
+def _weights_of(variant: Checkpoint) -> str:
+    try:
+        return locate.at(variant.folder).info.key if variant.folder else ""
+    except (DepthcutError, OSError):
+        return ""
+
+
 def _finished(where: Workspace) -> list[tuple[RunRecord, Summary]]:
     """Return the finished runs that left a summary, newest first."""
     return [
@@ -153,19 +180,37 @@ def _with_deltas(dense: dict[Measure, Cell], cells: dict[Measure, Cell]) -> dict
 
 def difference(measure: Measure, first: Cell, second: Cell) -> Delta:
     """Return the second value minus the first, paired if both runs kept their samples."""
-    found: Delta | None
-    if measure.kind == "perplexity":
-        found = compare.perplexity_delta(*(windows_of(measure, c) for c in (first, second)))
-    else:
-        both = read_samples(first.run.path), read_samples(second.run.path)
-        found = compare.task_delta(*both, measure.name, measure.how)
     pair = (first.value, first.stderr), (second.value, second.stderr)
-    return found or compare.unpaired_delta(*pair)
+    return _paired(measure, _samples_of(first), _samples_of(second)) or compare.unpaired_delta(
+        *pair
+    )
 
 
-def windows_of(measure: Measure, cell: Cell) -> tuple[float, ...]:
-    """Return the losses of the windows behind a perplexity."""
-    return read_windows(cell.run.path, cell.source, measure.window, measure.bos)
+class Samples(NamedTuple):
+    """Where a cell's windows or questions are, and what changes with them."""
+
+    folder: Path
+    source: str
+    state: FileState
+
+
+def _samples_of(cell: Cell) -> Samples:
+    state = file_state(cell.run.path, (WindowRow.FILE, SAMPLES))
+    return Samples(cell.run.path, cell.source, state)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _paired(measure: Measure, first: Samples, second: Samples) -> Delta | None:
+    """Return the paired difference; None if not both runs kept their samples."""
+    if measure.kind == "perplexity":
+        return compare.perplexity_delta(
+            *(
+                read_windows(one.folder, one.source, measure.window, measure.bos)
+                for one in (first, second)
+            )
+        )
+    both = read_samples(first.folder), read_samples(second.folder)
+    return compare.task_delta(*both, measure.name, measure.how)
 
 
 def measures(evaluated: Iterable[Evaluated[Any]], limit: int | None) -> list[Measure]:

@@ -53,7 +53,7 @@ def checkpoint_content(folder: Path) -> str:
     return _content(folder, file_state(folder, (".json", ".safetensors", ".model")))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def _content(folder: Path, _: object) -> str:
     index = TensorIndex.read(folder)
     small = sum(entry.end - entry.start for entry in index.entries.values()) <= FULL_BYTES

@@ -27,7 +27,8 @@ def memory_too_large(
 
     Uses the measured peak at ``cell``; without one, the memory is estimated from shapes.
     """
-    needs = {v.id: _need(study, v, cell) for v in study.variants if v.kind != "other"}
+    peaks = _peaks(study, cell)
+    needs = {v.id: _need(v, cell, peaks) for v in study.variants if v.kind != "other"}
     known = [(need[0], v, need[1]) for v in study.variants if (need := needs.get(v.id))]
     if not known:
         return None
@@ -46,16 +47,20 @@ def memory_too_large(
     )
 
 
-def _need(study: Study, variant: Variant, cell: Cell) -> tuple[float, str] | None:
+def _peaks(study: Study, cell: Cell) -> dict[str, float]:
+    """Return the newest measured peak at ``cell`` in MiB, by variant."""
+    found: dict[str, float] = {}
+    for bench in study.benchmarks:
+        for point in bench.points:
+            if point.cell == cell and point.peak_memory_mib:
+                found.setdefault(bench.variant_of(point), point.peak_memory_mib)
+    return found
+
+
+def _need(variant: Variant, cell: Cell, peaks: dict[str, float]) -> tuple[float, str] | None:
     """Return a checkpoint's memory in MiB at ``cell`` and how it is known; None if unknown."""
-    peaks = [
-        p.peak_memory_mib
-        for b in study.benchmarks
-        for p in b.points
-        if b.variant_of(p) == variant.id and p.cell == cell and p.peak_memory_mib
-    ]
-    if peaks:
-        return peaks[0], "measured"
+    if variant.id in peaks:
+        return peaks[variant.id], "measured"
     info = info_of(variant)
     if info is None:
         return None

@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import functools
 import os
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,10 @@ from core.runs import workspace
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-OBJECTS_KEPT = 1024
-TABLES_KEPT = 64
-"""Tables are large (one row per tensor or sample), so fewer of them stay in memory."""
+OBJECTS_KEPT = 16_384
+"""Objects in memory: several files of each of thousands of runs, which pages read in one draw."""
+ROWS_KEPT = 500_000
+"""Rows of all tables in memory together; some tables have a row per tensor or sample."""
 
 
 def _kept(size: int) -> Callable[[F], F]:
@@ -94,7 +96,7 @@ class CsvRow:
         """
         path = folder / cls.FILE
         state = _state(path)
-        return _read_table(cls, path, state) if state else ()
+        return _tables.get(cls, path, state) if state else ()
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T | None:
@@ -133,8 +135,37 @@ def _read_object(kind: type[T], path: Path, _: tuple[int, int, int]) -> T | None
     return None if values is None else from_dict(kind, values)
 
 
-@_kept(TABLES_KEPT)
-def _read_table(kind: type[T], path: Path, _: tuple[int, int, int]) -> tuple[T, ...]:
+class _Tables:
+    """The tables used last, up to `ROWS_KEPT` rows together."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[type, Path], tuple[tuple[int, int, int], tuple[Any, ...]]] = {}
+        self._rows = 0
+        self._lock = threading.Lock()
+
+    def get(self, kind: type[T], path: Path, state: tuple[int, int, int]) -> tuple[T, ...]:
+        """Return the rows of the file, read if they are not in memory in this state."""
+        key = (kind, path)
+        with self._lock:
+            kept = self._found.pop(key, None)
+            if kept and kept[0] == state:
+                self._found[key] = kept  # now the one used last
+                return kept[1]
+            self._rows -= len(kept[1]) if kept else 0
+        rows = _read_table(kind, path)
+        with self._lock:
+            before = self._found.pop(key, None)  # another thread may have read it meanwhile
+            self._rows += len(rows) - (len(before[1]) if before else 0)
+            self._found[key] = (state, rows)
+            while self._rows > ROWS_KEPT and len(self._found) > 1:
+                self._rows -= len(self._found.pop(next(iter(self._found)))[1])
+        return rows
+
+
+_tables = _Tables()
+
+
+def _read_table(kind: type[T], path: Path) -> tuple[T, ...]:
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             lines = list(csv.DictReader(handle))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -212,6 +213,11 @@ class RunRecord:
     def name(self) -> str:
         """The user-given name, or the id."""
         return self.given or self.id
+
+    @functools.cached_property
+    def words(self) -> str:
+        """All text in the spec, to see at once what cannot be in it."""
+        return "\0".join(_texts(self.spec))
 
     @property
     def error(self) -> str:
@@ -506,10 +512,12 @@ class Workspace:
         ``among`` saves reading all runs again if the caller has just read them.
         """
         target = _real(record.path)
+        among = self.runs() if among is None else among
+        among = [r for r in among if target.name in r.words]
         roots = (Path(), self.root)
         return [
             r
-            for r in (self.runs() if among is None else among)
+            for r in among
             if _mentions(r.spec, target, roots) and not _real(r.path).is_relative_to(target)
         ]
 
@@ -551,7 +559,7 @@ def _runs_in(folder: Path) -> list[RunRecord]:
     parent = folder.name if (folder / BOOKKEEPING / "spec.json").is_file() else ""
     found = []
     for name, kind in kinds.items():
-        if kind == "folder" and (record := _read_once(folder / name, parent)):
+        if kind == "folder" and (record := _read_once(f"{folder}/{name}", parent)):
             found.append(record)
         elif kind == "broken link":
             found.append(_broken_link(folder / name, parent))
@@ -566,11 +574,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "broken link" if entry.is_symlink() and not os.path.exists(entry.path) else "other"
 
 
-_known: dict[Path, tuple[tuple[int, ...], RunRecord]] = {}
+_known: dict[str, tuple[tuple[int, ...], RunRecord]] = {}
 KNOWN_KEPT = 10_000
 
 
-def _read_once(path: Path, parent: str) -> RunRecord | None:
+def _read_once(path: str, parent: str) -> RunRecord | None:
     """Return `read_run` of ``path``; the record is cached until a file of it changes.
 
     Every write replaces the file with a new one, so a changed inode invalidates the record. Of a
@@ -581,9 +589,9 @@ def _read_once(path: Path, parent: str) -> RunRecord | None:
     if kept and kept[0] == files and kept[1].parent == parent:
         record = kept[1]
         ended = record.state in FINAL_STATES
-        if ended or _state_of(path, record.status) == record.state:
+        if ended or _state_of(record.path, record.status) == record.state:
             return record
-    found = read_run(path)
+    found = read_run(Path(path))
     if found and files:
         if len(_known) >= KNOWN_KEPT:
             _known.clear()
@@ -591,7 +599,7 @@ def _read_once(path: Path, parent: str) -> RunRecord | None:
     return found
 
 
-def _files_state(path: Path) -> tuple[int, ...]:
+def _files_state(path: str) -> tuple[int, ...]:
     """Return what changes when a run's spec, status or name is written; empty if one is missing.
 
     Without a name, it counts as zeros.
@@ -636,6 +644,15 @@ def _list(root: Path) -> list[RunRecord]:
             _listed.clear()  # one workspace is listed at a time, and tests have many
             _listed[where] = (began, found)
     return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a spec value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _mentions(value: Any, target: Path, roots: Sequence[Path]) -> bool:

@@ -95,6 +95,14 @@ class Variant:
         folder = self.record.path if self.record else self.folder
         return workspace.disk_bytes(folder) if folder else 0
 
+    @functools.cached_property
+    def info(self) -> headers.CheckpointInfo | None:
+        """Shapes and sizes, read when used; None if its checkpoint is missing or incomplete."""
+        try:
+            return locate.at(self.folder).info if self.folder else None
+        except (DepthcutError, OSError):
+            return None
+
     @property
     def series(self) -> str:
         """Series that it belongs to in a chart: its method; retrained variants have their own."""
@@ -211,7 +219,7 @@ class Study:
         """Return the variant whose checkpoint or run a path or a spec's name means."""
         return Finder(self.variants)(str(folder))
 
-    @property
+    @functools.cached_property
     def protocols(self) -> tuple[Protocol, ...]:
         """The ways perplexity was measured, the one with most checkpoints first."""
         counts: dict[Protocol, tuple[int, int]] = {}
@@ -222,8 +230,17 @@ class Study:
 
     def perplexity(self, variant: str, protocol: Protocol) -> Quality | None:
         """Return the newest perplexity of a variant by a protocol; None if there is none."""
-        found = [q for q in self.quality if (q.variant, q.protocol) == (variant, protocol)]
-        return max(found, key=lambda q: q.started, default=None)
+        return self._newest.get((variant, protocol))
+
+    @functools.cached_property
+    def _newest(self) -> dict[tuple[str, Protocol], Quality]:
+        """The newest perplexity by variant and protocol."""
+        found: dict[tuple[str, Protocol], Quality] = {}
+        for row in self.quality:
+            key = (row.variant, row.protocol)
+            if key not in found or found[key].started < row.started:
+                found[key] = row
+        return found
 
     def plans(self, protocol: Protocol) -> tuple[Quality, ...]:
         """Return the perplexities of plans by a protocol: criterion, count, blocks."""
@@ -268,7 +285,4 @@ def meanings(name: str, cwd: str = "") -> list[Path]:
 
 def info_of(variant: Variant) -> headers.CheckpointInfo | None:
     """Return shapes and sizes of a variant; None if its checkpoint is missing or incomplete."""
-    try:
-        return locate.at(variant.folder).info if variant.folder else None
-    except (DepthcutError, OSError):
-        return None
+    return variant.info

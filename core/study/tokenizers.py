@@ -25,7 +25,7 @@ def tokenizer_key(folder: Path) -> str:
     return ""
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=4096)
 def _vocabulary(path: Path, _mtime: int, _size: int) -> str:
     data = path.read_bytes()
     try:

@@ -128,3 +128,95 @@ def test_two_checkpoints_of_one_name_are_told_apart(root, tiny_dir):
     uses[0].click().run()
     assert not at.exception
     assert at.session_state["active_model"] == str(two)
+
+
+def names_shown(at):
+    """The runs of the list, in order, by the buttons that only a card has."""
+    return [
+        b.key.removeprefix("log_") for b in at.get("download_button") if b.key.startswith("log_")
+    ]
+
+
+def many(root, count):
+    for number in range(count):
+        state = "failed" if number % 10 == 0 else "done"
+        make(root, f"run-{number:03d}", state=state, created=1000.0 + number, finished=2000.0)
+
+
+def open_page_of(**query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.switch_page("pages/jobs.py")
+    for name, value in query.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def test_a_long_list_is_shown_a_page_at_a_time(root):
+    many(root, 60)
+    at = open_page_of()
+    assert names_shown(at) == [f"run-{n:03d}" for n in range(59, 34, -1)]
+    assert "1 to 25 of 60 runs" in text_of(at)
+    at.get("pagination")[0].select(2).run()
+    assert names_shown(at) == [f"run-{n:03d}" for n in range(34, 9, -1)]
+    assert at.query_params["page"] in ("2", ["2"])
+    again = open_page_of(page="2")
+    assert names_shown(again) == names_shown(at)
+    at.get("pagination")[0].select(3).run()
+    at.run()
+    assert names_shown(at) == [f"run-{n:03d}" for n in range(9, -1, -1)]
+    at.get("pagination")[0].select(1).run()
+    assert names_shown(at)[0] == "run-059"
+    assert "page" not in at.query_params
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"), [("99", 3), ("0", 1), ("-1", 1), ("x", 1), ("9" * 40, 3), ("²", 1)]
+)
+def test_a_page_that_does_not_exist_is_the_nearest(root, asked, page):
+    many(root, 60)
+    at = open_page_of(page=asked)
+    last = {1: 59, 3: 9}[page]
+    assert names_shown(at)[0] == f"run-{last:03d}"
+    assert at.query_params.get("page", "1") in (str(page), [str(page)])
+
+
+def test_a_filter_leaves_no_page_without_runs(root):
+    many(root, 60)
+    at = open_page_of(page="3")
+    at.get("button_group")[0].set_value(["failed"]).run()
+    assert names_shown(at) == [f"run-{n:03d}" for n in (50, 40, 30, 20, 10, 0)]
+    assert "page" not in at.query_params
+
+
+def test_a_run_in_the_url_comes_first_on_every_page(root):
+    many(root, 60)
+    at = open_page_of(page="2", run="run-059")
+    assert names_shown(at)[:2] == ["run-059", "run-033"]
+
+
+def test_a_changed_state_is_shown_at_the_next_draw(root, opened):
+    many(root, 30)
+    at = open_page_of()
+    opened.clear()
+    at.run()
+    again = [p for p in opened if p.startswith(str(root)) and not p.endswith("log.txt")]
+    assert again == []
+    status = root / "run-029" / ".run" / "status.json"
+    workspace.write_json(status, {"state": "failed", "created": 1029.0, "error": "Disk full."})
+    at.run()
+    assert "Disk full." in text_of(at)
+
+
+def test_variants_are_shown_a_page_at_a_time(root, tiny_gqa):
+    for number in range(30):
+        cut = make(root, f"cut-{number:02d}", "prune", {"checkpoint": str(tiny_gqa)}, state="done",
+                   created=1000.0 + number)  # fmt: skip
+        workspace.write_json(cut / "pruning.json", {"source": str(tiny_gqa), "dropped": [1]})
+    at = open_page_of(variants="2")
+    rows = [m.value for m in at.markdown if "└─ **cut" in m.value]
+    assert [row.split("**")[1].replace("\\", "") for row in rows] == [
+        f"cut-{n:02d}" for n in range(24, 30)
+    ]
+    assert "26 to 31 of 31 checkpoints" in text_of(at)
