@@ -20,7 +20,7 @@ from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
-from core.study import Study, Variant, study, tokenizer_conflict
+from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
 from core.ui import frame, paging, runs, state, widgets
 
 ASKED: Any = "query-params"
@@ -280,7 +280,8 @@ def side_by_side(known: Study) -> list[Variant]:
     if len(found) > TOGETHER:
         runs_of = {r.id for r in known.runs if r.command == "evaluate"}
         last: dict[str, float] = {}
-        for row in (*known.quality, *known.tasks):
+        rows: tuple[Quality | Task, ...] = (*known.quality, *known.tasks)
+        for row in rows:
             if row.run in runs_of:
                 last[row.variant] = max(last.get(row.variant, 0.0), row.started)
         found = [v for v in found if v.id in last] or found
