@@ -73,7 +73,7 @@ def load(request: Request, device: torch.device) -> Any:
     from core.model import loading, memory
 
     folder = Path(request.folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = headers.read_config(folder / "config.json")
     dtype = dtype_of(request, device)
     if not request.random_weights:
         return loading.load_model(folder, device, dtype, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from core.errors import PlanError
@@ -19,7 +20,7 @@ def check_drop(drop: Sequence[int], blocks: int, *, may_be_empty: bool = False) 
                 f"Block {block} does not exist: the checkpoint has {blocks} blocks.",
                 f"Blocks are numbered from 0 to {blocks - 1}.",
             )
-    twice = sorted({block for block in drop if list(drop).count(block) > 1})
+    twice = [block for block, times in sorted(Counter(drop).items()) if times > 1]
     if twice:
         raise PlanError(f"Block {twice[0]} is listed twice.", "List each block once.")
     if not drop and not may_be_empty:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core import outside
 from core.errors import CheckpointError
 
 CUSTOM_PREFIX = "depthcut_"
@@ -25,7 +26,7 @@ LAYER_FIELDS = {
 """Config fields with one size per block, in checkpoints whose blocks have their own shapes."""
 ADDED_BIAS = {"self_attn.o_proj": "o_bias", "mlp.down_proj": "down_bias"}
 """Projections that may have a bias unlike the rest of their family -> the config field for it."""
-_BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_BLOCK = re.compile(r"^model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)$")
 # Lists that may happen to have one item per block, but are not about blocks.
 _NOT_PER_BLOCK = re.compile(
     r"architectures|auto_map|.*token_ids?|.*_labels?|id2label|label2id|rope_.*|quantization_config"
@@ -124,8 +125,17 @@ def of(config: Mapping[str, Any]) -> Family:
 
     Raises `CheckpointError` if it is not a causal language model or its family is not supported.
     """
-    kind = str(config.get("model_type") or "")
-    names = [str(name) for name in config.get("architectures") or []]
+    given, listed = config.get("model_type") or "", config.get("architectures") or []
+    if not isinstance(given, str):
+        raise CheckpointError(
+            f"config.json sets model_type to {outside.quoted(given)}.", "It must be a name."
+        )
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise CheckpointError(
+            f"config.json sets architectures to {outside.quoted(listed)}.",
+            "It must be a list of names.",
+        )
+    kind, names = outside.brief(given), [outside.brief(name) for name in listed[:3]]
     causal = any("ForCausalLM" in n or "LMHeadModel" in n for n in names)
     family = FAMILIES.get(kind.removeprefix(CUSTOM_PREFIX))
     if names and not causal:

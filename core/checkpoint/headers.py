@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.checkpoint import families
 from core.checkpoint.tensors import (
     INDEX,
@@ -61,6 +62,10 @@ _SIZES = (
     "max_position_embeddings",
     "head_dim",
 )
+MOST_BLOCKS = 1_000
+"""Blocks of a checkpoint; the deepest public model of the supported families has 126."""
+LARGEST_SIZE = (1 << 31) - 1
+"""Of hidden size, vocabulary, context and the like: torch's kernels count in 32 bits."""
 
 
 FileState = tuple[tuple[str, int, int], ...]
@@ -285,11 +290,33 @@ def _check_config(config: Mapping[str, Any]) -> None:
         except (TypeError, ZeroDivisionError):
             value = None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            if families.is_custom(config) and isinstance(config.get(name), list):
-                continue
             raise CheckpointError(
-                f"config.json sets {name} to {value!r}.", "It must be a whole number above 0."
+                f"config.json sets {name} to {outside.quoted(value)}.",
+                "It must be a whole number above 0.",
             )
+        most = MOST_BLOCKS if name == "num_hidden_layers" else LARGEST_SIZE
+        if value > most:
+            raise CheckpointError(
+                f"config.json sets {name} to {value:,}.", f"The maximum is {most:,}."
+            )
+    if not families.is_custom(config):
+        return
+    blocks = families.setting(config, "num_hidden_layers")
+    for name in families.LAYER_FIELDS.values():
+        sizes = config.get(name)
+        if sizes is None:
+            continue
+        if not isinstance(sizes, list) or len(sizes) != blocks:
+            raise CheckpointError(
+                f"config.json sets {name} to {outside.quoted(sizes)}.",
+                f"It must be a list with one number for each of the {blocks} blocks.",
+            )
+        for block, size in enumerate(sizes):
+            if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+                raise CheckpointError(
+                    f"config.json sets {name} of block {block} to {outside.quoted(size)}.",
+                    f"It must be a whole number from 1 to {LARGEST_SIZE:,}.",
+                )
 
 
 def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> None:
@@ -313,12 +340,24 @@ def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry])
                 f"'{name}'{more} {'are' if others else 'is'} missing from the weights.",
                 "Give a checkpoint whose config.json matches its weights.",
             )
-        if not custom and entries[name].shape != shape:
+        if custom:
+            _check_rank(name, entries[name].shape)
+        elif entries[name].shape != shape:
             raise CheckpointError(
                 f"'{name}' has shape {list(entries[name].shape)}, but config.json implies "
                 f"{list(shape)}.",
                 "Give a checkpoint whose config.json matches its weights.",
             )
+
+
+def _check_rank(name: str, shape: families.Shape) -> None:
+    """Raise `CheckpointError` unless a weight is a matrix, a norm's weight a vector."""
+    wanted = 1 if "norm" in name.rsplit(".", 2)[-2] else 2
+    if len(shape) != wanted or 0 in shape:
+        raise CheckpointError(
+            f"'{name}' has shape {list(shape)}, which is not that of such a weight.",
+            "Download the checkpoint again.",
+        )
 
 
 def _custom_names(config: Mapping[str, Any]) -> dict[str, families.Shape]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from core import outside
 from core.checkpoint import headers, hub
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
@@ -29,7 +30,7 @@ HUB_FRESH_S = 3600.0
 """Seconds after which the headers of a checkpoint on the Hub are requested again."""
 _STATE = (".json", ".safetensors", ".model", ".bin", ".pth")
 """Suffixes of all files that determine what a checkpoint is and whether it can be read."""
-_HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}(@[\w./-]{1,200})?")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Checkpoint:
 
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` reads as a Hub id (owner/name, optionally @revision), not a folder."""
-    return bool(_HUB_ID.match(name)) and not Path(name).expanduser().exists()
+    return bool(_HUB_ID.fullmatch(name)) and not outside.exists(outside.path_of(name))
 
 
 def local_folder(name: str) -> Path | None:
@@ -57,14 +58,14 @@ def local_folder(name: str) -> Path | None:
 
     A folder, a run's folder (by path, or by id in the workspace), or ``demo``.
     """
-    if name == "demo" and not Path("demo").is_dir():
+    if name == "demo" and not outside.is_folder("demo"):
         from core.demo import CHECKPOINT
 
         return CHECKPOINT if (CHECKPOINT / "config.json").is_file() else None
-    given = Path(name).expanduser()
+    given = outside.path_of(name)
     for folder in (given, default_root() / name):
         for inner in (folder, folder / "merged"):
-            if (inner / "config.json").is_file():
+            if outside.is_file(inner / "config.json"):
                 return inner
     return None
 
@@ -145,20 +146,20 @@ def recorded_name(given: str, folder: Path) -> str:
 
 
 def _not_there(name: str) -> CheckpointError:
-    folder = Path(name).expanduser()
+    folder = outside.path_of(name)
     if name == "demo":
         return CheckpointError(
             "The bundled demo checkpoint is missing.",
             "Train it with: python -m core.demo.train.",
         )
-    if folder.is_file():
+    if outside.is_file(folder):
         return CheckpointError(
             f"{name} is a file, not a checkpoint folder.",
             "Give the folder that contains config.json and the safetensors files.",
         )
-    if not folder.is_dir():
+    if not outside.is_folder(folder):
         return CheckpointError(
-            f"There is no folder {name}, and it is not a Hub id (owner/name).",
+            f"There is no folder {outside.brief(name, 200)}, and it is not a Hub id (owner/name).",
             "Give a checkpoint folder, a run's folder, a Hub id, or demo.",
         )
     if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():

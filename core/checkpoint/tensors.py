@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.errors import CheckpointError
 from core.runs.dtypes import BYTES
 
@@ -22,6 +23,13 @@ _STORED = {
     "U64": "uint64",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
+"""Bytes; safetensors refuses longer ones too."""
+_MOST_ITEMS = 2_000_000
+"""Values in a header: 200,000 tensors. The largest model of the supported families has 1,200."""
+_MOST_DIMENSIONS = 8
+_LONGEST_NAME = 255
+"""Bytes of a file name; every common file system allows as many."""
+_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _SAMPLE = 1024
 _CHUNK = 8 << 20
 
@@ -73,9 +81,11 @@ def parse_header(file: str, size: int, header: bytes) -> Shard:
     Raises `CheckpointError` if it is damaged or does not describe exactly the file's bytes.
     """
     try:
-        table = json.loads(header)
+        table = outside.loads(header, most_items=_MOST_ITEMS)
+        if not isinstance(table, dict):
+            raise outside.Malformed("it is not a JSON object")
         metadata = table.pop("__metadata__", None)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except outside.Malformed as error:
         raise _unreadable(file, error, "Download it again.") from error
     return shard_of(file, size, 8 + len(header), table, metadata)
 
@@ -94,12 +104,14 @@ def shard_of(
     `CheckpointError` with ``advice`` if they do not cover exactly the bytes from ``base`` on.
     """
     try:
-        notes = {str(k): str(v) for k, v in (metadata or {}).items()}
+        if not isinstance(metadata, dict | None):
+            raise outside.Malformed("__metadata__ is not a JSON object")
+        notes = {key: str(value) for key, value in (metadata or {}).items()}
         tensors = sorted(
-            (_entry(file, name, item, base) for name, item in table.items()),
+            (_entry(file, size, name, item, base) for name, item in table.items()),
             key=lambda tensor: (tensor.start, tensor.end),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except outside.Malformed as error:
         raise _unreadable(file, error, advice) from error
     end = base
     for tensor in tensors:
@@ -118,20 +130,37 @@ def shard_of(
     return Shard(file, size, notes, tuple(tensors))
 
 
-def _unreadable(file: str, error: Exception, advice: str) -> CheckpointError:
+def _unreadable(file: str, error: outside.Malformed, advice: str) -> CheckpointError:
     return CheckpointError(f"{file} is damaged: its header cannot be read ({error}).", advice)
 
 
-def _entry(file: str, name: str, item: Mapping[str, Any], base: int) -> TensorEntry:
-    dtype = dtype_name(str(item["dtype"]))
-    width = BYTES.get(dtype, 0)
-    shape = tuple(int(n) for n in item["shape"])
-    start, end = (int(n) for n in item["data_offsets"])
-    if width and end - start != math.prod(shape) * width:
-        raise ValueError(
-            f"'{name}' occupies {end - start} bytes, which does not match its shape {list(shape)}"
+def _entry(file: str, size: int, name: str, item: Any, base: int) -> TensorEntry:
+    """Return a tensor of a header; raises `outside.Malformed` if it cannot lie in the file."""
+    shown = outside.brief(name)
+    if not isinstance(item, dict):
+        raise outside.Malformed(f"'{shown}' is not a JSON object")
+    code, shape, offsets = (item.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        raise outside.Malformed(f"'{shown}' has the dtype {outside.brief(code)}")
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise outside.Malformed(
+            f"the shape of '{shown}' is not a list of up to {_MOST_DIMENSIONS} sizes"
         )
-    return TensorEntry(name, file, dtype, shape, base + start, base + end)
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise outside.Malformed(f"the data_offsets of '{shown}' are not two numbers")
+    try:
+        sizes = tuple(outside.whole(n) for n in shape)
+        start, end = (outside.whole(n) for n in offsets)
+    except outside.Malformed as error:
+        raise outside.Malformed(f"in '{shown}', {error}") from error
+    dtype, stored = dtype_name(code), end - start
+    width, elements = BYTES.get(dtype, 0), math.prod(sizes)
+    # the smallest formats have four bits per element
+    if stored < 0 or (stored != elements * width if width else elements > 2 * stored):
+        raise outside.Malformed(
+            f"'{shown}' occupies {stored} bytes, which does not match its shape {list(sizes)}"
+        )
+    return TensorEntry(name, file, dtype, sizes, base + start, base + end)
 
 
 def read_shard(path: Path) -> Shard:
@@ -217,12 +246,13 @@ def weight_map_of(index: Path) -> dict[str, str]:
     weight_map = table.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map.", "Download it again.")
-    for file in weight_map.values():
-        if Path(str(file)).name != file:
+    for file in set(map(str, weight_map.values())):
+        if not file.isprintable() or len(file.encode()) > _LONGEST_NAME or Path(file).name != file:
             raise CheckpointError(
-                f"{index} lists '{file}', which is not a file next to it.", "Download it again."
+                f"{index} lists '{outside.brief(file)}', which is not a file next to it.",
+                "Download it again.",
             )
-    return weight_map
+    return {name: str(file) for name, file in weight_map.items()}
 
 
 def _no_weights(folder: Path) -> CheckpointError:
@@ -244,12 +274,12 @@ def _no_weights(folder: Path) -> CheckpointError:
 def read_config(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint; raises `CheckpointError` if it is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = outside.read_json(path)
     except OSError as error:
         raise CheckpointError(
             f"Cannot read {path}: {error.strerror}.", "Check that the file exists and is readable."
         ) from error
-    except ValueError as error:
+    except outside.Malformed as error:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}).", "Download it again."
         ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import outside
 from core.checkpoint.tensors import read_config
 from core.errors import CheckpointError
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+HIGHEST_ID = (1 << 31) - 1
+"""Of a token; the tokenizers library counts in 32 bits."""
 
 
 def tokenizer_info(folder: Path) -> dict[str, Any] | None:
@@ -21,19 +25,29 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
     """
     for file in TOKENIZER_FILES:
         path = folder / file
-        if not path.is_file():
+        if not outside.is_file(path):
             continue
-        kind, ids = _token_ids(path)
-        if not ids:
+        try:
+            kind, size = _kind_and_size(path)
+            extra = folder / "added_tokens.json"
+            if file != "tokenizer.json" and size and outside.is_file(extra):
+                size = max(size, _size(read_config(extra).values()))
+        except outside.Malformed as error:
+            raise _invalid(path, str(error)) from error
+        except OSError as error:
             raise CheckpointError(
-                f"{path} is not a valid tokenizer: it has no vocabulary.",
-                "Copy it from the model it belongs to.",
-            )
-        extra = folder / "added_tokens.json"
-        if file != "tokenizer.json" and extra.is_file():
-            ids += [int(i) for i in read_config(extra).values()]
-        return {"kind": kind, "file": file, "size": max(ids, default=-1) + 1}
+                f"Cannot read {path}: {error.strerror}.", "Check that the file is readable."
+            ) from error
+        if not size:
+            raise _invalid(path, "it has no vocabulary")
+        return {"kind": kind, "file": file, "size": size}
     return None
+
+
+def _invalid(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a valid tokenizer: {reason}.", "Copy it from the model it belongs to."
+    )
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -52,21 +66,48 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-def _token_ids(path: Path) -> tuple[str, list[int]]:
+def _kind_and_size(path: Path) -> tuple[str, int]:
+    """Return a vocabulary's kind and its highest id + 1; raises `outside.Malformed`."""
     if path.name == "tokenizer.model":
-        return "sentencepiece", list(range(_sentencepiece_size(path.read_bytes())))
+        return "sentencepiece", _sentencepiece_size(outside.data(path))
     table = read_config(path)
     if path.name == "vocab.json":
-        return "BPE", [int(i) for i in table.values()]
-    model = table.get("model") or {}
-    vocab = model.get("vocab") or {}
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [int(token["id"]) for token in table.get("added_tokens") or []]
-    return str(model.get("type") or "BPE"), ids
+        return "BPE", _size(table.values())
+    model = table.get("model")
+    added = table.get("added_tokens") or []
+    if model is None:
+        return "BPE", 0
+    if not isinstance(model, dict):
+        raise outside.Malformed(f"its model is {outside.quoted(model)}")
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise outside.Malformed("its added_tokens are not a list of objects")
+    vocab = model.get("vocab") or []
+    if isinstance(vocab, dict):
+        size = _size(vocab.values())
+    elif isinstance(vocab, list):
+        size = len(vocab)
+    else:
+        raise outside.Malformed(f"its vocabulary is {outside.quoted(vocab)}")
+    kind = model.get("type")
+    return (
+        outside.brief(kind) if isinstance(kind, str) else "BPE",
+        max(size, _size(token.get("id") for token in added)),
+    )
+
+
+def _size(ids: Iterable[Any]) -> int:
+    """Return the highest id + 1, 0 without any; raises `outside.Malformed` if one is not an id."""
+    try:
+        return 1 + max((outside.whole(i, high=HIGHEST_ID) for i in ids), default=-1)
+    except outside.Malformed as error:
+        raise outside.Malformed(f"the token id {error}") from error
 
 
 def _sentencepiece_size(data: bytes) -> int:
-    """Count the pieces of a sentencepiece model: the repeated field 1 of its protocol buffer."""
+    """Count the pieces of a sentencepiece model: the repeated field 1 of its protocol buffer.
+
+    Raises `outside.Malformed` if a field reaches beyond the end.
+    """
     pieces = position = 0
     while position < len(data):
         tag, position = _varint(data, position)
@@ -78,16 +119,19 @@ def _sentencepiece_size(data: bytes) -> int:
             _, position = _varint(data, position)
         else:
             position += 8 if tag & 7 == 1 else 4
+    if position > len(data):
+        raise outside.Malformed("it is cut off")
     return pieces
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(data):
+    value = 0
+    for shift in range(0, 70, 7):  # a protocol buffer's numbers have at most 64 bits
+        if position >= len(data):
+            raise outside.Malformed("it is cut off")
         byte = data[position]
         position += 1
         value |= (byte & 127) << shift
-        shift += 7
         if byte < 128:
-            break
-    return value, position
+            return value, position
+    raise outside.Malformed("it is not a sentencepiece model")

@@ -13,6 +13,9 @@ from core.data.readers import Row
 from core.data.sources import rows_of, text_rows
 from core.errors import DataError
 
+HIGHEST_ID = (1 << 31) - 1
+"""Of a token."""
+
 
 class Encoder(Protocol):
     """What sampling needs from a tokenizer (those of transformers fit)."""
@@ -72,7 +75,9 @@ def _exact_rows(
     chosen = []
     for number, row in enumerate(rows, 1):
         ids = row.get("input_ids")
-        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        if not isinstance(ids, list) or not all(
+            type(i) is int and 0 <= i <= HIGHEST_ID for i in ids
+        ):
             raise DataError(
                 f"{source}: 'input_ids' of row {number} is not a list of token ids.",
                 "Token ids are whole numbers of at least 0.",

@@ -68,6 +68,7 @@ def _every_variant(lm: Any, view: BlockView, progress: Progress) -> Any:
         def _loglikelihood_tokens(
             self, requests: list[Request], disable_tqdm: bool = False, override_bs: Any = None
         ) -> list[Answer]:
+            self.check_fit(requests)
             keys = [(tuple(context), tuple(ending)) for _, context, ending in requests]
             new = list(dict.fromkeys(key for key in keys if key not in known))
             if new:

@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core import __version__
-from core.checkpoint.headers import TOKENIZER_FILES, TensorIndex, content_key, file_state
+from core.checkpoint.headers import (
+    TOKENIZER_FILES,
+    TensorIndex,
+    content_key,
+    file_state,
+    read_config,
+)
 from core.evaluate.results import Entry, Summary
 from core.runs import workspace
 from core.runs.results import from_dict
@@ -70,7 +76,7 @@ def _comparable(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name != "config.json":
         return content
-    config = json.loads(content)
+    config = read_config(path)
     skip = ("transformers_version", "_name_or_path")
     return json.dumps({k: v for k, v in config.items() if k not in skip}, sort_keys=True).encode()
 

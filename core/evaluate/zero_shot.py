@@ -112,6 +112,7 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
     first text that it encodes.
     """
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
 
@@ -140,8 +141,35 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
+        def check_fit(self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]]) -> None:
+            """Raise `DataError` for an answer that is empty or longer than the context."""
+            longest = max((len(ending) for _, _, ending in requests), default=1)
+            if longest > self.max_length:
+                raise DataError(
+                    f"Task '{self.label}' has an answer of {longest} tokens, but the checkpoint's "
+                    f"context has {self.max_length}.",
+                    "Leave this task out.",
+                )
+            if not all(before and ending for _, before, ending in requests):
+                raise DataError(
+                    f"Task '{self.label}' has a question or an answer without any token.",
+                    "Fix its data, or leave this task out.",
+                )
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
+            self.check_fit(requests)
+            return super()._loglikelihood_tokens(requests, *args, **options)
+
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()
+            for request in requests:
+                asked = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+                if asked >= self.max_length:
+                    raise DataError(
+                        f"Task '{self.label}' generates up to {asked} tokens, but the "
+                        f"checkpoint's context has {self.max_length}.",
+                        "Leave this task out.",
+                    )
             if self.tokenizer.eos_token_id is None:
                 raise _no_token(self.label, "generates text up to its end", "EOS")
             return super().generate_until(requests, disable_tqdm=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
 from core.runs.spec import option
@@ -179,10 +180,7 @@ def first_message(connection: socket.socket, timeout_s: float) -> dict[str, Any]
 
 def _parsed(line: bytes) -> dict[str, Any]:
     """Return a line's JSON object; raises `ValueError` for anything else."""
-    try:
-        message = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    message = outside.loads(line, finite=False)
     if not isinstance(message, dict):
         raise ValueError("not a JSON object")
     return message

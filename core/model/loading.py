@@ -7,7 +7,6 @@ weights raise specific errors of `core.errors`.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from core.checkpoint.headers import read_config
 from core.errors import CheckpointError, NotFiniteError
 from core.model import memory
 from core.model.memory import out_of_memory_explained
@@ -159,8 +159,8 @@ def _quiet() -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_config(folder / "config.json")
+    except CheckpointError as error:
         raise CheckpointError(
             f"{folder} has no readable config.json.", "Give a Hugging Face checkpoint."
         ) from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import outside
 from core.checkpoint import locate
 from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo
@@ -116,12 +115,14 @@ def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], d
 
 
 def _read_plan(name: str) -> dict[str, Any]:
-    path = Path(name).expanduser()
-    path = path / "plan.json" if path.is_dir() else path
+    path = outside.path_of(name)
+    path = path / "plan.json" if outside.is_folder(path) else path
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        plan = outside.read_json(path)
+    except (OSError, outside.Malformed) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise PlanError(
-            f"Cannot read the plan {name}: {error}.", "Give the JSON output of the plan command."
+            f"Cannot read the plan {outside.brief(name, 200)}: {reason}.",
+            "Give the JSON output of the plan command.",
         ) from None
     return plan if isinstance(plan, dict) else {}

@@ -6,12 +6,12 @@ Lower scores mean "remove first" for every criterion. Angular distance scores co
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core import outside
 from core.criteria import COLUMNS
 from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
@@ -104,16 +104,17 @@ def load(path: str | Path) -> BlockScores:
     ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
     the head are ignored. Raises `DataError` if the scores are missing or inconsistent.
     """
-    given = Path(path).expanduser()
-    if not given.exists() and (workspace.default_root() / str(path)).is_dir():
+    given = outside.path_of(str(path))
+    if not outside.exists(given) and outside.is_folder(workspace.default_root() / str(path)):
         given = workspace.default_root() / str(path)
-    if not given.exists():
+    if not outside.exists(given):
         raise DataError(
-            f"No scores found at {path}.", "Give an importance run's folder or a CSV file."
+            f"No scores found at {outside.brief(str(path), 200)}.",
+            "Give an importance run's folder or a CSV file.",
         )
-    if not given.is_dir():
+    if not outside.is_folder(given):
         return _from_csv(given, str(path))
-    if not (given / BlockRow.FILE).is_file():
+    if not outside.is_file(given / BlockRow.FILE):
         raise DataError(
             f"{path} has no blocks.csv, so it is not a finished importance run.",
             "Give a finished importance run's folder or a CSV file.",
@@ -136,12 +137,14 @@ def _checkpoint_of(folder: Path) -> str | None:
     return str(name) if name else None
 
 
-def _rows(path: Path, name: str) -> list[dict[str, str]]:
+def _rows(path: Path, name: str) -> list[dict[str, str | None]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            return [dict(row) for row in csv.DictReader(handle)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Cannot read the scores in {name}: {error}.", "Give a CSV file.") from None
+        return outside.table(path)
+    except (OSError, outside.Malformed) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"Cannot read the scores in {name}: {reason}.", "Give a CSV file."
+        ) from None
 
 
 def _from_csv(path: Path, name: str) -> BlockScores:
@@ -152,7 +155,7 @@ def _from_csv(path: Path, name: str) -> BlockScores:
     if id_column is None or not known:
         raise DataError(
             f"{name} is not a table of block scores: its columns are "
-            f"{', '.join(header) or 'none'}.",
+            f"{outside.brief(', '.join(header), 200) or 'none'}.",
             "It needs block,score, or block_name,block_score, or removed_block,ppl_bookcorpus.",
         )
     table: dict[str, dict[int, float | None]] = {column: {} for column in known}
@@ -165,11 +168,10 @@ def _from_csv(path: Path, name: str) -> BlockScores:
                 raise DataError(f"{name} has block {block} twice.", "Give each block one row.")
             table[column][block] = _number(row[column], name, line)
     first = table[next(iter(known))]
-    absent = sorted(set(range(max(first, default=-1) + 1)) - set(first))
-    if not first or absent:
-        raise DataError(
-            f"{name} has no row for block {absent[0] if absent else 0}.", "Give each block one row."
-        )
+    # as many rows as blocks, so no range is longer than the file
+    absent = next((block for block in range(len(first)) if block not in first), None)
+    if not first or absent is not None:
+        raise DataError(f"{name} has no row for block {absent or 0}.", "Give each block one row.")
     columns = {known[c]: tuple(table[c][b] for b in range(len(first))) for c in known}
     return BlockScores(name, len(first), columns)
 
@@ -185,9 +187,10 @@ def _block(text: str | None, name: str, line: int) -> int | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if value != value or value < 0 or value != int(value):
+    if not math.isfinite(value) or value < 0 or value != int(value):
         raise DataError(
-            f"{name}, line {line}: '{text}' is not a block number.", "Use 0, 1, 2 and so on."
+            f"{name}, line {line}: '{outside.brief(text)}' is not a block number.",
+            "Use 0, 1, 2 and so on.",
         )
     return int(value)
 
@@ -200,13 +203,14 @@ def _number(text: str | None, name: str, line: int) -> float | None:
         return float(text)
     except ValueError:
         raise DataError(
-            f"{name}, line {line}: '{text}' is not a number.", "Give every block a numeric score."
+            f"{name}, line {line}: '{outside.brief(text)}' is not a number.",
+            "Give every block a numeric score.",
         ) from None
 
 
 def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
     """Read the order of greedy removal; empty if there was no search."""
-    if not path.is_file():
+    if not outside.is_file(path):
         return ()
     found = [
         _block(row.get("block"), str(path), n) for n, row in enumerate(_rows(path, str(path)), 2)
@@ -218,18 +222,18 @@ def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
 
 
 def _angular(path: Path, blocks: int) -> dict[tuple[int, int], float]:
-    if not path.is_file():
+    if not outside.is_file(path):
         return {}
     result: dict[tuple[int, int], float] = {}
     for line, row in enumerate(_rows(path, str(path)), start=2):
         try:
-            start, length = int(row["start"]), int(row["length"])
+            start, length = int(row["start"] or ""), int(row["length"] or "")
         except (KeyError, TypeError, ValueError):
             raise DataError(
                 f"{path}, line {line}: start and length must be whole numbers.",
                 "Re-run importance.",
             ) from None
         value = _number(row.get("distance"), str(path), line)
-        if value is not None and length >= 1 and start + length <= blocks:
+        if value is not None and length >= 1 and start >= 0 and start + length <= blocks:
             result[start, length] = value
     return result

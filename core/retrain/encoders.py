@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from core import outside
+from core.checkpoint.headers import read_config
 from core.checkpoint.tokenizer import read_tokenizer
 from core.errors import CheckpointError
 
@@ -57,10 +58,10 @@ class FileTokenizer:
 
     def _eos(self, folder: Path) -> int | None:
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if (folder / name).is_file():
-                token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            if outside.is_file(folder / name):
+                token = read_config(folder / name).get("eos_token")
                 token = token.get("content") if isinstance(token, dict) else token
-                if token is not None:
+                if isinstance(token, str):
                     return self._tokenizer.token_to_id(token)
         return config_eos(folder)
 
@@ -76,6 +77,6 @@ class FileTokenizer:
 
 def config_eos(folder: Path) -> int | None:
     """Return the end token that config.json names."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    eos = config.get("eos_token_id")
-    return eos[0] if isinstance(eos, list) and eos else eos
+    eos = read_config(folder / "config.json").get("eos_token_id")
+    first = eos[0] if isinstance(eos, list) and eos else eos
+    return first if isinstance(first, int) else None

@@ -7,12 +7,12 @@ summary.json is a `Summary`; evaluation.csv has a `Measure` per row; metrics.jso
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from core import outside
 from core.retrain.diagnostics import Finding
 from core.runs.progress import Progress
 from core.runs.results import CsvRow, JsonResult, from_dict
@@ -233,8 +233,8 @@ def report(progress: Progress, value: Metric) -> None:
 def metric(line: bytes | str) -> Metric | None:
     """Return what a line of metrics.jsonl says; None if it cannot be read."""
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = outside.loads(line, finite=False)
+    except outside.Malformed:
         return None
     if not isinstance(value, dict):
         return None

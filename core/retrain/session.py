@@ -32,7 +32,7 @@ from core.retrain.trainer import (
     complete_checkpoints,
 )
 from core.runs.dtypes import Purpose
-from core.runs.workspace import write_json, write_text
+from core.runs.workspace import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -143,8 +143,8 @@ class Session:
             write_json(marker, self.fingerprint())
             return None
         known = complete_checkpoints(self.checkpoints)
-        if marker.is_file():
-            before = json.loads(marker.read_text(encoding="utf-8"))
+        before = read_json(marker)
+        if before is not None:
             for name, value in self.fingerprint().items():
                 if before.get(name) != value:
                     raise OptionError(
@@ -153,7 +153,7 @@ class Session:
                     )
         elif known:
             raise OutputError(
-                f"{marker} is missing, so the existing checkpoints cannot be verified.",
+                f"{marker} is missing or damaged, so the existing checkpoints cannot be verified.",
                 "Start over with a different --out.",
             )
         write_json(marker, self.fingerprint())

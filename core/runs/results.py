@@ -9,7 +9,6 @@ unions with None, tuples, lists, dictionaries and other dataclasses.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import os
@@ -21,6 +20,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from core import outside
 from core.runs import workspace
 
 T = TypeVar("T")
@@ -167,9 +167,8 @@ _tables = _Tables()
 
 def _read_table(kind: type[T], path: Path) -> tuple[T, ...]:
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            lines = list(csv.DictReader(handle))
-    except (OSError, csv.Error, UnicodeDecodeError):
+        lines = outside.table(path)
+    except (OSError, outside.Malformed):
         return ()
     hints = {name: hint for name, (hint, _) in _fields(kind).items()}
     rows = (
@@ -198,7 +197,10 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if hint is float:
-        return float(value) if type(value) in (int, float) else MISSING
+        try:
+            return float(value) if type(value) in (int, float) else MISSING
+        except OverflowError:  # an integer beyond the largest float
+            return MISSING
     if hint is int and type(value) is float and value.is_integer():
         return int(value)
     if dataclasses.is_dataclass(hint):

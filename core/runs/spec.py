@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from core import outside
 from core.errors import OptionError
 
 _MISSING = dataclasses.MISSING
@@ -100,7 +101,8 @@ def parse_numbers(text: str, flag: str = "value") -> tuple[int, ...]:
             high = int(last) if dash else low
         except ValueError:
             raise OptionError(
-                f"{flag}: '{part}' is not a whole number or a range.", "Use 3,5 or 1-8."
+                f"{flag}: '{outside.brief(part)}' is not a whole number or a range.",
+                "Use 3,5 or 1-8.",
             ) from None
         if high < low:
             raise OptionError(
@@ -112,6 +114,10 @@ def parse_numbers(text: str, flag: str = "value") -> tuple[int, ...]:
                 f"A range may have up to {_MOST_NUMBERS:,} numbers.",
             )
         numbers.extend(range(low, high + 1))
+        if len(numbers) > _MOST_NUMBERS:
+            raise OptionError(
+                f"{flag}: there are too many numbers.", f"The maximum is {_MOST_NUMBERS:,}."
+            )
     return tuple(numbers)
 
 
@@ -125,7 +131,9 @@ def _scalar(text: str, kind: type, flag: str) -> Any:
 
 
 def _wrong_kind(value: Any, kind: type, flag: str) -> OptionError:
-    return OptionError(f"{flag}: invalid value '{value}'.", f"Expected {_WORDS[kind]}.")
+    return OptionError(
+        f"{flag}: invalid value '{outside.brief(value)}'.", f"Expected {_WORDS[kind]}."
+    )
 
 
 def _convert(text: str, kind: type, many: bool, flag: str) -> Any:
@@ -225,7 +233,8 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise OptionError(
-            f"Unknown option: {', '.join(unknown)}.", f"Options: {', '.join(sorted(fields))}."
+            f"Unknown option: {outside.brief(', '.join(unknown), 200)}.",
+            f"Options: {', '.join(sorted(fields))}.",
         )
     absent = [n for n, f in fields.items() if f.default is _MISSING and n not in values]
     if absent:
@@ -241,7 +250,14 @@ def build(spec_class: type, values: dict[str, Any]) -> Any:
             clean[name] = None
         elif many:
             if isinstance(value, str) or not hasattr(value, "__iter__"):
-                raise OptionError(f"{flag}: invalid value '{value}'.", "Expected a list of values.")
+                raise OptionError(
+                    f"{flag}: invalid value '{outside.brief(value)}'.", "Expected a list of values."
+                )
+            if hasattr(value, "__len__") and len(value) > _MOST_NUMBERS:
+                raise OptionError(
+                    f"{flag}: there are {len(value):,} values.",
+                    f"The maximum is {_MOST_NUMBERS:,}.",
+                )
             clean[name] = tuple(_typed(item, kind, flag) for item in value)
         else:
             clean[name] = _typed(value, kind, flag)
@@ -261,7 +277,9 @@ def _check(name: str, value: Any, meta: Any) -> None:
             raise OptionError(f"{flag}: '{item}' contains a comma.", "Commas separate the values.")
         if meta["choices"] and item not in meta["choices"]:
             known = ", ".join(meta["choices"])
-            raise OptionError(f"{flag}: unknown value '{item}'.", f"Choose from: {known}.")
+            raise OptionError(
+                f"{flag}: unknown value '{outside.brief(item)}'.", f"Choose from: {known}."
+            )
         if meta["low"] is not None and item < meta["low"]:
             raise OptionError(f"{flag}: {item} is too small.", f"The minimum is {meta['low']}.")
         if meta["high"] is not None and item > meta["high"]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from core import outside
 from core.checkpoint.tokenizer import TOKENIZER_FILES
 from core.study.kinds import Variant
 
@@ -19,7 +20,7 @@ def tokenizer_key(folder: Path) -> str:
     """
     for name in TOKENIZER_FILES:
         path = folder / name
-        if path.is_file():
+        if outside.is_file(path):
             stat = path.stat()
             return _vocabulary(path, stat.st_mtime_ns, stat.st_size)
     return ""
@@ -27,12 +28,15 @@ def tokenizer_key(folder: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _vocabulary(path: Path, _mtime: int, _size: int) -> str:
-    data = path.read_bytes()
     try:
-        table = json.loads(data)
+        data = outside.data(path)
+    except (OSError, outside.Malformed):
+        return ""
+    try:
+        table = outside.loads(data)
         vocab = (table.get("model") or {}).get("vocab") or table
         data = json.dumps(vocab, sort_keys=True).encode()
-    except (ValueError, AttributeError):
+    except (outside.Malformed, AttributeError):
         pass  # a sentencepiece file: its bytes are the vocabulary
     return hashlib.sha256(data).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from core.width import allocation
 from core.width.methods import Method
 from core.width.units import BlockUnits, Counts, parameters_left, units_of
 
-_LAYERS = re.compile(r"(\d*):(\d*)")
+_LAYERS = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
 
 
 @dataclass(frozen=True)
