@@ -18,16 +18,23 @@ Every error states what is wrong (with the value) and carries a hint: what to do
 from __future__ import annotations
 
 
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class DepthcutError(Exception):
     """Base of all expected failures; ``hint`` is what to do about it."""
 
     exit_status = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        """Store ``message`` (what is wrong, with the value) and ``hint`` (what to do)."""
+        """Store ``message`` (what is wrong, with the value) and ``hint`` (what to do).
+
+        Names of files and arguments need not be Unicode; the texts are, so that they can be shown.
+        """
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _shown(message)
+        self.hint = _shown(hint)
 
     def __str__(self) -> str:
         """Return the one sentence shown everywhere: the message, then the hint."""

@@ -99,11 +99,13 @@ def data(path: Path, most_bytes: int = LARGEST_JSON) -> bytes:
         raise Malformed("it is not a regular file")
     if state.st_size > most_bytes:
         raise Malformed(f"it has {state.st_size:,} bytes, more than the {most_bytes:,} allowed")
+    found = bytearray()
     with open(path, "rb") as handle:
-        found = handle.read(most_bytes + 1)
-    if len(found) > most_bytes:
-        raise Malformed(f"it has more than the {most_bytes:,} bytes allowed")
-    return found
+        while piece := handle.read(MIB):
+            found += piece
+            if len(found) > most_bytes:  # it grows, or does not tell its size
+                raise Malformed(f"it has more than the {most_bytes:,} bytes allowed")
+    return bytes(found)
 
 
 def text(path: Path, most_bytes: int = LARGEST_JSON) -> str:

@@ -162,6 +162,8 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()
+            if self.tokenizer.eos_token_id is None:
+                raise _no_token(self.label, "generates text up to its end", "EOS")
             for request in requests:
                 asked = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
                 if asked >= self.max_length:
@@ -170,8 +172,6 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
                         f"checkpoint's context has {self.max_length}.",
                         "Leave this task out.",
                     )
-            if self.tokenizer.eos_token_id is None:
-                raise _no_token(self.label, "generates text up to its end", "EOS")
             return super().generate_until(requests, disable_tqdm=True)
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from core.prune.results import Cut, PlanFile, Pruning
-from core.study.lineage import allowed_blocks
+from core.study.variants import allowed_blocks
 from core.width.results import BlockCut, Target, WidthPruning
 
 
