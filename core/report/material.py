@@ -113,8 +113,9 @@ def _checkpoint_of(record: RunRecord, path: Path) -> str:
     local = locate.local_folder(str(path))
     if local:
         return str(path)
-    several = record.spec.get("checkpoints") or [""]
-    name = str(record.spec.get("checkpoint") or several[0])
+    several = record.spec.get("checkpoints")
+    first = several[0] if isinstance(several, list) and several else ""
+    name = str(record.spec.get("checkpoint") or first)
     if not name:
         raise InputError(
             f"{path} is not a run on a checkpoint.", "Give a checkpoint or one of its runs."

@@ -67,7 +67,13 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids with the start token."""
-        ids = list(self._tokenizer.encode(text).ids)
+        try:
+            ids = list(self._tokenizer.encode(text).ids)
+        except Exception as error:  # the library raises nothing more specific
+            raise CheckpointError(
+                f"The tokenizer cannot encode '{outside.brief(text, 40)}': {error}.",
+                "Copy tokenizer.json from the model it belongs to.",
+            ) from error
         return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.errors import InputError, OutputError
 from core.runs import processes
 from core.runs import status as statuses
@@ -34,8 +35,6 @@ REMOTE_SILENCE_S = 60.0
 STARTING_GRACE_S = 15.0
 """How long an announced run may take to record its process before it counts as lost."""
 BOOKKEEPING = ".run"
-DEEPEST = 64
-"""Levels of nesting in a JSON file; result files have up to 6."""
 CHAINS = ("recipe", "demo")
 """Commands whose folders contain other runs: their steps."""
 MAKERS = ("prune", "width", "retrain")
@@ -149,31 +148,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     write_text(path, buffer.getvalue())
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON; raises ValueError if it is not JSON, or nested deeper than `DEEPEST`.
-
-    What is nested deeper could be parsed, but breaks whoever walks through it.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    level = [value]
-    for _ in range(DEEPEST):
-        inner: list[Any] = []
-        for item in level:
-            inner += item.values() if type(item) is dict else item if type(item) is list else ()
-        level = [item for item in inner if type(item) in (dict, list)]
-        if not level:
-            return value
-    raise ValueError("nested too deeply")
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing or not (yet) readable."""
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = outside.loads(outside.data(path), finite=False)
+    except (OSError, outside.Malformed):
         return None
     return value if isinstance(value, dict) else None
 
@@ -321,8 +300,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in lines:
         try:
-            value = parse_json(line)
-        except ValueError:
+            value = outside.loads(line, finite=False)
+        except outside.Malformed:
             continue
         if isinstance(value, dict):
             yield value
@@ -486,7 +465,7 @@ class Workspace:
     def find(self, run: str) -> RunRecord:
         """Return a run by id, by its given name or by path; raises `InputError` if not found."""
         for path in (self.root / run, Path(run)):
-            record = read_run(path) if path.is_dir() else None
+            record = read_run(path) if outside.is_folder(path) else None
             if record:
                 return record
         named = [r for r in self.runs() if r.name == run]

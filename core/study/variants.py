@@ -38,11 +38,17 @@ def dense(name: str) -> Variant:
     )
 
 
+def _asked(record: RunRecord) -> tuple[int, ...]:
+    """Return the blocks that a run was asked to drop; empty if its record does not list them."""
+    drop = record.spec.get("drop")
+    return tuple(b for b in drop if type(b) is int) if isinstance(drop, list) else ()
+
+
 def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
     """Return the variant that a run made from ``parent``; ``root`` is the dense checkpoint."""
     written = cut_of(record.path)
     cut = Cut(
-        written.dropped or tuple(record.spec.get("drop") or ()),
+        written.dropped or _asked(record),
         written.blocks_after,
         written.parameters_after,
         written.ratio,

@@ -263,7 +263,7 @@ def test_unchanged_runs_are_listed_without_opening_a_file(where, opened):
     opened.clear()
     assert where.runs()[1].error == "full"
     assert {p for p in opened if p.startswith(str(where.root))} == {
-        str(before[1].path / ".run" / name) for name in ("spec.json", "status.json", "name.json")
+        str(before[1].path / ".run" / name) for name in ("spec.json", "status.json")
     }
 
 
