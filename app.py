@@ -7,6 +7,7 @@ import streamlit as st
 from core.prune import known
 from core.study import lineage
 from core.ui import frame, recipes, state
+from core.ui.say import code, plain
 from core.words import size
 
 frame.start("Home")
@@ -32,11 +33,12 @@ pruned = lineage.made_from(done, name)
 
 st.subheader("Active checkpoint")
 tiles = st.columns(4)
-tiles[0].metric("Checkpoint", name.rstrip("/").rsplit("/", 1)[-1], border=True, help=name)
-tiles[1].metric("Blocks", info.blocks, border=True)
+short = plain(name.rstrip("/").rsplit("/", 1)[-1])
+tiles[0].metric("Checkpoint", short, border=True, help=plain(name))
+tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
 weights = size(info.memory_bytes[info.dtype])
-tiles[3].metric(f"Weights, {info.dtype}", weights, border=True)
+tiles[3].metric(f"Weights, {plain(info.dtype)}", weights, border=True)
 
 st.subheader("Next step")
 if not scored:
@@ -47,8 +49,8 @@ elif not pruned:
     frame.step("prune", "Choose blocks to drop")
 else:
     st.markdown(
-        f"{len(pruned)} pruned {'variant' if len(pruned) == 1 else 'variants'} so far; "
-        f"the latest is `{pruned[0].name}`. Retrain, evaluate or compare them."
+        f"{len(pruned):d} pruned {'variant' if len(pruned) == 1 else 'variants'} so far; "
+        f"the latest is {code(pruned[0].name)}. Retrain, evaluate or compare them."
     )
     with st.container(horizontal=True):
         frame.link("retrain", "Retrain a variant")

@@ -8,7 +8,8 @@ import streamlit as st
 from core.charts.checkpoint import parameter_bars
 from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
-from core.ui import frame, state
+from core.ui import frame, say, state
+from core.ui.say import plain
 from core.words import size
 
 frame.start("Checkpoint")
@@ -17,11 +18,11 @@ info = state.inspect(name)
 with st.expander("Another checkpoint"):
     state.picker()
 for warning in info.warnings:
-    st.warning(warning)
+    say.warning(warning)
 
 tiles = st.columns(4)
-tiles[0].metric("Family", info.family, border=True)
-tiles[1].metric("Blocks", info.blocks, border=True)
+tiles[0].metric("Family", plain(info.family), border=True)
+tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
 tiles[3].metric(
     "On disk", size(info.disk_bytes) if info.has_weights else "config only", border=True
@@ -51,18 +52,18 @@ with left:
         "tokenizer": f"{tokens['kind']}, {tokens['size']:,} entries" if tokens else "none",
         "weight files": f"{len(info.shards)}",
     }
-    st.table(pd.DataFrame({"": facts.keys(), "value": facts.values()}).set_index(""))
+    say.table(pd.DataFrame({"": facts.keys(), "value": facts.values()}).set_index(""))
 with right:
     st.subheader("Parameters by part")
     parts = [(part, f"{n:,}", f"{n / info.parameters:.1%}") for part, n in info.parts.items()]
-    st.table(pd.DataFrame(parts, columns=["", "parameters", "share"]).set_index(""))
+    say.table(pd.DataFrame(parts, columns=["", "parameters", "share"]).set_index(""))
     st.subheader("Memory")
     rows = [
         (dtype, size(n), size(info.kv_bytes_per_token[dtype] * min(info.context, 4096)))
         for dtype, n in info.memory_bytes.items()
     ]
     cache = f"cache, {min(info.context, 4096):,} tokens"
-    st.table(pd.DataFrame(rows, columns=["", "weights", cache]).set_index(""))
+    say.table(pd.DataFrame(rows, columns=["", "weights", cache]).set_index(""))
     st.caption("Computed from the shapes; activations are not included.")
 
 st.subheader("Blocks")

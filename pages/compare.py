@@ -21,7 +21,8 @@ from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
-from core.ui import compare_launch, findings, frame, report, state
+from core.ui import compare_launch, findings, frame, report, say, state
+from core.ui.say import plain
 
 ASKED: Any = "query-params"
 
@@ -36,13 +37,13 @@ def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more
         **more,
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(note)
+        say.caption(note)
         for label, kind, make in (
             ("CSV", "text/csv", lambda: csv_of(charts.data_of(figure))),
             ("HTML", "text/html", lambda: charts.standalone(figure, note)),
         ):
             st.download_button(
-                label, make, f"{name}.{label.lower()}", kind,
+                plain(label), make, f"{name}.{label.lower()}", kind,
                 key=f"{key}_{label}", on_click="ignore", type="tertiary",
                 icon=":material/download:",
             )  # fmt: skip
@@ -119,7 +120,7 @@ def budget_of() -> choice.Budget:
     try:
         return choice.Budget(memory, pace, ppl)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return choice.Budget()
 
 
@@ -176,10 +177,11 @@ def pareto_chart(
     st.subheader("Quality against cost")
     names = {label: column for column, label in charts.AXES.items()}
     x = names[st.segmented_control("Cost", list(names), default=next(iter(names)), key="cost",
-                                   bind=ASKED, required=True)]  # fmt: skip
+                                   bind=ASKED, required=True, format_func=plain)]  # fmt: skip
     fitting = choice.within(rows, budget)
     best = choice.best(rows, budget)
-    st.markdown(compare_view.verdict(best, budget, len(fitting)))
+    label, why = compare_view.verdict(best, budget, len(fitting))
+    st.markdown(f"**{plain(label)}**: {plain(why)}" if label else plain(why))
     if best and best.key != chosen:
         st.button("Show this candidate", on_click=choose, args=(best.key,), icon=":material/star:")
     front = choice.frontier(rows, x)
@@ -212,14 +214,14 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
     row = next((r for r in rows if r.key == chosen), None)
     found = next((c for c in scene.found if c.id == chosen), None)
     if row is None or found is None:
-        st.warning(
+        say.warning(
             f"{chosen} is no longer among these candidates: it was deleted or belongs to another "
             "checkpoint. Choose another point."
         )
         return
     with st.container(border=True):
-        st.subheader(found.label)
-        st.markdown(compare_view.facts_of(row) + ".")
+        st.subheader(plain(found.label))
+        say.paragraph(compare_view.facts_of(row) + ".")
         dense = info_of(scene.study.dense)
         if found.kind in ("dense", "depth") and dense:
             strip = block_strip(dense.blocks, {"A": found.dropped})
@@ -283,7 +285,7 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
                 legend=place == 0,
                 alt=charts.METRICS[metric],
             )
-    st.caption(compare_view.accuracy(scene.runs))
+    say.caption(compare_view.accuracy(scene.runs))
 
 
 def measured_on(scene: Scene) -> str:
@@ -313,7 +315,7 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
         files |= {"largest-batch": large} if large else {}
         for name, data in files.items():
             st.download_button(
-                f"{name}.csv",
+                plain(f"{name}.csv"),
                 lambda data=data: csv_of(data),
                 f"{name}.csv",
                 "text/csv",
@@ -345,12 +347,12 @@ if cold:
     st.stop()
 sentence, details = compare_launch.verdict_of(known)
 if sentence:
-    st.info(sentence, icon=":material/gavel:")
+    say.info(sentence, icon=":material/gavel:")
     with st.popover("All findings"):
-        st.markdown("\n".join(f"- {f}" for f in details))
+        say.bullets(details)
 scene = looked_at(known)
 for problem in scene.problems():
-    st.warning(problem)
+    say.warning(problem)
 cell, ratio = point_of(scene)
 budget = budget_of()
 estimates = st.toggle("Include estimates", not scene.rows, key="estimates", bind=ASKED)

@@ -21,7 +21,8 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
-from core.ui import frame, paging, runs, state, widgets
+from core.ui import frame, paging, runs, say, state, widgets
+from core.ui.say import plain
 
 ASKED: Any = "query-params"
 TOGETHER = 24
@@ -113,7 +114,7 @@ def launcher(known: Study) -> None:
     except DepthcutError as error:
         problem = str(error)
     if problem:
-        st.error(problem)
+        say.error(problem)
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
             "Evaluate", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
@@ -149,7 +150,8 @@ def estimated(found: list[dict[str, Any]]) -> None:
 def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
     """Draw a table's download button."""
     st.download_button(
-        name, lambda: view.csv_of(rows), name, "text/csv", on_click="ignore", key=f"get_{name}",
+        plain(name), lambda: view.csv_of(rows), name, "text/csv", on_click="ignore",
+        key=f"get_{name}",
         type="tertiary", icon=":material/download:",
     )  # fmt: skip
 
@@ -161,20 +163,20 @@ def overview(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None
     st.dataframe(pd.DataFrame(rows), hide_index=True, height=min(640, 38 + 35 * len(rows)))
     note = view.protocol_note(evaluated, chosen)
     dense = evaluated[0].variant.label
-    st.caption(
+    say.caption(
         f"{note} In brackets: the difference from {dense} with its standard error, paired by "
         "window or question; * = more than two standard errors."
     )
     downloaded("evaluation.csv", by_content.table(evaluated, chosen))
     conflict = tokenizer_conflict(one.variant for one in evaluated)
     if conflict:
-        st.warning(conflict)
+        say.warning(conflict)
     tasks = [m for m in chosen if m.kind == "task"]
     if tasks:
         st.subheader("By task")
         figure = charts.task_dots(evaluated, tasks, view.chances())
         st.plotly_chart(figure, key="task_dots", alt="Score of every checkpoint on every task.")
-        st.caption(f"{note} Bars: one standard error. Dotted: chance level, if known.")
+        say.caption(f"{note} Bars: one standard error. Dotted: chance level, if known.")
 
 
 def skills(known: Study) -> None:
@@ -194,7 +196,7 @@ def skills(known: Study) -> None:
     st.plotly_chart(figure, key="skills", alt="Change of every task without each block.")
     limit = summary.limit
     asked = f"the first {limit} questions of each task" if limit else "all questions"
-    st.caption(
+    say.caption(
         f"Measured: {known.dense.label}, {asked}, {summary.device}, {summary.dtype}. A dot "
         "marks a change within two paired standard errors of zero. "
         "Few questions give a quick look; many give certainty."
@@ -217,12 +219,12 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
     others = [name for name in names if name != first]
     second = columns[2].selectbox("To", others, key="flip_to")
     found = view.flips_between(names[first], names[second], tasks[label])
-    st.markdown(view.flip_sentence(found, first, second))
+    say.paragraph(view.flip_sentence(found, first, second))
     rows = view.flip_rows(found)
     for row in rows[:20]:
         with st.container(border=True):
             icon = ":material/trending_down:" if row["flip"] == "lost" else ":material/trending_up:"
-            st.markdown(f"{icon} **{row['flip']}**, question {row['question']}")
+            st.markdown(f"{icon} **{plain(row['flip'])}**, question {plain(row['question'])}")
             st.text(row["text"] if len(row["text"]) < 700 else "…" + row["text"][-700:])
             st.text(
                 f"correct: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
@@ -245,8 +247,8 @@ def calibration(known: Study) -> None:
         rows = [asdict(row) for row in CalibrationRow.read(record.path)]
         figure = charts.calibration_grid(rows)
         st.plotly_chart(figure, key="grid", alt="Calibration text against evaluation text.")
-        st.markdown(summary.verdict)
-        st.caption(" ".join(summary.findings))
+        say.paragraph(summary.verdict)
+        say.caption(" ".join(summary.findings))
         downloaded("calibration.csv", rows)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         texts = st.text_input(
@@ -259,7 +261,7 @@ def calibration(known: Study) -> None:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
         recipes.get("calibration").steps(spec)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     if pressed:

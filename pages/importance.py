@@ -24,7 +24,8 @@ from core.prune.score_results import (
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import findings, frame, prune_pad, runs, state, widgets
+from core.ui import findings, frame, prune_pad, runs, say, state, widgets
+from core.ui.say import plain
 
 TABLES = tuple(
     kind.FILE for kind in (BlockRow, WeightRow, SampleRow, AngularRow, GreedyRow, SublayerRow)
@@ -65,7 +66,7 @@ def launcher(name: str) -> str:
     except DepthcutError as error:
         problem = str(error)
     if problem:
-        st.error(problem)
+        say.error(problem)
     pressed = st.button(
         "Score the blocks",
         type="primary",
@@ -89,7 +90,7 @@ def perplexity(values: list[float], dense: float | None, note: str) -> None:
     )
     figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
     st.plotly_chart(figure, key="ppl_bars", alt="Perplexity without each block.")
-    st.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
+    say.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
 
 
 def by_row(samples: Sequence[SampleRow], note: str) -> None:
@@ -106,7 +107,7 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
     )
     figure = charts.sample_heatmap(table, top=top if zoom else None)
     st.plotly_chart(figure, key="samples", alt="Perplexity of each row without each block.")
-    st.caption(
+    say.caption(
         f"{note} Compare with the dense row at the top: a cell of the same colour means that this "
         "text hardly needs the block."
     )
@@ -129,7 +130,7 @@ def module_heatmap(weights: Sequence[WeightRow], column: str, title: str, blocks
         alt=f"{title}: module x block; click a column to drop or keep its block.",
     )
     chosen = ", ".join(map(str, pad.drop)) or "none"
-    st.caption(f"Click a column to drop its block in plan {pad.active}. Chosen: {chosen}.")
+    say.caption(f"Click a column to drop its block in plan {pad.active}. Chosen: {chosen}.")
 
 
 def searched(record: RunRecord, dense: float | None, note: str) -> None:
@@ -139,12 +140,14 @@ def searched(record: RunRecord, dense: float | None, note: str) -> None:
         st.subheader("Greedy removal (SLEB)")
         figure = charts.greedy_line(charts.table(greedy), dense)
         st.plotly_chart(figure, key="greedy", alt="Perplexity after every removal round.")
-        st.caption(f"{note} Each round removes the block whose removal increases perplexity least.")
+        say.caption(
+            f"{note} Each round removes the block whose removal increases perplexity least."
+        )
     if parts:
         st.subheader("Perplexity without attention or MLP")
         figure = charts.sublayer_bars(charts.table(parts), dense)
         st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
-        st.caption(f"{note} Sublayers are only ranked here; pruning removes whole blocks.")
+        say.caption(f"{note} Sublayers are only ranked here; pruning removes whole blocks.")
 
 
 def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
@@ -154,7 +157,9 @@ def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
         for file in TABLES:
             path = record.path / file
             if path.is_file():
-                st.download_button(file, path.read_bytes, file, "text/csv", on_click="ignore")
+                st.download_button(
+                    plain(file), path.read_bytes, file, "text/csv", on_click="ignore"
+                )
         if len(charts.scored_columns(blocks)) > 1:
             st.download_button(
                 "agreement.csv",
@@ -188,15 +193,15 @@ def results(record: RunRecord) -> None:
         by_row(samples, note)
     for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
         if weights and all(getattr(row, column) is not None for row in weights):
-            st.subheader(f"{title} by module")
+            st.subheader(f"{plain(title)} by module")
             module_heatmap(weights, column, title, len(blocks))
-            st.caption(note)
+            say.caption(note)
     if angular:
         st.subheader("Angular distance")
         st.plotly_chart(
             charts.angular_triangle(charts.table(angular)), key="angular", alt="Start x length."
         )
-        st.caption(
+        say.caption(
             f"{note} Circled: the start block with the smallest angular change for that cut length."
         )
     searched(record, run.dense_ppl, note)
@@ -205,9 +210,9 @@ def results(record: RunRecord) -> None:
         ("relative_update", "Relative update"),
     ):
         if all(getattr(row, column) is not None for row in rows):
-            st.subheader(title)
+            st.subheader(plain(title))
             st.plotly_chart(charts.score_bars(blocks, column), key=f"bars_{column}", alt=title)
-            st.caption(note)
+            say.caption(note)
     st.subheader("All scores")
     if len(charts.scored_columns(blocks)) > 1:
         st.plotly_chart(
@@ -215,7 +220,7 @@ def results(record: RunRecord) -> None:
             key="agreement",
             alt="Rank agreement of the criteria.",
         )
-        st.caption(f"{note} Spearman's rank correlation; 1 means the same order of blocks.")
+        say.caption(f"{note} Spearman's rank correlation; 1 means the same order of blocks.")
     st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
     downloads(record, blocks)
     frame.step("prune", "Next: choose blocks to drop")

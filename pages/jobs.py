@@ -12,7 +12,11 @@ from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
 from core.ui import frame, job_cards, paging, state
+from core.ui.say import plain
 from core.words import size
+
+LEADS = ("", *("&emsp;" * (2 * depth) + "└─ " for depth in range(12)))
+"""What stands before a checkpoint of the tree, by its depth; deeper ones are not indented more."""
 
 frame.start("Jobs")
 where = state.workspace()
@@ -31,9 +35,13 @@ def run_list() -> None:
         return
     states = sorted({r.state for r in records})
     filters = st.columns(2)
-    wanted = filters[0].pills("State", states, selection_mode="multi", key="jobs_states")
+    wanted = filters[0].pills(
+        "State", states, selection_mode="multi", key="jobs_states", format_func=plain
+    )
     commands = sorted({r.command for r in records})
-    kinds = filters[1].pills("Command", commands, selection_mode="multi", key="jobs_commands")
+    kinds = filters[1].pills(
+        "Command", commands, selection_mode="multi", key="jobs_commands", format_func=plain
+    )
     kept = [
         r
         for r in records
@@ -68,7 +76,6 @@ def variant_tree() -> None:
 def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     """Draw one checkpoint of the tree."""
     text, buttons = st.columns([3, 2], vertical_alignment="center")
-    lead = "&emsp;" * (2 * (depth - 1)) + "└─ " if depth else ""
     facts = [] if depth else ["dense"]
     if variant.record and variant.record.state != "done":
         facts.append(variant.record.state)
@@ -84,9 +91,10 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     if cut.ratio:
         facts.append(f"{cut.ratio:.1%} removed")
     facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not found")
+    lead = LEADS[min(depth, len(LEADS) - 1)]
     text.markdown(
-        f"{lead}**{job_cards.plain(variant.name)}** :gray[{' · '.join(facts)}]",
-        help=str(variant.folder) if variant.folder and not variant.record else None,
+        f"{lead}**{plain(variant.name)}** :gray[{plain(' · '.join(facts))}]",
+        help=plain(variant.folder) if variant.folder and not variant.record else None,
     )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
         if variant.folder and st.button(

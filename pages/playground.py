@@ -20,7 +20,8 @@ from core.live.replies import Begun
 from core.prune import toggle
 from core.runs.spec import build
 from core.study import Variant
-from core.ui import frame, prune_pad, state, widgets
+from core.ui import frame, prune_pad, say, state, widgets
+from core.ui.say import plain
 
 SESSION, REFRESH_S = "playground_session", 0.2
 NAMES = ("max_tokens", "temperature", "top_k", "top_p", "seed", "batch")
@@ -79,7 +80,7 @@ def _column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
     try:
         return playground_columns.column(code, name, known)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return None
 
 
@@ -96,7 +97,9 @@ def prompt_box(name: str) -> tuple[str, bool]:
             st.session_state["playground_prompt"] = examples[chosen]
             st.session_state["playground_example"] = None
 
-    st.pills("Examples", list(examples), key="playground_example", on_change=take)
+    st.pills(
+        "Examples", list(examples), key="playground_example", on_change=take, format_func=plain
+    )
     prompt = st.text_area("Prompt", key="playground_prompt", height=100)
     st.query_params["prompt"] = prompt[:1500]
     st.session_state["playground_kept_prompt"] = prompt  # a widget's own value ends with its page
@@ -118,7 +121,7 @@ def settings() -> dict[str, Any]:
         try:
             start = {n: getattr(build(Sampling, start), n) for n in start}
         except DepthcutError as error:
-            st.error(str(error))
+            say.error(str(error))
             start = {}
     values = widgets.fields(Sampling, NAMES, start)
     for name, value in values.items():
@@ -151,12 +154,12 @@ def draw(session: Session, prompt: str, differences: bool) -> None:
     first = session.outputs[0]
     for place, output in zip(st.columns(len(session.outputs)), session.outputs, strict=True):
         with place, st.container(border=True):
-            st.markdown(f"**{output.title}**")
+            say.bold(output.title)
             reference = None if output is first or not differences else first
             if output.state == "failed":
-                st.error(output.note)
+                say.error(output.note)
             elif output.state == "waiting":
-                st.caption(output.note.capitalize() or "Waiting for the previous column.")
+                say.caption(output.note.capitalize() or "Waiting for the previous column.")
             for row in range(len(output.texts)):
                 if row:
                     st.divider()
@@ -171,9 +174,9 @@ def table(session: Session) -> None:
     rows = {o.title: playground_columns.figures(o.begun, o.result) for o in session.outputs}
     if not any(rows.values()):
         return
-    st.table(pd.DataFrame(rows).fillna("…"))
+    say.table(pd.DataFrame(rows).fillna("…"))
     about = next((o.begun for o in session.outputs if o.begun), Begun())
-    st.caption(
+    say.caption(
         f"Measured on {about.device}, {about.dtype}, one column after another. "
         "Memory is for that column alone: its weights and the key/value cache at full length "
         "(on CUDA: the measured peak). Speed covers all rows, from the prompt to the last token."
@@ -208,7 +211,7 @@ def memory() -> None:
     left, right = st.columns([4, 1], vertical_alignment="center")
     held = ", ".join(n if len(n) < 30 else "…" + n[-28:] for n in now.models) or "nothing"
     left.caption(
-        f"In memory on {now.device}: {held}; {now.memory_mib:,.0f} of "
+        f"In memory on {plain(now.device)}: {plain(held)}; {now.memory_mib:,.0f} of "
         f"{now.budget_mib:,.0f} MiB; least recently used models are evicted first."
     )
     if right.button("Unload", icon=":material/eject:", help="Stops the live model's process."):

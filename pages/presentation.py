@@ -9,7 +9,8 @@ from core.compare import headline
 from core.compare.scene import Scene
 from core.report import material
 from core.report.build import sentence, tiles
-from core.ui import frame, state
+from core.ui import frame, say, state
+from core.ui.say import plain
 
 LARGE = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
@@ -45,19 +46,19 @@ def present(scene: Scene, stops: list[headline.Stop]) -> None:
             "Parameters removed", list(names), first.name, key="removed", bind="query-params"
         )
         first = names[chosen]
-    st.markdown(f"**{sentence(first)}**")
+    say.bold(sentence(first))
     shown = tiles(first)
     for column, (label, (figure, how)) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column.container(border=True):
-            st.metric(label, figure)
-            st.caption(how)
+            st.metric(plain(label), plain(figure))
+            say.caption(how)
     st.plotly_chart(
         charts.payoff(stops, first),
         key="payoff",
         config={"displayModeBar": False},
         alt="Speed, memory and perplexity relative to dense, against the parameters removed.",
     )
-    st.caption(note(scene))
+    say.caption(note(scene))
 
 
 def note(scene: Scene) -> str:

@@ -18,8 +18,9 @@ from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
 from core.runs import jobs
 from core.runs.dtypes import COMPUTED
-from core.ui import frame, live_panel, prune_cost, prune_pad, runs, state, width_form
+from core.ui import frame, live_panel, prune_cost, prune_pad, runs, say, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
+from core.ui.say import plain
 
 WAYS = ("Blocks", "Width")
 
@@ -94,14 +95,14 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
     )
     ratios = known.ratios(pad.criterion, first, last)
     if len(ratios) < 2:
-        st.warning(
+        say.warning(
             known.problem(pad.criterion, first, last)
             or f"With the first {first} and last {last} of {blocks} blocks protected, none is "
             "left to choose from. Protect fewer blocks, or choose by hand."
         )
         return first, last
     st.select_slider(
-        f"Remove by {pad.criterion}",
+        f"Remove by {plain(pad.criterion)}",
         range(len(ratios)),
         **prune_pad.shown(slider, min(len(pad.drop), len(ratios) - 1), "value"),
         key=slider,
@@ -138,10 +139,10 @@ def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
         alt=f"Blocks of plan {pad.active}; click a block to drop or keep it.",
     )
     if known.has_ppl:
-        st.caption(known.note)
+        say.caption(known.note)
     pills = pad.key("pills")
     st.pills(
-        f"Blocks that plan {pad.active} drops (click here or on the chart)",
+        f"Blocks that plan {plain(pad.active)} drops (click here or on the chart)",
         range(blocks),
         selection_mode="multi",
         **prune_pad.shown(pills, chosen, "default"),
@@ -201,7 +202,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
         },
         known.quality(()),
     )
-    st.table(pd.DataFrame(table).set_index(""))
+    say.table(pd.DataFrame(table).set_index(""))
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
         "without activations. An estimated perplexity adds up the increase each block causes "
@@ -211,10 +212,10 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
         st.warning(f"The model supports a context of {info.context:,} tokens.")
     other = PLANS[1 - PLANS.index(pad.active)]
     with st.container(horizontal=True):
-        if st.button(f"Copy {pad.active} to {other}", icon=":material/content_copy:"):
+        if st.button(f"Copy {plain(pad.active)} to {plain(other)}", icon=":material/content_copy:"):
             pad.plans[other] = pad.drop
             st.rerun()
-        if st.button(f"Clear {pad.active}", icon=":material/clear:", disabled=not pad.drop):
+        if st.button(f"Clear {plain(pad.active)}", icon=":material/clear:", disabled=not pad.drop):
             pad.drop = ()
             st.rerun()
     prune_cost.draw(name, info, pad.plans, int(batch), dtype)
@@ -222,10 +223,10 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
 
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     """Draw the command, its button and progress, and how to load the result."""
-    st.subheader(f"Create the variant of plan {pad.active}")
+    st.subheader(f"Create the variant of plan {plain(pad.active)}")
     problem = prune_view.drop_problem(pad.drop, known.info.blocks)
     if problem:
-        (st.error if pad.drop else st.info)(problem)
+        (say.error if pad.drop else say.info)(problem)
     values: dict[str, Any] = {"checkpoint": name, "drop": pad.drop}
     if not problem and known.chosen_by(pad.criterion, pad.drop, first, last):
         values["criterion"] = pad.criterion
@@ -260,7 +261,7 @@ known, rows = live_panel.with_answers(scores_picker(pad, info))
 first, last = planner(pad, known)
 protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
 if pad.error:
-    st.error(pad.error)
+    say.error(pad.error)
 toggle_pad(pad, known, protected)
 live_panel.draw(name, info, pad, rows)
 kept_blocks = {
@@ -268,7 +269,7 @@ kept_blocks = {
     for plan, drop in pad.plans.items()
     if drop or plan == pad.active
 }
-st.subheader(f"Perplexity as blocks are removed by {pad.criterion}")
+st.subheader(f"Perplexity as blocks are removed by {plain(pad.criterion)}")
 lines = known.lines(pad.criterion, first, last)
 if lines:
     st.plotly_chart(
@@ -276,7 +277,7 @@ if lines:
         key="pad_curve",
         alt=f"Perplexity against blocks removed by {pad.criterion}, with both plans marked.",
     )
-    st.caption(f"Filled: measured. Hollow and dotted: estimated from single blocks. {known.note}")
+    say.caption(f"Filled: measured. Hollow and dotted: estimated from single blocks. {known.note}")
 else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)

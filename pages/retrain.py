@@ -13,7 +13,8 @@ from core.retrain.spec import RetrainSpec, settings_of
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import frame, prune_pad, retrain_live, retrain_recipes, runs, state, widgets
+from core.ui import frame, prune_pad, retrain_live, retrain_recipes, runs, say, state, widgets
+from core.ui.say import plain
 
 # All further options, in rows of widgets.
 OPTIONS = {
@@ -77,7 +78,7 @@ def settings(kept: dict[str, Any]) -> dict[str, Any]:
         for title, rows in OPTIONS.items():
             if title == "LoRA" and values["method"] != "lora":
                 continue
-            st.markdown(f"**{title}**")
+            say.bold(title)
             for row in rows:
                 values |= widgets.fields(RetrainSpec, row, start)
     return values
@@ -104,18 +105,18 @@ def outlook(spec: RetrainSpec) -> str:
         outlook_pending(spec)
         return ""
     if answer.plan is None:
-        st.error(answer.error)
+        say.error(answer.error)
         return answer.error
     plan = answer.plan
     retrain_live.row(history.tiles(plan))
-    st.caption(
+    say.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
         f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
         f"{plan['tokens_per_sequence']:.0f} tokens per sequence, "
         f"{plan['tokens_with_loss_share']:.0%} of them in the loss. " + history.layers_note(plan)
     )
     for warning in plan["warnings"]:
-        st.warning(warning)
+        say.warning(warning)
     samples = plan["samples"]
     with st.container(border=True):
         number = 1
@@ -142,7 +143,7 @@ def launcher(kept: dict[str, Any]) -> str:
         st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
-        st.error(problem)
+        say.error(problem)
     if st.button(
         "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
     ):
@@ -157,7 +158,7 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
     """Draw all retraining runs of one parent side by side."""
     family = history.same_parent(records, record)
     table = history.comparison(family)
-    st.subheader(f"Retrained from {history.short(record.spec.get('checkpoint'))}")
+    st.subheader(f"Retrained from {plain(history.short(record.spec.get('checkpoint')))}")
     if table["recovered"].notna().any():
         st.plotly_chart(charts.recovered_bars(table), key="recovered", alt="Recovered share.")
     st.dataframe(

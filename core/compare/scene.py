@@ -143,16 +143,18 @@ def run_label(bench: Benchmark) -> str:
     return f"{bench.record.name}: {len(summary.variants)} variants on {summary.device}, {when}"
 
 
-def verdict(row: Outcome | None, budget: choice.Budget, fitting: int) -> str:
-    """Return the candidate to choose and why, or what to do if none fits."""
+def verdict(row: Outcome | None, budget: choice.Budget, fitting: int) -> tuple[str, str]:
+    """Return the candidate to choose ("" if none fits), and why, or what to do."""
     if row is None:
-        return "No candidate fits this budget. Raise one of its limits, or measure more variants."
+        return "", (
+            "No candidate fits this budget. Raise one of its limits, or measure more variants."
+        )
     why = f"the lowest perplexity of {fitting} within the budget" if budget.is_set else (
         "the lowest perplexity of all; set a budget to weigh it against cost"
     )  # fmt: skip
     if row.ppl is None:
         why = "the fastest; no perplexity was measured"
-    return f"**{row.candidate.label}**: {facts_of(row)}: {why}."
+    return row.candidate.label, f"{facts_of(row)}: {why}."
 
 
 def facts_of(row: Outcome) -> str:

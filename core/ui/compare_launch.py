@@ -15,7 +15,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers, show
 from core.study import Study
-from core.ui import runs, state
+from core.ui import runs, say, state
 
 RECIPE = "depth-vs-width"
 
@@ -52,10 +52,10 @@ def benchmark_form(known: Study) -> None:
             )
         plan = benchmark.dry_run(spec)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return
     most = max(p["total_mib"] for p in plan["points"])
-    st.caption(
+    say.caption(
         f"Estimated: up to {plan['generations']} generations in about {limit:.0f} s; "
         f"up to {most:,.0f} MiB of memory."
     )
@@ -86,7 +86,7 @@ def _take_settings(known: Study) -> None:
 def recipe_form(name: str) -> None:
     """Draw the recipe that creates depth and width variants of one size and measures them all."""
     recipe = recipes.get(RECIPE)
-    st.caption(recipe.about)
+    say.caption(recipe.about)
     columns = st.columns(3, vertical_alignment="bottom")
     ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
     text = columns[1].text_input(
@@ -107,7 +107,7 @@ def recipe_form(name: str) -> None:
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):

@@ -11,7 +11,7 @@ from core.compare.measured import Cell
 from core.compare.scene import Scene
 from core.findings import Finding, of_study
 from core.runs import devices
-from core.ui.job_cards import plain
+from core.ui.say import plain
 
 
 def show(found: Sequence[Finding]) -> None:

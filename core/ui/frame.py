@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from core.runs import devices
-from core.ui import access, state
-from core.ui.job_cards import plain
+from core.ui import access, say, state
+from core.ui.say import code, plain
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),
@@ -38,15 +38,15 @@ def start(title: str) -> None:
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
         for script, label, icon in PAGES.values():
-            st.page_link(script, label=label, icon=icon)
+            st.page_link(script, label=plain(label), icon=icon)
         st.divider()
         _model(model)
         _status()
     if title != "Home":
-        st.title(title)
+        st.title(plain(title))
     if not state.workspace().is_writable():
-        st.warning(
-            f"The workspace {plain(str(state.workspace().root))} is read-only: results can be "
+        say.warning(
+            f"The workspace {state.workspace().root} is read-only: results can be "
             "viewed, but no run can be started, stopped or deleted."
         )
 
@@ -54,20 +54,20 @@ def start(title: str) -> None:
 def link(page: str, label: str = "") -> None:
     """Draw a link to another page."""
     script, name, icon = PAGES[page]
-    st.page_link(script, label=label or name, icon=icon)
+    st.page_link(script, label=plain(label or name), icon=icon)
 
 
 def step(page: str, label: str) -> None:
     """Draw the page's main button, which opens the next page of the workflow."""
     script, _, icon = PAGES[page]
-    if st.button(label, type="primary", icon=icon, key=f"step_{page}"):
+    if st.button(plain(label), type="primary", icon=icon, key=f"step_{page}"):
         st.switch_page(script)
 
 
 def _model(name: str) -> None:
     st.caption("Active checkpoint")
     short = name if len(name) < 30 else "…" + name[-28:]
-    st.markdown(f"`{short}`" if name else "none yet")
+    st.markdown(code(short) if name else "none yet")
 
 
 @st.fragment(run_every=5)
@@ -76,10 +76,10 @@ def _status() -> None:
     st.caption("Device")
     for device in devices.devices():
         st.markdown(
-            f"**{device.label}**  \n{device.free_gib:.1f} of {device.total_gib:.1f} GiB free"
+            f"**{plain(device.label)}**  \n{device.free_gib:.1f} of {device.total_gib:.1f} GiB free"
         )
     for gpu in devices.unusable():
-        st.warning(f"{gpu.gpu} is present but cannot be used: {gpu.why}.", icon=":material/error:")
+        say.warning(f"{gpu.gpu} is present but cannot be used: {gpu.why}.", icon=":material/error:")
         st.code(gpu.fix, language=None, wrap_lines=True)
     live = [r for r in state.workspace().runs() if r.is_live]
     st.caption("Running jobs")
@@ -88,6 +88,6 @@ def _status() -> None:
     for record in live[:5]:
         done, total, _ = record.progress
         share = f" {done / total:.0%}" if total else ""
-        st.markdown(f"{record.command}: {record.state}{share}")
+        say.paragraph(f"{record.command}: {record.state}{share}")
     if live:
         st.page_link("pages/jobs.py", label="See all jobs", icon=":material/arrow_forward:")

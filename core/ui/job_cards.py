@@ -12,7 +12,8 @@ import streamlit as st
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
-from core.ui import runs, state
+from core.ui import runs, say, state
+from core.ui.say import plain
 
 LOOKS = {
     "starting": (":material/hourglass_top:", "blue"),
@@ -44,10 +45,10 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
     with st.container(border=True):
         head, buttons = st.columns([2, 3], vertical_alignment="center")
         head.markdown(
-            f":{colour}-badge[{icon} {record.state}] **{plain(record.name)}** "
+            f":{colour}-badge[{icon} {plain(record.state)}] **{plain(record.name)}** "
             f":gray[{plain(record.command or 'unknown command')}]"
         )
-        head.caption(_when(record))
+        head.caption(plain(_when(record)))
         with buttons.container(horizontal=True, horizontal_alignment="right"):
             _actions(record, among)
         runs.progress(record)
@@ -59,16 +60,11 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
                 "the machine rebooted. The device has been released. Restart the run or delete it."
             )
         elif record.error and record.state == "failed":
-            st.error(f"{record.error} {record.hint}".strip())
+            say.error(f"{record.error} {record.hint}".strip())
         elif record.error:
-            st.caption(record.error)
+            say.caption(record.error)
         with st.expander("Log, command and settings", expanded=opened):
             _details(record)
-
-
-def plain(text: str) -> str:
-    """Return text with Markdown's special characters escaped."""
-    return "".join("\\" + c if c in "\\`*_{}[]()#+!|<>$~:" else c for c in text)
 
 
 def _when(record: RunRecord) -> str:
@@ -80,7 +76,7 @@ def _when(record: RunRecord) -> str:
     if record.device:
         parts.append(f"on {record.device}")
     if name := record.spec.get("checkpoint"):
-        parts.append(plain(str(name)))
+        parts.append(str(name))
     return " · ".join(parts)
 
 
@@ -115,9 +111,9 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
         st.divider()
         children = state.workspace().children(record, among)
         if children:
-            names = ", ".join(plain(r.name) for r in children[:5])
+            names = ", ".join(r.name for r in children[:5])
             others = f"{len(children)} other {'run' if len(children) == 1 else 'runs'}"
-            st.caption(f"Used by {others}: {names}. Delete those first.")
+            say.caption(f"Used by {others}: {names}. Delete those first.")
         sure = st.checkbox(
             "Permanently delete the run and its files",
             key=f"sure_{where}_{record.id}",
@@ -137,7 +133,7 @@ def attempt(action: Callable[[], object]) -> None:
     try:
         action()
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return
     st.rerun()
 
@@ -166,4 +162,4 @@ def _details(record: RunRecord) -> None:
             on_click="ignore",
             key=f"spec_{record.id}",
         )
-    st.caption(f"Folder: {plain(str(record.path))}")
+    say.caption(f"Folder: {record.path}")

@@ -23,8 +23,9 @@ from core.prune.outlook import CurvePoint
 from core.prune.score_results import Importance
 from core.runs.workspace import RunRecord, read_run
 from core.study.tokenizers import tokenizer_key
-from core.ui import prune_pad, state
+from core.ui import prune_pad, say, state
 from core.ui.live import Question, desk, key_of
+from core.ui.say import plain
 
 POLL_S = 0.25
 WINDOW = 128
@@ -168,7 +169,7 @@ def _panel(
         _source_field(pad, usual_source(info, rows))
         problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
         if problem:
-            st.caption(problem)
+            say.caption(problem)
             return
         asked = _ask(name, info, pad, rows)
         for column, one in zip(st.columns(len(asked)), asked, strict=True):
@@ -186,7 +187,7 @@ def _source_field(pad: prune_pad.Pad, usual: str) -> None:
         value=pad.text,
         placeholder=usual,
         help="Text to evaluate on: demo, wikitext2, a .txt, .jsonl, .csv or .parquet file, or "
-        f"hub:NAME. Empty: {usual}.",
+        f"hub:NAME. Empty: {plain(usual)}.",
     )
     if given.strip() != pad.text:
         pad.text = given.strip()
@@ -196,7 +197,7 @@ def _source_field(pad: prune_pad.Pad, usual: str) -> None:
 def _errors(info: CheckpointInfo, pad: prune_pad.Pad, asked: list[Asked]) -> None:
     errors = dict.fromkeys(q.error for one in asked for q in (one.dense, one.plan) if q.error)
     for error in errors:
-        st.warning(error)
+        say.warning(error)
     if errors and st.button("Ask again", key="live_again", icon=":material/refresh:"):
         for one in asked:
             for skip in ((), pad.drop):
@@ -212,12 +213,14 @@ def _head(name: str, record: RunRecord | None) -> None:
     if now:
         line += (
             f" :gray[· {now.memory_mib:,.0f} of {now.budget_mib:,.0f} MiB used on "
-            f"{now.device}, process {now.process_mib:,.0f} MiB]"
+            f"{plain(now.device)}, process {now.process_mib:,.0f} MiB]"
         )
     elif record:
-        line += f" :gray[· {record.progress[2] or record.state}]"
+        line += f" :gray[· {plain(record.progress[2] or record.state)}]"
     elif is_on() and (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
-        line += f" :orange[· process exited ({gone.state}); it restarts with the next request]"
+        line += (
+            f" :orange[· process exited ({plain(gone.state)}); it restarts with the next request]"
+        )
     text.markdown(line)
     if record and button.button("Stop", key="live_stop", icon=":material/stop_circle:"):
         st.session_state["live_on"] = False
@@ -241,10 +244,11 @@ def _status(record: RunRecord) -> Status | None:
 def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -> None:
     """Draw one perplexity with its change from the dense model's on the same text."""
     what = f"without {', '.join(map(str, drop))}" if drop else "dense"
+    label = plain(f"{one.title}, {what}")
     asked, dense = one.plan, one.dense
     if asked.ppl is None:
-        st.metric(f"{one.title}, {what}", "…")
-        st.caption(
+        st.metric(label, "…")
+        say.caption(
             asked.error and "No answer." or asked.waiting.capitalize() or "Waiting for an answer."
         )
         return
@@ -252,8 +256,8 @@ def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -
     if drop and dense.done and asked.done and dense.ppl and asked.windows == dense.windows:
         change = f"{asked.ppl / dense.ppl - 1:+.1%} vs. {dense.ppl:.4g} dense"
     shown = f"{asked.ppl:.5g}" + ("" if asked.done else " …")
-    st.metric(f"{one.title}, {what}", shown, change, delta_color="off")
-    st.caption(measured_on(asked, one.text, rows))
+    st.metric(label, shown, change, delta_color="off")
+    say.caption(measured_on(asked, one.text, rows))
 
 
 def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import streamlit as st
 
+from core.ui import say
+
 PER_PAGE = 25
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ def page_of(items: Sequence[T], key: str, noun: str, per_page: int = PER_PAGE) -
         with st.container(horizontal=True, vertical_alignment="center"):
             number = st.pagination(pages, default=number, key=f"paging_{key}_{kept['widget']}")
             first, end = (number - 1) * per_page, min(number * per_page, len(items))
-            st.caption(f"{first + 1:,} to {end:,} of {len(items):,} {noun}")
+            say.caption(f"{first + 1:,} to {end:,} of {len(items):,} {noun}")
     wanted = str(number) if number > 1 else ""
     if wanted:
         st.query_params[key] = wanted

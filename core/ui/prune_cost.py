@@ -14,7 +14,7 @@ from core.benchmark.results import known_rates
 from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
 from core.runs import jobs
-from core.ui import runs, state
+from core.ui import runs, say, state
 
 INPUT, OUTPUT = 12, 128
 """Prompt length of the paper and its shorter output length, in tokens."""
@@ -56,15 +56,15 @@ def draw(
     """Draw the table; if the device's rates are unknown, offer to measure them."""
     st.subheader("Estimated cost of the plans")
     rates = known_rates(state.workspace(), dtype=dtype)
-    st.table(pd.DataFrame(rows(info, plans, rates, batch, dtype)).set_index(""))
+    say.table(pd.DataFrame(rows(info, plans, rates, batch, dtype)).set_index(""))
     if rates:
-        st.caption(
+        say.caption(
             f"Estimated from shapes and this device's measured rates: {INPUT} tokens in, {OUTPUT} "
             f"out, batch {batch}, {dtype}. For measurements, see the Compare page."
         )
         return
     values: dict[str, Any] = {"checkpoints": (name,), "rates_only": True, "dtype": dtype}
-    st.caption(f"Times are unknown: this device has not been measured in {dtype} yet.")
+    say.caption(f"Times are unknown: this device has not been measured in {dtype} yet.")
     command = jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR"))
     st.code(command, "bash", wrap_lines=True)
     if st.button("Measure this device", icon=":material/speed:"):

@@ -12,7 +12,8 @@ from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.workspace import RunRecord
-from core.ui import runs, state
+from core.ui import runs, say, state
+from core.ui.say import plain
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
 """Recipes on the home page; the retraining recipes are on the Retrain page."""
@@ -32,7 +33,7 @@ def cards(checkpoint: str, names: tuple[str, ...] = OFFERED) -> None:
     chosen = st.segmented_control(
         "Recipe",
         names,
-        format_func=lambda name: titles[name],
+        format_func=lambda name: plain(titles[name]),
         default=names[0],
         key="recipe_choice",
         required=True,
@@ -45,7 +46,7 @@ def _card(checkpoint: str, name: str) -> None:
     record = latest(checkpoint, name)
     values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
     spec = RecipeSpec(**values, out="DIR")
-    st.markdown(recipe.about)
+    say.paragraph(recipe.about)
     st.code(jobs.command_line("recipe", spec), language="bash", wrap_lines=True)
     again = "Run it again" if record and record.state == "done" else "Run the recipe"
     live = record is not None and record.is_live
@@ -64,12 +65,12 @@ def _card(checkpoint: str, name: str) -> None:
 def verdict(record: RunRecord) -> None:
     """Draw the results of a finished recipe."""
     found = RecipeSummary.read(record.path) or RecipeSummary()
-    st.success(found.verdict or "This recipe did not write a verdict.")
-    for line in found.findings:
-        st.markdown(f"- {line}")
+    say.success(found.verdict or "This recipe did not write a verdict.")
+    if found.findings:
+        say.bullets(list(found.findings))
     for step, why in found.failed.items():
-        st.warning(f"{step} failed: {why}")
-    st.caption(f"Measured by the run {record.name}; the Jobs page lists every step as a run.")
+        say.warning(f"{step} failed: {why}")
+    say.caption(f"Measured by the run {record.name}; the Jobs page lists every step as a run.")
 
 
 def _table(record: RunRecord) -> None:

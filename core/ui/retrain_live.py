@@ -18,7 +18,8 @@ from core.retrain.results import Step, Summary, measures_file, read_measures
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import job_cards, runs, state
+from core.ui import job_cards, runs, say, state
+from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
 """Findings that stop a run."""
@@ -43,7 +44,7 @@ def _view(run_id: str, was_live: bool) -> None:
     _tiles(record, log)
     for finding in log.findings:
         stopped = finding.kind in SERIOUS
-        (st.error if stopped else st.warning)(finding.message)
+        (say.error if stopped else say.warning)(finding.message)
     _curves(record, log)
     _results(record)
     with st.expander("Log and command"):
@@ -66,15 +67,15 @@ def _head(record: RunRecord) -> None:
     done, total, message = record.progress
     with st.container(horizontal=True, vertical_alignment="center"):
         if record.state == "queued":
-            st.warning(f"Queued for {record.device}, behind {record.waiting_for}.")
+            say.warning(f"Queued for {record.device}, behind {record.waiting_for}.")
         elif record.is_live:
             left = "" if record.eta_s is None else f", {history.span(record.eta_s)} left"
             text = f"step {done:,} of {total:,}{left}" if total else message or "starting"
-            st.progress(min(1.0, done / total) if total else 0.0, text=text)
+            st.progress(min(1.0, done / total) if total else 0.0, text=plain(text))
         elif record.state == "done":
             st.success(f"Done after {runs.duration(record.seconds)}.")
         else:
-            st.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
+            say.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
         _buttons(record)
 
 
@@ -127,7 +128,7 @@ def row(figures: dict[str, str]) -> None:
     """Draw labelled figures side by side, wrapping to the width of the window."""
     with st.container(horizontal=True):
         for label, text in figures.items():
-            st.metric(label, text, border=True, width="content")
+            st.metric(plain(label), plain(text), border=True, width="content")
 
 
 def _curves(record: RunRecord, log: MetricLog) -> None:
@@ -167,21 +168,25 @@ def _results(record: RunRecord) -> None:
     summary = Summary.read(record.path)
     if not summary or record.is_live:
         return
-    st.markdown(f"**{history.verdict(summary)}**")
-    st.caption(history.measured_on(summary))
+    say.bold(history.verdict(summary))
+    say.caption(history.measured_on(summary))
     table = measures_file(record.path)
     if table:
         st.caption("Further evaluation: loss and KL(dense || model) in nats per token, accuracy.")
         st.dataframe(pd.DataFrame(read_measures(record.path)), hide_index=True)
     if summary.merged:
-        st.caption(history.merged_note(summary.merged))
+        say.caption(history.merged_note(summary.merged))
     _loading(record, summary)
     with st.container(horizontal=True):
         files = [record.path / name for name in ("metrics.jsonl", "summary.json")]
         for path in (*files, *([table] if table else [])):
             if path.is_file():
                 st.download_button(
-                    path.name, path.read_bytes, path.name, key=f"get_{path.name}", on_click="ignore"
+                    plain(path.name),
+                    path.read_bytes,
+                    path.name,
+                    key=f"get_{path.name}",
+                    on_click="ignore",
                 )
         if history.holder(record) and st.button(
             "Make it the active checkpoint", key=f"use_{record.id}"
@@ -210,4 +215,4 @@ def _loading(record: RunRecord, summary: Summary) -> None:
     with st.expander("Load it with stock libraries"):
         st.code("\n".join(lines), language="python", wrap_lines=True)
         if folder and (note := runs.trust_note(folder)):
-            st.caption(note)
+            say.caption(note)

@@ -15,7 +15,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, state, widgets
+from core.ui import runs, say, state, widgets
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {
@@ -38,7 +38,7 @@ def show() -> None:
     name = st.selectbox(
         "Recipe", offered, key="retrain_recipe", format_func=lambda name: about[name].title
     )
-    st.caption(about[name].about)
+    say.caption(about[name].about)
     started = _launcher(name)
     done = [r for r in state.workspace().runs("recipe") if r.spec.get("name") == name]
     live = [r.id for r in done if r.is_live]
@@ -60,7 +60,7 @@ def _launcher(name: str) -> str:
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return ""
     st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
     key = f"recipe_{name}"
@@ -75,9 +75,9 @@ def _result(record: RunRecord) -> None:
     """Draw a recipe's verdict, its table and a chart of one measure."""
     found = RecipeSummary.read(record.path) or RecipeSummary()
     table = pd.read_csv(record.path / "table.csv").rename(columns=EARLIER)
-    st.markdown(f"**{found.verdict}**")
+    say.bold(found.verdict)
     for line in found.findings:
-        st.caption(line)
+        say.caption(line)
     measures = [m for m in TITLES if m in set(table["measure"])]
     measure = st.segmented_control(
         "Measure",

@@ -14,7 +14,8 @@ from core.checkpoint import own_code
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import RunRecord, read_run
-from core.ui import state
+from core.ui import say, state
+from core.ui.say import plain
 
 
 def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
@@ -26,7 +27,7 @@ def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
     try:
         return jobs.launch_once(command, values, state.workspace())
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return None
 
 
@@ -63,7 +64,7 @@ def ask_to_stop(record: RunRecord) -> bool:
     try:
         jobs.request_cancel(record)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return False
     st.toast("Cancel requested; the run will stop at its next step.")
     return True
@@ -83,12 +84,12 @@ def progress(record: RunRecord) -> None:
     """Draw the progress of a live run, or what it is waiting for; nothing if it has ended."""
     done, total, message = record.progress
     if record.state == "queued":
-        st.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
+        say.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
     elif record.is_live:
         eta = record.eta_s
         left = f", about {duration(eta)} left" if eta is not None else ""
         share = min(1.0, done / total) if total else 0.0
-        st.progress(share, text=f"{record.command}: {message or 'starting'}{left}")
+        st.progress(share, text=plain(f"{record.command}: {message or 'starting'}{left}"))
 
 
 def _state(record: RunRecord) -> None:
@@ -97,7 +98,7 @@ def _state(record: RunRecord) -> None:
     elif record.state == "done":
         _finished(record)
     else:
-        st.error(f"{record.name}: {record.state}. {record.error} {record.hint}".strip())
+        say.error(f"{record.name}: {record.state}. {record.error} {record.hint}".strip())
 
 
 def trust(folder: Path) -> str:
@@ -135,12 +136,12 @@ def loading_code(folder: Path) -> str:
 
 
 def _finished(record: RunRecord) -> None:
-    st.success(f"{record.name} finished in {record.seconds:.0f} s.")
+    say.success(f"{record.name} finished in {record.seconds:.0f} s.")
     if record.holds_checkpoint():
         st.caption("Load it with plain transformers:")
         st.code(loading_code(record.path), language="python")
         if note := trust_note(record.path):
-            st.caption(note)
+            say.caption(note)
         if st.button("Make it the active checkpoint", key=f"use_{record.id}"):
             state.set_checkpoint(record.id)
             st.rerun()
@@ -169,6 +170,8 @@ def pick(
         st.session_state[key] = asked
     if st.session_state.get(key) not in by_id:
         st.session_state[key] = next(iter(by_id))
-    chosen = st.selectbox(label, list(by_id), key=key, format_func=lambda run: name(by_id[run]))
+    chosen = st.selectbox(
+        plain(label), list(by_id), key=key, format_func=lambda run: name(by_id[run])
+    )
     st.session_state[f"{key}_seen"] = st.query_params["run"] = chosen
     return by_id[chosen]

@@ -15,6 +15,8 @@ from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError, OutputError
 from core.runs.workspace import RunRecord, Workspace, read_json, write_json
+from core.ui import say
+from core.ui.say import plain
 
 RECENT = 8
 _ACTIVE = "active.json"
@@ -68,7 +70,7 @@ def choose(name: str) -> None:
     try:
         describe(name.strip())
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
         return
     set_checkpoint(name.strip())
     st.rerun()
@@ -92,7 +94,7 @@ def picker() -> None:
         with st.container(horizontal=True):
             for name in others:
                 label = name if len(name) < 40 else "…" + name[-38:]
-                if st.button(label, key=f"recent_{name}"):
+                if st.button(plain(label), key=f"recent_{name}"):
                     choose(name)
 
 
@@ -111,7 +113,7 @@ def inspect(name: str) -> CheckpointInfo:
     try:
         return describe(name)
     except DepthcutError as error:
-        st.error(str(error))
+        say.error(str(error))
     picker()
     st.stop()
     raise AssertionError("st.stop ends the script")

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core.runs.spec import hints_of, kind_of, show
+from core.ui.say import plain
 
 WORDS = {"lr": "Learning rate", "kl_weight": "KL weight"}
 """Labels of fields whose names are abbreviations."""
@@ -32,8 +33,9 @@ def fields(spec_class: type, names: tuple[str, ...], start: dict[str, Any]) -> d
 
 def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
     meta = field.metadata
-    label = WORDS.get(field.name) or field.name.replace("_", " ").capitalize()
-    label += f" ({meta['unit']})" if meta["unit"] else ""
+    title = WORDS.get(field.name) or field.name.replace("_", " ").capitalize()
+    title += f" ({meta['unit']})" if meta["unit"] else ""
+    label, about = plain(title), plain(meta["help"])
     start: Any = field.default if value is None else value
     key = f"{spec_class.__name__}_{field.name}"
     if meta["choices"] and isinstance(field.default, tuple):
@@ -43,26 +45,27 @@ def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
             selection_mode="multi",
             default=list(start),
             key=key,
-            help=meta["help"],
+            format_func=plain,
+            help=about,
         )
         return tuple(c for c in meta["choices"] if c in picked)
     if meta["choices"]:
         index = meta["choices"].index(start)
-        return st.selectbox(label, meta["choices"], index=index, key=key, help=meta["help"])
+        return st.selectbox(label, meta["choices"], index=index, key=key, help=about)
     kind, many, optional = kind_of(hints_of(spec_class)[field.name])
     if kind is bool:
-        return st.checkbox(label, value=bool(start), key=key, help=meta["help"])
+        return st.checkbox(label, value=bool(start), key=key, help=about)
     if kind in (int, float) and not many:
-        return _number(field, kind, start, label, key)
+        return _number(field, kind, start, title, key)
     text = "" if start is None else show(start)
-    given = st.text_input(label, value=text, key=key, help=meta["help"])
+    given = st.text_input(label, value=text, key=key, help=about)
     if many:
         return tuple(part.strip() for part in given.split(",") if part.strip())
     return None if optional and not given.strip() else given
 
 
 def _number(
-    field: dataclasses.Field[Any], kind: type, start: Any, label: str, key: str
+    field: dataclasses.Field[Any], kind: type, start: Any, title: str, key: str
 ) -> int | float | None:
     """Draw a number field; without a default it starts empty, showing that the default applies."""
     meta, default = field.metadata, field.default
@@ -72,5 +75,6 @@ def _number(
         size = math.log10(default) if isinstance(default, float) and default > 0 else 0
         more |= {"format": "%g", "step": 10.0 ** (math.floor(size) - 1)}
     value = None if start is None else kind(start)
-    given = st.number_input(label, low, high, value=value, key=key, help=meta["help"], **more)
+    about = plain(meta["help"])
+    given = st.number_input(plain(title), low, high, value=value, key=key, help=about, **more)
     return given if given is None else kind(given)

@@ -18,7 +18,8 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, state, widgets
+from core.ui import runs, say, state, widgets
+from core.ui.say import plain
 from core.width import command, methods
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
@@ -42,7 +43,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
     if "match" in values and not values["match"]:
         problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
     if problem:
-        st.error(problem)
+        say.error(problem)
     if spec and plan:
         _outlook(spec, plan)
     if spec:
@@ -91,7 +92,7 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
         "Method",
         methods.NAMES,
         format_func=lambda m: methods.get(m).label,
-        help=" ".join(f"{m.label}: {m.about}" for m in methods.METHODS.values()),
+        help=plain(" ".join(f"{m.label}: {m.about}" for m in methods.METHODS.values())),
         **_keep("method", "llm-pruner"),
     )
     method = methods.get(chosen)
@@ -129,8 +130,8 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             1,
             100000,
             placeholder=str(method.samples),
-            help=f"Calibration rows. Empty: the paper's {method.samples} x {method.length} tokens, "
-            "or all available rows if fewer.",
+            help=f"Calibration rows. Empty: the paper's {method.samples:d} x {method.length:d} "
+            "tokens, or all available rows if fewer.",
             **_keep("samples", None),
         )
     with st.expander("Device, precision and seed"):
@@ -232,7 +233,7 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
         )
         return
     st.caption(f"The method's own ratio: {plan.ratio:.6g}. Kept in each block:")
-    st.table(pd.DataFrame(_shapes(plan)).set_index("blocks"))
+    say.table(pd.DataFrame(_shapes(plan)).set_index("blocks"))
 
 
 def _width(plan: WidthPlan) -> float:

@@ -1,0 +1,102 @@
+"""Sentences on a page: shown letter for letter, never rendered as Markdown, HTML or an image.
+
+Names of models, runs and tasks, URLs, and whatever stands in a file come from outside. Streamlit
+renders Markdown nearly everywhere, labels and tooltips included; `plain` escapes it. The functions
+here do so for whole sentences; where a page marks up its own text, only the inserted parts are
+escaped: ``st.markdown(f"**{plain(name)}**")``. `tests/pages/test_plain_text.py` checks every call.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import streamlit as st
+
+from core.errors import DepthcutError
+
+_JOINER = "\u2060"
+"""An invisible character that keeps a shortcode from becoming an icon."""
+_ESCAPED = re.compile(
+    r"""
+    [\\`*\[\]$~|]                                  # code, emphasis, links, images, math, tables
+    | (?<![^\W_])_ | _(?![^\W_])                   # emphasis, not inside a word
+    | <(?=[A-Za-z/!?])                             # HTML and autolinks
+    | &(?=\#?\w+;)                                 # character references
+    | :(?=[A-Za-z:])                               # directives such as :red[...]
+    | ^\s*(?:[-+=](?=[-=\s]*$|\s)|\#{1,6}(?=\s|$)|>)   # lists, rules, headings, quotes
+    """,
+    re.VERBOSE,
+)
+_NUMBERED = re.compile(r"^(\s*\d{1,9})([.)])(?=\s|$)")
+_SHORTCODE = re.compile(r":(?=[\w+-]+:|material[/_])")
+_BREAKS = re.compile(r"[\r\n\t\f\v\x85\u2028\u2029]+")
+
+
+def plain(text: object) -> str:
+    """Return text in Markdown that shows it letter for letter, in one line.
+
+    A web address stays clickable, as its text is its target.
+    """
+    line = _BREAKS.sub(" ", str(text))
+    line = re.sub(r"^\s{2,}", " ", line)  # an indented line would be code
+    line = _ESCAPED.sub(lambda m: m[0][:-1] + "\\" + m[0][-1], line)
+    line = _NUMBERED.sub(r"\1\\\2", line)
+    return _SHORTCODE.sub(":" + _JOINER, line)
+
+
+def code(text: object) -> str:
+    """Return Markdown that shows text letter for letter as code, within a line."""
+    line = _BREAKS.sub(" ", str(text))
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if line[:1] in ("`", " ") or line[-1:] in ("`", " ") else ""
+    return f"{fence}{pad}{line or ' '}{pad}{fence}"
+
+
+def error(text: str | DepthcutError) -> None:
+    """Show an error."""
+    st.error(plain(text))
+
+
+def warning(text: str, icon: str | None = None) -> None:
+    """Show a warning."""
+    st.warning(plain(text), icon=icon)
+
+
+def info(text: str, icon: str | None = None) -> None:
+    """Show what a person should know or do."""
+    st.info(plain(text), icon=icon)
+
+
+def success(text: str) -> None:
+    """Show that something has ended well."""
+    st.success(plain(text))
+
+
+def caption(text: str) -> None:
+    """Show a small remark."""
+    st.caption(plain(text))
+
+
+def paragraph(text: str) -> None:
+    """Show a sentence of the page's own size."""
+    st.markdown(plain(text))
+
+
+def bold(text: str) -> None:
+    """Show a sentence in bold."""
+    st.markdown(f"**{plain(text)}**")
+
+
+def bullets(lines: list[str]) -> None:
+    """Show sentences as a list."""
+    st.markdown("\n".join(f"- {plain(line)}" for line in lines))
+
+
+def table(frame: pd.DataFrame) -> None:
+    """Show a table, whose cells and headings Streamlit would render as Markdown."""
+    names = [*map(plain, frame.columns)]
+    clean = frame.map(lambda cell: plain(cell) if isinstance(cell, str) else cell)
+    clean = clean.set_axis(names, axis=1)
+    clean.index = clean.index.map(lambda name: plain(name) if isinstance(name, str) else name)
+    st.table(clean)
