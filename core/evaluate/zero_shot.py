@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import DataError, OutOfMemoryError
+from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate.results import Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.model.memory import out_of_memory_explained
+from core.runs import failures
 from core.runs.progress import SILENT, Progress
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,8 +80,10 @@ def load(found: Any, place: Place) -> Any:
     return loaded
 
 
-def _not_loaded(place: Place, error: Exception) -> DataError:
+def _not_loaded(place: Place, error: Exception) -> DepthcutError:
     """Return the error for a task that could not be loaded."""
+    if failures.is_out_of_memory(error):
+        return failures.as_known(error)
     name = type(error).__name__
     text = f"{name}: {(str(error).splitlines() or [''])[0][:160]}"
     remote = ("Connect", "Offline", "HTTP", "Timeout", "LocalEntryNotFound", "DatasetNotFound")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import shutil
 from pathlib import Path
 
 from core.errors import DepthcutError, OutOfMemoryError, RunError
 from core.runs import workspace
 from core.runs.devices import GIB, MIB
+from core.runs.memory_guard import limit_bytes
 
 _MEMORY = (
     "out of memory",
@@ -79,7 +79,7 @@ def as_known(
 
 def _limit() -> str:
     """Return a sentence on the process's own memory limit, if it has one."""
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if soft == resource.RLIM_INFINITY:
+    limit = limit_bytes()
+    if limit is None:
         return ""
-    return f" This process may use {soft / GIB:.1f} GiB of address space (ulimit -v)."
+    return f" This process may use {limit / GIB:.1f} GiB of address space (ulimit -v)."

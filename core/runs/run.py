@@ -24,6 +24,7 @@ from core.runs import devices, processes, workspace
 from core.runs import status as statuses
 from core.runs.device_lock import DeviceLock
 from core.runs.failures import as_known
+from core.runs.memory_guard import MemoryGuard
 from core.runs.progress import Progress
 from core.runs.spec import DeviceOptions, RunSpec, to_arguments, to_dict
 from core.runs.workspace import BOOKKEEPING
@@ -262,19 +263,25 @@ class Run:
 
     def beat(self) -> None:
         """Touch the heartbeat until the run ends; kill a cancelled run that does not stop."""
-        beat = self.book / "heartbeat"
+        beat, memory = self.book / "heartbeat", MemoryGuard()
         while not self._ended.wait(workspace.HEARTBEAT_S):
+            if memory.is_stuck((self.status.get("progress") or {}).get("at_clock")):
+                self._end_by_force("failed", memory.error())
             with contextlib.suppress(OSError):
                 beat.touch()
             if not (self.cancel_requested() or self.is_gone()):
                 continue
             self._cancel_seen = self._cancel_seen or time.monotonic()
             if time.monotonic() - self._cancel_seen > self.command.grace_s:
-                try:
-                    self.log(KILLED)
-                    self.finish("cancelled", error=KILLED)
-                finally:
-                    os._exit(Cancelled.exit_status)
+                self._end_by_force("cancelled", Cancelled(KILLED))
+
+    def _end_by_force(self, state: str, why: DepthcutError) -> None:
+        """Record the end and leave the process, whatever its main thread is doing."""
+        try:
+            self.log(str(why))
+            self.finish(state, error=why.message, hint=why.hint)
+        finally:
+            os._exit(why.exit_status)
 
     def finish(self, state: str, error: str = "", hint: str = "") -> None:
         """Write the final state and release the device; only the first call has an effect."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,7 +19,8 @@ from core.errors import Cancelled, RunError
 from core.importance.agreement import spearman
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.runs import jobs
+from core.runs import jobs, processes
+from core.runs.device_lock import DeviceLock
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
 
@@ -187,3 +192,60 @@ def test_spearman_is_the_rank_correlation_of_pandas():
     assert spearman(a, b) == pytest.approx(pd.Series(a).corr(pd.Series(b), method="spearman"))
     assert spearman(a, a) == pytest.approx(1.0)
     assert spearman(a, [1.0] * 5) == 0.0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_no_step_outlives_its_recipe(place, tmp_path, monkeypatch, again):
+    """Whatever ends the recipe; a second Ctrl-C while a deaf step may still stop kills it."""
+
+    class Broken(Heard):
+        def step(self, done, total, message=""):
+            if (record := read_run(made.dir("slow"))) and "work begins" in record.log_tail():
+                raise OSError(5, "the terminal is gone")
+
+    ask = jobs.request_cancel
+
+    def impatient(record):
+        ask(record)
+        monkeypatch.setattr(jobs, "request_cancel", ask)
+        raise KeyboardInterrupt
+
+    made = chain(place, Broken())
+    if again:
+        monkeypatch.setattr(jobs, "request_cancel", impatient)
+    with pytest.raises(KeyboardInterrupt if again else OSError):
+        made.run([Step("slow", "wait", {**WAIT, "go": str(tmp_path / "never"), "deaf": again})])
+    record = read_run(made.dir("slow"))
+    assert record.state == "cancelled"
+    pid, began = record.status["pid"], record.status["pid_started"]
+    wait_until(lambda: not processes.is_alive(pid, began))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_recipe_stops_its_step(place, tmp_path, number):
+    """The runner of recipes in a process of its own, with a step that would never end."""
+    code = (
+        "import sys\n"
+        "from core import commands\n"
+        "from core.recipes import command as recipe\n"
+        "from core.recipes.chain import Chain, Step\n"
+        "from core.recipes.spec import RecipeSpec\n"
+        "from core.runs.run import execute\n"
+        "out, go = sys.argv[1:]\n"
+        "def work(spec, run):\n"
+        "    step = Step('slow', 'wait', {'steps': 1, 'go': go, 'device': 'cpu'})\n"
+        "    Chain(spec, run.dir, run.progress).run([step])\n"
+        "recipe.run, recipe.check = work, lambda spec: None\n"
+        "sys.exit(execute(commands.get('recipe'), RecipeSpec(name='importance', out=out)))\n"
+    )
+    out = tmp_path / "recipe"
+    argv = [sys.executable, "-c", code, str(out), str(tmp_path / "never")]
+    process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: (step := read_run(out / "slow")) and step.device == "cpu")
+    os.kill(process.pid, number)
+    assert process.wait(30) == 130
+    assert read_run(out).state == "cancelled"
+    step = read_run(out / "slow")
+    assert step.state == "cancelled"
+    wait_until(lambda: not processes.is_alive(step.status["pid"], step.status["pid_started"]))
+    wait_until(lambda: DeviceLock("cpu").holder() is None)

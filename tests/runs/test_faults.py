@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from run_helpers import wait_for, wait_until
 
 from core import commands
 from core.errors import InputError, OutOfMemoryError, OutputError
-from core.runs import failures, jobs, jobs_command, processes, workspace
+from core.runs import failures, jobs, jobs_command, memory_guard, processes, workspace
 from core.runs import status as statuses
 from core.runs.device_lock import DeviceLock
 from core.runs.run import Run, execute, prepare
@@ -356,8 +355,66 @@ def test_what_is_not_about_memory_is_not_called_so(monkeypatch):
         "libx.so: cannot allocate memory in static TLS block",
     ):
         assert "Unexpected RuntimeError" in failures.as_known(RuntimeError(text)).message
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**31, 2**31))
+    monkeypatch.setattr(failures, "limit_bytes", lambda: 2**31)
     assert "2.0 GiB of address space (ulimit -v)" in failures.as_known(MemoryError()).hint
+
+
+def test_a_process_stuck_at_its_memory_limit_is_ended(place, tmp_path, monkeypatch):
+    clock, used = [100.0], [0]
+    monkeypatch.setattr(memory_guard, "limit_bytes", lambda: 2**31)
+    monkeypatch.setattr(memory_guard, "used_bytes", lambda: used[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def stuck_after(seconds, mark):
+        clock[0] += seconds
+        return guard.is_stuck(mark)
+
+    guard = memory_guard.MemoryGuard()
+    assert len(guard._spare) == memory_guard.SPARE_BYTES
+    assert not stuck_after(60, 1)
+    used[0] = 2**31 - 4096
+    assert not stuck_after(2, 1)
+    assert guard._spare is None  # given up, so that the exception can come out
+    assert not stuck_after(8, 1)
+    assert not stuck_after(8, 2)  # it makes progress
+    assert not stuck_after(8, 2)
+    assert stuck_after(11, 2)
+    assert "the limit of 2.0 GiB of address space (ulimit -v) is reached" in guard.error().message
+
+
+def test_without_a_memory_limit_nothing_is_watched(monkeypatch):
+    monkeypatch.setattr(memory_guard, "limit_bytes", lambda: None)
+    guard = memory_guard.MemoryGuard()
+    assert guard._spare is None
+    assert not guard.is_stuck(None)
+
+
+def test_a_stuck_main_thread_does_not_keep_the_run_from_ending(place, tmp_path):
+    """The real guard in a process that takes all the address space it may have, again and again."""
+    code = (
+        "import resource, sys, time, slow_commands\n"
+        "from core import commands\n"
+        "from core.runs import memory_guard, workspace\n"
+        "from core.runs.run import execute\n"
+        "memory_guard.STUCK_S, workspace.HEARTBEAT_S = 0.2, 0.1\n"
+        "def run(spec, run):\n"
+        "    held = []\n"
+        "    while True:\n"
+        "        try:\n"
+        "            held.append(bytearray(1 << 20))\n"
+        "        except MemoryError:\n"
+        "            time.sleep(0.01)\n"
+        "slow_commands.run = run\n"
+        "limit = memory_guard.used_bytes() + (200 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "command = commands.get('wait')\n"
+        "sys.exit(execute(command, command.spec_class(out=sys.argv[1])))\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "out")]
+    assert subprocess.run(argv, capture_output=True, check=False, timeout=30).returncode == 1
+    record = read_run(tmp_path / "out")
+    assert record.state == "failed"
+    assert "address space (ulimit -v) is reached" in record.error
 
 
 def test_a_start_over_after_a_kill_while_a_folder_was_written(place, tmp_path):
