@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 
 from core.benchmark.protocol import PROMPT, TOP_K, TOP_P
 from core.errors import RunError
+from core.model.tokens import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,13 +82,24 @@ def force_length(model: PreTrainedModel, output_tokens: int) -> Any:
 def prompt_ids(tokenizer: Any, vocab: int, input_tokens: int) -> list[int]:
     """Return ``input_tokens`` ids: the paper's prompt, repeated or truncated.
 
-    Without a tokenizer, they are a fixed sequence through the vocabulary.
+    Without a tokenizer, they are a fixed sequence through the vocabulary. Raises `DataError` if the
+    tokenizer gives an id outside of it.
     """
     ids = [(7 + 31 * n) % vocab for n in range(input_tokens)]
     if tokenizer is not None:
         text = tokenizer.encode(PROMPT)
         ids = [text[n % len(text)] for n in range(input_tokens)]
+        check_ids([ids], vocab)
     return ids
+
+
+def cache_name(model: Any) -> str:
+    """Return how ``model`` names its key/value cache, as an argument and in its output.
+
+    transformers renamed ``past_key_values`` to ``cache``; the model itself says which it takes.
+    """
+    takes = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in takes else "past_key_values"
 
 
 def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float, float]:

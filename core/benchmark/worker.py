@@ -233,12 +233,15 @@ class Visit:
         """
         import torch
 
-        cache = None
+        from core.benchmark.generate import cache_name
+
+        cache, name = None, cache_name(self.model)
         with torch.inference_mode():
             while tokens > 0:
                 chunk = ids[:, :tokens]
-                out = self.model(chunk, cache=cache, use_cache=True, logits_to_keep=1)
-                cache, tokens = out.past_key_values, tokens - chunk.shape[1]
+                held = {name: cache, "use_cache": True}
+                out = self.model(chunk, **held, logits_to_keep=1)
+                cache, tokens = out[name], tokens - chunk.shape[1]
         return cache
 
     def end(self, ids: torch.Tensor, cache: Sequence[Any]) -> bool:
@@ -255,8 +258,8 @@ class Visit:
             self.model.generate(
                 whole,
                 attention_mask=torch.ones_like(whole),
-                cache=cache[0],
                 generation_config=generate.force_length(self.model, 2),
+                **{generate.cache_name(self.model): cache[0]},
             )
         return True
 

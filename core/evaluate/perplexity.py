@@ -19,6 +19,8 @@ from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.errors import NotFiniteError, OutOfMemoryError
 from core.model.memory import free_memory, out_of_memory_explained
+from core.model.precision import not_finite_hint
+from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -84,9 +86,11 @@ def window_losses(
     device, halved as long as it runs out of memory.
 
     Raises:
+        DataError: A token id is outside the model's vocabulary.
         OutOfMemoryError: A single window is too large for the device.
         NotFiniteError: A loss is NaN or infinite.
     """
+    check_ids(windows, embedded(model))
     ids = torch.tensor(windows)
     device, length = next(model.parameters()).device, ids.shape[1]
     size = batch or max(1, BATCH_TOKENS.get(device.type, 2048) // length)
@@ -105,7 +109,7 @@ def window_losses(
         progress.step(len(losses), len(ids), f"{label}: {len(losses):,} of {len(ids):,} windows")
     if not all(map(math.isfinite, losses)):
         raise NotFiniteError(
-            "The loss of a window is NaN or infinite.", "Use --dtype float32 or bfloat16."
+            "The loss of a window is NaN or infinite.", not_finite_hint(model.dtype)
         )
     return WindowLosses(tuple(losses), length, size)
 
@@ -128,4 +132,4 @@ def head_losses(model: Any, normed: Tensor, ids: Tensor) -> list[float]:
         F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
         for part, wanted in zip(flat.split(step), targets.split(step), strict=True)
     ]
-    return torch.cat(nll).double().view(len(ids), -1).mean(1).tolist()
+    return torch.cat(nll).cpu().double().view(len(ids), -1).mean(1).tolist()

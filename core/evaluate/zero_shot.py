@@ -7,6 +7,7 @@ The figures are the harness's own: its task definitions, requests, metrics and s
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -20,6 +21,7 @@ from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate.results import Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.model.memory import out_of_memory_explained
+from core.model.tokens import check_ids, embedded, pad_id
 from core.runs import failures
 from core.runs.progress import SILENT, Progress
 
@@ -112,11 +114,16 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
     """Return lm-eval's own wrapper around a loaded model, with progress reports.
 
     A tokenizer with neither BOS nor EOS works until a task needs one; plain lm-eval fails at the
-    first text that it encodes.
+    first text that it encodes. Token ids outside the model's vocabulary raise `DataError` before
+    they reach the device.
     """
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
 
+    vocabulary = embedded(model)
+    if (tokenizer.pad_token_id or 0) >= vocabulary:  # one that text never produces
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token_id = pad_id(tokenizer, vocabulary)
     bare = tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
 
     class Wrapped(HFLM):
@@ -136,6 +143,11 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
             if bare and add_special_tokens is None:  # there is no BOS to start the text with
                 add_special_tokens = True
             return super().tok_encode(string, add_special_tokens, **more)
+
+        def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:
+            ids, mask = super().tok_batch_encode(*args, **kwargs)
+            check_ids(ids.tolist(), vocabulary)
+            return ids, mask
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             self.total, self.done = len(requests), 0
@@ -161,6 +173,8 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> Any:
             self.check_fit(requests)
+            for _, context, answer in requests:
+                check_ids((context, answer), vocabulary)
             return super()._loglikelihood_tokens(requests, *args, **options)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.errors import CheckpointError, DataError
 from core.importance.forward import (
+    HEAD_TOKENS,
     FastBlock,
     Head,
     Scratch,
@@ -26,6 +27,7 @@ from core.importance.forward import (
 )
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of
+from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, Progress
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -65,14 +67,7 @@ def make_batch(rows: Sequence[Sequence[int]], view: BlockView) -> Batch:
             "Calibration needs at least one row, and at least two tokens in every row.",
             "Use a longer text, or rows with more tokens.",
         )
-    size = int(view.config.vocab_size)
-    largest, least = max(max(row) for row in rows), min(min(row) for row in rows)
-    if largest >= size or least < 0:
-        raise DataError(
-            f"Token id {largest if largest >= size else least} is outside the model's vocabulary "
-            f"of {size}.",
-            "Use the tokenizer that belongs to this checkpoint.",
-        )
+    check_ids(rows, embedded(view.model))
     longest = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     for number, row in enumerate(rows):
@@ -125,7 +120,8 @@ def losses_without(
         want_losses: If False, skip the head and return None.
         label: Name of a step in progress messages.
 
-    Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights.
+    Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
+    the head's work on `HEAD_TOKENS` tokens.
     """
     with torch.inference_mode():
         walk = _Walk(view, batch, sets, progress, sublayers)
@@ -235,16 +231,19 @@ class _Walk:
         """Run the head on all positions that predict a token."""
         batch, slots = self.batch, len(self.members)
         head = Head(self.view, self.dtype, self.scratch)
-        predicts = batch.valid[:, 1:]
-        targets = batch.ids[:, 1:][predicts]
-        row_of = torch.arange(batch.ids.shape[0], device=batch.ids.device)[:, None]
-        row_of = row_of.expand_as(predicts)[predicts]
-        hidden = torch.cat([self.states[slot, :, :-1][predicts] for slot in range(slots)])
-        normed = head.normed_(hidden)
-        nll = head.losses(normed, targets.repeat(slots), self.progress.check_cancel)
-        nll = nll.view(slots, -1).cpu().double()
-        sums = torch.zeros(slots, batch.ids.shape[0], dtype=torch.float64)
-        sums.index_add_(1, row_of.cpu(), nll)
+        rows, tokens = batch.ids.shape
+        predicts, targets = batch.valid[:, 1:], batch.ids[:, 1:]
+        states = self.states[:slots].flatten(0, 1)  # [slots * rows, tokens, hidden]
+        sums = torch.zeros(slots * rows, dtype=torch.float64)
+        step = max(1, HEAD_TOKENS // tokens)
+        for first in range(0, len(states), step):
+            lines = torch.arange(first, min(first + step, len(states)), device=states.device)
+            wanted = predicts[lines % rows]
+            normed = head.normed_(states[first : first + step, :-1][wanted])
+            nll = head.losses(normed, targets[lines % rows][wanted], self.progress.check_cancel)
+            line_of = lines[:, None].expand_as(wanted)[wanted]
+            sums.index_add_(0, line_of.cpu(), nll.cpu().double())
+        sums = sums.view(slots, rows)
         result = torch.empty(len(self.sets), batch.ids.shape[0], dtype=torch.float64)
         for slot, members in enumerate(self.members):
             result[members] = sums[slot]

@@ -83,7 +83,7 @@ def _plans(
 def run(spec: CurveSpec, run: Run) -> None:
     """Measure all sets in one pass and write curve.csv and summary.json."""
     from core.importance.branches import losses_without, make_batch
-    from core.model import loading, memory
+    from core.model import loading, memory, precision
     from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -121,6 +121,7 @@ def run(spec: CurveSpec, run: Run) -> None:
         seed=text.seed,
         calibration_content=sources.describe(text.source)["content"],
         tokens=batch.predictions,
+        compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
         **prepared.facts(),
     ).write(run)
 

@@ -29,6 +29,9 @@ and a small chunk answers a cancel request sooner and needs less memory.
 GPU_TOKENS = 16384
 """The same on a GPU. Chosen, not measured: large products, and under 2 GiB of scratch memory for a
 block of LLaMA-7B in 16 bits."""
+HEAD_TOKENS = 16384
+"""Tokens that go through the final norm and the head together: their copies, in float32 too, take
+a few hundred MiB at a width of 4,096, however many states a sweep holds. Chosen, not measured."""
 LOGITS_CPU = 2**21
 """Logits held at once on a CPU: 8 MiB in float32. Chosen to fit a cache, not measured."""
 LOGITS_GPU = 2**28

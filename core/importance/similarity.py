@@ -9,6 +9,8 @@ from torch import Tensor
 
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
+from core.importance.forward import HEAD_TOKENS
+from core.model.precision import not_finite_hint
 
 
 class Similarity:
@@ -32,16 +34,22 @@ class Similarity:
 
         The last block's output is the state before the final norm.
         """
-        x, y = before[self._valid].float(), after[self._valid].float()
-        if not bool(torch.isfinite(y).all()):
-            raise NotFiniteError(
-                f"NaN or infinity in the hidden states after block {block}.",
-                "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
-            )
-        cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)).clamp_min(1e-30)
-        self.block_influence.append(1.0 - float(_mean(cosine)))
-        update = (y - x).norm(dim=-1) / y.norm(dim=-1).clamp_min(1e-30)
-        self.relative_update.append(float(_mean(update)))
+        cosines, updates = [], []
+        step = max(1, HEAD_TOKENS // before.shape[1])  # the float32 copies stay small
+        for rows in range(0, before.shape[0], step):
+            part = slice(rows, rows + step)
+            valid = self._valid[part]
+            x, y = before[part][valid].float(), after[part][valid].float()
+            if not bool(torch.isfinite(y).all()):
+                raise NotFiniteError(
+                    f"NaN or infinity in the hidden states after block {block}.",
+                    not_finite_hint(after.dtype),
+                )
+            size = y.norm(dim=-1)
+            cosines.append((x * y).sum(-1) / (x.norm(dim=-1) * size).clamp_min(1e-30))
+            updates.append((y - x).norm(dim=-1) / size.clamp_min(1e-30))
+        self.block_influence.append(1.0 - float(_mean(torch.cat(cosines))))
+        self.relative_update.append(float(_mean(torch.cat(updates))))
         if not self._ends:
             self._ends.append(self._at_last(before))
         self._ends.append(self._at_last(after))

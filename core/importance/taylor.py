@@ -19,10 +19,14 @@ from torch import Tensor
 
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
-from core.importance.forward import chunk_rows
+from core.importance.forward import LOGITS_GPU, chunk_rows
 from core.model.blocks import MODULES, BlockView
-from core.model.precision import gradients_of
+from core.model.precision import gradients_of, not_finite_hint
 from core.runs.progress import SILENT, Progress
+
+TAYLOR_LOGITS = {"cpu": 2**24, "cuda": LOGITS_GPU}
+"""Logits held at once for their gradient: 64 MiB in float32 on a CPU, 1 GiB on a GPU. Chosen, not
+measured."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def block_gradients(
         states = [view.embed(batch.ids).to(dtype)]
         for block in range(count):
             layer = BlockFunction(view, block, dtype)
-            states.append(torch.cat([layer(p) for p in pieces(states[-1], view, progress)]))
+            states.append(torch.empty_like(states[-1]))
+            outputs = states[-1].split(chunk_rows(view.device, states[-1].shape[1]))
+            for piece, out in zip(pieces(states[-2], view, progress), outputs, strict=True):
+                out.copy_(layer(piece))
             if block < first:
                 states[block] = states[block][:0]
             progress.step(block + 1, steps, f"{label}, forward, block {block + 1} of {count}")
@@ -104,19 +111,19 @@ def taylor(view: BlockView, batch: Batch, progress: Progress = SILENT) -> list[W
         ):
             value = float(g.mul_(weight.detach()).abs_().sum())
             full = f"model.layers.{found.block}.{name}"
-            check_gradient(value, full)
+            check_gradient(value, full, gradients_of(view.dtype, view.device))
             values.append(WeightScore(full, found.block, module, value))
         scores.append(values)
         del found, g
     return [score for found in reversed(scores) for score in found]
 
 
-def check_gradient(value: float, name: str) -> None:
-    """Raise `NotFiniteError` if a sum over a gradient is NaN or infinite."""
+def check_gradient(value: float, name: str, dtype: torch.dtype) -> None:
+    """Raise `NotFiniteError` if a sum over a gradient, computed in ``dtype``, is not finite."""
     if not math.isfinite(value):
         raise NotFiniteError(
             f"The gradient of {name} is NaN or infinite.",
-            "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
+            not_finite_hint(dtype),
         )
 
 
@@ -152,9 +159,15 @@ def pieces(hidden: Tensor, view: BlockView, progress: Progress) -> Iterator[Tens
 
 
 def _head_gradient(view: BlockView, batch: Batch, hidden: Tensor, progress: Progress) -> Tensor:
-    """Return the gradient of the mean loss with respect to the last block's output."""
+    """Return the gradient of the mean loss with respect to the last block's output.
+
+    Peak memory: the result, `TAYLOR_LOGITS` logits in float32 with their gradient, and the head's
+    weights if they are upcast.
+    """
     total = batch.predictions
     norm_weight = view.final_norm.weight.detach().to(hidden.dtype)
+    weight = view.head_weight.detach().to(hidden.dtype)
+    step = max(1, TAYLOR_LOGITS.get(hidden.device.type, LOGITS_GPU) // weight.shape[0])
     result = torch.empty_like(hidden)
     rows = chunk_rows(view.device, hidden.shape[1])
     for start in range(0, hidden.shape[0], rows):
@@ -164,10 +177,27 @@ def _head_gradient(view: BlockView, batch: Batch, hidden: Tensor, progress: Prog
         normed = torch.func.functional_call(view.final_norm, {"weight": norm_weight}, (x,))
         predicts = batch.valid[part, 1:]
         picked = normed[:, :-1][predicts]
-        logits = F.linear(picked, view.head_weight.detach().to(hidden.dtype)).float()
-        loss = F.cross_entropy(logits, batch.ids[part, 1:][predicts], reduction="sum") / total
-        result[part] = torch.autograd.grad(loss, x)[0]
+        targets = batch.ids[part, 1:][predicts]
+        slope = torch.empty_like(picked)
+        for piece, wanted, out in zip(
+            *(tensor.split(step) for tensor in (picked.detach(), targets, slope)), strict=True
+        ):
+            progress.check_cancel()
+            out.copy_(_loss_gradient(piece, wanted, weight, total))
+        result[part] = torch.autograd.grad(picked, x, slope)[0]
     return result
+
+
+def _loss_gradient(normed: Tensor, targets: Tensor, weight: Tensor, total: int) -> Tensor:
+    """Return the gradient of the summed loss over ``total`` with respect to ``normed`` [n, hidden].
+
+    With logits z = W x: d loss / d z = softmax(z) - onehot(target), in float32 as the loss.
+    """
+    slope = F.linear(normed, weight).float()
+    slope.sub_(slope.amax(-1, keepdim=True)).exp_()
+    slope.div_(slope.sum(-1, keepdim=True))
+    slope[torch.arange(len(targets), device=slope.device), targets] -= 1.0
+    return slope.div_(total).to(normed.dtype) @ weight
 
 
 def _block_gradient(

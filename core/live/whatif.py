@@ -23,6 +23,7 @@ from core.evaluate.perplexity import head_losses
 from core.importance.branches import make_batch
 from core.model.blocks import BlockView
 from core.model.memory import out_of_memory_explained
+from core.model.precision import not_finite_hint
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
 """Tokens that pass through a block together; on a CPU their activations should fit in the cache.
@@ -147,7 +148,7 @@ class WhatIf:
         mean = math.fsum(every) / len(every)
         if not math.isfinite(mean):
             raise NotFiniteError(
-                "The loss of a window is NaN or infinite.", "Use --dtype float32 or bfloat16."
+                "The loss of a window is NaN or infinite.", not_finite_hint(self._view.dtype)
             )
         ppl = math.exp(mean) if mean < 709 else math.inf
         return Answer(ppl, len(every), len(every) * (self._tokens - 1), passes)

@@ -16,6 +16,7 @@ from core.live.store import Loaded
 from core.live.whatif import NARROW
 from core.model.memory import out_of_memory_explained
 from core.model.precision import dtype_name
+from core.model.tokens import check_ids, embedded, pad_id
 from core.prune.outlook import outlook
 from core.runs.devices import MIB
 
@@ -107,6 +108,7 @@ def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
         ids = tokenizer.encode(text, add_special_tokens=False)
     else:
         ids = tokenizer.encode(ask.prompt)
+    check_ids([ids], embedded(loaded.view.model))
     context = loaded.info.context
     if context and len(ids) + ask.max_tokens > context:
         room = context - len(ids)
@@ -123,12 +125,11 @@ def _config(loaded: Loaded, ask: Generate) -> Any:
     """Return the generation settings; also set them on the model, which would add its own."""
     from transformers import GenerationConfig
 
-    pad = loaded.tokenizer.pad_token_id
     config = GenerationConfig(
         max_new_tokens=ask.max_tokens,
         use_cache=True,
         eos_token_id=loaded.eos or None,
-        pad_token_id=pad if pad is not None else (loaded.eos or [0])[0],
+        pad_token_id=pad_id(loaded.tokenizer, embedded(loaded.view.model)),
         **_sampling(ask),
     )
     loaded.view.model.generation_config = config

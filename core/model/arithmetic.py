@@ -32,6 +32,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, *, back: bool = Fal
     """
     if x.shape[-1] != cos.shape[-1]:
         raise ValueError("partial rotary embedding")
+    # With (a, b) the halves of a head and (c1, c2), (s1, s2) those of cos and sin:
+    #   y1 = a c1 - b s1        y2 = b c2 + a s2
+    # Turning back, which is also the gradient, takes the transposed matrix:
+    #   da = dy1 c1 + dy2 s2    db = dy2 c2 - dy1 s1
+    # which is the same formula with s1 and s2 exchanged and the opposite sign.
     (a, b), (cos_a, cos_b), (sin_a, sin_b) = (part.chunk(2, -1) for part in (x, cos, sin))
     sign = -1
     if back:

@@ -115,6 +115,7 @@ def load_model(
         "attn_implementation": "sdpa",
         "local_files_only": True,
         "dtype": dtype,
+        **_placement(device),
     }
     with out_of_memory_explained(f"loading {folder.name}"):
         try:
@@ -126,10 +127,20 @@ def load_model(
                 "It must contain config.json and the weights as safetensors; "
                 "run 'python -m core inspect' to see what is wrong.",
             ) from error
+        # Already there, so that transformers and Trainer need not know how it came.
+        vars(model).pop("hf_device_map", None)
         model = model.to(device).eval().requires_grad_(False)
     if check:
         check_finite(model)
     return model
+
+
+def _placement(device: torch.device) -> dict[str, Any]:
+    """Return what makes transformers read each tensor straight onto a GPU.
+
+    Otherwise the whole model passes through the host's memory, which may be smaller than the GPU's.
+    """
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -171,12 +182,17 @@ def check_finite(model: torch.nn.Module) -> None:
 
     One pass over the weights, without temporary copies.
     """
-    broken = [name for name, weight in model.named_parameters() if not is_finite(weight)]
+    found = {name: w.dtype for name, w in model.named_parameters() if not is_finite(w)}
+    broken = list(found)
     if broken:
+        narrow = torch.float16 in found.values()
         shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise NotFiniteError(
             f"NaN or infinity in the weights: {shown}.",
-            "The checkpoint is damaged; load an intact copy.",
+            "Use --dtype bfloat16 or float32 if the checkpoint has values above 65,504, the end of "
+            "float16's range; otherwise it is damaged, and you need an intact copy."
+            if narrow
+            else "The checkpoint is damaged; load an intact copy.",
         )
 
 

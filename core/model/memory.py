@@ -16,6 +16,9 @@ from core.runs.devices import MIB
 from core.runs.failures import is_out_of_memory
 from core.runs.processes import memory_mib
 
+BEYOND_LAUNCH = ("invalid configuration argument", "canuse32bitindexmath", "int_max")
+"""What messages contain when a tensor is too large for a GPU kernel, whatever the memory."""
+
 
 @contextlib.contextmanager
 def out_of_memory_explained(what: str) -> Iterator[None]:

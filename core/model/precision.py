@@ -117,6 +117,16 @@ def gradients_of(held: torch.dtype, device: torch.device) -> torch.dtype:
     return DTYPES[dtypes.for_gradients(dtype_name(arithmetic_of(held, device)))]
 
 
+def not_finite_hint(computed: torch.dtype) -> str:
+    """Return what to do about NaN or infinity that a computation in ``computed`` gave."""
+    if computed == torch.float16:
+        return "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models."
+    return (
+        f"It was computed in {dtype_name(computed)}, which has the range of float32, so the "
+        "weights are probably damaged; load an intact copy of the checkpoint."
+    )
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return ``float32`` for `torch.float32`, and so on."""
     return str(dtype).removeprefix("torch.")

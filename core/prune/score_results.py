@@ -151,6 +151,8 @@ class Curve(JsonResult):
     tokens: int = 0
     device: str | None = None
     dtype: str | None = None
+    """What the weights are held in."""
+    compute_dtype: str = ""
     peak_memory_mib: float = 0.0
 
     def drop_of(self, criterion: str, count: int) -> tuple[int, ...]:

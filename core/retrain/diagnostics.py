@@ -47,8 +47,10 @@ class Finding:
         return f"{self.message} {self.hint}"
 
 
-def not_finite(step: int, loss: float, grad_norm: float) -> Finding | None:
-    """Detect NaN or infinity before the step is taken."""
+def not_finite(
+    step: int, loss: float, grad_norm: float, computed: str = "bfloat16"
+) -> Finding | None:
+    """Detect NaN or infinity before the step is taken; ``computed`` is the step's format."""
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return None
     what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -56,7 +58,9 @@ def not_finite(step: int, loss: float, grad_norm: float) -> Finding | None:
         "nan",
         f"The {what} became {loss if what == 'loss' else grad_norm} at step {step}; that step was "
         "not taken.",
-        "Try a smaller --lr, a longer --warmup, or --dtype float32.",
+        "Try a smaller --lr or a longer --warmup."
+        if computed == "float32"
+        else "Try a smaller --lr, a longer --warmup, or --dtype float32.",
         stop=True,
         step=step,
     )

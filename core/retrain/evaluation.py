@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from core.model.tokens import check_ids, embedded
 from core.retrain.encoders import ModelTokenizer
 from core.retrain.loss import eval_mode, heldout_loss, mean_kl
 from core.retrain.results import Measure
@@ -91,6 +92,7 @@ def _on(model: Any, device: torch.device) -> Callable[..., Any]:
     """Return ``model`` as a function that takes ids and returns logits on the CPU."""
 
     def call(input_ids: torch.Tensor, use_cache: bool) -> Any:
+        check_ids(input_ids.tolist(), embedded(model))
         found = model(input_ids=input_ids.to(device), use_cache=use_cache)
         return SimpleNamespace(logits=found.logits.cpu())
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from core.model.arithmetic import rotate
 from core.retrain.layers import unsupported
 from core.retrain.loss import causal_of
 from core.retrain.spec import PROJECTIONS
@@ -185,8 +186,8 @@ def _forward(
     query, query_hidden = _project(normed1, q, configs[0], dropout_masks[0])
     key, key_hidden = _project(normed1, k, configs[1], dropout_masks[1])
     value, value_hidden = _project(normed1, v, configs[2], dropout_masks[2])
-    query = _rotate(query.view(heads), cos, sin)
-    key = _rotate(key.view(heads), cos, sin)
+    query = _rotated(query.view(heads), cos, sin)
+    key = _rotated(key.view(heads), cos, sin)
     attended = _attention(ctx, query, key, value.view(heads), mask, config)
     out, out_hidden = _project(attended, o, configs[3], dropout_masks[3])
     flat2 = out.add_(flat) if out.dtype == flat.dtype else flat + out
@@ -241,8 +242,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
     )
     grad_attended = backward(3, grad_flat2.to(compute), attended, None, True)
     grad_query, grad_key, grad_value = _attention_backward(ctx, grad_attended.view(heads))
-    grad_query = _rotate(grad_query, cos, sin, backward=True)
-    grad_key = _rotate(grad_key, cos, sin, backward=True)
+    grad_query = _rotated(grad_query, cos, sin, back=True)
+    grad_key = _rotated(grad_key, cos, sin, back=True)
     # If nothing before this layer is trained, the input of q, k and v needs no gradient.
     needs_input = needs_x or needs_norms[0]
     grad_normed = None
@@ -403,22 +404,9 @@ def _rms_norm_backward(
     return grad_x, grad_weight
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, backward: bool = False) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """Return x [batch, tokens, heads, size] with rotary phases, or the gradient of that x."""
-    # With (a, b) the halves of a head and (c1, c2), (s1, s2) those of cos and sin:
-    #   y1 = a c1 - b s1        y2 = b c2 + a s2
-    # The backward pass is the transposed matrix:
-    #   da = dy1 c1 + dy2 s2    db = dy2 c2 - dy1 s1
-    # which is the same formula with s1 and s2 exchanged and the opposite sign.
-    (a, b), (c1, c2), (s1, s2) = (part.chunk(2, -1) for part in (x, cos, sin))
-    sign = -1
-    if backward:
-        s1, s2, sign = s2, s1, 1
-    result = torch.empty_like(x)
-    first, second = result.chunk(2, -1)
-    torch.mul(a, c1, out=first).addcmul_(b, s1, value=sign)
-    torch.mul(b, c2, out=second).addcmul_(a, s2, value=-sign)
-    return result
+    return rotate(x, cos, sin, torch.empty_like(x), back=back)
 
 
 def _attention(

@@ -117,7 +117,7 @@ def row_losses(
     with eval_mode([model], device, compute):
         for chosen, batch in _parts(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
-            nll = functional.cross_entropy(logits, targets, reduction="none").double().cpu()
+            nll = functional.cross_entropy(logits, targets, reduction="none").cpu().double()
             items = [rows[i].items for i in chosen]
             for i, part in zip(chosen, nll.split(items), strict=True):
                 result[i] = (float(part.sum()), len(part))

@@ -99,6 +99,7 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
         before=session.before,
         clip=session.spec.clip,
         memory=lambda: peak_memory_mib(session.device),
+        computed=dtype_name(session.precision.arithmetic),
     )
 
 

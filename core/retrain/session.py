@@ -185,10 +185,9 @@ class Session:
         """Load the dense model; a teacher is stored in the precision that it computes in."""
         assert self.dense
         held = self.decide(self.dense.info.dtype)
-        model = load_model(self.dense.folder, self.device, held.weights)
-        if self.spec.distil:
-            model = model.to(held.arithmetic)
-        return model, held
+        # Loaded in that format, not cast to it: a cast would round the rotary frequencies as well.
+        dtype = held.arithmetic if self.spec.distil else held.weights
+        return load_model(self.dense.folder, self.device, dtype), held
 
     def load(self) -> Any:
         """Load the pruned model, measure it, and prepare it for training."""

@@ -130,16 +130,39 @@ def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
     return batch[0]
 
 
+class OneDevice(TrainingArguments):
+    """Trainer's arguments for one given device; transformers itself always takes the first GPU."""
+
+    def __init__(self, chosen: torch.device, **options: Any) -> None:
+        """Train on ``chosen``; ``options`` are those of `TrainingArguments`."""
+        self._chosen = chosen
+        super().__init__(use_cpu=chosen.type == "cpu", **options)
+
+    @property
+    def device(self) -> torch.device:
+        """The chosen device; CUDA's current device and accelerate's state are set to it as well."""
+        _ = super().device  # the first time, this sets both to the first GPU
+        if self._chosen.type == "cuda":
+            torch.cuda.set_device(self._chosen)
+            if self.distributed_state is not None:
+                self.distributed_state.device = self._chosen
+        return self._chosen
+
+    @property
+    def n_gpu(self) -> int:
+        """1 on a GPU: no DataParallel on machines with several."""
+        return min(1, super().n_gpu)
+
+
 def arguments(
     spec: RetrainSpec, settings: Settings, folder: Path, device: torch.device
 ) -> TrainingArguments:
     """Return Trainer's arguments: one device and no reports; `StepWatcher` drives the steps."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # Fused AdamW updates all weights in one pass instead of several.
     fused = device.type in ("cuda", "cpu") and torch.__version__ >= "2.4"
     schedules = {"constant": "constant_with_warmup"}
-    args = TrainingArguments(
+    return OneDevice(
+        device,
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=1,
@@ -152,7 +175,6 @@ def arguments(
         max_grad_norm=0.0,
         optim="adamw_torch_fused" if fused else "adamw_torch",
         seed=spec.seed,
-        use_cpu=device.type == "cpu",
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
@@ -160,8 +182,6 @@ def arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    args._n_gpu = min(1, args.n_gpu)  # no DataParallel on machines with several GPUs
-    return args
 
 
 class StepWatcher(TrainerCallback):
@@ -177,8 +197,14 @@ class StepWatcher(TrainerCallback):
         before: float,
         clip: float,
         memory: Callable[[], float],
+        computed: str = "float32",
     ) -> None:
-        """``measure`` returns the held-out loss of the model in training."""
+        """Take the settings of one training.
+
+        ``measure`` returns the held-out loss of the model in training; ``computed`` is the format
+        that a step computes in.
+        """
+        self.computed = computed
         self.trainer: RetrainTrainer
         self.settings, self.progress, self.measure = settings, progress, measure
         self.dense, self.before, self.clip, self.memory = dense, before, clip, memory
@@ -206,7 +232,7 @@ class StepWatcher(TrainerCallback):
         norm = torch.nn.utils.clip_grad_norm_(wanted, self.clip or math.inf)
         loss, grad_norm = float(self.trainer.step_loss), float(norm)
         self.trainer.step_loss.zero_()
-        finding = diagnostics.not_finite(state.global_step + 1, loss, grad_norm)
+        finding = diagnostics.not_finite(state.global_step + 1, loss, grad_norm, self.computed)
         if finding:
             self.note(finding)
             raise Stopped(finding)

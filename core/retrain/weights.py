@@ -13,6 +13,7 @@ import torch
 from core.checkpoint import own_code
 from core.errors import CheckpointError
 from core.model.loading import load_model
+from core.model.memory import free_memory
 from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
 from core.prune.staging import copy_companions
@@ -48,6 +49,7 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
 
 def load_trained(model: Any, folder: Path) -> None:
     """Load the trained weights of a checkpoint folder into ``model``."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     if hasattr(model, "peft_config"):
@@ -55,8 +57,12 @@ def load_trained(model: Any, folder: Path) -> None:
 
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
         return
+    own = model.state_dict()
     for file in sorted(folder.glob("model*.safetensors")):
-        model.load_state_dict(load_file(file), strict=False)
+        with safe_open(file, framework="pt") as tensors:  # one tensor at a time
+            for name in tensors.keys():  # noqa: SIM118
+                if name in own:
+                    own[name].copy_(tensors.get_tensor(name))
 
 
 def reset(model: Any, folder: Path) -> None:
@@ -104,9 +110,9 @@ def merge_and_save(
 ) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
-    ``model`` cannot be used afterwards. Adapters are added to the weights in the precision of the
-    training and then rounded once to ``dtype``. For the measurement, transformers loads the written
-    folder again.
+    ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
+    the precision of the training and then rounded once to ``dtype``. For the measurement,
+    transformers loads the written folder again.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
@@ -116,7 +122,8 @@ def merge_and_save(
     trained = _logits(model, rows, device)
     trained_in = next(model.parameters()).dtype
     whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
-    whole = whole.to(dtype)
+    for weight in whole.parameters():  # not the rotary frequencies, which stay float32
+        weight.data = weight.data.to(dtype)
     whole.config.use_cache = True
 
     def write(target: Path, whole: Any = whole) -> None:
@@ -130,7 +137,10 @@ def merge_and_save(
         own_code.copy(own, target)
 
     replace_folder(folder, write)
+    # The caller still has the model, so its weights are freed here: the device never holds both.
+    whole.to("meta")
     del whole, model, write
+    free_memory(device)
     again = load_model(folder, device, dtype)
     gaps = [(a - b).abs() for a, b in zip(trained, _logits(again, rows, device), strict=True)]
     return Merged(

@@ -14,7 +14,17 @@ from core.runs.devices import GIB, MIB
 from core.runs.memory_guard import limit_bytes
 
 _MEMORY = (
-    "out of memory",
+    "out of memory",  # CUDA, HIP and MPS allocators, and their drivers
+    "erroroutofmemory",  # hipErrorOutOfMemory, kIOGPUCommandBufferCallbackErrorOutOfMemory
+    "error_out_of_memory",  # CUDA_ERROR_OUT_OF_MEMORY
+    "status_alloc_failed",  # cuBLAS, cuDNN, cuSPARSE, cuSOLVER, hipBLAS
+    "status_allocation_failed",  # cuRAND
+    "status_insufficient_resources",  # cuSPARSE
+    "statusallocfailed",  # miopenStatusAllocFailed
+    "rocblas_status_memory_error",
+    "cufft_alloc_failed",
+    "failed to allocate private mtlbuffer",
+    "invalid buffer size",  # MPS, for a tensor larger than the device's memory
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core.importance.branches import Batch
+from core.model.precision import arithmetic_of
 from core.width import allocation
 from core.width.activations import BlockInputs, walk
 from core.width.selection import (
@@ -74,14 +75,15 @@ def calibrate(job: Job, batch: Batch) -> dict[int, Calibrated]:
     result: dict[int, Calibrated] = {}
 
     units = {b: job.plan.units[b] for b in job.plan.blocks}
+    computed = arithmetic_of(job.view.dtype, job.view.device)
 
     def visit(block: int, inputs: BlockInputs) -> None:
         unit = units[block]
         o, down = output_weights(job.view, block)
         attention = wifv(inputs.o.deviations, o).square()
         neurons = wifv(inputs.down.deviations, down)
-        check_scores(attention, f"attention of block {block}")
-        check_scores(neurons, f"MLP of block {block}")
+        check_scores(attention, f"attention of block {block}", computed)
+        check_scores(neurons, f"MLP of block {block}", computed)
         groups = standardise(attention).view(unit.groups, unit.group_width).mean(1)
         scores = UnitScores(groups, standardise(neurons))
         result[block] = Calibrated(scores, inputs.o.mean, inputs.down.mean)

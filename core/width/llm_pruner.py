@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from core.importance.branches import Batch
 from core.importance.taylor import BlockGradients, block_gradients
+from core.model.precision import gradients_of
 from core.width.selection import Job, Selection, UnitScores, keep_best, sum_by_unit
 from core.width.units import BlockUnits
 
@@ -22,7 +23,8 @@ def select(job: Job) -> Selection:
     assert job.plan.counts is not None
     counts = job.plan.counts
     found = scores(job, job.batch)
-    keep = {b: keep_best(found[b], counts[b], b) for b in job.plan.blocks}
+    computed = gradients_of(job.view.dtype, job.view.device)
+    keep = {b: keep_best(found[b], counts[b], b, computed) for b in job.plan.blocks}
     return Selection(keep, job.plan.ratio)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
 from core.model.blocks import BlockView
+from core.model.precision import not_finite_hint
 from core.runs.progress import SILENT, Progress
 from core.width.plan import WidthPlan
 from core.width.units import BlockUnits, Counts, Keep
@@ -100,27 +101,30 @@ def by_group(channels: Tensor, unit: BlockUnits) -> Tensor:
     return channels.view(unit.groups, unit.group_width).sum(1)
 
 
-def keep_best(scores: UnitScores, counts: Counts, block: int) -> Keep:
+def keep_best(
+    scores: UnitScores, counts: Counts, block: int, computed: torch.dtype = torch.float32
+) -> Keep:
     """Return the units with the highest scores; ties go to the lower number.
 
-    Raises `NotFiniteError` if a score is NaN or infinite.
+    Raises `NotFiniteError` if a score is NaN or infinite; ``computed`` is what its inputs were
+    computed in.
     """
     return Keep(
-        _best(scores.groups, counts.groups, f"attention of block {block}"),
-        _best(scores.neurons, counts.neurons, f"MLP of block {block}"),
+        _best(scores.groups, counts.groups, f"attention of block {block}", computed),
+        _best(scores.neurons, counts.neurons, f"MLP of block {block}", computed),
     )
 
 
-def _best(values: Tensor, count: int, where: str) -> tuple[int, ...]:
-    check_scores(values, where)
+def _best(values: Tensor, count: int, where: str, computed: torch.dtype) -> tuple[int, ...]:
+    check_scores(values, where, computed)
     order = torch.sort(values.cpu(), descending=True, stable=True).indices
     return tuple(sorted(order[:count].tolist()))
 
 
-def check_scores(values: Tensor, where: str) -> None:
-    """Raise `NotFiniteError` if a score is NaN or infinite."""
+def check_scores(values: Tensor, where: str, computed: torch.dtype) -> None:
+    """Raise `NotFiniteError` if a score, from inputs in ``computed``, is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         raise NotFiniteError(
             f"A score in the {where} is NaN or infinite.",
-            "Use --dtype bfloat16 or float32: float16 overflows in some LLaMA models.",
+            not_finite_hint(computed),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from core.model.precision import arithmetic_of
 from core.width.activations import BlockInputs, walk
 from core.width.selection import Job, Selection, UnitScores, by_group, keep_best, output_weights
 from core.width.units import BlockUnits, Keep
@@ -20,10 +21,11 @@ def select(job: Job) -> Selection:
     assert job.plan.counts is not None
     counts, units = job.plan.counts, job.plan.units
     keep: dict[int, Keep] = {}
+    computed = arithmetic_of(job.view.dtype, job.view.device)
 
     def visit(block: int, inputs: BlockInputs) -> Keep:
         scores = block_scores(inputs, *output_weights(job.view, block), units[block])
-        keep[block] = keep_best(scores, counts[block], block)
+        keep[block] = keep_best(scores, counts[block], block, computed)
         return keep[block]
 
     chosen = {b: units[b] for b in job.plan.blocks}

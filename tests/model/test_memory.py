@@ -1,0 +1,52 @@
+"""Which exceptions mean that memory ran out: the texts of every library under torch."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.errors import OutOfMemoryError
+from core.model import memory
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB.",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUSPARSE_STATUS_INSUFFICIENT_RESOURCES when calling `cusparseSpMM`",
+        "CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY",
+        "curand: CURAND_STATUS_ALLOCATION_FAILED",
+        "HIP out of memory. Tried to allocate 2.00 GiB.",
+        "HIP error: hipErrorOutOfMemory",
+        "hipBLAS error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+        "miopenStatusAllocFailed",
+        "MPS backend out of memory (MPS allocated: 17.71 GiB, max allowed: 18.13 GiB)",
+        "Failed to allocate private MTLBuffer for size 8589934592",
+        "Invalid buffer size: 31.25 GiB",
+        "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+    ],
+)
+def test_every_library_says_it_in_its_own_words(text):
+    with (
+        pytest.raises(OutOfMemoryError, match="Out of memory while multiplying"),
+        memory.out_of_memory_explained("multiplying"),
+    ):
+        raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: invalid configuration argument",
+        "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
+    ],
+)
+def test_other_errors_keep_their_own_words(text):
+    with pytest.raises(RuntimeError, match="CUDA error|mat1"), memory.out_of_memory_explained("x"):
+        raise RuntimeError(text)
