@@ -42,7 +42,7 @@ def test_the_head_of_a_sweep_takes_bounded_memory(view, monkeypatch):
     few, many = beside(
         lambda batch: losses_without(view, batch, sets), lambda rows: len(sets) * rows * state
     )
-    # A concatenation of the states would add 6 * 192 * state; embedding the ids takes a part of one.
+    # Concatenating the states would add 6 * 192 * state; embedding the ids takes part of one.
     assert many - few < 192 * state
     torch.testing.assert_close(losses_without(view, batch_of(64), sets).nll_sum, plain)
 
