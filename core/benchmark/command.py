@@ -48,7 +48,7 @@ class BenchmarkSpec(DeviceOptions):
     checkpoints: tuple[str, ...] = option(positional=True, help="Folders, runs, Hub ids, or demo.")
     out: str = option(help="Run directory to write.")
     batch_sizes: tuple[int, ...] = option(
-        (1, 4, 16), help="Prompts processed together.", low=1, high=65536
+        (1, 4, 16), help="Prompts processed together.", low=1, high=65535
     )
     input_tokens: int = option(12, help="Length of the prompt.", low=1, unit="tokens")
     output_tokens: tuple[int, ...] = option(

@@ -124,6 +124,17 @@ def limit(device: torch.device, mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
+def free_mib(device: torch.device, total_mib: float) -> float:
+    """Return the memory of ``device`` that is free; ``total_mib`` if the device does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / MIB
+    if device.type == "mps":  # what Metal recommends one process to use
+        return torch.mps.recommended_max_memory() / MIB
+    return total_mib
+
+
 def capacity_mib(device: torch.device) -> float:
     """Return the total memory of ``device``."""
     if device.type == "cuda":

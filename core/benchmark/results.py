@@ -94,7 +94,7 @@ class Largest:
     batch_size: int
     """0 if the weights alone do not fit."""
     fails_at: int
-    """A batch that was tried and did not fit."""
+    """A batch that was tried and did not fit; 65,536 if the largest that GPU kernels take does."""
     output_tokens: int | None = None
 
 

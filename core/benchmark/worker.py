@@ -29,8 +29,9 @@ from core.runs.devices import MIB
 if TYPE_CHECKING:
     import torch
 
-LARGEST_TRIED = 65536
-"""The largest batch tried; also the limit of ``--batch-sizes``."""
+LARGEST_TRIED = 65535
+"""The largest batch tried; also the limit of ``--batch-sizes``. CUDA's attention kernels start one
+row of blocks per sequence, and a grid has at most 65,535 of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,10 @@ class Visit:
         }
 
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
-        """Do ``work`` and return (True, result), or (False, None) if memory ran out."""
+        """Do ``work`` and return (True, result), or (False, None) if it is too large.
+
+        Too large means that memory ran out, or that no GPU kernel takes a batch of this size.
+        """
         from core.model import memory
 
         try:
@@ -173,7 +177,9 @@ class Visit:
         except OutOfMemoryError:
             result = None
         except RuntimeError as error:
-            if "can't start new thread" not in str(error):
+            text = str(error).lower()
+            signs = ("can't start new thread", *memory.BEYOND_LAUNCH)
+            if not any(sign in text for sign in signs):
                 raise
             result = None
         if result is None:
@@ -279,7 +285,8 @@ class Visit:
         output = max(o for _, o in self.request.cells)
         low, high = 0, max(1, start)
         while high <= LARGEST_TRIED and self.holds(high, output):
-            low, high = high, high * 2
+            double = min(2 * high, LARGEST_TRIED)
+            low, high = high, double if high < LARGEST_TRIED else LARGEST_TRIED + 1
         while high <= LARGEST_TRIED and high - low > max(1, low // 32):
             middle = (low + high) // 2
             low, high = (middle, high) if self.holds(middle, output) else (low, middle)

@@ -21,6 +21,9 @@ POLL_S = 0.2
 """How often the process looks for cancel requests and queued runs while it is idle."""
 PART_S = 0.1
 """Minimum seconds between reports of a partial perplexity."""
+RESERVE_MIB = 2048
+"""Memory of a GPU that is kept for activations and logits: a block of LLaMA-7B on 16,384 tokens in
+16 bits takes over 1 GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +37,38 @@ class LiveSpec(DeviceOptions):
     )
     out: str = option("", help="Run directory to write. Default: a new one in the workspace.")
     memory: int | None = option(
-        None, help="Max memory for models and hidden states. Default: half of the device's.",
-        low=1, unit="MiB",
-    )  # fmt: skip
+        None,
+        help="Max memory for models and hidden states. Default: what is free on a GPU, less a "
+        "tenth of it (at least 2 GiB) for activations; half of the machine's memory on a CPU.",
+        low=1,
+        unit="MiB",
+    )
     idle: int = option(1800, help="Shut down after this long without a request.", low=1, unit="s")
+
+
+def budget_mib(kind: str, free_mib: float, total_mib: float) -> float:
+    """Return the default budget of a device of ``kind`` (cpu, cuda or mps), in MiB.
+
+    A GPU is there for the models: they may use what is free at the start, less a reserve for
+    activations and logits, which are computed in bounded pieces (`core.live.whatif.CHUNK_TOKENS`):
+    a tenth of the device and at least 2 GiB, but never more than half of what is free. So 24 GiB
+    hold a 7B in 16 bits (13 GiB). A CPU's memory also serves all other programs: half of it.
+    """
+    if kind == "cpu":
+        return total_mib / 2
+    return free_mib - min(max(RESERVE_MIB, total_mib / 10), free_mib / 2)
 
 
 def run(spec: LiveSpec, run: Run) -> None:
     """Serve until stopped, cancelled, or idle for too long."""
-    from core.benchmark.meter import capacity_mib
+    from core.benchmark.meter import capacity_mib, free_mib
     from core.live.server import Server
     from core.live.store import Store
     from core.model.precision import resolve_device
 
     device = resolve_device(spec.device)
-    budget = float(spec.memory or capacity_mib(device) / 2)
+    total = capacity_mib(device)
+    budget = float(spec.memory or budget_mib(device.type, free_mib(device, total), total))
     resident = Resident(spec, run, Store(device, spec.dtype, budget, run.progress.log))
     if spec.checkpoint:
         resident.store.get(spec.checkpoint)

@@ -162,7 +162,7 @@ class Store:
         decided = precision.decide(self.dtype, self.device, info.dtype)
         prepared = loading.Prepared(name, folder, self.device, decided)
         needed = info.parameters * prepared.dtype.itemsize / MIB
-        self._make_room(name, needed)
+        self._make_room(name, needed, prepared.dtype.itemsize)
         try:
             model = prepared.load(self._log)
         except OutOfMemoryError:
@@ -173,12 +173,13 @@ class Store:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return Loaded(name, info, view, loading.load_tokenizer(folder), eos, weights)
 
-    def _make_room(self, name: str, needed_mib: float) -> None:
+    def _make_room(self, name: str, needed_mib: float, itemsize: int) -> None:
         if needed_mib > self.budget_mib:
             raise OutOfMemoryError(
                 f"{name} needs {needed_mib:,.0f} MiB, but the live model may use only "
                 f"{self.budget_mib:,.0f}.",
-                "Start it with a larger --memory, or use --dtype bfloat16.",
+                "Start it with a larger --memory"
+                + (", or use --dtype bfloat16." if itemsize > 2 else "."),
             )
         if self.used_mib + needed_mib > self.budget_mib:
             for held in self._models.values():
