@@ -69,6 +69,11 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
         "Questions per task", 1, None, kept.get("limit"), key="eval_limit", placeholder="all",
         help="Fewer is faster but less certain. Compare only results with the same number.",
     )  # fmt: skip
+    code = bool(folder.strip()) and st.checkbox(
+        "Allow these tasks to run Python code", bool(kept.get("allow_task_code")), key="eval_code",
+        help="A YAML file with !function runs the Python file beside it, with your rights. Read "
+        "that file first; tasks without code need no permission.",
+    )  # fmt: skip
     each = st.toggle(
         "Repeat with each block removed", bool(kept.get("each_block")), key="eval_each",
         disabled=not tasks,
@@ -80,6 +85,7 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
         "bos": bos,
         "tasks": tuple(tasks),
         "task_dir": folder,
+        "allow_task_code": code,
         "limit": limit,
         "each_block": bool(each and tasks),
     }

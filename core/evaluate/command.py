@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core.checkpoint import locate
 from core.data import sources
 from core.evaluate import estimate as work
-from core.evaluate import known, suites
+from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model
 from core.runs import dtypes, pace
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from core.evaluate.session import Session
     from core.runs.run import Run
 
-__all__ = ("EvaluateSpec", "dry_run", "run")
+__all__ = ("EvaluateSpec", "check", "dry_run", "run")
+
+
+def check(spec: EvaluateSpec) -> None:
+    """Raise `OptionError` for unknown tasks, and for those that run code without consent."""
+    if spec.tasks:
+        places = suites.find(suites.expand(spec.tasks), spec.task_dir)
+        task_code.check(places, allowed=spec.allow_task_code)
 
 
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
@@ -29,7 +36,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     folder, info = checkpoint.folder, checkpoint.info
     check_model(spec, info)
     tasks = suites.expand(spec.tasks)
-    suites.find(tasks, spec.task_dir)
+    check(spec)
     texts: list[dict[str, Any]] = []
     for source in spec.perplexity:
         sources.describe(source)

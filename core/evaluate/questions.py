@@ -72,7 +72,7 @@ def _loaded(session: Session, places: Sequence[suites.Place]) -> dict[str, Any]:
 
     count = "1 task" if len(places) == 1 else f"{len(places)} tasks"
     session.run.progress.log(f"Loading {count}.")
-    manager = zero_shot.manager(places)
+    manager = zero_shot.manager(places, allow_code=session.spec.allow_task_code)
     return {place.name: zero_shot.load(manager, place) for place in places}
 
 

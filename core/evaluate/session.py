@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.checkpoint import locate
-from core.evaluate import known, suites
+from core.evaluate import known, suites, task_code
 from core.evaluate.results import Asked, Skills, Text
 from core.evaluate.spec import EvaluateSpec, check_model
 
@@ -29,6 +29,7 @@ class Session:
         self.folder, self.info = checkpoint.folder, checkpoint.info
         check_model(spec, self.info)
         self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
+        task_code.check(self.places, allowed=spec.allow_task_code)
         self.content = known.checkpoint_content(self.folder)
         self.earlier = None if spec.fresh else known.Earlier()
         self.tokenizer = loading.load_tokenizer(self.folder)

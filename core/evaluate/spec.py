@@ -39,6 +39,9 @@ class EvaluateSpec(DeviceOptions):
         "and their mean), demo, reasoning, domains.",
     )
     task_dir: str = option("", help="Folder with your own tasks as lm-eval YAML files.")
+    allow_task_code: bool = option(
+        False, help="Let the tasks of --task-dir run the Python code that their YAML files name."
+    )
     limit: int | None = option(None, help="Questions per task. Default: all.", low=1)
     each_block: bool = option(
         False, help="Also measure the cost of removing each single block on every task."

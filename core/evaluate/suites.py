@@ -112,6 +112,11 @@ def _builtin() -> dict[str, Place]:
     return _scan(Path(spec.origin).parent / "tasks", local=False)
 
 
+def named_in(text: str) -> list[str]:
+    """Return the tasks and groups that a YAML file's text defines."""
+    return _LINE.findall(text)
+
+
 def _scan(root: Path, *, local: bool) -> dict[str, Place]:
     """Return the tasks, groups and tags whose files are below ``root``."""
     found: dict[str, Place] = {}
@@ -120,7 +125,7 @@ def _scan(root: Path, *, local: bool) -> dict[str, Place]:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        names = _LINE.findall(text)
+        names = named_in(text)
         tags = [t.strip(" -'\"") for part in _TAGS.findall(text) for t in part.split("\n")]
         for name in names:
             found.setdefault(name, Place(name, path.parent, local))

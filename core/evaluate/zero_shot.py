@@ -15,11 +15,13 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate.results import Sample, Score
 from core.evaluate.suites import PAPER, Place
+from core.evaluate.task_code import is_trusted
 from core.model.memory import out_of_memory_explained
 from core.model.tokens import check_ids, embedded, pad_id
 from core.runs import failures
@@ -28,6 +30,8 @@ from core.runs.progress import SILENT, Progress
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own seeds: Python, NumPy, torch, few-shot examples."""
+_ORIGINAL: list[Any] = []
+"""lm-eval's own way to import a function and to render a template, once `_guard` was called."""
 BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
 """Initial batch of requests; halved until it fits."""
 
@@ -46,16 +50,45 @@ class TaskResult:
     batch: int
 
 
-def manager(places: Sequence[Place]) -> Any:
+def manager(places: Sequence[Place], *, allow_code: bool = False) -> Any:
     """Return lm-eval's task manager for only the folders of ``places``.
 
+    Without ``allow_code``, from here on lm-eval imports functions only for its own tasks and the
+    demo's, and renders templates in jinja's sandbox; `core.evaluate.task_code` finds such tasks
+    before.
     Indexing all of lm-eval's tasks takes long; usually the tasks' own folders are enough.
     """
     _quiet()
     from lm_eval.tasks import TaskManager
 
+    _guard(allow_code or not any(p.local and not is_trusted(p.folder) for p in places))
     folders = list(dict.fromkeys(str(place.folder) for place in places))
     return TaskManager(include_path=folders, include_defaults=False)
+
+
+def _guard(allowed: bool) -> None:
+    """Let lm-eval run code that task files name, or only its own tasks' and the demo's."""
+    import lm_eval.utils as harness
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval.tasks import _yaml_loader
+
+    if not _ORIGINAL:
+        _ORIGINAL.extend((_yaml_loader._import_func_in_yml, harness.env))
+    import_function, environment = _ORIGINAL
+
+    def guarded(name: str, folder: Path) -> Any:
+        if not is_trusted(Path(folder)):
+            raise PermissionError(f"'{name}' in {folder} is Python code; --allow-task-code allows")
+        return import_function(name, folder)
+
+    sandbox = SandboxedEnvironment(
+        loader=environment.loader,
+        undefined=environment.undefined,
+        keep_trailing_newline=environment.keep_trailing_newline,
+    )
+    sandbox.filters.update(environment.filters)
+    _yaml_loader._import_func_in_yml = import_function if allowed else guarded
+    harness.env = environment if allowed else sandbox
 
 
 def load(found: Any, place: Place) -> Any:

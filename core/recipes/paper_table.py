@@ -16,7 +16,7 @@ from typing import Any
 from core.checkpoint import locate
 from core.compare import published
 from core.errors import RunError
-from core.evaluate import suites
+from core.evaluate import suites, task_code
 from core.evaluate.results import Score, Summary
 from core.prune.results import Pruning
 from core.prune.score_results import Importance
@@ -51,7 +51,8 @@ def steps(spec: RecipeSpec) -> list[Step]:
     Tasks are separate steps that may fail: the paper's tasks need a network.
     """
     texts.given_apart(spec)
-    suites.find(suites.expand(spec.tasks), spec.task_dir)  # report bad tasks before computing
+    places = suites.find(suites.expand(spec.tasks), spec.task_dir)  # before computing
+    task_code.check(places, allowed=spec.allow_task_code)
     found = [parts.scored(spec), parts.evaluated(spec, "dense"), _asked(spec, "dense")]
     for name, criterion, count in variants(spec):
         found += parts.cut(spec, name, criterion, count=count)
@@ -67,6 +68,7 @@ def tasks_of(spec: RecipeSpec) -> dict[str, Any]:
     return {
         "tasks": spec.tasks or (("demo",) if demo else ("paper",)),
         "task_dir": spec.task_dir,
+        **({"allow_task_code": True} if spec.allow_task_code else {}),
         "limit": spec.limit or (LIMIT if demo else None),
     }
 

@@ -40,6 +40,9 @@ class RecipeSpec(DeviceOptions):
         "seven tasks; for the demo, its own questions.",
     )
     task_dir: str = option("", help="paper-table: folder of custom tasks, as for evaluate.")
+    allow_task_code: bool = option(
+        False, help="paper-table: let these tasks run the Python code that their YAML files name."
+    )
     limit: int | None = option(
         None, help="paper-table: questions per task. Default: all; for the demo, 40.", low=1
     )
