@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WHEELS := https://download.pytorch.org/whl
+# TORCH=cpu, cu126 or cu130 installs that build of torch; without it, PyPI's.
 
 .PHONY: setup run test check proof bench bench-gpu screenshots clean
 setup: $(VENV)/.setup-done
@@ -10,7 +13,8 @@ setup: $(VENV)/.setup-done
 $(VENV)/.setup-done: requirements.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or give PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(if $(TORCH),$(PIP) "$$(grep '^torch==' requirements.txt)" --index-url $(WHEELS)/$(TORCH))
+	$(PIP) -r requirements.txt
 	$(BIN)/python tests/browser/find_browser.py --install
 	touch $@
 

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.prune import known
 from core.study import lineage
-from core.ui import frame, recipes, state
+from core.ui import doctor, frame, recipes, state
 from core.ui.say import code, plain
 from core.words import size
 
@@ -24,6 +24,7 @@ name = state.current_checkpoint()
 if not name:
     st.subheader("Start here")
     state.picker()
+    doctor.panel()
     st.stop()
 
 info = state.inspect(name)
@@ -64,3 +65,5 @@ recipes.cards(name)
 
 with st.expander("Another checkpoint"):
     state.picker()
+
+doctor.panel()

@@ -1,14 +1,16 @@
 """The paper's curves on one GPU: dense, depth-pruned and width-pruned LLaMA-7B shapes.
 
-    make bench-gpu            or: python -m bench.gpu [--out DIR] [--minutes 6.75] [--tiny]
+    make bench-gpu            or: python -m bench.gpu [--out DIR] [--minutes 5.25] [--tiny]
 
 Random weights in bfloat16 (latency and memory do not depend on their values), prompt of 12 tokens,
 forced output of 128, top-k 50 and top-p 0.95, batches 1 to 256 (Shortened LLaMA, arXiv 2402.02834).
-Every variant is built twice, the second time in reversed order, one in memory at a time; running
-out of memory ends a variant's batches.
-The remaining time is divided among the remaining points, a point that would not fit into it is
-skipped, and half a minute after ``--minutes`` the script ends wherever it is. Writes bench-gpu.json
-and bench-gpu.md after every point, with what was skipped and how many runs each point got.
+The most important figures come first: `PLAN` has the stages with their shares of the time. Within a
+stage every variant is built on each visit, the second time in reversed order, one in memory at a
+time; running out of memory ends a variant's batches.
+A stage gets its share of the time that is left, and divides it among its points; a point that would
+not fit is skipped, and `GRACE_S` after ``--minutes`` the script ends wherever it is. Writes
+bench-gpu.json and bench-gpu.md after every point, with what was skipped and how many runs each
+point got.
 Needs torch, transformers, safetensors and the standard library.
 ``--tiny`` is a self-test of the script on any device.
 """
@@ -36,7 +38,7 @@ from core.model.memory import free_memory, out_of_memory_explained
 from core.model.precision import dtype_name, resolve_device
 
 INPUT_TOKENS = 12
-GRACE_S = 30.0
+GRACE_S = 15.0
 """Seconds that a generation in progress may continue after the time limit."""
 
 
@@ -83,6 +85,67 @@ TINY_VARIANTS = (
     Shape("depth-2", "depth", 4),
     Shape("width", "width", 6, 4, 60, 1, 4),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Part of the plan: these variants at these batches, on each visit."""
+
+    title: str
+    variants: tuple[str, ...]
+    batches: tuple[int, ...]
+    visits: int = 2
+    runs: int = 1
+    warmup: int = 1
+
+    @property
+    def generations(self) -> int:
+        """Number of generations, with warm-up."""
+        return len(self.variants) * len(self.batches) * self.visits * (self.runs + self.warmup)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the whole stage on an H100, which is also its share of the time."""
+        blocks = sum(v.blocks for v in VARIANTS if v.name in self.variants)
+        batches = sum(1 + batch / BATCH_THAT_DOUBLES for batch in self.batches)
+        passes = self.visits * (self.runs + self.warmup) * batches
+        building = BUILD_S * len(self.variants) * self.visits
+        return building + OUTPUT_TOKENS * BLOCK_S * blocks * passes
+
+
+OUTPUT_TOKENS = 128
+BLOCK_S, BATCH_THAT_DOUBLES, BUILD_S = 0.7e-3, 300, 2.0
+"""For the estimates: seconds per block and token at batch 1, where launching kernels takes most of
+the time; the batch at which that doubles; and seconds to build a variant. Assumed, not measured."""
+DEPTH, WIDTH = ("dense", "depth-6", "depth-11"), ("width-llm-pruner", "width-wanda-sp")
+PLAN = (
+    Stage("Latency at batch 1, dense and depth", DEPTH, (1,), runs=5),
+    Stage("Throughput, dense and depth", DEPTH, (16, 64)),
+    Stage("Width at the same batches", WIDTH, (1, 16, 64)),
+    Stage("Memory at a large batch", (*DEPTH, *WIDTH), (256,), visits=1, warmup=0),
+)
+RATES_S = 10.0
+"""For the device's rates, at the end."""
+TINY_PLAN = (
+    Stage("Latency at batch 1, dense and depth", ("dense", "depth-2"), (1,), runs=2),
+    Stage("Throughput, dense and depth", ("dense", "depth-2"), (4,), runs=2),
+    Stage("Width at the same batches", ("width",), (1, 4), runs=2),
+)
+
+
+def plan_text(stages: tuple[Stage, ...], minutes: float) -> str:
+    """Return the stages with their estimated times, and what they add up to."""
+    lines = [
+        f"{number}. {stage.title}: {', '.join(stage.variants)}; batch "
+        f"{', '.join(map(str, stage.batches))}; {stage.generations} generations, about "
+        f"{stage.seconds:.0f} s"
+        for number, stage in enumerate(stages, 1)
+    ]
+    total = sum(stage.seconds for stage in stages) + RATES_S
+    lines.append(
+        f"With {RATES_S:.0f} s for the device's rates: {total:.0f} of {60 * minutes:.0f} s"
+    )
+    return "\n".join(lines)
 
 
 def narrow(block: Any, shape: Shape, hidden: int) -> None:
@@ -186,7 +249,7 @@ def measure(
 
 
 class Bench:
-    """Measures every variant twice in reversed order, until ``end`` (of `time.monotonic`)."""
+    """Measures every variant on each visit, in alternating order, until ``end`` (monotonic)."""
 
     def __init__(
         self,
@@ -196,22 +259,21 @@ class Bench:
         end: float,
         runs: int,
         warmup: int,
+        visits: int = 2,
     ) -> None:
         """Prepare to measure into ``report``."""
         self.report, self.grid, self.device, self.end = report, grid, device, end
-        self.runs, self.warmup = runs, warmup
+        self.runs, self.warmup, self.visits = runs, warmup, visits
         self.left = 0
 
     def run(self, variants: tuple[Shape, ...], sizes: dict[str, int], dtype: torch.dtype) -> None:
-        """Visit all variants; then measure the device's rates for the estimates."""
+        """Visit all variants."""
         by_name = {v.name: v for v in variants}
-        order = protocol.visit_order(list(by_name), 2)
+        order = protocol.visit_order(list(by_name), self.visits)
         self.left = len(order) * len(self.grid)
         generate.import_and_settle(self.device)
         for visit, name in order:
             self.visit(visit, by_name[name], sizes, dtype)
-        if time.monotonic() < self.end:
-            self.report.rates = rates.measure(self.device, dtype)
 
     def visit(self, visit: int, shape: Shape, sizes: dict[str, int], dtype: torch.dtype) -> None:
         """Build one variant and measure its points, small batches first."""
@@ -252,6 +314,34 @@ class Bench:
         return None
 
 
+def carry_out(
+    stages: tuple[Stage, ...],
+    report: Report,
+    variants: tuple[Shape, ...],
+    sizes: dict[str, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    end: float,
+) -> None:
+    """Carry out the stages, each within its share of the time left, and print their figures.
+
+    What a stage leaves of its share goes to those after it. The device's rates, which the estimates
+    need, are measured last.
+    """
+    for number, stage in enumerate(stages):
+        now = time.monotonic()
+        ahead = sum(later.seconds for later in stages[number:]) + RATES_S
+        until = now + max(0.0, end - now) * stage.seconds / ahead
+        grid = protocol.cells(stage.batches, (tokens,))
+        chosen = tuple(v for v in variants if v.name in stage.variants)
+        made = Bench(report, grid, device, until, stage.runs, stage.warmup, stage.visits)
+        made.run(chosen, sizes, dtype)
+        print("\n".join([stage.title, *report.headlines(grid, stage.variants), ""]), flush=True)
+    if time.monotonic() < end:
+        report.rates = rates.measure(device, dtype)
+
+
 def give_up(report: Report) -> None:
     """End the process immediately, after saving what was measured."""
     report.state = "ended by its time limit"
@@ -283,7 +373,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser for the script's options."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--out", default="workspace/bench-gpu")
-    made.add_argument("--minutes", type=float, default=6.75)
+    made.add_argument("--minutes", type=float, default=5.25)
     made.add_argument("--device", default="auto")
     made.add_argument("--tiny", action="store_true")
     return made
@@ -298,21 +388,21 @@ def main() -> None:
         parser().error("this needs a CUDA device; --tiny tests the script on any")
     variants = TINY_VARIANTS if asked.tiny else VARIANTS
     sizes = TINY if asked.tiny else LLAMA_7B
-    batches = (1, 4) if asked.tiny else (1, 8, 16, 32, 64, 128, 256)
-    grid = protocol.cells(batches, (8,) if asked.tiny else (128,))
+    stages = TINY_PLAN if asked.tiny else PLAN
+    tokens = 8 if asked.tiny else OUTPUT_TOKENS
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    runs, warmup = (2, 1) if asked.tiny else (10, 5)
-    known = about(device, dtype, grid, sizes) | {
+    known = about(device, dtype, protocol.cells((1,), (tokens,)), sizes) | {
         "variants": [dataclasses.asdict(v) for v in variants],
-        "order": [name for _, name in protocol.visit_order([v.name for v in variants], 2)],
+        "plan": [dataclasses.asdict(stage) for stage in stages],
     }
+    print(plan_text(stages, asked.minutes), flush=True)
     shapes = {v.name: shapes_of(v, sizes) for v in variants}
     report = Report(Path(asked.out), known, shapes)
     watchdog = threading.Timer(end + GRACE_S - time.monotonic(), give_up, [report])
     watchdog.daemon = True
     watchdog.start()
     try:
-        Bench(report, grid, device, end, runs, warmup).run(variants, sizes, dtype)
+        carry_out(stages, report, variants, sizes, device, dtype, tokens, end)
         short = any(s["why"] == TIME for s in report.skipped)
         report.state = "ended by its time limit" if short else "complete"
     except BaseException as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,29 @@ class Report:
             workspace.write_json(self.folder / "bench-gpu.json", self.summary())
             workspace.write_text(self.folder / "bench-gpu.md", self.text())
 
+    def headlines(self, cells: Sequence[Cell], names: Sequence[str]) -> list[str]:
+        """Return a line for each batch: the latency of every variant, and how many times faster."""
+        lines = []
+        for cell in cells:
+            means = {name: self._mean_s(name, cell) for name in self.results}
+            base = next(iter(means.values()), None)
+            parts = []
+            for name in names:
+                mean = means.get(name)
+                if mean is None:
+                    continue
+                gain = f", {base / mean:.2f} x" if base and name != next(iter(means)) else ""
+                rate = cell.batch_size * cell.output_tokens / mean
+                parts.append(f"{name} {mean:.3f} s ({rate:,.0f} tokens/s{gain})")
+            if parts:
+                lines.append(f"Batch {cell.batch_size}: {'; '.join(parts)}")
+        return lines
+
+    def _mean_s(self, name: str, cell: Cell) -> float | None:
+        found = self.results[name].get(cell, [])
+        times = [t for result in found for t in result.latencies_s]
+        return statistics.fmean(times) if times and not any(r.oom for r in found) else None
+
     def text(self) -> str:
         """Return the Markdown: conditions, table, and what is missing from it."""
         found = self.summary()
@@ -128,7 +152,14 @@ class Report:
         )
         rows = self.rows()
         errors = accuracy(p for group in rows.values() for p in group)
+        cells = sorted({c for found in self.results.values() for c in found}, key=_size)
+        first = self.headlines(cells, tuple(self.results))
+        head += "".join(f"- {line}\n" for line in first) + "\n" * bool(first)
         return head + table(rows, self.parameters) + "\n".join(["", *notes(found, errors), ""])
+
+
+def _size(cell: Cell) -> tuple[int, int]:
+    return cell.batch_size, cell.output_tokens
 
 
 def notes(found: dict[str, Any], off: Accuracy) -> list[str]:

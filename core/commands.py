@@ -125,6 +125,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=180.0,
         ),
         Command(
+            "doctor",
+            "core.doctor.command",
+            "DoctorSpec",
+            "Check that every computing path works on this machine.",
+            computes=True,
+        ),
+        Command(
             "report",
             "core.report.command",
             "ReportSpec",

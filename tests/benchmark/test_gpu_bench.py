@@ -181,9 +181,41 @@ def test_the_watchdog_ends_the_process_with_what_was_measured(tmp_path, monkeypa
     assert len(saved(tmp_path)["points"]) == 1
 
 
-def test_the_time_limits_stay_within_eight_minutes():
+def test_the_time_limits_stay_within_six_minutes():
     parsed = gpu.parser().parse_args([])
-    assert 60 * parsed.minutes + gpu.GRACE_S <= 7.5 * 60  # half a minute to import
+    assert 60 * parsed.minutes + gpu.GRACE_S <= 5.5 * 60  # half a minute to import
+
+
+def test_the_plan_adds_up_and_begins_with_latency_at_batch_1():
+    minutes = gpu.parser().parse_args([]).minutes
+    total = sum(stage.seconds for stage in gpu.PLAN) + gpu.RATES_S
+    assert total <= 60 * minutes
+    first = gpu.PLAN[0]
+    assert first.batches == (1,)
+    assert first.variants == ("dense", "depth-6", "depth-11")
+    assert first.generations == 3 * 2 * 6
+    assert {name for stage in gpu.PLAN for name in stage.variants} == set(PUBLISHED)
+    assert f"{total:.0f} of {60 * minutes:.0f} s" in gpu.plan_text(gpu.PLAN, minutes)
+
+
+def test_stages_are_carried_out_in_order_within_their_shares(tmp_path, light, monkeypatch, capsys):
+    light |= {(6, 1): 0.8, (4, 1): 0.4}
+    ends = []
+    made = gpu.Bench
+    monkeypatch.setattr(gpu, "Bench", lambda *a: ends.append(a[3]) or made(*a))
+    report = bench(tmp_path).report
+    now = time.monotonic()
+    gpu.carry_out(
+        gpu.TINY_PLAN, report, gpu.TINY_VARIANTS, gpu.TINY, CPU, torch.float32, 4, now + 600
+    )
+    assert ends == sorted(ends)
+    assert ends[0] - now < 400
+    assert ends[-1] <= now + 600
+    printed = capsys.readouterr().out
+    latency = "Batch 1: dense 0.800 s (5 tokens/s); depth-2 0.400 s (10 tokens/s, 2.00 x)"
+    assert latency in printed.split("Throughput, dense and depth")[0]
+    report.save()
+    assert (tmp_path / "bench-gpu.md").read_text().splitlines()[2].startswith("- Batch 1: dense")
 
 
 BARE = """

@@ -59,3 +59,34 @@ def test_a_verdict_is_shown_with_its_findings(here, tiny_gqa):
     assert "Block 2 can go." in [s.value for s in page.success]
     assert "- It is cheap." in [m.value for m in page.markdown]
     assert any("w failed: no" in w.value for w in page.warning)
+
+
+def test_the_home_page_checks_this_machine(here, tiny_gqa, monkeypatch):
+    from core.doctor.results import Diagnosis, Verdict
+    from core.runs import devices
+    from core.ui import runs
+
+    started = []
+    monkeypatch.setattr(runs, "launch_once", lambda *asked: started.append(asked))
+    gpu = devices.Unusable("NVIDIA *H100*", "the driver is 535.1", "Update the driver.")
+    monkeypatch.setattr(devices, "unusable", lambda **_: (gpu,))
+    page = home(tiny_gqa)
+    assert any(code.value == "python -m core doctor" for code in page.code)
+    sidebar = [warning.value for warning in page.sidebar.warning]
+    assert sidebar == [r"NVIDIA \*H100\* is present but cannot be used: the driver is 535.1."]
+    assert any(code.value == "Update the driver." for code in page.sidebar.code)
+    button = next(b for b in page.button if b.label == "Check this machine")
+    button.click().run()
+    assert started == [("doctor", "doctor", {"device": "auto"})]
+    folder = here.new_dir("doctor")
+    (folder / ".run").mkdir(parents=True, exist_ok=True)
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "doctor", "spec": {}})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "failed", "created": 1.0})
+    made = Diagnosis(
+        verdict="cuda:0 does not pass: Benchmark. 9 checks agree.",
+        checks=(Verdict(name="benchmark", title="Benchmark", state="disagrees", text="x | *y*"),),
+    )
+    workspace.write_json(folder / Diagnosis.FILE, made.to_dict())
+    page = home(tiny_gqa)
+    assert [e.value for e in page.error] == [made.verdict]
+    assert page.dataframe[0].value["what was found"].tolist() == ["x | *y*"]
