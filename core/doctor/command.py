@@ -1,6 +1,6 @@
 """``python -m core doctor``: does every computing path work on this machine?
 
-The checks run in a process of their own (`core.doctor.worker`), one after another. A check that
+The checks run in a separate process (`core.doctor.worker`), one after another. A check that
 raises an error or hangs is reported, the rest go on, and a check that left the device unusable gets
 a new process after it. Nothing here imports torch.
 """
@@ -230,7 +230,7 @@ class Workers:
                 return answer
         assert self._process is not None
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # if it has ended, there will be no answer
+        with contextlib.suppress(OSError):  # if it has ended, its end is the answer
             self._process.stdin.write(json.dumps({"check": check}) + "\n")
             self._process.stdin.flush()
         answer = self._answer(limit_s)

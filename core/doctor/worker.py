@@ -1,4 +1,4 @@
-"""Carries out checks in a process of its own: ``python -m core.doctor.worker``.
+"""Carries out checks in a separate process: ``python -m core.doctor.worker``.
 
 One JSON request per line on standard input, one JSON answer per line on standard output; it exits
 when standard input closes. Everything else that is printed goes to standard error. A check that

@@ -30,7 +30,7 @@ for index in range(count.value):
     assert cuda.cuDeviceGetUuid(found, index) == 0
     print("GPU-" + str(uuid.UUID(bytes=found.raw)))
 """
-"""Run in a process of its own: a process that has initialised CUDA must not fork."""
+"""Run in a separate process: one that has initialised CUDA must not fork."""
 
 
 @dataclass(frozen=True)
