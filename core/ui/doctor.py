@@ -23,7 +23,7 @@ def panel() -> None:
         record = next(iter(state.workspace().runs("doctor")), None)
         live = record is not None and record.is_live
         if st.button("Check this machine", icon=":material/stethoscope:", disabled=live):
-            record = runs.launch_once("doctor", "doctor", {"device": "auto"}) or record
+            record = runs.launch_once("doctor", {"device": "auto"}) or record
         if record is None:
             return
         found = None if record.is_live else Diagnosis.read(record.path)

@@ -77,7 +77,7 @@ def test_the_home_page_checks_this_machine(here, tiny_gqa, monkeypatch):
     assert any(code.value == "Update the driver." for code in page.sidebar.code)
     button = next(b for b in page.button if b.label == "Check this machine")
     button.click().run()
-    assert started == [("doctor", "doctor", {"device": "auto"})]
+    assert started == [("doctor", {"device": "auto"})]
     folder = here.new_dir("doctor")
     (folder / ".run").mkdir(parents=True, exist_ok=True)
     workspace.write_json(folder / ".run" / "spec.json", {"command": "doctor", "spec": {}})
