@@ -38,7 +38,7 @@ short = plain(name.rstrip("/").rsplit("/", 1)[-1])
 tiles[0].metric("Checkpoint", short, border=True, help=plain(name))
 tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
-weights = size(info.memory_bytes[info.dtype])
+weights = size(info.stored_bytes)
 tiles[3].metric(f"Weights, {plain(info.dtype)}", weights, border=True)
 
 st.subheader("Next step")

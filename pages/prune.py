@@ -188,7 +188,7 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
     context = columns[1].number_input(
         "Context (tokens)", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
     )
-    dtype = columns[2].selectbox("Precision", COMPUTED, **kept(pad, "dtype", info.dtype))
+    dtype = columns[2].selectbox("Precision", COMPUTED, **kept(pad, "dtype", info.compute_dtype))
     asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
     table = prune_view.rows(
         outlook(info, (), **asked),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.benchmark import meter
 from core.benchmark.protocol import Cell
-from core.checkpoint import headers
+from core.checkpoint import config_rules, headers
 from core.errors import DepthcutError, OutOfMemoryError
 from core.runs.devices import MIB
 
@@ -78,11 +78,10 @@ def load(request: Request, device: torch.device) -> Any:
     dtype = dtype_of(request, device)
     if not request.random_weights:
         return loading.load_model(folder, device, dtype, check=False)
-    from transformers import AutoConfig
-
     chosen = loading.model_class(config)
-    own = hasattr(chosen, "config_class") and chosen.config_class is not None
-    settings = (chosen.config_class if own else AutoConfig).from_pretrained(folder)
+    own = getattr(chosen, "config_class", None) is not None
+    info = headers.inspect(folder)
+    settings = loading.settings_of(config_rules.for_variant(config, tied=info.tied))
     before = torch.get_default_dtype()
     torch.manual_seed(request.seed)
     try:

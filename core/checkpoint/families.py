@@ -162,7 +162,8 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     if value is not None:
         return value
     default = of(config).defaults.get(name)
-    if default is None and name == "num_key_value_heads":
+    if name == "num_key_value_heads" and (default is None or name in config):
+        # null means one key for each query, also in families with another default
         return setting(config, "num_attention_heads")
     if default is None and name == "head_dim":
         return setting(config, "hidden_size") // setting(config, "num_attention_heads")

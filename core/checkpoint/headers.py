@@ -11,13 +11,12 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import outside
-from core.checkpoint import families
+from core.checkpoint import config_rules, contents, families, other_formats
 from core.checkpoint.tensors import (
     INDEX,
     SINGLE,
@@ -31,7 +30,7 @@ from core.checkpoint.tensors import (
 )
 from core.checkpoint.tokenizer import TOKENIZER_FILES, tokenizer_info
 from core.errors import CheckpointError
-from core.runs.dtypes import DTYPE_BYTES
+from core.runs.dtypes import BYTES, DTYPE_BYTES, computable
 
 __all__ = [
     "INDEX",
@@ -52,22 +51,6 @@ __all__ = [
     "read_config",
     "tokenizer_info",
 ]
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "max_position_embeddings",
-    "head_dim",
-)
-MOST_BLOCKS = 1_000
-"""Blocks of a checkpoint; the deepest public model of the supported families has 126."""
-LARGEST_SIZE = (1 << 31) - 1
-"""Of hidden size, vocabulary, context and the like: torch's kernels count in 32 bits."""
-
-
 FileState = tuple[tuple[str, int, int], ...]
 """Name, time of change in nanoseconds, and size in bytes of each file."""
 
@@ -102,7 +85,7 @@ def check_tokenizer(info: CheckpointInfo, *, needed: bool = True) -> None:
             f"There is no tokenizer in {info.path}.",
             f"Copy the tokenizer's files there ({', '.join(TOKENIZER_FILES)}).",
         )
-    if info.tokenizer and info.tokenizer["size"] > info.vocab:
+    if info.tokenizer and info.tokenizer["text_size"] > info.vocab:
         raise CheckpointError(
             f"The tokenizer of {info.path} has {info.tokenizer['size']:,} tokens but the embedding "
             f"has only {info.vocab:,} rows; they are from different models.",
@@ -134,6 +117,7 @@ class CheckpointInfo:
     vocab: int
     context: int
     tied: bool
+    """Whether the head shares the embedding's weight once loaded."""
     dtype: str
     parameters: int
     parts: dict[str, int]
@@ -150,17 +134,32 @@ class CheckpointInfo:
     kv_bytes_per_token: dict[str, int]
     """Key/value cache of all blocks at each dtype, per token and sequence."""
     tokenizer: dict[str, Any] | None
-    """kind, file, size (highest id + 1)."""
+    """As `tokenizer_info` returns it."""
     shards: tuple[dict[str, Any], ...]
     """file and bytes of each weight file."""
     key: str
     """Cheap fingerprint of the weights (names, shapes, sampled bytes); empty without weights."""
     warnings: tuple[str, ...]
+    unused_tensors: tuple[str, ...] = ()
+    """Stored tensors that loading ignores."""
+    unused_parameters: int = 0
+    """Parameters in `unused_tensors`, which nothing else counts."""
 
     @property
     def uniform(self) -> bool:
         """Whether all blocks have the same shapes."""
         return all(shape == self.block_shapes[0] for shape in self.block_shapes)
+
+    @property
+    def compute_dtype(self) -> str:
+        """The stored format if it can be computed in, else float32."""
+        return computable(self.dtype)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the parameters as they are stored; of the files, if the format is not known."""
+        width = BYTES.get(self.dtype)
+        return self.disk_bytes if width is None else self.parameters * width
 
     def projections(self, block: int) -> dict[str, tuple[int, int]]:
         """Return the width out of and into each linear layer of a block, by its module's name."""
@@ -199,6 +198,7 @@ def inspect(path: str | Path, *, allow_config_only: bool = True) -> CheckpointIn
     folder = Path(path)
     config = read_config(folder / "config.json")
     families.of(config)
+    other_formats.check(folder)
     index = None
     if not allow_config_only or has_weights(folder) or _has_pickles(folder):
         index = TensorIndex.read(folder)
@@ -220,26 +220,23 @@ def describe(
 ) -> CheckpointInfo:
     """Add up config and tensor shapes; without ``index`` shapes are computed from the config."""
     family = families.of(config)
-    _check_config(config)
     if config.get("quantization_config"):
         raise CheckpointError(
             f"{path} is quantised ({_quantisation(config)}).",
             "Give the unquantised checkpoint; quantised blocks cannot be scored.",
         )
-    if index is None:
+    notes = config_rules.check(config)
+    found = contents.compare(config, index) if index else None
+    if index is None or found is None:
         shapes = families.expected_shapes(config)
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        dtypes: Counter[str] = Counter({config_rules.declared_dtype(config): 1})
+        tied = bool(families.setting(config, "tie_word_embeddings"))
     else:
-        entries = index.entries
-        check_tensors(config, entries)
-        shapes = {n: e.shape for n, e in entries.items() if families.is_parameter(n)}
-        sizes: Counter[str] = Counter()
-        for entry in entries.values():
-            sizes[entry.dtype] += entry.parameters
-        dtype = sizes.most_common(1)[0][0]
-    tied = bool(families.setting(config, "tie_word_embeddings"))
-    if tied:
-        shapes = {n: s for n, s in shapes.items() if families.part_of(n) != "head"}
+        shapes, tied = found.used, found.tied
+        notes += found.notes
+        dtypes = Counter()
+        for name in shapes:
+            dtypes[index.entries[name].dtype] += index.entries[name].parameters
     parts, modules = _add_up(shapes, families.setting(config, "num_hidden_layers"))
     head_dim = families.setting(config, "head_dim")
     block_shapes = tuple(_block_shape(shapes, b, head_dim) for b in range(len(modules)))
@@ -262,7 +259,7 @@ def describe(
         vocab=vocab,
         context=families.setting(config, "max_position_embeddings"),
         tied=tied,
-        dtype=dtype,
+        dtype=dtypes.most_common(1)[0][0],
         parameters=total,
         parts=parts,
         block_parameters=tuple(sum(m.values()) for m in modules),
@@ -274,103 +271,15 @@ def describe(
         tokenizer=tokenizer,
         shards=tuple({"file": s.file, "bytes": s.size} for s in (index.shards if index else ())),
         key=key,
-        warnings=tuple(_warnings(index, tokenizer, vocab, shapes, tied)),
+        warnings=(*_warnings(index, tokenizer, vocab, dtypes), *notes),
+        unused_tensors=found.unused if found else (),
+        unused_parameters=found.unused_parameters if found else 0,
     )
 
 
 def _quantisation(config: Mapping[str, Any]) -> str:
     details = config["quantization_config"]
     return str(details.get("quant_method", "unknown")) if isinstance(details, dict) else "unknown"
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    for name in _SIZES:
-        try:
-            value = families.setting(config, name)
-        except (TypeError, ZeroDivisionError):
-            value = None
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"config.json sets {name} to {outside.quoted(value)}.",
-                "It must be a whole number above 0.",
-            )
-        most = MOST_BLOCKS if name == "num_hidden_layers" else LARGEST_SIZE
-        if value > most:
-            raise CheckpointError(
-                f"config.json sets {name} to {value:,}.", f"The maximum is {most:,}."
-            )
-    if not families.is_custom(config):
-        return
-    blocks = families.setting(config, "num_hidden_layers")
-    for name in families.LAYER_FIELDS.values():
-        sizes = config.get(name)
-        if sizes is None:
-            continue
-        if not isinstance(sizes, list) or len(sizes) != blocks:
-            raise CheckpointError(
-                f"config.json sets {name} to {outside.quoted(sizes)}.",
-                f"It must be a list with one number for each of the {blocks} blocks.",
-            )
-        for block, size in enumerate(sizes):
-            if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
-                raise CheckpointError(
-                    f"config.json sets {name} of block {block} to {outside.quoted(size)}.",
-                    f"It must be a whole number from 1 to {LARGEST_SIZE:,}.",
-                )
-
-
-def check_tensors(config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> None:
-    """Raise `CheckpointError` if the weights are not those that the config describes."""
-    wanted = families.setting(config, "num_hidden_layers")
-    held = {b for b in map(families.block_of, entries) if b is not None}
-    if held != set(range(wanted)):
-        absent, extra = sorted(set(range(wanted)) - held), sorted(held - set(range(wanted)))
-        which = f"block {absent[0]} is missing" if absent else f"block {extra[0]} is unexpected"
-        raise CheckpointError(
-            f"config.json declares {wanted} blocks but the weights contain {len(held)} ({which}).",
-            "Give a checkpoint whose config.json matches its weights.",
-        )
-    custom = families.is_custom(config) and not families.says_layer_shapes(config)
-    expected = _custom_names(config) if custom else families.expected_shapes(config)
-    for name, shape in expected.items():
-        if name not in entries:
-            others = sum(other not in entries for other in expected) - 1
-            more = f" and {others} more" if others else ""
-            raise CheckpointError(
-                f"'{name}'{more} {'are' if others else 'is'} missing from the weights.",
-                "Give a checkpoint whose config.json matches its weights.",
-            )
-        if custom:
-            _check_rank(name, entries[name].shape)
-        elif entries[name].shape != shape:
-            raise CheckpointError(
-                f"'{name}' has shape {list(entries[name].shape)}, but config.json implies "
-                f"{list(shape)}.",
-                "Give a checkpoint whose config.json matches its weights.",
-            )
-
-
-def _check_rank(name: str, shape: families.Shape) -> None:
-    """Raise `CheckpointError` unless a weight is a matrix, a norm's weight a vector."""
-    wanted = 1 if "norm" in name.rsplit(".", 2)[-2] else 2
-    if len(shape) != wanted or 0 in shape:
-        raise CheckpointError(
-            f"'{name}' has shape {list(shape)}, which is not that of such a weight.",
-            "Download the checkpoint again.",
-        )
-
-
-def _custom_names(config: Mapping[str, Any]) -> dict[str, families.Shape]:
-    """Return the tensors that a checkpoint with its own block shapes must have (any shape)."""
-    modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-               "input_layernorm", "post_attention_layernorm")  # fmt: skip
-    names = ["model.embed_tokens.weight", "model.norm.weight"]
-    for block in range(families.setting(config, "num_hidden_layers")):
-        names += [f"model.layers.{block}.{module}.weight" for module in modules]
-    if not families.setting(config, "tie_word_embeddings"):
-        names.append("lm_head.weight")
-    return dict.fromkeys(names, ())
 
 
 def _add_up(
@@ -402,8 +311,7 @@ def _warnings(
     index: TensorIndex | None,
     tokenizer: dict[str, Any] | None,
     vocab: int,
-    shapes: Mapping[str, families.Shape],
-    tied: bool,
+    dtypes: Collection[str],
 ) -> Iterable[str]:
     if index is None:
         yield (
@@ -412,12 +320,20 @@ def _warnings(
         )
     if tokenizer is None:
         yield "There is no tokenizer: this checkpoint cannot read or write text."
-    elif tokenizer["size"] > vocab:
+    elif tokenizer["text_size"] > vocab:
         yield (
             f"The tokenizer has {tokenizer['size']:,} tokens but the embedding has only {vocab:,} "
             "rows; they are from different models."
         )
-    if index and len({e.dtype for e in index.entries.values()}) > 1:
+    elif tokenizer["size"] > vocab:
+        names = [name for name, i in tokenizer["special_beyond"].items() if i >= vocab]
+        yield (
+            f"The tokenizer has {len(names)} special {'token' if len(names) == 1 else 'tokens'} "
+            f"({', '.join(names[:3])}{', ...' if names[3:] else ''}) beyond the {vocab:,} rows of "
+            "the embedding. Ordinary text never produces them; text that spells one "
+            "out is read as ordinary characters."
+        )
+    if index and len(dtypes) > 1:
         yield "The weights are stored in more than one dtype; dtype is the most common one."
-    if index and tied and any(families.part_of(n) == "head" for n in index.entries):
-        yield "The head is tied to the embedding; the stored lm_head is neither used nor counted."
+    if index and not set(dtypes) & set(BYTES):
+        yield f"The weights are stored as {next(iter(dtypes))}, a format of unknown size."

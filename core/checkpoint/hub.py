@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core import words
-from core.checkpoint import headers
+from core.checkpoint import headers, other_formats
 from core.checkpoint.headers import CheckpointInfo, Shard, TensorIndex
 from core.checkpoint.tensors import shard_of, weight_map_of
 from core.errors import CheckpointError
@@ -138,6 +138,15 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _wanted(name: str, sizes: dict[str, int], config_only: bool) -> list[str]:
     """Return the files to download; raises `CheckpointError` if they do not make a checkpoint."""
+    ggufs = [file for file in sizes if file.endswith(".gguf")]
+    safetensors = any(file.endswith(".safetensors") for file in sizes)
+    if other_formats.ADAPTER in sizes and not {headers.SINGLE, headers.INDEX} & sizes.keys():
+        raise CheckpointError(
+            f"{name} is an adapter ({other_formats.ADAPTER}), not a whole checkpoint.",
+            "Download it, merge it onto its base with peft, and give the merged folder.",
+        )
+    if ggufs and not safetensors:
+        raise other_formats.gguf_error(name, ggufs[0])
     if "config.json" not in sizes:
         raise CheckpointError(
             f"{name} has no config.json, so it is not a checkpoint.",

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from core import outside
-from core.checkpoint import headers, hub
+from core.checkpoint import headers, hub, other_formats
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, default_root, read_json
@@ -28,7 +28,7 @@ KEPT = 2048
 """Checkpoints in the cache; one takes about 50 KB."""
 HUB_FRESH_S = 3600.0
 """Seconds after which the headers of a checkpoint on the Hub are requested again."""
-_STATE = (".json", ".safetensors", ".model", ".bin", ".pth")
+_STATE = (".json", ".safetensors", ".model", ".bin", ".pth", ".gguf")
 """Suffixes of all files that determine what a checkpoint is and whether it can be read."""
 _HUB_ID = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}(@[\w./-]{1,200})?")
 
@@ -92,6 +92,8 @@ def open(
     ``need_tokenizer`` also requires a tokenizer if there are local weights. Headers are read once,
     and again when a file changes (on the Hub: after `HUB_FRESH_S`). Safe to call from any thread.
 
+    What a user should know of weights that are about to be used is logged to ``progress``.
+
     Raises `CheckpointError`, which names the problem and what to do.
     """
     name = str(name)
@@ -104,6 +106,8 @@ def open(
         folder = hub.fetch(name, progress, config_only=need == "config")
     found = at(folder, need_weights=need == "weights")
     headers.check_tokenizer(found.info, needed=need_tokenizer and found.info.has_weights)
+    for warning in found.info.warnings if need == "weights" else ():
+        progress.log(f"Warning: {warning}")
     return replace(found, name=recorded_name(name, folder))
 
 
@@ -162,7 +166,12 @@ def _not_there(name: str) -> CheckpointError:
             f"There is no folder {outside.brief(name, 200)}, and it is not a Hub id (owner/name).",
             "Give a checkpoint folder, a run's folder, a Hub id, or demo.",
         )
-    if (folder / "adapter").is_dir() or (folder / "adapter_config.json").is_file():
+    if (folder / other_formats.ADAPTER).is_file():
+        return other_formats.adapter_error(folder)
+    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+    if ggufs:
+        return other_formats.gguf_error(name, ggufs[0])
+    if (folder / "adapter").is_dir():
         return CheckpointError(
             f"{name} contains an adapter, not a whole checkpoint.",
             "Give its merged/ folder; retrain --merge writes one.",

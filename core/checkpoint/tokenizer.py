@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,16 @@ HIGHEST_ID = (1 << 31) - 1
 """Of a token; the tokenizers library counts in 32 bits."""
 
 
+_ROLES = ("bos_token", "eos_token", "unk_token")
+"""Special tokens that are put around text, or stand for characters that are not known."""
+
+
 def tokenizer_info(folder: Path) -> dict[str, Any] | None:
-    """Return the tokenizer's kind, file and size (highest id + 1), or None without one.
+    """Return what the tokenizer is, or None without one.
+
+    ``kind``, ``file``, ``size`` (highest id + 1), ``text_size`` (the same, of the ids that text
+    can produce without spelling out a special token's name), and ``special_beyond``, name -> id of
+    the special tokens from ``text_size`` on.
 
     Raises `CheckpointError` if its file is damaged.
     """
@@ -28,19 +38,26 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
         if not outside.is_file(path):
             continue
         try:
-            kind, size = _kind_and_size(path)
-            extra = folder / "added_tokens.json"
-            if file != "tokenizer.json" and size and outside.is_file(extra):
-                size = max(size, _size(read_config(extra).values()))
+            tokens = _tokens(folder, path)
         except outside.Malformed as error:
             raise _invalid(path, str(error)) from error
         except OSError as error:
             raise CheckpointError(
                 f"Cannot read {path}: {error.strerror}.", "Check that the file is readable."
             ) from error
-        if not size:
+        size = _size([*tokens.ids, *tokens.special])
+        if not tokens.ids:
             raise _invalid(path, "it has no vocabulary")
-        return {"kind": kind, "file": file, "size": size}
+        text_size = _size(i for i in tokens.ids if i not in tokens.special)
+        return {
+            "kind": tokens.kind,
+            "file": file,
+            "size": size,
+            "text_size": text_size,
+            "special_beyond": {
+                name: i for i, name in sorted(tokens.special.items()) if i >= text_size
+            },
+        }
     return None
 
 
@@ -66,41 +83,126 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-def _kind_and_size(path: Path) -> tuple[str, int]:
-    """Return a vocabulary's kind and its highest id + 1; raises `outside.Malformed`."""
-    if path.name == "tokenizer.model":
-        return "sentencepiece", _sentencepiece_size(outside.data(path))
-    table = read_config(path)
-    if path.name == "vocab.json":
-        return "BPE", _size(table.values())
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a vocabulary."""
+
+    kind: str
+    ids: Collection[int]
+    special: dict[int, str]
+    """Those that no text contains, unless it spells them out, and that no rule adds to one."""
+
+
+def _tokens(folder: Path, path: Path) -> _Tokens:
+    """Return the tokens of a vocabulary file; raises `outside.Malformed`."""
+    settings = _settings(folder)
+    roles = {_content(each.get(role)) for each in settings for role in _ROLES} - {""}
+    if path.name == "tokenizer.json":
+        found = _whole_tokenizer(read_config(path))
+    else:
+        if path.name == "tokenizer.model":
+            kind, ids = "sentencepiece", range(_sentencepiece_size(outside.data(path)))
+        else:
+            kind, ids = "BPE", _ids(read_config(path).values())
+        extra = folder / "added_tokens.json"
+        added = read_config(extra) if ids and outside.is_file(extra) else {}
+        numbers = dict(zip(added, _ids(added.values()), strict=True))
+        marked = _marked_special(settings)
+        special = {i: name for name, i in numbers.items() if name in marked}
+        found = _Tokens(kind, [*ids, *numbers.values()], special)
+    never = {i: name for i, name in found.special.items() if name not in roles}
+    return replace(found, special=never)
+
+
+def _whole_tokenizer(table: Mapping[str, Any]) -> _Tokens:
     model = table.get("model")
     added = table.get("added_tokens") or []
     if model is None:
-        return "BPE", 0
+        return _Tokens("BPE", (), {})
     if not isinstance(model, dict):
         raise outside.Malformed(f"its model is {outside.quoted(model)}")
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise outside.Malformed("its added_tokens are not a list of objects")
     vocab = model.get("vocab") or []
     if isinstance(vocab, dict):
-        size = _size(vocab.values())
+        ids: Sequence[int] = _ids(vocab.values())
     elif isinstance(vocab, list):
-        size = len(vocab)
+        ids = range(len(vocab))
     else:
         raise outside.Malformed(f"its vocabulary is {outside.quoted(vocab)}")
+    numbers = _ids(token.get("id") for token in added)
+    inserted = _inserted(table.get("post_processor"))
+    special = {
+        number: name
+        for number, token in zip(numbers, added, strict=True)
+        if token.get("special") is True and (name := _content(token)) not in inserted
+    }
     kind = model.get("type")
-    return (
-        outside.brief(kind) if isinstance(kind, str) else "BPE",
-        max(size, _size(token.get("id") for token in added)),
-    )
+    kind = outside.brief(kind) if isinstance(kind, str) else "BPE"
+    return _Tokens(kind, [*ids, *numbers], special)
 
 
-def _size(ids: Iterable[Any]) -> int:
-    """Return the highest id + 1, 0 without any; raises `outside.Malformed` if one is not an id."""
+def _ids(values: Iterable[Any]) -> list[int]:
+    """Return token ids; raises `outside.Malformed` if one is not."""
     try:
-        return 1 + max((outside.whole(i, high=HIGHEST_ID) for i in ids), default=-1)
+        return [outside.whole(i, high=HIGHEST_ID) for i in values]
     except outside.Malformed as error:
         raise outside.Malformed(f"the token id {error}") from error
+
+
+def _size(ids: Iterable[int]) -> int:
+    """Return the highest id + 1, 0 without any."""
+    return 1 + max(ids, default=-1)
+
+
+def _inserted(processor: Any) -> set[str]:
+    """Return the tokens that a tokenizer.json puts around every text."""
+    if not isinstance(processor, dict):
+        return set()
+    found: set[str] = set()
+    for part in _list(processor.get("processors")):
+        found |= _inserted(part)
+    for pair in (processor.get("cls"), processor.get("sep")):
+        found |= {_content(pair[0])} if isinstance(pair, list) and pair else set()
+    for piece in _list(processor.get("single")):
+        token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        found |= {_content(token.get("id"))} if isinstance(token, dict) else set()
+    return found
+
+
+def _marked_special(settings: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the tokens that a tokenizer's settings call special."""
+    found: set[str] = set()
+    for each in settings:
+        for key, value in each.items():
+            if key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = [token for token in value.values() if isinstance(token, dict)]
+                found |= {_content(token) for token in tokens if token.get("special") is True}
+            elif key == "additional_special_tokens":
+                found |= set(map(_content, _list(value)))
+            elif key.endswith("_token"):
+                found.add(_content(value))
+    return found - {""}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _content(token: Any) -> str:
+    """Return a token's text: settings hold it as a string, or as an object."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else ""
+
+
+def _settings(folder: Path) -> list[dict[str, Any]]:
+    """Return the tokenizer's settings; files that cannot be read are left to transformers."""
+    found = []
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if outside.is_file(folder / name):
+            with contextlib.suppress(CheckpointError, OSError):
+                found.append(read_config(folder / name))
+    return found
 
 
 def _sentencepiece_size(data: bytes) -> int:

@@ -147,7 +147,7 @@ def _estimated(
     shapes = shapes_of(candidate, info)
     if info is None or shapes is None:
         return None, None, "unknown"
-    dtype = scene.rates.dtype if scene.rates else info.dtype
+    dtype = scene.rates.dtype if scene.rates else info.compute_dtype
     own, base = (measured.estimate(s, scene.rates, cell, dtype) for s in (shapes, info))
     slow, fast = base.latency_s_mean, own.latency_s_mean
     most, usual = own.peak_memory_mib, base.peak_memory_mib

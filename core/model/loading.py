@@ -7,14 +7,18 @@ weights raise specific errors of `core.errors`.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
-from core.checkpoint.headers import read_config
+from core.checkpoint import config_rules, locate
+from core.checkpoint.tensors import read_config
 from core.errors import CheckpointError, NotFiniteError
 from core.model import memory
 from core.model.memory import out_of_memory_explained
@@ -23,6 +27,7 @@ from core.model.precision import Precision, decide, dtype_name, resolve_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from core.checkpoint.headers import CheckpointInfo
     from core.checkpoint.locate import Checkpoint
     from core.runs.dtypes import Purpose
     from core.runs.spec import DeviceOptions
@@ -34,6 +39,20 @@ OWN_CLASSES = {
     "depthcut_qwen3": "core.model.modeling_depthcut:DepthcutQwen3ForCausalLM",
 }
 """Classes for model types that transformers does not know: model_type -> ``module:Class``."""
+
+_REFUSALS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers raises for a checkpoint that it does not accept."""
+_REASON_LINES = 4
+_REASON_LENGTH = 400
 
 
 def model_class(config: dict[str, Any]) -> Any:
@@ -108,7 +127,8 @@ def load_model(
         OutOfMemoryError: The device has too little memory.
     """
     folder = Path(path)
-    config = _read_config(folder)
+    checkpoint = locate.at(folder, need_weights=True)
+    config = dict(checkpoint.config)
     _quiet()
     options: dict[str, Any] = {
         "use_safetensors": True,
@@ -116,19 +136,24 @@ def load_model(
         "local_files_only": True,
         "dtype": dtype,
         **_placement(device),
+        "output_loading_info": True,
+        **settings_argument(config),
     }
     with out_of_memory_explained(f"loading {folder.name}"):
         try:
-            model = model_class(config).from_pretrained(folder, **options)
-        except (OSError, ValueError, KeyError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            model, report = model_class(config).from_pretrained(folder, **options)
+        except _REFUSALS as error:
             raise CheckpointError(
-                f"Cannot load {folder}: {first}",
+                f"Cannot load {folder}: {reason(error)}",
                 "It must contain config.json and the weights as safetensors; "
                 "run 'python -m core inspect' to see what is wrong.",
             ) from error
         # Already there, so that transformers and Trainer need not know how it came.
         vars(model).pop("hf_device_map", None)
+        _check_report(folder, checkpoint.info, report)
+        if model.config.tie_word_embeddings and not checkpoint.info.tied:
+            # The stored head is used; whatever is written from this model has to keep it.
+            model.config.tie_word_embeddings = False
         model = model.to(device).eval().requires_grad_(False)
     if check:
         check_finite(model)
@@ -143,21 +168,100 @@ def _placement(device: torch.device) -> dict[str, Any]:
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
+def settings_argument(config: dict[str, Any]) -> dict[str, Any]:
+    """Return ``config=`` for `from_pretrained` if transformers could not read the file itself."""
+    plain = config_rules.readable(config)
+    if plain == config:
+        return {}
+    return {"config": settings_of(plain)}
+
+
+def settings_of(config: dict[str, Any]) -> Any:
+    """Return the configuration object of a ``config.json``; raises `CheckpointError` if refused."""
+    from transformers import CONFIG_MAPPING
+
+    chosen = model_class(config)
+    own = getattr(chosen, "config_class", None)
+    try:
+        return (own or CONFIG_MAPPING[str(config["model_type"])]).from_dict(
+            config_rules.readable(config)
+        )
+    except _REFUSALS as error:
+        raise CheckpointError(
+            f"transformers refuses config.json: {reason(error)}", "Correct it in config.json."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return why another library refused, as one line: also what follows its first line.
+
+    Strict configurations, for one, name the validator first and the reason below.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:_REASON_LINES]) or type(error).__name__
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
+
+
+def _check_report(folder: Path, info: CheckpointInfo, report: dict[str, Any]) -> None:
+    """Raise if transformers could not place a tensor, beyond those that the headers explain."""
+    known = set(info.unused_tensors)
+    for kind, names in (
+        ("are missing from the weights", report.get("missing_keys") or ()),
+        ("have another shape than config.json implies", report.get("mismatched_keys") or ()),
+        ("are not used by the model", set(report.get("unexpected_keys") or ()) - known),
+        ("cannot be converted", report.get("error_msgs") or ()),
+    ):
+        if names:
+            listed = sorted(str(name) for name in names)
+            raise CheckpointError(
+                f"transformers reports on {folder} that {len(listed)} tensors {kind}: "
+                f"{', '.join(listed[:3])}{', ...' if listed[3:] else ''}.",
+                "Give a checkpoint whose config.json matches its weights.",
+            )
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint folder; raises `CheckpointError` if it has none."""
     from transformers import AutoTokenizer
 
     folder = Path(path)
     _quiet()
+    has_config = (folder / "config.json").is_file()
+    settings = settings_argument(read_config(folder / "config.json")) if has_config else {}
     try:
         # Explicit, because transformers otherwise prompts at the terminal about code in the folder.
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **settings
+        )
+    except (*_REFUSALS, ImportError) as error:
         raise CheckpointError(
-            f"{folder} has no readable tokenizer: {first}",
+            f"{folder} has no readable tokenizer: {reason(error)}",
             "Copy tokenizer.json and tokenizer_config.json into it.",
         ) from error
+    if has_config:
+        info = locate.at(folder).info
+        if info.tokenizer and info.tokenizer["size"] > info.vocab:
+            _leave_out(tokenizer, info.tokenizer["special_beyond"], info.vocab)
+    return tokenizer
+
+
+def _leave_out(tokenizer: Any, special: dict[str, int], rows: int) -> None:
+    """Remove special tokens beyond the embedding's ``rows``, so that no text gets their ids.
+
+    Text that spells one out is then read as ordinary characters. If one of them pads, the token
+    that ends a text pads instead.
+    """
+    from tokenizers import Tokenizer
+
+    names = {name for name, number in special.items() if number >= rows}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not names:
+        return
+    table = json.loads(backend.to_str())
+    table["added_tokens"] = [t for t in table["added_tokens"] if t["content"] not in names]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(table))
+    if tokenizer.pad_token in names:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _quiet() -> None:
@@ -166,15 +270,6 @@ def _quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return read_config(folder / "config.json")
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder} has no readable config.json.", "Give a Hugging Face checkpoint."
-        ) from error
 
 
 def check_finite(model: torch.nn.Module) -> None:

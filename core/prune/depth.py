@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.checkpoint import families, headers, locate, own_code
+from core.checkpoint import config_rules, families, headers, locate, own_code
 from core.checkpoint.drop import check_drop
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
@@ -68,9 +68,11 @@ def prune(
     info = checkpoint.info
     chosen = check_drop(drop, info.blocks)
     staging.check_output(folder, target, overwrite)
-    config = own_code.with_own_code(families.without_blocks(checkpoint.config, chosen))
+    config = config_rules.for_variant(
+        own_code.with_own_code(families.without_blocks(checkpoint.config, chosen)), tied=info.tied
+    )
     record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
-    parts = list(_parts(TensorIndex.read(folder), chosen))
+    parts = list(_parts(TensorIndex.read(folder), chosen, info.unused_tensors))
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, sum(part.size for part in parts))
         _write_weights(folder, partial, parts, progress)
@@ -131,9 +133,12 @@ def make_record(
     )
 
 
-def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
-    """Yield the files to write: the source's shards without the dropped blocks, renumbered."""
-    dropped = set(drop)
+def _parts(index: TensorIndex, drop: Sequence[int], unused: Sequence[str]) -> Iterator[_Part]:
+    """Yield the files to write: the source's shards without the dropped blocks, renumbered.
+
+    Tensors that the model does not use are left out.
+    """
+    dropped, left_out = set(drop), set(unused)
     blocks = {b for b in map(families.block_of, index.entries) if b is not None}
     number = {old: new for new, old in enumerate(sorted(blocks - dropped))}
     kept = []
@@ -142,6 +147,7 @@ def _parts(index: TensorIndex, drop: Sequence[int]) -> Iterator[_Part]:
             (entry.name if block is None else families.renamed(entry.name, number[block]), entry)
             for entry in shard.tensors
             if (block := families.block_of(entry.name)) not in dropped
+            and entry.name not in left_out
         )
         if tensors:
             kept.append((shard, tensors))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.checkpoint import own_code
+from core.checkpoint import headers, own_code
 from core.errors import CheckpointError
 from core.model.loading import load_model
 from core.model.memory import free_memory
@@ -135,6 +135,7 @@ def merge_and_save(
         own = own_code.with_own_code(json.loads(config.read_text(encoding="utf-8")))
         config.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         own_code.copy(own, target)
+        headers.inspect(target, allow_config_only=False)
 
     replace_folder(folder, write)
     # The caller still has the model, so its weights are freed here: the device never holds both.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.checkpoint import families, headers, locate, own_code
+from core.checkpoint import config_rules, families, headers, locate, own_code
 from core.checkpoint.headers import TensorIndex
 from core.prune import staging
 from core.runs.progress import SILENT, Progress
@@ -43,7 +43,10 @@ def write(
     staging.check_output(folder, target, overwrite=True)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     source = locate.at(folder).config
-    config = pruned_config(source, plan.units, counts, biases=bool(selection.biases))
+    config = config_rules.for_variant(
+        pruned_config(source, plan.units, counts, biases=bool(selection.biases)),
+        tied=plan.info.tied,
+    )
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, plan.info.disk_bytes)
         _write_weights(folder, partial, plan, selection, progress)
@@ -65,12 +68,15 @@ def _write_weights(
 
     index = TensorIndex.read(folder)
     shards, stored = index.shards, index.entries.keys()
+    unused = set(plan.info.unused_tensors)
     file_of: dict[str, str] = {}
     size = 0
     for number, shard in enumerate(shards, start=1):
         progress.step(number - 1, len(shards), f"Writing {shard.file}")
         with safe_open(folder / shard.file, "pt") as read:
-            tensors = dict(_cut_shard(read, plan.units, selection, stored))
+            tensors = dict(_cut_shard(read, plan.units, selection, stored, unused))
+        if not tensors:
+            continue
         save_file(tensors, partial / shard.file, {"format": "pt", **shard.metadata})
         file_of |= dict.fromkeys(tensors, shard.file)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
@@ -80,10 +86,16 @@ def _write_weights(
 
 
 def _cut_shard(
-    read: Any, units: Sequence[BlockUnits], selection: Selection, stored: Collection[str]
+    read: Any,
+    units: Sequence[BlockUnits],
+    selection: Selection,
+    stored: Collection[str],
+    unused: Collection[str],
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the cut tensors of one open file; each new bias follows its weight."""
     for name in read.keys():  # noqa: SIM118 - not a mapping
+        if name in unused:
+            continue
         tensor = read.get_tensor(name)
         block = families.block_of(name)
         if block is None:
