@@ -219,8 +219,8 @@ def _refuse_whole_numbers(entries: Sequence[TensorEntry]) -> None:
     if odd:
         dtype = next(entry.dtype for entry in entries if entry.name == odd[0])
         raise CheckpointError(
-            f"The weights are quantised: {_listed(odd)} stored as {dtype}, and config.json does "
-            "not say how to read them.",
+            f"The weights are quantised: {_listed(odd)} stored as {dtype}, and config.json has "
+            "no rule for reading them.",
             "Give the unquantised checkpoint; quantised blocks cannot be scored.",
         )
 
@@ -253,8 +253,8 @@ def _refuse_scales(used: Mapping[str, Any], unused: Sequence[str]) -> list[str]:
     if scales:
         raise CheckpointError(
             f"The weights are quantised or scaled: {_listed(scales)} stored beside them, and "
-            "config.json does not say how to use that. Loaded as they are, they would compute "
-            "something else.",
+            "config.json has no rule for applying that. Loaded without it, the model would "
+            "compute something else.",
             "Give the unquantised checkpoint; quantised blocks cannot be scored.",
         )
     return biases

@@ -149,7 +149,7 @@ def test_no_command_promises_what_transformers_refuses(copied, tmp_path, capsys,
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 def test_a_format_with_torch_in_front_is_understood(copied, tmp_path, field):
-    edit(copied, dtype=None, **{field: "torch.float16"})
+    edit(copied, **{"dtype": None, field: "torch.float16"})
     info = headers.inspect(copied)
     assert f"gives {field} as 'torch.float16'" in info.warnings[0]
     with pytest.raises(AttributeError):

@@ -1,10 +1,10 @@
-"""Stored tensors against used ones, in both directions, with stock transformers as the reference."""
+"""Stored tensors against used ones, in both directions; stock transformers is the reference."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,8 +15,6 @@ from core.checkpoint.make_index import main as make_index
 from core.errors import CheckpointError
 from core.model.loading import load_model, load_tokenizer
 from core.prune import depth
-from core.width import methods
-from core.width import plan as planning
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 33)[None]
@@ -100,19 +98,17 @@ def test_variants_keep_a_head_of_its_own_and_say_so(own_head, tmp_path):
 
 
 def test_width_and_merging_keep_a_head_of_its_own(own_head, tmp_path):
-    from core.checkpoint import config_rules
-    from core.width.command import WidthSpec
-    from core.width.layout import pruned_config
-
-    info = locate.open(own_head).info
-    assert WidthSpec(checkpoint="x", method="magnitude", out="y").method in methods.METHODS
-    plan = planning.make(info, methods.get("magnitude"), ratio=0.2)
-    config = pruned_config(locate.at(own_head).config, plan.units, plan.counts or {}, biases=False)
-    assert config_rules.for_variant(config, tied=info.tied)["tie_word_embeddings"] is False
-    # What a merge does: a loaded model is saved by transformers.
+    argv = ["width", own_head, "--method", "magnitude", "--ratio", "0.2", "--device", "cpu"]
+    assert main([str(a) for a in [*argv, "--out", tmp_path / "narrow"]]) == 0
+    config = json.loads((tmp_path / "narrow" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    narrow = load_model(tmp_path / "narrow", CPU, torch.float32)
+    assert count(narrow) == headers.inspect(tmp_path / "narrow").parameters
+    assert torch.equal(narrow.lm_head.weight, stock(own_head).lm_head.weight)
+    # What a merge does: transformers saves a model that was loaded here.
     load_model(own_head, CPU, torch.float32).save_pretrained(tmp_path / "merged")
     assert torch.equal(logits(stock(tmp_path / "merged")), logits(stock(own_head)))
-    assert headers.inspect(tmp_path / "merged").parameters == info.parameters
+    assert headers.inspect(tmp_path / "merged").parameters == locate.open(own_head).info.parameters
 
 
 def test_a_stored_copy_of_a_tied_head_counts_once(changed, tiny_dir):
@@ -236,8 +232,6 @@ def test_what_transformers_cannot_place_is_not_swallowed(changed, monkeypatch):
     """If the headers' rules miss something, its own report still counts."""
     folder = changed(tensors=leftovers())
     found = locate.at(folder)
-    import dataclasses
-
     blind = dataclasses.replace(found, info=dataclasses.replace(found.info, unused_tensors=()))
     monkeypatch.setattr(locate, "at", lambda *_, **__: blind)
     with pytest.raises(CheckpointError, match="12 tensors are not used by the model: model.layers"):
@@ -324,10 +318,6 @@ def add_token(folder, content, special=True, number=320):
          "normalized": False, "special": special}
     )  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(table))
-
-
-def tokens_of(size):
-    return json.loads(tiny.tokenizer(size).backend_tokenizer.to_str())
 
 
 def test_a_special_token_beyond_the_embedding_works(changed):
