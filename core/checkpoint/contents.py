@@ -82,9 +82,8 @@ def compare(config: Mapping[str, Any], index: TensorIndex) -> Contents:
 
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(outside.quoted(n, 80) for n in names[:_SHOWN]) + (
-        f" and {more:,} more" if more > 0 else ""
-    )
+    shown = ", ".join(outside.quoted(name, 80) for name in names[:_SHOWN])
+    return shown + (f" and {more:,} more" if more > 0 else "")
 
 
 # --------------------------------------------------------------------------------------- expected
@@ -136,11 +135,11 @@ def _check_rank(name: str, shape: families.Shape) -> None:
 
 def _custom_names(config: Mapping[str, Any]) -> dict[str, families.Shape]:
     """Return the tensors that a checkpoint with its own block shapes must have (any shape)."""
-    modules = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-               "input_layernorm", "post_attention_layernorm")  # fmt: skip
+               "input_layernorm", "post_attention_layernorm"]  # fmt: skip
     if families.of(config).qk_norm:
-        modules += ("self_attn.q_norm", "self_attn.k_norm")
+        modules += ["self_attn.q_norm", "self_attn.k_norm"]
     names = [EMBEDDING, "model.norm.weight"]
     for block in range(families.setting(config, "num_hidden_layers")):
         names += [f"model.layers.{block}.{module}.weight" for module in modules]

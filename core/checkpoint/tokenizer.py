@@ -100,6 +100,7 @@ def _tokens(folder: Path, path: Path) -> _Tokens:
     if path.name == "tokenizer.json":
         found = _whole_tokenizer(read_config(path))
     else:
+        ids: Sequence[int]
         if path.name == "tokenizer.model":
             kind, ids = "sentencepiece", range(_sentencepiece_size(outside.data(path)))
         else:
