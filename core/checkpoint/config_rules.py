@@ -225,7 +225,7 @@ def _check_layer_sizes(config: Mapping[str, Any]) -> None:
                 name,
                 sizes,
                 "",
-                f"It must be a list of {blocks} numbers, one per block.",
+                f"It must list a number for each of the {blocks} blocks.",
             )
         for block, size in enumerate(sizes):
             if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
