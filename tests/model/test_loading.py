@@ -26,9 +26,9 @@ def test_each_tensor_is_read_straight_onto_a_gpu(tiny_gqa, monkeypatch, name, ma
         @staticmethod
         def from_pretrained(folder, **options):
             asked.append(options.pop("device_map", None))
-            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
             monkeypatch.setattr(type(model), "to", lambda self, device: self)  # there is no GPU
-            return model
+            return model, report
 
     monkeypatch.setattr(loading, "model_class", lambda config: Stock)
     loading.load_model(tiny_gqa, torch.device(name), torch.float32)
