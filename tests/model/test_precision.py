@@ -87,3 +87,12 @@ def test_every_command_computes_in_the_same_precision(tmp_path, monkeypatch, nat
     near = 5e-3 if native else 1e-5
     for found in (scored, curve):
         assert found["dense_ppl"] == pytest.approx(live.ppl, rel=near)
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
+def test_only_float16_is_blamed_on_float16(computed):
+    """float16 weights are computed in float32 on a CPU: an overflow there is not float16's."""
+    assert "float16 overflows" in precision.not_finite_hint(torch.float16)
+    hint = precision.not_finite_hint(computed)
+    assert "overflow" not in hint
+    assert f"computed in {precision.dtype_name(computed)}" in hint
