@@ -284,16 +284,18 @@ def side_by_side(known: Study) -> list[Variant]:
     another checkpoint has the same content is only known once all its bytes are read.
     """
     present = [v for v in known.variants if v.folder]
-    found = by_content.perhaps_measured(state.workspace(), present[1:])
+    runs_of = {r.id for r in known.runs if r.command == "evaluate"}
+    last: dict[str, float] = {}
+    rows: tuple[Quality | Task, ...] = (*known.quality, *known.tasks)
+    for row in rows:
+        if row.run in runs_of:
+            last[row.variant] = max(last.get(row.variant, 0.0), row.started)
+    found = present[1:]
+    named = [v for v in found if v.id in last]
+    if len(found) > TOGETHER >= len(named):
+        found = by_content.perhaps_measured(state.workspace(), found)
     if len(found) > TOGETHER:
-        runs_of = {r.id for r in known.runs if r.command == "evaluate"}
-        last: dict[str, float] = {}
-        rows: tuple[Quality | Task, ...] = (*known.quality, *known.tasks)
-        for row in rows:
-            if row.run in runs_of:
-                last[row.variant] = max(last.get(row.variant, 0.0), row.started)
-        found = [v for v in found if v.id in last] or found
-        found.sort(key=lambda v: last.get(v.id, 0.0), reverse=True)
+        found = sorted(named or found, key=lambda v: last.get(v.id, 0.0), reverse=True)
     ids = {v.id for v in paging.page_of(found, "page", "checkpoints", TOGETHER)}
     return [v for place, v in enumerate(present) if place == 0 or v.id in ids]
 

@@ -7,7 +7,7 @@ import itertools
 import streamlit as st
 
 from core import words
-from core.runs.workspace import RunRecord
+from core.runs.workspace import RunRecord, begin_draw
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
@@ -27,6 +27,7 @@ live = any(r.is_live for r in where.runs())
 @st.fragment(run_every=2 if live else 10)
 def run_list() -> None:
     """Draw the runs, live ones first, then by age; polled, since runs also start elsewhere."""
+    begin_draw()
     records = sorted(where.runs(), key=lambda r: not r.is_live)
     if any(r.is_live for r in records) != live:
         st.rerun()

@@ -114,6 +114,7 @@ def write_text(path: Path, text: str, *, durable: bool = True, parents: bool = T
             if durable:
                 os.fsync(handle.fileno())
         temporary.replace(path)
+        _written[0] = time.monotonic_ns()
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -519,8 +520,10 @@ class Workspace:
         try:
             if record.path.is_symlink():
                 record.path.unlink()
+                _written[0] = time.monotonic_ns()
                 return
             record.path.rename(doomed)
+            _written[0] = time.monotonic_ns()
         except OSError as error:
             raise OutputError(
                 f"Cannot delete {record.path}: {error.strerror}.", "Check its permissions."
@@ -602,17 +605,38 @@ _turn = threading.Lock()
 _listed: dict[Path, tuple[int, list[RunRecord]]] = {}
 
 
+DRAW_S = 2.0
+_draw = threading.local()
+_written = [0]
+"""When this process last wrote into a workspace, by the clock of `time.monotonic_ns`."""
+
+
+def begin_draw() -> None:
+    """Let all lists of runs that this thread asks for share one look, which begins from now on.
+
+    For `DRAW_S` at most; what this process writes meanwhile is seen.
+    """
+    _draw.began = time.monotonic_ns()
+
+
+def _asked() -> int:
+    """Return the time from which on a look at the folders is recent enough for this thread."""
+    now = time.monotonic_ns()
+    began = getattr(_draw, "began", 0)
+    return max(began, _written[0]) if now - began < DRAW_S * 1e9 else now
+
+
 def _list(root: Path) -> list[RunRecord]:
     """Return the runs of a workspace and their steps, newest first; the list is shared.
 
     Threads that ask at the same time share one look at the folders: one that waited for a look
     that began after it asked takes its result.
     """
-    asked = time.monotonic_ns()
+    asked = _asked()
     where = root.absolute()
     with _turn:
         began, found = _listed.get(where, (0, []))
-        if began < asked:
+        if began <= asked:
             began = time.monotonic_ns()
             found = []
             for record in _runs_in(root):

@@ -15,6 +15,7 @@ from core.runs import workspace
 from core.runs.workspace import RunRecord
 from core.study import variants
 from core.study.kinds import Variant
+from core.study.states import state_of
 
 CUTTERS = ("prune", "width")
 
@@ -69,9 +70,25 @@ def lineages(records: Sequence[RunRecord]) -> list[Lineage]:
     """Return a lineage for every dense checkpoint that runs were made from.
 
     A run is a child of the run whose folder its spec names, else of a dense checkpoint. A parent
-    that was deleted stays by its name.
+    that was deleted stays by its name. Kept until one of the runs or of their files changes.
     """
     makers = sorted((r for r in records if r.command in workspace.MAKERS), key=lambda r: r.started)
+    key, state = (workspace.default_root().absolute(), len(makers)), state_of(makers)
+    kept = _kept.get(key)
+    if kept is None or kept[0] != state:
+        kept = (state, tuple(_lineages(makers)))
+        while len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = kept
+    return list(kept[1])
+
+
+KEPT = 8
+_kept: dict[tuple[Path, int], tuple[object, tuple[Lineage, ...]]] = {}
+"""The lineages asked for last, by workspace and number of runs, with the state of these."""
+
+
+def _lineages(makers: Sequence[RunRecord]) -> list[Lineage]:
     by_folder = {r.path.resolve(): r for r in makers}
     below: dict[Path, list[RunRecord]] = {}
     roots: dict[str, tuple[str, list[RunRecord]]] = {}

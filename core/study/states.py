@@ -14,7 +14,7 @@ ALL = ("",)
 """Every file name ends with it."""
 
 
-def state_of(records: Sequence[RunRecord], name: str) -> object:
+def state_of(records: Sequence[RunRecord], name: str = "") -> object:
     """Return a value that is equal as long as the study of ``name`` in these runs is the same.
 
     It has the records, name, time and size of every file of the runs, and the same of each
@@ -47,7 +47,7 @@ def _outside(
 ) -> Iterable[tuple[str, Path | None, headers.FileState]]:
     """Yield what each checkpoint name that is not a run's means, with the state of its files."""
     inside = {r.id for r in records} | {str(r.path) for r in records}
-    names = {name}
+    names = {name} if name else set()
     for record in records:
         spec = record.spec
         several = spec.get("checkpoints")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.runs import devices
+from core.runs.workspace import begin_draw
 from core.ui import access, say, state
 from core.ui.say import code, plain
 
@@ -34,6 +35,7 @@ def start(title: str) -> None:
     """Set up the page and draw the sidebar; every page calls this first."""
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
+    begin_draw()
     model = state.current_checkpoint()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
@@ -73,6 +75,7 @@ def _model(name: str) -> None:
 @st.fragment(run_every=5)
 def _status() -> None:
     """Draw devices and running jobs; redrawn every few seconds."""
+    begin_draw()
     st.caption("Device")
     for device in devices.devices():
         st.markdown(

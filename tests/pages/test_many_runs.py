@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,8 @@ def test_evaluated_checkpoints_are_side_by_side_a_page_at_a_time(root, monkeypat
     assert columns[0][:2] == columns[1][:2] == ["", "demo"]
     assert not set(columns[0][2:]) & set(columns[1][2:])
     assert last.query_params["page"] in ("2", ["2"])
+
+
+def test_no_draw_ends_with_a_walk_through_all_memory():
+    config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    assert config["runner"]["postScriptGC"] is False

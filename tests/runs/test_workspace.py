@@ -295,6 +295,34 @@ def test_threads_that_ask_at_once_share_a_look(where, monkeypatch):
     assert len(looks) <= 4  # the first one's, one for all who waited, and this test's own
 
 
+def test_one_draw_takes_one_look_and_sees_what_it_writes(where, monkeypatch):
+    folder = make(where)
+    looks = []
+    look = workspace._runs_in
+    monkeypatch.setattr(workspace, "_runs_in", lambda path: looks.append(path) or look(path))
+
+    def draw():
+        workspace.begin_draw()
+        assert [r.name for _ in range(5) for r in where.runs()] == [folder.name] * 5
+        assert len(looks) == 1
+        where.rename(read_run(folder), "a name")
+        assert [r.name for r in where.runs()] == ["a name"]
+        (folder / ".run/status.json").write_text('{"state": "failed", "error": "by another"}')
+        assert [r.state for r in where.runs()] == ["done"]  # still of the same draw
+        workspace.begin_draw()
+        assert [r.error for r in where.runs()] == ["by another"]
+        (folder / ".run/status.json").write_text('{"state": "done", "created": 5.0}')
+        monkeypatch.setattr(workspace, "DRAW_S", 0.0)
+        assert [r.started for r in where.runs()] == [5.0]
+        monkeypatch.setattr(workspace, "DRAW_S", 60.0)
+        workspace.begin_draw()
+        where.delete(where.runs()[0])
+        return where.runs()
+
+    with ThreadPoolExecutor(1) as pool:  # a draw is a thread's own
+        assert pool.submit(draw).result() == []
+
+
 def test_five_hundred_runs_are_listed_quickly(where):
     for _ in range(500):
         make_fast(where)
