@@ -70,7 +70,7 @@ def variant_tree() -> None:
             number = len(lineage.children(lineage.dense))
             st.caption(
                 f"{number} {'variant' if number == 1 else 'variants'} made from "
-                f"{job_cards.plain(lineage.dense.label)}, {size(lineage.total_bytes)} in total."
+                f"{plain(lineage.dense.label)}, {size(lineage.total_bytes)} in total."
             )
 
 
