@@ -202,8 +202,8 @@ def test_stages_are_carried_out_in_order_within_their_shares(tmp_path, light, mo
     light |= {(6, 1): 0.8, (4, 1): 0.4}
     ends = []
     made = gpu.Bench
-    monkeypatch.setattr(gpu, "Bench", lambda *a: ends.append(a[3]) or made(*a))
     report = bench(tmp_path).report
+    monkeypatch.setattr(gpu, "Bench", lambda *a: ends.append(a[3]) or made(*a))
     now = time.monotonic()
     gpu.carry_out(
         gpu.TINY_PLAN, report, gpu.TINY_VARIANTS, gpu.TINY, CPU, torch.float32, 4, now + 600
