@@ -288,7 +288,7 @@ class Maker:
 
 @functools.lru_cache(maxsize=64)
 def _seed(root: Path, drop: tuple[int, ...], weights: bool) -> Path:
-    """Return a cut of the demo that runs' folders are filled from, in a folder that is no run."""
+    """Return a pruned demo that runs' folders are filled from; its folder is not a run."""
     folder = root / ".seeds" / ",".join(map(str, drop))
     folder.mkdir(parents=True)
     depth.prune(CHECKPOINT, drop, folder, name="demo", overwrite=True)
