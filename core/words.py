@@ -16,6 +16,12 @@ def size(count: float) -> str:
     return f"{count:,.{decimals}f} {unit}"
 
 
+def percent(share: float) -> str:
+    """Format a share in whole percent; never -0%."""
+    text = f"{share:.0%}"
+    return "0%" if text == "-0%" else text
+
+
 def block_ranges(blocks: Iterable[int]) -> str:
     """Format block numbers as ranges: 0 to 3, 6, 8 to 9 (a spreadsheet reads 0-3 as a date)."""
     runs: list[list[int]] = []

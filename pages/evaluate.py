@@ -48,10 +48,11 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
         "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
         help="One or more, separated by commas. Published settings are 128 and 2048.",
     )  # fmt: skip
-    protocols = ("once", "window")
+    protocols = ("once", "window", "extra")
     bos = columns[2].selectbox(
         "BOS", protocols, protocols.index(kept.get("bos", "once")), key="eval_bos",
-        help="Once before the text, or at the start of every window.",
+        help="Once before the text, as the first token of every window, or extra: in front of "
+        "every window, which then has one token more.",
     )  # fmt: skip
     columns = st.columns([2, 1, 1])
     offered = view.task_choices()

@@ -325,7 +325,7 @@ class Session:
                 if not killed:
                     raise RunError(
                         f"The worker for {variant.name} ended with status {event['status']}.",
-                        "See the log for the traceback.",
+                        "What it printed before, if anything, is in the log.",
                     )
                 if current is None:
                     if left:

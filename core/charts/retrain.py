@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from core import words
 from core.charts import palette
 from core.retrain.results import Evaluation
 
@@ -192,7 +193,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             y=rows["name"].tolist(),
             orientation="h",
             name=method,
-            text=[f"{share:.0%}" for share in rows["recovered"]],
+            text=[words.percent(share) for share in rows["recovered"]],
             textposition="auto",
             width=0.55,
             marker={"color": colour, "pattern": _hatch(pattern)},

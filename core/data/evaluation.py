@@ -8,7 +8,7 @@ from core.data.readers import read_text, source_file
 from core.data.sources import preset, rows_of, text_rows
 from core.errors import DataError
 
-BOS_PROTOCOLS = ("once", "window")
+BOS_PROTOCOLS = ("once", "window", "extra")
 
 
 def evaluation_stream(source: str) -> str:
@@ -31,7 +31,9 @@ def evaluation_windows(
     """Cut a token stream into non-overlapping windows of ``window`` tokens; drop the remainder.
 
     ``bos`` names the protocol: ``once`` puts one BOS before the stream, ``window`` one at the
-    start of every window (which then holds ``window - 1`` tokens of text). A tokenizer without a
+    start of every window (which then holds ``window - 1`` tokens of text), and ``extra`` one in
+    front of every window of ``window`` tokens of text (which then has ``window + 1``, as in the
+    public code of Shortened LLaMA). A tokenizer without a
     BOS token gets none.
     """
     if bos not in BOS_PROTOCOLS:
@@ -42,8 +44,8 @@ def evaluation_windows(
         raise DataError(f"A window of {window} tokens has nothing to predict.", "Give at least 2.")
     head = [] if bos_id is None else [bos_id]
     stream = head + list(ids) if bos == "once" else list(ids)
-    front = head if bos == "window" else []
-    step = window - len(front)
+    front = head if bos in ("window", "extra") else []
+    step = window if bos == "extra" else window - len(front)
     starts = range(0, len(stream) - step + 1, step)
     windows = [front + stream[start : start + step] for start in starts]
     if not windows:

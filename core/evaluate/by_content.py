@@ -68,7 +68,7 @@ class Measure:
         name = Path(self.name).name or self.name
         if self.kind == "task":
             return f"{name} ({self.how})"
-        where = ", BOS in each" if self.bos == "window" else ""
+        where = {"window": ", BOS in each", "extra": ", BOS before each"}.get(self.bos, "")
         return f"perplexity of {name}, {self.window} tokens{where}"
 
 

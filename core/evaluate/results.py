@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from core.runs.run import Run
 
 SAMPLES = "samples.jsonl"
-CHOICES_ONLY = ("choices", "loglikelihoods")
+CHOICES_ONLY = ("choices", "loglikelihoods", "generated")
 """Keys of samples.jsonl that only multiple choice has."""
 
 ScoreCells = tuple[str, str, float | None, float | None, int | None]
@@ -113,6 +113,8 @@ class Sample:
     """Log-likelihood of each choice."""
     answer: Any = None
     """The model's answer; the index of the likeliest choice for multiple choice."""
+    generated: tuple[str, ...] | None = None
+    """Text that was generated, before the task's filters; None if none was."""
 
     def value(self, metric: str) -> float | None:
         """Return the question's own value of a metric; None if it is not a number."""

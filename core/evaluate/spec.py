@@ -30,7 +30,8 @@ class EvaluateSpec(DeviceOptions):
     )
     bos: str = option(
         "once",
-        help="BOS once before the text, or in every window.",
+        help="BOS once before the text, as the first token of every window, or extra: in front of "
+        "every window, which then has one token more, as in the authors' code.",
         choices=BOS_PROTOCOLS,
     )
     tasks: tuple[str, ...] = option(
@@ -60,8 +61,9 @@ def check_model(spec: EvaluateSpec, info: CheckpointInfo) -> None:
         raise OptionError("--each-block runs tasks without each block.", "Give --tasks.")
     if not spec.window:
         raise OptionError("--window is empty.", "Use e.g. 128 or 128,2048.")
-    if info.context and max(spec.window) > info.context:
+    longest = max(spec.window) + (spec.bos == "extra")
+    if info.context and longest > info.context:
         raise OptionError(
-            f"--window: {max(spec.window)} tokens exceed the model's context of {info.context}.",
-            f"Use {info.context} or fewer.",
+            f"--window: {longest} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context - (spec.bos == 'extra')} or fewer.",
         )

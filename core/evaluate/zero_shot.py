@@ -351,11 +351,18 @@ def sample(task: str, entry: dict[str, Any], delimiter: str = "") -> Sample:
             loglikelihoods=likely,
             answer=max(range(len(answers)), key=lambda i: likely[i]),
         )
+    raw = [text for one in entry.get("resps", ()) for text in (one if _is_list(one) else [one])]
+    texts = [text for text in raw if isinstance(text, str)]
     return Sample(
         **common,
         question=arguments[0][0] if arguments else "",
         answer=_plain(answers[0] if len(answers) == 1 else answers),
+        generated=tuple(texts) or None,
     )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _plain(value: Any) -> Any:

@@ -46,7 +46,7 @@ class Perplexity:
     source: str = option("demo", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
     bos: str = option(
-        "once", help="BOS once, or at the start of every window.", choices=BOS_PROTOCOLS
+        "once", help="BOS once, or in every window; see evaluate.", choices=BOS_PROTOCOLS
     )
     samples: int | None = option(
         None, help="Evaluate on this many calibration rows, as in importance.", low=1, high=100000

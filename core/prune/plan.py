@@ -107,7 +107,8 @@ def choose(
         raise DataError(f"The criterion {name} needs scores.", "Give an importance run or a CSV.")
     pick = _picker(scores, name, blocks, first, last, seed)
     requested = _requested(count, ratio, params)
-    number = _number(requested, pick, available, info, first, last)
+    searched = available < min(blocks - first - last, blocks - 1)
+    number = _number(requested, pick, available, info, first, last, searched=searched)
     drop = pick(number)
     left = parameters_after(info, drop) if info else None
     return Plan(
@@ -261,6 +262,8 @@ def _number(
     info: CheckpointInfo | None,
     first: int,
     last: int,
+    *,
+    searched: bool = False,
 ) -> int:
     """Return the number of blocks closest to the request; raises `PlanError` if none can meet it.
 
@@ -273,6 +276,9 @@ def _number(
         if first or last
         else "at least one block must remain."
     )
+    if searched:  # the search ended after its rounds; protection has nothing to do with it
+        limit = f"Greedy search removed only {available} blocks"
+        way = "request fewer blocks, or re-run importance with more --rounds."
     if kind == "count":
         if value > available:
             raise PlanError(

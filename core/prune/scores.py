@@ -102,7 +102,8 @@ def load(path: str | Path) -> BlockScores:
 
     CSV files may have the columns ``block,score``, ``block_name,block_score``,
     ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
-    the head are ignored. Raises `DataError` if the scores are missing or inconsistent.
+    the head are ignored. One line with the number of every block is a removal order, as in the
+    authors' ``block_order.csv``. Raises `DataError` if the scores are missing or inconsistent.
     """
     given = outside.path_of(str(path))
     if not outside.exists(given) and outside.is_folder(workspace.default_root() / str(path)):
@@ -147,7 +148,25 @@ def _rows(path: Path, name: str) -> list[dict[str, str | None]]:
         ) from None
 
 
+def _order(path: Path) -> tuple[int, ...]:
+    """Read a removal order: one line of block numbers, as the authors' block_order.csv.
+
+    Empty if the file is something else.
+    """
+    try:
+        lines = outside.text(path).split()
+    except (OSError, outside.Malformed):
+        return ()
+    cells = lines[0].split(",") if len(lines) == 1 else []
+    numbers = tuple(int(cell) for cell in cells if cell.isdecimal() and len(cell) < 7)
+    whole = len(cells) > 1 and sorted(numbers) == list(range(len(cells)))
+    return numbers if whole else ()
+
+
 def _from_csv(path: Path, name: str) -> BlockScores:
+    if order := _order(path):
+        ranks = tuple(float(order.index(block)) for block in range(len(order)))
+        return BlockScores(name, len(order), {GENERIC: ranks})
     rows = _rows(path, name)
     header = [key for key in (rows[0] if rows else {}) if key]
     id_column = next((column for column in _ID_COLUMNS if column in header), None)

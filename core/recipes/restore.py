@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core import words
 from core.prune.results import Pruning
 from core.recipes import parts, retraining
 from core.recipes.chain import Chain, Recipe, Step, Verdict
@@ -34,7 +35,7 @@ def verdict(chain: Chain) -> Verdict:
     record, found = chain.read(NAME, Pruning), chain.read(RETRAINED, Summary)
     share = found.recovered
     recovery = (
-        f"LoRA recovered {share:.0%} of the loss gap"
+        f"LoRA recovered {words.percent(share)} of the loss gap"
         if share is not None
         else "recovery is not reported, because the gap is below 0.05 nats"
     )

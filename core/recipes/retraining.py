@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from core import words
 from core.checkpoint import locate
 from core.prune.results import Pruning
 from core.recipes import parts
@@ -85,7 +86,7 @@ def percent(share: float | None) -> str:
     """Return a recovered share as text."""
     if share is None:
         return "recovery not reported (gap below 0.05 nats)"
-    return f"{share:.0%}" + (" (better than dense)" if share > BEYOND else "")
+    return words.percent(share) + (" (better than dense)" if share > BEYOND else "")
 
 
 def measured(chain: Chain, step: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+from core import words
 from core.retrain.recovery import BEYOND
 
 WINDOW = 20
@@ -167,7 +168,7 @@ def pruned_too_hard(
     if recovered is not None and recovered < 0.5 and gap * (1 - recovered) > HARD_LEFT_NAT:
         return Finding(
             "pruned-too-hard",
-            f"LoRA recovered {recovered:.0%} of the {gap:.2f}-nat gap; "
+            f"LoRA recovered {words.percent(recovered)} of the {gap:.2f}-nat gap; "
             f"{gap * (1 - recovered):.2f} nats remain.",
             hint,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from core import words
 from core.checkpoint import locate
 from core.prune.results import Pruning
 from core.retrain.results import Merged, Summary
@@ -113,7 +114,9 @@ def verdict(summary: Summary) -> str:
             f"{fell}; the dense model has {dense:.4f}. The gap of {before - dense:.3f} nats is "
             "too small to report a recovery."
         )
-    return f"{share:.0%} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
+    return (
+        f"{words.percent(share)} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
+    )
 
 
 def measured_on(summary: Summary) -> str:

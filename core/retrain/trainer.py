@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from core import words
 from core.errors import Cancelled
 from core.retrain import diagnostics, results
 from core.retrain.batches import Pack, StepPlan
@@ -312,7 +313,11 @@ class StepWatcher(TrainerCallback):
                 recovered=result.recovered,
             ),
         )
-        share = "" if result.recovered is None else f", {result.recovered:.0%} of the gap recovered"
+        share = (
+            ""
+            if result.recovered is None
+            else f", {words.percent(result.recovered)} of the gap recovered"
+        )
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
         for finding in self.watch.evaluated(step, self.before, loss):
             self.note(finding)

@@ -131,7 +131,7 @@ class Protocol:
             return f"held-out rows of {name}, {self.detail}"
         if self.bos == "rows":
             return f"{name}, {self.detail} of {self.window} tokens"
-        how = "in every window" if self.bos == "window" else "once"
+        how = {"window": "in every window", "extra": "before every window"}.get(self.bos, "once")
         return f"{name}, windows of {self.window}, BOS {how}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core import words
 from core.charts import retrain as charts
 from core.checkpoint import locate
 from core.retrain import history
@@ -115,7 +116,7 @@ def _tiles(record: RunRecord, log: MetricLog) -> None:
     total = record.progress[1] or "?"
     figures = {
         "Step": f"{now.step:,} of {total}",
-        "Recovered": "not reported" if share is None else f"{share:.0%}",
+        "Recovered": "not reported" if share is None else words.percent(share),
         "Held-out loss": "-" if loss is None else f"{loss:.4f}",
         "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
         "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",
