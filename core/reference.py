@@ -35,7 +35,8 @@ as ranges (`--drop 3,5-8`). A value that begins with a dash is joined to its fla
 
 **Every command.** `--workspace DIR` is the folder of the runs (default: `$DEPTHCUT_WORKSPACE`,
 otherwise `workspace/`). `$DEPTHCUT_LOCK_DIR` is the folder of the device locks (default: one per
-user in `/tmp`). `DEPTHCUT_DEBUG=1` shows the traceback of an unexpected error.
+user in `/tmp`). `DEPTHCUT_DEBUG=1` shows the traceback of an unexpected error. A Hub that sends
+less than 64 KiB in `DEPTHCUT_HUB_TIMEOUT` seconds (default: 60) is given up.
 
 | command | what it does | device | output |
 | --- | --- | --- | --- |

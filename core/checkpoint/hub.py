@@ -1,11 +1,10 @@
 """Checkpoints on the Hugging Face Hub: download what is needed, explain what went wrong.
 
 Only config, safetensors and tokenizer files are downloaded, into the Hub's own cache; no pickles
-and no code. To inspect a checkpoint huggingface_hub reads the headers of its shards in parallel,
-by range requests; it refuses headers above 25 MB and gives up on a server that sends nothing for
-10 seconds (HF_HUB_DOWNLOAD_TIMEOUT). The user's token is left to huggingface_hub (its environment
-variable or its login): it is neither read, logged nor stored here. A Hub id may carry a revision:
-``owner/name@revision``.
+and no code. To inspect a checkpoint the headers of its shards are read in parallel, by range
+requests. `core.checkpoint.hub_requests` ends requests that take too long. The user's token is left
+to huggingface_hub (its environment variable or its login): it is neither read, logged nor stored
+here. A Hub id may carry a revision: ``owner/name@revision``.
 """
 
 from __future__ import annotations
@@ -13,23 +12,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import json
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core import words
-from core.checkpoint import headers, other_formats
-from core.checkpoint.headers import CheckpointInfo, Shard, TensorIndex
-from core.checkpoint.tensors import shard_of, weight_map_of
+from core.checkpoint import headers, hub_requests, other_formats
+from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint.tensors import parse_header, weight_map_of
 from core.errors import CheckpointError
 from core.runs.devices import MIB
 from core.runs.progress import SILENT, Progress
-
-if TYPE_CHECKING:
-    from huggingface_hub import SafetensorsFileMetadata, SafetensorsRepoMetadata
 
 _SMALL = (
     "config.json",
@@ -44,6 +40,8 @@ _SMALL = (
     "chat_template*",
 )
 _WEIGHTS = (headers.SINGLE, "model-*.safetensors")
+_MOST_UNKNOWN = 64 << 20
+"""Bytes of a file whose size the Hub does not tell."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -83,7 +81,7 @@ def inspect(name: str, progress: Progress = SILENT) -> tuple[Path, CheckpointInf
         raise _not_cached(name, True, copy.cause)
     progress.check_cancel()
     with _explained(name):
-        index = _remote_index(name, copy.commit, copy.folder, copy.sizes)
+        index = _remote_index(name, copy.commit, copy.folder, copy.sizes, progress)
     info = headers.describe(name, config, index, headers.tokenizer_info(copy.folder))
     note = "Only the headers of the weights were read; the weights are still on the Hub."
     return copy.folder, dataclasses.replace(info, warnings=(*info.warnings, note))
@@ -98,7 +96,7 @@ def _fetch(name: str, progress: Progress, config_only: bool) -> _Copy:
         if constants.HF_HUB_OFFLINE:
             return _cached(name, config_only)
         try:
-            commit, sizes = _listing(repo, revision)
+            commit, sizes = hub_requests.listing(repo, revision, progress)
         except HfHubHTTPError:
             raise
         except Exception as error:
@@ -110,26 +108,13 @@ def _fetch(name: str, progress: Progress, config_only: bool) -> _Copy:
         files = _wanted(name, sizes, config_only)
         progress.log(f"Fetching {name} from the Hub ({words.size(sum(sizes[f] for f in files))}).")
         folder = _download(repo, commit, {file: sizes[file] for file in files}, progress)
-        _note_revision(repo, revision)
+        _note_revision(repo, revision, progress)
         return _Copy(folder, commit, sizes)
 
 
 def _split(name: str) -> tuple[str, str | None]:
     repo, _, revision = name.partition("@")
     return repo, revision or None
-
-
-def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """Return the commit and the size of every file at the repository's top."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-    sizes = {
-        file.rfilename: int(file.size or 0)
-        for file in info.siblings or []
-        if "/" not in file.rfilename
-    }
-    return str(info.sha), sizes
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -182,18 +167,19 @@ def _download(repo: str, commit: str, sizes: dict[str, int], progress: Progress)
     folder = Path()
     for file, size in sizes.items():
         progress.check_cancel()
-        bar = _bar(progress, done, total, file)
-        folder = Path(hf_hub_download(repo, file, revision=commit, **bar)).parent
+        bar, seen = _bar(progress, done, total, file, size)
+        get = functools.partial(hf_hub_download, repo, file, revision=commit, **bar)
+        folder = Path(hub_requests.call(get, progress, seen)).parent
         done += size
         progress.step(*_mib(done, total), f"MiB, {file}")
     return folder
 
 
-def _note_revision(repo: str, revision: str | None) -> None:
+def _note_revision(repo: str, revision: str | None, progress: Progress) -> None:
     """Record in the cache which commit the revision is, for use without the Hub."""
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(repo, "config.json", revision=revision)
+    hub_requests.call(lambda: hf_hub_download(repo, "config.json", revision=revision), progress)
 
 
 def _mib(done: int, total: int) -> tuple[int, int]:
@@ -201,12 +187,16 @@ def _mib(done: int, total: int) -> tuple[int, int]:
     return min(round(done / MIB), whole) if done < total else whole, whole
 
 
-def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, Any]:
-    """Return the arguments that make a download report its bytes, if the library has them."""
+def _bar(
+    progress: Progress, before: int, total: int, file: str, size: int
+) -> tuple[dict[str, Any], Callable[[], int]]:
+    """Return the arguments that make a download report its bytes, and what counts them."""
     import inspect as signatures
 
     from huggingface_hub import hf_hub_download
     from tqdm import tqdm
+
+    received = 0
 
     class Bar(tqdm):
         """Reports bytes; draws nothing."""
@@ -217,7 +207,11 @@ def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, An
             self.seen = int(options.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> bool | None:
+            nonlocal received
             self.seen += int(n or 0)
+            received += max(0, int(n or 0))
+            if self.seen > (size or _MOST_UNKNOWN):
+                raise hub_requests.Unusable(f"{file} is longer than its {size:,} bytes")
             progress.step(*_mib(before + self.seen, total), f"MiB, {file}")
             return None
 
@@ -227,7 +221,7 @@ def _bar(progress: Progress, before: int, total: int, file: str) -> dict[str, An
                 self.fp.close()
 
     known = signatures.signature(hf_hub_download).parameters
-    return {"tqdm_class": Bar} if "tqdm_class" in known else {}
+    return ({"tqdm_class": Bar} if "tqdm_class" in known else {}), lambda: received
 
 
 def _cached(name: str, config_only: bool, cause: Exception | None = None) -> _Copy:
@@ -244,6 +238,8 @@ def _cached(name: str, config_only: bool, cause: Exception | None = None) -> _Co
 
 def _not_cached(name: str, partly: bool, cause: Exception | None) -> CheckpointError:
     why = "the Hub cannot be reached" if cause else "the Hub is switched off (HF_HUB_OFFLINE)"
+    if isinstance(cause, hub_requests.TooSlow):
+        why = f"the Hub did not finish answering within {cause}"
     state = "is only partly" if partly else "is not"
     return CheckpointError(
         f"There is no folder {name}, and {why}; the checkpoint {state} in the Hub's cache.",
@@ -259,7 +255,9 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
-def _remote_index(name: str, commit: str, folder: Path, sizes: dict[str, int]) -> TensorIndex:
+def _remote_index(
+    name: str, commit: str, folder: Path, sizes: dict[str, int], progress: Progress
+) -> TensorIndex:
     """Read the headers of all weight files; ``folder`` holds the index file, if there is one."""
     _wanted(name, sizes, False)
     weight_map = {} if headers.SINGLE in sizes else weight_map_of(folder / headers.INDEX)
@@ -270,58 +268,14 @@ def _remote_index(name: str, commit: str, folder: Path, sizes: dict[str, int]) -
             f"{len(absent)} of {len(files)} weight files are missing in {name}: {absent[0]}.",
             "Give another repository or revision.",
         )
-    found = _read_headers(name, commit)
-    shards = (_shard(file, sizes[file], found.files_metadata[file]) for file in files)
+    repo = _split(name)[0]
+    advice = f"Give another revision, or download it (hf download {repo}) and give the folder."
+    try:
+        found = hub_requests.headers(repo, commit, {f: sizes[f] for f in files}, progress)
+    except hub_requests.Unusable as error:
+        raise CheckpointError(f"Cannot read the weights of {name}: {error}.", advice) from error
+    shards = (parse_header(file, sizes[file], found[file], advice) for file in files)
     return TensorIndex(None, tuple(shards)).checked(weight_map)
-
-
-def _read_headers(name: str, commit: str) -> SafetensorsRepoMetadata:
-    """Read the headers in parallel; raises `CheckpointError` for one that cannot be read."""
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.utils import disable_progress_bars
-
-    try:
-        with disable_progress_bars():
-            return HfApi().get_safetensors_metadata(_split(name)[0], revision=commit)
-    except errors.HfHubHTTPError:
-        raise
-    except errors.SafetensorsParsingError as error:
-        reason = str(error).rstrip(".")
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        # JSON that is not a header: the library looks for fields without checking types
-        reason = f"the header is not a table of tensors ({error})"
-    raise CheckpointError(
-        f"Cannot read the weights of {name}: {reason}.",
-        f"Give another revision, or download it (hf download {_split(name)[0]}) and give the "
-        "folder.",
-    )
-
-
-def _shard(file: str, size: int, header: SafetensorsFileMetadata) -> Shard:
-    """Return where the tensors of a remote file lie.
-
-    The library does not report how long the header is: the tensors end where the file ends, so the
-    header takes what is left, which must be enough for what it says.
-    """
-    table = {
-        name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": list(t.data_offsets)}
-        for name, t in header.tensors.items()
-    }
-    advice = "Give another revision."
-    try:
-        end = max((int(item["data_offsets"][1]) for item in table.values()), default=0)
-        least = len(json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode())
-    except (IndexError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(
-            f"{file} is damaged on the Hub: its header cannot be read ({error}).", advice
-        ) from error
-    if size - end < 8 + least:
-        raise CheckpointError(
-            f"{file} is truncated on the Hub: it has {size:,} bytes, but its tensors take {end:,} "
-            f"and its header at least {least:,}.",
-            advice,
-        )
-    return shard_of(file, size, size - end, table, header.metadata, advice)
 
 
 # ----------------------------------------------------------------------------------------- errors
@@ -334,11 +288,27 @@ _CONNECTION_ERRORS = {"NetworkError", "TimeoutException", "ProxyError", "RemoteP
 def _is_connection(error: BaseException | None) -> bool:
     """Whether an exception, or its cause, means that the Hub could not be reached."""
     while error is not None:
+        if isinstance(error, hub_requests.TooSlow):
+            return True
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if isinstance(error, ConnectionError | TimeoutError) or kinds & _CONNECTION_ERRORS:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _unanswered(name: str, error: BaseException) -> CheckpointError:
+    """Return the error for a Hub that was not reached, or that asked to wait."""
+    wait = hub_requests.retry_after(error)
+    if wait is not None:
+        return CheckpointError(
+            f"The Hub limits requests for {name} and asks to wait {wait:,} s (Retry-After).",
+            f"Try again in {wait:,} s, or log in with `hf auth login` for a higher limit.",
+        )
+    return CheckpointError(
+        f"The Hub cannot be reached for {name}, or the connection broke off.",
+        "Check the network and HF_ENDPOINT, or give a local folder.",
+    )
 
 
 @contextlib.contextmanager
@@ -370,11 +340,27 @@ def _explained(name: str) -> Iterator[None]:
             "Check the spelling; for a private repository log in with `hf auth login` or set "
             "HF_TOKEN.",
         ) from error
+    except hub_requests.Unusable as error:
+        raise CheckpointError(
+            f"The Hub's answer for {name} cannot be used: {error}.",
+            "Check HF_ENDPOINT and the network, or give a local folder.",
+        ) from error
+    except hub_requests.Busy as error:
+        raise _unanswered(name, error) from error
+    except hub_requests.TooSlow as error:
+        raise CheckpointError(
+            f"The Hub did not finish answering for {name} within {error}.",
+            "Try again later, set DEPTHCUT_HUB_TIMEOUT (seconds), or give a local folder.",
+        ) from error
     except errors.EntryNotFoundError as error:
+        if _is_connection(error.__cause__) or hub_requests.retry_after(error) is not None:
+            raise _unanswered(name, error) from error
         raise CheckpointError(
             f"A file of {name} is missing on the Hub or in the cache.", "Give another revision."
         ) from error
     except errors.HfHubHTTPError as error:
+        if hub_requests.retry_after(error) is not None:
+            raise _unanswered(name, error) from error
         status = getattr(error.response, "status_code", "an error")
         refused = status in (401, 403)
         raise CheckpointError(
@@ -391,10 +377,7 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_connection(error):
-            raise CheckpointError(
-                f"The Hub cannot be reached for {name}, or the connection broke off.",
-                "Check the network and HF_ENDPOINT, or give a local folder.",
-            ) from error
+            raise _unanswered(name, error) from error
         if isinstance(error, OSError) and error.errno:
             raise CheckpointError(
                 f"Cannot store {name} in the Hub's cache: {error.strerror}.",

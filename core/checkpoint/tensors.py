@@ -75,10 +75,11 @@ def dtype_code(name: str) -> str:
     return next((code for code, known in _STORED.items() if known == name), name.upper())
 
 
-def parse_header(file: str, size: int, header: bytes) -> Shard:
+def parse_header(file: str, size: int, header: bytes, advice: str = "Download it again.") -> Shard:
     """Read a safetensors header (the JSON after the 8-byte length) of a file of ``size`` bytes.
 
-    Raises `CheckpointError` if it is damaged or does not describe exactly the file's bytes.
+    Raises `CheckpointError` with ``advice`` if it is damaged or does not describe exactly the
+    file's bytes.
     """
     try:
         table = outside.loads(header, most_items=_MOST_ITEMS)
@@ -86,17 +87,17 @@ def parse_header(file: str, size: int, header: bytes) -> Shard:
             raise outside.Malformed("it is not a JSON object")
         metadata = table.pop("__metadata__", None)
     except outside.Malformed as error:
-        raise _unreadable(file, error, "Download it again.") from error
-    return shard_of(file, size, 8 + len(header), table, metadata)
+        raise _unreadable(file, error, advice) from error
+    return _shard_of(file, size, 8 + len(header), table, metadata, advice)
 
 
-def shard_of(
+def _shard_of(
     file: str,
     size: int,
     base: int,
     table: Mapping[str, Mapping[str, Any]],
     metadata: Mapping[str, Any] | None,
-    advice: str = "Download it again.",
+    advice: str,
 ) -> Shard:
     """Return a file of ``size`` bytes whose tensors begin at byte ``base``.
 

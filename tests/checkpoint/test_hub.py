@@ -265,18 +265,18 @@ def test_damaged_weights_are_named_with_the_reason(hub, tmp_path, tiny_gqa):
     wrong = json.dumps({**table, name: {**table[name], "shape": [3, 3]}}).encode()
     gap = json.dumps({n: v for n, v in table.items() if n != name}).encode()
     cases = {
-        "cut-header": (good[:500], "not json-encoded"),
+        "cut-header": (good[:500], "model.safetensors is truncated: its header takes"),
         "short": (b"1234", "too small"),
         "huge": (damaged(good, length=1 << 40), "too big"),
-        "a-list": (damaged(good, b"[1, 2]"), "not a table of tensors"),
-        "no-table": (damaged(good, b'{"a": 1}'), "not a table of tensors"),
+        "a-list": (damaged(good, b"[1, 2]"), "it is not a JSON object"),
+        "no-table": (damaged(good, b'{"a": 1}'), "'a' is not a JSON object"),
         "no-offsets": (
             damaged(good, b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}'),
             "its header cannot be read",
         ),
         "wrong-shape": (damaged(good, wrong), "does not match its shape [3, 3]"),
         "gap": (damaged(good, gap), "is damaged: "),
-        "cut-end": (damaged(good, cut=64), "is truncated on the Hub"),
+        "cut-end": (damaged(good, cut=64), "model.safetensors is truncated: it has"),
     }
     for case, (content, _) in cases.items():
         hub.repos[f"owner/{case}"] = repository(tmp_path, tiny_gqa, case)

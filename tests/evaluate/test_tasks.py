@@ -342,3 +342,18 @@ def test_a_token_that_a_task_needs_is_named(tmp_path, local_tasks, bare, capsys,
     assert len(errors) == 1
     assert "Task 'colours'" in errors[0]
     assert sentence in errors[0]
+
+
+@pytest.mark.parametrize("more", [(), ("--each-block",)])
+def test_an_answer_longer_than_the_context_is_named(tmp_path, local_tasks, capsys, more):
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4}))
+    argv = ["evaluate", folder, "--tasks", "colours", "--task-dir", local_tasks]
+    argv += ["--window", "4"]
+    argv += ["--out", tmp_path / "out"]
+    assert main([str(a) for a in (*argv, *more)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "rror:" in line]
+    assert len(errors) == 1
+    assert "Task 'colours' has an answer of " in errors[0]
+    assert "the checkpoint's context has 4. Leave this task out." in errors[0]
