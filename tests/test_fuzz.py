@@ -61,3 +61,9 @@ def test_mutations_differ_and_repeat():
     found = [fuzz.mutated(seed, random.Random(n)) for n in range(200)]
     assert found == [fuzz.mutated(seed, random.Random(n)) for n in range(200)]
     assert collections.Counter(found).most_common(1)[0][1] < 20
+
+
+def test_a_record_that_names_nobodys_home(tmp_path):
+    """Found by the longer run."""
+    (reader,) = (one for one in READERS if one.name == "spec.json")
+    assert fuzz.trial(reader, 50198, tmp_path / "fuzz") == "read"

@@ -6,6 +6,7 @@ import functools
 import json
 from pathlib import Path
 
+from core import outside
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.tokenizer import read_tokenizer
 from core.data import sources
@@ -31,7 +32,7 @@ def text_tokens(source: str, folder: Path) -> int | None:
     """Return the number of tokens of a text for a checkpoint; None if that needs a download."""
     if source.startswith("hub:") or source in sources.PRESETS:
         return None
-    stamp = "" if source == "demo" else str(Path(source).expanduser().stat().st_mtime_ns)
+    stamp = "" if source == "demo" else str(outside.path_of(source).stat().st_mtime_ns)
     return _count(source, folder / "tokenizer.json", stamp)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core import outside
 from core.demo import DATA
 from core.demo.questions import SKILLS
 from core.errors import OptionError
@@ -93,7 +94,7 @@ def catalog(task_dir: str = "") -> dict[str, Place]:
     found = dict(_builtin())
     folders = [DEMO_TASKS]
     if task_dir:
-        folder = Path(task_dir).expanduser()
+        folder = outside.path_of(task_dir)
         if not folder.is_dir():
             raise OptionError(
                 f"--task-dir: no such folder: '{task_dir}'.", "Give a folder of YAML tasks."

@@ -6,11 +6,11 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from core import outside
 from core.checkpoint import headers, locate
 from core.data.calibration import calibration_rows
 from core.data.evaluation import evaluation_windows
@@ -86,7 +86,7 @@ class Loaded:
 def _stamp(source: str) -> Any:
     """Return a value that changes whenever the text file does; None for other sources."""
     with contextlib.suppress(OSError):
-        found = Path(source).expanduser().stat()
+        found = outside.path_of(source).stat()
         return found.st_mtime_ns, found.st_size
     return None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.errors import OptionError, OutputError
 from core.runs.spec import option
 
@@ -33,7 +34,7 @@ class ReportSpec:
 
 def run(spec: ReportSpec) -> dict[str, Any]:
     """Write the files and return what is printed: their paths, sizes and contents."""
-    targets = [Path(name).expanduser() for name in (spec.out, spec.zip) if name]
+    targets = [outside.path_of(name) for name in (spec.out, spec.zip) if name]
     if spec.weights and not spec.zip:
         raise OptionError("--weights needs --zip, which is missing.", "Add --zip FILE.zip.")
     for path in targets:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.checkpoint import locate
 from core.compare.measured import setting_of
 from core.compare.scene import Scene, scene
@@ -87,7 +88,7 @@ def _comparable(benches: Iterable[Benchmark]) -> list[Benchmark]:
 
 def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
     """Return the workspace to read and the checkpoint that ``name`` means."""
-    for path in (Path(name).expanduser(), where.root / name):
+    for path in (outside.path_of(name), where.root / name):
         record = read_run(path) if path.is_dir() else None
         if record and record.command in CHAINS:
             return Workspace(path), str(record.spec.get("checkpoint") or "demo")
@@ -95,7 +96,7 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
             return _home(record, where), _checkpoint_of(record, path)
     if locate.local_folder(name) or locate.is_hub_id(name):
         return where, name
-    folder = Path(name).expanduser()
+    folder = outside.path_of(name)
     if folder.is_dir() and Workspace(folder).runs():
         return Workspace(folder), _only_study(Workspace(folder))
     locate.open(name, need="config")  # raises what is wrong with it

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core import outside
 from core.benchmark.results import Point, Summary, TimedRun
 from core.checkpoint import headers, locate
 from core.criteria import LABELS
@@ -278,7 +279,7 @@ class Finder:
 def meanings(name: str, cwd: str = "") -> list[Path]:
     """Return the folders that a name may mean, relative to here, the workspace or its cwd."""
     local = locate.local_folder(name)
-    starts = [local, Path(name).expanduser(), workspace.default_root() / name]
+    starts = [local, outside.path_of(name), workspace.default_root() / name]
     starts += [Path(cwd) / name] if cwd else []
     return [start.resolve() for start in starts if start]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core import outside
 from core.checkpoint import locate
 from core.runs import workspace
 from core.runs.workspace import RunRecord
@@ -134,7 +135,7 @@ def _lineage(
 
 def _owner(name: str, by_folder: dict[Path, RunRecord]) -> RunRecord | None:
     """Return the run that owns the folder ``name`` means: itself or something in it."""
-    for start in (Path(name).expanduser(), workspace.default_root() / name):
+    for start in (outside.path_of(name), workspace.default_root() / name):
         path = start.resolve()
         for candidate in (path, *path.parents):
             if candidate in by_folder:
