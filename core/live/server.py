@@ -69,7 +69,7 @@ class Server:
         """Serve the run in ``folder``; ``status`` answers questions about the process itself."""
         self._folder, self._status = folder, status
         self._secret = secrets.token_urlsafe(32)
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._jobs: queue.Queue[Job] = queue.Queue()
         self._open = 0
         self._strangers: list[socket.socket] = []
