@@ -27,8 +27,7 @@ check: setup
 	$(BIN)/python -m mypy
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/browser tests
 
 proof: setup
 	$(BIN)/python -m bench.proof

@@ -39,15 +39,24 @@ def bench(tmp_path, *arguments):
     return points, runs, json.loads((out / "summary.json").read_text())
 
 
-def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir):
-    one, two = tiny_dir("gqa"), tiny_dir("mha")
+def narrowed(folder, out):
+    """Write a width-pruned checkpoint whose blocks have shapes of their own."""
+    given = ["width", str(folder), "--method", "flap", "--ratio", "0.3", "--out", str(out)]
+    assert main([*given, "--device", "cpu", "--samples", "4", "--length", "16"]) == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "depthcut_llama"
+    return out
+
+
+def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    one, two = tiny_dir("gqa"), narrowed(tiny_dir("gqa"), tmp_path / "flap")
     points, runs, summary = bench(
         tmp_path, one, two, "--batch-sizes", "1,3", "--output-tokens", "8", "--runs", "5",
         "--warmup", "2",
     )  # fmt: skip
-    assert summary["order"] == ["gqa", "mha", "mha", "gqa"]
+    assert summary["order"] == ["gqa", "flap", "flap", "gqa"]
     assert [(p["variant"], p["batch_size"]) for p in points] == [
-        ("gqa", "1"), ("gqa", "3"), ("mha", "1"), ("mha", "3"),
+        ("gqa", "1"), ("gqa", "3"), ("flap", "1"), ("flap", "3"),
     ]  # fmt: skip
     for point in points:
         mine = [
@@ -65,8 +74,10 @@ def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir):
         guess = float(point["estimated_memory_mib"])
         assert guess == pytest.approx(float(point["peak_memory_mib"]), rel=0.15)
     assert summary["peak_memory"] == "tensors"
-    info = headers.inspect(one)
-    assert summary["variants"][0]["weight_bytes"] == analytic.weight_bytes(info, "float32")
+    for variant, folder in zip(summary["variants"], (one, two), strict=True):
+        info = headers.inspect(folder)
+        assert variant["weight_bytes"] == analytic.weight_bytes(info, "float32")
+        assert variant["weight_bytes"] == info.memory_bytes["float32"]
     pairs = [(float(p["estimated_latency_s"]), float(p["latency_s_mean"])) for p in points]
     worst = max(100 * abs(e / m - 1) for e, m in pairs)
     assert summary["analytic"]["latency"]["worst_error_pct"] == pytest.approx(worst)

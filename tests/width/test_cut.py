@@ -302,22 +302,6 @@ def test_its_blocks_train_as_one_operation_each(tiny_gqa, width):
         torch.testing.assert_close(gradient, stock[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_benchmark_measures_it(tiny_gqa, width, tmp_path):
-    folder = width(tiny_gqa, "flap", ratio=0.5)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "DEPTHCUT_LOCK_DIR": str(tmp_path / "locks")}
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "core", "benchmark", str(folder), "--out", str(out)]
-    small = ["--batch-sizes", "1", "--output-tokens", "3", "--runs", "2", "--warmup", "0"]
-    done = subprocess.run(
-        [*command, *small, "--device", "cpu"],
-        cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((out / "summary.json").read_text())
-    info = headers.inspect(folder)
-    assert summary["variants"][0]["weight_bytes"] == info.memory_bytes["float32"]
-
-
 def test_evaluation_judges_it_as_transformers_alone_would(tiny_gqa, width, text, tmp_path):
     from transformers import AutoTokenizer
 
