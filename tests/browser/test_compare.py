@@ -118,6 +118,7 @@ def naive_best(found, most_ms):
     return order[0], len(fitting)
 
 
+@pytest.mark.timeout(60 * MINUTES + 60)
 def test_a_recipe_a_clicked_point_and_a_budget_that_picks_another(visit, server, tiny_dir):
     model = tiny_dir("gqa", seed=21)  # FLAP keeps the most, the depth variants are the fastest
     visitor = visit()
