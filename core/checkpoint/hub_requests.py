@@ -60,7 +60,7 @@ def answer_s() -> float:
 
 
 def call(function: Callable[[], T], progress: Progress, moved: Callable[[], int] = lambda: 0) -> T:
-    """Return what ``function`` returns, run in a thread of its own.
+    """Return what ``function`` returns, run in a separate thread.
 
     ``moved`` returns the bytes received so far.
 
