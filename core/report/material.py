@@ -15,7 +15,6 @@ from core.compare.scene import Scene, scene
 from core.errors import InputError
 from core.prune.results import Pruning
 from core.prune.score_results import Importance
-from core.runs import workspace
 from core.runs.results import JsonResult
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Benchmark, Study, study
@@ -60,11 +59,6 @@ class Setting(JsonResult):
     """A benchmark's own version fields; other runs have ``versions``."""
     transformers: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def summary_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run's summary.json; empty if there is none."""
-    return workspace.read_json(record.path / "summary.json") or {}
 
 
 def gather(name: str, where: Workspace | None = None) -> Material:

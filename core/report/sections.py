@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -36,7 +35,7 @@ from core.retrain import history
 from core.retrain.log import MetricLog
 from core.retrain.results import Summary, read_measures
 from core.runs.workspace import BOOKKEEPING, RunRecord
-from core.study import Study, info_of, read_rows
+from core.study import Study, info_of
 
 MOST_CURVES = 6
 """Retrainings whose curves are drawn; the table lists all of them."""
@@ -433,11 +432,6 @@ def reproduce(material: Material) -> list[Section]:
         Section("versions", "Versions", made or nothing),
         Section("reproduce", "Reproduce", again if lines else nothing),
     ]
-
-
-def _csv(record: RunRecord, name: str) -> pd.DataFrame | None:
-    path: Path = record.path / name
-    return pd.read_csv(path) if path.is_file() and read_rows(path) else None
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
