@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file, save_file
 
-from core import __version__, commands, reference
+from core import __version__, commands, noise, reference
 from core.__main__ import main
 from core.runs import jobs
 from core.runs.workspace import read_run
@@ -51,6 +52,16 @@ def test_help_names_every_command_and_option(capsys):
         main(["prune", "--help"])
     assert caught.value.code == 0
     assert "--drop" in capsys.readouterr().out
+
+
+def test_libraries_do_not_warn_of_what_means_nothing_here(monkeypatch, capsys):
+    loggers = [logging.getLogger(name) for name in noise.LOGGERS]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.WARNING)
+        logger.manager._clear_cache()
+    assert main(["--version"]) == 0
+    assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+    assert all(logger.isEnabledFor(logging.ERROR) for logger in loggers)
 
 
 def test_the_reference_in_docs_is_true():

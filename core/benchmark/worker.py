@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import noise
 from core.benchmark import meter
 from core.benchmark.protocol import Cell
 from core.checkpoint import config_rules, headers
@@ -327,6 +328,7 @@ def _end_with_the_parent() -> None:
 
 def main() -> int:
     """Serve one request and return 0, or the exit status of the error."""
+    noise.silence()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

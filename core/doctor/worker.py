@@ -20,11 +20,13 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
+from core import noise
 from core.errors import DepthcutError, OptionError
 
 
 def main() -> None:
     """Answer requests until standard input closes."""
+    noise.silence()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
