@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8501
+WORKSPACE := $(or $(DEPTHCUT_WORKSPACE),workspace)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WHEELS := https://download.pytorch.org/whl
 # TORCH=cpu, cu126 or cu130 installs that build of torch; without it, PyPI's.
 
-.PHONY: setup run test check proof bench bench-gpu screenshots clean
+.PHONY: setup run smollm2 test check proof bench bench-gpu screenshots clean
 setup: $(VENV)/.setup-done
 
 $(VENV)/.setup-done: requirements.txt Makefile
@@ -20,6 +21,9 @@ $(VENV)/.setup-done: requirements.txt Makefile
 
 run: setup
 	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
+
+smollm2: setup
+	test -f $(WORKSPACE)/smollm2/config.json || $(BIN)/python -m core import smollm2 --out $(WORKSPACE)/smollm2
 
 check: setup
 	$(BIN)/python -m ruff check .

@@ -51,6 +51,12 @@ COMMANDS: dict[str, Command] = {
             is_run=False,
         ),
         Command(
+            "import",
+            "core.importing.command",
+            "ImportSpec",
+            "Make a checkpoint of a GGUF file, or of SmolLM2-135M.",
+        ),
+        Command(
             "importance",
             "core.importance.command",
             "ImportanceSpec",

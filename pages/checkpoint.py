@@ -19,6 +19,8 @@ with st.expander("Another checkpoint"):
     state.picker()
 for warning in info.warnings:
     say.warning(warning)
+if info.imported:
+    say.info(" ".join([info.imported.summary, *info.imported.notes]))
 
 tiles = st.columns(4)
 tiles[0].metric("Family", plain(info.family), border=True)
@@ -52,6 +54,10 @@ with left:
         "tokenizer": f"{tokens['kind']}, {tokens['size']:,} entries" if tokens else "none",
         "weight files": f"{len(info.shards)}",
     }
+    if info.imported:
+        facts["imported from"] = f"{info.imported.file} ({info.imported.how_stored})"
+        facts["license"] = info.imported.license or "not stated in the file"
+        facts["source"] = info.imported.origin or "a file on this machine"
     say.table(pd.DataFrame({"": facts.keys(), "value": facts.values()}).set_index(""))
 with right:
     st.subheader("Parameters by part")

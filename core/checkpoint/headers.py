@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint import config_rules, contents, families, other_formats
+from core.checkpoint.imported import Imported
 from core.checkpoint.tensors import (
     INDEX,
     SINGLE,
@@ -144,6 +145,8 @@ class CheckpointInfo:
     """Stored tensors that loading ignores."""
     unused_parameters: int = 0
     """Parameters in `unused_tensors`, which nothing else counts."""
+    imported: Imported | None = None
+    """The file of another format that the checkpoint, or the one it was cut from, was made from."""
 
     @property
     def uniform(self) -> bool:
@@ -204,7 +207,8 @@ def inspect(path: str | Path, *, allow_config_only: bool = True) -> CheckpointIn
         index = TensorIndex.read(folder)
     tokenizer = tokenizer_info(folder)
     key = content_key(folder, index) if index else ""
-    return describe(str(folder), config, index, tokenizer, key)
+    found = describe(str(folder), config, index, tokenizer, key)
+    return dataclasses.replace(found, imported=Imported.read(folder))
 
 
 def _has_pickles(folder: Path) -> bool:

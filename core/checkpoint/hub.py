@@ -131,7 +131,7 @@ def _wanted(name: str, sizes: dict[str, int], config_only: bool) -> list[str]:
             "Download it, merge it onto its base with peft, and give the merged folder.",
         )
     if ggufs and not safetensors:
-        raise other_formats.gguf_error(name, ggufs[0])
+        raise other_formats.gguf_error(name, ggufs[0], on_hub=True)
     if "config.json" not in sizes:
         raise CheckpointError(
             f"{name} has no config.json, so it is not a checkpoint.",

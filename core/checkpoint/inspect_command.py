@@ -14,7 +14,7 @@ from core.runs.spec import option
 class InspectSpec:
     """Describe a checkpoint, from its config and headers."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
 
 
 def run(spec: InspectSpec) -> dict[str, Any]:

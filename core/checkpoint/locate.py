@@ -1,4 +1,4 @@
-"""What a checkpoint's name means: a folder, a run, a Hub id, or the demo. No torch here.
+"""What a checkpoint's name means: a folder, a run, a Hub id, smollm2, or the demo. No torch here.
 
 `open` finds the checkpoint and reads its config and headers. What was read is cached for the whole
 process and read again when a file changes, so a command, a page and everything below them can each
@@ -17,13 +17,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from core import outside
-from core.checkpoint import headers, hub, other_formats
+from core.checkpoint import gguf, headers, hub, other_formats
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, default_root, read_json
 
 Need = Literal["weights", "headers", "config"]
 """Which parts of a checkpoint must exist; see `open`."""
+SMOLLM2 = "smollm2"
+"""The real model that ``import smollm2`` fetches; its run in the workspace has this id."""
 KEPT = 2048
 """Checkpoints in the cache; one takes about 50 KB."""
 HUB_FRESH_S = 3600.0
@@ -156,6 +158,14 @@ def _not_there(name: str) -> CheckpointError:
             "The bundled demo checkpoint is missing.",
             "Train it with: python -m core.demo.train.",
         )
+    if gguf.is_gguf(folder):
+        return other_formats.gguf_file_error(name)
+    if name == SMOLLM2 and not outside.exists(folder):
+        return CheckpointError(
+            f"{SMOLLM2} has not been imported into {default_root()} yet.",
+            f"Import it once (93 MB): python -m core import {SMOLLM2} --out "
+            f"{default_root() / SMOLLM2}, or make smollm2.",
+        )
     if outside.is_file(folder):
         return CheckpointError(
             f"{name} is a file, not a checkpoint folder.",
@@ -164,7 +174,7 @@ def _not_there(name: str) -> CheckpointError:
     if not outside.is_folder(folder):
         return CheckpointError(
             f"There is no folder {outside.brief(name, 200)}, and it is not a Hub id (owner/name).",
-            "Give a checkpoint folder, a run's folder, a Hub id, or demo.",
+            "Give a checkpoint folder, a run's folder, a Hub id, smollm2, or demo.",
         )
     if (folder / other_formats.ADAPTER).is_file():
         return other_formats.adapter_error(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,13 +57,29 @@ def adapter_base(path: Path) -> str:
     return outside.brief(name, 200) if isinstance(name, str) and name else "an unnamed base"
 
 
-def gguf_error(name: str, file: str) -> CheckpointError:
-    """Return what to do about weights that are stored as GGUF only."""
+def gguf_error(name: str, file: str, *, on_hub: bool = False) -> CheckpointError:
+    """Return what to do about weights that are stored as GGUF only, in a folder or on the Hub."""
     return CheckpointError(
-        f"The weights in {name} are available only as GGUF ({file}), which is not read here.",
-        "Give the original safetensors checkpoint, or convert the file once: AutoModelForCausalLM"
-        f'.from_pretrained("{name}", gguf_file="{file}").save_pretrained("converted").',
+        f"The weights in {name} are available only as GGUF ({file}).",
+        f"Download the file and import it once: {import_command(file)}"
+        if on_hub
+        else f"Import it once, and give the folder it is written to: "
+        f"{import_command(str(Path(name) / file))}",
     )
+
+
+def gguf_file_error(name: str) -> CheckpointError:
+    """Return what to do about a GGUF file that was given as a checkpoint."""
+    return CheckpointError(
+        f"{outside.brief(name, 300)} is a GGUF file, not a checkpoint.",
+        f"Import it once, and give the folder it is written to: {import_command(name)}",
+    )
+
+
+def import_command(file: str) -> str:
+    """Return the command that makes a checkpoint of a GGUF file."""
+    folder = Path(file).stem
+    return shlex.join(["python", "-m", "core", "import", file, "--out", folder])
 
 
 def _unindexed(folder: Path, names: Sequence[str]) -> CheckpointError:

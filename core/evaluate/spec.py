@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class EvaluateSpec(DeviceOptions):
     """Measure a checkpoint: perplexity of texts, accuracy on tasks."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     out: str = option(help="Run directory to write.")
     perplexity: tuple[str, ...] = option(
         (),

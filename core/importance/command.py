@@ -39,7 +39,7 @@ SIMILARITY = ("block-influence", "angular", "relative-update")
 class ImportanceSpec(DeviceOptions):
     """Score every block of a checkpoint by several criteria in one run."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     out: str = option(help="Run directory to write.")
     metrics: tuple[str, ...] = option(
         DEFAULT_METRICS,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class CurveSpec(DeviceOptions):
     """Measure perplexity after removing the first k blocks, for several criteria."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     scores: str = option(help="Importance run, or a CSV of block scores.")
     out: str = option(help="Run directory to write.")
     criteria: tuple[str, ...] = option(("ppl", "taylor"), help="Criteria to compare.")

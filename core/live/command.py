@@ -33,7 +33,8 @@ class LiveSpec(DeviceOptions):
     checkpoint: str = option(
         "",
         positional=True,
-        help="Checkpoint to load at start: folder, run, Hub id, or demo. Others load on demand.",
+        help="Checkpoint to load at start: folder, run, Hub id, smollm2, or demo. Others load on "
+        "demand.",
     )
     out: str = option("", help="Run directory to write. Default: a new one in the workspace.")
     memory: int | None = option(

@@ -41,7 +41,7 @@ QUIET_S = 1.0
 class Perplexity:
     """The perplexity of a text without some blocks."""
 
-    checkpoint: str = option(help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
     source: str = option("demo", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
@@ -92,7 +92,7 @@ class Sampling:
 class Generate(Sampling):
     """Generated continuation of a prompt, without some blocks."""
 
-    checkpoint: str = option(help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     prompt: str = option(help="Text to continue.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
     chat: bool = option(False, help="Send the prompt as a user message in the chat template.")

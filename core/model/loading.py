@@ -41,7 +41,7 @@ OWN_CLASSES = {
 }
 """Classes for model types that transformers does not know: model_type -> ``module:Class``."""
 
-_REFUSALS = (
+REFUSALS = (
     OSError,
     ValueError,
     TypeError,
@@ -130,7 +130,7 @@ def load_model(
     folder = Path(path)
     checkpoint = locate.at(folder, need_weights=True)
     config = dict(checkpoint.config)
-    _quiet()
+    quiet()
     options: dict[str, Any] = {
         "use_safetensors": True,
         "attn_implementation": "sdpa",
@@ -143,7 +143,7 @@ def load_model(
     with out_of_memory_explained(f"loading {folder.name}"):
         try:
             model, report = model_class(config).from_pretrained(folder, **options)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise CheckpointError(
                 f"Cannot load {folder}: {reason(error)}",
                 "It must contain config.json and the weights as safetensors; "
@@ -187,7 +187,7 @@ def settings_of(config: dict[str, Any]) -> Any:
         return (own or CONFIG_MAPPING[str(config["model_type"])]).from_dict(
             config_rules.readable(config)
         )
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise CheckpointError(
             f"transformers refuses config.json: {reason(error)}", "Correct it in config.json."
         ) from error
@@ -226,7 +226,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = Path(path)
-    _quiet()
+    quiet()
     has_config = (folder / "config.json").is_file()
     settings = settings_argument(read_config(folder / "config.json")) if has_config else {}
     try:
@@ -234,7 +234,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **settings
         )
-    except (*_REFUSALS, ImportError) as error:
+    except (*REFUSALS, ImportError) as error:
         raise CheckpointError(
             f"{folder} has no readable tokenizer: {reason(error)}",
             "Copy tokenizer.json and tokenizer_config.json into it.",
@@ -265,7 +265,7 @@ def _leave_out(tokenizer: Any, special: dict[str, int], rows: int) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep transformers' progress bars and warnings out of our logs; errors still appear."""
     from transformers.utils import logging
 

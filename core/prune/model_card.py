@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from core.checkpoint.imported import Imported
 from core.checkpoint.own_code import MODELLING
 from core.prune.results import Pruning
 
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
-def depth_card(record: Pruning, *, custom_code: bool = False) -> str:
+def depth_card(
+    record: Pruning, *, custom_code: bool = False, imported: Imported | None = None
+) -> str:
     """Return the model card of a depth-pruned checkpoint.
 
     ``record`` is the content of pruning.json (see `core.prune.depth`); ``custom_code`` means that
-    the checkpoint comes with Depthcut's own modelling code, and with no other.
+    the checkpoint comes with Depthcut's own modelling code, and with no other. ``imported`` is the
+    source's import.json.
     """
     criterion = record.criterion or "chosen by hand"
     lines = [
@@ -33,10 +37,22 @@ def depth_card(record: Pruning, *, custom_code: bool = False) -> str:
         f"| dropped blocks | {_list(record.dropped)} of {record.blocks_before} |",
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
         parameters(record),
+        *origin(imported),
         "",
         *loading(custom_code),
     ]
     return "\n".join(lines)
+
+
+def origin(imported: Imported | None) -> list[str]:
+    """Return the table's rows on the file that the first checkpoint of the line was made from."""
+    if imported is None:
+        return []
+    found = f"{imported.file}, stored as {imported.how_stored}; see {Imported.FILE}"
+    return [
+        f"| imported from | {found} |",
+        *([f"| license | {imported.license} |"] if imported.license else []),
+    ]
 
 
 def parameters(record: Pruning) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class PruneSpec:
     """Write a checkpoint without some of its blocks."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     drop: tuple[int, ...] = option((), help="Blocks to drop, e.g. 3,5 or 4-8.")
     plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
     criterion: str | None = option(

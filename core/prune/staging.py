@@ -15,13 +15,14 @@ from pathlib import Path
 
 from core import words
 from core.checkpoint import headers, own_code
+from core.checkpoint.imported import Imported
 from core.errors import OutputError
 from core.prune.results import Pruning
 from core.runs import processes, workspace
 from core.runs.progress import SILENT, Progress
 
 _SPARE_BYTES = 16 << 20
-# Files copied with the weights: tokenizer, generation defaults, licence; never Python code.
+# Files copied with the weights: tokenizer, generation defaults, origin, licence; no Python code.
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -33,6 +34,7 @@ COMPANIONS = (
     "chat_template*",
     "generation_config.json",
     "preprocessor_config.json",
+    Imported.FILE,
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -100,7 +102,7 @@ def check_space(partial: Path, size: int) -> None:
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise OutputError(
-            f"The variant needs {words.size(needed)}, but {partial.parent} has only "
+            f"The checkpoint needs {words.size(needed)}, but {partial.parent} has only "
             f"{words.size(free)} free.",
             "Free up disk space, or give an --out on another disk.",
         )

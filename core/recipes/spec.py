@@ -15,7 +15,7 @@ class RecipeSpec(DeviceOptions):
     name: str = option(
         positional=True, help=f"One of: {', '.join(recipes.NAMES)}.", choices=recipes.NAMES
     )
-    checkpoint: str = option("demo", positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option("demo", positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     out: str = option(help="Folder of the recipe; every step gets a subfolder.")
     ratio: float | None = option(
         None,

@@ -70,24 +70,39 @@ def choose(name: str) -> None:
     try:
         describe(name.strip())
     except DepthcutError as error:
-        say.error(str(error))
+        _explain(name.strip(), error)
         return
     set_checkpoint(name.strip())
     st.rerun()
 
 
+def _explain(name: str, error: DepthcutError) -> None:
+    """Show why a checkpoint cannot be used; a GGUF file can be imported at the next drawing."""
+    from core.ui import importing  # it needs this module
+
+    say.error(str(error))
+    importing.ask(name)
+
+
 def picker() -> None:
-    """Draw the choice of a checkpoint: the demo, recent ones, a folder or a Hub id."""
-    if st.button("Load the demo", type="primary", icon=":material/rocket_launch:"):
-        choose("demo")
+    """Draw the choice of a checkpoint: the demo, SmolLM2, recent ones, a folder or a Hub id."""
+    from core.ui import importing  # it needs this module
+
+    with st.container(horizontal=True):
+        if st.button("Load the demo", type="primary", icon=":material/rocket_launch:"):
+            choose("demo")
+        importing.smollm2_button()
+    importing.progress()
     with st.form("checkpoint_form", border=False):
         given = st.text_input(
             "Folder or Hub id",
-            placeholder="a checkpoint's folder, a run's id, or owner/name",
-            help="Reads config.json and the safetensors headers; weights are not loaded.",
+            placeholder="a checkpoint's folder, a run's id, a .gguf file, or owner/name",
+            help="Reads config.json and the safetensors headers; weights are not loaded. A .gguf "
+            "file can be imported.",
         )
         if st.form_submit_button("Load", icon=":material/folder_open:"):
             choose(given or "nothing")
+    importing.offer()
     others = [name for name in recent() if name != "demo"]
     if others:
         st.caption("Recent")
@@ -113,7 +128,7 @@ def inspect(name: str) -> CheckpointInfo:
     try:
         return describe(name)
     except DepthcutError as error:
-        say.error(str(error))
+        _explain(name, error)
     picker()
     st.stop()
     raise AssertionError("st.stop ends the script")

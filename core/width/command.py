@@ -38,7 +38,7 @@ UNKNOWN_BEFORE = (
 class WidthSpec(DeviceOptions):
     """Write a narrower checkpoint: heads and neurons removed by a width-pruning method."""
 
-    checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     method: str = option(choices=methods.NAMES, help="Method that scores the heads and neurons.")
     ratio: float | None = option(
         None,

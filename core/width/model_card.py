@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from core.prune.model_card import front_matter, loading, parameters
+from core.checkpoint.imported import Imported
+from core.prune.model_card import front_matter, loading, origin, parameters
 from core.width.results import WidthPruning
 
 
-def width_card(record: WidthPruning, *, custom_code: bool = False) -> str:
+def width_card(
+    record: WidthPruning, *, custom_code: bool = False, imported: Imported | None = None
+) -> str:
     """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
     text = record.calibration
     calibrated_on = (
@@ -33,6 +36,7 @@ def width_card(record: WidthPruning, *, custom_code: bool = False) -> str:
         f"| the method's own ratio | {record.method_ratio:.6g} |",
         f"| calibrated on | {calibrated_on} |",
         parameters(record),
+        *origin(imported),
         f"| what each block keeps | {'; '.join(kept)} |",
         "",
         *loading(custom_code),
