@@ -43,7 +43,10 @@ class Imported(JsonResult):
         """Storage with its share of the parameters: ``Q4_1 79%, Q8_0 21%``; tiny parts left out."""
         total = sum(self.storage.values()) or 1
         parts = [(name, count / total) for name, count in self.storage.items()]
-        return ", ".join(f"{n} {words.percent(s)}" for n, s in parts if s >= 0.005) or "nothing"
+        return (
+            ", ".join(f"{n} {words.percent(share)}" for n, share in parts if share >= 0.005)
+            or "nothing"
+        )
 
     @property
     def summary(self) -> str:

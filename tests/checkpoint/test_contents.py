@@ -281,7 +281,7 @@ def other_name(folder):
 @pytest.mark.parametrize(
     ("put", "says"),
     [
-        (gguf, r"only as GGUF \(model-Q4_K_M.gguf\).*gguf_file="),
+        (gguf, r"only as GGUF \(model-Q4_K_M.gguf\).*python -m core import "),
         (adapter, "an adapter for owner/name, not a whole checkpoint.*merge_and_unload"),
         (other_name, "has consolidated.safetensors, but transformers reads only"),
     ],
