@@ -27,7 +27,7 @@ from core.benchmark.results import (
 )
 from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
-from core.runs import dtypes
+from core.runs import dtypes, warm
 from core.runs.devices import MIB
 from core.runs.spec import DeviceOptions, option
 
@@ -150,7 +150,12 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
     }
 
 
-def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any]]:
+WORKER = "core.benchmark.worker"
+
+
+def _talk(
+    request: dict[str, Any], progress: Progress, template: warm.Template | None = None
+) -> Iterator[dict[str, Any]]:
     """Run one worker and yield its events; it is killed when the caller stops iterating.
 
     The last event is ``ended`` with the exit status.
@@ -160,29 +165,30 @@ def _talk(request: dict[str, Any], progress: Progress) -> Iterator[dict[str, Any
         "KINETO_LOG_LEVEL": "99",  # silences the profiler's start and stop messages
         "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "core.benchmark.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            progress.check_cancel()
-            yield json.loads(line)
-        yield {"event": "ended", "status": process.wait()}
-    finally:
-        if process.poll() is None:
+    asked, ask = os.pipe()
+    told, tell = os.pipe()
+    process: subprocess.Popen[bytes] | warm.Process | None = None
+    with open(ask, "w", encoding="utf-8") as requests, open(told, encoding="utf-8") as events:
+        try:
+            if template:
+                process = template.start([WORKER], streams=(asked, tell, 2), env=env)
+            process = process or subprocess.Popen(
+                [sys.executable, "-m", WORKER], stdin=asked, stdout=tell, env=env
+            )
+        finally:
+            os.close(asked)
+            os.close(tell)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended; its status tells why
+                requests.write(json.dumps(request) + "\n")
+                requests.flush()
+            for line in events:
+                progress.check_cancel()
+                yield json.loads(line)
+            yield {"event": "ended", "status": process.wait()}
+        finally:
             process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+            process.wait()
 
 
 class Session:
@@ -191,6 +197,8 @@ class Session:
     def __init__(self, spec: BenchmarkSpec, progress: Progress, device: str) -> None:
         """Prepare the grid and the time limit per point."""
         self.spec, self.progress, self.device = spec, progress, device
+        self.template: warm.Template | None = None
+        """Workers are forked from it, if there is one."""
         self.variants = variants_of(spec)
         self.grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
         self.total = len(self.variants) * len(self.grid) * spec.visits
@@ -228,7 +236,7 @@ class Session:
         if not self.measured_rates:
             self.progress.step(self.done, self.total, "the device's rates")
             request = self.request(self.variants[0], measure_rates=True, memory_limit_mib=None)
-            for event in _talk(request, self.progress):
+            for event in _talk(request, self.progress, self.template):
                 if event.pop("event") == "rates":
                     self.measured_rates.append(analytic.Rates(**event))
         if not self.measured_rates:
@@ -286,7 +294,7 @@ class Session:
     ) -> Cell | None:
         """Process one worker's events; return the cell at which it was killed, if it was."""
         spec, current, cell = self.spec, None, None
-        for event in _talk(request, self.progress):
+        for event in _talk(request, self.progress, self.template):
             kind = event.pop("event")
             if kind in ("cell", "result", "skipped", "tensors"):
                 cell = Cell(event.pop("batch_size"), event.pop("output_tokens"))
@@ -405,11 +413,11 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
     began = time.monotonic()
     device = resolve_device(spec.device)
     session = Session(spec, run.progress, str(device))
-    if not spec.rates_only:
-        for visit, name in protocol.visit_order([v.name for v in session.variants], spec.visits):
-            session.visit(visit, next(v for v in session.variants if v.name == name))
-            write(session, run, None)
-    rates = session.rates()
+    if spec.rates_only:
+        rates = session.rates()
+    else:
+        with warm.template(str(device), run.progress.check_cancel) as session.template:
+            rates = _measure(session, run)
     points = write(session, run, rates)
     run.progress.step(session.total, session.total, "Done.")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -436,6 +444,15 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
         analytic=results.accuracy(points),
     ).write(run)
     return {"points": len(points), "out_of_memory": sum(p.oom for p in points)}
+
+
+def _measure(session: Session, run: Run) -> analytic.Rates | None:
+    """Visit all variants in turn, writing what is known so far; return the device's rates."""
+    order = protocol.visit_order([v.name for v in session.variants], session.spec.visits)
+    for visit, name in order:
+        session.visit(visit, next(v for v in session.variants if v.name == name))
+        write(session, run, None)
+    return session.rates()
 
 
 def _measured(variant: Variant, spec: BenchmarkSpec) -> MeasuredVariant:

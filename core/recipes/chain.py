@@ -26,6 +26,7 @@ passed to every step that has them, unless the step overrides them. No torch her
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,10 +37,11 @@ from core import commands
 from core.errors import Cancelled, RunError
 from core.prune.results import PlanFile
 from core.recipes.spec import RecipeSpec
-from core.runs import jobs, workspace
+from core.runs import devices, jobs, warm, workspace
 from core.runs.progress import Progress
 from core.runs.results import CsvRow, JsonResult, from_dict
-from core.runs.spec import build, hints_of, to_dict
+from core.runs.spec import DeviceOptions, RunSpec, build, hints_of, to_dict
+from core.runs.warm import Template
 from core.runs.workspace import RunRecord, read_run
 
 POLL_S = 0.2
@@ -99,6 +101,9 @@ class Chain:
         """Optional steps that failed -> reason."""
         self.skipped: set[str] = set()
         """Steps that were skipped because a step they need failed or was skipped itself."""
+        self._until_done = contextlib.ExitStack()
+        self._templates: list[Template | None] = []
+        """What the steps are forked from: empty before the first one, None if they cannot be."""
 
     def dir(self, step: str) -> Path:
         """Return the folder of a step's results."""
@@ -147,6 +152,13 @@ class Chain:
 
     def run(self, steps: list[Step]) -> None:
         """Carry out ``steps``; raises the failure of the first required step that fails."""
+        try:
+            with self._until_done:
+                self._run_steps(steps)
+        finally:
+            self._templates.clear()
+
+    def _run_steps(self, steps: list[Step]) -> None:
         for place, step in enumerate(steps):
             self.progress.step(place * SHARE, len(steps) * SHARE, step.name)
             if step.needs and (step.needs in self.failed or step.needs in self.skipped):
@@ -186,7 +198,8 @@ class Chain:
         if found is None or found.state == "lost":  # killed with its launcher, or before it
             self.progress.check_cancel()
             try:
-                record = jobs.launch_in(self.dir(step.name), step.command, spec)
+                launcher = self._launcher(spec)
+                record = jobs.launch_in(self.dir(step.name), step.command, spec, launcher)
                 self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
             except BaseException:  # a second signal
                 self._stop(step)
@@ -196,6 +209,16 @@ class Chain:
             raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to continue.")
         if found.state != "done":
             raise RunError(f"Step {step.name} {found.state}: {found.error}", found.hint)
+
+    def _launcher(self, spec: RunSpec) -> jobs.LocalLauncher:
+        """Return what starts a step; the first one that computes on the CPU makes the template."""
+        root = workspace.Workspace().root
+        if not isinstance(spec, DeviceOptions) or devices.resolve(spec.device) != "cpu":
+            return jobs.LocalLauncher(root=root)
+        if not self._templates:
+            made = warm.template("cpu", self.progress.check_cancel)
+            self._templates.append(self._until_done.enter_context(made))
+        return jobs.LocalLauncher(root=root, template=self._templates[0])
 
     def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> RunRecord:
         """Follow a step until it ends; return its last record. Cancelling the recipe cancels it."""

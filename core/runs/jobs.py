@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from core import commands
 from core.errors import InputError, RunError
-from core.runs import processes, workspace
+from core.runs import processes, warm, workspace
 from core.runs import status as statuses
 from core.runs.run import DETACHED, KILLED, busy, refuse_link, save_spec
 from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
+from core.runs.warm import Template
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
 TWICE_S = 1.5
@@ -42,9 +43,18 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Starts each run as a process in its own session on this machine."""
 
-    def __init__(self, *, root: Path | None = None, cwd: Path | None = None) -> None:
-        """Start runs in ``cwd``; they look up other runs by id in the workspace ``root``."""
-        self._root, self._cwd = root, cwd
+    def __init__(
+        self,
+        *,
+        root: Path | None = None,
+        cwd: Path | None = None,
+        template: Template | None = None,
+    ) -> None:
+        """Start runs in ``cwd``; they look up other runs by id in the workspace ``root``.
+
+        If there is a ``template`` (`core.runs.warm`), runs are forked from it.
+        """
+        self._root, self._cwd, self._template = root, cwd, template
 
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process and write its pid and start time to launch.json."""
@@ -53,7 +63,7 @@ class LocalLauncher:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
         with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
+            process = self._forked(argv, log.fileno(), env) or subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -67,6 +77,15 @@ class LocalLauncher:
             folder / BOOKKEEPING / "launch.json", {"pid": process.pid, "pid_started": started}
         )
         threading.Thread(target=process.wait, daemon=True).start()
+
+    def _forked(self, argv: list[str], log: int, env: dict[str, str]) -> warm.Process | None:
+        if self._template is None or argv[:2] != [sys.executable, "-m"]:
+            return None
+        with Path(os.devnull).open("rb") as nothing:
+            streams = (nothing.fileno(), log, log)
+            return self._template.start(
+                argv[2:], streams=streams, env=env, cwd=self._cwd, session=True
+            )
 
     def kill(self, record: RunRecord) -> bool:
         """Send SIGKILL to the run's process group (it leads its own session) and wait for it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.commands import COMMANDS, Command
 from core.errors import DataError
-from core.runs.spec import option
+from core.runs.spec import DeviceOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,15 @@ class ResumableSpec(WaitSpec):
     resume: bool = option(False, help="Go on.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComputeSpec(WaitSpec, DeviceOptions):
+    """Wait as a command that recipes fork."""
+
+
 def run(spec: WaitSpec, run) -> None:
     """Step, then write result.csv."""
+    if isinstance(spec, ComputeSpec):
+        run.progress.log(f"parent: {os.getppid()}")
     if spec.device:
         run.take_device(spec.device)
     run.progress.log("work begins")
@@ -61,9 +69,10 @@ REGISTRY = {
     name: Command(name, __name__, "WaitSpec", "Wait (tests).", grace_s=grace)
     for name, grace in (("wait", 20.0), ("stubborn", 1.0))
 }
+REGISTRY["compute"] = Command("compute", __name__, "ComputeSpec", "Wait (tests).")
 REGISTRY["resumable"] = Command("resumable", __name__, "ResumableSpec", "Wait (tests).")
 
 
 def register() -> None:
-    """Add ``wait`` (20 s of grace), ``stubborn`` (1 s) and ``resumable`` to this process."""
+    """Add ``wait`` (20 s of grace), ``stubborn`` (1 s) and the others to this process."""
     COMMANDS.update(REGISTRY)

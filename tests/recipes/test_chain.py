@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from core.errors import Cancelled, RunError
 from core.importance.agreement import spearman
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.runs import jobs, processes
+from core.runs import jobs, processes, warm
 from core.runs.device_lock import DeviceLock
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
@@ -86,6 +87,21 @@ def test_steps_are_runs_in_the_recipe_and_done_once(place):
     assert read_run(made.dir("one")).status["pid"] == first.status["pid"]  # not run again
     again.run([Step("one", "wait", {**WAIT, "steps": 3})])
     assert read_run(made.dir("one")).status["pid"] != first.status["pid"]  # other options
+
+
+def test_computing_steps_are_forked_from_one_process(place, monkeypatch):
+    monkeypatch.setattr(warm, "LIBRARIES", ())
+    made = chain(place)
+    work = {**WAIT, "device": "cpu"}
+    bad = {**work, "fail": "crash"}
+    steps = [Step("one", "compute", work), Step("other", "wait", WAIT), Step("two", "compute", bad)]
+    with pytest.raises(RunError, match="Step two failed: .*seven by zero"):
+        made.run(steps)
+    logs = [read_run(made.dir(n)).log_tail() for n in ("one", "two")]
+    parents = {re.search(r"parent: (\d+)", log)[1] for log in logs}
+    assert len(parents) == 1
+    assert parents != {str(os.getpid())}
+    wait_until(lambda: processes.start_time(int(*parents)) is None)  # it ends with the recipe
 
 
 def test_a_failed_step_is_named_and_an_optional_one_is_passed_over(place):
@@ -221,8 +237,9 @@ def test_no_step_outlives_its_recipe(place, tmp_path, monkeypatch, again):
     wait_until(lambda: not processes.is_alive(pid, began))
 
 
+@pytest.mark.parametrize("command", ["wait", "compute"])
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_a_recipe_stops_its_step(place, tmp_path, number):
+def test_a_signal_to_a_recipe_stops_its_step(place, tmp_path, number, command):
     """The runner of recipes in a process of its own, with a step that would never end."""
     code = (
         "import sys\n"
@@ -230,16 +247,18 @@ def test_a_signal_to_a_recipe_stops_its_step(place, tmp_path, number):
         "from core.recipes import command as recipe\n"
         "from core.recipes.chain import Chain, Step\n"
         "from core.recipes.spec import RecipeSpec\n"
+        "from core.runs import warm\n"
         "from core.runs.run import execute\n"
-        "out, go = sys.argv[1:]\n"
+        "out, go, name = sys.argv[1:]\n"
+        "warm.LIBRARIES = ()\n"
         "def work(spec, run):\n"
-        "    step = Step('slow', 'wait', {'steps': 1, 'go': go, 'device': 'cpu'})\n"
+        "    step = Step('slow', name, {'steps': 1, 'go': go, 'device': 'cpu'})\n"
         "    Chain(spec, run.dir, run.progress).run([step])\n"
         "recipe.run, recipe.check = work, lambda spec: None\n"
         "sys.exit(execute(commands.get('recipe'), RecipeSpec(name='importance', out=out)))\n"
     )
     out = tmp_path / "recipe"
-    argv = [sys.executable, "-c", code, str(out), str(tmp_path / "never")]
+    argv = [sys.executable, "-c", code, str(out), str(tmp_path / "never"), command]
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: (step := read_run(out / "slow")) and step.device == "cpu")
     os.kill(process.pid, number)
