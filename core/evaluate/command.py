@@ -13,7 +13,7 @@ from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
-from core.evaluate.spec import EvaluateSpec, check_model
+from core.evaluate.spec import EvaluateSpec, check_model, with_texts
 from core.runs import dtypes, pace
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; null if data must be downloaded first."""
     checkpoint = locate.open(spec.checkpoint, need="config")
     folder, info = checkpoint.folder, checkpoint.info
+    spec = with_texts(spec, folder)
     check_model(spec, info)
     tasks = suites.expand(spec.tasks)
     check(spec)
@@ -84,6 +85,7 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     from core.evaluate.session import Session
 
     began = time.perf_counter()
+    spec = with_texts(spec, locate.open(spec.checkpoint, run.progress, need="config").folder)
     session = Session(spec, run)
     loaded = questions.load(session)  # before any work, to report missing data immediately
     measured = [

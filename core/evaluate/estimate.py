@@ -6,7 +6,6 @@ import functools
 import json
 from pathlib import Path
 
-from core import outside
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.tokenizer import read_tokenizer
 from core.data import sources
@@ -30,10 +29,10 @@ def forward_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
 
 def text_tokens(source: str, folder: Path) -> int | None:
     """Return the number of tokens of a text for a checkpoint; None if that needs a download."""
-    if source.startswith("hub:") or source in sources.PRESETS:
+    name = sources.split_field(source)[0]
+    if name.startswith("hub:") or name in sources.PRESETS:
         return None
-    stamp = "" if source == "demo" else str(outside.path_of(source).stat().st_mtime_ns)
-    return _count(source, folder / "tokenizer.json", stamp)
+    return _count(source, folder / "tokenizer.json", sources.stamp(source))
 
 
 @functools.lru_cache(maxsize=64)
@@ -41,10 +40,7 @@ def _count(source: str, tokenizer: Path, _: str) -> int:
     kind = sources.kind_of(source)
     if kind == "input_ids":
         return sum(len(row["input_ids"]) for row in sources.rows_of(source))
-    if kind == "instruction":
-        text = "\n".join("\n".join(row.values()) for row in sources.instruction_rows(source))
-    else:
-        text = evaluation_stream(source)
+    text = evaluation_stream(source)
     if not tokenizer.is_file():
         return len(text) // 4
     return len(read_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids)

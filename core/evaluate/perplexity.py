@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.data import sources
-from core.data.evaluation import evaluation_stream
 from core.errors import NotFiniteError, OutOfMemoryError
 from core.model.memory import free_memory, out_of_memory_explained
 from core.model.precision import not_finite_hint
@@ -53,23 +51,6 @@ class WindowLosses:
     def ppl(self) -> float:
         """Perplexity over all predictions; every window has the same number of them."""
         return math.exp(math.fsum(self.nll) / len(self.nll))
-
-
-def token_stream(source: str, tokenizer: Any) -> list[int]:
-    """Return the token ids of a SOURCE without special tokens.
-
-    Rows of ``input_ids`` are concatenated as they are; the columns of an instruction row are
-    joined by newlines, with a blank line between rows.
-    """
-    kind = sources.kind_of(source)
-    if kind == "input_ids":
-        return [token for row in sources.rows_of(source) for token in row["input_ids"]]
-    if kind == "instruction":
-        rows = (filter(None, row.values()) for row in sources.instruction_rows(source))
-        text = "\n\n".join("\n".join(row) for row in rows)
-    else:
-        text = evaluation_stream(source)
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from core.data.facts import TextFacts
 from core.runs import workspace
 from core.runs.results import CsvRow, JsonResult, from_dict
 
@@ -136,6 +137,8 @@ class Text:
     windows: int = 0
     content: str = ""
     """Identifies the text: a hash of the file, or how it was generated."""
+    text: TextFacts = TextFacts()
+    """How the windows were obtained."""
     key: str = ""
     """Hash of everything that the result depends on (`core.evaluate.known`)."""
     batch: int | None = None

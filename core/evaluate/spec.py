@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.checkpoint.vocabulary import text_of
+from core.data.calibration import JOINS, SOURCE_HELP
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import OptionError
 from core.runs.spec import DeviceOptions, option
@@ -22,8 +25,7 @@ class EvaluateSpec(DeviceOptions):
     perplexity: tuple[str, ...] = option(
         (),
         repeat=True,
-        help="Text to evaluate on: demo, wikitext2, a .txt/.jsonl/.csv/.parquet file, or "
-        "hub:NAME. Can be repeated.",
+        help=f"Text to evaluate on: {SOURCE_HELP} Can be repeated.",
     )
     window: tuple[int, ...] = option(
         (128,), help="Tokens per window, e.g. 128 or 128,2048.", low=2, high=1048576, unit="tokens"
@@ -33,6 +35,12 @@ class EvaluateSpec(DeviceOptions):
         help="BOS once before the text, as the first token of every window, or extra: in front of "
         "every window, which then has one token more, as in the authors' code.",
         choices=BOS_PROTOCOLS,
+    )
+    join: str = option(
+        "auto",
+        help="auto, on: one stream of all rows with a blank line between, as published; off: no "
+        "window crosses rows, and rows shorter than a window are left out.",
+        choices=JOINS,
     )
     tasks: tuple[str, ...] = option(
         (),
@@ -51,11 +59,17 @@ class EvaluateSpec(DeviceOptions):
     dry_run: bool = option(False, help="Estimate time and memory without running anything.")
 
 
+def with_texts(spec: EvaluateSpec, folder: Path) -> EvaluateSpec:
+    """Return the spec with ``auto`` replaced by the default text of the checkpoint in a folder."""
+    texts = dict.fromkeys(text_of(source, folder) for source in spec.perplexity)
+    return replace(spec, perplexity=tuple(texts))
+
+
 def check_model(spec: EvaluateSpec, info: CheckpointInfo) -> None:
     """Raise `OptionError` if options contradict each other or the checkpoint."""
     if not spec.perplexity and not spec.tasks:
         raise OptionError(
-            "Nothing to measure.", "Give --perplexity SOURCE (e.g. demo or a file) or --tasks."
+            "Nothing to measure.", "Give --perplexity SOURCE (e.g. auto or a file) or --tasks."
         )
     if spec.each_block and not spec.tasks:
         raise OptionError("--each-block runs tasks without each block.", "Give --tasks.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.data import sources
-from core.data.evaluation import evaluation_windows
+from core.data.evaluation import evaluation_tokens, windows_of
 from core.evaluate import known
 from core.evaluate.results import Text, TextRow, WindowRow, read_windows
 
@@ -30,17 +30,19 @@ class TextResult:
 
 def measure(session: Session, source: str, window: int) -> TextResult:
     """Return the perplexity of ``source`` in windows of ``window`` tokens."""
-    from core.evaluate.perplexity import token_stream, window_losses
+    from core.evaluate.perplexity import window_losses
 
     began = time.perf_counter()
     bos, progress = session.spec.bos, session.run.progress
     name = Path(source).name
-    ids = token_stream(source, session.tokenizer)
-    windows = evaluation_windows(ids, window, bos, session.tokenizer.bos_token_id)
+    streams, facts = evaluation_tokens(source, session.tokenizer, session.spec.join)
+    windows = windows_of(streams, window, bos, session.tokenizer.bos_token_id)
+    for note in facts.notes:
+        progress.log(f"{name}: {note}")
     key = session.key(kind="perplexity", bos=bos, windows=known.windows_content(windows))
     common: dict[str, Any] = {
         "source": source, "window": window, "bos": bos, "key": key,
-        "content": sources.describe(source)["content"],
+        "content": sources.describe(source)["content"], "text": facts,
     }  # fmt: skip
     earlier = session.known(key, Text, f"Perplexity of {name} in windows of {window}")
     if earlier:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import headers, locate
+from core.checkpoint.vocabulary import text_of
 from core.criteria import DEFAULT_METRICS, METRICS
 from core.data import sources
-from core.data.calibration import calibration_rows
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.errors import OptionError
 from core.importance import estimate as work
 from core.prune.score_results import (
@@ -46,13 +47,11 @@ class ImportanceSpec(DeviceOptions):
         help="Criteria to compute, separated by commas; sleb (greedy) and sublayers only if named.",
         choices=METRICS,
     )
-    calibration: str = option(
-        "demo",
-        help="Text to calibrate on: demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
-    )
+    calibration: str = option("auto", help=f"Text to calibrate on: {SOURCE_HELP}")
     samples: int = option(10, help="Calibration rows.", low=1, high=100000)
     length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
     seed: int = option(1234, help="Seed for rows and crops.", low=0)
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     rounds: int | None = option(
         None, help="Number of blocks that the metric sleb removes. Default: half of them.", low=1
     )
@@ -61,7 +60,8 @@ class ImportanceSpec(DeviceOptions):
 
 def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; only headers are needed."""
-    info = locate.open(spec.checkpoint, need="config").info
+    checkpoint = locate.open(spec.checkpoint, need="config")
+    info = checkpoint.info
     _check_length(spec, info.context)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
@@ -69,7 +69,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     return {
         "blocks": info.blocks,
         "metrics": list(spec.metrics),
-        "calibration": spec.calibration,
+        "calibration": text_of(spec.calibration, checkpoint.folder),
         "samples": spec.samples,
         "length": spec.length,
         "dtype": dtype,
@@ -99,16 +99,22 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     folder, info = checkpoint.folder, checkpoint.info
     _check_length(spec, info.context)
     tokenizer = loading.load_tokenizer(folder)
-    rows = calibration_rows(spec.calibration, tokenizer, spec.samples, spec.length, spec.seed)
+    source = text_of(spec.calibration, folder)
+    drawn = sample(source, tokenizer, spec.samples, spec.length, spec.seed, join=spec.join)
+    for note in drawn.facts.notes:
+        run.progress.log(note)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
-    batch = make_batch(rows, view)
+    batch = make_batch(drawn.rows, view)
     with memory.out_of_memory_explained("scoring blocks"):
         results = _compute(spec, run, view, batch)
     _write(run, results, len(view))
     dataclasses.replace(
         _summary(spec, info, results),
         **prepared.facts(),
+        calibration=source,
+        calibration_content=sources.describe(source)["content"],
+        text=drawn.facts,
         tokens=batch.predictions,
         compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
         versions=_versions(),
@@ -222,8 +228,6 @@ def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Resul
         blocks=info.blocks,
         dense_ppl=results.sweep.dense_ppl if results.sweep else None,
         metrics=spec.metrics,
-        calibration=spec.calibration,
-        calibration_content=sources.describe(spec.calibration)["content"],
         samples=spec.samples,
         length=spec.length,
         seed=spec.seed,

@@ -7,11 +7,13 @@ over the weights, in which common prefixes are computed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.checkpoint import headers, locate
+from core.checkpoint.vocabulary import AUTO, text_of
 from core.data import sources
-from core.data.calibration import calibration_rows
+from core.data.calibration import JOINS, sample
 from core.errors import OptionError, PlanError
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
@@ -40,7 +42,12 @@ class CurveSpec(DeviceOptions):
         None, help="Last blocks to keep. Default: as for plan.", low=0
     )
     calibration: str = option(
-        "", help="Text to evaluate on. Default: same as the importance run, otherwise demo."
+        "",
+        help="Text to evaluate on. Default: same as the importance run, otherwise auto (english, "
+        "or the demo's stories).",
+    )
+    join: str | None = option(
+        None, help="As for importance. Default: same as the importance run.", choices=JOINS
     )
     samples: int | None = option(
         None, help="Rows. Default: same as the importance run, otherwise 10.", low=1
@@ -89,12 +96,14 @@ def run(spec: CurveSpec, run: Run) -> None:
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
     plans = _plans(spec, info, scores.load(spec.scores))
-    text = _text(spec)
+    text = _text(spec, folder)
     tokenizer = loading.load_tokenizer(folder)
-    rows = calibration_rows(text.source, tokenizer, text.samples, text.length, text.seed)
+    drawn = sample(text.source, tokenizer, text.samples, text.length, text.seed, join=text.join)
+    for note in drawn.facts.notes:
+        run.progress.log(note)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
-    batch = make_batch(rows, view)
+    batch = make_batch(drawn.rows, view)
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
     with memory.out_of_memory_explained("measuring the curve"):
         losses = losses_without(view, batch, sets, run.progress)
@@ -120,6 +129,7 @@ def run(spec: CurveSpec, run: Run) -> None:
         length=text.length,
         seed=text.seed,
         calibration_content=sources.describe(text.source)["content"],
+        text=drawn.facts,
         tokens=batch.predictions,
         compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
         **prepared.facts(),
@@ -130,16 +140,15 @@ def run(spec: CurveSpec, run: Run) -> None:
 class _Text:
     """The rows that plans are measured on."""
 
-    source: str = "demo"
+    source: str = AUTO
     samples: int = 10
     length: int = 128
     seed: int = 1234
+    join: str = "auto"
 
 
-def _text(spec: CurveSpec) -> _Text:
-    """Return calibration, samples, length and seed; the importance run's unless given."""
-    from pathlib import Path
-
+def _text(spec: CurveSpec, checkpoint: Path) -> _Text:
+    """Return calibration, samples, length, seed and join; the importance run's unless given."""
     folder = Path(spec.scores)
     if not folder.is_dir():
         folder = workspace.default_root() / spec.scores
@@ -150,8 +159,9 @@ def _text(spec: CurveSpec) -> _Text:
         return next(v for v in values if v is not None)
 
     return _Text(
-        spec.calibration or run.calibration or usual.source,
+        text_of(spec.calibration or run.calibration or usual.source, checkpoint),
         first(spec.samples, run.samples, usual.samples),
         first(spec.length, run.length, usual.length),
         first(spec.seed, run.seed, usual.seed),
+        spec.join or ("on" if run.text.joined else usual.join),
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from core import outside
+from core.data.calibration import JOINS
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
 from core.runs.spec import option
@@ -43,7 +44,7 @@ class Perplexity:
 
     checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
-    source: str = option("demo", help="Text to evaluate on, as for evaluate --perplexity.")
+    source: str = option("auto", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
     bos: str = option(
         "once", help="BOS once, or in every window; see evaluate.", choices=BOS_PROTOCOLS
@@ -52,6 +53,7 @@ class Perplexity:
         None, help="Evaluate on this many calibration rows, as in importance.", low=1, high=100000
     )
     seed: int = option(1234, help="Seed for drawing the calibration rows.", low=0)
+    join: str = option("auto", help="Join short rows, as for evaluate.", choices=JOINS)
     tokens: int | None = option(
         None,
         help="Evaluate on only the first N tokens. Default: as many as take a few seconds.",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from core import outside
 from core.checkpoint import headers, locate
+from core.checkpoint.vocabulary import text_of
+from core.data import sources
 from core.data.calibration import calibration_rows
-from core.data.evaluation import evaluation_windows
+from core.data.evaluation import evaluation_tokens, windows_of
 from core.errors import OptionError, OutOfMemoryError
 from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
@@ -38,6 +39,7 @@ class Loaded:
     """One model, ready to answer."""
 
     name: str
+    folder: Path
     info: headers.CheckpointInfo
     view: BlockView
     tokenizer: Any
@@ -69,9 +71,10 @@ class Loaded:
         usual = self.tokens_for(OPERATIONS)
         most = max(ask.tokens or usual, usual)
         how = (ask.window, ask.bos, most) if ask.samples is None else (ask.window, ask.seed)
-        key = (ask.source, _stamp(ask.source), ask.samples, *how)
+        source = text_of(ask.source, self.folder)
+        key = (source, sources.stamp(source), ask.samples, ask.join, *how)
         if key not in self.texts:
-            windows, total = _windows(ask, self.tokenizer, self.info.context, most)
+            windows, total = _windows(ask, source, self.tokenizer, self.info.context, most)
             self.texts[key] = WhatIf(self.view, windows, room_bytes)
             self.totals[key] = total
             while len(self.texts) > TEXTS:
@@ -83,30 +86,20 @@ class Loaded:
         return text, min(count, text.windows), self.totals[key]
 
 
-def _stamp(source: str) -> Any:
-    """Return a value that changes whenever the text file does; None for other sources."""
-    with contextlib.suppress(OSError):
-        found = outside.path_of(source).stat()
-        return found.st_mtime_ns, found.st_size
-    return None
-
-
 def _windows(
-    ask: Perplexity, tokenizer: Any, context: int, most: int
+    ask: Perplexity, source: str, tokenizer: Any, context: int, most: int
 ) -> tuple[list[list[int]], int]:
     """Return the windows of up to ``most`` tokens, and the number of windows in the whole text."""
-    from core.evaluate.perplexity import token_stream
-
     if context and ask.window > context:
         raise OptionError(
             f"--window: {ask.window} tokens are more than the model's context of {context}.",
             f"The maximum is {context}.",
         )
     if ask.samples is not None:
-        rows = calibration_rows(ask.source, tokenizer, ask.samples, ask.window, ask.seed)
+        rows = calibration_rows(source, tokenizer, ask.samples, ask.window, ask.seed, join=ask.join)
         return rows, len(rows)
-    ids = token_stream(ask.source, tokenizer)
-    windows = evaluation_windows(ids, ask.window, ask.bos, tokenizer.bos_token_id)
+    streams, _ = evaluation_tokens(source, tokenizer, ask.join)
+    windows = windows_of(streams, ask.window, ask.bos, tokenizer.bos_token_id)
     return windows[: max(1, most // ask.window)], len(windows)
 
 
@@ -171,7 +164,7 @@ class Store:
         view = BlockView(model)
         eos = _ids(getattr(model.generation_config, "eos_token_id", None))
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return Loaded(name, info, view, loading.load_tokenizer(folder), eos, weights)
+        return Loaded(name, folder, info, view, loading.load_tokenizer(folder), eos, weights)
 
     def _make_room(self, name: str, needed_mib: float, itemsize: int) -> None:
         if needed_mib > self.budget_mib:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from core.data.facts import TextFacts
 from core.runs.results import CsvRow, JsonResult
 
 
@@ -28,6 +29,8 @@ class Importance(JsonResult):
     """The SOURCE of the rows."""
     calibration_content: str = ""
     """Identifies the text: a hash of the file, or how it was made."""
+    text: TextFacts = TextFacts()
+    """How the rows were obtained."""
     samples: int | None = None
     """Calibration rows."""
     length: int | None = None
@@ -148,6 +151,8 @@ class Curve(JsonResult):
     length: int | None = None
     seed: int | None = None
     calibration_content: str = ""
+    text: TextFacts = TextFacts()
+    """How the rows were obtained."""
     tokens: int = 0
     device: str | None = None
     dtype: str | None = None

@@ -72,7 +72,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         warnings.append(f"{found.cut} rows are longer than {spec.cutoff} tokens and will be cut.")
     if found.dropped:
         warnings.append(
-            f"{found.dropped} rows are skipped: no response within the cutoff, or held out."
+            f"{found.dropped} rows are skipped: no usable text, no response within the cutoff, or "
+            "held out."
         )
     longest = max(found.train, key=lambda row: min(len(row.ids), 120))
     return {

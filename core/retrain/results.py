@@ -44,7 +44,7 @@ class Data:
     content: str = ""
     """A hash of the file, or how it was made."""
     kind: str = ""
-    """instruction, text or input_ids."""
+    """instruction, messages, text or input_ids."""
     rows: int | None = None
     cut: int | None = None
     """Rows shortened to the cutoff, or split at it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.data import sources
+from core.data.columns import as_instruction
 from core.data.templates import prompt_of
 from core.errors import DataError, OptionError
 from core.retrain.encoders import Encoder
@@ -43,12 +44,13 @@ class RowSet:
     train: list[Row]
     heldout: list[Row]
     kind: str
-    """instruction, text or input_ids."""
+    """instruction, messages, text or input_ids."""
     source_rows: int
     cut: int
     """Training rows shortened to the cutoff (instructions) or split at it (text)."""
     dropped: int
-    """Training rows skipped: no predicted token within the cutoff, or equal to a held-out row."""
+    """Training rows skipped: no usable text, no predicted token within the cutoff, or equal to a
+    held-out row."""
     data: dict[str, str]
     heldout_data: dict[str, str]
     also: dict[str, list[Row]] = field(default_factory=dict)
@@ -99,12 +101,12 @@ def prepare(
             f"The maximum is --cutoff {context}.",
         )
     kind = kind_of(spec, spec.data)
-    raw = _raw(spec.data, kind, "train")
+    raw, skipped = _raw(spec.data, kind, "train")
     total = len(raw)
     if spec.holdout_data or spec.data == "demo":
         source = spec.holdout_data or "demo"
         held_kind = kind_of(spec, source)
-        held = _raw(source, held_kind, "heldout")
+        held, _ = _raw(source, held_kind, "heldout")
         random.Random(HOLDOUT_SEED).shuffle(held)
         held = held[: spec.holdout]
     else:
@@ -118,7 +120,7 @@ def prepare(
     train, cut, dropped = _rows(raw[:most] if most else raw, kind, spec.data, spec, encoder, vocab)
     held_ids = {row.ids for row in heldout}
     clean = [row for row in train if row.ids not in held_ids]
-    dropped += len(train) - len(clean)
+    dropped += len(train) - len(clean) + skipped
     if not clean:
         raise DataError(
             f"{spec.data} has no usable rows to train on: none of its {total} rows has a target "
@@ -142,7 +144,7 @@ def _also(
 ) -> list[Row]:
     """Return the rows of another source to evaluate on, as its columns say, otherwise as text."""
     kind = sources.kind_of(source)
-    raw = _raw(source, kind, "heldout")
+    raw, _ = _raw(source, kind, "heldout")
     random.Random(HOLDOUT_SEED).shuffle(raw)
     rows, _, _ = _rows(raw[: spec.holdout], kind, source, spec, encoder, vocab)
     rows = [row for row in rows if row.ids not in trained]
@@ -155,20 +157,21 @@ def _also(
     return rows
 
 
-def _raw(source: str, kind: str, use: sources.Use) -> list[Any]:
-    if kind == "instruction":
-        return list(sources.instruction_rows(source, use))
+def _raw(source: str, kind: str, use: sources.Use) -> tuple[list[Any], int]:
+    """Return the rows of a source as ``kind``, and the number of rows without what it needs."""
+    rows = sources.open_rows(source, use, want=(kind,), stream=False)
     if kind == "text":
-        return list(sources.text_rows(source, use))
-    rows = sources.rows_of(source, use)
-    for number, row in enumerate(rows, 1):
-        ids = row.get("input_ids")
-        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise DataError(
-                f"{source}: 'input_ids' of row {number} is not a list of token ids.",
-                "Token ids are whole numbers, 0 or larger.",
-            )
-    return [row["input_ids"] for row in rows]
+        return list(sources.texts(rows)), rows.skipped
+    if rows.kind == "messages" and kind == "instruction":
+        return list(map(as_instruction, rows)), rows.skipped
+    if rows.kind != kind:
+        raise DataError(
+            f"{source} has {rows.kind} rows, not {kind} rows.",
+            "Give other data, or --format auto.",
+        )
+    if kind == "input_ids":
+        return [row["input_ids"] for row in rows], rows.skipped
+    return list(map(as_instruction, rows) if kind == "messages" else rows), rows.skipped
 
 
 def _rows(
@@ -178,7 +181,7 @@ def _rows(
     rows: list[Row] = []
     cut = dropped = 0
     for number, item in enumerate(raw, 1):
-        if kind == "instruction":
+        if kind in ("instruction", "messages"):
             template = spec.template
             if template == "auto":
                 template = "plain" if source == "demo" else "alpaca"

@@ -29,7 +29,7 @@ from core.study.kinds import (
 from core.study.lineage import lineage_of
 from core.study.measured import benchmarks, perplexities_and_tasks, read_rows
 from core.study.states import state_of
-from core.study.tokenizers import tokenizer_conflict, tokenizer_key
+from core.study.tokenizers import tokenizer_conflict
 
 __all__ = [
     "Benchmark",
@@ -43,7 +43,6 @@ __all__ = [
     "read_rows",
     "study",
     "tokenizer_conflict",
-    "tokenizer_key",
 ]
 
 KEPT = 16

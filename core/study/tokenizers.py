@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
-from core import outside
-from core.checkpoint.tokenizer import TOKENIZER_FILES
+from core.checkpoint.vocabulary import tokenizer_key
 from core.study.kinds import Variant
-
-
-def tokenizer_key(folder: Path) -> str:
-    """Return a hash of a tokenizer's vocabulary; empty if there is no tokenizer.
-
-    The same vocabulary written by another version of transformers has the same key.
-    """
-    for name in TOKENIZER_FILES:
-        path = folder / name
-        if outside.is_file(path):
-            stat = path.stat()
-            return _vocabulary(path, stat.st_mtime_ns, stat.st_size)
-    return ""
-
-
-@functools.lru_cache(maxsize=4096)
-def _vocabulary(path: Path, _mtime: int, _size: int) -> str:
-    try:
-        data = outside.data(path)
-    except (OSError, outside.Malformed):
-        return ""
-    try:
-        table = outside.loads(data)
-        vocab = (table.get("model") or {}).get("vocab") or table
-        data = json.dumps(vocab, sort_keys=True).encode()
-    except (outside.Malformed, AttributeError):
-        pass  # a sentencepiece file: its bytes are the vocabulary
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def tokenizer_conflict(chosen: Iterable[Variant]) -> str:

@@ -15,14 +15,14 @@ from typing import Any
 import streamlit as st
 
 from core.checkpoint.headers import CheckpointInfo
-from core.demo import CHECKPOINT
+from core.checkpoint.vocabulary import default_text
+from core.data.sources import BUNDLED
 from core.live import client
 from core.live.replies import Status
 from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
 from core.prune.score_results import Importance
 from core.runs.workspace import RunRecord, read_run
-from core.study.tokenizers import tokenizer_key
 from core.ui import prune_pad, say, state
 from core.ui.live import Question, desk, key_of
 from core.ui.say import plain
@@ -56,6 +56,7 @@ def rows_of(run: Importance) -> dict[str, Any] | None:
         "samples": run.samples,
         "window": run.length,
         "seed": run.seed or 0,
+        "join": "on" if run.text.joined else "off",
     }
 
 
@@ -76,15 +77,13 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
     return dataclasses.replace(known, points=(*known.points, *points)), rows
 
 
-def usual_source(info: CheckpointInfo, rows: Mapping[str, Any] | None) -> str:
+def usual_source(info: CheckpointInfo) -> str:
     """Return the text to evaluate on if none is given.
 
-    The demo's held-out stories for checkpoints with its vocabulary; otherwise the text that the
-    scores were computed on; without scores, WikiText-2.
+    The bundled text that fits the checkpoint's vocabulary: the demo's stories, or English; both
+    have a held-out part.
     """
-    if tokenizer_key(Path(info.path)) == tokenizer_key(CHECKPOINT):
-        return "demo"
-    return str(rows["source"]) if rows else "wikitext2"
+    return default_text(Path(info.path))
 
 
 def is_on() -> bool:
@@ -107,7 +106,7 @@ def _ask(
     The whole held-out text is requested once its beginning has been answered, and given up as soon
     as the plan changes: it would delay the quick answers.
     """
-    source = pad.text or usual_source(info, rows)
+    source = pad.text or usual_source(info)
     whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
     quick = {**whole, "quick": True}
     quick_keys = [key_of(info, quick, skip) for skip in ((), pad.drop)]
@@ -166,7 +165,7 @@ def _panel(
                 "it releases the device whenever another run needs it."
             )
             return
-        _source_field(pad, usual_source(info, rows))
+        _source_field(pad, usual_source(info))
         problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
         if problem:
             say.caption(problem)
@@ -265,7 +264,7 @@ def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any
     name = str(text["source"]).rsplit("/", 1)[-1]
     if "samples" in text:
         name += f" (calibration, seed {text['seed']})"
-    elif rows and text["source"] == rows["source"] != "demo":
+    elif rows and text["source"] == rows["source"] not in BUNDLED:
         name += " (same text as the scores)"
     else:
         name += " (held out)"

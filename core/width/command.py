@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.vocabulary import text_of
 from core.data import sources
-from core.data.calibration import calibration_rows
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.importance import estimate as work
 from core.prune import depth
 from core.prune.results import Pruning
@@ -61,10 +62,7 @@ class WidthSpec(DeviceOptions):
         choices=ORDERS,
         help="Order of llm-pruner's Taylor expansion; first is the cheapest.",
     )
-    calibration: str = option(
-        "demo",
-        help="Text to calibrate on: demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
-    )
+    calibration: str = option("auto", help=f"Text to calibrate on: {SOURCE_HELP}")
     samples: int | None = option(
         None,
         low=1,
@@ -79,6 +77,7 @@ class WidthSpec(DeviceOptions):
         help="Tokens per row. Default: the paper's (llm-pruner 64, others 128).",
     )
     seed: int = option(1234, low=0, help="Seed for rows, crops and the random control.")
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     out: str = option(help="Folder for the narrower checkpoint.")
     dry_run: bool = option(False, help="Show what would be written without writing it.")
 
@@ -267,16 +266,25 @@ def _select(
     text = None
     if plan.method.samples:
         length = length_of(spec, plan)
-        rows = calibration_rows(
-            spec.calibration,
+        source = text_of(spec.calibration, prepared.folder)
+        drawn = sample(
+            source,
             loading.load_tokenizer(prepared.folder),
             spec.samples or plan.method.samples,
             length,
             spec.seed,
             or_fewer=spec.samples is None,
+            join=spec.join,
         )
+        rows = drawn.rows
+        for note in drawn.facts.notes:
+            run.progress.log(note)
         text = Calibration(
-            **sources.describe(spec.calibration), samples=len(rows), length=length, seed=spec.seed
+            **sources.describe(source),
+            samples=len(rows),
+            length=length,
+            seed=spec.seed,
+            text=drawn.facts,
         )
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(rows, view) if rows else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from core.data.facts import TextFacts
 from core.prune.results import Pruning
 from core.runs import workspace
 
@@ -34,6 +35,8 @@ class Calibration:
     length: int = 0
     """Tokens in a row."""
     seed: int | None = None
+    text: TextFacts = TextFacts()
+    """How the rows were obtained."""
 
 
 @dataclass(frozen=True)

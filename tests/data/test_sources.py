@@ -94,7 +94,7 @@ def test_instructions(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", json.dumps(row))
     assert sources.instruction_rows(source) == [row]
     empty = write(tmp_path / "b.jsonl", json.dumps({**row, "output": " "}))
-    with pytest.raises(DataError, match="row 1 has an empty response"):
+    with pytest.raises(DataError, match="it has one row; row 1 has an empty response"):
         sources.instruction_rows(empty)
     lacking = write(tmp_path / "c.jsonl", json.dumps({"instruction": "x"}))
     with pytest.raises(DataError, match="missing columns: output"):

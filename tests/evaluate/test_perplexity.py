@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.__main__ import main
-from core.data import sources
+from core.data import evaluation, sources
 from core.data.evaluation import evaluation_stream, evaluation_windows
 from core.errors import OutOfMemoryError
 from core.evaluate import perplexity
@@ -98,7 +98,7 @@ def test_several_sources_in_the_order_given(tiny_gqa, tmp_path, text):
 def test_the_batch_is_halved_until_it_fits(tiny_gqa, text, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_gqa)
-    ids = perplexity.token_stream(str(text), tokenizer)
+    ids = evaluation.token_stream(str(text), tokenizer)
     windows = evaluation_windows(ids, 16, "once", 1)
     whole = perplexity.window_losses(model, windows)
     assert whole.batch > 3

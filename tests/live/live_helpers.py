@@ -7,8 +7,7 @@ import time
 
 import torch
 
-from core.data.evaluation import evaluation_windows
-from core.evaluate.perplexity import token_stream
+from core.data.evaluation import evaluation_windows, token_stream
 from core.live import client
 from core.live.replies import Token
 from core.model import loading

@@ -167,7 +167,7 @@ def test_exact_ids_are_used_as_they_are(encoder, tmp_path):
         (json.dumps({"instruction": "a", "output": "  "}), {}, "row 1 has an empty response"),
         (json.dumps({"input_ids": [1, 999]}) + "\n" + json.dumps({"input_ids": [1, 999]}), {},
          "token id 999, but the model has 320"),
-        (json.dumps({"input_ids": ["a"]}), {}, "is not a list of token ids"),
+        (json.dumps({"input_ids": ["a"]}), {}, "which is not a list of token ids"),
         ("", {}, "no text in"),
         (json.dumps({"text": "Ann"}), {"format": "instruction"}, "missing columns: instruction"),
         (json.dumps({"instruction": "a " * 90, "output": "b"}) + "\n"
