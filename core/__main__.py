@@ -81,6 +81,10 @@ def _dispatch(argv: list[str]) -> int:
     if not command.is_run:
         _print_json(command.load().run(spec))
         return 0
+    module = command.load()
+    if hasattr(module, "names_file") and module.names_file(spec):
+        _print_json(module.write_file(spec))
+        return 0
     if getattr(spec, "out", None) == "":  # only for commands whose --out has a default
         from core.runs.workspace import Workspace
 

@@ -110,6 +110,12 @@ COMMANDS: dict[str, Command] = {
             grace_s=120.0,
         ),
         Command(
+            "export",
+            "core.export.command",
+            "ExportSpec",
+            "Write a checkpoint as GGUF, for llama.cpp and Ollama.",
+        ),
+        Command(
             "live",
             "core.live.command",
             "LiveSpec",

@@ -122,20 +122,20 @@ class Run:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON result atomically, with its schema version."""
-        self._note(name)
+        self.note(name)
         workspace.write_json(self.dir / name, value)
 
     def write_csv(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV result atomically."""
-        self._note(name)
+        self.note(name)
         workspace.write_csv(self.dir / name, columns, rows)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text result atomically."""
-        self._note(name)
+        self.note(name)
         workspace.write_text(self.dir / name, text)
 
-    def _note(self, name: str) -> None:
+    def note(self, name: str) -> None:
         """Record that this run wrote ``name``, so that a later run in this folder replaces it."""
         if self.is_gone():
             raise Cancelled(GONE)
