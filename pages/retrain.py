@@ -111,7 +111,8 @@ def outlook(spec: RetrainSpec) -> str:
     retrain_live.row(history.tiles(plan))
     say.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "
-        f"({plan['data']['kind']}), {plan['heldout_rows']} held out, "
+        f"({history.rows_in_words(plan['data']['kind'], plan['data']['template'])}), "
+        f"{plan['heldout_rows']} held out, "
         f"{plan['tokens_per_sequence']:.0f} tokens per sequence, "
         f"{plan['tokens_with_loss_share']:.0%} of them in the loss. " + history.layers_note(plan)
     )

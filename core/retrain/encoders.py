@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core import outside
+from core.checkpoint import chat
+from core.checkpoint.chat import ChatTemplate
 from core.checkpoint.headers import read_config
 from core.checkpoint.tokenizer import read_tokenizer
 from core.errors import CheckpointError
@@ -16,9 +18,19 @@ class Encoder(Protocol):
     """Converts text to token ids."""
 
     eos_id: int | None
+    chat: ChatTemplate | None
+    """The tokenizer's chat template, if it has one."""
+    plain_chat: ChatTemplate
+    """The layout of conversations without a template."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids with the tokenizer's start token and without an end token."""
+
+    def encode_spans(self, text: str, *, start: bool) -> list[tuple[int, int, int]]:
+        """Return every token's id, first character and the one after its last.
+
+        With ``start`` the tokenizer's start token is added, as a token without characters.
+        """
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token."""
@@ -31,11 +43,27 @@ class ModelTokenizer:
         """Wrap ``tokenizer``; ``eos_id`` is used if it has no end token."""
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_id
+        self.chat = chat.of_tokenizer(tokenizer)
+        self.plain_chat = chat.plain(tokenizer.special_tokens_map)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids with the start token."""
         ids = list(self.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def encode_spans(self, text: str, *, start: bool) -> list[tuple[int, int, int]]:
+        """Return every token with its place in the text."""
+        if not self.tokenizer.is_fast:
+            raise CheckpointError(
+                "The tokenizer does not tell where in a text its tokens are, so the answers of a "
+                "conversation cannot be found.",
+                "Convert it to a tokenizer.json with transformers.",
+            )
+        found = self.tokenizer(
+            text, add_special_tokens=start, return_offsets_mapping=True, verbose=False
+        )
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return _without_end([(i, a, b) for i, (a, b) in pairs], self.eos_id)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token."""
@@ -54,31 +82,43 @@ class FileTokenizer:
                 "Save the tokenizer with transformers, or start without --dry-run.",
             )
         self._tokenizer = read_tokenizer(path)
-        self.eos_id = self._eos(folder)
-
-    def _eos(self, folder: Path) -> int | None:
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if outside.is_file(folder / name):
-                token = read_config(folder / name).get("eos_token")
-                token = token.get("content") if isinstance(token, dict) else token
-                if isinstance(token, str):
-                    return self._tokenizer.token_to_id(token)
-        return config_eos(folder)
+        tokens = chat.special_tokens(folder)
+        eos = tokens.get("eos_token")
+        self.eos_id = config_eos(folder) if eos is None else self._tokenizer.token_to_id(eos)
+        self.chat = chat.read(folder)
+        self.plain_chat = chat.plain(tokens)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids with the start token."""
+        ids = list(self._encoded(text).ids)
+        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
+
+    def encode_spans(self, text: str, *, start: bool) -> list[tuple[int, int, int]]:
+        """Return every token with its place in the text."""
+        found = self._encoded(text, start)
+        pairs = zip(found.ids, found.offsets, strict=True)
+        return _without_end([(i, a, b) for i, (a, b) in pairs], self.eos_id)
+
+    def _encoded(self, text: str, start: bool = True) -> Any:
         try:
-            ids = list(self._tokenizer.encode(text).ids)
+            return self._tokenizer.encode(text, add_special_tokens=start)
         except Exception as error:  # the library raises nothing more specific
             raise CheckpointError(
                 f"The tokenizer cannot encode '{outside.brief(text, 40)}': {error}.",
                 "Copy tokenizer.json from the model it belongs to.",
             ) from error
-        return ids[:-1] if ids and ids[-1] == self.eos_id else ids
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token."""
         return [self._tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+
+def _without_end(
+    tokens: list[tuple[int, int, int]], eos_id: int | None
+) -> list[tuple[int, int, int]]:
+    """Return the tokens without an end token that the tokenizer itself added to the text."""
+    added = tokens and tokens[-1][0] == eos_id and tokens[-1][1] == tokens[-1][2]
+    return tokens[:-1] if added else tokens
 
 
 def config_eos(folder: Path) -> int | None:

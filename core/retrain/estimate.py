@@ -75,6 +75,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
             f"{found.dropped} rows are skipped: no usable text, no response within the cutoff, or "
             "held out."
         )
+    if found.refused:
+        warnings.append(found.refused)
     longest = max(found.train, key=lambda row: min(len(row.ids), 120))
     return {
         "dry_run": True,
@@ -82,7 +84,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "parameters": info.parameters,
         "trainable_parameters": trainable,
         "trainable_share": trainable / info.parameters,
-        "data": {**found.data, "kind": found.kind},
+        "data": {**found.data, "kind": found.kind, "template": found.template},
         "rows": round(len(found.train) * scale),
         "heldout_rows": len(found.heldout),
         "sequences": count,

@@ -119,12 +119,19 @@ def verdict(summary: Summary) -> str:
     )
 
 
+def rows_in_words(kind: str, template: str) -> str:
+    """Return the kind of the rows and how they are written."""
+    how = {"chat": "chat template", "alpaca": "Alpaca prompt", "plain": "plain layout"}
+    return f"{kind}, {how[template]}" if template in how else kind
+
+
 def measured_on(summary: Summary) -> str:
     """Return the caption of the results: device, precision, held-out rows, data and seed."""
     held, data = summary.heldout, summary.data
     return (
         f"Measured: {held.rows} held-out rows of {held.source} ({held.tokens or 0:,} predicted "
-        f"tokens), never trained on; trained on {data.source} ({data.kind}), seed "
+        f"tokens), never trained on; trained on {data.source} "
+        f"({rows_in_words(data.kind, data.template)}), seed "
         f"{summary.seed}, {summary.device}, {summary.compute_dtype}."
     )
 

@@ -272,6 +272,7 @@ def write_results(
         data=Data(
             **rows.data,
             kind=rows.kind,
+            template=rows.template,
             rows=len(rows.train),
             cut=rows.cut,
             dropped=rows.dropped,

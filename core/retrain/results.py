@@ -45,6 +45,8 @@ class Data:
     """A hash of the file, or how it was made."""
     kind: str = ""
     """instruction, messages, text or input_ids."""
+    template: str = ""
+    """How instructions and messages are written: chat (the tokenizer's template), alpaca, plain."""
     rows: int | None = None
     cut: int | None = None
     """Rows shortened to the cutoff, or split at it."""

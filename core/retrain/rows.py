@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.checkpoint.chat import ChatTemplate, Messages
 from core.data import sources
-from core.data.columns import as_instruction
+from core.data.columns import as_instruction, as_messages
 from core.data.templates import prompt_of
 from core.errors import DataError, OptionError
 from core.retrain.encoders import Encoder
@@ -49,10 +50,14 @@ class RowSet:
     cut: int
     """Training rows shortened to the cutoff (instructions) or split at it (text)."""
     dropped: int
-    """Training rows skipped: no usable text, no predicted token within the cutoff, or equal to a
-    held-out row."""
+    """Training rows skipped: no usable text, no predicted token within the cutoff, equal to a
+    held-out row, or not accepted by the chat template."""
     data: dict[str, str]
     heldout_data: dict[str, str]
+    template: str = ""
+    """chat, alpaca or plain; empty for text and ids."""
+    refused: str = ""
+    """How many of the dropped rows the chat template did not accept, and its first reason."""
     also: dict[str, list[Row]] = field(default_factory=dict)
     """Rows of other sources to evaluate on; none of them is in the training data."""
 
@@ -71,6 +76,50 @@ def instruction_row(row: dict[str, str], encoder: Encoder, template: str) -> Row
     border = max(1, border)
     ids = ids if encoder.eos_id is None else [*ids, encoder.eos_id]
     return Row(tuple(ids), (*[IGNORED] * border, *ids[border:]))
+
+
+def chat_row(messages: Messages, encoder: Encoder, template: ChatTemplate) -> Row:
+    """Tokenise one conversation, uncut; the loss covers the assistant's answers.
+
+    The token that ends an answer belongs to it. If the template ends the last answer with none,
+    the tokenizer's end token is added. A token that spans the border of an answer belongs to it.
+
+    Raises `DataError` if the template does not accept the conversation.
+    """
+    found = template.answers(messages)
+    tokens = encoder.encode_spans(found.text, start=template is encoder.plain_chat)
+    ids, labels = [], []
+    spans = iter([*found.answers, (len(found.text) + 1, len(found.text) + 1)])
+    start, end = next(spans)
+    for id_, first, last in tokens:
+        while first >= end and end <= len(found.text):
+            start, end = next(spans)
+        ids.append(id_)
+        labels.append(id_ if last > start and ids[1:] else IGNORED)
+    last_end = found.answers[-1][1] if found.answers else 0
+    open_ended = found.text[:last_end].endswith(messages[-1]["content"].strip())
+    if encoder.eos_id is not None and last_end == len(found.text.rstrip()) and open_ended:
+        ids, labels = [*ids, encoder.eos_id], [*labels, encoder.eos_id]
+    return Row(tuple(ids), tuple(labels))
+
+
+def template_of(spec: RetrainSpec, kind: str, source: str, encoder: Encoder) -> str:
+    """Return how rows of ``kind`` are written: chat, alpaca or plain; empty for text and ids.
+
+    Raises `OptionError` for a chat template that the tokenizer does not have.
+    """
+    if kind not in ("instruction", "messages"):
+        return ""
+    if spec.template == "chat" and encoder.chat is None:
+        raise OptionError(
+            "--template chat: the tokenizer has no chat template.",
+            "Use --template plain or alpaca, or a checkpoint whose tokenizer has one.",
+        )
+    if spec.template != "auto":
+        return spec.template
+    if encoder.chat is not None:
+        return "chat"
+    return "plain" if source == "demo" or kind == "messages" else "alpaca"
 
 
 def text_pieces(ids: Sequence[int], cutoff: int) -> list[Row]:
@@ -116,15 +165,16 @@ def prepare(
         count = min(spec.holdout, max(1, total // 10))
         held = [raw[i] for i in order[:count]]
         raw = [raw[i] for i in sorted(order[count:])]
-    heldout, _, _ = _rows(held, held_kind, source, spec, encoder, vocab)
-    train, cut, dropped = _rows(raw[:most] if most else raw, kind, spec.data, spec, encoder, vocab)
+    heldout = _rows(held, held_kind, source, spec, encoder, vocab).rows
+    made = _rows(raw[:most] if most else raw, kind, spec.data, spec, encoder, vocab)
     held_ids = {row.ids for row in heldout}
-    clean = [row for row in train if row.ids not in held_ids]
-    dropped += len(train) - len(clean) + skipped
+    clean = [row for row in made.rows if row.ids not in held_ids]
+    dropped = made.dropped + len(made.rows) - len(clean) + skipped
     if not clean:
+        why = f" {made.refused}" if made.refused else ""
         raise DataError(
             f"{spec.data} has no usable rows to train on: none of its {total} rows has a target "
-            f"token within the first {spec.cutoff} tokens and is not held out.",
+            f"token within the first {spec.cutoff} tokens and is not held out.{why}",
             "Give more rows, or a longer --cutoff.",
         )
     if not heldout:
@@ -136,7 +186,10 @@ def prepare(
     trained = {row.ids for row in clean}
     also = {name: _also(name, spec, encoder, vocab, trained) for name in spec.also}
     about = sources.describe(spec.data), sources.describe(source)
-    return RowSet(clean, heldout, kind, total, cut, dropped, *about, also)
+    template = template_of(spec, kind, spec.data, encoder)
+    return RowSet(
+        clean, heldout, kind, total, made.cut, dropped, *about, template, made.refused, also
+    )
 
 
 def _also(
@@ -146,8 +199,8 @@ def _also(
     kind = sources.kind_of(source)
     raw, _ = _raw(source, kind, "heldout")
     random.Random(HOLDOUT_SEED).shuffle(raw)
-    rows, _, _ = _rows(raw[: spec.holdout], kind, source, spec, encoder, vocab)
-    rows = [row for row in rows if row.ids not in trained]
+    made = _rows(raw[: spec.holdout], kind, source, spec, encoder, vocab)
+    rows = [row for row in made.rows if row.ids not in trained]
     if not rows:
         raise DataError(
             f"--also {source} has no usable rows to evaluate on: all are in the training data or "
@@ -171,21 +224,44 @@ def _raw(source: str, kind: str, use: sources.Use) -> tuple[list[Any], int]:
         )
     if kind == "input_ids":
         return [row["input_ids"] for row in rows], rows.skipped
-    return list(map(as_instruction, rows) if kind == "messages" else rows), rows.skipped
+    return list(rows), rows.skipped
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Tokenised rows, and what became of the others."""
+
+    rows: list[Row]
+    cut: int
+    dropped: int
+    refused: str
+    """How many rows the chat template did not accept, and why; empty if it accepted all."""
+
+
+def _whole(item: Any, kind: str, template: str, encoder: Encoder) -> Row:
+    """Tokenise an instruction or a conversation, uncut."""
+    if template == "chat" and encoder.chat:
+        return chat_row(as_messages(item)["messages"], encoder, encoder.chat)
+    if kind == "messages" and template == "plain":
+        return chat_row(item["messages"], encoder, encoder.plain_chat)
+    return instruction_row(as_instruction(item) if kind == "messages" else item, encoder, template)
 
 
 def _rows(
     raw: Sequence[Any], kind: str, source: str, spec: RetrainSpec, encoder: Encoder, vocab: int
-) -> tuple[list[Row], int, int]:
-    """Tokenise; return the rows and the numbers of source rows that were cut and skipped."""
+) -> _Made:
+    """Tokenise the rows of a source."""
     rows: list[Row] = []
-    cut = dropped = 0
+    cut = dropped = refused = 0
+    reason = ""
+    template = template_of(spec, kind, source, encoder)
     for number, item in enumerate(raw, 1):
-        if kind in ("instruction", "messages"):
-            template = spec.template
-            if template == "auto":
-                template = "plain" if source == "demo" else "alpaca"
-            whole = instruction_row(item, encoder, template)
+        if template:
+            try:
+                whole = _whole(item, kind, template, encoder)
+            except DataError as error:
+                refused, reason = refused + 1, reason or f"row {number}: {error.message}"
+                continue
             pieces = [Row(whole.ids[: spec.cutoff], whole.labels[: spec.cutoff])]
             cut += len(whole.ids) > spec.cutoff
         else:
@@ -202,7 +278,10 @@ def _rows(
                     "Tokenise with the tokenizer of this model, or give text.",
                 )
         rows.extend(kept)
-    return rows, cut, dropped
+    if refused:
+        count = "1 row is" if refused == 1 else f"{refused:,} rows are"
+        reason = f"{count} skipped; {reason}"
+    return _Made(rows, cut, dropped + refused, reason)
 
 
 def _with_end(ids: list[int], encoder: Encoder) -> list[int]:

@@ -101,6 +101,8 @@ class Session:
 
     def _log_data(self) -> None:
         data, settings = self.rows, self.settings
+        if data.refused:
+            self.progress.log(data.refused)
         self.progress.log(
             f"{len(data.train)} rows to train on ({data.kind}; {data.cut} cut at "
             f"{self.spec.cutoff} tokens, {data.dropped} skipped), {len(data.heldout)} held out; "

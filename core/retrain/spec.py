@@ -23,6 +23,7 @@ RATES = {
     "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
 }
 """Learning rates by size and method: large from the paper, small tuned on the demo."""
+TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
 
 
@@ -46,17 +47,20 @@ class RetrainSpec(DeviceOptions):
     )
     format: str = option(
         "auto",
-        choices=("auto", "instruction", "text", "input_ids"),
+        choices=("auto", "instruction", "messages", "text", "input_ids"),
         group="data",
-        help="Kind of the rows. For instruction data the loss covers the response only. auto: "
-        "detect from the columns (demo: stories; with 'instruction': questions).",
+        help="Kind of the rows. The loss covers only the response of an instruction, and only the "
+        "assistant's turns of messages. auto: detect from the columns (demo: stories; with "
+        "'instruction': questions).",
     )
     template: str = option(
         "auto",
-        choices=("auto", "alpaca", "plain"),
+        choices=TEMPLATES,
         group="data",
-        help="Prompt template for instruction and input. auto: alpaca, but plain for the demo, "
-        "whose context is short.",
+        help="How instructions and messages are written. chat: by the tokenizer's own chat "
+        "template; alpaca: the prompt of Alpaca; plain: on lines of their own (messages: "
+        "'User: ...', 'Assistant: ...'). auto: chat if the tokenizer has a chat template, "
+        "otherwise alpaca, but plain for messages and for the demo, whose context is short.",
     )
     cutoff: int = option(256, low=4, group="data", unit="tokens", help="Longest training row.")
     holdout: int = option(
