@@ -113,7 +113,7 @@ COMMANDS: dict[str, Command] = {
             "export",
             "core.export.command",
             "ExportSpec",
-            "Write a checkpoint as GGUF, for llama.cpp and Ollama.",
+            "Write a checkpoint as GGUF or as a mergekit recipe, or push it to the Hub.",
         ),
         Command(
             "live",

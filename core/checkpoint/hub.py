@@ -100,7 +100,7 @@ def _fetch(name: str, progress: Progress, config_only: bool) -> _Copy:
         except HfHubHTTPError:
             raise
         except Exception as error:
-            if not _is_connection(error):
+            if not is_connection(error):
                 raise
             copy = _cached(name, config_only, error)
             progress.log(f"The Hub cannot be reached; using the copy of {name} in the cache.")
@@ -285,7 +285,7 @@ _CONNECTION_ERRORS = {"NetworkError", "TimeoutException", "ProxyError", "RemoteP
 """Classes of the HTTP client that huggingface_hub uses; the client itself is not imported here."""
 
 
-def _is_connection(error: BaseException | None) -> bool:
+def is_connection(error: BaseException | None) -> bool:
     """Whether an exception, or its cause, means that the Hub could not be reached."""
     while error is not None:
         if isinstance(error, hub_requests.TooSlow):
@@ -353,7 +353,7 @@ def _explained(name: str) -> Iterator[None]:
             "Try again later, set DEPTHCUT_HUB_TIMEOUT (seconds), or give a local folder.",
         ) from error
     except errors.EntryNotFoundError as error:
-        if _is_connection(error.__cause__) or hub_requests.retry_after(error) is not None:
+        if is_connection(error.__cause__) or hub_requests.retry_after(error) is not None:
             raise _unanswered(name, error) from error
         raise CheckpointError(
             f"A file of {name} is missing on the Hub or in the cache.", "Give another revision."
@@ -376,7 +376,7 @@ def _explained(name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        if _is_connection(error):
+        if is_connection(error):
             raise _unanswered(name, error) from error
         if isinstance(error, OSError) and error.errno:
             raise CheckpointError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,27 +13,30 @@ from typing import TYPE_CHECKING, Any
 from core import outside
 from core.checkpoint import locate
 from core.checkpoint.locate import Checkpoint
-from core.export import gguf_file
+from core.errors import CheckpointError, OptionError
+from core.export import gguf_file, mergekit, push
 from core.export.layout import TYPES, Type, default_type
 from core.export.results import Export
+from core.runs import workspace
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
 
-FORMATS = ("gguf",)
-SUFFIXES = {"gguf": (".gguf",)}
+FORMATS = ("gguf", "mergekit", "hub")
+SUFFIXES = {"gguf": (".gguf",), "mergekit": (".yaml", ".yml")}
 """A name that ends so in --out is the file to write; any other is a run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """Write a checkpoint as GGUF, for llama.cpp and Ollama."""
+    """Write a checkpoint as GGUF or as a mergekit recipe, or push it to the Hub."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, or demo.")
     format: str = option(
-        help="gguf for llama.cpp and Ollama.",
+        help="gguf for llama.cpp and Ollama, mergekit for the recipe of a depth-pruned variant, "
+        "hub to upload to huggingface.co.",
         choices=FORMATS,
     )
     type: str = option(
@@ -38,19 +44,37 @@ class ExportSpec:
         help="gguf: precision of the matrices. auto is bf16 for bfloat16 weights, otherwise f16.",
         choices=("auto", *TYPES),
     )
+    repo: str = option("", help="hub: repository to create or update, OWNER/NAME.")
+    public: bool = option(False, help="hub: create a public repository. Default: private.")
     out: str = option(
         "",
-        help="File to write (.gguf), or a run directory. Default: a run in the workspace.",
+        help="File to write (.gguf, .yaml), or a run directory. Default: a run in the workspace.",
     )
     overwrite: bool = option(False, help="Replace a file that exists.")
     dry_run: bool = option(False, help="Show what would be written without writing it.")
+
+
+def check(spec: ExportSpec) -> None:
+    """Raise `OptionError` for options that do not belong together."""
+    if spec.format == "hub" and not spec.repo:
+        raise OptionError("--format hub needs --repo, which is missing.", "Add --repo OWNER/NAME.")
+    for flag, given, only in (
+        ("--repo", bool(spec.repo), "hub"),
+        ("--public", spec.public, "hub"),
+        ("--type", spec.type != "auto", "gguf"),
+    ):
+        if given and spec.format != only:
+            raise OptionError(
+                f"{flag} is for --format {only}, not {spec.format}.", f"Leave {flag} out."
+            )
 
 
 def run(spec: ExportSpec, run: Run) -> dict[str, Any]:
     """Export into the run directory, which the runner has already checked."""
     checkpoint = _open(spec, run.progress)
     target = run.path(_file_name(spec, checkpoint))
-    run.note(target.name)
+    if spec.format != "hub":
+        run.note(target.name)
     result = _export(replace(spec, overwrite=True), checkpoint, target, run.progress)
     result = replace(result, file=target.name if result.file else None)
     result.write(run)
@@ -65,29 +89,56 @@ def names_file(spec: ExportSpec) -> bool:
 
 def write_file(spec: ExportSpec) -> dict[str, Any]:
     """Export to the file that --out names, in the foreground, without a run directory."""
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the rest is cleaned up
-    try:
-        target, progress = outside.path_of(spec.out), StderrProgress()
-        gguf_file.check_target(target, spec.overwrite)
+    check(spec)
+    target, progress = outside.path_of(spec.out), StderrProgress()
+    gguf_file.check_target(target, spec.overwrite)
+    with _stoppable():
         return _export(spec, _open(spec, progress), target, progress).shown()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that temporary files are removed (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def dry_run(spec: ExportSpec) -> dict[str, Any]:
     """Return what would be written: architecture, bytes, and what a user should know."""
-    checkpoint = _open(spec, StderrProgress())
-    content = gguf_file.describe(checkpoint, _type(spec, checkpoint), light=True)
+    check(spec)
+    name = spec.checkpoint
+    if locate.is_hub_id(name) and locate.local_folder(name) is None:
+        raise CheckpointError(
+            f"{name} is on the Hub; a dry run of an export reads a checkpoint on this machine.",
+            f"Download it (hf download {name}) and give the folder.",
+        )
+    need: locate.Need = "headers" if spec.format == "gguf" else "weights"
+    checkpoint = locate.open(name, StderrProgress(), need=need, need_tokenizer=False)
     target = outside.path_of(spec.out)
     if not names_file(spec):
         target = target / _file_name(spec, checkpoint)
-    result = _gguf_result(content, str(target) if spec.out else target.name, content.bytes)
-    return {**result.shown(), "dry_run": True, "converted": _converted(content)}
+    file = str(target) if spec.out else target.name
+    if spec.format == "gguf":
+        content = gguf_file.describe(checkpoint, _type(spec, checkpoint), light=True)
+        result = _gguf_result(content, file, content.bytes)
+        return {**result.shown(), "dry_run": True, "converted": _converted(content)}
+    if spec.format == "mergekit":
+        text = mergekit.recipe(checkpoint, StderrProgress())
+        result = _result(spec, checkpoint, file=file, bytes=len(text.encode()))
+        return {**result.shown(), "dry_run": True, "recipe": text}
+    names = [path.name for path in push.files(checkpoint)]
+    result = _result(spec, checkpoint, bytes=push.size(checkpoint), private=not spec.public)
+    return {**result.shown(), "dry_run": True, "repo": spec.repo, "files": names}
 
 
 def _open(spec: ExportSpec, progress: Progress) -> Checkpoint:
-    return locate.open(spec.checkpoint, progress)
+    return locate.open(spec.checkpoint, progress, need_tokenizer=spec.format == "gguf")
 
 
 def _type(spec: ExportSpec, checkpoint: Checkpoint) -> Type:
@@ -97,15 +148,29 @@ def _type(spec: ExportSpec, checkpoint: Checkpoint) -> Type:
 
 
 def _file_name(spec: ExportSpec, checkpoint: Checkpoint) -> str:
-    return gguf_file.file_name(checkpoint, _type(spec, checkpoint))
+    if spec.format == "gguf":
+        return gguf_file.file_name(checkpoint, _type(spec, checkpoint))
+    return f"{gguf_file.model_name(checkpoint)}-mergekit.yaml"
 
 
 def _export(spec: ExportSpec, checkpoint: Checkpoint, target: Path, progress: Progress) -> Export:
+    if spec.format == "hub":
+        url = push.push(checkpoint, spec.repo, public=spec.public, progress=progress)
+        size = push.size(checkpoint)
+        return _result(spec, checkpoint, url=url, private=not spec.public, bytes=size)
+    if spec.format == "mergekit":
+        text = mergekit.recipe(checkpoint, progress)
+        workspace.write_text(target, text)
+        return _result(spec, checkpoint, file=str(target), bytes=len(text.encode()))
     content = gguf_file.describe(checkpoint, _type(spec, checkpoint))
     for note in content.notes:
         progress.log(note)
     size = gguf_file.write(content, target, overwrite=spec.overwrite, progress=progress)
     return _gguf_result(content, str(target), size)
+
+
+def _result(spec: ExportSpec, checkpoint: Checkpoint, **more: Any) -> Export:
+    return Export(checkpoint=checkpoint.name, format=spec.format, **more)
 
 
 def _gguf_result(content: gguf_file.Content, file: str, size: int) -> Export:

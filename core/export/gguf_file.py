@@ -40,7 +40,8 @@ class Content:
     """All that a GGUF file will hold."""
 
     checkpoint: Checkpoint
-    index: TensorIndex
+    index: TensorIndex | None
+    """None if there are no weights; then the file can only be described."""
     layout: Layout
     vocabulary: Vocabulary
     name: str
@@ -65,10 +66,13 @@ def describe(checkpoint: Checkpoint, kind: Type, *, light: bool = False) -> Cont
     classes of tokenizers; that is enough to describe the file. Raises `CheckpointError` if
     llama.cpp cannot run it, with the reason.
     """
-    index = TensorIndex.read(checkpoint.folder)
+    index = TensorIndex.read(checkpoint.folder) if checkpoint.info.has_weights else None
     layout = layouts.plan(checkpoint.config, index, kind)
-    source = vocabularies.read(checkpoint.folder, light=light)
-    vocabulary = vocabularies.convert(source, layout.vocab, _eos_ids(checkpoint))
+    if light and checkpoint.info.tokenizer is None:
+        vocabulary = vocabularies.MISSING
+    else:
+        source = vocabularies.read(checkpoint.folder, light=light)
+        vocabulary = vocabularies.convert(source, layout.vocab, _eos_ids(checkpoint))
     return Content(checkpoint, index, layout, vocabulary, *_names(checkpoint))
 
 
@@ -145,6 +149,7 @@ def _write(content: Content, path: Path, progress: Progress) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        assert content.index is not None, "checked when the checkpoint was opened"
         entries = content.index.entries
         for tensor in content.layout.tensors:
             if tensor.source:
@@ -231,13 +236,18 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 def file_name(checkpoint: Checkpoint, kind: Type) -> str:
     """Return the usual name of a checkpoint's GGUF file: ``SmolLM2-135M-q8_0.gguf``."""
-    return f"{_names(checkpoint)[0]}-{kind}.gguf"
+    return f"{model_name(checkpoint)}-{kind}.gguf"
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """Return a checkpoint's name without folders: that of its own one, or of the repository."""
+    return "depthcut-demo" if checkpoint.name == "demo" else _last(checkpoint.name)
 
 
 def _names(checkpoint: Checkpoint) -> tuple[str, str]:
     """Return the model's name and one sentence on what it is; neither has a machine's paths."""
     record = Pruning.read(checkpoint.folder)
-    name = _last(checkpoint.name) if checkpoint.name != "demo" else "depthcut-demo"
+    name = model_name(checkpoint)
     if record is None or not record.base_model:
         return name, ""
     base = _last(record.base_model)

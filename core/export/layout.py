@@ -100,14 +100,15 @@ class Layout:
         return sum(-(-tensor.bytes // ALIGNMENT) * ALIGNMENT for tensor in self.tensors)
 
 
-def plan(config: Mapping[str, Any], index: TensorIndex, kind: Type) -> Layout:
+def plan(config: Mapping[str, Any], index: TensorIndex | None, kind: Type) -> Layout:
     """Return the layout of a checkpoint's GGUF file with weights of type ``kind``.
 
-    Raises `CheckpointError` if llama.cpp cannot compute the model, with the reason.
+    Without weights (``index`` is None) shapes are computed from the config. Raises
+    `CheckpointError` if llama.cpp cannot compute the model, with the reason.
     """
     family = families.of(config)
-    used = contents.compare(config, index).used
-    stored = {index.entries[name].dtype for name in used}
+    used = contents.compare(config, index).used if index else families.expected_shapes(config)
+    stored = {index.entries[name].dtype for name in used} if index else set()
     unreadable = sorted(stored - set(_READABLE))
     if unreadable:
         raise CheckpointError(

@@ -61,6 +61,9 @@ KNOWN: dict[tuple[Steps, bool], str] = {
 }
 """Steps, and whether whole words of the vocabulary bypass the merges -> llama.cpp's name."""
 
+APPROXIMATE = ("tekken", "gpt-4o")
+"""Names whose expression llama.cpp rewrites without classes of marks, which its engine lacks."""
+
 
 def name_of(table: Mapping[str, Any]) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a tokenizer.json (a byte-level BPE).

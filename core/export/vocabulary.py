@@ -76,6 +76,12 @@ class Vocabulary:
         )
 
 
+MISSING = Vocabulary(
+    "", "", [], [], [], [], {}, {}, notes=("There is no tokenizer, so its size is not counted.",)
+)
+"""Stands for the tokenizer of a checkpoint without one."""
+
+
 def read(folder: Path, *, light: bool = False) -> Source:
     """Return the tokenizer of a checkpoint folder as transformers uses it.
 
@@ -191,13 +197,23 @@ def convert(source: Source, rows: int, eos_ids: Sequence[int] = ()) -> Vocabular
     flags, notes = _flags(before, after, ids)
     if kind == "llama":
         flags["add_space_prefix"] = _space_prefix(table)
-    beyond = sum(i >= rows for i in number.values())
+    beyond = [text for text, i in number.items() if i >= rows]
     if beyond:
-        notes.append(f"{beyond:,} tokens beyond the {rows:,} rows of the embedding are left out.")
+        what = (
+            f"Token {outside.quoted(beyond[0])} is"
+            if len(beyond) == 1
+            else (f"{len(beyond):,} tokens ({outside.brief(', '.join(beyond))}) are")
+        )
+        notes.append(f"{what} left out: the embedding has only {rows:,} rows.")
     if isinstance(table.get("normalizer"), dict) and kind == "gpt2":
         notes.append(
             "The tokenizer normalises text (NFC), which llama.cpp does not: text that is not in "
             "that form, e.g. letters with separate accents, gives other tokens."
+        )
+    if pre in pretokenizers.APPROXIMATE:
+        notes.append(
+            f"llama.cpp approximates this pre-tokenizer ({pre}): text with combining marks, e.g. "
+            "Devanagari, gives other tokens than in transformers."
         )
     return Vocabulary(
         model=kind,

@@ -4,6 +4,9 @@ import importlib.util
 import os
 
 import pytest
+import torch
+
+torch.set_num_threads(1)
 
 PARAGRAPH = (
     "Ärger über naïve Façades: ½ of 1,234.50 € - 日本語のテスト, 한국어, русский текст, עברית, "

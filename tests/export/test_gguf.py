@@ -96,6 +96,21 @@ def test_16_bit_files_hold_rounded_weights(tiny_gqa, tmp_path, kind):
     assert stored["blk.2.attn_norm.weight"].tensor_type.name == "F32"
 
 
+@pytest.mark.parametrize("name", ["mha", "tied", "llama3", "mistral", "qwen2", "qwen3"])
+def test_every_family(llama_cpp, tiny_dir, tmp_path, name):
+    folder = tiny_dir(name)
+    content = export(folder, tmp_path / "model.gguf")
+    model, tokenizer = load_model(folder, CPU, torch.float32), load_tokenizer(folder)
+    long = tokenizer.encode(TEXT * 2)
+    if limit := content.layout.values["context_length"] < 256:
+        long = long[: content.layout.values["context_length"] - 1]
+        assert any("sliding window" in note for note in content.notes)
+    assert limit == (name in ("mistral", "qwen2", "qwen3"))
+    with llama_cpp(tmp_path / "model.gguf", context=256) as engine:
+        assert engine.tokenize(TEXT) == tokenizer.encode(TEXT)
+        compare(engine, model, long)
+
+
 def test_the_command_writes_a_file_or_a_run(tiny_gqa, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
     argv = ["export", str(tiny_gqa), "--format", "gguf"]
@@ -137,6 +152,7 @@ def test_nothing_that_looks_finished_is_left(tiny_gqa, tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OutputError, match="No space left on device"):
         gguf_file.write(content, target)
+    (tmp_path / ".model.gguf.999999999.abc.tmp").touch()  # left by an export that was killed
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     with pytest.raises(OutputError, match="The file needs 16.2 MiB .* has only 1.00 MiB free"):
