@@ -1,0 +1,42 @@
+"""llama.cpp itself, through xllamacpp: next-token log-probabilities and tokens of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+
+class Engine:
+    """One GGUF file in llama.cpp, on the CPU."""
+
+    def __init__(self, file: Path) -> None:
+        """Load the file; skips the test if xllamacpp is not installed."""
+        library = pytest.importorskip(
+            "xllamacpp", reason="xllamacpp is missing: NOT compared with llama.cpp itself"
+        )
+        options = library.CommonParams()
+        options.model.path = str(file)
+        options.n_ctx, options.n_parallel, options.n_gpu_layers = 256, 1, 0
+        options.warmup, options.verbosity = False, -1
+        options.cpuparams.n_threads = 2
+        self._server = library.Server(options)
+
+    def next_token(self, ids: Sequence[int], count: int = 20) -> dict[int, float]:
+        """Return the log-probabilities of the ``count`` likeliest next tokens."""
+        ask = {"prompt": list(ids), "n_predict": 1, "n_probs": count, "temperature": 0}
+        found = self._server.handle_completions(ask)
+        listed = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return {token["id"]: token["logprob"] for token in listed}
+
+    def tokens(self, text: str) -> list[int]:
+        """Return a text's token ids, with BOS if the file says so."""
+        body = json.dumps({"content": text, "add_special": True, "parse_special": False}).encode()
+        request = urllib.request.Request(
+            f"{self._server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["tokens"]
