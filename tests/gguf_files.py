@@ -40,7 +40,7 @@ def blocks(storage: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     rows, count = shape[0], shape[1] // values
     found = rng.integers(0, 256, (rows, count, width), dtype=np.uint8)
     for at in _SCALES[storage]:
-        scale = rng.uniform(0.0005, 0.002, (rows, count, 1)).astype(np.float16)
+        scale = rng.uniform(2e-5, 1e-4, (rows, count, 1)).astype(np.float16)
         found[:, :, at : at + 2] = scale.view(np.uint8)
     return found.reshape(rows, count * width)
 
@@ -133,3 +133,38 @@ def _add_tokenizer(writer: Any, tokenizer: Any, size: int) -> None:
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(True)
     writer.add_chat_template(TEMPLATE)
+
+
+def as_f32(file: Path, target: Path) -> Path:
+    """Write a GGUF file again with every tensor dequantized by the gguf library; same metadata."""
+    import mmap
+    import struct
+
+    from gguf import GGMLQuantizationType, dequantize
+
+    found = header.read(file)
+    tensors = list(found.tensors.values())
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        first = tensors[0].name.encode()
+        begin = data.find(struct.pack("<Q", len(first)) + first)  # the table of tensors
+        table, offset = bytes(data[:begin]), 0
+        for tensor in tensors:
+            name, shape = tensor.name.encode(), tensor.shape[::-1]
+            table += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(shape))
+            table += struct.pack(f"<{len(shape)}QIQ", *shape, 0, offset)
+            offset += -(-tensor.parameters * 4 // 32) * 32
+        with target.open("wb") as out:
+            out.write(table + bytes(-len(table) % 32))
+            for tensor in tensors:
+                raw = np.frombuffer(data[tensor.start : tensor.start + tensor.size], np.uint8)
+                kind = GGMLQuantizationType[tensor.storage]
+                rows = raw.reshape(-1, tensor.size // (tensor.parameters // tensor.shape[-1]))
+                if kind.name == "F32":
+                    values = raw.view(np.float32)
+                elif kind.name == "F16":
+                    values = raw.view(np.float16)
+                else:
+                    values = dequantize(rows, kind)
+                values = values.astype(np.float32).tobytes()
+                out.write(values + bytes(-len(values) % 32))
+    return target

@@ -23,6 +23,9 @@ class Engine:
         options.n_ctx, options.n_parallel, options.n_gpu_layers = 256, 1, 0
         options.warmup, options.verbosity = False, -1
         options.cpuparams.n_threads = 2
+        kinds = library.llama_flash_attn_type
+        options.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        options.cache_type_k = options.cache_type_v = library.ggml_type.GGML_TYPE_F32
         self._server = library.Server(options)
 
     def next_token(self, ids: Sequence[int], count: int = 20) -> dict[int, float]:

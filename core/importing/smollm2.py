@@ -78,6 +78,8 @@ ATTEMPTS = 3
 """Of a download that breaks off; pip itself retries connections that are refused."""
 _POLL_S = 0.25
 _BROKEN = re.compile(r"connection broken by '(.+)': ")
+_OBJECT = re.compile(r"^\w+\(['\"]?(?:<[^>]*>: )?(.+?)['\"]?,?\)$")
+"""An exception as Python writes it, with the connection it is about."""
 
 
 def outlook(dtype: str) -> dict[str, Any]:
@@ -170,7 +172,15 @@ def _reason(output: str) -> str:
     broken = _BROKEN.findall(output)
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
-    text = broken[-1] if broken else errors[0] if errors else lines[-1] if lines else "no reason"
+    text = (
+        _OBJECT.sub(r"\1", broken[-1])
+        if broken
+        else errors[0]
+        if errors
+        else lines[-1]
+        if lines
+        else "no reason"
+    )
     return outside.brief(text, 300).rstrip(".") + "."
 
 
