@@ -83,6 +83,40 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
+class SentencePiece:
+    """The tokenizer of a tokenizer.model, with the calls of `tokenizers` that are used here."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the model; raises `CheckpointError` if it is damaged or sentencepiece is missing."""
+        path = folder / "tokenizer.model"
+        try:
+            import sentencepiece
+
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path} needs the library sentencepiece, which is not installed.",
+                "Install it: python -m pip install sentencepiece",
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise _invalid(path, " ".join(str(error).split()) or "it cannot be parsed") from error
+        starts = any(each.get("add_bos_token") is True for each in _settings(folder))
+        self._start = [self._model.bos_id()] if starts and self._model.bos_id() >= 0 else []
+
+    def ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Return a text's ids, with the start token if ``special`` and the settings ask for it."""
+        return [*(self._start if special else ()), *self._model.encode(text)]
+
+    def piece(self, number: int) -> str:
+        """Return the text of one token."""
+        return self._model.id_to_piece(number).replace("\u2581", " ")
+
+    def number(self, token: str) -> int | None:
+        """Return a token's id, or None if there is no such token."""
+        found = self._model.piece_to_id(token)
+        return found if self._model.id_to_piece(found) == token else None
+
+
 @dataclass(frozen=True)
 class _Tokens:
     """The tokens of a vocabulary."""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from core.checkpoint.headers import CheckpointInfo
-from core.checkpoint.tokenizer import read_tokenizer
+from core.checkpoint.tokenizer import SentencePiece, read_tokenizer
 from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.demo import DATA
@@ -32,18 +32,21 @@ def text_tokens(source: str, folder: Path) -> int | None:
     name = sources.split_field(source)[0]
     if name.startswith("hub:") or name in sources.PRESETS:
         return None
-    return _count(source, folder / "tokenizer.json", sources.stamp(source))
+    return _count(source, folder, sources.stamp(source))
 
 
 @functools.lru_cache(maxsize=64)
-def _count(source: str, tokenizer: Path, _: str) -> int:
+def _count(source: str, folder: Path, _: str) -> int:
     kind = sources.kind_of(source)
     if kind == "input_ids":
         return sum(len(row["input_ids"]) for row in sources.rows_of(source))
     text = evaluation_stream(source)
-    if not tokenizer.is_file():
-        return len(text) // 4
-    return len(read_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+    if (folder / "tokenizer.model").is_file():
+        return len(SentencePiece(folder).ids(text, special=False))
+    return len(text) // 4
 
 
 def perplexity_flops(info: CheckpointInfo, tokens: int, window: int) -> float:

@@ -10,7 +10,7 @@ from core import outside
 from core.checkpoint import chat
 from core.checkpoint.chat import ChatTemplate
 from core.checkpoint.headers import read_config
-from core.checkpoint.tokenizer import read_tokenizer
+from core.checkpoint.tokenizer import SentencePiece, read_tokenizer
 from core.errors import CheckpointError
 
 
@@ -119,6 +119,42 @@ def _without_end(
     """Return the tokens without an end token that the tokenizer itself added to the text."""
     added = tokens and tokens[-1][0] == eos_id and tokens[-1][1] == tokens[-1][2]
     return tokens[:-1] if added else tokens
+
+
+class PieceTokenizer:
+    """A folder's tokenizer.model as an `Encoder`, through sentencepiece alone."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder; raises `CheckpointError` if the file is damaged."""
+        self._model = SentencePiece(folder)
+        tokens = chat.special_tokens(folder)
+        eos = tokens.get("eos_token")
+        self.eos_id = config_eos(folder) if eos is None else self._model.number(eos)
+        self.chat = chat.read(folder)
+        self.plain_chat = chat.plain(tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids with the start token, if the tokenizer's settings ask for one."""
+        return self._model.ids(text)
+
+    def encode_spans(self, text: str, *, start: bool) -> list[tuple[int, int, int]]:
+        """Raise `CheckpointError`: sentencepiece alone does not read a template's tokens whole."""
+        raise CheckpointError(
+            "Conversations cannot be previewed with a tokenizer.model alone.",
+            "Save the tokenizer with transformers, which adds tokenizer.json, or start without "
+            "--dry-run.",
+        )
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token."""
+        return [self._model.piece(i) for i in ids]
+
+
+def of_folder(folder: Path) -> Encoder:
+    """Return a folder's tokenizer without transformers and torch; raises `CheckpointError`."""
+    whole = (folder / "tokenizer.json").is_file()
+    only_pieces = not whole and (folder / "tokenizer.model").is_file()
+    return PieceTokenizer(folder) if only_pieces else FileTokenizer(folder)
 
 
 def config_eos(folder: Path) -> int | None:

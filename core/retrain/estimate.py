@@ -15,7 +15,7 @@ from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.retrain import layers, rows
 from core.retrain.batches import sequences
-from core.retrain.encoders import FileTokenizer
+from core.retrain.encoders import of_folder
 from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
 from core.runs import devices, dtypes
 from core.runs.devices import MIB
@@ -36,7 +36,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     """
     checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
     info = checkpoint.info
-    encoder = FileTokenizer(checkpoint.folder)
+    encoder = of_folder(checkpoint.folder)
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
     settings_of(spec, 1, info.parameters)  # checks the options before the work
     packs = sequences(found.train, layout_of(spec), spec.cutoff, spec.seed)
