@@ -3,19 +3,19 @@
 For each model and cut: the file's architecture, the largest difference among the 20 likeliest next
 tokens (natural log-probabilities, float32), whether 32 greedy tokens and the tokens of a Unicode
 paragraph are equal, and the perplexity of a q8_0 file beside torch's. llama.cpp is asked through
-xllamacpp. Models that are not on this machine are left out, and the table says so.
+xllamacpp. Models that are not on this machine are left out. ``--models`` names those to measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from core.checkpoint import locate
 from core.demo import DATA
 from core.export import gguf_file
 from core.model.loading import load_model, load_tokenizer
-from core.runs import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
+RESULTS = ROOT / "docs" / "results"
+FIGURES = RESULTS / "export.json"
+"""Figures of all models, so that one can be measured by itself."""
 SMOLLM2 = Path.home() / ".cache" / "depthcut-real" / "smollm2-135m"
 MODELS = {"stories260k": REAL / "stories260k", "demo": "demo", "SmolLM2-135M": SMOLLM2}
 KINDS = ("dense", "depth", "uniform width", "FLAP")
@@ -38,7 +40,7 @@ PARAGRAPH = (
     "Ärger über naïve Façades: ½ of 1,234.50 € - 日本語のテスト, 한국어, русский текст, עברית, "
     "العربية, हिन्दी; emoji 🦙 and\ttabs\n\n  two  spaces.\r\nIt's we'll THEY'VE don't x=3.14159 "
 )
-TOKENS = 256
+TOKENS = 128
 """Of the perplexity."""
 
 
@@ -81,7 +83,7 @@ def measured(folder: Path, text: str, scratch: Path) -> dict[str, Any]:
     small_size = gguf_file.write(gguf_file.describe(checkpoint, "q8_0"), small, overwrite=True)
     seconds = time.process_time() - start
     worst = 0.0
-    with engine(file, threads=2) as run:
+    with engine(file, threads=1) as run:
         for prompt in (*PROMPTS, PARAGRAPH):
             ids = tokenizer.encode(prompt)
             wanted = logprobs(model, ids)[-1].topk(20)
@@ -95,7 +97,7 @@ def measured(folder: Path, text: str, scratch: Path) -> dict[str, Any]:
     ids = tokenizer.encode(text)[:TOKENS]
     table = logprobs(model, ids)
     nll = -sum(table[at - 1, ids[at]].item() for at in range(1, len(ids))) / (len(ids) - 1)
-    with engine(small, threads=2) as run:
+    with engine(small, threads=1) as run:
         q8 = run.nll(ids)
     return {
         "architecture": content.layout.architecture,
@@ -106,6 +108,7 @@ def measured(folder: Path, text: str, scratch: Path) -> dict[str, Any]:
         "greedy": greedy,
         "tokens": same,
         "perplexity": math.exp(nll),
+        "perplexity_tokens": len(ids),
         "perplexity_q8_0": math.exp(q8),
         "notes": gguf_file.describe(checkpoint, "q8_0").notes,
     }
@@ -116,80 +119,108 @@ def logprobs(model: Any, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
 
-def rows(scratch: Path) -> Iterator[str]:
-    commands, notes = [], []
-    yield "| model | variant | architecture | MiB f32 | MiB q8_0 | CPU s | difference | greedy |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    perplexities = [
-        "| model | variant | torch float32 | llama.cpp q8_0 | change | paragraph's tokens |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, source in MODELS.items():
+def measure(names: list[str], scratch: Path) -> None:
+    """Measure all variants of the named models and keep their figures."""
+    for name in names:
+        source = str(MODELS[name])
         if source != "demo" and not (Path(source) / "config.json").is_file():
-            yield f"| {name} | not on this machine |"
+            print(f"{name} is not on this machine.", file=sys.stderr)
             continue
         text = (DATA / "heldout.txt").read_text(encoding="utf-8")
         if name == "SmolLM2-135M":
             text = (REAL / "text" / "wikipedia.txt").read_text(encoding="utf-8")[:4000]
         for kind in KINDS:
-            folder, line = made(name, str(source), kind, scratch)
-            commands += [line] if line else []
-            found = measured(folder, text, scratch)
+            folder, line = made(name, source, kind, scratch)
+            found = measured(folder, text, scratch) | {"made": line}
             print(name, kind, found, file=sys.stderr)
-            change = found["perplexity_q8_0"] / found["perplexity"] - 1
             assert found["difference"] < 0.01, found
             assert found["greedy"], found
             assert found["tokens"], found
-            assert abs(change) < 0.01, found
-            yield (
-                f"| {name} | {kind} | {found['architecture']} | {found['f32'] / 2**20:.2f} | "
-                f"{found['q8_0'] / 2**20:.2f} | {found['seconds']:.2f} | "
-                f"{found['difference']:.1e} | equal |"
+            assert abs(found["perplexity_q8_0"] / found["perplexity"] - 1) < 0.01, found
+            keep(name, kind, found)
+
+
+def keep(name: str, kind: str, found: dict[str, Any]) -> None:
+    """Add a variant's figures to those of earlier runs."""
+    figures = known()
+    libraries = ("torch", "transformers", "gguf", "xllamacpp")
+    versions = {each: importlib.metadata.version(each) for each in libraries}
+    figures.setdefault(name, {})[kind] = found | {"versions": versions}
+    FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def known() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the figures of all models measured so far."""
+    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+
+
+def equal(same: bool) -> str:
+    return "equal" if same else "differs"
+
+
+def page() -> str:
+    """Return the figures as Markdown."""
+    table = [
+        "| model | variant | architecture | MiB f32 | MiB q8_0 | CPU s | difference | greedy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    perplexities = [
+        "| model | variant | tokens | torch float32 | llama.cpp q8_0 | change | paragraph |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    notes, commands, versions = [], [], set()
+    for name, kinds in known().items():
+        for kind, f in kinds.items():
+            change = f["perplexity_q8_0"] / f["perplexity"] - 1
+            table.append(
+                f"| {name} | {kind} | {f['architecture']} | {f['f32'] / 2**20:.2f} | "
+                f"{f['q8_0'] / 2**20:.2f} | {f['seconds']:.2f} | {f['difference']:.1e} | "
+                f"{equal(f['greedy'])} |"
             )
             perplexities.append(
-                f"| {name} | {kind} | {found['perplexity']:.4f} | "
-                f"{found['perplexity_q8_0']:.4f} | {change:+.3%} | equal |"
+                f"| {name} | {kind} | {f['perplexity_tokens']} | {f['perplexity']:.4f} | "
+                f"{f['perplexity_q8_0']:.4f} | {change:+.3%} | {equal(f['tokens'])} |"
             )
-            notes += [f"- {name}, {kind}: {note}" for note in found["notes"]]
-    yield ""
-    yield (
-        "Difference: the largest among the 20 likeliest next tokens after four texts, in natural "
-        "log-probability, f32 file against torch in float32. Greedy: 32 tokens. CPU s: writing the "
-        "q8_0 file, in CPU seconds."
+            notes += [f"- {name}, {kind}: {note}" for note in f["notes"]]
+            commands += [f["made"]] if f["made"] else []
+            versions.add(", ".join(f"{key} {value}" for key, value in f["versions"].items()))
+    return "\n".join(
+        [
+            "# GGUF files against torch",
+            "",
+            "Written by `python -m bench.export --save` (part of `make proof`) from the figures in "
+            f"export.json: CPU, float32, {'; '.join(sorted(versions))}. Widths use seed 1234.",
+            "",
+            *table,
+            "",
+            "Difference: the largest among the 20 likeliest next tokens after four texts, in "
+            "natural log-probability, f32 file against torch in float32. Greedy: 32 tokens. CPU s: "
+            "writing the q8_0 file.",
+            "",
+            "Perplexity (demo and stories260k: the demo's held-out stories; SmolLM2: Wikipedia), "
+            "and the tokens of a paragraph in many scripts:",
+            "",
+            *perplexities,
+            "",
+            "What q8_0 stores otherwise:",
+            "",
+            *(notes or ["Nothing."]),
+            "",
+            *("The variants:", "", "```", *commands, "```", ""),
+        ]
     )
-    yield ""
-    yield f"Perplexity of {TOKENS} tokens (demo and stories260k: the demo's held-out stories):"
-    yield ""
-    yield from perplexities
-    yield ""
-    yield from notes
-    yield ""
-    yield from ("The variants:", "", "```", *commands, "```")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="Write docs/results/export.md.")
-    save = parser.parse_args().save
-    torch.set_num_threads(2)
-    libraries = ("torch", "transformers", "gguf", "xllamacpp")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
+    parser.add_argument("--models", nargs="*", choices=[*MODELS], default=[*MODELS])
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        lines = [
-            "# GGUF files against torch",
-            "",
-            "Written by `python -m bench.export --save` (part of `make proof`): CPU, float32, "
-            f"{versions}. Widths use seed 1234.",
-            "",
-            *rows(Path(scratch)),
-        ]
-    text = (
-        "\n".join(lines)
-        + f"\n\nPeak memory of the whole bench: {processes.memory_mib('VmHWM:'):,.0f} MiB.\n"
-    )
-    print(text)
-    if save:
-        (ROOT / "docs" / "results" / "export.md").write_text(text, encoding="utf-8")
+        measure(chosen.models, Path(scratch))
+    if chosen.save:
+        (RESULTS / "export.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,9 @@ def _own_card(checkpoint: Checkpoint, record: Pruning | None) -> str:
     lines = model_card.front_matter(base, "depthcut") if record else []
     if record:
         method = "depth" if record.method == "depth" else f"width ({record.method})"
-        text = f"Pruned in {method} from {base} by Depthcut, and retrained or changed after that."
+        # `retrain --merge` writes the whole checkpoint into this folder of its run
+        then = ", then retrained" if checkpoint.folder.name == "merged" else ""
+        text = f"Pruned in {method} from {base} by Depthcut{then}."
         lines += [f"# {title}", "", text, ""]
     else:
         lines += [f"# {title}", ""]
