@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DataError, DepthcutError, OutOfMemoryError
+from core.evaluate import shared_prefix
 from core.evaluate.results import Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.evaluate.task_code import is_trusted
@@ -208,7 +209,25 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
             self.check_fit(requests)
             for _, context, answer in requests:
                 check_ids((context, answer), vocabulary)
-            return super()._loglikelihood_tokens(requests, *args, **options)
+            pairs = [(context, answer) for _, context, answer in requests]
+            longest = max((len(a) + len(b) for a, b in pairs), default=0)
+            if not pairs or not shared_prefix.is_possible(self.model, longest):
+                return super()._loglikelihood_tokens(requests, *args, **options)
+            return self.scored(pairs)
+
+        def scored(self, pairs: list[tuple[Sequence[int], Sequence[int]]]) -> Any:
+            """Return the answers; the tokens that a question's choices share are computed once."""
+            found: dict[int, shared_prefix.Answer] = {}
+            for batch in shared_prefix.answers(
+                self.model,
+                pairs,
+                context=self.max_length,
+                rows=self.batch_size_per_gpu,
+                softmax_dtype=self.softmax_dtype,
+            ):
+                found.update(batch)
+                progress.step(min(len(found), self.total), self.total, self.label)
+            return [found[number] for number in range(len(pairs))]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()

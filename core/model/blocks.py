@@ -172,7 +172,9 @@ class BlockView:
         tokens, device = hidden.shape[1], hidden.device
         mask = self.mask(block, tokens, device)
         if getattr(self.config, "_attn_implementation", "sdpa") != "sdpa":
-            mask = _additive(mask, tokens, hidden)
+            if mask is None:
+                mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+            mask = additive_mask(mask.view(1, 1, tokens, tokens), hidden.dtype)
         return layer(
             hidden,
             attention_mask=mask,
@@ -237,9 +239,7 @@ def _per_layer(saved: dict[str, Any], keep: list[int]) -> dict[str, Any]:
     return fields
 
 
-def _additive(mask: Tensor | None, tokens: int, hidden: Tensor) -> Tensor:
-    """Return ``mask`` (None: causal) in the additive form of eager attention."""
-    if mask is None:
-        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden.device).tril()[None, None]
-    lowest = torch.finfo(hidden.dtype).min
-    return torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a bool ``mask`` in the additive form of eager attention."""
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
