@@ -69,7 +69,8 @@ class Measure:
         if self.kind == "task":
             return f"{name} ({self.how})"
         where = {"window": ", BOS in each", "extra": ", BOS before each"}.get(self.bos, "")
-        return f"perplexity of {name}, {self.window} tokens{where}"
+        part = "" if self.limit is None else f", first {self.limit:,} windows"
+        return f"perplexity of {name}, {self.window} tokens{where}{part}"
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Meas
                 continue
             how = f"windows of {text.window}, BOS {text.bos}"
             measure = Measure(
-                "perplexity", text.source, how, text.content, dtype, text.window, text.bos
-            )
+                "perplexity", text.source, how, text.content, dtype, text.window, text.bos,
+                limit=None if text.max_tokens is None else text.windows,
+            )  # fmt: skip
             twin = next((m for m in found if _same_text(m, measure)), measure)
             found.setdefault(twin, Cell(text.ppl, None, text.tokens, record, text.source))
         for asked in summary.tasks:
@@ -165,7 +167,7 @@ def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Meas
 
 def _same_text(first: Measure, second: Measure) -> bool:
     """Whether two measures differ only in the file name of their text."""
-    keys = ("kind", "content", "dtype", "window", "bos")
+    keys = ("kind", "content", "dtype", "window", "bos", "limit")
     return first.kind == "perplexity" and all(getattr(first, k) == getattr(second, k) for k in keys)
 
 

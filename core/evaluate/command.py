@@ -43,6 +43,8 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         sources.describe(source)
         tokens = work.text_tokens(source, folder)
         for window in spec.window:
+            if tokens is not None and spec.max_tokens is not None:
+                tokens = min(tokens, spec.max_tokens)
             flops = None if tokens is None else work.perplexity_flops(info, tokens, window)
             texts.append({"source": source, "window": window, "tokens": tokens, "flops": flops})
     asked: list[dict[str, Any]] = [

@@ -139,6 +139,8 @@ class Text:
     """Identifies the text: a hash of the file, or how it was generated."""
     text: TextFacts = TextFacts()
     """How the windows were obtained."""
+    max_tokens: int | None = None
+    """Only the first windows were evaluated, of this many tokens at most; None for all."""
     key: str = ""
     """Hash of everything that the result depends on (`core.evaluate.known`)."""
     batch: int | None = None

@@ -42,6 +42,13 @@ class EvaluateSpec(DeviceOptions):
         "window crosses rows, and rows shorter than a window are left out.",
         choices=JOINS,
     )
+    max_tokens: int | None = option(
+        None,
+        low=2,
+        unit="tokens",
+        help="Evaluate on only the first windows of each text, this many tokens at most. "
+        "Default: the whole text.",
+    )
     tasks: tuple[str, ...] = option(
         (),
         help="lm-eval tasks, separated by commas, or presets: paper (the seven of Shortened LLaMA "

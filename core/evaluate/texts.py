@@ -37,12 +37,16 @@ def measure(session: Session, source: str, window: int) -> TextResult:
     name = Path(source).name
     streams, facts = evaluation_tokens(source, session.tokenizer, session.spec.join)
     windows = windows_of(streams, window, bos, session.tokenizer.bos_token_id)
+    most = session.spec.max_tokens
+    if most is not None:
+        windows = windows[: max(1, most // window)]
     for note in facts.notes:
         progress.log(f"{name}: {note}")
     key = session.key(kind="perplexity", bos=bos, windows=known.windows_content(windows))
     common: dict[str, Any] = {
         "source": source, "window": window, "bos": bos, "key": key,
         "content": sources.describe(source)["content"], "text": facts,
+        "max_tokens": most,
     }  # fmt: skip
     earlier = session.known(key, Text, f"Perplexity of {name} in windows of {window}")
     if earlier:

@@ -122,7 +122,7 @@ class Protocol:
     bos: str
     """once, window, or rows: crops of calibration rows (importance, curve), or held-out rows."""
     detail: str = ""
-    """What else must be equal: number of samples and seed of the rows."""
+    """What else must be equal: number of samples and seed of the rows; the part of the text."""
 
     @property
     def label(self) -> str:
@@ -133,7 +133,8 @@ class Protocol:
         if self.bos == "rows":
             return f"{name}, {self.detail} of {self.window} tokens"
         how = {"window": "in every window", "extra": "before every window"}.get(self.bos, "once")
-        return f"{name}, windows of {self.window}, BOS {how}"
+        part = f", {self.detail}" if self.detail else ""
+        return f"{name}, windows of {self.window}, BOS {how}{part}"
 
 
 @dataclass(frozen=True)

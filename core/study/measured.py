@@ -139,9 +139,15 @@ def _on(record: RunRecord, device: str, dtype: str) -> dict[str, Any]:
 
 def _evaluated(record: RunRecord, summary: evaluate.Summary, variant: Variant) -> list[Quality]:
     """Return the rows of an evaluate run's perplexity.csv."""
+    parts = {(text.source, text.window, text.bos): _part(text) for text in summary.perplexity}
     return [
         Quality(
-            Protocol(row.source, row.window, row.bos),
+            Protocol(
+                row.source,
+                row.window,
+                row.bos,
+                parts.get((row.source, row.window or 0, row.bos), ""),
+            ),
             row.ppl,
             variant=variant.id,
             tokens=row.tokens,
@@ -152,6 +158,11 @@ def _evaluated(record: RunRecord, summary: evaluate.Summary, variant: Variant) -
         for row in evaluate.TextRow.read(record.path)
         if row.source
     ]
+
+
+def _part(text: evaluate.Text) -> str:
+    """Return the part of a text that was evaluated, in words; empty for the whole text."""
+    return f"first {text.windows:,} windows" if text.max_tokens is not None else ""
 
 
 def _tasks(record: RunRecord, variant: Variant) -> list[Task]:

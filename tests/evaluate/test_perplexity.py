@@ -56,6 +56,21 @@ def plain_loop(folder, text, window, bos):
     return math.exp(total / count), count
 
 
+def test_only_the_first_tokens_are_evaluated_if_asked(tmp_path, text):
+    folder = tiny.write(tmp_path / "model", "gqa")
+    start = tmp_path / "start.txt"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text.read_text(), add_special_tokens=False).input_ids[:95]
+    start.write_text(tokenizer.decode(ids))
+    rows, summary = evaluate(
+        folder, tmp_path / "out", "--perplexity", text, "--window", 16, "--max-tokens", 90
+    )
+    expected, count = plain_loop(folder, start, 16, "once")
+    assert int(rows[0]["tokens"]) == count == 75
+    assert float(rows[0]["ppl"]) == pytest.approx(expected, rel=1e-5)
+    assert summary["perplexity"][0]["max_tokens"] == 90
+
+
 @pytest.mark.parametrize(
     ("variant", "bos"), [("gqa", "once"), ("gqa", "window"), ("qwen3", "window")]
 )
