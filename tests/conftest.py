@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ import pytest
 # No test may go out to the Hub; those that need one start a server of their own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from a second thread, and tests run beside each other on few cores.
+# Set before torch is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
@@ -22,6 +26,21 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+
+gc.disable()
+
+
+def pytest_collection_finish():
+    """Take the libraries that are imported by now out of garbage collection.
+
+    These are more than a million objects that stay until the end. Every full collection, and the
+    code under test asks for many, would look at each of them again.
+    """
+    if "torch" in sys.modules:
+        import transformers.models.llama.modeling_llama  # noqa: F401  # almost all tests need it
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

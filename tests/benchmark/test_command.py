@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import statistics
-import subprocess
-import sys
 
 import pytest
 
 from core.__main__ import main
 from core.benchmark import analytic
 from core.checkpoint import headers
+from core.runs import warm
 from core.runs.device_lock import DeviceLock
 
-ROOT = __file__.rsplit("/tests/", 1)[0]
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A function that runs the command and returns points.csv, runs.csv and summary.json."""
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+
+    def run(*arguments):
+        out = tmp_path / "out"
+        command = ["benchmark", *map(str, arguments), "--out", str(out), "--device", "cpu"]
+        assert main(command) == 0, (out / ".run" / "log.txt").read_text()
+        return read(out)
+
+    return run
 
 
-def bench(tmp_path, *arguments):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DEPTHCUT_LOCK_DIR": str(tmp_path / "locks")}
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "core", "benchmark", *map(str, arguments), "--out", str(out)]
-    done = subprocess.run(
-        [*command, "--device", "cpu"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def read(out):
     with (out / "points.csv").open() as handle:
         points = list(csv.DictReader(handle))
     with (out / "runs.csv").open() as handle:
@@ -47,11 +45,10 @@ def narrowed(folder, out):
     return out
 
 
-def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir, monkeypatch):
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+def test_two_variants_are_measured_twice_in_reversed_order(bench, tmp_path, tiny_dir):
     one, two = tiny_dir("gqa"), narrowed(tiny_dir("gqa"), tmp_path / "flap")
     points, runs, summary = bench(
-        tmp_path, one, two, "--batch-sizes", "1,3", "--output-tokens", "8", "--runs", "5",
+        one, two, "--batch-sizes", "1,3", "--output-tokens", "8", "--runs", "5",
         "--warmup", "2",
     )  # fmt: skip
     assert summary["order"] == ["gqa", "flap", "flap", "gqa"]
@@ -83,10 +80,11 @@ def test_two_variants_are_measured_twice_in_reversed_order(tmp_path, tiny_dir, m
     assert summary["analytic"]["latency"]["worst_error_pct"] == pytest.approx(worst)
 
 
-def test_running_out_of_memory_is_a_result(tmp_path, tiny_dir):
+def test_running_out_of_memory_is_a_result(bench, tiny_dir, monkeypatch):
+    monkeypatch.setattr(warm, "_is_possible", lambda device: False)  # workers as on other systems
     folder = tiny_dir("gqa", vocab_size=20000)
     points, _, summary = bench(
-        tmp_path, folder, "--batch-sizes", "1,1000,2000", "--output-tokens", "2", "--runs", "2",
+        folder, "--batch-sizes", "1,1000,2000", "--output-tokens", "2", "--runs", "2",
         "--warmup", "0", "--memory-limit-mib", "200", "--random-weights",
     )  # fmt: skip
     assert [(p["batch_size"], p["oom"]) for p in points] == [("1", "false"), ("1000", "true")]

@@ -20,6 +20,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import find_browser
 
+from core.__main__ import main
 from core.runs import jobs
 from core.runs.workspace import Workspace
 
@@ -117,16 +118,11 @@ class Server:
         self.process = None
 
     def command(self, *arguments: str) -> None:
-        """Run ``python -m core`` in this server's workspace and wait for it."""
-        done = subprocess.run(
-            [sys.executable, "-m", "core", *arguments],
-            cwd=ROOT,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
+        """Run a command of ``python -m core`` in this server's workspace, in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("DEPTHCUT_WORKSPACE", "DEPTHCUT_LOCK_DIR"):
+                patch.setenv(name, self.env[name])
+            assert main(list(arguments)) == 0
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,22 @@ PLAIN = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-folder, prompt = sys.argv[1], sys.argv[2]
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-ids = tokenizer(prompt, return_tensors="pt").input_ids
-out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=2)
-print(json.dumps(tokenizer.decode(out[0][ids.shape[1]:], skip_special_tokens=True)))
+prompt, *folders = sys.argv[1:]
+texts = []
+for folder in folders:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=2)
+    texts.append(tokenizer.decode(out[0][ids.shape[1]:], skip_special_tokens=True))
+print(json.dumps(texts))
 """
 
 
-def written(folder, prompt):
-    """What stock transformers continues the prompt with, greedily."""
+def written(prompt, *folders):
+    """What stock transformers continues the prompt with, greedily, from each folder."""
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(folder), prompt],
+        [sys.executable, "-c", PLAIN, prompt, *map(str, folders)],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -69,8 +72,8 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     visitor.settle()
     texts = page.locator(".pg-text")
     assert texts.count() == 2
-    for place, source in enumerate((tiny_gqa, folder)):
-        assert texts.nth(place).inner_text().replace("▌", "") == prompt + written(source, prompt)
+    for place, text in enumerate(written(prompt, tiny_gqa, folder)):
+        assert texts.nth(place).inner_text().replace("▌", "") == prompt + text
     figures = page.get_by_test_id("stTable").inner_text()
     assert figures.count("tokens/s") == 2
     page.get_by_role("button", name="Unload").click()

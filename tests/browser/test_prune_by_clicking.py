@@ -13,16 +13,13 @@ import pytest
 from core.runs.workspace import Workspace
 
 CONTINUE = """
-import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-torch.set_num_threads(1)
-folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 out = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=True)
-print(json.dumps({"blocks": len(model.model.layers), "new": out.shape[1] - ids.shape[1],
-                  "text": tokenizer.decode(out[0], skip_special_tokens=True)}))
+found = {"blocks": len(model.model.layers), "new": out.shape[1] - ids.shape[1],
+         "text": tokenizer.decode(out[0], skip_special_tokens=True)}
 """
 
 
@@ -125,8 +122,9 @@ def walk(visit, server, folder, calibration, drop):
 
 def continues(folder):
     """Load a checkpoint in stock transformers, in a process of its own, and let it write."""
+    script = f"import json, sys\nfolder = sys.argv[1]\n{CONTINUE}\nprint(json.dumps(found))"
     done = subprocess.run(
-        [sys.executable, "-c", CONTINUE, str(folder)],
+        [sys.executable, "-c", script, str(folder)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -154,4 +152,7 @@ def test_a_tiny_model_all_the_way(visit, server, tiny_gqa):
     rows, variant = walk(visit, server, tiny_gqa, "demo", (2,))
     assert len(rows) == 5
     assert json.loads((variant / "pruning.json").read_text())["kept"] == [0, 1, 3, 4]
-    assert continues(variant)["blocks"] == 4
+    here = {"folder": str(variant)}
+    exec(CONTINUE, here)
+    assert here["found"]["blocks"] == 4
+    assert here["found"]["new"] == 12
