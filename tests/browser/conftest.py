@@ -74,6 +74,7 @@ class Server:
             "DEPTHCUT_LOCK_DIR": str(folder / "locks"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parent / "brief"),
         }
         self.process: subprocess.Popen | None = None
 
