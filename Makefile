@@ -31,7 +31,7 @@ check: setup
 	$(BIN)/python -m mypy
 
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/browser tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 proof: setup
 	$(BIN)/python -m bench.proof

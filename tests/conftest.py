@@ -30,6 +30,23 @@ ROOT = Path(__file__).parents[1]
 gc.disable()
 
 
+LONGEST = (
+    *("browser/test_compare.py", "browser/test_sessions.py", "doctor/test_doctor.py"),
+    *("browser/test_prune_by_clicking.py", "browser/test_retrain.py", "browser/test_live.py"),
+    *("benchmark/test_command.py", "browser/test_live_killed.py", "test_real_path.py"),
+    *("checkpoint/test_families.py", "benchmark/test_gpu_bench.py", "evaluate/test_tasks.py"),
+    *("recipes/test_calibration.py", "width/test_cut.py", "live/test_server.py"),
+)
+"""Files that take longest. They begin first, so that no worker is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the longest files to the front; workers take files in this order."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_collection_finish():
     """Take the libraries that are imported by now out of garbage collection.
 
