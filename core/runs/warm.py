@@ -88,9 +88,19 @@ class Process:
 class Template:
     """The process that forks, as seen by those who ask it."""
 
-    def __init__(self, requests: socket.socket, env: Mapping[str, str]) -> None:
-        """Ask through ``requests``; ``env`` is the environment the libraries were imported in."""
+    def __init__(
+        self,
+        requests: socket.socket,
+        env: Mapping[str, str],
+        added: Mapping[str, str] | None = None,
+    ) -> None:
+        """Ask through ``requests``.
+
+        ``env`` is the environment the libraries were imported in, and ``added`` what they set in
+        it, if that is known.
+        """
         self._requests = requests
+        self._added = dict(added or {})
         self._env = _fixed(env)
 
     def is_ready(self, check: Callable[[], None]) -> bool:
@@ -120,7 +130,7 @@ class Template:
             cwd: Its working directory; None for the caller's.
             session: Whether it leads a session of its own.
         """
-        if _fixed(env) != self._env:
+        if _fixed({k: v for k, v in env.items() if self._added.get(k) != v}) != self._env:
             return None
         job = {"argv": argv, "env": dict(env), "cwd": str(cwd or os.getcwd()), "session": session}
         answer, theirs = os.pipe()
@@ -150,10 +160,10 @@ class Template:
 _inherited: Template | None = None
 
 
-def inherit(requests: socket.socket) -> None:
-    """Take note that this process was forked from a template that ``requests`` reaches."""
+def inherit(made: Template) -> None:
+    """Take note that this process was forked from a template."""
     global _inherited
-    _inherited = Template(requests, os.environ)
+    _inherited = made
 
 
 @contextlib.contextmanager

@@ -19,9 +19,14 @@ from typing import Any
 from core import noise
 from core.runs import warm
 
+Env = dict[str, str]
 
-def _serve(requests: socket.socket) -> list[str] | None:
-    """Fork for each request; return None once nobody can ask, and its ``argv`` in a new process."""
+
+def _serve(requests: socket.socket, before: Env, added: Env) -> list[str] | None:
+    """Fork for each request; return None once nobody can ask, and its ``argv`` in a new process.
+
+    ``before`` is the environment in which the libraries were imported, ``added`` what they set.
+    """
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     ended: dict[int, tuple[int, int]] = {}
@@ -50,7 +55,7 @@ def _serve(requests: socket.socket) -> list[str] | None:
                 others = [fd for pair in ended.items() for fd in (pair[0], pair[1][1])]
                 for descriptor in (requests.detach(), *others):
                     os.close(descriptor)
-                return _become(json.loads(message), given)
+                return _become(json.loads(message), given, before, added)
             answer = given.pop(warm.STREAMS)
             for descriptor in given:
                 os.close(descriptor)
@@ -60,7 +65,7 @@ def _serve(requests: socket.socket) -> list[str] | None:
     return None
 
 
-def _become(job: dict[str, Any], given: list[int]) -> list[str]:
+def _become(job: dict[str, Any], given: list[int], before: Env, added: Env) -> list[str]:
     """Turn a fork of the template into the process that was asked for; return its ``argv``."""
     *streams, answer, requests = given
     if job["session"]:
@@ -68,9 +73,9 @@ def _become(job: dict[str, Any], given: list[int]) -> list[str]:
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    warm.inherit(socket.socket(fileno=requests))
+    warm.inherit(warm.Template(socket.socket(fileno=requests), before, added))
     os.environ.clear()
-    os.environ.update(job["env"])
+    os.environ.update(job["env"] | added)
     os.chdir(job["cwd"])
     try:
         os.write(answer, os.getpid().to_bytes(warm.ANSWER_BYTES, "little"))
@@ -85,6 +90,7 @@ def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     requests.set_inheritable(False)
     noise.silence()
+    before = dict(os.environ)
     for name in sys.argv[2:]:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
@@ -95,7 +101,8 @@ def main() -> None:
         requests.send(b"1")
     except OSError:  # who started us has gone
         return
-    argv = _serve(requests)
+    added = {k: v for k, v in os.environ.items() if before.get(k) != v}
+    argv = _serve(requests, before, added)
     if argv:
         sys.path[0] = os.getcwd()
         sys.argv = argv

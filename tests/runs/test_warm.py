@@ -122,7 +122,11 @@ def test_a_template_ends_with_the_last_of_its_processes(tmp_path):
     wait_until(lambda: processes.start_time(source) is None)
 
 
-def test_a_forked_process_asks_the_same_template(template, tmp_path):
+def test_a_forked_process_asks_the_same_template(tmp_path, monkeypatch):
+    """Also if a library sets a variable when it is imported; the process has it too."""
+    (tmp_path / "sets_variable.py").write_text("import os; os.environ['SET_BY_IMPORT'] = '1'\n")
+    monkeypatch.setattr(warm, "LIBRARIES", ("sets_variable",))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ["PYTHONPATH"])))
     nested = tmp_path / "nested.py"
     nested.write_text(
         "import os\n"
@@ -133,11 +137,13 @@ def test_a_forked_process_asks_the_same_template(template, tmp_path):
         "    process = made.start(['told'], streams=(0, 1, 2), env=os.environ)\n"
         "print(process.wait(), os.getppid())\n"
     )
-    process = forked(template, tmp_path, "nested")
-    source = parent_of(process.pid)
-    assert process.wait() == 0, (tmp_path / "err").read_text()
+    with started() as made:
+        process = forked(made, tmp_path, "nested")
+        source = parent_of(process.pid)
+        assert process.wait() == 0, (tmp_path / "err").read_text()
     told, last = (tmp_path / "out").read_text().splitlines()
     assert json.loads(told)["input"] == "a line\n"
+    assert json.loads(told)["env"]["SET_BY_IMPORT"] == "1"
     assert last == f"3 {source}"
 
 
