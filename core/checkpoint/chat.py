@@ -16,9 +16,13 @@ from typing import Any
 
 from core import outside
 from core.checkpoint.tensors import read_config
-from core.errors import CheckpointError, DataError
+from core.errors import CheckpointError, DataError, OptionError
 
 CHOICES = ("auto", "on", "off")
+HELP = (
+    "Write chat and instruction rows with the tokenizer's own chat template: on, off (their parts, "
+    "a line each), or auto (on if the tokenizer has one). Plain text stays as it is."
+)
 """Of ``--chat-template``, for text that is calibrated on."""
 FILE = "chat_template.jinja"
 SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
@@ -196,6 +200,19 @@ def special_tokens(folder: Path) -> dict[str, str]:
                 token = token.get("content") if isinstance(token, dict) else token
                 if role.endswith("_token") and isinstance(token, str):
                     found[role] = token
+    return found
+
+
+def for_text(choice: str, tokenizer: Any) -> ChatTemplate | None:
+    """Return what writes chat rows to calibrate on: the tokenizer's template, None without.
+
+    ``choice`` is one of `CHOICES`; raises `OptionError` for ``on`` if there is no template.
+    """
+    found = None if choice == "off" else of_tokenizer(tokenizer)
+    if choice == "on" and found is None:
+        raise OptionError(
+            "--chat-template on: the tokenizer has no chat template.", "Use --chat-template auto."
+        )
     return found
 
 

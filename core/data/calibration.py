@@ -10,11 +10,11 @@ rest is not read.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from core.data.columns import Row, plain_text
+from core.data.columns import Row, as_messages, plain_text
 from core.data.facts import TextFacts
 from core.data.fit import unfit_share
 from core.data.sources import Rows, Use, open_rows
@@ -46,6 +46,13 @@ class Encoder(Protocol):
         """Return the token ids of ``text``."""
 
 
+class Chat(Protocol):
+    """Writes conversations as text; `core.checkpoint.chat.ChatTemplate` does."""
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a conversation as text; raises `DataError` if it does not accept it."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Calibration rows, and how they were obtained."""
@@ -64,9 +71,12 @@ def calibration_rows(
     *,
     or_fewer: bool = False,
     join: str = "auto",
+    chat: Chat | None = None,
 ) -> list[list[int]]:
     """Return the rows of `sample`."""
-    return sample(source, tokenizer, samples, length, seed, or_fewer=or_fewer, join=join).rows
+    return sample(
+        source, tokenizer, samples, length, seed, or_fewer=or_fewer, join=join, chat=chat
+    ).rows
 
 
 def sample(
@@ -79,13 +89,14 @@ def sample(
     or_fewer: bool = False,
     join: str = "auto",
     use: Use = "calibration",
-    text_of: Callable[[Row], str] = plain_text,
+    chat: Chat | None = None,
 ) -> Sample:
     """Return ``samples`` rows of exactly ``length`` token ids, sampled with ``seed``.
 
     ``input_ids`` rows are used as they are, in order, cut to ``length``. With ``or_fewer`` fewer
-    rows are enough, if at least one is long enough. ``join`` is one of `JOINS`; ``text_of`` writes
-    rows that are not text.
+    rows are enough, if at least one is long enough. ``join`` is one of `JOINS`. ``chat`` writes the
+    rows of messages and instructions, which else are their parts, a line each; rows that it does
+    not accept are skipped. Its text is encoded as it is: it contains its own special tokens.
 
     Raises:
         DataError: fewer than ``samples`` rows are long enough; the message gives the shortfall.
@@ -95,8 +106,21 @@ def sample(
     if rows.kind == "input_ids":
         found = _exact(rows, samples, length, or_fewer)
         return Sample(found, TextFacts(skipped=rows.skipped))
-    texts, whole = _pool(rows, text_of)
-    facts = TextFacts(skipped=rows.skipped, pool=None if whole else len(texts))
+    writer = _Writer(chat if rows.kind in ("messages", "instruction") else None)
+    texts, whole = _pool(rows, writer)
+    facts = TextFacts(
+        skipped=rows.skipped,
+        pool=None if whole else len(texts),
+        chat_template=writer.chat is not None,
+        refused=writer.refused,
+        refusal=writer.refusal,
+    )
+    if writer.refused and not texts:
+        raise DataError(
+            f"{source}: no row can be used; {writer.refusal}", "Use --chat-template off."
+        )
+    if writer.chat:
+        tokenizer = _AsItIs(tokenizer)
     longest = 0
     if join != "on":
         chosen, longest = _single(texts, tokenizer, samples, length, seed)
@@ -126,15 +150,46 @@ def _with_fit(rows: list[list[int]], facts: TextFacts, tokenizer: Encoder) -> Sa
     return Sample(rows, replace(facts, unfit=unfit_share(rows, tokenizer)))
 
 
-def _pool(rows: Rows, text_of: Callable[[Row], str]) -> tuple[list[str], bool]:
+class _Writer:
+    """Writes rows as text, and counts those that a chat template does not accept."""
+
+    def __init__(self, chat: Chat | None) -> None:
+        self.chat, self.refused, self.refusal = chat, 0, ""
+
+    def text(self, row: Row) -> str | None:
+        if self.chat is None:
+            return plain_text(row)
+        try:
+            return self.chat.render(as_messages(row)["messages"])
+        except DataError as error:
+            self.refused, self.refusal = self.refused + 1, self.refusal or error.message
+            return None
+
+
+class _AsItIs:
+    """A tokenizer that adds no special tokens."""
+
+    def __init__(self, tokenizer: Encoder) -> None:
+        self.tokenizer, self.bos_token_id = tokenizer, tokenizer.bos_token_id
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def _pool(rows: Rows, writer: _Writer) -> tuple[list[str], bool]:
     """Return the texts to shuffle, and whether they are all there are."""
     texts: list[str] = []
     characters = 0
     for row in rows:
         if len(texts) >= POOL_ROWS or characters >= POOL_CHARACTERS:
             return texts, False
-        texts.append(text_of(row))
-        characters += len(texts[-1])
+        text = writer.text(row)
+        if text is not None:
+            texts.append(text)
+            characters += len(text)
     return texts, True
 
 

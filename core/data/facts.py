@@ -19,6 +19,12 @@ class TextFacts:
     """Rows without usable text, among those read."""
     pool: int | None = None
     """Rows that were sampled from, if the source has more than that."""
+    chat_template: bool = False
+    """Whether chat and instruction rows were written with the tokenizer's chat template."""
+    refused: int = 0
+    """Rows that the chat template did not accept."""
+    refusal: str = ""
+    """Its reason for the first of them."""
     unfit: float | None = None
     """Share of tokens that are unknown or single bytes; None if it was not counted."""
 
@@ -39,6 +45,11 @@ class TextFacts:
         if self.skipped:
             rows = "row has" if self.skipped == 1 else "rows have"
             found.append(f"{self.skipped:,} {rows} no usable text: skipped.")
+        if self.chat_template:
+            found.append("Written with the tokenizer's chat template (--chat-template).")
+        if self.refused:
+            rows = "1 row is" if self.refused == 1 else f"{self.refused:,} rows are"
+            found.append(f"{rows} skipped: {self.refusal}")
         if self.joined:
             found.append("Rows were joined (--join).")
         if self.pool is not None:

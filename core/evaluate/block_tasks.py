@@ -18,7 +18,7 @@ import torch
 
 from core.errors import OutOfMemoryError
 from core.evaluate.estimate import STATE_MIB
-from core.evaluate.results import BlockCost
+from core.evaluate.results import USUAL, BlockCost, Prompting
 from core.evaluate.suites import Place
 from core.evaluate.zero_shot import TaskResult, ask, harness_model
 from core.importance.branches import make_batch, states_without
@@ -43,6 +43,7 @@ def ask_without_each_block(
     limit: int | None,
     batch: int,
     progress: Progress = SILENT,
+    prompting: Prompting = USUAL,
 ) -> list[TaskResult]:
     """Return the task's result for the dense model, then without block 0, 1, ..."""  # fmt: skip
     view = BlockView(model)
@@ -50,7 +51,7 @@ def ask_without_each_block(
     results = []
     for variant in range(len(view) + 1):
         lm.variant = variant
-        results.append(ask(lm, place, loaded, limit, progress))
+        results.append(ask(lm, place, loaded, limit, progress, prompting))
         progress.step(variant + 1, len(view) + 1, f"{place.name}: scored")
     return results
 

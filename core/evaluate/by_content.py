@@ -21,6 +21,7 @@ from core.evaluate.compare import Delta
 from core.evaluate.results import (
     SAMPLES,
     BlockCost,
+    Prompting,
     Score,
     Summary,
     WindowRow,
@@ -61,13 +62,15 @@ class Measure:
     window: int = 0
     bos: str = ""
     limit: int | None = None
+    prompting: Prompting = Prompting()
 
     @property
     def label(self) -> str:
         """Label with name and protocol."""
         name = Path(self.name).name or self.name
         if self.kind == "task":
-            return f"{name} ({self.how})"
+            how = ", ".join(filter(None, (self.how, self.prompting.label)))
+            return f"{name} ({how})"
         where = {"window": ", BOS in each", "extra": ", BOS before each"}.get(self.bos, "")
         part = "" if self.limit is None else f", first {self.limit:,} windows"
         return f"perplexity of {name}, {self.window} tokens{where}{part}"
@@ -158,8 +161,9 @@ def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Meas
         for asked in summary.tasks:
             for row in asked.rows:
                 measure = Measure(
-                    "task", row.task, row.metric, asked.content, dtype, limit=asked.limit
-                )
+                    "task", row.task, row.metric, asked.content, dtype, limit=asked.limit,
+                    prompting=asked.prompting,
+                )  # fmt: skip
                 cell = Cell(row.value, row.stderr, row.samples or 0, record)
                 found.setdefault(measure, cell)
     return found
@@ -237,7 +241,20 @@ def means(one: Evaluated[Any], chosen: Sequence[Measure]) -> list[tuple[str, flo
 
     The delta's error combines those of the tasks' paired differences as independent ones.
     """
-    cells = {m.name: one.cells[m] for m in reversed(chosen) if m.kind == "task" and m in one.cells}
+    asked = [m for m in chosen if m.kind == "task" and m in one.cells]
+    kinds = dict.fromkeys(m.prompting for m in asked)
+    return [
+        mean
+        for how in kinds
+        for mean in _means(one, [m for m in asked if m.prompting == how], how.label)
+    ]
+
+
+def _means(
+    one: Evaluated[Any], asked: Sequence[Measure], how: str
+) -> list[tuple[str, float, Delta | None]]:
+    """Return the means of measures that were asked in the same way, ``how`` in words."""
+    cells = {m.name: one.cells[m] for m in reversed(asked)}
     rows = [Score(name, "", cell.value, cell.stderr, cell.count) for name, cell in cells.items()]
     found = []
     for mean in questions.means(rows):
@@ -250,7 +267,8 @@ def means(one: Evaluated[Any], chosen: Sequence[Measure]) -> list[tuple[str, flo
             whole = len(errors) == len(deltas)
             error = math.hypot(*errors) / len(deltas) if whole else None
             delta = Delta(math.fsum(d.value for d in known_deltas) / len(deltas), error, None)
-        found.append((mean.task, mean.value, delta))
+        name = f"{mean.task} ({how})" if how else mean.task
+        found.append((name, mean.value, delta))
     return found
 
 
@@ -269,6 +287,7 @@ def table(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> lis
                     "count": cell.count, "delta": cell.delta and cell.delta.value,
                     "delta_stderr": cell.delta and cell.delta.stderr,
                     "pairs": cell.delta and cell.delta.pairs, "limit": measure.limit,
+                    "prompting": measure.prompting.label,
                     "dtype": measure.dtype, "run": cell.run.id,
                 }
             )  # fmt: skip

@@ -13,7 +13,7 @@ from core.data import sources
 from core.evaluate import estimate as work
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
-from core.evaluate.spec import EvaluateSpec, check_model, with_texts
+from core.evaluate.spec import EvaluateSpec, check_model, check_template, with_texts
 from core.runs import dtypes, pace
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     folder, info = checkpoint.folder, checkpoint.info
     spec = with_texts(spec, folder)
     check_model(spec, info)
+    check_template(spec, folder)
     tasks = suites.expand(spec.tasks)
     check(spec)
     texts: list[dict[str, Any]] = []
@@ -65,6 +66,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "tasks": asked,
         "bos": spec.bos,
         "limit": spec.limit,
+        "prompting": spec.prompting.label,
         "flops": flops,
         "memory_mib": round(memory, 1),
         "seconds": flops / rate if flops and rate else None,

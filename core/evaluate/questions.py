@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from core.checkpoint import chat
 from core.evaluate import known, results, suites
-from core.evaluate.results import Asked, BlockCost, Sample, Score, Skills
+from core.evaluate.results import Asked, BlockCost, Prompting, Sample, Score, Skills
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
@@ -73,7 +74,7 @@ def _loaded(session: Session, places: Sequence[suites.Place]) -> dict[str, Any]:
     count = "1 task" if len(places) == 1 else f"{len(places)} tasks"
     session.run.progress.log(f"Loading {count}.")
     manager = zero_shot.manager(places, allow_code=session.spec.allow_task_code)
-    return {place.name: zero_shot.load(manager, place) for place in places}
+    return {place.name: zero_shot.load(manager, place, session.spec.fewshot) for place in places}
 
 
 def measure(session: Session, loaded: dict[str, Any]) -> list[AskedTask]:
@@ -99,9 +100,17 @@ def _keys(session: Session, kind: str) -> dict[str, dict[str, Any]]:
     for place in session.places:
         local = suites.files_content(place) if place.local else ""
         content = local or f"lm-eval {known.versions('lm-eval')['lm-eval']}"
-        limit = session.spec.limit
-        key = session.key(*LIBRARIES, kind=kind, task=place.name, content=content, limit=limit)
-        found[place.name] = {"content": content, "key": key, "limit": limit}
+        limit, prompting = session.spec.limit, session.spec.prompting
+        how: dict[str, Any] = {}
+        if prompting != Prompting():  # else the key is what it was before there were options
+            how["prompting"] = dataclasses.asdict(prompting)
+        if prompting.chat_template:
+            how["template"] = chat.source_of(session.folder)
+        key = session.key(
+            *LIBRARIES, kind=kind, task=place.name, content=content, limit=limit, **how
+        )
+        common = {"content": content, "key": key, "limit": limit, "prompting": prompting}
+        found[place.name] = common
     return found
 
 
@@ -142,7 +151,9 @@ def _asked(
     lm = zero_shot.harness_model(session.model, session.tokenizer, batch, progress)
     asked = {}
     for place in places:
-        found = zero_shot.ask(lm, place, loaded[place.name], session.spec.limit, progress)
+        found = zero_shot.ask(
+            lm, place, loaded[place.name], session.spec.limit, progress, session.spec.prompting
+        )
         done = AskedTask(
             task=place.name,
             scores=tuple((s.task, s.metric, s.value, s.stderr, s.samples) for s in found.scores),
@@ -182,6 +193,7 @@ def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]
             limit,
             zero_shot.batch_for(session.device.type),
             progress,
+            session.spec.prompting,
         )
         rows = tuple(block_tasks.costs(answers))
         done = BlockCosts(

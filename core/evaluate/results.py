@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from core import outside
 from core.data.facts import TextFacts
 from core.runs import workspace
 from core.runs.results import CsvRow, JsonResult, from_dict
@@ -151,6 +152,43 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How questions are put to the model; the options are lm-eval's own."""
+
+    fewshot: int | None = None
+    """Examples before each question, except in tasks that fix it at 0; None: the task's own."""
+    chat_template: bool = False
+    """Whether questions are messages in the tokenizer's chat template."""
+    multiturn: bool = False
+    """Whether examples are turns of the conversation, not parts of one message."""
+    system_instruction: str = ""
+
+    @property
+    def label(self) -> str:
+        """The options in words; empty if all are the tasks' own."""
+        parts = [] if self.fewshot is None else [f"{self.fewshot}-shot"]
+        if self.chat_template:
+            one = self.fewshot and not self.multiturn
+            parts.append("chat template" + (", examples in one message" if one else ""))
+        if self.system_instruction:
+            parts.append(f"system instruction '{outside.brief(self.system_instruction, 30)}'")
+        return ", ".join(parts)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of lm-eval's ``evaluate``."""
+        return {
+            "apply_chat_template": self.chat_template,
+            "fewshot_as_multiturn": self.multiturn,
+            "system_instruction": self.system_instruction or None,
+        }
+
+
+USUAL = Prompting()
+"""The tasks' own way."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """An entry of the summary's ``tasks``: one task or group of tasks."""
 
@@ -163,6 +201,7 @@ class Asked:
     shots: dict[str, int] = dataclasses.field(default_factory=dict)
     limit: int | None = None
     """Maximum questions per task; None for all."""
+    prompting: Prompting = Prompting()
     key: str = ""
     batch: int = 0
     seconds: float = 0.0
@@ -185,6 +224,7 @@ class Skills:
     task: str
     content: str = ""
     limit: int | None = None
+    prompting: Prompting = Prompting()
     key: str = ""
     seconds: float = 0.0
     reused_from: str | None = None

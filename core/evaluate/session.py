@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from core.checkpoint import locate
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Asked, Skills, Text
-from core.evaluate.spec import EvaluateSpec, check_model
+from core.evaluate.spec import EvaluateSpec, check_model, check_template
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -28,6 +28,7 @@ class Session:
         checkpoint = locate.open(spec.checkpoint, run.progress)
         self.folder, self.info = checkpoint.folder, checkpoint.info
         check_model(spec, self.info)
+        check_template(spec, self.folder)
         self.places = suites.find(suites.expand(spec.tasks), spec.task_dir) if spec.tasks else ()
         task_code.check(self.places, allowed=spec.allow_task_code)
         self.content = known.checkpoint_content(self.folder)

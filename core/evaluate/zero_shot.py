@@ -20,7 +20,7 @@ from typing import Any
 
 from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate import shared_prefix
-from core.evaluate.results import Sample, Score
+from core.evaluate.results import USUAL, Prompting, Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.evaluate.task_code import is_trusted
 from core.model.memory import out_of_memory_explained
@@ -92,8 +92,10 @@ def _guard(allowed: bool) -> None:
     harness.env = environment if allowed else sandbox
 
 
-def load(found: Any, place: Place) -> Any:
+def load(found: Any, place: Place, fewshot: int | None = None) -> Any:
     """Return the tasks of ``place`` (and groups, if it is one) with their data.
+
+    ``fewshot`` replaces the tasks' own numbers of examples, except a 0, as in lm-eval.
 
     Raises:
         DataError: The data is not on this machine and cannot be downloaded, or lm-eval cannot read
@@ -110,9 +112,10 @@ def load(found: Any, place: Place) -> Any:
             loaded = TaskManager().load([place.name])
     except Exception as error:
         raise _not_loaded(place, error) from error
-    for task in loaded["tasks"].values():  # as lm-eval's command line does without --num_fewshot
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+    for task in loaded["tasks"].values():  # as lm-eval's `simple_evaluate` does
+        own = task.get_config("num_fewshot")
+        if own is None or (fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=fewshot or 0)
     return loaded
 
 
@@ -151,6 +154,7 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
     first text that it encodes. Token ids outside the model's vocabulary raise `DataError` before
     they reach the device.
     """
+    import jinja2
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -229,6 +233,16 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
                 progress.step(min(len(found), self.total), self.total, self.label)
             return [found[number] for number in range(len(pairs))]
 
+        def apply_chat_template(self, *args: Any, **options: Any) -> str:
+            try:
+                return str(super().apply_chat_template(*args, **options))
+            except jinja2.TemplateError as error:
+                raise DataError(
+                    f"The chat template does not accept a question of task '{self.label}': "
+                    f"{str(error).rstrip('.')}.",
+                    "Leave out --chat-template, --system-instruction, or this task.",
+                ) from error
+
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             progress.check_cancel()
             if self.tokenizer.eos_token_id is None:
@@ -261,7 +275,12 @@ def _no_token(task: str, why: str, kind: str) -> DataError:
 
 
 def ask(
-    lm: Any, place: Place, loaded: Any, limit: int | None, progress: Progress = SILENT
+    lm: Any,
+    place: Place,
+    loaded: Any,
+    limit: int | None,
+    progress: Progress = SILENT,
+    prompting: Prompting = USUAL,
 ) -> TaskResult:
     """Run one task; the batch is halved as long as the device runs out of memory.
 
@@ -275,7 +294,9 @@ def ask(
         try:
             with out_of_memory_explained(f"asking {place.name}"):
                 _seed(loaded)
-                found = evaluator.evaluate(lm=lm, task_dict=loaded, limit=limit)
+                found = evaluator.evaluate(
+                    lm=lm, task_dict=loaded, limit=limit, **prompting.options
+                )
             break
         except OutOfMemoryError:
             if lm.batch_size_per_gpu <= 1:

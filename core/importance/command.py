@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import headers, locate
+from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import text_of
 from core.criteria import DEFAULT_METRICS, METRICS
 from core.data import sources
@@ -52,6 +52,7 @@ class ImportanceSpec(DeviceOptions):
     length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
     seed: int = option(1234, help="Seed for rows and crops.", low=0)
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
+    chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
     rounds: int | None = option(
         None, help="Number of blocks that the metric sleb removes. Default: half of them.", low=1
     )
@@ -100,7 +101,15 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     _check_length(spec, info.context)
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
-    drawn = sample(source, tokenizer, spec.samples, spec.length, spec.seed, join=spec.join)
+    drawn = sample(
+        source,
+        tokenizer,
+        spec.samples,
+        spec.length,
+        spec.seed,
+        join=spec.join,
+        chat=chat.for_text(spec.chat_template, tokenizer),
+    )
     for note in drawn.facts.notes:
         run.progress.log(note)
     prepared = loading.prepare(spec, checkpoint, "blocks")

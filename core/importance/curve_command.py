@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.checkpoint import headers, locate
+from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import AUTO, text_of
 from core.data import sources
 from core.data.calibration import JOINS, sample
@@ -48,6 +48,11 @@ class CurveSpec(DeviceOptions):
     )
     join: str | None = option(
         None, help="As for importance. Default: same as the importance run.", choices=JOINS
+    )
+    chat_template: str | None = option(
+        None,
+        help="As for importance. Default: same as the importance run.",
+        choices=chat.CHOICES,
     )
     samples: int | None = option(
         None, help="Rows. Default: same as the importance run, otherwise 10.", low=1
@@ -98,7 +103,15 @@ def run(spec: CurveSpec, run: Run) -> None:
     plans = _plans(spec, info, scores.load(spec.scores))
     text = _text(spec, folder)
     tokenizer = loading.load_tokenizer(folder)
-    drawn = sample(text.source, tokenizer, text.samples, text.length, text.seed, join=text.join)
+    drawn = sample(
+        text.source,
+        tokenizer,
+        text.samples,
+        text.length,
+        text.seed,
+        join=text.join,
+        chat=chat.for_text(text.chat_template, tokenizer),
+    )
     for note in drawn.facts.notes:
         run.progress.log(note)
     prepared = loading.prepare(spec, checkpoint, "blocks")
@@ -145,15 +158,22 @@ class _Text:
     length: int = 128
     seed: int = 1234
     join: str = "auto"
+    chat_template: str = "auto"
 
 
 def _text(spec: CurveSpec, checkpoint: Path) -> _Text:
-    """Return calibration, samples, length, seed and join; the importance run's unless given."""
+    """Return calibration, samples, length, seed and how rows become text.
+
+    The importance run's, unless given.
+    """
     folder = Path(spec.scores)
     if not folder.is_dir():
         folder = workspace.default_root() / spec.scores
     run = Importance.read(folder) or Importance()
     usual = _Text()
+
+    other = bool(spec.calibration) or not run.calibration
+    as_scored = "on" if run.text.chat_template else "off"
 
     def first(*values: int | None) -> int:
         return next(v for v in values if v is not None)
@@ -164,4 +184,5 @@ def _text(spec: CurveSpec, checkpoint: Path) -> _Text:
         first(spec.length, run.length, usual.length),
         first(spec.seed, run.seed, usual.seed),
         spec.join or ("on" if run.text.joined else usual.join),
+        spec.chat_template or (usual.chat_template if other else as_scored),
     )

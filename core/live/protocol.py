@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from core import outside
+from core.checkpoint import chat
 from core.data.calibration import JOINS
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
@@ -54,6 +55,7 @@ class Perplexity:
     )
     seed: int = option(1234, help="Seed for drawing the calibration rows.", low=0)
     join: str = option("auto", help="Join short rows, as for evaluate.", choices=JOINS)
+    chat_template: str = option("auto", help="Of calibration rows.", choices=chat.CHOICES)
     tokens: int | None = option(
         None,
         help="Evaluate on only the first N tokens. Default: as many as take a few seconds.",

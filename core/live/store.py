@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.checkpoint import headers, locate
+from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import calibration_rows
@@ -72,7 +72,7 @@ class Loaded:
         most = max(ask.tokens or usual, usual)
         how = (ask.window, ask.bos, most) if ask.samples is None else (ask.window, ask.seed)
         source = text_of(ask.source, self.folder)
-        key = (source, sources.stamp(source), ask.samples, ask.join, *how)
+        key = (source, sources.stamp(source), ask.samples, ask.join, ask.chat_template, *how)
         if key not in self.texts:
             windows, total = _windows(ask, source, self.tokenizer, self.info.context, most)
             self.texts[key] = WhatIf(self.view, windows, room_bytes)
@@ -96,7 +96,15 @@ def _windows(
             f"The maximum is {context}.",
         )
     if ask.samples is not None:
-        rows = calibration_rows(source, tokenizer, ask.samples, ask.window, ask.seed, join=ask.join)
+        rows = calibration_rows(
+            source,
+            tokenizer,
+            ask.samples,
+            ask.window,
+            ask.seed,
+            join=ask.join,
+            chat=chat.for_text(ask.chat_template, tokenizer),
+        )
         return rows, len(rows)
     streams, _ = evaluation_tokens(source, tokenizer, ask.join)
     windows = windows_of(streams, ask.window, ask.bos, tokenizer.bos_token_id)

@@ -303,12 +303,13 @@ def quality(material: Material) -> Section:
 
 def _tasks(known: Study) -> list[dict[str, Any]]:
     newest = {
-        (t.variant, t.task, t.metric): t for t in sorted(known.tasks, key=lambda t: t.started)
+        (t.variant, t.task, t.metric, t.prompting): t
+        for t in sorted(known.tasks, key=lambda t: t.started)
     }
     labels = {v.id: v.label for v in known.variants}
     rows = []
-    for (variant, task, metric), found in newest.items():
-        base = newest.get((known.dense.id, task, metric))
+    for (variant, task, metric, how), found in newest.items():
+        base = newest.get((known.dense.id, task, metric, how))
         delta = found.value - base.value if base and variant != known.dense.id else None
         error = None
         if base and base.stderr is not None and found.stderr is not None:
@@ -318,6 +319,7 @@ def _tasks(known: Study) -> list[dict[str, Any]]:
                 "task": task,
                 "variant": labels.get(variant, variant),
                 "metric": metric,
+                "asked": how or "as the task says",
                 "value": found.value,
                 "stderr": found.stderr,
                 "minus dense": delta,

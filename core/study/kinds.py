@@ -170,6 +170,8 @@ class Task:
     samples: int | None
     run: str
     started: float = 0.0
+    prompting: str = ""
+    """How the task was asked, in words; empty for the task's own way. Only equal ones compare."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def perplexities_and_tasks(
             found = evaluate.Summary.read(record.path) or evaluate.Summary()
             if current(variant, found.checkpoint_key):
                 quality += _evaluated(record, found, variant)
-                tasks += _tasks(record, variant)
+                tasks += _tasks(record, found, variant)
         elif record.command == "retrain":
             quality += _retrained(record, variant, dense)
         elif record.command == "importance" and variant.kind == "dense":
@@ -165,11 +165,13 @@ def _part(text: evaluate.Text) -> str:
     return f"first {text.windows:,} windows" if text.max_tokens is not None else ""
 
 
-def _tasks(record: RunRecord, variant: Variant) -> list[Task]:
+def _tasks(record: RunRecord, summary: evaluate.Summary, variant: Variant) -> list[Task]:
+    how = {row.task: asked.prompting.label for asked in summary.tasks for row in asked.rows}
+    usual = next(iter(how.values()), "")  # of all tasks of a run, so also of a preset's mean
     return [
         Task(
             variant.id, row.task, row.metric, row.value, row.stderr, row.samples,
-            record.id, record.started,
+            record.id, record.started, how.get(row.task, usual),
         )
         for row in evaluate.Score.read(record.path)
         if row.task
@@ -179,6 +181,8 @@ def _tasks(record: RunRecord, variant: Variant) -> list[Task]:
 def _on_rows(record: RunRecord, found: Importance | Curve) -> dict[str, Any]:
     """Return protocol, run, device and precision of perplexities on calibration rows."""
     detail = f"{found.samples} rows (seed {found.seed})"
+    if found.text.chat_template:
+        detail += " in the chat template"
     protocol = Protocol(str(found.calibration), found.length, "rows", detail)
     return {"protocol": protocol, **_on(record, found.device or "", found.dtype or "")}
 

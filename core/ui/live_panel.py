@@ -57,6 +57,7 @@ def rows_of(run: Importance) -> dict[str, Any] | None:
         "window": run.length,
         "seed": run.seed or 0,
         "join": "on" if run.text.joined else "off",
+        "chat_template": "on" if run.text.chat_template else "off",
     }
 
 

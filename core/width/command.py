@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoint import locate
+from core.checkpoint import chat, locate
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
@@ -78,6 +78,7 @@ class WidthSpec(DeviceOptions):
     )
     seed: int = option(1234, low=0, help="Seed for rows, crops and the random control.")
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
+    chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
     out: str = option(help="Folder for the narrower checkpoint.")
     dry_run: bool = option(False, help="Show what would be written without writing it.")
 
@@ -267,14 +268,16 @@ def _select(
     if plan.method.samples:
         length = length_of(spec, plan)
         source = text_of(spec.calibration, prepared.folder)
+        tokenizer = loading.load_tokenizer(prepared.folder)
         drawn = sample(
             source,
-            loading.load_tokenizer(prepared.folder),
+            tokenizer,
             spec.samples or plan.method.samples,
             length,
             spec.seed,
             or_fewer=spec.samples is None,
             join=spec.join,
+            chat=chat.for_text(spec.chat_template, tokenizer),
         )
         rows = drawn.rows
         for note in drawn.facts.notes:

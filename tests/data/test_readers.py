@@ -263,3 +263,39 @@ def test_the_shared_cases(tmp_path: Path) -> None:
         "array.json": ("instruction", 120, 0), "one_empty.jsonl": ("instruction", 119, 1),
     }  # fmt: skip
     assert sample(str(folder / "sentences.txt"), Bytes(), 10, 400, 0).facts.joined
+
+
+class Marks:
+    """A chat template that puts a mark around each message and refuses a second question."""
+
+    def render(self, messages: Any) -> str:
+        if [turn["role"] for turn in messages].count("user") > 1:
+            raise DataError("the chat template says no.")
+        return "".join(f"<{turn['role']}>{turn['content']}" for turn in messages)
+
+
+class Starting(Bytes):
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return ([1] if add_special_tokens else []) + list(text.encode())
+
+
+def test_chat_rows_are_calibrated_on_as_the_template_writes_them(tmp_path: Path) -> None:
+    rows = [{"messages": [ASKED, ANSWERED]}, {"messages": [ASKED, ASKED, ANSWERED]}]
+    source = write(tmp_path / "chat.jsonl", rows)
+    text = b"<user>Why?<assistant>Because."
+    found = sample(source, Starting(), 1, len(text), 0, join="off", chat=Marks())
+    assert found.rows == [list(text)]  # no start token: the template writes its own
+    assert (found.facts.chat_template, found.facts.refused) == (True, 1)
+    assert "1 row is skipped: the chat template says no." in found.facts.notes
+    one = write(tmp_path / "one.jsonl", rows[:1])
+    off = sample(one, Starting(), 1, 14, 0)
+    assert off.rows == [[1, *b"Why?\nBecause."]]
+    assert not off.facts.chat_template
+    asked = write(tmp_path / "asked.jsonl", [{"instruction": "Why?", "output": "Because."}])
+    assert sample(asked, Starting(), 1, len(text), 0, chat=Marks()).rows == [list(text)]
+    plain = write(tmp_path / "plain.txt", "Why? Because.")
+    found = sample(plain, Starting(), 1, 14, 0, chat=Marks())
+    assert found.rows == [[1, *b"Why? Because."]]
+    assert not found.facts.chat_template
+    with pytest.raises(DataError, match="no row can be used; the chat template says no"):
+        sample(write(tmp_path / "no.jsonl", rows[1:]), Starting(), 1, 4, 0, chat=Marks())
