@@ -21,7 +21,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
-from core.ui import frame, paging, runs, say, state, widgets
+from core.ui import chat_note, frame, paging, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -92,6 +92,19 @@ def options(kept: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def prompting(known: Study, kept: dict[str, Any]) -> dict[str, Any]:
+    """Draw how tasks are asked; return it as the command's options."""
+    with st.expander("Few-shot examples and chat template"):
+        values = widgets.fields(EvaluateSpec, ("fewshot", "chat_template", "fewshot_turns"), kept)
+        values |= widgets.fields(EvaluateSpec, ("system_instruction",), kept)
+    chat_note.draw(
+        name_of(known.dense),
+        "This tokenizer has a chat template: tasks are asked without it by default, as by lm-eval "
+        "and in the paper. Results with and without it are separate measures.",
+    )
+    return values
+
+
 def launcher(known: Study) -> None:
     """Draw the choice of checkpoints and measures, the estimated cost and the button."""
     kept = state.take_settings("evaluate")
@@ -107,6 +120,8 @@ def launcher(known: Study) -> None:
         values = options(kept)
         with st.expander("Device and precision"):
             values |= widgets.fields(EvaluateSpec, ("device", "dtype"), kept)
+        if values["tasks"]:
+            values |= prompting(known, kept)
         values["fresh"] = st.session_state.get("eval_fresh", False)
         for one in chosen:
             named = {"checkpoint": name_of(present[one]), "out": "DIR"}
@@ -203,6 +218,8 @@ def skills(known: Study) -> None:
     st.plotly_chart(figure, key="skills", alt="Change of every task without each block.")
     limit = summary.limit
     asked = f"the first {limit} questions of each task" if limit else "all questions"
+    how = next((skill.prompting.label for skill in summary.skills), "")
+    asked += f", {how}" if how else ""
     say.caption(
         f"Measured: {known.dense.label}, {asked}, {summary.device}, {summary.dtype}. A dot "
         "marks a change within two paired standard errors of zero. "

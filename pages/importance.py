@@ -24,7 +24,7 @@ from core.prune.score_results import (
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import findings, frame, prune_pad, runs, say, state, widgets
+from core.ui import chat_note, findings, frame, prune_pad, runs, say, state, widgets
 from core.ui.say import plain
 
 TABLES = tuple(
@@ -43,6 +43,12 @@ def launcher(name: str) -> str:
     text = widgets.fields(
         command.ImportanceSpec, ("calibration", "samples", "length", "seed"), kept
     )
+    if chat_note.applies(name):
+        text |= widgets.fields(command.ImportanceSpec, ("chat_template",), kept)
+        st.caption(
+            "This tokenizer has a chat template: chat and instruction rows are written with it "
+            "by default; plain text stays as it is."
+        )
     chosen = widgets.fields(command.ImportanceSpec, ("metrics",), kept)
     with st.expander("Device and precision"):
         where = widgets.fields(command.ImportanceSpec, ("device", "dtype"), kept)

@@ -103,10 +103,19 @@ def prompt_box(name: str) -> tuple[str, bool]:
     prompt = st.text_area("Prompt", key="playground_prompt", height=100)
     st.query_params["prompt"] = prompt[:1500]
     st.session_state["playground_kept_prompt"] = prompt  # a widget's own value ends with its page
-    chat = playground_columns.has_chat_template(name) and st.toggle(
-        "Send as a chat message", help="Wraps the prompt in the tokenizer's chat template."
+    if not playground_columns.has_chat_template(name):
+        return prompt, False
+    chat = st.toggle(
+        "Send as a chat message",
+        st.query_params.get("chat") != "off",
+        help="Writes the prompt with the tokenizer's chat template, as a message of the user.",
     )
-    return prompt, bool(chat)
+    st.query_params["chat"] = "on" if chat else "off"
+    st.caption(
+        "This tokenizer has a chat template: prompts are messages by default. Switch it off to let "
+        "the model continue the text instead."
+    )
+    return prompt, chat
 
 
 def settings() -> dict[str, Any]:

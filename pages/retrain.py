@@ -13,7 +13,17 @@ from core.retrain.spec import RetrainSpec, settings_of
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import frame, prune_pad, retrain_live, retrain_recipes, runs, say, state, widgets
+from core.ui import (
+    chat_note,
+    frame,
+    prune_pad,
+    retrain_live,
+    retrain_recipes,
+    runs,
+    say,
+    state,
+    widgets,
+)
 from core.ui.say import plain
 
 # All further options, in rows of widgets.
@@ -136,6 +146,11 @@ def launcher(kept: dict[str, Any]) -> str:
     if not name:
         return ""
     values = {"checkpoint": name, **settings(kept)}
+    chat_note.draw(
+        name,
+        "This tokenizer has a chat template: instructions and messages are written with it, and "
+        "the loss covers the assistant's answers alone, unless you choose another template.",
+    )
     problem = ""
     try:
         spec = build(RetrainSpec, {**values, "out": "DIR"})

@@ -100,7 +100,7 @@ class ChatTemplate:
         except Exception as error:  # whatever foreign code does wrong
             reason = outside.brief(str(error) or type(error).__name__, 200).rstrip(".")
             raise DataError(
-                f"the chat template does not accept this conversation: {reason}.",
+                f"The chat template does not accept this conversation: {reason}.",
                 "Give conversations as the template expects them, or train without it.",
             ) from error
 
@@ -189,6 +189,13 @@ def source_of(folder: Path) -> str:
         named = (each for each in found if isinstance(each, dict))
         found = next((t.get("template") for t in named if t.get("name") == "default"), None)
     return found if isinstance(found, str) else ""
+
+
+def has_template(folder: Path | None) -> bool:
+    """Whether the tokenizer in ``folder`` has a chat template; False if that cannot be read."""
+    with suppress(CheckpointError, OSError):
+        return folder is not None and bool(source_of(folder))
+    return False
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -117,7 +117,7 @@ def sample(
     )
     if writer.refused and not texts:
         raise DataError(
-            f"{source}: no row can be used; {writer.refusal}", "Use --chat-template off."
+            f"{source}: no row can be used. {writer.refusal}", "Use --chat-template off."
         )
     if writer.chat:
         tokenizer = _AsItIs(tokenizer)

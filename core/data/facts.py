@@ -49,7 +49,7 @@ class TextFacts:
             found.append("Written with the tokenizer's chat template (--chat-template).")
         if self.refused:
             rows = "1 row is" if self.refused == 1 else f"{self.refused:,} rows are"
-            found.append(f"{rows} skipped: {self.refusal}")
+            found.append(f"{rows} skipped. {self.refusal}")
         if self.joined:
             found.append("Rows were joined (--join).")
         if self.pool is not None:

@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.checkpoint.chat import has_template
 from core.checkpoint.locate import local_folder
 from core.errors import DepthcutError
 from core.live.replies import Begun, Written
 from core.prune import toggle
-from core.runs import workspace
 from core.runs.workspace import Workspace
 from core.study import Variant, study
 
@@ -79,11 +79,7 @@ def to_address(codes: Sequence[str]) -> str:
 
 def has_chat_template(name: str) -> bool:
     """Whether the checkpoint's tokenizer has a chat template, according to its files."""
-    folder = local_folder(name)
-    if folder is None:
-        return False
-    config = workspace.read_json(folder / "tokenizer_config.json") or {}
-    return bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+    return has_template(local_folder(name))
 
 
 def examples(name: str) -> dict[str, str]:

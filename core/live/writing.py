@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from core.benchmark.generate import Clock
+from core.checkpoint import chat
 from core.errors import DataError, OptionError
 from core.live.protocol import Generate
 from core.live.replies import Begun, Reply, Token, Written
@@ -98,13 +99,13 @@ def prompt_ids(loaded: Loaded, ask: Generate) -> list[int]:
         raise DataError("The prompt is empty.", "Enter a few words to continue.")
     tokenizer = loaded.tokenizer
     if ask.chat:
-        if not getattr(tokenizer, "chat_template", None):
+        template = chat.of_tokenizer(tokenizer)
+        if template is None:
             raise OptionError(
                 f"The tokenizer of {loaded.name} has no chat template.",
                 "Send the prompt as plain text.",
             )
-        chat = [{"role": "user", "content": ask.prompt}]
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = template.render([{"role": "user", "content": ask.prompt}], prompt=True)
         ids = tokenizer.encode(text, add_special_tokens=False)
     else:
         ids = tokenizer.encode(ask.prompt)

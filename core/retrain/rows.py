@@ -260,7 +260,7 @@ def _rows(
             try:
                 whole = _whole(item, kind, template, encoder)
             except DataError as error:
-                refused, reason = refused + 1, reason or f"row {number}: {error.message}"
+                refused, reason = refused + 1, reason or f"Row {number}: {error.message}"
                 continue
             pieces = [Row(whole.ids[: spec.cutoff], whole.labels[: spec.cutoff])]
             cut += len(whole.ids) > spec.cutoff
@@ -280,7 +280,7 @@ def _rows(
         rows.extend(kept)
     if refused:
         count = "1 row is" if refused == 1 else f"{refused:,} rows are"
-        reason = f"{count} skipped; {reason}"
+        reason = f"{count} skipped. {reason}"
     return _Made(rows, cut, dropped + refused, reason)
 
 

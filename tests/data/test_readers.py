@@ -270,7 +270,7 @@ class Marks:
 
     def render(self, messages: Any) -> str:
         if [turn["role"] for turn in messages].count("user") > 1:
-            raise DataError("the chat template says no.")
+            raise DataError("The chat template says no.")
         return "".join(f"<{turn['role']}>{turn['content']}" for turn in messages)
 
 
@@ -286,7 +286,7 @@ def test_chat_rows_are_calibrated_on_as_the_template_writes_them(tmp_path: Path)
     found = sample(source, Starting(), 1, len(text), 0, join="off", chat=Marks())
     assert found.rows == [list(text)]  # no start token: the template writes its own
     assert (found.facts.chat_template, found.facts.refused) == (True, 1)
-    assert "1 row is skipped: the chat template says no." in found.facts.notes
+    assert "1 row is skipped. The chat template says no." in found.facts.notes
     one = write(tmp_path / "one.jsonl", rows[:1])
     off = sample(one, Starting(), 1, 14, 0)
     assert off.rows == [[1, *b"Why?\nBecause."]]
@@ -297,5 +297,5 @@ def test_chat_rows_are_calibrated_on_as_the_template_writes_them(tmp_path: Path)
     found = sample(plain, Starting(), 1, 14, 0, chat=Marks())
     assert found.rows == [[1, *b"Why? Because."]]
     assert not found.facts.chat_template
-    with pytest.raises(DataError, match="no row can be used; the chat template says no"):
+    with pytest.raises(DataError, match="no row can be used. The chat template says no"):
         sample(write(tmp_path / "no.jsonl", rows[1:]), Starting(), 1, 4, 0, chat=Marks())

@@ -141,5 +141,5 @@ def test_rows_that_the_template_refuses_are_skipped_with_its_reason(saved, tmp_p
     assert len(found.train) + found.dropped + held == 21
     if found.dropped:
         assert "roles must alternate" in found.refused
-    with pytest.raises(DataError, match="20 rows are skipped; row 1: .*roles must alternate"):
+    with pytest.raises(DataError, match="20 rows are skipped. Row 1: .*roles must alternate"):
         prepare(encoder, write_jsonl(tmp_path / "w.jsonl", [bad] * 22), holdout=2)
