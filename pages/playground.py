@@ -248,7 +248,7 @@ if not columns:
     st.info("Choose at least one column.")
 if pressed and not busy:
     asked = {**values, "prompt": prompt, "chat": chat}
-    st.session_state["playground_shown"] = prompt
+    st.session_state["playground_shown"] = f"{prompt}\n\n" if chat else prompt
     st.session_state[SESSION] = Session(
         [(c.title, {**asked, "checkpoint": c.checkpoint, "skip": list(c.skip)}) for c in columns],
         state.workspace(),
