@@ -13,6 +13,7 @@ import argparse
 import collections
 import dataclasses
 import functools
+import gzip
 import importlib
 import io
 import json
@@ -365,6 +366,7 @@ def _text(folder: Path) -> None:
         sources.rows_of,
         sources.text_rows,
         sources.instruction_rows,
+        sources.chat_rows,
         evaluation.evaluation_stream,
         sources.describe,
         rows,
@@ -490,6 +492,13 @@ def readers() -> list[Reader]:
                        "blocks": 14, "ratio": 0.25}).encode()  # fmt: skip
     lines = b'{"text": "a b c"}\n{"text": "d e f"}\n'
     asked = b'{"instruction": "a", "input": "", "output": "b"}\n{"input_ids": [1, 2]}\n'
+    array = b'[{"text": "a b c", "n": [1, {"b": null}]},\n {"text": "d e f"}]'
+    shard = b'{"version": 1,\n "data": [{"text": "a b"}]}'
+    chats = (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}',
+        b'{"prompt": "a", "completion": [{"role": "assistant", "content": [{"text": "b"}]}]}',
+    )
     question = b'{"secret": "s", "ask": "perplexity", "checkpoint": "demo", "skip": [3, 5]}\n'
     prompt = b'{"secret": "s", "ask": "generate", "checkpoint": "demo", "prompt": "a", "top_k": 3}'
     words = (
@@ -547,6 +556,10 @@ def readers() -> list[Reader]:
         Reader("text .txt", "data.txt", (b"a b c\n\nd e f\n",), _text),
         Reader("text .jsonl", "data.jsonl", (lines, asked), _text),
         Reader("text .csv", "data.csv", (b"text,n\na b,1\nc d,2\n", IDS), _text),
+        Reader("text .json", "data.json", (array, shard), _text),
+        Reader("text chats", "data.jsonl", chats, _text),
+        Reader("text .tsv", "data.tsv", (b"text\tn\na b\t1\n'c d'\t2\n",), _text),
+        Reader("text .json.gz", "data.json.gz", (gzip.compress(array, mtime=0),), _text),
         Reader("text .parquet", "data.parquet", (_parquet(),), _text),
         Reader("spec.json", "spec.json", (book[0][1],), _workspace, book[1:]),
         Reader("status.json", "status.json", (json.dumps(status).encode(), book[1][1]), _workspace,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ import streamlit as st
 
 from core import recipes
 from core.charts import evaluate as charts
+from core.checkpoint.vocabulary import default_text
+from core.data.calibration import SOURCE_HELP
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import by_content, command
@@ -21,7 +24,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
-from core.ui import chat_note, frame, paging, runs, say, state, widgets
+from core.ui import chat_note, frame, paging, runs, say, state, text_choice, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -36,14 +39,17 @@ def name_of(variant: Variant) -> str:
     return str(variant.folder or variant.record.path)
 
 
-def options(kept: dict[str, Any]) -> dict[str, Any]:
+def options(kept: dict[str, Any], dense: Path) -> dict[str, Any]:
     """Draw the choice of what to measure; return it as the command's options."""
     columns = st.columns([2, 1, 1])
-    given = ", ".join(kept.get("perplexity") or ("demo",))
-    texts = columns[0].text_input(
-        "Perplexity of", given, key="eval_texts",
-        help="demo, wikitext2, files or hub:NAME, separated by commas. Empty: none.",
-    )  # fmt: skip
+    if "eval_texts" not in st.session_state or kept.get("perplexity"):
+        st.session_state["eval_texts"] = ", ".join(kept.get("perplexity") or ("auto",))
+    with columns[0]:
+        texts = st.text_input(
+            "Perplexity of", key="eval_texts", help=f"{SOURCE_HELP} Several are separated by "
+            "commas. Empty: none.",
+        )  # fmt: skip
+        text_choice.offer("eval_texts", dense, many=True)
     window = columns[1].text_input(
         "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
         help="One or more, separated by commas. Published settings are 128 and 2048.",
@@ -105,6 +111,11 @@ def prompting(known: Study, kept: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def folder_of(known: Study) -> Path:
+    """Return the folder of the dense checkpoint, or of its first variant that has one."""
+    return next((v.folder for v in known.variants if v.folder), Path())
+
+
 def launcher(known: Study) -> None:
     """Draw the choice of checkpoints and measures, the estimated cost and the button."""
     kept = state.take_settings("evaluate")
@@ -117,9 +128,9 @@ def launcher(known: Study) -> None:
     )  # fmt: skip
     problem, specs = "", {}
     try:
-        values = options(kept)
-        with st.expander("Device and precision"):
-            values |= widgets.fields(EvaluateSpec, ("device", "dtype"), kept)
+        values = options(kept, folder_of(known))
+        with st.expander("Short rows, device and precision"):
+            values |= widgets.fields(EvaluateSpec, ("join", "device", "dtype"), kept)
         if values["tasks"]:
             values |= prompting(known, kept)
         values["fresh"] = st.session_state.get("eval_fresh", False)
@@ -260,6 +271,13 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
         downloaded("flips.csv", rows)
 
 
+def default_pair(known: Study) -> str:
+    """Return the two texts that are compared if none are named."""
+    if default_text(folder_of(known)) == "demo":
+        return "demo: stories and instructions"
+    return "english,wikitext2"
+
+
 def calibration(known: Study) -> None:
     """Draw whether a ranking computed on one text transfers to another; offer that recipe."""
     st.subheader("Does the block ranking transfer to another dataset?")
@@ -276,8 +294,8 @@ def calibration(known: Study) -> None:
         downloaded("calibration.csv", rows)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         texts = st.text_input(
-            "Two datasets", key="grid_texts", placeholder="demo: stories and instructions",
-            help="A,B: each is used for calibration and for evaluation. Empty: the demo's two.",
+            "Two datasets", key="grid_texts", placeholder=default_pair(known),
+            help="A,B: each is used for calibration and for evaluation.",
         )  # fmt: skip
         pressed = st.button("Compare datasets", icon=":material/grid_on:", key="grid_start")
     try:

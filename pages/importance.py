@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
 from core.charts import importance as charts
+from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.findings import of_run
 from core.importance import command
@@ -24,7 +26,17 @@ from core.prune.score_results import (
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import chat_note, findings, frame, prune_pad, runs, say, state, widgets
+from core.ui import (
+    chat_note,
+    findings,
+    frame,
+    prune_pad,
+    runs,
+    say,
+    state,
+    text_choice,
+    widgets,
+)
 from core.ui.say import plain
 
 TABLES = tuple(
@@ -33,7 +45,7 @@ TABLES = tuple(
 """Tables that a run may have written, each offered for download."""
 
 
-def launcher(name: str) -> str:
+def launcher(name: str, info: CheckpointInfo) -> str:
     """Draw the settings, their estimated cost, the command and the button.
 
     Returns the id of the run to watch; empty if there is none.
@@ -43,6 +55,7 @@ def launcher(name: str) -> str:
     text = widgets.fields(
         command.ImportanceSpec, ("calibration", "samples", "length", "seed"), kept
     )
+    text_choice.offer("ImportanceSpec_calibration", Path(info.path))
     if chat_note.applies(name):
         text |= widgets.fields(command.ImportanceSpec, ("chat_template",), kept)
         st.caption(
@@ -50,8 +63,8 @@ def launcher(name: str) -> str:
             "by default; plain text stays as it is."
         )
     chosen = widgets.fields(command.ImportanceSpec, ("metrics",), kept)
-    with st.expander("Device and precision"):
-        where = widgets.fields(command.ImportanceSpec, ("device", "dtype"), kept)
+    with st.expander("Short rows, device and precision"):
+        where = widgets.fields(command.ImportanceSpec, ("join", "device", "dtype"), kept)
     values = {"checkpoint": name, **text, **chosen, **where}
     live = [r for r in state.workspace().runs("importance") if r.is_live]
     same = [r for r in live if r.spec.get("checkpoint") == name]
@@ -189,6 +202,8 @@ def results(record: RunRecord) -> None:
     tiles[1].metric("Predictions", f"{run.tokens:,}", border=True)
     tiles[2].metric("Time", f"{sum(run.seconds.values()):.1f} s", border=True)
     tiles[3].metric("Peak memory", f"{run.peak_memory_mib:,.0f} MiB", border=True)
+    if run.text.warning:
+        say.warning(run.text.warning)
     findings.show(of_run(record.path))
     values = [row.ppl for row in rows if row.ppl is not None]
     if len(values) == len(rows):
@@ -238,7 +253,7 @@ info = state.inspect(name)
 found = known.scored_runs(state.workspace(), info)
 opened = state.form_is_open("importance", not found)
 with st.expander("New run", expanded=opened, icon=":material/tune:"):
-    watched = launcher(name)
+    watched = launcher(name, info)
 runs.show(watched)
 if found:
     record = runs.pick("importance", found, "Results of", newest=watched, name=known.label_of)

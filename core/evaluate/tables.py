@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from core.evaluate import by_content, compare, suites
 from core.evaluate.by_content import Cell, Evaluated, Measure
 from core.evaluate.compare import Delta, Flip
-from core.evaluate.results import read_samples
+from core.evaluate.results import Summary, read_samples
 from core.runs.workspace import RunRecord, Workspace
 
 
@@ -65,7 +66,18 @@ def protocol_note(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]
     limits = sorted({m.limit for m in chosen if m.kind == "task" and m.limit is not None})
     limited = f", the first {', '.join(map(str, limits))} questions of each task" if limits else ""
     runs = len({c.run.id for c in cells})
-    return f"Measured on {', '.join(devices)} in {', '.join(dtypes)}, {runs} runs{limited}."
+    note = f"Measured on {', '.join(devices)} in {', '.join(dtypes)}, {runs} runs{limited}."
+    return " ".join([note, *_text_notes(cells)])
+
+
+def _text_notes(cells: Iterable[Any]) -> list[str]:
+    """Return what the runs record about their texts: rows skipped or joined, poor fit."""
+    found: dict[str, None] = {}
+    for path in dict.fromkeys(cell.run.path for cell in cells):
+        summary = Summary.read(path)
+        for text in summary.perplexity if summary else ():
+            found.update(dict.fromkeys(f"{Path(text.source).name}: {n}" for n in text.text.notes))
+    return list(found)
 
 
 def flip_rows(found: Iterable[Flip]) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def measured_on(found: Importance) -> str:
     return (
         f"Measured: {Path(found.calibration or '').name}, {found.samples} x {found.length} "
         f"tokens, seed {found.seed}, {found.device}, {found.dtype}."
+        + "".join(f" {note}" for note in found.text.notes)
     )
 
 

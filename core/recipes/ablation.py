@@ -29,7 +29,7 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 def sources(spec: RecipeSpec) -> tuple[str, tuple[str, ...]]:
     """Return the text to train on and the other texts: ``--data DATA[,OTHER]``."""
-    data, *other = (part.strip() for part in (spec.data or "demo").split(","))
+    data, *other = (part.strip() for part in texts.data_of(spec).split(","))
     return data, tuple(filter(None, other))
 
 

@@ -20,8 +20,8 @@ be inspected, repeated and built upon like any other run::
 
 A step that has finished with the same options is not run again, so a recipe that was cancelled,
 failed or was killed continues at that step. A step with an instant command (plan) writes its
-output to ``OUT/STEP/STEP.json``. Options on the recipe's own command line (device, dtype, seed) are
-passed to every step that has them, unless the step overrides them. No torch here.
+output to ``OUT/STEP/STEP.json``. Options on the recipe's own command line (device, dtype, seed,
+join) are passed to every step that has them, unless the step overrides them. No torch here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from core.runs.workspace import RunRecord, read_run
 POLL_S = 0.2
 SHARE = 100
 """Progress units of one step."""
-PASSED_ON = ("device", "dtype", "seed")
+PASSED_ON = ("device", "dtype", "seed", "join")
 """Options of the recipe that are passed to every step whose command has them."""
 
 Values = Mapping[str, Any]

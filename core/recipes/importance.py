@@ -7,7 +7,7 @@ import math
 from core.criteria import LABELS
 from core.importance.agreement import spearman
 from core.prune.score_results import Importance
-from core.recipes import parts
+from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 
@@ -18,7 +18,7 @@ OTHERS = ("taylor", "magnitude", "block_influence")
 
 def steps(spec: RecipeSpec) -> list[Step]:
     """One importance run with all metrics."""
-    return [parts.scored(spec, calibration=spec.data or "demo")]
+    return [parts.scored(spec, calibration=texts.data_of(spec))]
 
 
 def factors(chain: Chain) -> list[float]:

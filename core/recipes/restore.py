@@ -6,7 +6,7 @@ from typing import Any
 
 from core import words
 from core.prune.results import Pruning
-from core.recipes import parts, retraining
+from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
@@ -19,7 +19,7 @@ RATIO = 0.33
 def steps(spec: RecipeSpec) -> list[Step]:
     """Score, drop a third by perplexity, and train adapters on plain text."""
     return [
-        parts.scored(spec, calibration=spec.data or "demo"),
+        parts.scored(spec, calibration=texts.data_of(spec)),
         *parts.cut(spec, NAME, "ppl", ratio=spec.ratio or RATIO),
         Step(RETRAINED, "retrain", training),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 from core import words
 from core.checkpoint import locate
 from core.prune.results import Pruning
-from core.recipes import parts
+from core.recipes import parts, texts
 from core.recipes.chain import Chain, Step
 from core.recipes.spec import RecipeSpec
 from core.retrain.recovery import BEYOND, Recovery
@@ -30,7 +30,7 @@ def pruned_steps(spec: RecipeSpec) -> list[Step]:
         return []
     ratio = spec.ratio or QUARTER
     return [
-        parts.scored(spec, metrics=("ppl",), calibration="demo"),
+        parts.scored(spec, metrics=("ppl",), calibration="auto"),
         *parts.cut(spec, "pruned", "ppl", plan="plan", ratio=ratio),
     ]
 
@@ -55,7 +55,7 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
     return {
         "checkpoint": name,
         "method": method,
-        "data": chain.spec.data or "demo",
+        "data": texts.data_of(chain.spec),
         "steps": steps,
         "lr": RATES["small" if info.parameters < SMALL else "large"][method],
         "cutoff": min(256, info.context),

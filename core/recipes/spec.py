@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core import recipes
+from core.data.calibration import JOIN_HELP, JOINS
 from core.runs.spec import DeviceOptions, option
 
 
@@ -26,8 +27,10 @@ class RecipeSpec(DeviceOptions):
     data: str = option(
         "",
         help="Dataset for calibration, training and evaluation (as the recipe needs). One SOURCE "
-        "(some rows are held out) or TRAIN,EVAL.",
+        "(some rows are held out) or TRAIN,EVAL. Default: english, or the demo's stories for the "
+        "demo.",
     )
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     steps: int | None = option(None, help="Training steps, if the recipe trains.", low=1)
     same_layers: bool = option(
         False,

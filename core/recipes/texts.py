@@ -1,15 +1,18 @@
 """Which text a recipe calibrates and trains on, and which it evaluates on. No torch here.
 
-``--data`` is one SOURCE, part of which is held out for evaluation, or ``TRAIN,EVAL``. The demo and
-WikiText-2 have evaluation text of their own.
+``--data`` is one SOURCE, part of which is held out for evaluation, or ``TRAIN,EVAL``. The bundled
+texts and WikiText-2 have evaluation text of their own.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
+from core.checkpoint import locate
+from core.checkpoint.vocabulary import AUTO, text_of
 from core.data import sources
 from core.errors import InputError, OptionError
 from core.recipes.chain import Chain
@@ -18,6 +21,8 @@ from core.runs import workspace
 
 WIKITEXT2 = ("hub:Salesforce/wikitext/wikitext-2-raw-v1:train:text", "wikitext2")
 """Its training split, and its test split for evaluation."""
+REAL = ("english", "wikitext2")
+"""Two texts to compare on a real model."""
 INSTRUCTIONS, STORIES = "demo-instructions", "demo-stories"
 """What `split` takes besides SOURCEs: the questions of the demo world, and its text."""
 HELD = 200
@@ -25,13 +30,20 @@ HELD = 200
 SPLIT_SEED = 402
 
 
+def data_of(spec: RecipeSpec) -> str:
+    """Return ``--data``, by default the text that fits the checkpoint: demo or english."""
+    folder = locate.local_folder(spec.checkpoint) or Path(spec.checkpoint)
+    return text_of(spec.data, folder)
+
+
 def given_apart(spec: RecipeSpec) -> tuple[str, str] | None:
     """Return the SOURCEs to work on and to evaluate on; None if a single one is to be split.
 
     Raises `OptionError` if ``--data`` names more than two.
     """
-    if spec.data in ("", "demo"):
-        return "demo", "demo"  # its training, calibration and evaluation rows are disjoint
+    data = data_of(spec)
+    if data in sources.BUNDLED:
+        return data, data  # its calibration and evaluation rows are disjoint
     if spec.data == "wikitext2":
         return WIKITEXT2
     return two_sources(spec, "source", "TRAIN.jsonl,EVAL.txt") if "," in spec.data else None
@@ -43,9 +55,15 @@ def apart(chain: Chain) -> tuple[str, str]:
 
 
 def two_sources(spec: RecipeSpec, what: str, example: str) -> tuple[str, str] | None:
-    """Return the two of ``--data A,B``, or None for the default; raises `OptionError` otherwise."""
-    if spec.data in ("", "demo"):
+    """Return the two of ``--data A,B``, or None for the demo's two.
+
+    By default `REAL` for checkpoints that do not have the demo's vocabulary. Raises `OptionError`
+    if ``--data`` does not name two.
+    """
+    if data_of(spec) == "demo":
         return None
+    if spec.data in ("", AUTO):
+        return REAL
     found = [part.strip() for part in spec.data.split(",") if part.strip()]
     if len(found) != 2:
         raise OptionError(
@@ -77,6 +95,8 @@ def _rows(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         stories = (sources.text_rows("demo", use) for use in ("train", "heldout"))
         found, heldout = ([{"text": text} for text in texts] for texts in stories)
         return found, heldout[:HELD]
+    if source == "english":
+        return sources.rows_of(source, "train"), sources.rows_of(source, "heldout")
     rows = sources.rows_of(source, "train")
     if len(rows) < 2:
         raise InputError(

@@ -5,8 +5,12 @@ The options are in `core.retrain.spec.RetrainSpec`. This module does not import 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.checkpoint import locate
+from core.checkpoint.vocabulary import text_of
 from core.retrain.spec import RetrainSpec
 
 if TYPE_CHECKING:
@@ -19,11 +23,16 @@ def run(spec: RetrainSpec, run: Run) -> None:
     """Retrain inside a run directory."""
     from core.retrain.phases import retrain
 
-    retrain(spec, run)
+    retrain(_with_text(spec), run)
 
 
 def dry_run(spec: RetrainSpec) -> dict[str, Any]:
     """Return trainable parameters, memory needed and free, tokens and steps, without torch."""
     from core.retrain.estimate import estimate
 
-    return estimate(spec)
+    return estimate(_with_text(spec))
+
+
+def _with_text(spec: RetrainSpec) -> RetrainSpec:
+    folder = locate.local_folder(spec.checkpoint) or Path(spec.checkpoint)
+    return replace(spec, data=text_of(spec.data, folder))

@@ -13,6 +13,7 @@ from typing import Any
 
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
+from core.data.sources import BUNDLED
 from core.retrain import layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
@@ -40,7 +41,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     found = rows.prepare(spec, encoder, vocab=info.vocab, context=info.context, most=SAMPLE_ROWS)
     settings_of(spec, 1, info.parameters)  # checks the options before the work
     packs = sequences(found.train, layout_of(spec), spec.cutoff, spec.seed)
-    held_out = 0 if spec.holdout_data or spec.data == "demo" else len(found.heldout)
+    held_out = 0 if spec.holdout_data or spec.data in BUNDLED else len(found.heldout)
     available = found.source_rows - held_out
     scale = max(1.0, available / SAMPLE_ROWS)
     count = round(len(packs) * scale)

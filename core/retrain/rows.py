@@ -152,8 +152,8 @@ def prepare(
     kind = kind_of(spec, spec.data)
     raw, skipped = _raw(spec.data, kind, "train")
     total = len(raw)
-    if spec.holdout_data or spec.data == "demo":
-        source = spec.holdout_data or "demo"
+    if spec.holdout_data or spec.data in sources.BUNDLED:
+        source = spec.holdout_data or spec.data
         held_kind = kind_of(spec, source)
         held, _ = _raw(source, held_kind, "heldout")
         random.Random(HOLDOUT_SEED).shuffle(held)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from core.data.calibration import SOURCE_HELP
 from core.errors import OptionError
 from core.runs.spec import DeviceOptions, option
 
@@ -38,7 +39,7 @@ class RetrainSpec(DeviceOptions):
         help="lora: train small adapters; continued: train all weights on packed text; full: train "
         "all weights on the rows as they are.",
     )
-    data: str = option(help="demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.")
+    data: str = option(help=f"Text or instructions to train on: {SOURCE_HELP}")
     out: str = option(help="Run directory to write.")
     dense: str | None = option(
         None,

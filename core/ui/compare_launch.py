@@ -9,6 +9,7 @@ import streamlit as st
 
 from core import recipes
 from core.benchmark import command as benchmark
+from core.data.calibration import SOURCE_HELP
 from core.errors import DepthcutError, OptionError
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
@@ -90,10 +91,7 @@ def recipe_form(name: str) -> None:
     columns = st.columns(3, vertical_alignment="bottom")
     ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
     text = columns[1].text_input(
-        "Dataset",
-        "demo",
-        key="recipe_text",
-        help="For calibration and evaluation: demo, a file, or hub:NAME.",
+        "Dataset", "auto", key="recipe_text", help=f"For calibration and evaluation: {SOURCE_HELP}"
     )
     same = columns[2].toggle(
         "Restrict all methods to the same blocks",

@@ -23,7 +23,11 @@ def fields(spec_class: type, names: tuple[str, ...], start: dict[str, Any]) -> d
     """
     by_name = {f.name: f for f in dataclasses.fields(spec_class)}
     kept: dict[str, Any] = st.session_state.setdefault(f"kept_{spec_class.__name__}", {})
-    kept.update({name: value for name, value in start.items() if name in names})
+    for name in names:
+        if name in start:
+            kept[name] = start[name]
+            if isinstance(st.session_state.get(f"{spec_class.__name__}_{name}"), str):
+                del st.session_state[f"{spec_class.__name__}_{name}"]
     columns = st.columns(len(names))
     for name, column in zip(names, columns, strict=True):
         with column:
@@ -57,8 +61,9 @@ def _widget(spec_class: type, field: dataclasses.Field[Any], value: Any) -> Any:
         return st.checkbox(label, value=bool(start), key=key, help=about)
     if kind in (int, float) and not many:
         return _number(field, kind, start, title, key)
-    text = "" if start is None else show(start)
-    given = st.text_input(label, value=text, key=key, help=about)
+    if key not in st.session_state:
+        st.session_state[key] = "" if start is None else show(start)
+    given = st.text_input(label, key=key, help=about)
     if many:
         return tuple(part.strip() for part in given.split(",") if part.strip())
     return None if optional and not given.strip() else given

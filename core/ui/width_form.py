@@ -6,19 +6,21 @@ weights are loaded.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from core.checkpoint.headers import CheckpointInfo
+from core.data.calibration import SOURCE_HELP
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, say, state, widgets
+from core.ui import runs, say, state, text_choice, widgets
 from core.ui.say import plain
 from core.width import command, methods
 from core.width.command import WidthSpec
@@ -120,11 +122,8 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             **_keep("order", "first"),
         )
     if method.samples:
-        values["calibration"] = columns[2].text_input(
-            "Calibration",
-            help="demo, a .txt/.jsonl/.csv/.parquet file, or hub:NAME.",
-            **_keep("calibration", "demo"),
-        )
+        field = _keep("calibration", "auto")
+        values["calibration"] = columns[2].text_input("Calibration", help=SOURCE_HELP, **field)
         values["samples"] = columns[3].number_input(
             "Samples",
             1,
@@ -134,6 +133,7 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             "tokens, or all available rows if fewer.",
             **_keep("samples", None),
         )
+        text_choice.offer(field["key"], Path(info.path), then=field["on_change"])
     with st.expander("Device, precision and seed"):
         values |= widgets.fields(WidthSpec, ("device", "dtype", "seed"), {})
     return values

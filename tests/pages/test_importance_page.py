@@ -126,7 +126,7 @@ def test_what_was_not_measured_is_not_drawn(here, tiny_gqa, text):
 
 def test_no_metric_is_refused(here, tiny_gqa):
     page = open_page(tiny_gqa)
-    page.get("button_group")[0].set_value([]).run()
+    widget(page.get("button_group"), "Metrics").set_value([]).run()
     assert any("at least one metric" in e.value for e in page.error)
     assert widget(page.button, "Score the blocks").disabled
     assert here.runs() == []
@@ -144,3 +144,13 @@ def test_settings_used_again_are_seen_and_stay_so(here, tiny_gqa, text):
     widget(page.number_input, "Samples").set_value(2).run()
     assert widget(page.expander, "New run").proto.expanded
     assert here.runs()[0].path == out
+
+
+def test_a_text_is_chosen_with_one_click(here, tiny_gqa):
+    page = open_page(tiny_gqa)
+    offered = widget(page.get("button_group"), "Texts")
+    assert offered.options[0] == "auto (english)"
+    offered.set_value("C4 (needs the Hub)").run()
+    assert not page.exception
+    assert widget(page.text_input, "Calibration").value == "c4"
+    assert any("--calibration c4" in code.value for code in page.code)

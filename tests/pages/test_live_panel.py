@@ -114,10 +114,10 @@ def test_the_beginning_answers_first_and_each_says_how_much_it_is(fake, tiny_gqa
 
 def test_a_text_of_ones_own_is_kept_in_the_address_and_over_page_changes(fake, tiny_gqa):
     at = open_page(tiny_gqa, drop="1")
-    assert field(at).placeholder == "wikitext2"
+    assert field(at).placeholder == "english"
     field(at).set_value("mine.txt").run()
     settled(at)
-    assert fake.sources == {"wikitext2", "mine.txt"}
+    assert fake.sources == {"english", "mine.txt"}
     assert at.query_params["text"] in ("mine.txt", ["mine.txt"])
     at.switch_page("pages/importance.py").run()
     at.switch_page("pages/prune.py").run()
@@ -145,20 +145,20 @@ def test_a_bad_text_is_one_sentence_and_the_page_goes_on(fake, tiny_gqa):
     assert metrics(at)["Held-out text, without 1, 3"] == "12.5"
 
 
-def test_the_usual_text_is_the_demos_or_the_scores_own(fake, here, tiny_gqa, tmp_path):
+def test_the_usual_text_is_the_demos_or_english(fake, here, tiny_gqa, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("Ann sees the red ball.\n" * 50)
-    assert live_panel.usual_source(headers.inspect(CHECKPOINT), {"source": "x.txt"}) == "demo"
+    assert live_panel.usual_source(headers.inspect(CHECKPOINT)) == "demo"
     scored(here, tiny_gqa, mine)
     at = open_page(tiny_gqa, drop="1")
-    assert field(at).placeholder == str(mine)
-    assert fake.sources == {str(mine)}
+    assert field(at).placeholder == "english"
+    assert fake.sources == {str(mine), "english"}
     assert set(metrics(at)) == {
         "Calibration rows, without 1", "Held-out start, without 1", "Held-out text, without 1",
     }  # fmt: skip
     captions = " ".join(c.value for c in at.caption)
     assert "mine.txt (calibration, seed 7)" in captions
-    assert "mine.txt (same text as the scores)" in captions
+    assert "english (held out)" in captions
 
 
 def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
