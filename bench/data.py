@@ -16,7 +16,6 @@ import csv
 import gzip
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -40,6 +39,10 @@ class Words:
 
 def make(folder: Path, megabytes: int) -> list[Path]:
     """Write the same rows in every layout; return the files."""
+    kinds = ("jsonl", "jsonl.gz", "json", "csv", "parquet")
+    paths = [*(folder / f"rows.{kind}" for kind in kinds), folder / "saved"]
+    if all(path.exists() for path in paths):
+        return paths
     from core.data import english
 
     words = " ".join(english.documents("calibration")).split()
@@ -62,11 +65,17 @@ def make(folder: Path, megabytes: int) -> list[Path]:
         table.writerows([("text", "url"), *((text, "x") for text in texts)])
     import datasets
 
+    datasets.disable_progress_bars()
     found = datasets.Dataset.from_dict({"text": texts})
     found.to_parquet(str(folder / "rows.parquet"))
     found.save_to_disk(str(folder / "saved"))
-    return [lines, *(folder / f"rows.{kind}" for kind in ("jsonl.gz", "json", "csv", "parquet")),
-            folder / "saved"]  # fmt: skip
+    return paths
+
+
+def peak_mib() -> float:
+    """Return this process's peak memory (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(source: str, way: str) -> dict[str, Any]:
@@ -77,7 +86,7 @@ def measure(source: str, way: str) -> dict[str, Any]:
         import datasets  # noqa: F401  the library itself is not what is measured
     if source.endswith(".parquet"):
         import pyarrow.parquet  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     began = time.process_time()
     if way == "all rows":
         found: Any = len(sources.rows_of(source))
@@ -85,7 +94,7 @@ def measure(source: str, way: str) -> dict[str, Any]:
         found = calibration.sample(source, Words(), 10, 128, 1234).rows
     return {
         "seconds": time.process_time() - began,
-        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "mib": peak_mib() - before,
         "rows": hash(json.dumps(found)) if way == "all rows" else json.dumps(found),
     }
 

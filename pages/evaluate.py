@@ -44,12 +44,10 @@ def options(kept: dict[str, Any], dense: Path) -> dict[str, Any]:
     columns = st.columns([2, 1, 1])
     if "eval_texts" not in st.session_state or kept.get("perplexity"):
         st.session_state["eval_texts"] = ", ".join(kept.get("perplexity") or ("auto",))
-    with columns[0]:
-        texts = st.text_input(
-            "Perplexity of", key="eval_texts", help=f"{SOURCE_HELP} Several are separated by "
-            "commas. Empty: none.",
-        )  # fmt: skip
-        text_choice.offer("eval_texts", dense, many=True)
+    texts = columns[0].text_input(
+        "Perplexity of", key="eval_texts",
+        help=f"{SOURCE_HELP} Several are separated by commas. Empty: none.",
+    )  # fmt: skip
     window = columns[1].text_input(
         "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
         help="One or more, separated by commas. Published settings are 128 and 2048.",
@@ -60,6 +58,7 @@ def options(kept: dict[str, Any], dense: Path) -> dict[str, Any]:
         help="Once before the text, as the first token of every window, or extra: in front of "
         "every window, which then has one token more.",
     )  # fmt: skip
+    text_choice.offer("eval_texts", dense, many=True)
     columns = st.columns([2, 1, 1])
     offered = view.task_choices()
     wanted = [*(kept.get("tasks") or ())]
