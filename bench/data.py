@@ -3,7 +3,7 @@
     python -m bench.data [--megabytes 200] [--out FOLDER]
 
 The same text is stored as JSON lines, JSON array, CSV, gzip, Parquet and a saved dataset. In a
-process of its own each, ten rows of 128 tokens are drawn as importance draws them, and all rows are
+separate process each, ten rows of 128 tokens are drawn as importance draws them, and all rows are
 read into a list, as they once were for every run. Reported are the CPU seconds and the growth of
 the process's peak memory, and whether all files gave the same rows. Writes
 docs/results/data_bench.md.
@@ -100,7 +100,7 @@ def measure(source: str, way: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Make the files, measure each in processes of their own, write the page."""
+    """Make the files, measure each in a separate process, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--out", default="/tmp/depthcut-data")
