@@ -108,7 +108,7 @@ def table(reference: Losses, others: dict[str, Losses]) -> list[str]:
     ]
     for size in SIZES:
         for name, other in {"C4, other documents": None, **others}.items():
-            if len((other or reference)[0]) < (1 if other else 2) * size:
+            if len(reference[0]) < 2 * size or (other and len(other[0]) < size):
                 continue
             found = agreements(reference, other, size)
             cells = [f"{size} x {LENGTH}", name]
