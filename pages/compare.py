@@ -21,7 +21,7 @@ from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
-from core.ui import compare_launch, findings, frame, report, say, state
+from core.ui import compare_launch, export, findings, frame, report, say, state
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -245,6 +245,9 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
                 lambda: pd.Series(row.to_dict()).to_json(indent=2),
                 f"{found.label}.json", "application/json", on_click="ignore",
             )  # fmt: skip
+        if found.folder:
+            with st.expander("Runs in", icon=":material/dns:"):
+                export.runs_in(found.folder, "chosen")
 
 
 def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> None:

@@ -18,7 +18,7 @@ from core.prune.plan import default_protection
 from core.prune.prune_command import PruneSpec
 from core.runs import jobs
 from core.runs.dtypes import COMPUTED
-from core.ui import frame, live_panel, prune_cost, prune_pad, runs, say, state, width_form
+from core.ui import export, frame, live_panel, prune_cost, prune_pad, runs, say, state, width_form
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.say import plain
 
@@ -256,6 +256,7 @@ way = st.segmented_control(
 )
 if way == WAYS[1]:
     width_form.draw(name, info)
+    export.of_study(name, st.session_state.get("width_made", ""))
     st.stop()
 known, rows = live_panel.with_answers(scores_picker(pad, info))
 first, last = planner(pad, known)
@@ -283,4 +284,5 @@ else:
 curve_launcher(pad, known, name, first, last)
 comparison(pad, known, name, protected)
 creator(pad, known, name, first, last)
+export.of_study(name, pad.made)
 prune_pad.share(pad)

@@ -15,6 +15,7 @@ from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import (
     chat_note,
+    export,
     frame,
     prune_pad,
     retrain_live,
@@ -209,6 +210,7 @@ with one:
     record = runs.pick("retrain", made, "Run", newest=started, name=history.run_label)
     if record:
         retrain_live.show(record)
+        export.of_retrained(record)
 with several:
     if record:
         compare(made, record)

@@ -7,6 +7,7 @@ stock classes, or with its own `core.model.modeling_depthcut`; so foreign code i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from core.errors import CheckpointError
 
 MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
 """Saved beside the weights if the blocks have different shapes."""
+_EARLIER = ("3255af222125a55d5fad3db11903a74ae8c3f19d8f23be01e51a21033c0915b5",)
+"""SHA-256 of what earlier versions saved there."""
+PER_LAYER = "per_layer_config"
+"""transformers' own field for the sizes of single blocks: block -> fields that differ."""
 _CLASS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _CODE_KEYS = ("auto_map", "custom_pipelines")
 """Fields that name Python code for transformers to run."""
@@ -43,7 +48,19 @@ def without_code(value: Any) -> Any:
 
 
 def with_own_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``config`` naming no code but Depthcut's own, and that only if its blocks need it."""
+    """Return ``config`` naming no code but Depthcut's own, and that only if its blocks need it.
+
+    The blocks' sizes are then also given in transformers' own terms (`per_layer_config`).
+    """
+    result = _with_auto_map(config)
+    if families.is_custom(config):
+        result.pop(PER_LAYER, None)
+        if sizes := per_layer_config(config):
+            result[PER_LAYER] = sizes
+    return result
+
+
+def _with_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = without_code(config)
     if families.is_custom(config):
         name = class_name(families.of(config).name)
@@ -52,6 +69,25 @@ def with_own_code(config: Mapping[str, Any]) -> dict[str, Any]:
             "AutoModelForCausalLM": f"{MODELLING.stem}.{name}ForCausalLM",
         }
     return result
+
+
+def per_layer_config(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the blocks' sizes as transformers' configurations express them, by block number.
+
+    Since 5.24 they accept this field, but no stock LLaMA, Mistral or Qwen class builds blocks by
+    it: they refuse such a configuration. Once they do, the modelling code is not needed any more.
+    Biases of the output projections alone cannot be expressed, so with them this is empty: a class
+    that read only the sizes would leave the biases out.
+    """
+    added = any(config.get(field) for field in families.ADDED_BIAS.values())
+    if added or not families.is_custom(config) or not families.says_layer_shapes(config):
+        return {}
+    return {
+        str(block): {
+            name: families.layer_setting(config, name, block) for name in families.LAYER_FIELDS
+        }
+        for block in range(families.setting(config, "num_hidden_layers"))
+    }
 
 
 def copy(config: Mapping[str, Any], target: Path) -> bool:
@@ -75,7 +111,8 @@ def copy_config(source: Path, target: Path) -> None:
 def foreign(folder: Path) -> list[str]:
     """Return what a checkpoint brings of others' code: Python files, and configs that name code.
 
-    Only Depthcut's own file, byte for byte, with its own ``auto_map`` does not count.
+    Only Depthcut's own file, byte for byte as this or an earlier version wrote it, with its own
+    ``auto_map`` does not count.
     """
     files = [p.name for p in sorted(folder.glob("*.py")) if not _is_ours(p)]
     named = []
@@ -83,7 +120,7 @@ def foreign(folder: Path) -> list[str]:
         found = _read(folder / name)
         if isinstance(found, dict) and without_code(found) != found:
             try:
-                own = name == "config.json" and found == with_own_code(found)
+                own = name == "config.json" and found == _with_auto_map(found)
             except CheckpointError:  # a family that Depthcut does not know
                 own = False
             if not own:
@@ -95,7 +132,7 @@ def foreign(folder: Path) -> list[str]:
 def is_trusted(folder: Path) -> bool:
     """Whether loading with ``trust_remote_code=True`` is needed and runs Depthcut's own file only.
 
-    Whatever differs from the file that this version writes is foreign.
+    Whatever differs from the files that this version and earlier ones wrote is foreign.
     """
     own = folder / MODELLING.name
     config = _read(folder / "config.json")
@@ -105,7 +142,10 @@ def is_trusted(folder: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return path.name == MODELLING.name and path.read_bytes() == MODELLING.read_bytes()
+        content = path.read_bytes() if path.name == MODELLING.name else b""
+        return content == MODELLING.read_bytes() or (
+            hashlib.sha256(content).hexdigest() in _EARLIER
+        )
     except OSError:
         return False
 

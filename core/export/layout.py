@@ -1,11 +1,10 @@
 """Which tensors and hyperparameters a GGUF file of a checkpoint has; headers only, no torch.
 
-llama.cpp knows LLaMA, Mistral (as ``llama``), Qwen2 and Qwen3. These architectures give all blocks
-the same shape; only ``deci`` (Nemotron's) reads head counts and MLP widths as one number per block,
-so that is where blocks of individual shapes go. It rotates queries and keys as ``llama`` does, so
-their rows are reordered alike. transformers rotates the two halves of a head (``rotate_half``);
-llama.cpp's ``llama`` rotates neighbouring rows, so row i of the first half and row i of the second
-are stored next to each other. Its ``qwen2`` and ``qwen3`` rotate halves as transformers does.
+`core.checkpoint.llama_cpp` chooses the architecture. ``deci`` rotates queries and keys as ``llama``
+does, so their rows are reordered alike. transformers rotates the two halves of a head
+(``rotate_half``); llama.cpp's ``llama`` rotates neighbouring rows, so row i of the first half and
+row i of the second are stored next to each other. Its ``qwen2`` and ``qwen3`` rotate halves as
+transformers does.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.checkpoint import contents, families
+from core.checkpoint import contents, families, llama_cpp
 from core.checkpoint.headers import TensorIndex
+from core.checkpoint.llama_cpp import BlockSizes
 from core.errors import CheckpointError
 from core.export import rope
 
@@ -29,7 +29,6 @@ _QUANT_BYTES = 34
 _BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 ALIGNMENT = 32
 """Bytes; every tensor of a GGUF file starts at a multiple."""
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _INTERLEAVED = ("llama", "deci")
 """Architectures that rotate neighbouring rows."""
 _READABLE = ("float32", "float16", "bfloat16", "float64")
@@ -51,8 +50,6 @@ _MODULES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_STOCK_BIAS = {"qwen2": ("attn_q", "attn_k", "attn_v"), "qwen3": ()}
-"""Projections whose bias llama.cpp's architecture reads; llama and deci read all of them."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,9 @@ def plan(config: Mapping[str, Any], index: TensorIndex | None, kind: Type) -> La
             f"The weights are stored as {unreadable[0]}, which cannot be converted.",
             "Give a checkpoint in bfloat16, float16 or float32.",
         )
-    _check_activation(config)
-    blocks = list(_blocks(config, used))
-    architecture, why = _architecture(config, used, blocks)
+    llama_cpp.check_activation(config)
+    blocks = llama_cpp.sizes(config, used)
+    architecture, why = llama_cpp.architecture(config, used)
     rotary = rope.read(config, architecture)
     tensors = tuple(_tensors(used, kind, architecture, blocks))
     if rotary.factors:
@@ -137,70 +134,6 @@ def default_type(dtype: str) -> Type:
     return "bf16" if dtype == "bfloat16" else "f16"
 
 
-# ------------------------------------------------------------------------------------ architecture
-
-
-@dataclass(frozen=True)
-class _Block:
-    heads: int
-    kv_heads: int
-    neurons: int
-
-
-def _blocks(config: Mapping[str, Any], used: Mapping[str, families.Shape]) -> Iterator[_Block]:
-    width = families.setting(config, "head_dim")
-    for block in range(families.setting(config, "num_hidden_layers")):
-        prefix = f"model.layers.{block}."
-        yield _Block(
-            used[prefix + "self_attn.q_proj.weight"][0] // width,
-            used[prefix + "self_attn.k_proj.weight"][0] // width,
-            used[prefix + "mlp.gate_proj.weight"][0],
-        )
-
-
-def _architecture(
-    config: Mapping[str, Any], used: Mapping[str, families.Shape], blocks: Sequence[_Block]
-) -> tuple[str, str]:
-    """Return llama.cpp's architecture, and why it is deci (empty if it is not)."""
-    family = families.of(config)
-    stock = _ARCHITECTURES[family.name]
-    why = _why_deci(stock, used, blocks)
-    if not why:
-        return stock, ""
-    if family.qk_norm:
-        raise CheckpointError(
-            f"llama.cpp cannot run this variant: {why}, and its only architecture for that (deci) "
-            f"has no norms on queries and keys, which {family.label} needs.",
-            "Export a depth-pruned variant, or one whose blocks all have the same shape.",
-        )
-    return "deci", why
-
-
-def _why_deci(stock: str, used: Mapping[str, families.Shape], blocks: Sequence[_Block]) -> str:
-    for what, sizes in (
-        ("query heads", {b.heads for b in blocks}),
-        ("key/value heads", {b.kv_heads for b in blocks}),
-        ("MLP neurons", {b.neurons for b in blocks}),
-    ):
-        if len(sizes) > 1:
-            return f"its blocks have {min(sizes):,} to {max(sizes):,} {what}"
-    read = _STOCK_BIAS.get(stock)
-    biased = {_name(n).split(".")[2] for n in used if n.endswith(".bias")}
-    added = sorted(biased - set(read)) if read is not None else []
-    if added:
-        return f"its {', '.join(added)} have biases, which architecture {stock} does not read"
-    return ""
-
-
-def _check_activation(config: Mapping[str, Any]) -> None:
-    name = config.get("hidden_act") or "silu"
-    if name not in ("silu", "swish"):
-        raise CheckpointError(
-            f"llama.cpp computes these families with the activation silu, not {name}.",
-            "This checkpoint cannot be exported to GGUF.",
-        )
-
-
 # ----------------------------------------------------------------------------------------- tensors
 
 
@@ -214,7 +147,7 @@ def _name(source: str) -> str:
 
 
 def _tensors(
-    used: Mapping[str, families.Shape], kind: Type, architecture: str, blocks: Sequence[_Block]
+    used: Mapping[str, families.Shape], kind: Type, architecture: str, blocks: Sequence[BlockSizes]
 ) -> Iterator[OutTensor]:
     for source in sorted(used, key=_place):
         shape, name = used[source], _name(source)
@@ -254,7 +187,7 @@ def _row_notes(tensors: Sequence[OutTensor], kind: Type) -> list[str]:
 
 
 def _values(
-    config: Mapping[str, Any], architecture: str, blocks: Sequence[_Block]
+    config: Mapping[str, Any], architecture: str, blocks: Sequence[BlockSizes]
 ) -> dict[str, Any]:
     def sizes(numbers: list[int]) -> int | list[int]:
         return numbers if architecture == "deci" else numbers[0]

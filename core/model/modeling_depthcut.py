@@ -13,6 +13,9 @@ The configuration is the unpruned family's, with these additional fields:
     One number per block. The fields without ``layer_`` keep the unpruned sizes.
 ``o_bias``, ``down_bias``
     The output projections of attention and MLP have a bias (FLAP's compensation).
+``per_layer_config``
+    The sizes again, in transformers' own form; not read here. It is left out with added biases,
+    which it cannot express.
 
 Attention, masks, rotary phases and the cache come from the family's stock classes: only the sizes
 of the linear layers differ.
@@ -40,25 +43,37 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 
-class DepthcutLlamaConfig(LlamaConfig):
+class _OwnSizes:
+    """Keeps transformers from reading ``per_layer_config``, which repeats the sizes of the blocks.
+
+    It would make the fields without ``layer_`` unreadable, and the stock classes read those.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take the other fields."""
+        kwargs.pop("per_layer_config", None)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+
+class DepthcutLlamaConfig(_OwnSizes, LlamaConfig):
     """LLaMA's configuration, with the sizes of every block."""
 
     model_type = "depthcut_llama"
 
 
-class DepthcutMistralConfig(MistralConfig):
+class DepthcutMistralConfig(_OwnSizes, MistralConfig):
     """Mistral's configuration, with the sizes of every block."""
 
     model_type = "depthcut_mistral"
 
 
-class DepthcutQwen2Config(Qwen2Config):
+class DepthcutQwen2Config(_OwnSizes, Qwen2Config):
     """Qwen2's configuration, with the sizes of every block."""
 
     model_type = "depthcut_qwen2"
 
 
-class DepthcutQwen3Config(Qwen3Config):
+class DepthcutQwen3Config(_OwnSizes, Qwen3Config):
     """Qwen3's configuration, with the sizes of every block."""
 
     model_type = "depthcut_qwen3"

@@ -78,7 +78,7 @@ def prune(
         _write_weights(folder, partial, parts, progress)
         staging.copy_companions(folder, partial, progress)
         custom = own_code.copy(config, partial)
-        card = model_card.depth_card(record, custom_code=custom, imported=info.imported)
+        card = model_card.depth_card(record, config, custom_code=custom, imported=info.imported)
         staging.write(partial / "README.md", card)
         staging.write(partial / Pruning.FILE, record.to_text())
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")

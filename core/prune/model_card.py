@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from core.checkpoint import engines
 from core.checkpoint.imported import Imported
 from core.checkpoint.own_code import MODELLING
 from core.prune.results import Pruning
@@ -13,13 +15,17 @@ _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
 def depth_card(
-    record: Pruning, *, custom_code: bool = False, imported: Imported | None = None
+    record: Pruning,
+    config: Mapping[str, Any],
+    *,
+    custom_code: bool = False,
+    imported: Imported | None = None,
 ) -> str:
     """Return the model card of a depth-pruned checkpoint.
 
-    ``record`` is the content of pruning.json (see `core.prune.depth`); ``custom_code`` means that
-    the checkpoint comes with Depthcut's own modelling code, and with no other. ``imported`` is the
-    source's import.json.
+    ``record`` is the content of pruning.json (see `core.prune.depth`), ``config`` the variant's
+    config.json; ``custom_code`` means that the checkpoint comes with Depthcut's own modelling code,
+    and with no other. ``imported`` is the source's import.json.
     """
     criterion = record.criterion or "chosen by hand"
     lines = [
@@ -40,6 +46,7 @@ def depth_card(
         *origin(imported),
         "",
         *loading(custom_code),
+        *runs_in(config),
     ]
     return "\n".join(lines)
 
@@ -82,6 +89,24 @@ def loading(custom_code: bool) -> list[str]:
         "pruning.json records this cut and any earlier ones.",
         "",
     ]
+
+
+def runs_in(config: Mapping[str, Any]) -> list[str]:
+    """Return the section on which programs run the checkpoint with this config.json."""
+    found = engines.rows(config)
+    lines = ["## Runs in", "", "| program | runs | why | basis |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row.engine} | {row.runs} | {row.why} | {row.basis} |" for row in found]
+    lines += [
+        "",
+        "The basis of each answer is either Depthcut's tests, on small models with blocks of this "
+        "kind, or the program's documentation; then it was not tried.",
+        "",
+        "```",
+    ]
+    for row in found:
+        if row.command and row.language == "bash":
+            lines += [f"# {row.engine}", *row.command.splitlines()]
+    return [*lines, "```", "", "`python -m core` runs in a checkout of Depthcut.", ""]
 
 
 def front_matter(base: str, kind: str) -> list[str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
 from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
 from core.model.precision import dtype_name
-from core.retrain import batches, diagnostics, weights
+from core.prune.results import Pruning
+from core.retrain import batches, diagnostics, model_card, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
@@ -190,6 +191,14 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
             rows=session.rows.heldout,
             device=session.device,
             compute=session.precision.compute,
+            card=lambda config, custom: model_card.merged_card(
+                spec,
+                config,
+                steps=steps,
+                pruning=Pruning.read(session.folder),
+                custom_code=custom,
+                imported=session.info.imported,
+            ),
         )
         session.progress.log(
             f"merged/ is {merged.dtype}; its logits differ by at most "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,14 @@ def merge_and_save(
     rows: Sequence[Row],
     device: torch.device,
     compute: torch.dtype | None,
+    card: Callable[[Mapping[str, Any], bool], str] | None = None,
 ) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
     ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
     the precision of the training and then rounded once to ``dtype``. For the measurement,
-    transformers loads the written folder again.
+    transformers loads the written folder again. ``card`` makes the model card of the config and
+    whether the checkpoint comes with Depthcut's modelling code.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
@@ -134,7 +136,9 @@ def merge_and_save(
         config = target / "config.json"
         own = own_code.with_own_code(json.loads(config.read_text(encoding="utf-8")))
         config.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        own_code.copy(own, target)
+        custom = own_code.copy(own, target)
+        if card:
+            (target / "README.md").write_text(card(own, custom), encoding="utf-8")
         headers.inspect(target, allow_config_only=False)
 
     replace_folder(folder, write)

@@ -32,7 +32,7 @@ def pruned_config(
     if biases:
         added = dict.fromkeys(added, True)
     family = families.of(config)
-    own = [*families.LAYER_FIELDS.values(), *families.ADDED_BIAS.values()]
+    own = [*families.LAYER_FIELDS.values(), *families.ADDED_BIAS.values(), own_code.PER_LAYER]
     clean = own_code.without_code(config)
     result = {key: copy.deepcopy(value) for key, value in clean.items() if key not in own}
     result["head_dim"] = units[0].head_dim

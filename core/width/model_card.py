@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from core.checkpoint.imported import Imported
-from core.prune.model_card import front_matter, loading, origin, parameters
+from core.prune.model_card import front_matter, loading, origin, parameters, runs_in
 from core.width.results import WidthPruning
 
 
 def width_card(
-    record: WidthPruning, *, custom_code: bool = False, imported: Imported | None = None
+    record: WidthPruning,
+    config: Mapping[str, Any],
+    *,
+    custom_code: bool = False,
+    imported: Imported | None = None,
 ) -> str:
     """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
     text = record.calibration
@@ -40,5 +47,6 @@ def width_card(
         f"| what each block keeps | {'; '.join(kept)} |",
         "",
         *loading(custom_code),
+        *runs_in(config),
     ]
     return "\n".join(lines)

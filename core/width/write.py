@@ -52,7 +52,7 @@ def write(
         _write_weights(folder, partial, plan, selection, progress)
         staging.copy_companions(folder, partial, progress)
         custom = own_code.copy(config, partial)
-        card = width_card(record, custom_code=custom, imported=plan.info.imported)
+        card = width_card(record, config, custom_code=custom, imported=plan.info.imported)
         staging.write(partial / "README.md", card)
         staging.write(partial / WidthPruning.FILE, record.to_text())
         staging.write(partial / "config.json", json.dumps(config, indent=2) + "\n")
