@@ -74,8 +74,8 @@ def _with_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
 def per_layer_config(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return the blocks' sizes as transformers' configurations express them, by block number.
 
-    Since 5.24 they accept this field, but no stock LLaMA, Mistral or Qwen class builds blocks by
-    it: they refuse such a configuration. Once they do, the modelling code is not needed any more.
+    transformers 5.24 has this field, but its LLaMA, Mistral and Qwen classes do not build blocks by
+    it: they raise an error. Once they do build them, the modelling code is no longer needed.
     Biases of the output projections alone cannot be expressed, so with them this is empty: a class
     that read only the sizes would leave the biases out.
     """

@@ -1,0 +1,88 @@
+"""Where a variant runs, and its export, on the Prune, Compare and Retrain pages."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core.__main__ import main
+from core.checkpoint import engines, locate
+from core.export import formats
+from core.runs.workspace import read_run
+from core.words import size
+
+APP = str(Path(__file__).parents[2] / "app.py")
+
+
+@pytest.fixture
+def pruned(here, tiny_gqa):
+    out = here.root / "cut"
+    assert main(["prune", str(tiny_gqa), "--drop", "1,3", "--out", str(out)]) == 0
+    return out
+
+
+def open_page(name, tiny_gqa, **query):
+    page = AppTest.from_file(APP, default_timeout=90).switch_page(f"pages/{name}.py")
+    for key, value in {"model": str(tiny_gqa), **query}.items():
+        page.query_params[key] = value
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def widget(found, key):
+    return next(w for w in found if w.key == key)
+
+
+def programs(page):
+    return next(t.value for t in page.table if t.value.index.name == "program")
+
+
+def command(page, start):
+    return next(c.value for c in page.code if c.value.startswith(start))
+
+
+def test_a_variant_is_exported_and_offered_for_download(here, pruned, tiny_gqa):
+    page = open_page("prune", tiny_gqa)
+    rows = engines.rows(locate.at(pruned).config)
+    assert list(programs(page).index) == [row.engine for row in rows]
+    assert list(programs(page)["runs"]) == ["yes"] * len(rows)
+    widget(page.selectbox, "engine_cut").set_value("vLLM").run()
+    assert command(page, "vllm") == f"vllm serve {pruned}"
+
+    kinds = widget(page.get("button_group"), "type_cut")
+    wanted = formats.formats(locate.at(pruned))[0].bytes
+    assert [o.content for o in kinds.proto.options] == [f"{k}: {size(b)}" for k, b in wanted.items()]
+    widget(page.get("button_group"), "type_cut").set_value("q8_0")
+    page.run()
+    assert f"export {pruned} --format gguf --type q8_0" in command(page, "python -m core export")
+    widget(page.button, "start_cut").click().run()
+    assert not page.exception, page.exception
+    (record,) = here.runs("export")
+    deadline = time.monotonic() + 60
+    while read_run(record.path).is_live:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    page.run()
+    (file,) = record.path.glob("*.gguf")
+    assert file.name == "cut-q8_0.gguf"
+    assert str(file) in [c.value for c in page.code]
+    labels = [b.proto.label for b in page.get("download_button")]
+    assert f"cut-q8_0.gguf ({size(file.stat().st_size)})" in labels
+
+
+def test_what_is_not_possible_says_why(pruned, tiny_gqa):
+    page = open_page("prune", tiny_gqa)
+    widget(page.get("button_group"), "format_cut").set_value("hub")
+    page.run()
+    assert any("--repo, which is missing" in box.value for box in page.info)
+    assert widget(page.button, "start_cut").disabled
+    widget(page.text_input, "repo_cut").set_value("me/smaller").run()
+    assert "--repo me/smaller" in command(page, "python -m core export")
+    assert not widget(page.button, "start_cut").disabled
+    (pruned / "pruning.json").unlink()
+    page = open_page("retrain", tiny_gqa)
+    assert not [b for b in page.button if (b.key or "").startswith("start_")]
