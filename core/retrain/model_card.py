@@ -1,4 +1,4 @@
-"""The README.md beside a merged checkpoint: what it is, how it was trained, and where it runs."""
+"""The README.md beside a merged checkpoint: what it is, how it was trained, what runs it."""
 
 from __future__ import annotations
 

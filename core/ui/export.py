@@ -1,4 +1,4 @@
-"""The Export section of a variant: where it runs, and files of it for other programs."""
+"""The Export section of a variant: programs that run it, and files of it for them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from core.export.command import ExportSpec
 from core.export.formats import Format
 from core.export.layout import default_type
 from core.export.results import Export
+from core.retrain.spec import RetrainSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
@@ -98,13 +99,22 @@ def _of_adapter(record: RunRecord, adapter: Path) -> None:
             rank = rank if isinstance(rank, int) else 16
             table(engines.of_adapter(config, str(folder.absolute()), str(adapter), rank), record.id)
     with st.expander("Export", icon=":material/ios_share:", key=f"export_{record.id}"):
-        st.markdown(
+        st.caption(
             "An adapter alone cannot be exported: files for other programs hold whole weights. "
-            "Retrain with **Merge**, which also writes the checkpoint with the adapter added."
+            "Retraining with --merge also writes the checkpoint with the adapter added."
         )
-        if st.button("Use these settings with Merge", key=f"merge_{record.id}"):
-            state.use_settings(record, merge=True)
-            st.rerun()
+        values = {k: v for k, v in record.spec.items() if k != "out"} | {"merge": True}
+        try:
+            spec = build(RetrainSpec, {**values, "out": "DIR"})
+        except DepthcutError as error:
+            say.error(str(error))
+            return
+        st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
+        if st.button("Retrain again with --merge", key=f"merge_{record.id}"):
+            started = runs.launch_once("retrain", values)
+            if started:
+                st.session_state["retrain_started"] = started.id
+                st.rerun()
 
 
 # -------------------------------------------------------------------------------------- Runs in
@@ -153,7 +163,7 @@ def _form(checkpoint: Checkpoint, found: dict[str, Format], key: str) -> None:
         default="gguf",
         key=f"format_{key}",
         required=True,
-        format_func=lambda f: _SHORT.get(f, f),
+        format_func=lambda f: plain(_SHORT.get(f, f)),
     )
     kind = found[str(name)]
     values: dict[str, Any] = {"checkpoint": str(checkpoint.folder.absolute()), "format": name}
@@ -181,7 +191,7 @@ def _gguf(checkpoint: Checkpoint, kind: Format, key: str) -> dict[str, Any]:
         default=default_type(checkpoint.info.dtype),
         key=f"type_{key}",
         required=True,
-        format_func=lambda t: f"{t}: {size(kind.bytes[t])}",
+        format_func=lambda t: plain(f"{t}: {size(kind.bytes[t])}"),
         help="q8_0 has 8 bits a weight, in groups of 32 with one scale; it hardly changes quality.",
     )
     about = f"Architecture {kind.architecture}"

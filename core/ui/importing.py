@@ -90,7 +90,8 @@ def offer() -> None:
     with st.container(border=True):
         st.markdown(
             f"{code(header.path.name)}: {plain(header.architecture)}, "
-            f"{config['num_hidden_layers']} blocks, stored as {plain(', '.join(header.storage))}. "
+            f"{config['num_hidden_layers']:d} blocks, "
+            f"stored as {plain(', '.join(header.storage))}. "
             "An import widens it to bfloat16 and writes a checkpoint into the workspace."
         )
         if st.button("Import it", key="import_it", type="primary", icon=":material/download:"):

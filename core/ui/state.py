@@ -139,9 +139,9 @@ def describe(name: str) -> CheckpointInfo:
     return locate.open(name, need="headers").info
 
 
-def use_settings(record: RunRecord, **changes: Any) -> None:
-    """Keep a run's settings, with ``changes``, for the page that launches such runs."""
-    st.session_state[_SETTINGS] = {**settings_kept(), record.command: {**record.spec, **changes}}
+def use_settings(record: RunRecord) -> None:
+    """Keep a run's settings for the page that launches such runs."""
+    st.session_state[_SETTINGS] = {**settings_kept(), record.command: dict(record.spec)}
     name = record.spec.get("checkpoint")
     if name:
         set_checkpoint(str(name))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+import study_helpers
 from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
@@ -55,7 +57,9 @@ def test_a_variant_is_exported_and_offered_for_download(here, pruned, tiny_gqa):
 
     kinds = widget(page.get("button_group"), "type_cut")
     wanted = formats.formats(locate.at(pruned))[0].bytes
-    assert [o.content for o in kinds.proto.options] == [f"{k}: {size(b)}" for k, b in wanted.items()]
+    assert [o.content for o in kinds.proto.options] == [
+        f"{k}: {size(b)}" for k, b in wanted.items()
+    ]
     widget(page.get("button_group"), "type_cut").set_value("q8_0")
     page.run()
     assert f"export {pruned} --format gguf --type q8_0" in command(page, "python -m core export")
@@ -83,6 +87,37 @@ def test_what_is_not_possible_says_why(pruned, tiny_gqa):
     widget(page.text_input, "repo_cut").set_value("me/smaller").run()
     assert "--repo me/smaller" in command(page, "python -m core export")
     assert not widget(page.button, "start_cut").disabled
-    (pruned / "pruning.json").unlink()
-    page = open_page("retrain", tiny_gqa)
-    assert not [b for b in page.button if (b.key or "").startswith("start_")]
+
+
+def test_a_retraining_is_exported_once_merged(here, pruned, tiny_gqa):
+    folder = study_helpers.run(
+        here.root,
+        "tuned",
+        "retrain",
+        1.0,
+        checkpoint=str(pruned),
+        data="demo",
+        method="lora",
+        rank=8,
+    )
+    (folder / "adapter").mkdir()
+    page = open_page("retrain", tiny_gqa, run="tuned")
+    found = programs(page)
+    assert list(found.index[found["runs"] == "yes"]) == ["transformers with peft", "vLLM", "SGLang"]
+    assert not [b for b in page.button if b.key == "start_tuned"]
+    again = [c.value for c in page.code if " retrain " in c.value]
+    assert sum("--merge" in line for line in again) == 1
+    assert widget(page.button, "merge_tuned").label == "Retrain again with --merge"
+    shutil.copytree(pruned, folder / "merged", ignore=shutil.ignore_patterns(".run"))
+    page = open_page("retrain", tiny_gqa, run="tuned")
+    assert not widget(page.button, "start_tuned").disabled
+    assert f"export {folder / 'merged'} --format gguf" in command(page, "python -m core export")
+
+
+def test_the_compare_page_shows_where_a_point_runs(here, pruned, tiny_gqa):
+    study_helpers.benchmark(
+        here.root, "bench", 2.0, {"cut": str(pruned)},
+        [{"id": "cut", "name": "cut", "batch_size": 1, "input_tokens": 12, "output_tokens": 8}],
+    )  # fmt: skip
+    page = open_page("compare", tiny_gqa, point="cut")
+    assert "vLLM" in programs(page).index
