@@ -19,7 +19,7 @@ from core.checkpoint.traits import Traits
 Answer = Literal["yes", "with code", "no"]
 PLACEHOLDER = "PATH_OF_THIS_FOLDER"
 """Stands for the folder in a model card, which is moved together with it."""
-TESTED, DOCUMENTED = "Depthcut's tests", "its documentation"
+TESTED, DOCUMENTED = "tested", "documented"
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts as --max-lora-rank."""
 

@@ -98,8 +98,8 @@ def runs_in(config: Mapping[str, Any]) -> list[str]:
     lines += [f"| {row.engine} | {row.runs} | {row.why} | {row.basis} |" for row in found]
     lines += [
         "",
-        "The basis of each answer is either Depthcut's tests, on small models with blocks of this "
-        "kind, or the program's documentation; then it was not tried.",
+        "tested: Depthcut's tests run small models with blocks of this kind. documented: by the "
+        "program's documentation; not tried.",
         "",
         "```",
     ]

@@ -143,8 +143,8 @@ def table(rows: tuple[Row, ...], key: str) -> None:
     shown = [{"program": r.engine, "runs": r.runs, "why": r.why, "basis": r.basis} for r in rows]
     say.table(pd.DataFrame(shown).set_index("program"))
     st.caption(
-        "Basis: Depthcut's tests run small models with blocks of this kind; all else follows the "
-        "program's documentation and was not tried here."
+        "tested: Depthcut's tests run small models with blocks of this kind. documented: by the "
+        "program's documentation; not tried here."
     )
     able = {r.engine: r for r in rows if r.command}
     chosen = st.selectbox("Command for", list(able), key=f"engine_{key}", format_func=plain)
