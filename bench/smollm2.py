@@ -80,8 +80,7 @@ class Proof:
 
     def checkpoint(self, name: str) -> Path:
         if name == "dense":
-            return Path(locate.open("smollm2" if not self.args.checkpoint else self.args.checkpoint)
-                        .folder)  # fmt: skip
+            return Path(self.args.checkpoint or self.at("smollm2")).resolve()
         return self.at(name) / "merged" if name.startswith("lora-") else self.at(name)
 
     def run(self, name: str, *argv: str) -> bool:
@@ -396,7 +395,6 @@ def main() -> None:
     proof = Proof(args.folder, args)
     if not args.checkpoint:
         proof.run("smollm2", "import", "smollm2")
-        args.checkpoint = str(proof.at("smollm2"))
     for name in STEPS:
         if name in args.only.split(","):
             STEPS[name](proof)
