@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,30 @@ def source_of(folder: Path) -> str:
 
 
 def has_template(folder: Path | None) -> bool:
-    """Whether the tokenizer in ``folder`` has a chat template; False if that cannot be read."""
+    """Whether the tokenizer in ``folder`` has a chat template; False if that cannot be read.
+
+    Files are read once for each state of them: pages ask whenever they are drawn.
+    """
+    if folder is None:
+        return False
+    states = tuple(_state(folder / name) for name in (FILE, "tokenizer_config.json"))
+    return any(states) and _has_template(folder, states)
+
+
+@lru_cache(maxsize=256)
+def _has_template(folder: Path, _: tuple[tuple[int, int] | None, ...]) -> bool:
     with suppress(CheckpointError, OSError):
-        return folder is not None and bool(source_of(folder))
+        return bool(source_of(folder))
     return False
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return a file's modification time and size, None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.checkpoint import chat
 from core.checkpoint.locate import local_folder
+from core.ui.say import plain
 
 
 def applies(name: str) -> bool:
@@ -16,4 +17,4 @@ def applies(name: str) -> bool:
 def draw(name: str, text: str) -> None:
     """Draw ``text`` as a caption if the checkpoint's tokenizer has a chat template."""
     if applies(name):
-        st.caption(text)
+        st.caption(plain(text))

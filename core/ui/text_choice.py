@@ -29,10 +29,10 @@ def offer(
     is called after the change.
     """
     usual, offered = default_text(folder), f"{key}_offered"
-    labels = {plain(label.format(usual)): name for name, label in TEXTS.items()}
+    labels = {name: label.format(usual) for name, label in TEXTS.items()}
 
     def take() -> None:
-        picked = labels.get(st.session_state[offered])
+        picked = st.session_state[offered]
         st.session_state[offered] = None
         if picked is None:
             return
@@ -41,4 +41,11 @@ def offer(
         st.session_state[key] = ", ".join(dict.fromkeys([*names, picked]))
         then()
 
-    st.pills("Texts", list(labels), key=offered, on_change=take, label_visibility="collapsed")
+    st.pills(
+        "Texts",
+        list(labels),
+        format_func=lambda name: plain(labels[name]),
+        key=offered,
+        on_change=take,
+        label_visibility="collapsed",
+    )

@@ -232,7 +232,14 @@ def test_task_differences_carry_the_error_of_both(lab, tmp_path):
     text = report(tmp_path, dense)
     row = re.search(r"<tr><td>piqa</td><td>PPL\+ \d+%</td>.*?</tr>", text)[0]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells[3:] == ["0.513", "0.03", "0.003", f"{(2 * 0.03**2) ** 0.5:.4g}", "40"]
+    assert cells[3:] == [
+        "as the task says",
+        "0.513",
+        "0.03",
+        "0.003",
+        f"{(2 * 0.03**2) ** 0.5:.4g}",
+        "40",
+    ]
 
 
 def test_commands_come_oldest_first_and_ready_to_paste(lab):
