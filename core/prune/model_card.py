@@ -101,12 +101,21 @@ def runs_in(config: Mapping[str, Any]) -> list[str]:
         "tested: Depthcut's tests run small models with blocks of this kind. documented: by the "
         "program's documentation; not tried.",
         "",
-        "```",
     ]
+    commands: list[str] = []
     for row in found:
         if row.command and row.language == "bash":
-            lines += [f"# {row.engine}", *row.command.splitlines()]
-    return [*lines, "```", "", "`python -m core` runs in a checkout of Depthcut.", ""]
+            commands += [f"# {row.engine}", *row.command.splitlines()]
+    if commands:
+        lines += [
+            "```",
+            *commands,
+            "```",
+            "",
+            "`python -m core` runs in a checkout of Depthcut.",
+            "",
+        ]
+    return lines
 
 
 def front_matter(base: str, kind: str) -> list[str]:
