@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.checkpoint import headers, locate
 from core.checkpoint.locate import Checkpoint
 from core.errors import CheckpointError
-from core.export import gguf_file, mergekit, push
+from core.export import gguf_file, layout, mergekit, push
 from core.export.layout import TYPES
 
 KEPT = 512
@@ -66,16 +66,18 @@ def _formats(folder: Path, state: headers.FileState) -> tuple[Format, ...]:
 
 def _gguf(checkpoint: Checkpoint) -> Format:
     try:
-        found = {kind: gguf_file.describe(checkpoint, kind, light=True) for kind in TYPES}
+        one = gguf_file.describe(checkpoint, TYPES[0], light=True)
+        # reading the tokenizer takes longest, and all types have the same
+        layouts = {kind: layout.plan(checkpoint.config, one.index, kind) for kind in TYPES}
     except CheckpointError as error:
         return Format("gguf", LABELS["gguf"], str(error))
-    layout = found[TYPES[0]].layout
+    found = {kind: replace(one, layout=layouts[kind]) for kind in TYPES}
     return Format(
         "gguf",
         LABELS["gguf"],
         bytes={kind: content.bytes for kind, content in found.items()},
-        architecture=layout.architecture,
-        why_deci=layout.why_deci,
+        architecture=one.layout.architecture,
+        why_deci=one.layout.why_deci,
         notes={kind: content.notes for kind, content in found.items()},
     )
 
