@@ -336,7 +336,7 @@ def _scores(folder: Path) -> None:
 
 def _plan(folder: Path) -> None:
     from core.checkpoint import locate
-    from core.prune.prune_command import PruneSpec, dry_run
+    from core.heal.command import PruneSpec, dry_run
 
     locate.open("demo")
     dry_run(PruneSpec(checkpoint="demo", plan=str(folder / "plan.json"), out=str(folder / "out")))

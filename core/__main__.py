@@ -76,7 +76,7 @@ def _dispatch(argv: list[str]) -> int:
         os.environ["DEPTHCUT_WORKSPACE"] = namespace.workspace
     spec = from_namespace(command.spec_class, namespace)
     if getattr(spec, "dry_run", False):
-        _print_json(_with_device(spec, command.load().dry_run(spec)))
+        _print_json(_with_device(command, spec, command.load().dry_run(spec)))
         return 0
     if not command.is_run:
         _print_json(command.load().run(spec))
@@ -94,9 +94,11 @@ def _dispatch(argv: list[str]) -> int:
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
 
 
-def _with_device(spec: Any, found: dict[str, Any]) -> dict[str, Any]:
+def _with_device(command: commands.Command, spec: Any, found: dict[str, Any]) -> dict[str, Any]:
     """Add the device that a dry run's command would compute on, and any GPU that it cannot use."""
     if not hasattr(spec, "device"):
+        return found
+    if command.computes_if and not command.takes_device(dataclasses.asdict(spec)):
         return found
     from core.runs import devices
 

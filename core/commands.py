@@ -7,6 +7,7 @@ read every spec.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -25,10 +26,16 @@ class Command:
     help: str
     computes: bool = False
     """Holds the device while it runs; other computing runs queue behind it."""
+    computes_if: str = ""
+    """Option with which a command computes that otherwise needs no device; ``none`` is without."""
     is_run: bool = True
     """Creates a run directory; other commands print JSON and write no files of their own."""
     grace_s: float = 20.0
     """How long a cancelled run may take to stop by itself before it is killed."""
+
+    def takes_device(self, options: Mapping[str, Any]) -> bool:
+        """Whether a run with these options, by their names, holds the device."""
+        return self.computes or options.get(self.computes_if, "none") != "none"
 
     def load(self) -> ModuleType:
         """Import the command's module."""
@@ -71,7 +78,11 @@ COMMANDS: dict[str, Command] = {
             is_run=False,
         ),
         Command(
-            "prune", "core.prune.prune_command", "PruneSpec", "Write a checkpoint without blocks."
+            "prune",
+            "core.heal.command",
+            "PruneSpec",
+            "Write a checkpoint without blocks, and heal it if asked to.",
+            computes_if="heal",
         ),
         Command(
             "curve",

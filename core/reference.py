@@ -46,11 +46,17 @@ less than 64 KiB in `DEPTHCUT_HUB_TIMEOUT` seconds (default: 60) is given up.
 def markdown() -> str:
     """Return the whole reference as Markdown."""
     rows = [
-        f"| [{c.name}](#{c.name}) | {c.help} | {'holds it' if c.computes else '-'} | "
+        f"| [{c.name}](#{c.name}) | {c.help} | {_device(c)} | "
         f"{'a run directory' if c.is_run else 'JSON'} |\n"
         for c in commands.COMMANDS.values()
     ]
     return _HEAD + "".join(rows) + "".join(_section(c) for c in commands.COMMANDS.values())
+
+
+def _device(command: commands.Command) -> str:
+    if command.computes_if:
+        return f"with `{flag_of(command.computes_if)}`"
+    return "holds it" if command.computes else "-"
 
 
 def _section(command: commands.Command) -> str:

@@ -10,12 +10,12 @@ import streamlit as st
 from core.charts import importance as importance_charts
 from core.charts import prune as charts
 from core.checkpoint import headers
+from core.heal.command import PruneSpec
 from core.importance.curve_command import CurveSpec
 from core.prune import known as prune_view
 from core.prune.known import Known
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
-from core.prune.prune_command import PruneSpec
 from core.runs import jobs
 from core.runs.dtypes import COMPUTED
 from core.ui import export, frame, live_panel, prune_cost, prune_pad, runs, say, state, width_form

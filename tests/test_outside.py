@@ -16,7 +16,8 @@ from core.checkpoint.drop import check_drop
 from core.checkpoint.tensors import INDEX, SINGLE, TensorIndex, parse_header
 from core.checkpoint.tokenizer import tokenizer_info
 from core.errors import CheckpointError, DataError, OptionError, PlanError
-from core.prune import prune_command, scores
+from core.heal import command as prune_command
+from core.prune import scores
 from core.runs.spec import parse_numbers
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

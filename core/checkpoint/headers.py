@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint import config_rules, contents, families, other_formats
+from core.checkpoint.healed import healed_by
 from core.checkpoint.imported import Imported
 from core.checkpoint.tensors import (
     INDEX,
@@ -145,6 +146,8 @@ class CheckpointInfo:
     """Stored tensors that loading ignores."""
     unused_parameters: int = 0
     """Parameters in `unused_tensors`, which nothing else counts."""
+    healed: str = ""
+    """How the last cut was healed in closed form: refit, linear, scale; empty if it was not."""
     imported: Imported | None = None
     """The file of another format that the checkpoint, or the one it was cut from, was made from."""
 
@@ -208,7 +211,7 @@ def inspect(path: str | Path, *, allow_config_only: bool = True) -> CheckpointIn
     tokenizer = tokenizer_info(folder)
     key = content_key(folder, index) if index else ""
     found = describe(str(folder), config, index, tokenizer, key)
-    return dataclasses.replace(found, imported=Imported.read(folder))
+    return dataclasses.replace(found, imported=Imported.read(folder), healed=healed_by(folder))
 
 
 def _has_pickles(folder: Path) -> bool:

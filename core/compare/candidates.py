@@ -46,7 +46,7 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
 
 
 def _is_plain_cut(candidate: Candidate) -> bool:
-    return candidate.kind == "depth" and not candidate.retrained
+    return candidate.kind == "depth" and not candidate.retrained and not candidate.healed
 
 
 def _of_variant(

@@ -9,9 +9,10 @@ config.json is written last.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,12 +23,15 @@ from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
 from core.prune import model_card, staging
 from core.prune.plan import parameters_after
-from core.prune.results import Cut, Pruning
+from core.prune.results import Cut, Healing, Pruning
 from core.runs.progress import SILENT, Progress
 
 _CHUNK = 8 << 20
 _PIECE = 256 << 10
 _KERNEL_CHUNK = 64 << 20
+
+Replaced = Mapping[str, Callable[[], bytes]]
+"""Tensors whose bytes are not copied, by their names in the source; called when written."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,14 @@ def prune(
     name: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    healing: Healing | None = None,
+    replaced: Replaced | None = None,
 ) -> Pruning:
     """Write the checkpoint in folder ``source`` without the blocks ``drop`` into ``out``.
 
     ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is the user's name for the
-    source (default: its path). Returns the content of pruning.json.
+    source (default: its path). ``replaced`` gives the bytes of tensors that were healed, in the
+    source's format and shape, and ``healing`` says how. Returns the content of pruning.json.
 
     Raises `PlanError` (blocks that cannot be dropped), `CheckpointError` (a damaged source) and
     `OutputError` (an output that exists or cannot be written, too little space). On an error, as
@@ -71,11 +78,13 @@ def prune(
     config = config_rules.for_variant(
         own_code.with_own_code(families.without_blocks(checkpoint.config, chosen)), tied=info.tied
     )
-    record = make_record(folder, info, chosen, criterion=criterion, plan=plan, name=name)
+    record = make_record(
+        folder, info, chosen, criterion=criterion, plan=plan, name=name, healing=healing
+    )
     parts = list(_parts(TensorIndex.read(folder), chosen, info.unused_tensors))
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, sum(part.size for part in parts))
-        _write_weights(folder, partial, parts, progress)
+        _write_weights(folder, partial, parts, replaced or {}, progress)
         staging.copy_companions(folder, partial, progress)
         custom = own_code.copy(config, partial)
         card = model_card.depth_card(record, config, custom_code=custom, imported=info.imported)
@@ -96,6 +105,7 @@ def make_record(
     criterion: str | None = None,
     plan: dict[str, Any] | None = None,
     name: str | None = None,
+    healing: Healing | None = None,
 ) -> Pruning:
     """Return the content of pruning.json.
 
@@ -111,7 +121,9 @@ def make_record(
     source = name or str(folder)
     lineage = earlier.lineage if earlier else ()
     if earlier:
-        cut = Cut(earlier.method, earlier.source, earlier.criterion, earlier.dropped)
+        cut = Cut(
+            earlier.method, earlier.source, earlier.criterion, earlier.dropped, earlier.healed
+        )
         lineage = (*lineage, cut)
     return Pruning(
         method="depth",
@@ -130,6 +142,7 @@ def make_record(
         ratio=1 - after / info.parameters,
         plan=plan,
         lineage=lineage,
+        healing=healing,
     )
 
 
@@ -158,7 +171,13 @@ def _parts(index: TensorIndex, drop: Sequence[int], unused: Sequence[str]) -> It
         yield _Part(file, {"format": "pt", **shard.metadata}, tensors)
 
 
-def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress: Progress) -> None:
+def _write_weights(
+    folder: Path,
+    partial: Path,
+    parts: Sequence[_Part],
+    replaced: Replaced,
+    progress: Progress,
+) -> None:
     total = sum(part.size for part in parts)
     mib, done = 1 << 20, 0
 
@@ -173,11 +192,29 @@ def _write_weights(folder: Path, partial: Path, parts: Sequence[_Part], progress
         with (folder / file).open("rb") as read, (partial / part.file).open("wb") as write:
             write.write(header_bytes(part.tensors, part.metadata))
             write.flush()
-            for start, end in _ranges(entry for _, entry in part.tensors):
-                copy_range(read, write, start, end, copied)
+            entries = (entry for _, entry in part.tensors)
+            for new, group in itertools.groupby(entries, lambda entry: entry.name in replaced):
+                if new:
+                    for entry in group:
+                        _write_replaced(write, entry, replaced[entry.name]())
+                        copied(entry.end - entry.start)
+                    continue
+                for start, end in _ranges(group):
+                    copy_range(read, write, start, end, copied)
     if len(parts) > 1:
         weight_map = {name: part.file for part in parts for name, _ in part.tensors}
         staging.write_index(partial, weight_map, total)
+
+
+def _write_replaced(write: BinaryIO, entry: TensorEntry, data: bytes) -> None:
+    if len(data) != entry.end - entry.start:
+        raise CheckpointError(
+            f"{entry.name} has {entry.end - entry.start:,} bytes in the source, but its healed "
+            f"weights have {len(data):,}.",
+            "Do not change the source during pruning; start again.",
+        )
+    write.write(data)
+    write.flush()
 
 
 def header_bytes(tensors: Iterable[tuple[str, TensorEntry]], metadata: dict[str, str]) -> bytes:

@@ -9,8 +9,13 @@ from typing import Any
 from core.checkpoint import engines
 from core.checkpoint.imported import Imported
 from core.checkpoint.own_code import MODELLING
-from core.prune.results import Pruning
+from core.prune.results import Healing, Pruning
 
+_HEALED = {
+    "refit": "the down projection before a seam is fitted anew in closed form.",
+    "linear": "a linear map is folded into the down projection before a seam (ReplaceMe).",
+    "scale": "the output projections above a seam are divided by a factor (after Prune&Comp).",
+}
 _HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
@@ -32,7 +37,8 @@ def depth_card(
         *front_matter(record.base_model, "depth-pruning"),
         f"# {record.base_model} without {len(record.dropped)} blocks",
         "",
-        "Depth pruning: whole transformer blocks are removed; all other weights are unchanged.",
+        "Depth pruning: whole transformer blocks are removed; "
+        + ("all other weights are unchanged." if not record.healed else _HEALED[record.healed]),
         "The model was not retrained after this cut.",
         "",
         "| | |",
@@ -43,12 +49,35 @@ def depth_card(
         f"| dropped blocks | {_list(record.dropped)} of {record.blocks_before} |",
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
         parameters(record),
+        *_healing(record.healing),
         *origin(imported),
         "",
         *loading(custom_code),
         *runs_in(config),
     ]
     return "\n".join(lines)
+
+
+def _healing(found: Healing | None) -> list[str]:
+    """Return the table's rows on a repair in closed form, refused ones included."""
+    if found is None:
+        return []
+    parts = []
+    for seam in found.seams:
+        blocks = f"{seam.first}" if seam.first == seam.last else f"{seam.first}-{seam.last}"
+        how = [f"alpha {seam.alpha:g}"] if seam.alpha is not None else []
+        how += [f"factor {seam.scale:.4g}"] if seam.scale is not None else []
+        kept = "kept" if seam.kept else "not kept: the KL did not fall"
+        parts.append(f"blocks {blocks}: {', '.join([*how, kept])}")
+    done = found.method if found.method != "none" else "no repair lowered the KL"
+    text = found.calibration
+    return [
+        f"| healing | {found.asked}: {done} |",
+        f"| healed seams | {'; '.join(parts)} |",
+        *([f"| healed on | {text.label}, a quarter of it held out |"] if text else []),
+        f"| held-out KL to the dense model | {found.kl_before:.4f} to {found.kl_after:.4f} nats "
+        f"per token, {found.heldout_tokens:,} tokens |",
+    ]
 
 
 def origin(imported: Imported | None) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from core.data.facts import TextFacts
 from core.runs import workspace
 from core.runs.results import JsonResult, from_dict
 
@@ -34,6 +35,73 @@ class Cut:
     criterion: str | None = None
     dropped: tuple[int, ...] | None = None
     """Blocks, by their numbers in ``source``."""
+    healed: str = ""
+    """Method of the repair that was kept; empty if there was none."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The rows that a cut or a repair was fitted on."""
+
+    source: str = ""
+    content: str = ""
+    """Identifies the text: a hash of the file, or how it was made."""
+    samples: int = 0
+    """Rows."""
+    length: int = 0
+    """Tokens in a row."""
+    seed: int | None = None
+    text: TextFacts = TextFacts()
+    """How the rows were obtained."""
+
+    @property
+    def label(self) -> str:
+        """Source, size and seed in words."""
+        return f"{self.source}, {self.samples} x {self.length} tokens, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class HealedSeam:
+    """A run of removed blocks, and the repair that was tried there."""
+
+    first: int
+    """First removed block, by its number in ``source``."""
+    last: int
+    kept: bool = False
+    kl_before: float | None = None
+    """Held-out KL(dense || pruned) with the seams below healed, in nats per token."""
+    kl_after: float | None = None
+    """The same with this seam healed too; None if there was no finite repair."""
+    alpha: float | None = None
+    """Strength of the ridge; None for scale."""
+    scale: float | None = None
+    """What the output projections above are divided by; None for refit and linear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """Closed-form repair of a cut: see `core.heal.healing`."""
+
+    asked: str = ""
+    """refit, linear, scale or auto."""
+    method: str = "none"
+    """The method whose repairs were kept; none if no repair lowered the KL."""
+    kl_before: float | None = None
+    """KL(dense || pruned) on the held-out tokens, in nats per token."""
+    kl_after: float | None = None
+    """The same after healing, with weights rounded to the format they are stored in."""
+    tried: dict[str, float] = field(default_factory=dict)
+    """KL after each method that was tried."""
+    tokens: int = 0
+    """Tokens that were fitted on."""
+    heldout_tokens: int = 0
+    """Tokens that chose the ridge and decided which repairs to keep."""
+    seams: tuple[HealedSeam, ...] = ()
+    """From the bottom up."""
+    calibration: Calibration | None = None
+    device: str = ""
+    dtype: str = ""
+    peak_memory_mib: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +137,13 @@ class Pruning(JsonResult):
     """The plan's file as it was given; see `planned`."""
     lineage: tuple[Cut, ...] = ()
     """Earlier cuts, the oldest first."""
+    healing: Healing | None = None
+    """None if healing was not asked for."""
+
+    @property
+    def healed(self) -> str:
+        """Method of the repair that was kept; empty if there was none."""
+        return self.healing.method if self.healing and self.healing.method != "none" else ""
 
     @property
     def planned(self) -> PlanFile | None:

@@ -178,7 +178,8 @@ class Chain:
         entry = commands.get(step.command)
         values = dict(step.values(self) if callable(step.values) else step.values)
         known = hints_of(entry.spec_class)
-        for name in PASSED_ON:
+        no_device = entry.computes_if and not entry.takes_device(values)
+        for name in () if no_device else PASSED_ON:
             if name in known and getattr(self.spec, name, None) is not None:
                 values.setdefault(name, getattr(self.spec, name))
         values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
@@ -198,7 +199,7 @@ class Chain:
         if found is None or found.state == "lost":  # killed with its launcher, or before it
             self.progress.check_cancel()
             try:
-                launcher = self._launcher(spec)
+                launcher = self._launcher(step.command, spec)
                 record = jobs.launch_in(self.dir(step.name), step.command, spec, launcher)
                 self.progress.log(f"{step.name}: {jobs.command_line(step.command, spec)}")
             except BaseException:  # a second signal
@@ -210,10 +211,13 @@ class Chain:
         if found.state != "done":
             raise RunError(f"Step {step.name} {found.state}: {found.error}", found.hint)
 
-    def _launcher(self, spec: RunSpec) -> jobs.LocalLauncher:
+    def _launcher(self, command: str, spec: RunSpec) -> jobs.LocalLauncher:
         """Return what starts a step; the first one that computes on the CPU makes the template."""
         root = workspace.Workspace().root
-        if not isinstance(spec, DeviceOptions) or devices.resolve(spec.device) != "cpu":
+        computes = commands.get(command).takes_device(to_dict(spec))
+        if not computes or not isinstance(spec, DeviceOptions):
+            return jobs.LocalLauncher(root=root)
+        if devices.resolve(spec.device) != "cpu":
             return jobs.LocalLauncher(root=root)
         if not self._templates:
             made = warm.template("cpu", self.progress.check_cancel)

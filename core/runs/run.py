@@ -458,7 +458,7 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
         # report bad input immediately instead of after the device queue
         if hasattr(module, "check"):
             module.check(spec)
-        if command.computes:
+        if command.takes_device(to_dict(spec)):
             asked = cast(DeviceOptions, spec).device
             if asked == "auto":
                 for gpu in devices.unusable():

@@ -65,6 +65,8 @@ class Variant:
     """Criterion or width method as on the command line; empty if the blocks were given by hand."""
     method_label: str = ""
     """PPL+, Taylor+, LLM-Pruner, by hand, dense, ..."""
+    healed: str = ""
+    """refit, linear, scale, or empty."""
     retrained: str = ""
     """lora, continued, full, or empty."""
     dropped: tuple[int, ...] = ()
@@ -110,7 +112,8 @@ class Variant:
         if self.kind == "other":
             return self.label
         tuned = RETRAINED.get(self.retrained, self.retrained)
-        return f"{self.method_label} + {tuned}" if tuned else self.method_label
+        method = f"{self.method_label}, healed" if self.healed else self.method_label
+        return f"{method} + {tuned}" if tuned else method
 
 
 @dataclass(frozen=True)

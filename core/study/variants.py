@@ -69,7 +69,7 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
     )
     share = f" {ratio:.0%}" if ratio else ""
     if record.command == "retrain":
-        names = ("method", "method_label", "dropped", "cut_in")
+        names = ("method", "method_label", "dropped", "cut_in", "healed")
         kept = {name: getattr(parent, name) for name in names}
         method = str(record.spec.get("method") or "")
         label = f"{parent.label} + {RETRAINED.get(method, method)}"
@@ -86,7 +86,9 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         gone = _gone(written, root.blocks)
         named = criterion_label(method, protected) if method else "by hand"
         label = (named if method else f"without {', '.join(map(str, gone))}") + share
+        label += ", healed" if written.healed else ""
         found = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
+        found = replace(found, healed=written.healed)
         found = replace(found, cut_in=allowed_blocks(written))
     return found if record.name != record.id else replace(found, label=label)
 

@@ -13,14 +13,14 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.importance import estimate as work
 from core.prune import depth
-from core.prune.results import Pruning
+from core.prune.results import Calibration, Pruning
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import DeviceOptions, option
 from core.width import methods
 from core.width import plan as planning
 from core.width.plan import WidthPlan
-from core.width.results import BlockCut, Calibration, Target, WidthPruning
+from core.width.results import BlockCut, Target, WidthPruning
 from core.width.units import Counts
 
 if TYPE_CHECKING:

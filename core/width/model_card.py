@@ -19,11 +19,7 @@ def width_card(
 ) -> str:
     """Return the model card of a width-pruned checkpoint; arguments as for `depth_card`."""
     text = record.calibration
-    calibrated_on = (
-        f"{text.source}, {text.samples} x {text.length} tokens, seed {text.seed}"
-        if text
-        else "nothing: the scores use the weights alone"
-    )
+    calibrated_on = text.label if text else "nothing: the scores use the weights alone"
     kept = [f"{b.block}: {b.heads} heads, {b.neurons} neurons" for b in record.blocks]
     bias = record.bias_compensation
     lines = [

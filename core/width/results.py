@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from core.data.facts import TextFacts
-from core.prune.results import Pruning
+from core.prune.results import Calibration, Pruning
 from core.runs import workspace
 
 
@@ -21,22 +20,6 @@ class Target:
     """Parameters left beyond the target; negative if fewer are left."""
     relative_difference: float | None = None
     """``difference`` as a share of the target."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the units were scored on."""
-
-    source: str = ""
-    content: str = ""
-    """Identifies the text: a hash of the file, or how it was made."""
-    samples: int = 0
-    """Rows."""
-    length: int = 0
-    """Tokens in a row."""
-    seed: int | None = None
-    text: TextFacts = TextFacts()
-    """How the rows were obtained."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,280 @@
+"""``python -m core prune CHECKPOINT --drop 3,5 --out DIR``: write a checkpoint without blocks.
+
+With ``--heal`` the run takes the device, loads the model and repairs the seams before it writes;
+without, it copies bytes: torch is not imported, and the run waits for nobody.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core import outside
+from core.checkpoint import chat, locate
+from core.checkpoint.drop import check_drop
+from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint.vocabulary import text_of
+from core.data import sources
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.errors import OptionError, PlanError
+from core.heal import seams
+from core.prune import depth
+from core.prune.results import Calibration, Healing, PlanFile
+from core.prune.scores import canonical
+from core.runs.dtypes import DTYPE_BYTES
+from core.runs.progress import StderrProgress
+from core.runs.results import from_dict
+from core.runs.spec import DeviceOptions, option
+
+if TYPE_CHECKING:
+    from core.runs.run import Run
+
+
+SAMPLES, LENGTH = 128, 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec(DeviceOptions):
+    """Write a checkpoint without some of its blocks, and heal it if asked to."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
+    drop: tuple[int, ...] = option((), help="Blocks to drop, e.g. 3,5 or 4-8.")
+    plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
+    criterion: str | None = option(
+        None, help="Criterion behind --drop, for the record; a plan contains its own."
+    )
+    heal: str = option(
+        "none",
+        choices=seams.CHOICES,
+        help="Closed-form repair of the seams: refit (down projection before each seam), linear "
+        "(ReplaceMe), scale (Prune&Comp), or auto, the best of them. Only what lowers the "
+        "held-out KL to the dense model is kept. The options on text, device and precision are "
+        "for healing.",
+    )
+    calibration: str = option("auto", help=f"Text to heal on: {SOURCE_HELP}")
+    samples: int | None = option(
+        None,
+        low=seams.HELD_OUT,
+        high=100000,
+        help=f"Rows to heal on, a quarter of them held out. Default: {SAMPLES}, or as many as the "
+        "text has.",
+    )
+    length: int | None = option(
+        None,
+        low=2,
+        unit="tokens",
+        help=f"Tokens per row. Default: {LENGTH}, or the model's context if that is shorter.",
+    )
+    seed: int = option(1234, low=0, help="Seed for rows and crops.")
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
+    chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
+    out: str = option(help="Folder for the smaller checkpoint.")
+    dry_run: bool = option(False, help="Show what would be written without writing it.")
+
+
+def run(spec: PruneSpec, run: Run) -> None:
+    """Write the variant into the run directory, which the runner has already checked."""
+    heals = spec.heal != "none"
+    checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=heals)
+    drop, plan = selection(spec, checkpoint.info)
+    healing, replaced = _heal(spec, run, checkpoint, drop) if heals else (None, {})
+    record = depth.prune(
+        checkpoint.folder,
+        drop,
+        run.dir,
+        criterion=chosen_by(spec, plan),
+        plan=plan or None,
+        name=checkpoint.name,
+        overwrite=True,
+        progress=run.progress,
+        healing=healing,
+        replaced=replaced,
+    )
+    run.progress.log(
+        f"Wrote {record.blocks_after} of {record.blocks_before} blocks, "
+        f"{record.parameters_after:,} of {record.parameters_before:,} parameters "
+        f"(ratio {record.ratio:.4f}), to {run.dir}."
+    )
+
+
+def check(spec: PruneSpec) -> None:
+    """Raise an error for what cannot be healed, before the run waits for the device."""
+    if spec.heal != "none":
+        checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
+        drop, _ = selection(spec, checkpoint.info)
+        _check_healing(spec, checkpoint.info, drop)
+
+
+def _check_healing(
+    spec: PruneSpec, info: CheckpointInfo, drop: tuple[int, ...]
+) -> tuple[seams.Seam, ...]:
+    """Return the seams; raises an error if they cannot be healed with this many tokens."""
+    found = seams.check_seams(spec.heal, drop)
+    if spec.length is not None and info.context and spec.length > info.context:
+        raise OptionError(
+            f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context} or fewer.",
+        )
+    rows = spec.samples or SAMPLES
+    seams.check_tokens(info.hidden, rows, rows * length_of(spec, info))
+    return found
+
+
+def length_of(spec: PruneSpec, info: CheckpointInfo) -> int:
+    """Return the tokens per row: as given, or the default within the model's context."""
+    return spec.length or min(LENGTH, info.context or LENGTH)
+
+
+def _heal(
+    spec: PruneSpec, run: Run, checkpoint: locate.Checkpoint, drop: tuple[int, ...]
+) -> tuple[Healing, depth.Replaced]:
+    """Load the model, heal the cut, and return the record and the replaced tensors' bytes."""
+    from safetensors.torch import save
+
+    from core.heal.healing import heal
+    from core.importance.branches import make_batch
+    from core.model import loading, memory
+    from core.model.blocks import BlockView
+    from core.model.precision import DTYPES
+
+    folder, length = checkpoint.folder, length_of(spec, checkpoint.info)
+    source = text_of(spec.calibration, folder)
+    tokenizer = loading.load_tokenizer(folder)
+    drawn = sample(
+        source,
+        tokenizer,
+        spec.samples or SAMPLES,
+        length,
+        spec.seed,
+        or_fewer=spec.samples is None,
+        join=spec.join,
+        chat=chat.for_text(spec.chat_template, tokenizer),
+    )
+    for note in drawn.facts.notes:
+        run.progress.log(note)
+    seams.check_tokens(checkpoint.info.hidden, len(drawn.rows), len(drawn.rows) * length)
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    entries = TensorIndex.read(folder).entries
+    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    view = BlockView(prepared.load(run.progress.log))
+    with memory.out_of_memory_explained("healing the cut"):
+        found = heal(
+            view, drop, make_batch(drawn.rows, view), spec.heal, run.progress, stored=stored
+        )
+    run.progress.log(
+        f"Healing by {spec.heal}: held-out KL to the dense model {found.kl_before:.4f} to "
+        f"{found.kl_after:.4f} nats per token; "
+        + (f"kept {found.method}." if found.method != "none" else "no repair was kept.")
+    )
+    healing = Healing(
+        asked=spec.heal,
+        method=found.method,
+        kl_before=found.kl_before,
+        kl_after=found.kl_after,
+        tried=dict(found.tried),
+        tokens=found.tokens,
+        heldout_tokens=found.heldout_tokens,
+        seams=found.seams,
+        calibration=Calibration(
+            **sources.describe(source),
+            samples=len(drawn.rows),
+            length=length,
+            seed=spec.seed,
+            text=drawn.facts,
+        ),
+        **prepared.facts(),
+    )
+
+    def data(name: str) -> bytes:
+        whole = save({name: found.tensors[name]().contiguous().cpu()})
+        return whole[8 + int.from_bytes(whole[:8], "little") :]  # behind the file's header
+
+    return healing, {name: functools.partial(data, name) for name in found.tensors}
+
+
+def dry_run(spec: PruneSpec) -> dict[str, Any]:
+    """Return the content that pruning.json would have; config.json alone is enough."""
+    checkpoint = locate.open(
+        spec.checkpoint, StderrProgress(), need="headers", need_tokenizer=False
+    )
+    drop, plan = selection(spec, checkpoint.info)
+    record = depth.make_record(
+        checkpoint.folder,
+        checkpoint.info,
+        drop,
+        criterion=chosen_by(spec, plan),
+        plan=plan or None,
+        name=checkpoint.name,
+    )
+    left = record.parameters_after or 0
+    widths = DTYPE_BYTES
+    return record.to_dict() | {
+        "dry_run": True,
+        **_planned_healing(spec, checkpoint.info, drop),
+        "out": spec.out,
+        "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
+    }
+
+
+def _planned_healing(
+    spec: PruneSpec, info: CheckpointInfo, drop: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return what healing would do; raises an error if it cannot."""
+    if spec.heal == "none":
+        return {}
+    found = _check_healing(spec, info, drop)
+    return {
+        "heal": spec.heal,
+        "seams": [[seam.first, seam.end - 1] for seam in found],
+        "samples": spec.samples or SAMPLES,
+        "length": length_of(spec, info),
+    }
+
+
+def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
+    """Return the criterion to record; raises `OptionError` for an unknown one."""
+    if plan:
+        found = from_dict(PlanFile, plan)
+        return found.criterion if found else None
+    return canonical(spec.criterion) if spec.criterion else None
+
+
+def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return the blocks to drop and the plan they come from (empty for ``--drop``).
+
+    Raises `PlanError` if neither or both are given, or if the blocks cannot be dropped.
+    """
+    if bool(spec.drop) == bool(spec.plan):
+        both = "Both --drop and --plan are" if spec.plan else "Neither --drop nor --plan is"
+        raise PlanError(f"{both} given.", "Give either --drop, e.g. --drop 3,5, or --plan FILE.")
+    if not spec.plan:
+        return check_drop(spec.drop, info.blocks), {}
+    plan = _read_plan(spec.plan)
+    planned = from_dict(PlanFile, plan)
+    if planned is None or planned.drop is None:
+        raise PlanError(
+            f"{spec.plan} has no list 'drop' of block numbers.",
+            "Give the JSON output of the plan command.",
+        )
+    if planned.blocks not in (None, info.blocks):
+        raise PlanError(
+            f"The plan {spec.plan} is for {planned.blocks} blocks, but the checkpoint has "
+            f"{info.blocks}.",
+            "Give the checkpoint that the plan was made for.",
+        )
+    return check_drop(planned.drop, info.blocks), plan
+
+
+def _read_plan(name: str) -> dict[str, Any]:
+    path = outside.path_of(name)
+    path = path / "plan.json" if outside.is_folder(path) else path
+    try:
+        plan = outside.read_json(path)
+    except (OSError, outside.Malformed) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PlanError(
+            f"Cannot read the plan {outside.brief(name, 200)}: {reason}.",
+            "Give the JSON output of the plan command.",
+        ) from None
+    return plan if isinstance(plan, dict) else {}

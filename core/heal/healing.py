@@ -1,0 +1,445 @@
+"""Repairs of a depth-pruned model in closed form, without training.
+
+A seam is a run of removed blocks. Its target is the dense stream that enters the block after it.
+Three repairs, each fitted on the stream that the model with the lower seams healed puts out:
+
+- ``refit``: the whole down projection of the block before the seam, against its own input, by
+  weighted ridge regression towards the old weights.
+- ``linear``: a linear map of that block's MLP output, folded into its down projection (ReplaceMe,
+  arXiv 2505.02819), with a ridge towards the identity.
+- ``scale``: the stream grows with depth, so after a cut it is too small. Every output projection
+  above the seam is divided by the ratio; as RMSNorm does not see a common factor, that equals
+  multiplying the embedding and every output projection below (Prune&Comp), epsilon aside.
+
+The ridge is chosen by the error on held-out rows. A repair is kept only if it lowers KL(dense ||
+healed) there: an error in the stream may fall while the model gets worse, as when the first token,
+which others attend to, is fitted badly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError, NotFiniteError
+from core.heal.divergence import mean_kl
+from core.heal.ridge import ALPHAS, Normal, wide
+from core.heal.seams import HELD_OUT, METHODS, Seam, check_seams, check_tokens
+from core.importance.branches import Batch, states_without
+from core.importance.forward import FastBlock, Scratch, is_plain
+from core.importance.taylor import pieces
+from core.model.blocks import BlockView
+from core.model.precision import arithmetic_of, not_finite_hint
+from core.prune.results import HealedSeam
+from core.runs.progress import SILENT, Progress
+
+Make = Callable[[], Tensor]
+"""Makes one replaced tensor, in the format it is stored in."""
+OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What healing found; blocks by their numbers in the model before the cut."""
+
+    method: str
+    """refit, linear or scale; none if nothing lowered the KL."""
+    kl_before: float
+    """KL(dense || pruned) on the held-out tokens, in nats per token."""
+    kl_after: float
+    """The same with the repairs that were kept, after rounding to the stored format."""
+    seams: tuple[HealedSeam, ...]
+    """From the bottom up, those whose repair was refused included."""
+    tokens: int
+    """Tokens that were fitted on."""
+    heldout_tokens: int
+    tensors: Mapping[str, Make]
+    """Replaced tensors by their names before the cut."""
+    tried: Mapping[str, float]
+    """KL after each method that was tried."""
+
+
+def heal(
+    view: BlockView,
+    drop: Iterable[int],
+    batch: Batch,
+    method: str,
+    progress: Progress = SILENT,
+    *,
+    stored: Mapping[str, torch.dtype] | None = None,
+) -> Repair:
+    """Return the repair of ``view`` without the blocks ``drop``; the model is not changed.
+
+    Args:
+        view: The dense model.
+        drop: Blocks that go.
+        batch: Calibration rows; every fourth row is held out from the fit.
+        method: refit, linear, scale, or auto: each of them is tried, and the best by KL kept.
+        progress: Updated after every block.
+        stored: Formats that tensors are stored in, by name. Default: that of the model.
+
+    Memory: two streams [rows, tokens, hidden], the states of the held-out rows, one block's
+    prepared weights, and the regression's matrix [intermediate, intermediate] (`Normal`).
+
+    Raises:
+        PlanError: Blocks cannot be left out, or the method cannot heal this cut.
+        DataError: There are too few tokens.
+        CheckpointError: A block is not a plain decoder layer.
+        NotFiniteError: The model's states are NaN or infinite.
+    """
+    dropped = view.check_skip(drop)
+    seams = check_seams(method, dropped)
+    check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
+    for block, layer in enumerate(view.blocks):
+        if not is_plain(layer):
+            raise CheckpointError(
+                f"Block {block} is not a plain decoder layer, so the cut cannot be healed.",
+                "Use --heal none.",
+            )
+    with torch.no_grad():
+        rows = _Rows.split(batch)
+        start = _Reference.of(view, dropped, rows.held_out, progress)
+        found = [
+            _Walk(view, dropped, rows, start, stored or {}, name, progress).heal(seams)
+            for name in (METHODS if method == "auto" else (method,))
+        ]
+    best = min(found, key=lambda repair: repair.kl_after)
+    kept = any(seam.kept for seam in best.seams)
+    tried = {repair.method: repair.kl_after for repair in found}
+    return replace(best, method=best.method if kept else "none", tried=tried)
+
+
+@contextlib.contextmanager
+def applied(view: BlockView, repair: Repair) -> Iterator[None]:
+    """Give the model the repaired weights until the context ends; blocks are not removed."""
+    parameters = dict(view.model.named_parameters())
+    saved = {name: parameters[name].detach().clone() for name in repair.tensors}
+    made = {name: make() for name, make in repair.tensors.items()}
+    with torch.no_grad():
+        try:
+            for name, tensor in made.items():
+                parameters[name].copy_(tensor)
+            yield
+        finally:
+            for name, tensor in saved.items():
+                parameters[name].copy_(tensor)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Calibration rows, those that are fitted on first."""
+
+    all: Batch
+    fitted: int
+
+    @staticmethod
+    def split(batch: Batch) -> _Rows:
+        at = torch.arange(len(batch.ids))
+        held = at % HELD_OUT == HELD_OUT - 1
+        order = torch.cat([at[~held], at[held]]).to(batch.ids.device)
+        return _Rows(Batch(batch.ids[order], batch.lengths[order]), int((~held).sum()))
+
+    @property
+    def held_out(self) -> Batch:
+        return Batch(self.all.ids[self.fitted :], self.all.lengths[self.fitted :])
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The dense model on the held-out rows, and how far the pruned one is from it."""
+
+    dense: Tensor
+    valid: Tensor
+    kl: float
+
+    @staticmethod
+    def of(view: BlockView, drop: frozenset[int], rows: Batch, progress: Progress) -> _Reference:
+        dense, pruned = states_without(view, rows, [frozenset(), drop], progress)
+        kl = mean_kl(view, dense, pruned, rows.valid, progress.check_cancel)
+        if not math.isfinite(kl):
+            raise NotFiniteError(
+                "The model's predictions are NaN or infinite.", not_finite_hint(dense.dtype)
+            )
+        return _Reference(dense, rows.valid, kl)
+
+
+class _Walk:
+    """One pass over the weights that heals the seams from the bottom up, by one method."""
+
+    def __init__(
+        self,
+        view: BlockView,
+        drop: frozenset[int],
+        rows: _Rows,
+        reference: _Reference,
+        stored: Mapping[str, torch.dtype],
+        method: str,
+        progress: Progress,
+    ) -> None:
+        self.view, self.drop, self.rows, self.reference = view, drop, rows, reference
+        self.stored, self.method, self.progress = stored, method, progress
+        self.dtype, self.scratch = arithmetic_of(view.dtype, view.device), Scratch()
+        self.valid = rows.all.valid
+        self.dense = view.embed(rows.all.ids).to(self.dtype)
+        self.healed = self.dense.clone()
+        self.kl = reference.kl
+        self.factor = 1.0
+        """What output projections above the current seam are divided by."""
+        self.found: list[HealedSeam] = []
+        self.tensors: dict[str, Make] = {}
+
+    def heal(self, seams: tuple[Seam, ...]) -> Repair:
+        at = 0
+        for seam in seams:
+            if self.method == "scale":
+                self._advance(at, seam.first)
+                self._to_target(seam)
+                self._rescale(seam)
+            else:
+                self._advance(at, seam.first - 1)
+                self._fit(seam)
+            at = seam.end
+        fitted = int(self.valid[: self.rows.fitted].sum())
+        return Repair(
+            self.method,
+            self.reference.kl,
+            self.kl,
+            tuple(self.found),
+            fitted,
+            int(self.valid.sum()) - fitted,
+            self.tensors,
+            {},
+        )
+
+    # running blocks
+
+    def _advance(self, first: int, end: int) -> None:
+        """Run kept blocks on both streams."""
+        for block in range(first, end):
+            function = self._prepared(block)
+            self._run(function, self.dense)
+            self._run(self._scaled(function), self.healed)
+            self._tell(block)
+
+    def _to_target(self, seam: Seam) -> None:
+        """Run the removed blocks on the dense stream."""
+        for block in range(seam.first, seam.end):
+            self._run(self._prepared(block), self.dense)
+            self._tell(block)
+
+    def _kl_above(self, seam: Seam, held: Tensor) -> float:
+        """Return the KL of the stream ``held`` above the seam, with the seams above it open."""
+        for block in range(seam.end, len(self.view)):
+            if block not in self.drop:
+                self._run(self._scaled(self._prepared(block)), held)
+        reference = self.reference
+        return mean_kl(
+            self.view, reference.dense, held, reference.valid, self.progress.check_cancel
+        )
+
+    def _prepared(self, block: int) -> FastBlock:
+        return FastBlock(self.view, block, self.dtype, self.scratch)
+
+    def _scaled(self, function: FastBlock) -> FastBlock:
+        """Divide the output projections of ``function`` by the current factor."""
+        if self.factor != 1.0:
+            function.o, function.down = (
+                self._divided_pair(function.block, path) for path in OUTPUTS
+            )
+        return function
+
+    def _divided_pair(self, block: int, path: str) -> tuple[Tensor, Tensor | None]:
+        (name, weight), (bias_name, bias) = self._named(block, path)
+        new_bias = None
+        if bias is not None:
+            new_bias = self._divided(bias_name, bias, self.factor)().to(self.dtype)
+        return self._divided(name, weight, self.factor)().to(self.dtype), new_bias
+
+    def _named(self, block: int, path: str) -> tuple[tuple[str, Tensor], tuple[str, Tensor | None]]:
+        """Return names and values of the weight and the bias of one of a block's projections."""
+        module: Any = self.view.blocks[block].get_submodule(path)
+        prefix = f"model.layers.{block}.{path}"
+        return (f"{prefix}.weight", module.weight), (f"{prefix}.bias", module.bias)
+
+    def _run(self, function: FastBlock, hidden: Tensor) -> None:
+        for piece in pieces(hidden, self.view, self.progress):
+            function.attention_(piece)
+            function.mlp_(piece)
+
+    def _tell(self, block: int) -> None:
+        total = len(self.view)
+        self.progress.step(block + 1, total, f"Healing ({self.method}), block {block + 1}")
+
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.stored.get(name, self.view.dtype))
+
+    # scale
+
+    def _divided(self, name: str, tensor: Tensor, factor: float) -> Make:
+        return lambda: self._rounded(name, tensor.detach().float() / factor)
+
+    def _rescale(self, seam: Seam) -> None:
+        """Find and judge the factor above a seam."""
+        kind, fitted = wide(self.view.device), self.rows.fitted
+        sums = [torch.zeros(self.view.hidden_size, dtype=torch.float64) for _ in range(2)]
+        valid = self.valid[:fitted]
+        for total, stream in zip(sums, (self.healed, self.dense), strict=True):
+            at = 0
+            for piece in pieces(stream[:fitted], self.view, self.progress):
+                mask = valid[at : at + len(piece)]
+                at += len(piece)
+                total += piece[mask].to(kind).abs().sum(0).cpu().double()
+        alive = sums[0] > 0
+        before, self.factor = self.factor, float((sums[1] / sums[0])[alive].mean())
+        kl = math.inf
+        if math.isfinite(self.factor) and self.factor > 0:
+            kl = self._kl_above(seam, self.healed[fitted:].clone())
+        kept = kl < self.kl
+        self._note(seam, kl, kept, scale=self.factor)
+        if not kept:
+            self.factor = before
+            return
+        for block in range(seam.end, len(self.view)):
+            if block in self.drop:
+                continue
+            for path in OUTPUTS:
+                for name, tensor in self._named(block, path):
+                    if tensor is not None:
+                        self.tensors[name] = self._divided(name, tensor, self.factor)
+
+    def _note(
+        self,
+        seam: Seam,
+        kl: float,
+        kept: bool,
+        *,
+        alpha: float | None = None,
+        scale: float | None = None,
+    ) -> None:
+        after = kl if math.isfinite(kl) else None
+        self.found.append(
+            HealedSeam(seam.first, seam.end - 1, kept, self.kl, after, alpha=alpha, scale=scale)
+        )
+        if kept:
+            self.kl = kl
+
+    # refit and linear
+
+    def _fit(self, seam: Seam) -> None:
+        """Run the block before the seam and the removed ones; fit and judge the repair."""
+        block, fitted = seam.first - 1, self.rows.fitted
+        function = self._prepared(block)
+        self._run(function, self.dense)
+        for piece in pieces(self.healed, self.view, self.progress):
+            function.attention_(piece)
+        self._tell(block)
+        del function
+        self._to_target(seam)
+        function = self._prepared(block)
+        (name, _), (bias_name, _) = self._named(block, OUTPUTS[1])
+        system = self._system(function)
+        for x, residual, share in self._tokens(function, slice(0, fitted)):
+            system.add(x, residual, share)
+        if not system.is_finite():
+            raise NotFiniteError(
+                f"NaN or infinity in the stream around blocks {seam.first} to {seam.end - 1}.",
+                not_finite_hint(self.dtype),
+            )
+        alpha, change = self._best(function, system)
+        if alpha is None or change is None:
+            self._note(seam, math.inf, False)
+            self._mlp(function, self.healed)
+            return
+        made = self._new_weights(function.block, change)
+        made = {key: self._rounded(key, tensor) for key, tensor in made.items()}
+        old = function.down
+        new_bias = made.get(bias_name)
+        function.down = (
+            made[name].to(self.dtype),
+            old[1] if new_bias is None else new_bias.to(self.dtype),
+        )
+        held = self.healed[fitted:].clone()
+        self._mlp(function, held)
+        kl = self._kl_above(seam, held)
+        kept = kl < self.kl
+        self._note(seam, kl, kept, alpha=alpha)
+        if kept:
+            self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
+        else:
+            function.down = old
+        self._mlp(function, self.healed)
+
+    def _new_weights(self, block: int, change: Tensor) -> dict[str, Tensor]:
+        """Return the block's down projection with the solution of the regression in it."""
+        (name, weight), (bias_name, bias) = self._named(block, OUTPUTS[1])
+        kind = change.dtype
+        if self.method == "refit":
+            return {name: weight.to(kind) + change.t()}
+        turn = change.t() + torch.eye(len(change), dtype=kind, device=change.device)
+        made = {name: turn @ weight.to(kind)}
+        return made if bias is None else made | {bias_name: turn @ bias.to(kind)}
+
+    def _mlp(self, function: FastBlock, hidden: Tensor) -> None:
+        for piece in pieces(hidden, self.view, self.progress):
+            function.mlp_(piece)
+
+    def _system(self, function: FastBlock) -> Normal:
+        hidden, inner = function.down[0].shape
+        return Normal(inner if self.method == "refit" else hidden, hidden, self.view.device)
+
+    def _tokens(self, function: FastBlock, rows: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield features, what the repair should add to the stream, and weights, chunk by chunk.
+
+        `healed` holds the stream between attention and MLP of the block before the seam.
+        """
+        kind = wide(self.view.device)
+        (_, weight), (_, bias) = self._named(function.block, OUTPUTS[1])
+        weight = weight.detach().to(kind)
+        seen: list[Tensor] = []
+        function.observe = lambda name, value: seen.append(value.to(kind, copy=True))
+        middles = pieces(self.healed[rows], self.view, self.progress)
+        targets = pieces(self.dense[rows], self.view, self.progress)
+        at = rows.start
+        for middle, target in zip(middles, targets, strict=True):
+            mask = self.valid[at : at + len(middle)]
+            at += len(middle)
+            seen.clear()
+            function.mlp_(middle.clone())
+            inner = seen[0][mask.flatten()]
+            output = inner @ weight.t()
+            if bias is not None:
+                output += bias.detach().to(kind)
+            wanted = target[mask].to(kind)
+            residual = wanted - middle[mask].to(kind) - output
+            if self.method == "refit":
+                size = wanted.square().mean(-1).clamp_min(torch.finfo(torch.float32).tiny)
+                yield inner, residual, size.reciprocal()
+            else:
+                yield output, residual, torch.ones_like(wanted[:, 0])
+        function.observe = None
+
+    def _best(self, function: FastBlock, system: Normal) -> tuple[float | None, Tensor | None]:
+        """Return the ridge with the least weighted error on the held-out rows, and its solution."""
+        solved = {alpha: system.solve(alpha) for alpha in ALPHAS}
+        device, kind = self.view.device, wide(self.view.device)
+        changes = {a: d.to(device=device, dtype=kind) for a, d in solved.items() if d is not None}
+        errors = dict.fromkeys(changes, 0.0)
+        held = slice(self.rows.fitted, len(self.healed))
+        for x, residual, share in self._tokens(function, held):
+            for alpha, change in changes.items():
+                missed = (residual - x @ change).square().mean(-1)
+                errors[alpha] += float((share * missed).sum())
+        if not errors:
+            return None, None
+        alpha = min(errors, key=lambda a: errors[a])
+        return alpha, changes[alpha]
+
+
+def _constant(tensor: Tensor) -> Make:
+    return lambda: tensor

@@ -1,0 +1,256 @@
+"""Closed-form repairs against plain least squares, the published form, and stock transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from core.__main__ import main
+from core.checkpoint import headers
+from core.commands import COMMANDS
+from core.data.calibration import calibration_rows
+from core.errors import DataError, PlanError
+from core.heal.healing import applied, heal
+from core.heal.ridge import Normal
+from core.importance.branches import make_batch
+from core.model import loading
+from core.model.blocks import BlockView
+from core.prune.results import Pruning
+from core.runs.workspace import read_run
+from core.study import variants
+from core.study.kinds import Variant
+
+torch.set_num_threads(1)
+ROWS, TOKENS, DROP = 32, 24, (2, 4)
+HELD = torch.arange(ROWS) % 4 == 3
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(3, 320, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model of 7 blocks with a bias in every projection."""
+    return tiny.model(num_hidden_layers=7, mlp_bias=True, attention_bias=True)
+
+
+@pytest.fixture(scope="module")
+def found(model, ids):
+    """Repairs by every method."""
+    view = BlockView(model)
+    batch = make_batch(ids.tolist(), view)
+    return {name: heal(view, DROP, batch, name) for name in ("refit", "linear", "scale", "auto")}
+
+
+@contextlib.contextmanager
+def skipping(model, drop):
+    """Make blocks identities, whatever the project's own code does."""
+    layers = [model.model.layers[block] for block in drop]
+    for layer in layers:
+        layer.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    yield
+    for layer in layers:
+        del layer.forward
+
+
+def seen(model, block, ids, drop=()):
+    """Return what stock transformers computes around a block: stream in, between and inside."""
+    layer, seen = model.model.layers[block], {}
+
+    def keep(name):
+        return lambda module, inputs: seen.update({name: inputs[0].double()})
+
+    hooks = [
+        layer.register_forward_pre_hook(keep("in")),
+        layer.post_attention_layernorm.register_forward_pre_hook(keep("middle")),
+        layer.mlp.down_proj.register_forward_pre_hook(keep("inner")),
+    ]
+    with torch.no_grad(), skipping(model, drop):
+        model(ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def log_p(model, ids, drop=()):
+    with torch.no_grad(), skipping(model, drop):
+        return model(ids, use_cache=False).logits.log_softmax(-1).double()
+
+
+def mean_kl(p, q):
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def plain_least_squares(method, seam, dense, healed, ids):
+    """Return the new weight and bias before a seam, by lstsq on the system with the ridge in it."""
+    block = seam.first - 1
+    below = [b for b in DROP if b < block]
+    target = seen(dense, seam.last + 1, ids)["in"].flatten(0, 1)
+    parts = seen(healed, block, ids, below)
+    middle, inner = parts["middle"].flatten(0, 1), parts["inner"].flatten(0, 1)
+    down = healed.model.layers[block].mlp.down_proj
+    weight, bias = down.weight.double(), down.bias.double()
+    if method == "refit":
+        x, y, prior = inner, target - middle - bias, weight.t()
+        share = target.square().mean(-1).rsqrt()[:, None]
+    else:
+        x, y, prior = inner @ weight.t() + bias, target - middle, torch.eye(32).double()
+        share = torch.ones(len(x), 1).double()
+    ridge = math.sqrt(seam.alpha * float((x * share).detach().square().sum(0).mean()))
+    system = torch.cat([x * share, ridge * torch.eye(x.shape[1]).double()])
+    solution = torch.linalg.lstsq(system, torch.cat([y * share, ridge * prior])).solution
+    if method == "refit":
+        return solution.t(), bias
+    return solution.t() @ weight, solution.t() @ bias
+
+
+@pytest.mark.parametrize("method", ["refit", "linear"])
+def test_equals_plain_least_squares(model, ids, found, method):
+    repair, healed = found[method], copy.deepcopy(model)
+    assert [(seam.first, seam.last) for seam in repair.seams] == [(2, 2), (4, 4)]
+    assert any(seam.kept for seam in repair.seams)
+    for seam in repair.seams:
+        weight, bias = plain_least_squares(method, seam, model, healed, ids[~HELD])
+        if not seam.kept:
+            continue
+        name = f"model.layers.{seam.first - 1}.mlp.down_proj"
+        down = healed.model.layers[seam.first - 1].mlp.down_proj
+        got = repair.tensors[f"{name}.weight"]()
+        torch.testing.assert_close(got.double(), weight, rtol=1e-4, atol=1e-5)
+        assert (got - down.weight).abs().max() > 1e-3
+        with torch.no_grad():
+            down.weight.copy_(got)
+            if method == "linear":
+                got = repair.tensors[f"{name}.bias"]()
+                torch.testing.assert_close(got.double(), bias, rtol=1e-4, atol=1e-5)
+                down.bias.copy_(got)
+    dense = log_p(model, ids[HELD])
+    assert repair.kl_before == pytest.approx(
+        mean_kl(dense, log_p(model, ids[HELD], DROP)), rel=1e-4
+    )
+    assert repair.kl_after == pytest.approx(
+        mean_kl(dense, log_p(healed, ids[HELD], DROP)), rel=1e-4
+    )
+    assert repair.kl_after < repair.kl_before
+
+
+def test_scale_equals_the_published_form(model, ids, found):
+    repair, published = found["scale"], copy.deepcopy(model)
+    assert any(seam.kept for seam in repair.seams)
+    total = 1.0
+    for seam in repair.seams:
+        below = [b for b in DROP if b < seam.first]
+        before = seen(published, seam.first, ids[~HELD], below)["in"] / 1.0
+        target = seen(model, seam.last + 1, ids[~HELD])["in"]
+        factor = float((target.abs().mean((0, 1)) / before.abs().mean((0, 1))).mean())
+        # Ours is what everything above is divided by, that of the seams below included.
+        assert seam.scale == pytest.approx(factor * total, rel=1e-3)
+        if seam.kept:
+            total *= factor
+            with torch.no_grad():
+                published.model.embed_tokens.weight.mul_(factor)
+                for layer in published.model.layers[: seam.first]:
+                    for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                        linear.weight.mul_(factor)
+                        linear.bias.mul_(factor)
+    with applied(BlockView(model), repair):
+        ours = log_p(model, ids, DROP)
+    theirs = log_p(published, ids, DROP)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    assert (ours - log_p(model, ids, DROP)).abs().max() > 0.01
+
+
+def test_auto_takes_the_best(found):
+    auto = found["auto"]
+    assert auto.tried == {name: found[name].kl_after for name in ("refit", "linear", "scale")}
+    assert auto.kl_after == min(auto.tried.values()) == auto.tried[auto.method]
+    assert auto.tensors.keys() == found[auto.method].tensors.keys()
+
+
+def test_a_harmful_repair_is_refused(model, ids, monkeypatch):
+    view = BlockView(model)
+    batch = make_batch(ids.tolist(), view)
+    at_the_end = heal(view, (6,), batch, "scale")  # the last norm does not see a factor
+    assert (at_the_end.method, at_the_end.tensors) == ("none", {})
+    solve = Normal.solve
+    monkeypatch.setattr(Normal, "solve", lambda self, alpha: -20 * solve(self, alpha))
+    repair = heal(view, DROP, batch, "refit")
+    assert repair.method == "none"
+    assert not repair.tensors
+    assert [seam.kept for seam in repair.seams] == [False, False]
+    assert all(seam.kl_after > seam.kl_before for seam in repair.seams)
+    assert repair.kl_after == repair.kl_before
+
+
+def test_what_cannot_be_healed(model, ids):
+    view = BlockView(model)
+    with pytest.raises(PlanError, match=r"begins at block 0.*there is none"):
+        heal(view, (0, 1), make_batch(ids.tolist(), view), "refit")
+    with pytest.raises(
+        DataError, match=r"at least 640 tokens \(20 for each of 32 .* 4 rows have 96"
+    ):
+        heal(view, (2,), make_batch(ids[:4].tolist(), view), "refit")
+
+
+def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    source = tiny_dir("tied", dtype="bfloat16", shard_bytes=40_000)
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(tiny.text(), encoding="utf-8")
+    argv = ["prune", str(source), "--drop", "2,3", "--heal", "refit", "--calibration", str(text)]
+    argv += ["--length", "24", "--device", "cpu"]
+    assert main([*argv, "--samples", "4", "--out", str(out)]) == 2
+    assert "at least 640 tokens" in capsys.readouterr().err
+    assert main([*argv, "--samples", "40", "--out", str(out), "--overwrite"]) == 0
+
+    record = Pruning.read(out)
+    healing = record.healing
+    assert record.healed == "refit"
+    assert (healing.tokens, healing.heldout_tokens) == (720, 240)
+    assert healing.kl_after < healing.kl_before
+    assert (healing.calibration.source, healing.calibration.samples) == (text.name, 40)
+    assert (healing.device, healing.seams[0].kept) == ("cpu", True)
+    assert "fitted anew" in (out / "README.md").read_text()
+    assert headers.inspect(out).to_dict()["healed"] == "refit"
+    assert headers.inspect(out).key != headers.inspect(source).key
+    dense = Variant("dense", "dense", "dense")
+    made = variants.made(read_run(out), dense, dense)
+    assert (made.label.endswith("healed"), made.healed) == (True, "refit")
+
+    # stock transformers loads it, and it gives the logits of the model healed in memory
+    model = loading.load_model(source, torch.device("cpu"), torch.float32)
+    rows = calibration_rows(str(text), loading.load_tokenizer(source), 40, 24, 1234)
+    view = BlockView(model)
+    batch = make_batch(rows, view)
+    stored = dict.fromkeys(dict(model.named_parameters()), torch.bfloat16)
+    repair = heal(view, (2, 3), batch, "refit", stored=stored)
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    with applied(view, repair), view.skip((2, 3)) as healed, torch.no_grad():
+        wanted = healed(batch.ids, use_cache=False).logits
+    with torch.no_grad():
+        got = stock(batch.ids, use_cache=False).logits
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    assert repair.kl_after == pytest.approx(healing.kl_after, rel=1e-3)
+    (file,) = [
+        f
+        for f in out.glob("*.safetensors")
+        if "model.layers.1.mlp.down_proj.weight" in load_file(f)
+    ]
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(load_file(file)[name], repair.tensors[name]())
+
+    # a plain cut says nothing of healing, and computes nothing
+    assert main([*argv[:4], "--out", str(tmp_path / "plain")]) == 0
+    assert json.loads((tmp_path / "plain" / "pruning.json").read_text())["healing"] is None
+    assert not COMMANDS["prune"].takes_device({"heal": "none"})
+    assert COMMANDS["prune"].takes_device({"heal": "auto"})
