@@ -12,7 +12,7 @@ from core.checkpoint.own_code import MODELLING
 from core.prune.results import Healing, Pruning
 
 _HEALED = {
-    "refit": "the down projection before a seam is fitted anew in closed form.",
+    "refit": "the down projection before a seam is refitted in closed form.",
     "linear": "a linear map is folded into the down projection before a seam (ReplaceMe).",
     "scale": "the output projections above a seam are divided by a factor (after Prune&Comp).",
 }

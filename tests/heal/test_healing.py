@@ -220,7 +220,7 @@ def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):
     assert healing.kl_after < healing.kl_before
     assert (healing.calibration.source, healing.calibration.samples) == (text.name, 40)
     assert (healing.device, healing.seams[0].kept) == ("cpu", True)
-    assert "fitted anew" in (out / "README.md").read_text()
+    assert "refitted in closed form" in (out / "README.md").read_text()
     assert headers.inspect(out).to_dict()["healed"] == "refit"
     assert headers.inspect(out).key != headers.inspect(source).key
     dense = Variant("dense", "dense", "dense")
