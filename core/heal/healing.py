@@ -285,7 +285,7 @@ class _Walk:
         return lambda: self._rounded(name, tensor.detach().float() / factor)
 
     def _rescale(self, seam: Seam) -> None:
-        """Find and judge the factor above a seam."""
+        """Find the factor above a seam, and keep it if the KL falls."""
         kind, fitted = wide(self.view.device), self.rows.fitted
         sums = [torch.zeros(self.view.hidden_size, dtype=torch.float64) for _ in range(2)]
         valid = self.valid[:fitted]
@@ -332,7 +332,8 @@ class _Walk:
     # refit and linear
 
     def _fit(self, seam: Seam) -> None:
-        """Run the block before the seam and the removed ones; fit and judge the repair."""
+        """Run the block before the seam and the removed ones; fit the repair, and keep it if the
+        KL falls."""
         block, fitted = seam.first - 1, self.rows.fitted
         function = self._prepared(block)
         self._run(function, self.dense)
