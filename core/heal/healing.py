@@ -332,8 +332,7 @@ class _Walk:
     # refit and linear
 
     def _fit(self, seam: Seam) -> None:
-        """Run the block before the seam and the removed ones; fit the repair, and keep it if the
-        KL falls."""
+        """Fit the repair of the block before a seam, and keep it if the KL falls."""
         block, fitted = seam.first - 1, self.rows.fitted
         function = self._prepared(block)
         self._run(function, self.dense)
