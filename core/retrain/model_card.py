@@ -36,7 +36,7 @@ def merged_card(
         pruned = [f"| pruned before | {how} |"]
     lines = [
         *front_matter(base, f"{spec.method}-retrained"),
-        f"# {spec.checkpoint}, retrained",
+        f"# {Path(spec.checkpoint).name}, retrained",
         "",
         f"{label}"
         + (", whose adapter is merged into the weights." if spec.method == "lora" else "."),
