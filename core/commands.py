@@ -106,6 +106,12 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "quantize",
+            "core.quantize.command",
+            "QuantizeSpec",
+            "Write an int8 or int4 variant of a checkpoint (weights only).",
+        ),
+        Command(
             "benchmark",
             "core.benchmark.command",
             "BenchmarkSpec",

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from core.checkpoint import quantized
 from core.runs.dtypes import BYTES
 
 if TYPE_CHECKING:
@@ -116,8 +117,13 @@ def mean_rates(found: Sequence[Rates]) -> Rates:
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
-    """Return the bytes of all parameters in ``dtype``; tied embeddings count once."""
-    return info.parameters * BYTES[dtype]
+    """Return the bytes of all parameters in ``dtype``; tied embeddings count once.
+
+    Quantized weights take what they are stored in.
+    """
+    return quantized.stored_bytes(
+        info.parameters, getattr(info, "quantization", None), BYTES[dtype]
+    )
 
 
 def kv_bytes(info: Shapes, batch: int, context: int, dtype: str) -> int:

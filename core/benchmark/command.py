@@ -104,7 +104,7 @@ def variants_of(spec: BenchmarkSpec, progress: Progress | None = None) -> list[V
     longest = spec.input_tokens + max(spec.output_tokens)
     need: locate.Need = "config" if config_only else "weights"
     for given in spec.checkpoints:
-        checkpoint = locate.open(given, need=need, need_tokenizer=False)
+        checkpoint = locate.open(given, need=need, need_tokenizer=False, quantized=True)
         folder, info = checkpoint.folder, checkpoint.info
         if info.context and longest > info.context:
             raise OptionError(
@@ -386,7 +386,7 @@ def _points(session: Session, rates: analytic.Rates | None) -> list[Point]:
                 spec.input_tokens,
                 variant.results[cell],
                 estimated_latency_s=analytic.latency_s(variant.info, rates, *shape)
-                if rates
+                if rates and not variant.info.quantization
                 else None,
                 estimated_memory_mib=analytic.memory_bytes(variant.info, *shape, dtype)["total"]
                 / MIB,

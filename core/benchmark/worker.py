@@ -100,7 +100,7 @@ class Visit:
     def __init__(self, request: Request, emit: Emit) -> None:
         """Load what ``request`` names, under its memory limit."""
         from core.benchmark import generate
-        from core.model import loading, precision
+        from core.model import loading, memory, precision
 
         self.request, self.emit = request, emit
         self.measured: list[Cell] = []
@@ -115,12 +115,11 @@ class Visit:
         self.model = load(request, self.device)
         vocab = int(self.model.config.vocab_size)
         self.ids = generate.prompt_ids(tokenizer, vocab, request.input_tokens)
-        weights = {p.data_ptr(): p for p in self.model.parameters()}.values()
         emit(
             "loaded",
             device=str(self.device),
             dtype=precision.dtype_name(self.model.dtype),
-            weight_bytes=sum(p.numel() * p.element_size() for p in weights),
+            weight_bytes=memory.weight_bytes(self.model.parameters()),
             prompt_ids=self.ids,
             capacity_mib=request.memory_limit_mib or meter.capacity_mib(self.device),
         )
@@ -207,8 +206,9 @@ class Visit:
 
     def tensors(self) -> None:
         """Report each point's peak of tensors: weights, cache, activations, sampling."""
-        weights = {t.data_ptr(): t for t in self.model.state_dict().values()}.values()
-        held = sum(t.numel() * t.element_size() for t in weights)
+        from core.model import memory
+
+        held = memory.weight_bytes(self.model.state_dict().values())
         for cell in self.measured:
             count = functools.partial(self._tensors_beside_weights, cell)
             ok, most = self.fits(count)

@@ -23,6 +23,8 @@ Row = Mapping[str, Any]
 """A published row; see `core.compare.published`."""
 CHOSEN = "#D55E00"
 """Colour of the ring around the chosen and the best point."""
+QUANTIZED = {"int8": "hourglass", "int4": "bowtie"}
+"""Symbol of quantized candidates, in the colour of their method."""
 DASHES = {"dense": "dot", "depth": "solid", "width": "dash", "other": "dashdot"}
 LOOKS = {
     "dense": ("#7F7F7F", "star"),
@@ -37,6 +39,8 @@ LOOKS = {
     "wanda-sp": ("#7B6FD0", "triangle-right"),
 }
 """Colour and symbol by criterion or width method."""
+NO_DOT = ("cross", "star", *QUANTIZED.values())
+"""Symbols that plotly has without a dot, or in which one is hard to see."""
 SPARE = (("#7F7F7F", "hexagon"), ("#CC79A7", "cross"), ("#009E73", "star-diamond"))
 METRICS = {
     "latency_s_p50": "latency (s)",
@@ -78,7 +82,8 @@ def look_of(candidate: Candidate) -> Look:
     name = "dense" if candidate.kind == "dense" else candidate.method
     spare = SPARE[sum(map(ord, candidate.series)) % len(SPARE)]
     colour, symbol = LOOKS.get(name, spare)
-    symbol += "-dot" if candidate.retrained and symbol not in ("cross", "star") else ""
+    symbol = QUANTIZED.get(candidate.quantized, symbol)
+    symbol += "-dot" if candidate.retrained and symbol not in NO_DOT else ""
     return Look(colour, DASHES[candidate.kind], symbol)
 
 
@@ -237,17 +242,18 @@ def against_ratio(
     at: float | None = None,
     published: Iterable[Row] = (),
 ) -> go.Figure:
-    """Draw a metric against the pruning ratio, one line per series, all starting at dense.
+    """Draw a metric against the pruning ratio, one line per series, starting at dense.
 
-    ``costs`` are of one batch size and output length; ``at`` marks a ratio. ``published`` rows are
-    drawn over the speed-up only: absolute times of other machines are not comparable.
+    Quantized variants have lines of their own, which do not start there. ``costs`` are of one batch
+    size and output length; ``at`` marks a ratio. ``published`` rows are drawn over the speed-up
+    only: absolute times of other machines are not comparable.
     """
     figure = go.Figure()
     dense = next((c for c in found if c.kind == "dense"), None)
     by_key = {(c.id, c.estimated): c for c in costs if not c.oom}
     lines: dict[str, list[Candidate]] = {}
     for candidate in found:
-        if candidate.kind in ("depth", "width") and candidate.ratio is not None:
+        if candidate.is_made and candidate.ratio is not None:
             lines.setdefault(candidate.series, []).append(candidate)
     for name, line in lines.items():
         line = sorted(line, key=lambda c: c.ratio or 0.0)
@@ -255,11 +261,11 @@ def against_ratio(
         for guessed in (False, True):
             points = [
                 (c, value(by_key[c.id, guessed], metric))
-                for c in ([dense, *line] if dense else line)
+                for c in ([dense, *line] if dense and not line[0].quantized else line)
                 if (c.id, guessed) in by_key
             ]
             points = [(c, v) for c, v in points if v is not None]
-            if not any(c.kind != "dense" for c, _ in points):
+            if not any(c is not dense for c, _ in points):
                 continue
             figure.add_scatter(
                 x=[c.ratio for c, _ in points],
@@ -315,12 +321,12 @@ def quality(
     figure = go.Figure()
     lines: dict[str, list[Candidate]] = {}
     for candidate in found:
-        if candidate.kind in ("depth", "width") and candidate.ppl and candidate.ratio is not None:
+        if candidate.is_made and candidate.ppl and candidate.ratio is not None:
             lines.setdefault(candidate.series, []).append(candidate)
     for name, line in lines.items():
-        points = ([dense] if dense and not line[0].retrained else []) + sorted(
-            line, key=lambda c: c.ratio or 0.0
-        )
+        points = (
+            [dense] if dense and not (line[0].retrained or line[0].quantized) else []
+        ) + sorted(line, key=lambda c: c.ratio or 0.0)
         look = look_of(line[0])
         figure.add_scatter(
             x=[c.ratio for c in points],
@@ -349,7 +355,7 @@ def quality(
     _arrows(  # last: every line that is added later would check all of them again
         figure,
         {c.id: (c.ratio or 0.0, math.log10(c.ppl / base)) for c in found if c.ppl},
-        {c.id: c.parent for c in found if c.retrained},
+        {c.id: c.parent for c in found if c.retrained or c.quantized},
     )
     title = "perplexity relative to dense" if relative else "perplexity"
     figure.update_yaxes(type="log", title=title, **log_axis(values))
@@ -430,7 +436,11 @@ def pareto(
             r.key: (_at(r, x) if linear else math.log10(_at(r, x)), math.log10(_at(r, "ppl")))
             for r in known
         },
-        {r.key: r.candidate.parent for r in known if r.candidate.retrained},
+        {
+            r.key: r.candidate.parent
+            for r in known
+            if r.candidate.retrained or r.candidate.quantized
+        },
     )
     for key, symbol, text in ((best, "star-open", "best within budget"),
                               (chosen, "circle-open", "chosen")):  # fmt: skip

@@ -1,7 +1,7 @@
 """What of the stored tensors a model uses: stored and expected names compared in both directions.
 
 transformers ignores stored tensors that the model has no place for, and reports them in a log that
-is easily missed. Some of them change the result (a bias without its flag, the scales of quantised
+is easily missed. Some of them change the result (a bias without its flag, the scales of quantized
 weights), so these are refused; others (left-over adapters, a vision tower) are named and counted
 apart.
 """
@@ -27,7 +27,7 @@ own despite ``tie_word_embeddings: true``; or stored on the Hub, where its value
 _CHUNK = 8 << 20
 _SHOWN = 3
 _FLAGS = ("attention_bias", "mlp_bias")
-# Scales of a quantised key/value cache; the weights themselves are complete without them.
+# Scales of a quantized key/value cache; the weights themselves are complete without them.
 _CACHE_SCALES = re.compile(r"\.(k|v)_scale$")
 _SCALES = re.compile(r"scale|zero|absmax|qweight|g_idx|quant_(state|map)|nested|SCB|packed|amax")
 _BLOCK_NORM = re.compile(r"^model\.layers\.\d+\.[\w.]*norm\.weight$")
@@ -218,9 +218,9 @@ def _refuse_whole_numbers(entries: Sequence[TensorEntry]) -> None:
     if odd:
         dtype = next(entry.dtype for entry in entries if entry.name == odd[0])
         raise CheckpointError(
-            f"The weights are quantised: {_listed(odd)} stored as {dtype}, and config.json has "
+            f"The weights are quantized: {_listed(odd)} stored as {dtype}, and config.json has "
             "no rule for reading them.",
-            "Give the unquantised checkpoint; quantised blocks cannot be scored.",
+            "Give the unquantized checkpoint; quantized blocks cannot be scored.",
         )
 
 
@@ -251,10 +251,10 @@ def _refuse_scales(used: Mapping[str, Any], unused: Sequence[str]) -> list[str]:
             scales.append(name)
     if scales:
         raise CheckpointError(
-            f"The weights are quantised or scaled: {_listed(scales)} stored beside them, and "
+            f"The weights are quantized or scaled: {_listed(scales)} stored beside them, and "
             "config.json has no rule for applying that. Loaded without it, the model would "
             "compute something else.",
-            "Give the unquantised checkpoint; quantised blocks cannot be scored.",
+            "Give the unquantized checkpoint; quantized blocks cannot be scored.",
         )
     return biases
 

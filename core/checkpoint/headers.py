@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import config_rules, contents, families, other_formats
+from core.checkpoint import config_rules, contents, families, other_formats, quantized
 from core.checkpoint.healed import healed_by
 from core.checkpoint.imported import Imported
 from core.checkpoint.tensors import (
@@ -150,6 +150,8 @@ class CheckpointInfo:
     """How the last cut was healed in closed form: refit, linear, scale; empty if it was not."""
     imported: Imported | None = None
     """The file of another format that the checkpoint, or the one it was cut from, was made from."""
+    quantization: quantized.Quantization | None = None
+    """How the weights are quantized; None if they are not. Everything else is as without."""
 
     @property
     def uniform(self) -> bool:
@@ -165,7 +167,9 @@ class CheckpointInfo:
     def stored_bytes(self) -> int:
         """Bytes of the parameters as they are stored; of the files, if the format is not known."""
         width = BYTES.get(self.dtype)
-        return self.disk_bytes if width is None else self.parameters * width
+        if width is None:
+            return self.disk_bytes
+        return quantized.stored_bytes(self.parameters, self.quantization, width)
 
     def projections(self, block: int) -> dict[str, tuple[int, int]]:
         """Return the width out of and into each linear layer of a block, by its module's name."""
@@ -227,11 +231,7 @@ def describe(
 ) -> CheckpointInfo:
     """Add up config and tensor shapes; without ``index`` shapes are computed from the config."""
     family = families.of(config)
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"{path} is quantised ({_quantisation(config)}).",
-            "Give the unquantised checkpoint; quantised blocks cannot be scored.",
-        )
+    quantization, index = quantized.read(config, index, path)
     notes = config_rules.check(config)
     found = contents.compare(config, index) if index else None
     if index is None or found is None:
@@ -273,7 +273,10 @@ def describe(
         block_modules=modules,
         block_shapes=block_shapes,
         disk_bytes=sum(shard.size for shard in index.shards) if index else 0,
-        memory_bytes={name: total * width for name, width in DTYPE_BYTES.items()},
+        memory_bytes={
+            name: quantized.stored_bytes(total, quantization, width)
+            for name, width in DTYPE_BYTES.items()
+        },
         kv_bytes_per_token={name: kv_width * width for name, width in DTYPE_BYTES.items()},
         tokenizer=tokenizer,
         shards=tuple({"file": s.file, "bytes": s.size} for s in (index.shards if index else ())),
@@ -281,12 +284,8 @@ def describe(
         warnings=(*_warnings(index, tokenizer, vocab, dtypes), *notes),
         unused_tensors=found.unused if found else (),
         unused_parameters=found.unused_parameters if found else 0,
+        quantization=quantization,
     )
-
-
-def _quantisation(config: Mapping[str, Any]) -> str:
-    details = config["quantization_config"]
-    return str(details.get("quant_method", "unknown")) if isinstance(details, dict) else "unknown"
 
 
 def _add_up(

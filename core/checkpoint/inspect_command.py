@@ -22,5 +22,5 @@ def run(spec: InspectSpec) -> dict[str, Any]:
 
     Raises `CheckpointError` if the checkpoint cannot be used.
     """
-    info = locate.open(spec.checkpoint, StderrProgress(), need="headers").info
+    info = locate.open(spec.checkpoint, StderrProgress(), need="headers", quantized=True).info
     return {"schema": 1, **info.to_dict()}

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from core import outside
 from core.checkpoint import gguf, headers, hub, other_formats
+from core.checkpoint.quantized import refuse
 from core.errors import CheckpointError
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, default_root, read_json
@@ -78,6 +79,7 @@ def open(
     *,
     need: Need = "weights",
     need_tokenizer: bool = True,
+    quantized: bool = False,
 ) -> Checkpoint:
     """Return the checkpoint that ``name`` means, checked by its headers.
 
@@ -91,8 +93,10 @@ def open(
     - ``config``: like ``headers``, but on the Hub not even the headers are read: shapes are
       computed from config.json.
 
-    ``need_tokenizer`` also requires a tokenizer if there are local weights. Headers are read once,
-    and again when a file changes (on the Hub: after `HUB_FRESH_S`). Safe to call from any thread.
+    ``need_tokenizer`` also requires a tokenizer if there are local weights. Without ``quantized``,
+    quantized weights are an error: their blocks cannot be scored, cut or trained. Headers are read
+    once, and again when a file changes (on the Hub: after `HUB_FRESH_S`). Safe to call from any
+    thread.
 
     What a user should know of weights that are about to be used is logged to ``progress``.
 
@@ -104,9 +108,14 @@ def open(
         if not is_hub_id(name):
             raise _not_there(name)
         if need == "headers":
-            return _on_hub(name, progress)
+            found = _on_hub(name, progress)
+            if not quantized:
+                refuse(name, found.info.quantization)
+            return found
         folder = hub.fetch(name, progress, config_only=need == "config")
     found = at(folder, need_weights=need == "weights")
+    if not quantized:
+        refuse(recorded_name(name, folder), found.info.quantization)
     headers.check_tokenizer(found.info, needed=need_tokenizer and found.info.has_weights)
     for warning in found.info.warnings if need == "weights" else ():
         progress.log(f"Warning: {warning}")

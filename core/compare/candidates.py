@@ -35,7 +35,7 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
     plans = study.plans(protocol) if protocol else ()
     by_blocks = {frozenset(q.drop): q for q in sorted(plans, key=lambda q: q.started)}
     found = [_of_variant(study, v, protocol, by_blocks) for v in study.variants]
-    made = {frozenset(c.dropped) for c in found if _is_plain_cut(c)}
+    made = {frozenset(c.dropped) for c in found if is_plain_cut(c)}
     taken: set[str] = set()
     for plan in sorted(plans, key=lambda q: -q.started):
         candidate = _of_plan(plan, study.dense.id)
@@ -45,8 +45,10 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
     return found
 
 
-def _is_plain_cut(candidate: Candidate) -> bool:
-    return candidate.kind == "depth" and not candidate.retrained and not candidate.healed
+def is_plain_cut(candidate: Candidate) -> bool:
+    """Whether blocks were removed and nothing else was done: a plan for it is the same model."""
+    changed = candidate.retrained or candidate.quantized or candidate.healed
+    return candidate.kind == "depth" and not changed
 
 
 def _of_variant(
@@ -58,7 +60,7 @@ def _of_variant(
     measured = study.perplexity(variant.id, protocol) if protocol else None
     shared = {f.name: getattr(variant, f.name) for f in fields(variant)}
     found = Candidate(**shared, ppl=measured.ppl if measured else None)
-    same = plans.get(frozenset(variant.dropped)) if _is_plain_cut(found) else None
+    same = plans.get(frozenset(variant.dropped)) if is_plain_cut(found) else None
     return replace(found, ppl=same.ppl) if same and not measured else found
 
 
@@ -89,21 +91,21 @@ def shapes_of(candidate: Candidate, dense: CheckpointInfo | None) -> Shapes | No
 
 
 def series_points(found: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the pruned candidates of each series, by ratio."""
+    """Return the pruned and quantized candidates of each series, by ratio."""
     lines: dict[str, list[Candidate]] = {}
     for candidate in found:
-        if candidate.kind in ("depth", "width") and candidate.ratio is not None:
+        if candidate.is_made and candidate.ratio is not None:
             lines.setdefault(candidate.series, []).append(candidate)
     return {name: sorted(line, key=lambda c: c.ratio or 0.0) for name, line in lines.items()}
 
 
 def nearest(found: Sequence[Candidate], ratio: float) -> list[Candidate]:
-    """Return dense and others, and of every series the candidate nearest to ``ratio``.
+    """Return dense and others, and of every other series the candidate nearest to ``ratio``.
 
     At equal distance a checkpoint comes before a plan, then the smaller cut. A series is left out
     if it has only plans that differ by more than `NEAR` (e.g. one block of an importance run).
     """
-    chosen = [c for c in found if c.kind in ("dense", "other")]
+    chosen = [c for c in found if c.kind in ("dense", "other") and not c.quantized]
     for line in series_points(found).values():
         best = min(line, key=lambda c: (round(abs((c.ratio or 0) - ratio), 4), c.is_plan))
         near = abs((best.ratio or 0) - ratio) <= NEAR

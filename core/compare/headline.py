@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.compare import measured
-from core.compare.candidates import Candidate, shapes_of
+from core.compare.candidates import Candidate, is_plain_cut, shapes_of
 from core.compare.measured import Cell
 from core.compare.outcomes import Outcome
 from core.compare.scene import Scene, scene
@@ -65,7 +65,7 @@ def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
         return []
     sizes: dict[float, list[Candidate]] = {}
     for candidate in scene.found:
-        if candidate.kind == "depth" and candidate.ratio and not candidate.retrained:
+        if is_plain_cut(candidate) and candidate.ratio:
             sizes.setdefault(round(candidate.ratio, 3), []).append(candidate)
     found = []
     for _, same in sorted(sizes.items()):

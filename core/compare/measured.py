@@ -80,7 +80,10 @@ def with_speedup(costs: Sequence[Cost], dense: str) -> list[Cost]:
 def estimate(
     shapes: Shapes, rates: Rates | None, cell: Cell, dtype: str, *, id: str = "", variant: str = ""
 ) -> Cost:
-    """Return the estimated cost of a model at one cell: always memory, and times with ``rates``."""
+    """Return the estimated cost of a model at one cell: always memory, and times with ``rates``.
+
+    Times of quantized models are not estimated: widening the weights is not part of the model.
+    """
     batch, given, made = cell
     memory = analytic.memory_bytes(shapes, batch, given, made, dtype)["total"]
     cost = Cost(
@@ -92,7 +95,7 @@ def estimate(
         peak_memory_mib=memory / 2**20,
         estimated=True,
     )
-    if rates is None:
+    if rates is None or getattr(shapes, "quantization", None):
         return cost
     whole = analytic.latency_s(shapes, rates, batch, given, made)
     first = analytic.first_token_s(shapes, rates, batch, given)

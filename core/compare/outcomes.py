@@ -56,6 +56,7 @@ class Outcome:
             "series": candidate.series,
             "kind": candidate.kind,
             "retrained": candidate.retrained,
+            "quantized": candidate.quantized,
             "parent": candidate.parent,
             "dropped": candidate.dropped,
             "cut_in": block_ranges(candidate.cut_in),

@@ -175,7 +175,7 @@ def facts_of(row: Outcome) -> str:
 
 def allowed(found: Sequence[Candidate]) -> str:
     """Return which blocks each method was allowed to cut; this can matter more than the method."""
-    known = {c.series: c.cut_in for c in found if not c.retrained}
+    known = {c.series: c.cut_in for c in found if not c.retrained and not c.quantized}
     said = by_blocks(known)
     return f"Allowed to cut: {said}." if said else ""
 

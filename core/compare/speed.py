@@ -64,7 +64,7 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
     labels = {
         v.id: v.label
         for v in study.variants
-        if (v.id in times or v.id in points) and v.kind in ("depth", "width") and v.ratio
+        if (v.id in times or v.id in points) and v.is_made and (v.ratio or v.quantized)
     }
     for name, label in labels.items():
         if name in times and dense in times:

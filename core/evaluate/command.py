@@ -32,7 +32,7 @@ def check(spec: EvaluateSpec) -> None:
 
 def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     """Return the estimated operations, memory and time; null if data must be downloaded first."""
-    checkpoint = locate.open(spec.checkpoint, need="config")
+    checkpoint = locate.open(spec.checkpoint, need="config", quantized=True)
     folder, info = checkpoint.folder, checkpoint.info
     spec = with_texts(spec, folder)
     check_model(spec, info)

@@ -25,7 +25,7 @@ class Session:
         from core.model import loading
 
         self.spec, self.run = spec, run
-        checkpoint = locate.open(spec.checkpoint, run.progress)
+        checkpoint = locate.open(spec.checkpoint, run.progress, quantized=True)
         self.folder, self.info = checkpoint.folder, checkpoint.info
         check_model(spec, self.info)
         check_template(spec, self.folder)

@@ -70,7 +70,7 @@ def _need(variant: Variant, cell: Cell, peaks: dict[str, float]) -> tuple[float,
 def _fit(study: Study, budget_mib: float, cell: Cell) -> str:
     """Advise how many blocks to remove from the dense model, or to lower the precision."""
     info = info_of(study.dense)
-    lower = "Use a lower precision or a quantised model"
+    lower = "Use a lower precision or a quantized model"
     if info is None:
         return f"Remove more blocks. {lower} if quality would suffer too much."
     dtype = computable(info.dtype)

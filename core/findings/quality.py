@@ -87,7 +87,9 @@ def _advice(worst: Loss, found: Sequence[Candidate], study: Study) -> list[str]:
         names = ", ".join(map(str, exposed))
         verb = "is" if len(exposed) == 1 else "are"
         advice.append(f"{blocks} {names} {verb} usually protected; protect more blocks.")
-    if not mine.retrained:
+    if mine.quantized:
+        advice.append("Use more bits or a smaller group, or remove less before quantizing.")
+    elif not mine.retrained:
         advice.append("Retrain it, or remove less.")
     else:
         advice.append("Train it longer, use continued pretraining, or remove less.")

@@ -1,7 +1,7 @@
 """The columns of the playground: the models they can show, and their codes in the URL.
 
 A column is ``dense``, ``skip:3,5`` (the dense model without these blocks, nothing copied), or
-``run:ID`` (a variant of the study: depth, width, or retrained).
+``run:ID`` (a variant of the study: depth, width, retrained, or quantized).
 """
 
 from __future__ import annotations

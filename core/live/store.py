@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from core.checkpoint import chat, headers, locate
+from core.checkpoint import chat, headers, locate, quantized
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import calibration_rows
@@ -148,7 +148,7 @@ class Store:
             CheckpointError: It does not exist or cannot be read.
             OutOfMemoryError: It alone is larger than the budget or the device.
         """
-        checkpoint = locate.open(name)
+        checkpoint = locate.open(name, quantized=True)
         key = (str(checkpoint.folder.resolve()), checkpoint.state)
         if key not in self._models:
             for old in [k for k in self._models if k[0] == key[0]]:  # its files have changed
@@ -162,7 +162,8 @@ class Store:
         folder, info = checkpoint.folder, checkpoint.info
         decided = precision.decide(self.dtype, self.device, info.dtype)
         prepared = loading.Prepared(name, folder, self.device, decided)
-        needed = info.parameters * prepared.dtype.itemsize / MIB
+        width = prepared.dtype.itemsize
+        needed = quantized.stored_bytes(info.parameters, info.quantization, width) / MIB
         self._make_room(name, needed, prepared.dtype.itemsize)
         try:
             model = prepared.load(self._log)
@@ -171,7 +172,7 @@ class Store:
             model = prepared.load(self._log)
         view = BlockView(model)
         eos = _ids(getattr(model.generation_config, "eos_token_id", None))
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights = memory.weight_bytes(model.parameters())
         return Loaded(name, folder, info, view, loading.load_tokenizer(folder), eos, weights)
 
     def _make_room(self, name: str, needed_mib: float, itemsize: int) -> None:

@@ -15,7 +15,7 @@ from core.live.protocol import Generate
 from core.live.replies import Begun, Reply, Token, Written
 from core.live.store import Loaded
 from core.live.whatif import NARROW
-from core.model.memory import out_of_memory_explained
+from core.model.memory import out_of_memory_explained, weight_bytes
 from core.model.precision import dtype_name
 from core.model.tokens import check_ids, embedded, pad_id
 from core.prune.outlook import outlook
@@ -186,7 +186,7 @@ def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -
             device=str(view.device),
             dtype=dtype,
             parameters=sum(p.numel() for p in weights),
-            weights_mib=sum(p.numel() * p.element_size() for p in weights) / MIB,
+            weights_mib=weight_bytes(weights) / MIB,
             cache_mib=outlook(loaded.info, dropped, **sizes).kv_bytes / MIB,
             prompt_tokens=len(ids),
             blocks=len(view.blocks),

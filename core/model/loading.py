@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from core.checkpoint import config_rules, locate
 from core.checkpoint.tensors import read_config
 from core.errors import CheckpointError, NotFiniteError
-from core.model import memory
+from core.model import memory, quantized_weights
 from core.model.memory import out_of_memory_explained
 from core.model.precision import Precision, decide, dtype_name, resolve_device
 
@@ -124,6 +124,7 @@ def load_model(
 
     Raises:
         CheckpointError: The folder cannot be read as a causal language model.
+        RunError: The weights are quantized and torchao is missing.
         NotFiniteError: A weight tensor contains NaN or infinity; the message names it.
         OutOfMemoryError: The device has too little memory.
     """
@@ -131,6 +132,8 @@ def load_model(
     checkpoint = locate.at(folder, need_weights=True)
     config = dict(checkpoint.config)
     quiet()
+    if checkpoint.info.quantization:
+        quantized_weights.require()
     options: dict[str, Any] = {
         "use_safetensors": True,
         "attn_implementation": "sdpa",
@@ -155,6 +158,8 @@ def load_model(
         if model.config.tie_word_embeddings and not checkpoint.info.tied:
             # The stored head is used; whatever is written from this model has to keep it.
             model.config.tie_word_embeddings = False
+        if checkpoint.info.quantization:
+            quantized_weights.widen_to(model, dtype)
         model = model.to(device).eval().requires_grad_(False)
     if check:
         check_finite(model)
@@ -295,7 +300,9 @@ def check_finite(model: torch.nn.Module) -> None:
 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether every element is finite; only the extremes are checked, as NaN propagates to them."""
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    for part in quantized_weights.parts(tensor.detach()):
+        if part.numel() and part.is_floating_point():
+            low, high = torch.aminmax(part)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                return False
+    return True

@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from core.errors import OutOfMemoryError
+from core.model import quantized_weights
 from core.runs.devices import MIB
 from core.runs.failures import is_out_of_memory
 from core.runs.processes import memory_mib
@@ -45,6 +46,12 @@ def free_memory(device: torch.device) -> None:
     if sys.platform == "linux":  # the allocator keeps freed pages until it is asked
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def weight_bytes(weights: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that weights take in memory; tensors that share memory count once."""
+    plain = [part for weight in weights for part in quantized_weights.parts(weight)]
+    return sum(t.numel() * t.element_size() for t in {t.data_ptr(): t for t in plain}.values())
 
 
 _baseline_mib: dict[str, float] = {}

@@ -97,8 +97,11 @@ def parameters(record: Pruning) -> str:
     return f"| parameters | {after:,} of {before:,} ({1 - after / before:.1%} removed) |"
 
 
-def loading(custom_code: bool) -> list[str]:
-    """Return the lines on how to load the checkpoint."""
+def loading(custom_code: bool, *, needs: str = "", records: bool = True) -> list[str]:
+    """Return the lines on how to load the checkpoint.
+
+    ``needs``: a package besides transformers; ``records``: pruning.json lies beside the weights.
+    """
     trust = ", trust_remote_code=True" if custom_code else ""
     return [
         "## How to load it",
@@ -114,9 +117,9 @@ def loading(custom_code: bool) -> list[str]:
         "needed to load them; trust_remote_code=True runs this file and no other."
         if custom_code
         else "No custom code is needed: stock transformers loads it.",
+        *([f"The package {needs} must be installed."] if needs else []),
         "",
-        "pruning.json records this cut and any earlier ones.",
-        "",
+        *(["pruning.json records this cut and any earlier ones.", ""] if records else []),
     ]
 
 
@@ -147,12 +150,12 @@ def runs_in(config: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def front_matter(base: str, kind: str) -> list[str]:
+def front_matter(base: str, kind: str, *, pruned: bool = True) -> list[str]:
     """Return the metadata that the Hub reads; ``kind`` is a tag."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if _HUB_ID.match(base):
         lines += [f"base_model: {base}"]
-    return [*lines, "tags:", "- pruned", f"- {kind}", "---", ""]
+    return [*lines, "tags:", *(["- pruned"] if pruned else []), f"- {kind}", "---", ""]
 
 
 def _list(blocks: Sequence[int]) -> str:

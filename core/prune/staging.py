@@ -46,6 +46,7 @@ _OURS = (
     "*.safetensors",
     headers.INDEX,
     Pruning.FILE,
+    "quantization.json",
     "README.md",
     "config.json",
 )

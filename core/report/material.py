@@ -93,7 +93,7 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
     folder = outside.path_of(name)
     if folder.is_dir() and Workspace(folder).runs():
         return Workspace(folder), _only_study(Workspace(folder))
-    locate.open(name, need="config")  # raises what is wrong with it
+    locate.open(name, need="config", quantized=True)  # raises what is wrong with it
     return where, name
 
 

@@ -188,6 +188,7 @@ def variants(material: Material) -> Section:
             "kind": v.kind,
             "method": v.method_label,
             "retrained": v.retrained,
+            "quantized": v.quantized,
             "dropped blocks, in order": v.dropped or None,
             "parameters": v.parameters,
             "removed": f"{v.ratio:.1%}" if v.ratio else None,
@@ -197,7 +198,11 @@ def variants(material: Material) -> Section:
         for v in known.variants
     ]
     parts = html.table(rows, "Checkpoints of this study")
-    cuts = {v.label: v.dropped for v in known.variants if v.dropped and not v.retrained}
+    cuts = {
+        v.label: v.dropped
+        for v in known.variants
+        if v.dropped and not v.retrained and not v.quantized
+    }
     info = info_of(known.dense)
     if cuts and info:
         strip = block_strip(info.blocks, dict(list(cuts.items())[:MOST_STRIPS]))

@@ -22,7 +22,8 @@ from core.words import size
 
 def variants(where: Workspace) -> list[RunRecord]:
     """Return the finished runs that hold a checkpoint to retrain, newest first."""
-    done = [r for r in where.runs() if r.command in workspace.MAKERS and r.state == "done"]
+    makers = [command for command in workspace.MAKERS if command != "quantize"]
+    done = [r for r in where.runs() if r.command in makers and r.state == "done"]
     return [r for r in done if holder(r)]
 
 

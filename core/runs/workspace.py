@@ -37,7 +37,7 @@ STARTING_GRACE_S = 15.0
 BOOKKEEPING = ".run"
 CHAINS = ("recipe", "demo")
 """Commands whose folders contain other runs: their steps."""
-MAKERS = ("prune", "width", "retrain")
+MAKERS = ("prune", "width", "retrain", "quantize")
 """Commands whose runs leave a checkpoint behind."""
 
 

@@ -69,6 +69,8 @@ class Variant:
     """refit, linear, scale, or empty."""
     retrained: str = ""
     """lora, continued, full, or empty."""
+    quantized: str = ""
+    """int8, int4, or empty."""
     dropped: tuple[int, ...] = ()
     """Blocks of the dense model that were removed, in order of removal."""
     cut_in: tuple[int, ...] = ()
@@ -108,12 +110,18 @@ class Variant:
 
     @property
     def series(self) -> str:
-        """Series that it belongs to in a chart: its method; retrained variants have their own."""
+        """Series that it belongs to in a chart: its method, how retrained and quantized."""
         if self.kind == "other":
             return self.label
         tuned = RETRAINED.get(self.retrained, self.retrained)
         method = f"{self.method_label}, healed" if self.healed else self.method_label
-        return f"{method} + {tuned}" if tuned else method
+        name = f"{method} + {tuned}" if tuned else method
+        return f"{name} {self.quantized}" if self.quantized else name
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it was made from the dense model: pruned or quantized."""
+        return self.kind in ("depth", "width") or bool(self.quantized)
 
 
 @dataclass(frozen=True)

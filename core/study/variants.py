@@ -9,6 +9,7 @@ from core.checkpoint import locate
 from core.errors import DepthcutError
 from core.prune.plan import default_protection, unprotected
 from core.prune.results import Pruning
+from core.quantize.results import QuantizationRecord
 from core.retrain.spec import LABELS as RETRAINED
 from core.runs import workspace
 from core.runs.workspace import RunRecord
@@ -44,9 +45,15 @@ def _asked(record: RunRecord) -> tuple[int, ...]:
     return tuple(b for b in drop if type(b) is int) if isinstance(drop, list) else ()
 
 
+_KEPT = ("method", "method_label", "dropped", "cut_in", "healed")
+"""What a variant shares with the one that it was retrained or quantized from."""
+
+
 def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
     """Return the variant that a run made from ``parent``; ``root`` is the dense checkpoint."""
-    written = cut_of(record.path)
+    quantized = QuantizationRecord.read(record.path) if record.command == "quantize" else None
+    # a quantized checkpoint keeps a copy of its source's pruning.json, and cuts nothing itself
+    written = WidthPruning() if record.command == "quantize" else cut_of(record.path)
     cut = Cut(
         written.dropped or _asked(record),
         written.blocks_after,
@@ -68,9 +75,13 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         cut=cut,
     )
     share = f" {ratio:.0%}" if ratio else ""
-    if record.command == "retrain":
-        names = ("method", "method_label", "dropped", "cut_in", "healed")
-        kept = {name: getattr(parent, name) for name in names}
+    kept = {name: getattr(parent, name) for name in _KEPT}
+    if record.command == "quantize":
+        bits = quantized.bits if quantized else record.spec.get("bits")
+        named = f"int{bits}"
+        found = replace(base, retrained=parent.retrained, quantized=named, **kept)
+        label = f"{parent.label} {named}"
+    elif record.command == "retrain":
         method = str(record.spec.get("method") or "")
         label = f"{parent.label} + {RETRAINED.get(method, method)}"
         found = replace(base, retrained=method, **kept)

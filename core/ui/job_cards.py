@@ -31,6 +31,7 @@ PAGES = {
     "recipe": "app.py",
     "prune": "pages/prune.py",
     "width": "pages/prune.py",
+    "quantize": "pages/prune.py",
     "evaluate": "pages/evaluate.py",
     "retrain": "pages/retrain.py",
     "live": "pages/playground.py",

@@ -136,7 +136,7 @@ def inspect(name: str) -> CheckpointInfo:
 
 def describe(name: str) -> CheckpointInfo:
     """Return a checkpoint's description; raises `CheckpointError`."""
-    return locate.open(name, need="headers").info
+    return locate.open(name, need="headers", quantized=True).info
 
 
 def use_settings(record: RunRecord) -> None:

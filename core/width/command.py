@@ -92,7 +92,9 @@ def make_plan(
     """
     match, aim = None, None
     if spec.match is not None:
-        other = locate.open(spec.match, progress, need="config", need_tokenizer=False)
+        other = locate.open(
+            spec.match, progress, need="config", need_tokenizer=False, quantized=True
+        )
         match = (spec.match, other.info.parameters)
         aim = Target(spec.match, match[1])
     elif spec.params is not None:

@@ -187,20 +187,20 @@ def test_old_rotary_tables_are_neither_counted_nor_named(changed, tiny_gqa):
         ({"model.norm.bias": torch.ones(32)}, r"biases .* 'model\.norm\.bias'"),
         (
             {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)},
-            r"quantised or scaled: 'model\.layers\.0\.mlp\.up_proj\.weight_scale'",
+            r"quantized or scaled: 'model\.layers\.0\.mlp\.up_proj\.weight_scale'",
         ),
         (
             {"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1)},
-            "quantised or scaled: .*weight_scale_inv",
+            "quantized or scaled: .*weight_scale_inv",
         ),
-        ({"model.layers.0.mlp.up_proj.input_scale": torch.ones(1)}, "quantised or scaled"),
+        ({"model.layers.0.mlp.up_proj.input_scale": torch.ones(1)}, "quantized or scaled"),
         (
             {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)},
             "norms that LLaMA blocks do not have",
         ),
         (
             {"model.layers.0.mlp.up_proj.weight": torch.ones(48, 32, dtype=torch.int8)},
-            "quantised: 'model.layers.0.mlp.up_proj.weight' stored as int8",
+            "quantized: 'model.layers.0.mlp.up_proj.weight' stored as int8",
         ),
     ],
 )

@@ -169,7 +169,7 @@ def smaller_embedding(folder):
             lambda f: edit(f, architectures=["LlamaForSequenceClassification"]),
             "not a causal language model",
         ),
-        (lambda f: edit(f, quantization_config={"quant_method": "gptq"}), "quantised .gptq"),
+        (lambda f: edit(f, quantization_config={"quant_method": "gptq"}), "quantized .gptq"),
     ],
 )
 def test_wrong_things_are_told(copy, capsys, harm, says):
