@@ -121,6 +121,30 @@ def sample(
         )
     if writer.chat:
         tokenizer = _AsItIs(tokenizer)
+    return sample_texts(
+        texts, tokenizer, samples, length, seed, or_fewer=or_fewer, join=join, name=source,
+        facts=facts,
+    )  # fmt: skip
+
+
+def sample_texts(
+    texts: Sequence[str],
+    tokenizer: Encoder,
+    samples: int,
+    length: int,
+    seed: int,
+    *,
+    or_fewer: bool = False,
+    join: str = "auto",
+    name: str = "The texts",
+    facts: TextFacts | None = None,
+) -> Sample:
+    """Return rows of ``texts`` as `sample` draws them from the texts of a source.
+
+    ``name`` is the source's, for messages; ``facts`` what is known of the texts. Raises `DataError`
+    as `sample` does.
+    """
+    facts = facts or TextFacts()
     longest = 0
     if join != "on":
         chosen, longest = _single(texts, tokenizer, samples, length, seed)
@@ -133,7 +157,7 @@ def sample(
     even = "" if join == "off" else ", even if short rows are joined"
     detail = f"; the longest row has {longest} tokens" if longest else ""
     raise DataError(
-        f"{source}: only {len(chosen)} rows have at least {length} tokens, but {samples} are "
+        f"{name}: only {len(chosen)} rows have at least {length} tokens, but {samples} are "
         f"needed ({samples - len(chosen)} short{detail}){even}.",
         "Give more text, fewer --samples or a smaller --length"
         + (", or join short rows with --join on." if join == "off" else "."),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.importance.scoring import Results, compute
 from core.prune.score_results import (
     AngularRow,
     BlockRow,
@@ -28,12 +27,7 @@ from core.runs import dtypes
 from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
-    from core.importance.greedy import Round
-    from core.importance.sweep import SweepResult
-    from core.importance.taylor import WeightScore
     from core.runs.run import Run
-
-SIMILARITY = ("block-influence", "angular", "relative-update")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +87,7 @@ def _check_length(spec: ImportanceSpec, context: int) -> None:
 def run(spec: ImportanceSpec, run: Run) -> None:
     """Compute the metrics and write the result files into the run directory."""
     from core.importance.branches import make_batch
-    from core.model import loading, memory, precision
+    from core.model import loading, precision
     from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -115,9 +109,10 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
-    with memory.out_of_memory_explained("scoring blocks"):
-        results = _compute(spec, run, view, batch)
-    _write(run, results, len(view))
+    results = compute(view, batch, spec.metrics, run.progress, rounds=spec.rounds)
+    if results.dense_ppl is not None:
+        run.progress.log(f"Dense perplexity {results.dense_ppl:.4f}.")
+    _write(run, results)
     dataclasses.replace(
         _summary(spec, info, results),
         **prepared.facts(),
@@ -130,102 +125,25 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     ).write(run)
 
 
-@dataclass
-class _Results:
-    """Results so far; None for what was not requested."""
-
-    sweep: SweepResult | None = None
-    taylor: list[WeightScore] | None = None
-    magnitude: list[WeightScore] | None = None
-    greedy: list[Round] | None = None
-    sublayers: list[tuple[int, str, float]] | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-def _compute(spec: ImportanceSpec, run: Run, view: Any, batch: Any) -> _Results:
-    from core.importance.greedy import greedy
-    from core.importance.sweep import sublayer_perplexity, sweep
-    from core.importance.taylor import magnitude, taylor
-
-    wanted, results, progress = set(spec.metrics), _Results(), run.progress
-    with_ppl = "ppl" in wanted
-    ways: dict[str, tuple[set[str], str, Callable[[], Any]]] = {
-        "sweep": (
-            {"ppl", *SIMILARITY},
-            "sweep",
-            lambda: sweep(view, batch, progress, perplexity=with_ppl),
-        ),
-        "taylor": ({"taylor"}, "taylor", lambda: taylor(view, batch, progress)),
-        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),
-        "sublayers": (
-            {"sublayers"},
-            "sublayers",
-            lambda: sublayer_perplexity(view, batch, progress),
-        ),
-        "sleb": ({"sleb"}, "greedy", lambda: greedy(view, batch, progress, rounds=spec.rounds)),
-    }
-    for name, (metrics, field, compute) in ways.items():
-        if wanted & metrics:
-            began = time.perf_counter()
-            setattr(results, field, compute())
-            results.seconds[name] = time.perf_counter() - began
-    if results.sweep and results.sweep.dense_ppl is not None:
-        progress.log(f"Dense perplexity {results.sweep.dense_ppl:.4f}.")
-    return _only(spec, results)
-
-
-def _only(spec: ImportanceSpec, results: _Results) -> _Results:
-    """Drop the by-products of the sweep that were not requested."""
-    if results.sweep is not None:
-        empty: dict[str, Any] = {}
-        if "block-influence" not in spec.metrics:
-            empty["block_influence"] = []
-        if "relative-update" not in spec.metrics:
-            empty["relative_update"] = []
-        if "angular" not in spec.metrics:
-            empty["angular"] = []
-        results.sweep = dataclasses.replace(results.sweep, **empty)
-    return results
-
-
-def _write(run: Run, results: _Results, blocks: int) -> None:
-    from core.importance.taylor import block_sums
-
-    found, none = results.sweep, [None] * blocks
-    columns: tuple[Sequence[Any], ...] = (
-        range(blocks),
-        (found.ppl if found else []) or none,
-        block_sums(results.taylor, blocks) if results.taylor else none,
-        block_sums(results.magnitude, blocks) if results.magnitude else none,
-        (found.block_influence if found else []) or none,
-        (found.relative_update if found else []) or none,
-    )
+def _write(run: Run, results: Results) -> None:
     if results.taylor or results.magnitude:
         named = results.taylor or results.magnitude or []
         taylor = [s.value for s in results.taylor] if results.taylor else [None] * len(named)
         size = [s.value for s in results.magnitude] if results.magnitude else [None] * len(named)
         both = zip(named, taylor, size, strict=True)
         WeightRow.write(run, [WeightRow(s.name, s.block, s.module, t, m) for s, t, m in both])
-    if found and found.sample_nll:
-        SampleRow.write(
-            run,
-            [
-                SampleRow(branch - 1, sample, nll)
-                for branch, row in enumerate(found.sample_nll)
-                for sample, nll in enumerate(row)
-            ],
-        )
-    if found and found.angular:
-        AngularRow.write(run, [AngularRow(*row) for row in found.angular])
+    if rows := results.sample_rows():
+        SampleRow.write(run, rows)
+    if angular := results.angular_rows():
+        AngularRow.write(run, angular)
     if results.greedy is not None:
-        rounds = enumerate(results.greedy, start=1)
-        GreedyRow.write(run, [GreedyRow(at, r.block, r.ppl) for at, r in rounds])
+        GreedyRow.write(run, results.greedy_rows())
     if results.sublayers is not None:
         SublayerRow.write(run, [SublayerRow(*row) for row in results.sublayers])
-    BlockRow.write(run, [BlockRow(*row) for row in zip(*columns, strict=True)])
+    BlockRow.write(run, results.block_rows())
 
 
-def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Results) -> Importance:
+def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: Results) -> Importance:
     flops = work.estimate(
         info, spec.metrics, spec.samples, spec.length, info.dtype, spec.rounds
     ).flops
@@ -235,7 +153,7 @@ def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: _Resul
         checkpoint_key=info.key,
         family=info.family,
         blocks=info.blocks,
-        dense_ppl=results.sweep.dense_ppl if results.sweep else None,
+        dense_ppl=results.dense_ppl,
         metrics=spec.metrics,
         samples=spec.samples,
         length=spec.length,

@@ -10,9 +10,8 @@ import math
 import random
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from core.checkpoint.headers import CheckpointInfo
 from core.criteria import CONTROLS
 from core.errors import DataError, PlanError
 from core.prune.scores import BlockScores, canonical
@@ -67,7 +66,27 @@ def default_protection(blocks: int) -> tuple[int, int]:
     return (1, 1) if blocks > 2 else (0, 0)
 
 
-def parameters_after(info: CheckpointInfo, drop: Sequence[int]) -> int:
+class Sizes(Protocol):
+    """The part of `core.checkpoint.headers.CheckpointInfo` that is needed here."""
+
+    @property
+    def path(self) -> str:
+        """What the blocks belong to."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+
+    @property
+    def block_parameters(self) -> tuple[int, ...]:
+        """Parameters of each block."""
+
+
+def parameters_after(info: Sizes, drop: Sequence[int]) -> int:
     """Return the exact number of parameters left without the blocks ``drop``."""
     return info.parameters - sum(info.block_parameters[block] for block in set(drop))
 
@@ -79,7 +98,7 @@ def choose(
     count: int | None = None,
     ratio: float | None = None,
     params: int | None = None,
-    info: CheckpointInfo | None = None,
+    info: Sizes | None = None,
     protect_first: int | None = None,
     protect_last: int | None = None,
     seed: int = 1234,
@@ -130,7 +149,7 @@ def choose(
     )
 
 
-def _blocks(scores: BlockScores | None, info: CheckpointInfo | None) -> int:
+def _blocks(scores: BlockScores | None, info: Sizes | None) -> int:
     if scores and info and scores.blocks != info.blocks:
         raise PlanError(
             f"{scores.source} has scores for {scores.blocks} blocks, but the checkpoint has "
@@ -259,7 +278,7 @@ def _number(
     requested: dict[str, float | int],
     pick: Picker,
     available: int,
-    info: CheckpointInfo | None,
+    info: Sizes | None,
     first: int,
     last: int,
     *,
