@@ -54,6 +54,8 @@ with left:
         "tokenizer": f"{tokens['kind']}, {tokens['size']:,} entries" if tokens else "none",
         "weight files": f"{len(info.shards)}",
     }
+    if info.quantization:
+        facts["quantized"] = info.quantization.words
     if info.imported:
         facts["imported from"] = f"{info.imported.file} ({info.imported.how_stored})"
         facts["license"] = info.imported.license or "not stated in the file"

@@ -65,7 +65,7 @@ def write(
 
 
 def _check(partial: Path, plan: Plan) -> None:
-    """Raise `RunError` unless the headers of the written files say what was planned."""
+    """Raise `RunError` unless the headers of the written files agree with the plan."""
     found = headers.inspect(partial, allow_config_only=False).quantization
     if not found or (found.tensors, found.parameters) != (len(plan.matrices), plan.parameters):
         raise RunError("The written weights are not quantized as planned.", "Report this.")
