@@ -101,7 +101,10 @@ def test_a_pruned_model_is_the_pruned_checkpoint(tmp_path, tiny_dir, load, varia
     assert tied == (again.lm_head.weight is again.model.embed_tokens.weight)
 
 
-def test_perplexity_is_that_of_the_evaluate_command(tmp_path, tiny_dir, load, tokenizer):
+def test_perplexity_is_that_of_the_evaluate_command(
+    tmp_path, tiny_dir, load, tokenizer, monkeypatch
+):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     from core.evaluate.results import TextRow
 
     text = tmp_path / "text.txt"

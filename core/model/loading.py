@@ -159,8 +159,11 @@ def load_model(
             # The stored head is used; whatever is written from this model has to keep it.
             model.config.tie_word_embeddings = False
         if checkpoint.info.quantization:
+            # Already on the device; torchao's own `to` would round the scales to the model's dtype.
             quantized_weights.widen_to(model, dtype)
-        model = model.to(device).eval().requires_grad_(False)
+        else:
+            model = model.to(device)
+        model = model.eval().requires_grad_(False)
     if check:
         check_finite(model)
     return model

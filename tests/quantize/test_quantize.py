@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
 
 
 def quantize(source, out, bits, *more):
