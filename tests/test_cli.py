@@ -235,6 +235,7 @@ def test_light_commands_import_no_torch(tmp_path, tiny_gqa):
         "width": ["--method", "wanda-sp", "--ratio", "0.3", "--calibration", text],
         "evaluate": ["--perplexity", text, "--window", "32"],
         "export": ["--format", "gguf"],
+        "quantize": ["--bits", "8"],
     }
     for name, command in commands.COMMANDS.items():
         if "dry_run" in command.spec_class.__dataclass_fields__:
