@@ -98,7 +98,7 @@ def _with_device(command: commands.Command, spec: Any, found: dict[str, Any]) ->
     """Add the device that a dry run's command would compute on, and any GPU that it cannot use."""
     if not hasattr(spec, "device"):
         return found
-    if command.computes_if and not command.takes_device(dataclasses.asdict(spec)):
+    if command.is_light(dataclasses.asdict(spec)):
         return found
     from core.runs import devices
 

@@ -35,7 +35,11 @@ class Command:
 
     def takes_device(self, options: Mapping[str, Any]) -> bool:
         """Whether a run with these options, by their names, holds the device."""
-        return self.computes or options.get(self.computes_if, "none") != "none"
+        return self.computes or (bool(self.computes_if) and not self.is_light(options))
+
+    def is_light(self, options: Mapping[str, Any]) -> bool:
+        """Whether `computes_if` is off, so that the options on device and text do nothing."""
+        return bool(self.computes_if) and options.get(self.computes_if, "none") == "none"
 
     def load(self) -> ModuleType:
         """Import the command's module."""

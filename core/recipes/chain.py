@@ -178,8 +178,7 @@ class Chain:
         entry = commands.get(step.command)
         values = dict(step.values(self) if callable(step.values) else step.values)
         known = hints_of(entry.spec_class)
-        no_device = entry.computes_if and not entry.takes_device(values)
-        for name in () if no_device else PASSED_ON:
+        for name in () if entry.is_light(values) else PASSED_ON:
             if name in known and getattr(self.spec, name, None) is not None:
                 values.setdefault(name, getattr(self.spec, name))
         values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
@@ -214,10 +213,8 @@ class Chain:
     def _launcher(self, command: str, spec: RunSpec) -> jobs.LocalLauncher:
         """Return what starts a step; the first one that computes on the CPU makes the template."""
         root = workspace.Workspace().root
-        computes = commands.get(command).takes_device(to_dict(spec))
-        if not computes or not isinstance(spec, DeviceOptions):
-            return jobs.LocalLauncher(root=root)
-        if devices.resolve(spec.device) != "cpu":
+        light = commands.get(command).is_light(to_dict(spec))
+        if light or not isinstance(spec, DeviceOptions) or devices.resolve(spec.device) != "cpu":
             return jobs.LocalLauncher(root=root)
         if not self._templates:
             made = warm.template("cpu", self.progress.check_cancel)

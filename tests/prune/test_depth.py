@@ -126,7 +126,13 @@ def test_a_variant_of_a_variant_knows_its_line(tiny_gqa, tmp_path):
     assert saved["dropped_original"] == [0, 3]
     assert saved["original_blocks"] == [2, 4]
     assert saved["lineage"] == [
-        {"method": "depth", "source": "owner/base", "criterion": "ppl", "dropped": [1]}
+        {
+            "method": "depth",
+            "source": "owner/base",
+            "criterion": "ppl",
+            "dropped": [1],
+            "healed": "",
+        }
     ]
     card = (tmp_path / "b" / "README.md").read_text()
     assert "base_model: owner/base" in card
