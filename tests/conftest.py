@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from a second thread, and tests run beside each other on few cores.
 # Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test waits for a run outside the tests, nor for one of another worker.
+_LOCKS = tempfile.TemporaryDirectory(prefix="depthcut-test-locks-")
+os.environ["DEPTHCUT_LOCK_DIR"] = _LOCKS.name
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
