@@ -18,9 +18,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from a second thread, and tests run beside each other on few cores.
 # Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# No test waits for a run outside the tests, nor for one of another worker.
-_LOCKS = tempfile.TemporaryDirectory(prefix="depthcut-test-locks-")
-os.environ["DEPTHCUT_LOCK_DIR"] = _LOCKS.name
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
@@ -28,6 +25,10 @@ import tiny
 # A shell's background job, or nohup, hands on that these are ignored; tests send them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test waits for a run outside the tests, nor for one of another worker.
+_LOCKS = tempfile.TemporaryDirectory(prefix="depthcut-test-locks-")
+os.environ["DEPTHCUT_LOCK_DIR"] = _LOCKS.name
 
 ROOT = Path(__file__).parents[1]
 

@@ -216,16 +216,23 @@ def test_every_wrong_answer_is_one_sentence(server, tmp_path):
         "    except CheckpointError as error: print(name, round(time.monotonic() - began), error)\n"
         "    except Exception as error: print(name, 0, repr(error))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *CASES],
-        cwd=ROOT,
-        env=environment(server, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    found = {line.split()[0]: line.split(" ", 2)[1:] for line in done.stdout.splitlines()}
+    slow = [name for name, sentence in CASES.items() if "did not finish" in sentence]
+    rest = [name for name in CASES if name not in slow]
+    assert slow
+    assert rest
+    found = {}
+    # A busy machine may take longer than SLOW_S for an answer that comes at once.
+    for names, limit in ((slow, SLOW_S), (rest, 20)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *names],
+            cwd=ROOT,
+            env=environment(server, tmp_path) | {"DEPTHCUT_HUB_TIMEOUT": str(limit)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+        found |= {line.split()[0]: line.split(" ", 2)[1:] for line in done.stdout.splitlines()}
     for name, sentence in CASES.items():
         took, said = found[name]
         assert sentence in said, (name, said)
