@@ -75,6 +75,13 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "search",
+            "core.search.command",
+            "SearchSpec",
+            "Search for the sets of blocks whose removal costs least.",
+            computes=True,
+        ),
+        Command(
             "plan",
             "core.prune.plan_command",
             "PlanSpec",

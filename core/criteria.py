@@ -22,6 +22,8 @@ class Criterion:
     """Computed by an importance run unless metrics are named."""
     control: bool = False
     """Needs no scores: a baseline that every criterion should beat."""
+    searched: bool = False
+    """Chooses whole sets: only a run of search has measured them."""
 
 
 CRITERIA = (
@@ -32,17 +34,26 @@ CRITERIA = (
     Criterion("angular", "angular distance", "", "Gromov et al., arXiv 2403.17887"),
     Criterion("relative-update", "relative update", "relative_update"),
     Criterion("sleb", "SLEB (greedy)", "", "Song et al., SLEB", by_default=False),
+    Criterion("kl", "KL from the dense model", "kl", by_default=False),
+    Criterion("one-shot", "cheapest single blocks", searched=True),
+    Criterion("greedy", "greedy search", source="Song et al., SLEB", searched=True),
+    Criterion("beam", "beam search", searched=True),
+    Criterion("pairs", "search by pairs", searched=True),
+    Criterion("evolve", "evolution", source="EvoPress, arXiv 2410.14649", searched=True),
+    Criterion("best", "best set found", searched=True),
     Criterion("last", "last blocks", control=True),
     Criterion("random", "random", control=True),
 )
 SUBLAYERS = "sublayers"
 """A metric that ranks attention and feed-forward parts, not blocks, so no plan can use it."""
 
-METRICS = (*(c.name for c in CRITERIA if not c.control), SUBLAYERS)
+METRICS = (*(c.name for c in CRITERIA if not (c.control or c.searched)), SUBLAYERS)
 """What an importance run can compute."""
-DEFAULT_METRICS = tuple(c.name for c in CRITERIA if c.by_default and not c.control)
+DEFAULT_METRICS = tuple(c.name for c in CRITERIA if c.by_default and c.name in METRICS)
 NAMES = tuple(c.name for c in CRITERIA)
 CONTROLS = tuple(c.name for c in CRITERIA if c.control)
+SEARCHED = tuple(c.name for c in CRITERIA if c.searched)
+"""The methods of search, and ``best``: the cheapest set of any of them."""
 COLUMNS = {c.column: c.name for c in CRITERIA if c.column}
 """Column of blocks.csv -> criterion."""
 LABELS = {c.column or c.name.replace("-", "_"): c.label for c in CRITERIA}

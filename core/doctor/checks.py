@@ -188,7 +188,7 @@ def scores(folder: Path) -> dict[str, list[float]]:
     dense = summary.dense_ppl if summary else None
     found: dict[str, list[Any]] = {
         name: [getattr(row, name) for row in blocks]
-        for name in ("ppl", "taylor", "magnitude", "block_influence", "relative_update")
+        for name in ("ppl", "taylor", "magnitude", "block_influence", "relative_update", "kl")
     }
     found["ppl"].insert(0, dense)
     found["angular"] = [row.distance for row in AngularRow.read(folder)]

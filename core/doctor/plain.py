@@ -67,6 +67,20 @@ def mean_loss(model: Any, rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -
     return total / count
 
 
+def divergence(dense: Any, other: Any, rows: Rows) -> float:
+    """Return KL(dense || other), the mean over all positions that predict a token."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            p, q = (
+                model(torch.tensor([list(row)]), use_cache=False).logits[0, :-1].double()
+                for model in (dense, other)
+            )
+            p, q = p.log_softmax(-1), q.log_softmax(-1)
+            total, count = total + float((p.exp() * (p - q)).sum()), count + len(p)
+    return total / count
+
+
 def importance(model: Any, rows: Rows, rounds: int) -> dict[str, list[float]]:
     """Return every metric of an importance run, by the names of `core.doctor.checks.scores`."""
     blocks = len(model.model.layers)
@@ -75,6 +89,7 @@ def importance(model: Any, rows: Rows, rounds: int) -> dict[str, list[float]]:
         + [perplexity(without(model, [block]), rows) for block in range(blocks)],
         **_first_order(model, rows),
         **_similarities(model, rows),
+        "kl": [divergence(model, without(model, [block]), rows) for block in range(blocks)],
         "sublayers": [],
         "sleb": [],
     }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from core.errors import CheckpointError, DataError
+from core.importance import passes as counting
 from core.importance.forward import (
     HEAD_TOKENS,
     FastBlock,
@@ -84,6 +85,24 @@ class Losses:
     """Summed negative log-likelihood [sets, rows], float64, on the CPU."""
     counts: Tensor
     """Predictions per row [rows]."""
+    kl_sum: Tensor | None = None
+    """Summed KL(dense || without the set) [sets, rows], float64, on the CPU; None if not wanted."""
+    passes: int = 0
+    """Block passes that were computed, shared prefixes once."""
+    dense: Tensor | None = None
+    """The dense model's last states [rows, tokens, hidden], which later passes can compare with."""
+
+    @property
+    def nll(self) -> list[float]:
+        """Mean negative log-likelihood per set, over all predictions."""
+        return (self.nll_sum.sum(1) / self.counts.sum()).tolist()
+
+    @property
+    def kl(self) -> list[float]:
+        """Mean KL(dense || without the set) per set, over all predictions, in nats."""
+        if self.kl_sum is None:
+            raise ValueError("The pass did not compute KL.")
+        return (self.kl_sum.sum(1) / self.counts.sum()).tolist()
 
     @property
     def sample_nll(self) -> list[list[float]]:
@@ -105,6 +124,8 @@ def losses_without(
     observe: Observer | None = None,
     sublayers: bool = False,
     want_losses: bool = True,
+    want_kl: bool = False,
+    dense: Tensor | None = None,
     label: str = "Block",
 ) -> Losses | None:
     """Return the losses of the model without each of ``sets`` of blocks, in one pass.
@@ -118,6 +139,8 @@ def losses_without(
         observe: Gets the dense states around every block; the first set must be the empty one.
         sublayers: Units are attention and feed-forward parts.
         want_losses: If False, skip the head and return None.
+        want_kl: Also compute KL(dense || without the set); one of the sets must be the empty one.
+        dense: The dense model's last states on this batch, from an earlier pass: then none need be.
         label: Name of a step in progress messages.
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
@@ -130,7 +153,7 @@ def losses_without(
         if not want_losses:
             progress.step(walk.total, walk.total, "Scores")
             return None
-        return walk.losses()
+        return walk.divergences(dense) if want_kl else walk.losses()
 
 
 def states_without(
@@ -243,12 +266,48 @@ class _Walk:
             nll = head.losses(normed, targets[lines % rows][wanted], self.progress.check_cancel)
             line_of = lines[:, None].expand_as(wanted)[wanted]
             sums.index_add_(0, line_of.cpu(), nll.cpu().double())
-        sums = sums.view(slots, rows)
-        result = torch.empty(len(self.sets), batch.ids.shape[0], dtype=torch.float64)
+        return self._result(sums.view(slots, rows))
+
+    def divergences(self, reference: Tensor | None) -> Losses:
+        """Run the head on all positions that predict a token: losses, and KL from ``reference``.
+
+        By default that is the state in slot 0, which the empty set never leaves.
+        """
+        batch, slots = self.batch, len(self.members)
+        if reference is None:
+            if not any(not self.sets[member] for member in self.members[0]):
+                raise ValueError("KL needs the empty set among the sets.")
+            reference = self.states[0].clone()
+        head = Head(self.view, self.dtype, self.scratch)
+        rows, tokens = batch.ids.shape
+        predicts, targets = batch.valid[:, 1:], batch.ids[:, 1:]
+        nll_sum = torch.zeros(slots, rows, dtype=torch.float64)
+        kl_sum = torch.zeros_like(nll_sum)
+        step = max(1, min(self.chunk, HEAD_TOKENS // 8 // tokens))
+        for first in range(0, rows, step):
+            here = slice(first, min(first + step, rows))
+            wanted, labels = predicts[here], targets[here][predicts[here]]
+            row_of = torch.arange(here.start, here.stop, device=wanted.device)
+            row_of = row_of[:, None].expand_as(wanted)[wanted].cpu()
+            together = max(1, HEAD_TOKENS // max(1, len(labels)))
+            dense = head.normed_(reference[here, :-1][wanted])
+            for low in range(0, slots, together):
+                some = self.states[low : min(low + together, slots)]
+                normed = torch.stack([head.normed_(one[here, :-1][wanted]) for one in some])
+                nll, kl = head.divergences(dense, normed, labels, self.progress.check_cancel)
+                for sums, values in ((nll_sum, nll), (kl_sum, kl)):
+                    sums[low : low + len(some)].index_add_(1, row_of, values.cpu().double())
+        return self._result(nll_sum, kl_sum, reference)
+
+    def _result(self, nll: Tensor, kl: Tensor | None = None, dense: Tensor | None = None) -> Losses:
+        """Give every set the sums [slots, rows] of its slot."""
+        slot_of = torch.empty(len(self.sets), dtype=torch.long)
         for slot, members in enumerate(self.members):
-            result[members] = sums[slot]
+            slot_of[members] = slot
         self.progress.step(self.total, self.total, "Losses")
-        return Losses(result, (batch.lengths - 1).cpu())
+        counts = (self.batch.lengths - 1).cpu()
+        kl = None if kl is None else kl[slot_of]
+        return Losses(nll[slot_of], counts, kl, self.done, dense)
 
 
 def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> int:
@@ -256,15 +315,6 @@ def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> i
     units: list[Any] = list(range(len(view)))
     if sublayers:
         units = [(b, part) for b in units for part in ("attention", "mlp")]
-    passes = 0
-    groups: list[list[frozenset[Any]]] = [list(set(sets))]
-    for unit in units:
-        split: list[list[frozenset[Any]]] = []
-        for group in groups:
-            stay = [s for s in group if unit not in s]
-            out = [s for s in group if unit in s]
-            passes += bool(stay)
-            split += [part for part in (stay, out) if part]
-        groups = split
+    passes, states = counting.shared(units, sets)
     block = sum(p.numel() for p in view.blocks[0].parameters())
-    return passes + max(1, round(len(groups) * view.head_weight.numel() / block))
+    return passes + max(1, round(states * view.head_weight.numel() / block))

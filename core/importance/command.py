@@ -38,7 +38,8 @@ class ImportanceSpec(DeviceOptions):
     out: str = option(help="Run directory to write.")
     metrics: tuple[str, ...] = option(
         DEFAULT_METRICS,
-        help="Criteria to compute, separated by commas; sleb (greedy) and sublayers only if named.",
+        help="Criteria to compute, separated by commas; kl, sleb (greedy) and sublayers only if "
+        "named.",
         choices=METRICS,
     )
     calibration: str = option("auto", help=f"Text to calibrate on: {SOURCE_HELP}")

@@ -74,7 +74,7 @@ def estimate(
     state = rows * tokens * info.hidden * width
     largest = max(info.block_parameters) * width
     flops, extra = 0.0, 0.0
-    if "ppl" in metrics:
+    if {"ppl", "kl"} & set(metrics):
         flops += sweep_flops(info, rows, tokens)
         extra = (info.blocks + 1) * state + largest
     elif {"block-influence", "angular", "relative-update"} & set(metrics):

@@ -253,3 +253,54 @@ class Head:
                 total[rows] += logits.sub_(peak[:, None]).exp_().sum(1)
                 top[rows] = peak
         return top + total.log() - at_target
+
+    def divergences(
+        self, dense: Tensor, normed: Tensor, targets: Tensor, check: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (negative log-likelihood of ``targets``, KL from dense), each [states, n].
+
+        ``dense`` is [n, hidden], ``normed`` [states, n, hidden], ``targets`` [n]. KL(p || q) is
+        sum_v p(v) (z_p(v) - z_q(v)) - log Z_p + log Z_q. Numerator and normalisers add up while the
+        vocabulary passes in pieces: one piece of dense logits serves every state.
+        """
+        weight = self.view.head_weight.detach()
+        (count, _), vocabulary, device = dense.shape, weight.shape[0], dense.device
+        budget = LOGITS_CPU if device.type == "cpu" else LOGITS_GPU
+        piece = max(256, min(vocabulary, budget // max(count, 1)))
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        states = len(normed)
+        top = torch.full((states + 1, count), -torch.inf, device=device)  # the last is dense
+        total = torch.zeros(states + 1, count, dtype=exact, device=device)
+        apart = torch.zeros(states, count, dtype=exact, device=device)
+        at_target = torch.zeros(states, count, device=device)
+
+        def add(at: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+            """Count a piece in; return its exponentials, and how much what was before shrinks."""
+            peak = torch.maximum(top[at], logits.amax(1))
+            shrink = torch.exp(top[at] - peak)
+            powers = torch.exp(logits - peak[:, None])
+            total[at] = total[at] * shrink + powers.sum(1)
+            top[at] = peak
+            return powers, shrink
+
+        for low in range(0, vocabulary, piece):
+            part = weight[low : low + piece].to(self.dtype)
+            of_dense = torch.mm(dense, part.t()).float()
+            powers, shrink = add(states, of_dense)
+            apart *= shrink
+            local = targets - low
+            here = (local >= 0) & (local < len(part))
+            place = local.clamp(0, len(part) - 1)[:, None]
+            for at, x in enumerate(normed):
+                if check is not None:
+                    check()
+                logits = self.scratch.get("logits", (count, len(part)), x)
+                logits = torch.mm(x, part.t(), out=logits).float()
+                picked = logits.gather(1, place)[:, 0]
+                at_target[at] = torch.where(here, picked, at_target[at])
+                add(at, logits)
+                apart[at] += torch.sub(of_dense, logits, out=logits).mul_(powers).sum(1)
+        log_total = total.log() + top
+        nll = log_total[:-1] - at_target
+        kl = apart / total[-1] - log_total[-1] + log_total[:-1]
+        return nll, kl

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.importance.branches import Batch, losses_without
+from core.importance.removals import removals
 from core.model.blocks import BlockView
 from core.runs.progress import SILENT, Progress
 
@@ -58,15 +59,12 @@ def greedy(
     """
     kept = (0, len(view) - 1) if kept is None else kept
     free = [block for block in range(len(view)) if block not in kept]
-    rounds = min(len(view) // 2 if rounds is None else rounds, len(free), len(view) - 1)
-    removed: list[int] = []
-    found: list[Round] = []
-    for number in range(rounds):
-        sets = [frozenset([*removed, block]) for block in free]
+    wanted = len(view) // 2 if rounds is None else rounds
+    rounds = min(wanted, len(free), len(view) - 1)
+
+    def perplexity(number: int, sets: list[frozenset[int]]) -> list[float]:
         losses = losses_without(view, batch, sets, _Part(progress, number, rounds))
         assert losses is not None
-        values = losses.perplexity
-        best = min(range(len(free)), key=values.__getitem__)
-        removed.append(free.pop(best))
-        found.append(Round(removed[-1], values[best]))
-    return found
+        return losses.perplexity
+
+    return [Round(block, value) for block, value in removals(free, rounds, perplexity)]

@@ -51,6 +51,7 @@ class Results:
             block_sums(self.magnitude, self.blocks) if self.magnitude else none,
             (found.block_influence if found else []) or none,
             (found.relative_update if found else []) or none,
+            (found.kl if found else []) or none,
         )
         return [BlockRow(*row) for row in zip(*columns, strict=True)]
 
@@ -92,9 +93,9 @@ def compute(
     with_ppl = "ppl" in wanted
     ways: dict[str, tuple[set[str], str, Callable[[], Any]]] = {
         "sweep": (
-            {"ppl", *SIMILARITY},
+            {"ppl", "kl", *SIMILARITY},
             "sweep",
-            lambda: sweep(view, batch, progress, perplexity=with_ppl),
+            lambda: sweep(view, batch, progress, perplexity=with_ppl, kl="kl" in wanted),
         ),
         "taylor": ({"taylor"}, "taylor", lambda: taylor(view, batch, progress)),
         "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),

@@ -6,6 +6,7 @@ Angular distance: Gromov et al., The Unreasonable Ineffectiveness of the Deeper 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from core.importance.branches import Batch, losses_without
@@ -29,6 +30,8 @@ class SweepResult:
     """(start, length, distance) for every start and length."""
     tokens: int
     """Number of next-token predictions behind every perplexity."""
+    kl: list[float] = dataclasses.field(default_factory=list)
+    """KL(dense || without the block), in nats; empty if it was not requested."""
 
 
 def sweep(
@@ -37,6 +40,7 @@ def sweep(
     progress: Progress = SILENT,
     *,
     perplexity: bool = True,
+    kl: bool = False,
 ) -> SweepResult:
     """Score every block of ``view`` on ``batch`` in one pass over the weights.
 
@@ -45,22 +49,26 @@ def sweep(
         batch: Calibration rows.
         progress: Updated after every block.
         perplexity: Also compute leave-one-out perplexities, the expensive part.
+        kl: Also compute the KL divergence from the dense model without each block.
 
     Raises:
         NotFiniteError: The dense model's hidden states are NaN or infinite after a block.
     """
     similarity = Similarity(batch)
     sets = [frozenset[int]()]
-    if perplexity:
+    wanted = perplexity or kl
+    if wanted:
         sets += [frozenset({block}) for block in range(len(view))]
     losses = losses_without(
-        view, batch, sets, progress, observe=similarity.observe, want_losses=perplexity
-    )
-    values = losses.perplexity if losses else []
+        view, batch, sets, progress,
+        observe=similarity.observe, want_losses=wanted, want_kl=kl,
+    )  # fmt: skip
+    values = losses.perplexity if losses and perplexity else []
     return SweepResult(
         ppl=values[1:],
         dense_ppl=values[0] if values else None,
         sample_nll=losses.sample_nll if losses else [],
+        kl=losses.kl[1:] if losses and kl else [],
         block_influence=similarity.block_influence,
         relative_update=similarity.relative_update,
         angular=similarity.angular(),

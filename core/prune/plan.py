@@ -12,7 +12,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.criteria import CONTROLS
+from core import words
+from core.criteria import CONTROLS, SEARCHED
 from core.errors import DataError, PlanError
 from core.prune.scores import BlockScores, canonical
 
@@ -117,6 +118,9 @@ def choose(
     if name == "sleb" and blocks > 2:  # the search keeps these two; all others are candidates
         protect_first = 1 if protect_first is None else protect_first
         protect_last = 1 if protect_last is None else protect_last
+    if name in SEARCHED and scores and scores.protected:
+        protect_first = scores.protected[0] if protect_first is None else protect_first
+        protect_last = scores.protected[1] if protect_last is None else protect_last
     first, last = _protection(blocks, protect_first, protect_last)
     protected = (*range(first), *range(blocks - last, blocks))
     available = min(blocks - first - last, blocks - 1)
@@ -124,10 +128,20 @@ def choose(
         available = min(available, len(scores.greedy))
     if scores is None and name not in CONTROLS:
         raise DataError(f"The criterion {name} needs scores.", "Give an importance run or a CSV.")
-    pick = _picker(scores, name, blocks, first, last, seed)
+    counts: Sequence[int] = range(1, available + 1)
+    if name in SEARCHED:
+        assert scores is not None
+        sets = _found_sets(scores, name, set(protected))
+        counts, pick = tuple(sets), sets.__getitem__
+        if len(counts) == 1 and count is ratio is params is None:
+            count = counts[0]
+    else:
+        pick = _picker(scores, name, blocks, first, last, seed)
     requested = _requested(count, ratio, params)
     searched = available < min(blocks - first - last, blocks - 1)
-    number = _number(requested, pick, available, info, first, last, searched=searched)
+    number = _number(
+        requested, pick, counts, info, first, last, searched=name if name in SEARCHED else searched
+    )
     drop = pick(number)
     left = parameters_after(info, drop) if info else None
     return Plan(
@@ -227,6 +241,22 @@ def _picker(
     return lambda number: free[:number]
 
 
+def _found_sets(
+    scores: BlockScores, name: str, protected: Container[int]
+) -> dict[int, tuple[int, ...]]:
+    """Return the sets that search found by count; raises `DataError` if all are protected."""
+    found = scores.found(name)
+    allowed = {
+        count: drop for count, drop in found.items() if not any(b in protected for b in drop)
+    }
+    if not allowed:
+        raise DataError(
+            f"Every set that {name} found in {scores.source} has blocks that are protected here.",
+            "Lower --protect-first and --protect-last, or search again with these.",
+        )
+    return allowed
+
+
 def greedy_order(scores: BlockScores, number: int, first: int, last: int) -> tuple[int, ...]:
     """Return the first ``number`` blocks that greedy search removed.
 
@@ -277,28 +307,39 @@ def angular_range(scores: BlockScores, length: int, first: int, last: int) -> tu
 def _number(
     requested: dict[str, float | int],
     pick: Picker,
-    available: int,
+    counts: Sequence[int],
     info: Sizes | None,
     first: int,
     last: int,
     *,
-    searched: bool = False,
+    searched: bool | str = False,
 ) -> int:
     """Return the number of blocks closest to the request; raises `PlanError` if none can meet it.
 
-    A target up to half a block beyond the reachable range still counts as reachable.
+    ``counts`` are the numbers that there are, rising; ``searched`` says that search limits them,
+    or names its method. A target up to half a block beyond the reachable range still counts as
+    reachable.
     """
     (kind, value), *_ = requested.items()
+    available = counts[-1] if counts else 0
     limit = f"The maximum is {available} with the first {first} and last {last} protected"
     way = (
         "lower --protect-first and --protect-last, or request less."
         if first or last
         else "at least one block must remain."
     )
-    if searched:  # the search ended after its rounds; protection has nothing to do with it
+    if isinstance(searched, str):
+        limit = f"It has sets of {words.block_ranges(counts)} blocks"
+        way = "request one of these, or search again with other --counts."
+    elif searched:  # the search ended after its rounds; protection has nothing to do with it
         limit = f"Greedy search removed only {available} blocks"
         way = "request fewer blocks, or re-run importance with more --rounds."
     if kind == "count":
+        if isinstance(searched, str) and value not in counts:
+            raise PlanError(
+                f"The search has no set of {value} blocks found by {searched}.",
+                f"{limit}: {way}",
+            )
         if value > available:
             raise PlanError(
                 f"--count {value} exceeds the number of removable blocks.", f"{limit}: {way}"
@@ -311,18 +352,18 @@ def _number(
         )
     target = value if kind == "params" else info.parameters * (1 - value)
     left = {0: info.parameters}
-    left |= {k: parameters_after(info, pick(k)) for k in range(1, available + 1)}
+    left |= {k: parameters_after(info, pick(k)) for k in counts}
     if kind == "params" and target >= info.parameters:
         raise PlanError(
             f"--params {value:,} is not smaller than the model's {info.parameters:,} parameters.",
             "Give a smaller number.",
         )
     least = left[available]
-    half = (left[max(available - 1, 0)] - least) / 2
+    half = (left[[0, *counts][-2] if counts else 0] - least) / 2
     if available < 1 or target < least - half:
         removed = 1 - least / info.parameters
         raise PlanError(
             f"--{kind} {value} asks for more than can be removed.",
             f"{limit} (ratio {removed:.3f}, {least:,} parameters left): {way}",
         )
-    return min(range(1, available + 1), key=lambda k: (abs(left[k] - target), k))
+    return min(counts, key=lambda k: (abs(left[k] - target), k))

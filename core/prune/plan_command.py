@@ -19,7 +19,7 @@ class PlanSpec:
     """Choose the blocks to drop."""
 
     scores: str = option(
-        positional=True, help="An importance run's folder, or a CSV of per-block scores."
+        positional=True, help="Folder of an importance or search run, or a CSV of per-block scores."
     )
     criterion: str = option(
         help="Criterion that ranks the blocks: " + ", ".join(block_scores.CRITERIA) + "."

@@ -67,6 +67,8 @@ class BlockRow(CsvRow):
     magnitude: float | None = None
     block_influence: float | None = None
     relative_update: float | None = None
+    kl: float | None = None
+    """KL(dense || without the block), the mean over positions, in nats."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from core.criteria import COLUMNS
 from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
 from core.prune.score_results import AngularRow, BlockRow, GreedyRow, Importance
+from core.prune.set_results import BEST, Search, SetRow, by_count
 from core.runs import workspace
 
 GENERIC = "score"
@@ -55,6 +56,10 @@ class BlockScores:
     """Blocks in the order in which greedy search removed them; it may have stopped early."""
     checkpoint: str | None = None
     """The checkpoint that was scored, if the run records it."""
+    sets: tuple[SetRow, ...] = ()
+    """Sets that search found; all of them keep the blocks in ``protected``."""
+    protected: tuple[int, int] | None = None
+    """How many first and last blocks the search kept."""
 
     @property
     def available(self) -> tuple[str, ...]:
@@ -63,7 +68,9 @@ class BlockScores:
         if self._any(GENERIC):
             named.append(GENERIC)
         named += ["angular"] if self.angular else []
-        return (*named, *(("sleb",) if self.greedy else ()))
+        named += ["sleb"] if self.greedy else []
+        methods = list(dict.fromkeys(row.method for row in self.sets if row.method in CRITERIA))
+        return (*named, *methods, *([BEST] if methods else []))
 
     def _any(self, column: str) -> bool:
         return any(value is not None for value in self.columns.get(column, ()))
@@ -91,6 +98,23 @@ class BlockScores:
             checked.append(value)
         return tuple(checked)
 
+    def found(self, method: str) -> dict[int, tuple[int, ...]]:
+        """Return the set that a method of search (or ``best``) found for every count.
+
+        Raises `DataError` if it found none.
+        """
+        rows = by_count(self.sets, method)
+        if not rows:
+            raise DataError(
+                f"{self.source} has no sets of blocks found by {method}.",
+                f"It has: {', '.join(self.available)}."
+                if self.sets
+                else f"Give a run of search with --methods {method}."
+                if method != BEST
+                else "Give a run of search.",
+            )
+        return {count: row.blocks for count, row in rows.items()}
+
     def order(self, criterion: str) -> tuple[int, ...]:
         """Return all blocks in removal order; ties go to the lower block number."""
         scores = self.values(criterion)
@@ -98,7 +122,7 @@ class BlockScores:
 
 
 def load(path: str | Path) -> BlockScores:
-    """Read an importance run's folder (or its id in the workspace), or a CSV of block scores.
+    """Read the folder of an importance or search run (or its id), or a CSV of block scores.
 
     CSV files may have the columns ``block,score``, ``block_name,block_score``,
     ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
@@ -115,6 +139,8 @@ def load(path: str | Path) -> BlockScores:
         )
     if not outside.is_folder(given):
         return _from_csv(given, str(path))
+    if outside.is_file(given / SetRow.FILE):
+        return _from_search(given, str(path))
     if not outside.is_file(given / BlockRow.FILE):
         raise DataError(
             f"{path} has no blocks.csv, so it is not a finished importance run.",
@@ -128,6 +154,25 @@ def load(path: str | Path) -> BlockScores:
         _angular(given / AngularRow.FILE, scores.blocks),
         _greedy(given / GreedyRow.FILE, scores.blocks),
         _checkpoint_of(given),
+    )
+
+
+def _from_search(folder: Path, name: str) -> BlockScores:
+    found, rows = Search.read(folder), SetRow.read(folder)
+    sets = tuple(row for row in rows if len(set(row.blocks)) == row.count > 0)
+    blocks = found.blocks if found else 0
+    if not found or not sets or any(max(row.blocks) >= blocks for row in sets):
+        raise DataError(
+            f"{name} has no usable sets of blocks, so it is not a finished search.",
+            "Run search again, with --resume to continue it.",
+        )
+    return BlockScores(
+        name,
+        blocks,
+        {},
+        checkpoint=found.checkpoint or None,
+        sets=sets,
+        protected=(found.protect_first, found.protect_last),
     )
 
 

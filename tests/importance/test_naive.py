@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from core.doctor import plain
 from core.errors import Cancelled, NotFiniteError
 from core.importance.branches import losses_without, make_batch
 from core.importance.greedy import greedy
@@ -70,10 +71,12 @@ def family_model(request: pytest.FixtureRequest, tiny_dir: Any) -> Any:
 def test_sweep_equals_really_removing_every_block(family_model: Any) -> None:
     rows = rows_for(family_model)
     view = BlockView(family_model)
-    result = sweep(view, make_batch(rows, view))
+    result = sweep(view, make_batch(rows, view), kl=True)
     assert result.dense_ppl == pytest.approx(plain_ppl(family_model, rows), rel=1e-5)
     for block in range(len(view)):
         smaller = without(family_model, (block,))
+        kl = plain.divergence(family_model, smaller, rows)
+        assert result.kl[block] == pytest.approx(kl, rel=1e-5)
         assert result.ppl[block] == pytest.approx(plain_ppl(smaller, rows), rel=1e-5)
         expected = plain_nll(smaller, rows).tolist()
         assert result.sample_nll[block + 1] == pytest.approx(expected, rel=1e-4)

@@ -12,7 +12,7 @@ from core.prune.outlook import curve_points
 def test_the_tables_have_the_columns_of_the_contract():
     kinds = (files.BlockRow, files.WeightRow, files.SampleRow, files.AngularRow, files.CurveRow)
     assert {kind.FILE: ",".join(kind.columns()) for kind in kinds} == {
-        "blocks.csv": "block,ppl,taylor,magnitude,block_influence,relative_update",
+        "blocks.csv": "block,ppl,taylor,magnitude,block_influence,relative_update,kl",
         "weights.csv": "name,block,module,taylor,magnitude",
         "samples.csv": "block,sample,nll",
         "angular.csv": "start,length,distance",

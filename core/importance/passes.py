@@ -1,0 +1,36 @@
+"""How many block passes sets of skipped blocks cost when they share prefixes; no torch.
+
+A block pass is one block applied to the hidden states of all rows. Sets that agree on the first
+blocks share those passes, so a pass over many sets costs far less than running each set alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def shared(units: Iterable[Any], sets: Iterable[frozenset[Any]]) -> tuple[int, int]:
+    """Return (passes, distinct sets) of one pass over ``units`` with shared prefixes."""
+    passes = 0
+    groups: list[list[frozenset[Any]]] = [list(dict.fromkeys(sets))]
+    for unit in units:
+        split: list[list[frozenset[Any]]] = []
+        for group in groups:
+            stay = [s for s in group if unit not in s]
+            out = [s for s in group if unit in s]
+            passes += bool(stay)
+            split += [part for part in (stay, out) if part]
+        groups = split
+    return passes, len(groups)
+
+
+def alone(blocks: int, sets: Iterable[frozenset[int]]) -> int:
+    """Return the passes if every set were run by itself, from the first block to the last."""
+    return sum(blocks - len(s) for s in sets)
+
+
+def grouped(sets: Sequence[frozenset[int]], most: int) -> list[list[frozenset[int]]]:
+    """Return distinct ``sets`` in groups of at most ``most``; neighbours share long prefixes."""
+    order = sorted(dict.fromkeys(sets), key=sorted, reverse=True)
+    return [order[at : at + most] for at in range(0, len(order), most)]

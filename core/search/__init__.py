@@ -1,0 +1,1 @@
+"""The best sets of blocks to remove, not the best single blocks."""

@@ -1,0 +1,318 @@
+"""``python -m core search CHECKPOINT --out DIR``: the best sets of blocks to remove."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from core.checkpoint import chat, locate
+from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.vocabulary import text_of
+from core.data import sources
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.errors import DataError, OptionError, PlanError
+from core.prune import plan
+from core.runs import devices, dtypes, pace
+from core.runs.spec import DeviceOptions, option
+from core.search import rehearsal
+from core.search.finds import Finds
+from core.search.ledger import NONE, Cost, Drop, Ledger, Tape, TimeUp
+from core.search.methods import METHODS, Task
+from core.search.results import PairRow, Search, SetRow
+from core.search.rows import heldout
+
+if TYPE_CHECKING:
+    from core.runs.run import Run
+    from core.search.measure import Share
+
+OBJECTIVES = ("kl", "nll")
+TAPE = "measured.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec(DeviceOptions):
+    """Search for the sets of blocks whose removal costs least."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
+    out: str = option(help="Run directory to write.")
+    counts: tuple[int, ...] = option(
+        (), help="Numbers of blocks to remove, e.g. 1-8. Default: up to a quarter.", low=1
+    )
+    methods: tuple[str, ...] = option(
+        ("one-shot", "greedy", "pairs"),
+        help="Methods to run, separated by commas. evolve starts from what the others find.",
+        choices=tuple(METHODS),
+    )
+    objective: str = option(
+        "kl",
+        help="What to minimise: KL from the dense model, or negative log-likelihood of the text.",
+        choices=OBJECTIVES,
+    )
+    calibration: str = option("auto", help=f"Text to search on: {SOURCE_HELP}")
+    samples: int = option(10, help="Calibration rows.", low=1, high=100000)
+    length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
+    seed: int = option(1234, help="Seed for rows, crops and evolution.", low=0)
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
+    chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
+    protect_first: int | None = option(
+        None, help="First blocks to keep. Default: as for plan.", low=0
+    )
+    protect_last: int | None = option(
+        None, help="Last blocks to keep. Default: as for plan.", low=0
+    )
+    time_limit_s: float | None = option(
+        None,
+        help="End the search after this much time of measuring, all attempts together, and keep "
+        "the best sets found.",
+        low=0,
+        unit="seconds",
+    )
+    resume: bool = option(False, help="Continue the search in --out that was stopped or killed.")
+    dry_run: bool = option(False, help="Estimate block passes and time without running anything.")
+
+
+def check(spec: SearchSpec) -> None:
+    """Raise what is wrong with counts, protection and length before waiting for the device."""
+    _task(spec, locate.open(spec.checkpoint, need="config").info)
+
+
+def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
+    """Return what to search.
+
+    Raises `PlanError` if protection leaves nothing or a count is out of range, `OptionError` if
+    rows are longer than the context, or no method is named.
+    """
+    first, last = _protection(spec, info)
+    free = tuple(range(first, info.blocks - last))
+    most = min(len(free), info.blocks - 1)
+    if most < 1:
+        raise PlanError(
+            f"Protecting the first {first} and last {last} of {info.blocks} blocks leaves none to "
+            "remove.",
+            "Lower --protect-first or --protect-last.",
+        )
+    counts = tuple(sorted(set(spec.counts))) or tuple(range(1, max(1, info.blocks // 4) + 1))
+    counts = counts if spec.counts else tuple(c for c in counts if c <= most)
+    if counts[0] < 1 or counts[-1] > most:
+        wrong = counts[0] if counts[0] < 1 else counts[-1]
+        raise PlanError(
+            f"--counts: {wrong} is out of range.",
+            f"With the first {first} and last {last} of {info.blocks} blocks protected, 1 to "
+            f"{most} can be removed.",
+        )
+    if not spec.methods:
+        raise OptionError("--methods is empty.", f"Choose from: {', '.join(METHODS)}.")
+    if info.context and spec.length > info.context:
+        raise OptionError(
+            f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context} or fewer.",
+        )
+    return Task(free, counts, spec.seed)
+
+
+def _protection(spec: SearchSpec, info: CheckpointInfo) -> tuple[int, int]:
+    first, last = plan.default_protection(info.blocks)
+    return (
+        first if spec.protect_first is None else spec.protect_first,
+        last if spec.protect_last is None else spec.protect_last,
+    )
+
+
+def _methods(spec: SearchSpec) -> tuple[str, ...]:
+    """Return the methods in the order in which they run."""
+    return tuple(name for name in METHODS if name in spec.methods)
+
+
+def dry_run(spec: SearchSpec) -> dict[str, Any]:
+    """Return the estimated block passes, memory and time; only headers are needed."""
+    checkpoint = locate.open(spec.checkpoint, need="config")
+    info = checkpoint.info
+    task = _task(spec, info)
+    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
+    most = _most(spec, info, dtype)
+    ledger, passes = rehearsal.rehearse(task, _methods(spec), info.blocks, most)
+    flops = rehearsal.flops(info, ledger, spec.samples, spec.length)
+    rate = pace.flops_per_s("search", spec.device) or pace.flops_per_s("importance", spec.device)
+    return {
+        "blocks": info.blocks,
+        "counts": list(task.counts),
+        "methods": list(_methods(spec)),
+        "objective": spec.objective,
+        "calibration": text_of(spec.calibration, checkpoint.folder),
+        "samples": spec.samples,
+        "length": spec.length,
+        "dtype": dtype,
+        "sets_at_once": most,
+        "sets": len(ledger.costs),
+        "passes": passes,
+        "total_passes": ledger.passes,
+        "plain_passes": ledger.plain_passes,
+        "flops": flops,
+        "seconds": flops / rate if rate else None,
+        "kind": "estimated",
+        "seconds_from": "the rate of the last run in this workspace" if rate else None,
+    }
+
+
+def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str) -> int:
+    free = devices.free_bytes(spec.device)[1]
+    return rehearsal.states_at_once(info, spec.samples, spec.length, dtype, free)
+
+
+def run(spec: SearchSpec, run: Run) -> None:
+    """Search, measure what was found on held-out rows, and write the result files."""
+    import torch
+    import transformers
+
+    from core import __version__
+    from core.importance.branches import make_batch
+    from core.model import loading, memory, precision
+    from core.model.blocks import BlockView
+    from core.search.measure import Meter, Share
+
+    checkpoint = locate.open(spec.checkpoint, run.progress)
+    folder, info = checkpoint.folder, checkpoint.info
+    task, methods = _task(spec, info), _methods(spec)
+    tokenizer = loading.load_tokenizer(folder)
+    source = text_of(spec.calibration, folder)
+    template = chat.for_text(spec.chat_template, tokenizer)
+    drawn = sample(
+        source,
+        tokenizer,
+        spec.samples,
+        spec.length,
+        spec.seed,
+        join=spec.join,
+        chat=template,
+    )
+    other_rows, other_words = heldout(source, tokenizer, drawn, spec.length, spec.seed, template)
+    for note in drawn.facts.notes:
+        run.progress.log(note)
+    if not other_rows:
+        run.progress.log("There are no held-out rows: the text has no more of this length.")
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    dtype = precision.dtype_name(prepared.precision.arithmetic)
+    tape = Tape(
+        run.path(TAPE),
+        {
+            "checkpoint": info.key,
+            "calibration": sources.describe(source)["content"],
+            "samples": spec.samples,
+            "length": spec.length,
+            "seed": spec.seed,
+            "objective": spec.objective,
+            "device": str(prepared.device),
+            "dtype": dtype,
+        },
+        _most(spec, info, dtype),
+        resume=spec.resume,
+    )
+    run.note(TAPE)
+    if tape.groups:
+        run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
+    view = BlockView(prepared.load(run.progress.log))
+    batch = make_batch(drawn.rows, view)
+    expected = rehearsal.rehearse(task, methods, info.blocks, tape.most)[0].passes
+    progress = Share(run.progress, lambda: ledger.passes, expected)
+    ledger = Ledger(
+        Meter(view, batch, progress),
+        spec.objective,
+        info.blocks,
+        tape.most,
+        spec.time_limit_s,
+        tape,
+    )
+    with memory.out_of_memory_explained("searching sets of blocks"):
+        finds = Finds(ledger, info, run.progress)
+        stopped = _search(task, methods, ledger, finds, progress)
+        rows = finds.rows
+        others: dict[Drop, Cost] = {}
+        if other_rows:
+            progress.label = "Held-out rows"
+            held = Meter(view, make_batch(other_rows, view), progress)
+            book = Ledger(held, spec.objective, info.blocks, tape.most)
+            book.values([frozenset(row.blocks) for row in rows])
+            others = book.costs
+    if stopped:
+        run.progress.log(stopped)
+    SetRow.write(run, [_with_heldout(row, others) for row in rows])
+    if "pairs" in methods:
+        PairRow.write(run, _pairs(task.free, ledger))
+    flops = rehearsal.flops(info, ledger, len(drawn.rows), spec.length)
+    dense = others.get(NONE)
+    first, last = _protection(spec, info)
+    Search(
+        checkpoint=spec.checkpoint,
+        checkpoint_key=info.key,
+        family=info.family,
+        blocks=info.blocks,
+        objective=spec.objective,
+        methods=methods,
+        counts=task.counts,
+        protect_first=first,
+        protect_last=last,
+        dense_nll=ledger.costs[NONE].nll,
+        dense_heldout_nll=dense.nll if dense else None,
+        calibration=source,
+        calibration_content=sources.describe(source)["content"],
+        text=drawn.facts,
+        samples=spec.samples,
+        length=spec.length,
+        seed=spec.seed,
+        tokens=batch.predictions,
+        heldout=other_words,
+        heldout_tokens=sum(len(row) - 1 for row in other_rows),
+        passes=ledger.passes,
+        plain_passes=ledger.plain_passes,
+        sets_measured=len(ledger.costs) - 1,
+        seconds=round(ledger.seconds, 4),
+        stopped=stopped,
+        flops=flops,
+        flops_per_s=flops / ledger.seconds if ledger.seconds > 0 else None,
+        **prepared.facts(),
+        compute_dtype=dtype,
+        versions={
+            "depthcut": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+    ).write(run)
+
+
+def _search(task: Task, methods: Sequence[str], ledger: Ledger, finds: Finds, share: Share) -> str:
+    """Run the methods; return why the search stopped early, empty if it did not."""
+    for name in methods:
+        share.label = name
+        finds.begin(name)
+        try:
+            METHODS[name](task, ledger, finds.report)
+        except TimeUp:
+            if not finds.rows:
+                raise DataError(
+                    f"The time limit of {ledger.limit_s:g} s ended the search before it found "
+                    "any set.",
+                    "Raise --time-limit-s, and add --resume to keep what was measured.",
+                ) from None
+            return f"The time limit of {ledger.limit_s:g} s ended {name}."
+    return ""
+
+
+def _with_heldout(row: SetRow, others: dict[Drop, Cost]) -> SetRow:
+    cost = others.get(frozenset(row.blocks))
+    return replace(row, heldout_nll=cost.nll, heldout_kl=cost.kl) if cost else row
+
+
+def _pairs(free: Sequence[int], ledger: Ledger) -> list[PairRow]:
+    """Return every pair that was measured; the interaction needs both blocks alone too."""
+    rows: list[PairRow] = []
+    for a in free:
+        for b in (b for b in free if b > a):
+            both = ledger.costs.get(frozenset({a, b}))
+            if both is None:
+                continue
+            alone = [ledger.costs.get(frozenset({block})) for block in (a, b)]
+            single = [c.by(ledger.objective) for c in alone if c]
+            beyond = both.by(ledger.objective) - sum(single) + ledger.dense
+            rows.append(PairRow(a, b, both.nll, both.kl, beyond if len(single) == 2 else None))
+    return rows

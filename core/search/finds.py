@@ -1,0 +1,55 @@
+"""What each method of a search has found so far, as rows of sets.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core import words
+from core.checkpoint.headers import CheckpointInfo
+from core.prune.plan import parameters_after
+from core.runs.progress import Progress
+from core.search.ledger import Ledger
+from core.search.results import SetRow
+
+
+class Finds:
+    """The best set of every method and count, and what it took."""
+
+    def __init__(self, ledger: Ledger, info: CheckpointInfo, progress: Progress) -> None:
+        """Read costs from ``ledger``; metrics and lines of the log go to ``progress``."""
+        self.ledger, self.info, self.progress = ledger, info, progress
+        self.method, self.passes, self.seconds = "", 0, 0.0
+        self._found: dict[tuple[str, int], SetRow] = {}
+
+    @property
+    def rows(self) -> list[SetRow]:
+        """All sets so far, by method and rising count."""
+        return list(self._found.values())
+
+    def begin(self, method: str) -> None:
+        """Count passes and time for ``method`` from here."""
+        self.method, self.passes, self.seconds = method, self.ledger.passes, self.ledger.seconds
+
+    def report(self, drop: Sequence[int]) -> None:
+        """Record a set that the current method found; it replaces one of the same size."""
+        ledger, count = self.ledger, len(drop)
+        cost, left = ledger.costs[frozenset(drop)], parameters_after(self.info, drop)
+        self._found[self.method, count] = SetRow(
+            method=self.method,
+            objective=ledger.objective,
+            heal="none",
+            count=count,
+            drop=" ".join(map(str, drop)),
+            params=left,
+            ratio=1 - left / self.info.parameters,
+            nll=cost.nll,
+            kl=cost.kl,
+            passes=ledger.passes - self.passes,
+            seconds=round(ledger.seconds - self.seconds, 4),
+        )
+        best = cost.by(ledger.objective)
+        self.progress.metric(method=self.method, count=count, passes=ledger.passes, best=best)
+        self.progress.log(
+            f"{self.method}, {count} out: {ledger.objective} {best:.5g} without "
+            f"{words.block_ranges(drop)}."
+        )

@@ -1,0 +1,57 @@
+"""Measures sets of blocks on a loaded model: the ledger's eyes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from core.importance.branches import Batch, losses_without, states_without
+from core.model.blocks import BlockView
+from core.runs.progress import Progress
+from core.search.ledger import NONE, Cost, Drop, Group
+
+
+class Share(Progress):
+    """Reports one pass as a part of the whole search."""
+
+    def __init__(self, whole: Progress, done: Callable[[], int], expected: int) -> None:
+        """Report to ``whole``: ``done()`` block passes before this pass, ``expected`` in all."""
+        self.whole, self.done, self.expected, self.label = whole, done, expected, ""
+
+    def step(self, done: int, total: int, message: str = "") -> None:
+        """Report progress in block passes; the whole is an estimate and grows if exceeded."""
+        place = self.done() + done
+        self.whole.step(place, max(self.expected, place + 1), f"{self.label}: {message}")
+
+    def check_cancel(self) -> None:
+        """Stop if asked to."""
+        self.whole.check_cancel()
+
+
+class Meter:
+    """Measures groups of sets on one batch; keeps the dense model's last states to compare with."""
+
+    def __init__(self, view: BlockView, batch: Batch, progress: Progress) -> None:
+        """Measure ``view`` on ``batch``."""
+        self.view, self.batch, self.progress = view, batch, progress
+        self.dense: Tensor | None = None
+
+    def __call__(self, sets: Sequence[Drop]) -> Group:
+        """Return the costs of distinct ``sets`` in one pass.
+
+        The dense states come from the first pass, which has the empty set. A resumed search that
+        has that pass on tape computes them again, without counting it: its counts are those of
+        an uninterrupted one.
+        """
+        if self.dense is None and NONE not in sets:
+            self.dense = states_without(self.view, self.batch, [NONE], self.progress)[0]
+        began = time.perf_counter()
+        losses = losses_without(
+            self.view, self.batch, sets, self.progress, want_kl=True, dense=self.dense
+        )
+        assert losses is not None
+        self.dense = losses.dense
+        costs = tuple(Cost(*pair) for pair in zip(losses.nll, losses.kl, strict=True))
+        return Group(tuple(sets), costs, losses.passes, time.perf_counter() - began)

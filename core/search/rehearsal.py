@@ -1,0 +1,61 @@
+"""A search without a model: how many block passes its methods will take; no torch.
+
+The methods themselves run, on made-up costs. One-shot and pairs take exactly these passes; greedy
+and beam depend a little on which blocks go, and evolution on how long it improves.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from core.checkpoint.headers import CheckpointInfo
+from core.importance import passes as counting
+from core.importance.estimate import block_flops, head_flops
+from core.runs.dtypes import BYTES, computable
+from core.search.ledger import Cost, Drop, Group, Ledger
+from core.search.methods import METHODS, Task
+
+STATES_BYTES = 4 * 2**30
+"""Most memory for hidden states. Chosen, not measured: more states share little more."""
+SHARE_OF_FREE = 4
+"""Hidden states take at most one part in so many of the free memory."""
+
+
+def states_at_once(
+    info: CheckpointInfo, samples: int, length: int, dtype: str, free_bytes: int | None
+) -> int:
+    """Return how many sets one pass may hold: one hidden state each, at least 2."""
+    state = samples * length * info.hidden * BYTES[computable(dtype)]
+    room = STATES_BYTES if free_bytes is None else min(STATES_BYTES, free_bytes // SHARE_OF_FREE)
+    return max(2, room // state)
+
+
+def rehearse(task: Task, methods: Sequence[str], blocks: int, most: int) -> tuple[Ledger, dict]:
+    """Return the ledger after all ``methods``, and the passes of each."""
+    draw = random.Random(task.seed)
+    worth = [draw.random() for _ in range(blocks)]
+
+    def measure(sets: Sequence[Drop]) -> Group:
+        costs = tuple(_made_up(worth, drop) for drop in sets)
+        return Group(tuple(sets), costs, counting.shared(range(blocks), sets)[0], 0.0)
+
+    ledger = Ledger(measure, "kl", blocks, most)
+    passes: dict[str, int] = {}
+    for name in methods:
+        before = ledger.passes
+        METHODS[name](task, ledger, lambda _: None)
+        passes[name] = ledger.passes - before
+    return ledger, passes
+
+
+def _made_up(worth: Sequence[float], drop: Drop) -> Cost:
+    noise = random.Random(str(sorted(drop))).random()
+    value = sum(worth[block] for block in drop) * (1 + 0.2 * noise)
+    return Cost(value, value)
+
+
+def flops(info: CheckpointInfo, ledger: Ledger, rows: int, tokens: int) -> float:
+    """Return the operations of a search: its block passes, and the head once for every set."""
+    each = sum(block_flops(info, b, rows, tokens) for b in range(info.blocks)) / info.blocks
+    return ledger.passes * each + len(ledger.costs) * head_flops(info, rows, tokens)
