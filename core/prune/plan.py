@@ -316,7 +316,7 @@ def _number(
 ) -> int:
     """Return the number of blocks closest to the request; raises `PlanError` if none can meet it.
 
-    ``counts`` are the numbers that there are, rising; ``searched`` says that search limits them,
+    ``counts`` are the possible numbers in rising order; ``searched`` says that search limits them,
     or names its method. A target up to half a block beyond the reachable range still counts as
     reachable.
     """

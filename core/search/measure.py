@@ -17,7 +17,7 @@ class Share(Progress):
     """Reports one pass as a part of the whole search."""
 
     def __init__(self, whole: Progress, done: Callable[[], int], expected: int) -> None:
-        """Report to ``whole``: ``done()`` block passes before this pass, ``expected`` in all."""
+        """Report to ``whole``: ``done()`` block passes before this pass, ``expected`` in total."""
         self.whole, self.done, self.expected, self.label = whole, done, expected, ""
 
     def step(self, done: int, total: int, message: str = "") -> None:

@@ -19,7 +19,7 @@ from core.search.methods import METHODS, Task
 STATES_BYTES = 4 * 2**30
 """Most memory for hidden states. Chosen, not measured: more states share little more."""
 SHARE_OF_FREE = 4
-"""Hidden states take at most one part in so many of the free memory."""
+"""Hidden states take at most this part of the free memory: a quarter."""
 
 
 def states_at_once(
