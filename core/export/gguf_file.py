@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core import outside, words
+from core.checkpoint import quantized
 from core.checkpoint.locate import Checkpoint
 from core.checkpoint.tensors import TensorIndex, read_config
 from core.errors import CheckpointError, InputError, OutputError
@@ -66,6 +67,7 @@ def describe(checkpoint: Checkpoint, kind: Type, *, light: bool = False) -> Cont
     classes of tokenizers; that is enough to describe the file. Raises `CheckpointError` if
     llama.cpp cannot run it, with the reason.
     """
+    quantized.refuse(checkpoint.name, checkpoint.info.quantization)
     index = TensorIndex.read(checkpoint.folder) if checkpoint.info.has_weights else None
     layout = layouts.plan(checkpoint.config, index, kind)
     if light and checkpoint.info.tokenizer is None:

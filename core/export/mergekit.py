@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from core.checkpoint import families, locate
+from core.checkpoint import families, locate, quantized
 from core.checkpoint.locate import Checkpoint
 from core.checkpoint.tensors import TensorEntry, TensorIndex
 from core.errors import CheckpointError
@@ -38,6 +38,7 @@ def recorded(checkpoint: Checkpoint) -> Pruning:
     Raises `CheckpointError` if passthrough slices cannot build it, with the reason; the weights are
     not compared here.
     """
+    quantized.refuse(checkpoint.name, checkpoint.info.quantization)
     record = Pruning.read(checkpoint.folder)
     if record is None or not record.base_model:
         raise CheckpointError(

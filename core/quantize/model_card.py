@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from core import words
 from core.checkpoint.imported import Imported
-from core.prune.model_card import front_matter, loading, origin
+from core.prune.model_card import front_matter, loading, origin, runs_in
 from core.prune.results import Pruning
 from core.quantize.results import QuantizationRecord
 
 
 def quantized_card(
     record: QuantizationRecord,
+    config: Mapping[str, Any],
     pruning: Pruning | None = None,
     *,
     custom_code: bool = False,
@@ -18,7 +22,8 @@ def quantized_card(
 ) -> str:
     """Return the model card of a quantized checkpoint.
 
-    ``pruning`` is the source's own record of how it was cut; ``custom_code`` and
+    ``config`` is its config.json, ``pruning`` the source's own record of how it was cut;
+    ``custom_code`` and
     ``imported`` as for `depth_card`.
     """
     per = f"{record.group} weights" if record.group else "output channel"
@@ -55,5 +60,6 @@ def quantized_card(
         *loading(custom_code, needs="torchao", records=made != []),
         "quantization.json records how it was quantized.",
         "",
+        *runs_in(config),
     ]
     return "\n".join(lines)

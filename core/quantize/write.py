@@ -54,7 +54,11 @@ def write(
         if (folder / Pruning.FILE).is_file():
             shutil.copyfile(folder / Pruning.FILE, partial / Pruning.FILE)
         card = quantized_card(
-            record, Pruning.read(folder), custom_code=custom, imported=checkpoint.info.imported
+            record,
+            config,
+            Pruning.read(folder),
+            custom_code=custom,
+            imported=checkpoint.info.imported,
         )
         staging.write(partial / "README.md", card)
         staging.write(partial / QuantizationRecord.FILE, record.to_text())

@@ -19,6 +19,8 @@ from core.export.command import ExportSpec
 from core.export.formats import Format
 from core.export.layout import default_type
 from core.export.results import Export
+from core.quantize import plan as quantizing
+from core.quantize.command import QuantizeSpec
 from core.retrain.spec import RetrainSpec
 from core.runs import jobs
 from core.runs.spec import build
@@ -32,7 +34,13 @@ DOWNLOAD_BYTES = 256 << 20
 """Larger files are not passed through the dashboard's memory; their path is shown."""
 SHOWN = 5
 """Earlier exports of a variant that are listed."""
-_SHORT = {"gguf": "GGUF", "mergekit": "mergekit recipe", "hub": "Hugging Face Hub"}
+QUANTIZE = "quantize"
+_SHORT = {
+    "gguf": "GGUF",
+    "mergekit": "mergekit recipe",
+    "hub": "Hugging Face Hub",
+    QUANTIZE: "int8 or int4",
+}
 
 
 def of_study(name: str, newest: str) -> None:
@@ -159,12 +167,15 @@ def _form(checkpoint: Checkpoint, found: dict[str, Format], key: str) -> None:
     """Draw format and options, the command and the button, and the files made so far."""
     name = st.segmented_control(
         "Format",
-        list(found),
+        [*found, QUANTIZE],
         default="gguf",
         key=f"format_{key}",
         required=True,
         format_func=lambda f: plain(_SHORT.get(f, f)),
     )
+    if name == QUANTIZE:
+        _quantize(checkpoint, key)
+        return
     kind = found[str(name)]
     values: dict[str, Any] = {"checkpoint": str(checkpoint.folder.absolute()), "format": name}
     if not kind.possible:
@@ -201,6 +212,43 @@ def _gguf(checkpoint: Checkpoint, kind: Format, key: str) -> dict[str, Any]:
     return {"type": chosen}
 
 
+def _quantize(checkpoint: Checkpoint, key: str) -> None:
+    """Draw bits and group of a quantized variant, its size, the command and the button."""
+    info = checkpoint.info
+    offered = {p.bits: p for p in quantizing.possible(info)}
+    for one in offered.values():
+        if not one.ok:
+            say.warning(one.reason)
+    plans = {bits: quantizing.make(info, bits, None) for bits, one in offered.items() if one.ok}
+    if not plans:
+        return
+    columns = st.columns([2, 1], vertical_alignment="bottom")
+    bits = columns[0].segmented_control(
+        "Bits per weight, and size of the weights",
+        list(plans),
+        default=next(iter(plans)),
+        key=f"bits_{key}",
+        required=True,
+        format_func=lambda b: plain(f"int{b}: {size(plans[b].bytes_after)}"),
+    )
+    usual = offered[bits].group
+    groups = [None, *(g for g in offered[bits].groups if g != usual)]
+    group = columns[1].selectbox(
+        "Group",
+        groups,
+        key=f"group_{key}_{bits}",
+        format_func=lambda g: str(g or usual or "one scale per output channel"),
+        help="Weights that share a scale. Only groups that divide every width are offered.",
+    )
+    plan = quantizing.make(info, bits, group)
+    about = f"{size(plan.bytes_after)} instead of {size(plan.bytes_before)}, a variant of its own"
+    about += " that transformers loads if torchao is installed."
+    about += " int4 takes a byte a weight in this format." if bits == 4 else ""
+    say.caption(f"{about} {plan.note}".strip())
+    values = {"checkpoint": str(checkpoint.folder.absolute()), "bits": bits, "group": group}
+    _launch("quantize", QuantizeSpec, values, key)
+
+
 def _hub(kind: Format, key: str) -> dict[str, Any]:
     columns = st.columns([2, 1], vertical_alignment="bottom")
     repo = columns[0].text_input("Repository", placeholder="OWNER/NAME", key=f"repo_{key}")
@@ -224,7 +272,7 @@ def _launch(command: str, spec_class: type[Any], values: dict[str, Any], key: st
     st.code(jobs.command_line(command, spec), "bash", wrap_lines=True)
     asked = f"export_run_{key}"
     if st.button(
-        "Export",
+        "Quantize" if command == "quantize" else "Export",
         key=f"start_{key}",
         type="primary",
         icon=":material/ios_share:",

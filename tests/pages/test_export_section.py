@@ -121,3 +121,24 @@ def test_the_compare_page_shows_where_a_point_runs(here, pruned, tiny_gqa):
     )  # fmt: skip
     page = open_page("compare", tiny_gqa, point="cut")
     assert "vLLM" in programs(page).index
+
+
+def test_a_variant_is_quantized(here, pruned, tiny_gqa):
+    page = open_page("prune", tiny_gqa)
+    widget(page.get("button_group"), "format_cut").set_value("quantize")
+    page.run()
+    assert f"quantize {pruned} --bits 8" in command(page, "python -m core quantize")
+    widget(page.get("button_group"), "bits_cut").set_value(4)
+    page.run()
+    offered = [o for o in widget(page.selectbox, "group_cut_4").options]
+    assert offered == ["16", "8"]  # the default, then what else divides 32 and 48
+    widget(page.selectbox, "group_cut_4").set_value(8).run()
+    assert "--bits 4 --group 8" in command(page, "python -m core quantize")
+    assert main(["quantize", str(pruned), "--bits", "8", "--out", str(here.root / "int8")]) == 0
+    page = open_page("prune", tiny_gqa)
+    widget(page.selectbox, "export_variant").set_value("int8").run()
+    assert not page.exception, page.exception
+    assert list(programs(page)["runs"]) == ["yes", *["no"] * 10]
+    assert "## Runs in" in (here.root / "int8" / "README.md").read_text()
+    assert not [b for b in page.button if b.key == "start_int8"]
+    assert any("is quantized (int8)" in box.value for box in page.warning)
