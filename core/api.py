@@ -129,7 +129,7 @@ def score(
             ``seed``, as by the importance command; short texts are joined if too few are long.
         rows: Token ids instead of texts, each a list of at least two.
         metrics: Names of criteria: ppl, taylor, magnitude, block-influence, angular,
-            relative-update, sleb.
+            relative-update, sleb, kl.
         samples: Calibration rows.
         length: Tokens per row.
         seed: Seed of rows and crops.

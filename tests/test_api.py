@@ -25,7 +25,10 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S)
 IDS = torch.tensor([[1, 5, 9, 30, 7, 7, 100]])
-METRICS = ("ppl", "taylor", "magnitude", "block-influence", "angular", "relative-update", "sleb")
+METRICS = (
+    *("ppl", "taylor", "magnitude", "block-influence", "angular", "relative-update", "sleb"),
+    "kl",
+)
 
 
 @pytest.fixture
