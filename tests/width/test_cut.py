@@ -364,21 +364,9 @@ def test_nothing_half_written(tiny_gqa, tmp_path, text, monkeypatch, capsys):
 
 def test_too_little_text_is_one_sentence(tiny_gqa, tmp_path, text, monkeypatch, capsys):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    arguments = [
-        "--method",
-        "flap",
-        "--ratio",
-        "0.5",
-        "--calibration",
-        text,
-        "--device",
-        "cpu",
-        "--join",
-        "off",
-    ]
-    status = main(
-        ["width", str(tiny_gqa), *arguments, "--length", "200", "--out", str(tmp_path / "out")]
-    )
+    options = ["--method", "flap", "--ratio", "0.5", "--device", "cpu"]
+    options += ["--calibration", text, "--length", "200", "--join", "off"]
+    status = main(["width", str(tiny_gqa), *options, "--out", str(tmp_path / "out")])
     assert status == 2
     assert "rows have at least 200 tokens" in capsys.readouterr().err
 
