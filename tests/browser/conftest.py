@@ -196,7 +196,7 @@ class Visitor:
         assert self.page.get_by_test_id("stException").count() == 0, self.page.locator(
             '[data-testid="stException"]'
         ).first.inner_text()
-        assert not self.complaints, self.complaints
+        assert not self.complaints, "\n".join(self.complaints)
 
     def chart(self, number: int = 0) -> dict:
         """Return data and layout of the page's n-th Plotly chart, as the browser drew it."""

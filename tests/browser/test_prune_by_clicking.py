@@ -114,7 +114,7 @@ def walk(visit, server, folder, calibration, drop):
 
     page.get_by_role("button", name="Create the variant").click()
     variant = wait_for_run(server, "prune", before)
-    page.get_by_text("AutoModelForCausalLM.from_pretrained").wait_for()
+    page.get_by_text("AutoModelForCausalLM.from_pretrained").first.wait_for()
     visitor.settle()
     assert str(variant) in page.get_by_test_id("stMain").inner_text()
     return rows, variant

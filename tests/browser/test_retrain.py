@@ -20,7 +20,8 @@ def wait_until(true, seconds=60, what="it"):
 
 def steps_written(run):
     """The steps in the run's metrics, in their order."""
-    return [line["step"] for line in read_run(run).metrics() if "event" not in line]
+    record = read_run(run)  # None while its folder is being made
+    return [line["step"] for line in record.metrics() if "event" not in line] if record else []
 
 
 @contextlib.contextmanager

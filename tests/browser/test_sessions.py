@@ -110,7 +110,7 @@ def test_two_fast_clicks_start_one_run(visit, server, tiny_gqa):
     visitor = visit()
     visitor.open(f"/prune?drop=1,2&model={tiny_gqa}")
     visitor.page.get_by_role("button", name="Create the variant").dblclick()
-    visitor.page.get_by_text("AutoModelForCausalLM.from_pretrained").wait_for()
+    visitor.page.get_by_text("AutoModelForCausalLM.from_pretrained").first.wait_for()
     visitor.settle()
     new = [run for run in runs_of(server, "prune") if run not in before]
     assert len(new) == 1

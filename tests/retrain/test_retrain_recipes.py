@@ -83,7 +83,7 @@ def test_ablation(pruned, source, tmp_path):
 
 
 def test_ablation_of_the_demo_trains_on_stories_and_judges_by_instructions_too(pruned, tmp_path):
-    spec = RecipeSpec(name="ablation", checkpoint=str(pruned), out=str(tmp_path))
+    spec = RecipeSpec(name="ablation", checkpoint=str(pruned), data="demo", out=str(tmp_path))
     recipe, chain = recipes.get("ablation"), Chain(spec, tmp_path, SILENT)
     for step in recipe.steps(spec):
         values = step.values(chain)
