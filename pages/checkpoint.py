@@ -82,7 +82,13 @@ table = pd.DataFrame(
     ]
 )
 st.dataframe(table, hide_index=True, height=min(400, 38 + 35 * len(table)))
-st.download_button("blocks.csv", table.to_csv(index=False), "checkpoint_blocks.csv", "text/csv")
+st.download_button(
+    "blocks.csv",
+    lambda: table.to_csv(index=False),
+    "checkpoint_blocks.csv",
+    "text/csv",
+    on_click="ignore",
+)
 st.caption("Equivalent command:")
 st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
 frame.step("importance", "Next: score the blocks")

@@ -193,7 +193,11 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
         "evaluated on the same held-out rows (column heldout: their predicted tokens)."
     )
     st.download_button(
-        "retrained.csv", table.to_csv(index=False), "retrained.csv", "text/csv", on_click="ignore"
+        "retrained.csv",
+        lambda: table.to_csv(index=False),
+        "retrained.csv",
+        "text/csv",
+        on_click="ignore",
     )
 
 
