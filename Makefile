@@ -35,6 +35,7 @@ test: check
 
 proof: setup
 	$(BIN)/python -m bench.proof
+	-$(BIN)/python -m bench.smollm2 workspace/proof-smollm2
 	$(BIN)/python -m bench.export --save
 
 bench: setup

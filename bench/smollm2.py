@@ -390,6 +390,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--only", default=",".join(STEPS), help="Steps to carry out.")
     args = parser.parse_args()
+    if not REAL.is_dir():
+        raise SystemExit(f"Skipped: {REAL}, with the texts and questions, is not there.")
     args.folder = args.folder.resolve()
     args.folder.mkdir(parents=True, exist_ok=True)
     proof = Proof(args.folder, args)
