@@ -60,6 +60,7 @@ _baseline_mib: dict[str, float] = {}
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring peak memory on ``device`` from here."""
     if device.type == "cuda":
+        torch.cuda.init()  # the statistics refuse to be reset before any use of the GPU
         torch.cuda.reset_peak_memory_stats(device)
         return
     if device.type == "cpu":

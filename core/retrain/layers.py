@@ -47,3 +47,12 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
     if config.get("attention_dropout"):
         return "the model has attention dropout"
     return None
+
+
+def enable_recomputation(model: Any) -> None:
+    """Make ``model`` compute activations again in the backward pass instead of keeping them.
+
+    transformers 5.24 calls this activation checkpointing; earlier versions, gradient checkpointing.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -210,7 +210,7 @@ class Session:
         else:
             model.requires_grad_(True)
         if layers.recomputes(self.spec, self.info.parameters):
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            layers.enable_recomputation(model)
         if self.why_stock is None:
             self.fused_layers = fused.install(model)
         else:

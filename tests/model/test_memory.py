@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from core.errors import OutOfMemoryError
 from core.model import memory
@@ -50,3 +51,17 @@ def test_every_library_says_it_in_its_own_words(text):
 def test_other_errors_keep_their_own_words(text):
     with pytest.raises(RuntimeError, match="CUDA error|mat1"), memory.out_of_memory_explained("x"):
         raise RuntimeError(text)
+
+
+def test_the_peak_is_reset_in_a_process_that_has_not_used_the_gpu_yet(monkeypatch):
+    """As on CUDA: the statistics of a device are only there once CUDA has been initialised."""
+    ready = []
+
+    def reset(device):
+        if not ready:
+            raise RuntimeError("Invalid device argument")
+
+    monkeypatch.setattr(torch.cuda, "init", lambda: ready.append(True))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    memory.reset_peak_memory(torch.device("cuda", 0))
+    assert ready

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from core.checkpoint import locate
 from core.model.loading import load_model
 from core.model.precision import Precision
-from core.retrain import weights
+from core.retrain import layers, weights
 from core.retrain.rows import Row
 from core.retrain.session import Session
 from core.retrain.spec import RetrainSpec, settings_of
@@ -119,3 +119,12 @@ def test_trained_weights_are_read_tensor_by_tensor(tiny_gqa, tmp_path, monkeypat
     weights.load_trained(model, tmp_path)
     for a, b in zip(model.parameters(), trained.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"]
+)
+def test_recomputation_is_asked_for_by_the_name_that_this_version_has(name):
+    asked = []
+    layers.enable_recomputation(SimpleNamespace(**{name: asked.append}))
+    assert asked == [{"use_reentrant": False}]
