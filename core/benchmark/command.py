@@ -27,7 +27,7 @@ from core.benchmark.results import (
 )
 from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
-from core.runs import dtypes, warm
+from core.runs import dtypes, processes, warm
 from core.runs.devices import MIB
 from core.runs.spec import DeviceOptions, option
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from core.runs.progress import Progress
     from core.runs.run import Run
 
-PROJECT = Path(__file__).resolve().parents[2]
 CPU_LIMIT_S = 90.0
 """Default time for all points on a CPU. Chosen so that a benchmark ends while one waits for it."""
 
@@ -160,11 +159,8 @@ def _talk(
 
     The last event is ``ended`` with the exit status.
     """
-    env = {
-        **os.environ,
-        "KINETO_LOG_LEVEL": "99",  # silences the profiler's start and stop messages
-        "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
-    }
+    # silences the profiler's start and stop messages
+    env = processes.environment(KINETO_LOG_LEVEL="99")
     asked, ask = os.pipe()
     told, tell = os.pipe()
     process: subprocess.Popen[bytes] | warm.Process | None = None

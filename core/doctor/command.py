@@ -36,7 +36,7 @@ from core.doctor.results import (
     Verdict,
 )
 from core.errors import OptionError, RunError
-from core.runs import devices
+from core.runs import devices, processes
 from core.runs.results import from_dict
 from core.runs.spec import option
 from core.words import size
@@ -44,7 +44,6 @@ from core.words import size
 if TYPE_CHECKING:
     from core.runs.run import Run
 
-PROJECT = Path(__file__).resolve().parents[2]
 POLL_S = 0.2
 WORKER = ("-m", "core.doctor.worker")
 START_S = 120.0
@@ -242,14 +241,12 @@ class Workers:
         self._number += 1
         folder = self._folder / str(self._number)
         folder.mkdir()
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
-            "DEPTHCUT_WORKSPACE": str(folder / "workspace"),
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        env = processes.environment(
+            DEPTHCUT_WORKSPACE=str(folder / "workspace"),
+            HF_HUB_OFFLINE="1",
+            HF_DATASETS_OFFLINE="1",
+            TOKENIZERS_PARALLELISM="false",
+        )
         env.pop("DEPTHCUT_DETACHED", None)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(

@@ -46,7 +46,7 @@ CHECKS = (
     Check("recompute", "LoRA, activations recomputed, --dtype auto", needs=TRAINING),
     Check("benchmark", "Benchmark", limit_s=150.0),
     Check("tasks", "Zero-shot tasks", needs=TASKS),
-    Check("own-process", "Healing a cut, in a process of its own", only_cuda=True),
+    Check("own-process", "Healing a cut, in a separate process", only_cuda=True),
     Check("refusal", "A device that does not exist is refused"),
     Check("utilisation", "Utilisation reported by the driver", only_cuda=True),
     Check(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from core.retrain.spec import RetrainSpec
+from core.runs import processes
 from core.runs.spec import to_arguments
 from core.runs.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[2]
 KEPT = 12
 """Maximum number of results to keep."""
 STALE_S = 120.0
@@ -86,8 +84,7 @@ def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun
             del known[other]
     while len(known) >= KEPT:
         del known[next(iter(known))]
-    env = {**os.environ, "DEPTHCUT_WORKSPACE": str(where.root.absolute())}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
+    env = processes.environment(DEPTHCUT_WORKSPACE=str(where.root.absolute()))
     # Files, not pipes: nobody reads while the process writes. They are deleted when closed.
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
     process = subprocess.Popen(

@@ -27,7 +27,6 @@ from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
 
 TWICE_S = 1.5
 """How long after its start a finished run still answers the same wish."""
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Launcher(Protocol):
@@ -58,10 +57,9 @@ class LocalLauncher:
 
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process and write its pid and start time to launch.json."""
-        env = {**os.environ, DETACHED: str(folder), "PYTHONUNBUFFERED": "1"}
+        env = processes.environment({DETACHED: str(folder)}, PYTHONUNBUFFERED="1")
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
         with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
             process = self._forked(argv, log.fileno(), env) or subprocess.Popen(
                 argv,

@@ -1,11 +1,30 @@
-"""Is a process still the one we knew? A pid alone is reused; a pid with its start time is not."""
+"""Processes of ours: the environment they start in, and whether one is still the one we knew.
+
+A pid alone is reused; a pid with its start time is not.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+
+
+def environment(*added: Mapping[str, str], **more: str) -> dict[str, str]:
+    """Return this process's environment with ``added`` and ``more``, and with our code importable.
+
+    A process may then run in any folder.
+    """
+    env = dict(os.environ)
+    for values in (*added, more):
+        env |= values
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
+    return env
 
 
 def start_time(pid: int) -> float | None:

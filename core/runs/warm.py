@@ -30,7 +30,6 @@ from pathlib import Path
 
 from core.runs import processes
 
-PROJECT = Path(__file__).resolve().parents[2]
 LIBRARIES = (
     "torch",
     "transformers.models.auto.modeling_auto",
@@ -178,8 +177,7 @@ def template(device: str, check: Callable[[], None]) -> Iterator[Template | None
         return
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", OWN_THREADS: "1", "KINETO_LOG_LEVEL": "99"}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
+        env = processes.environment({OWN_THREADS: "1"}, PYTHONUNBUFFERED="1", KINETO_LOG_LEVEL="99")
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "core.runs.warm_process", str(theirs.fileno()), *LIBRARIES],

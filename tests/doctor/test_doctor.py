@@ -18,7 +18,7 @@ from core.doctor import checks, command, plain, plan, worker
 from core.doctor.checks import Bench
 from core.doctor.results import FAILED, GOOD, SKIPPED, WRONG, Diagnosis
 from core.errors import Cancelled
-from core.runs import devices
+from core.runs import devices, processes
 
 MACHINE = {"device": "cpu", "device_name": "Emulated", "torch": "2.13.0", "total_bytes": 2**34}
 FINE = {"agrees": True, "text": "equal"}
@@ -243,7 +243,7 @@ def test_the_plain_way_of_every_metric_agrees(bench, monkeypatch):
     assert outcome.agrees, outcome.text
 
 
-@pytest.mark.parametrize("name", ["perplexity", "live", "width:magnitude", "tasks"])
+@pytest.mark.parametrize("name", ["perplexity", "live", "width:magnitude", "tasks", "own_process"])
 def test_a_device_is_compared_with_the_cpu(twin, name):
     answer = worker._check(twin, {"check": name})
     assert answer["agrees"], answer["text"]
@@ -311,6 +311,6 @@ def test_the_worker_ends_with_its_caller():
 
     done = subprocess.run(
         [sys.executable, *command.WORKER], stdin=subprocess.DEVNULL, timeout=60,
-        cwd=command.PROJECT, capture_output=True, env=os.environ,
+        cwd=processes.PROJECT, capture_output=True, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0
