@@ -58,10 +58,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
     text_choice.offer("ImportanceSpec_calibration", Path(info.path))
     if chat_note.applies(name):
         text |= widgets.fields(command.ImportanceSpec, ("chat_template",), kept)
-        st.caption(
-            "This tokenizer has a chat template: chat and instruction rows are written with it "
-            "by default; plain text stays as it is."
-        )
+        st.caption(chat_note.CALIBRATION)
     chosen = widgets.fields(command.ImportanceSpec, ("metrics",), kept)
     with st.expander("Short rows, device and precision"):
         where = widgets.fields(command.ImportanceSpec, ("join", "device", "dtype"), kept)

@@ -160,6 +160,19 @@ def recorded_name(given: str, folder: Path) -> str:
     return given if given == "demo" or is_hub_id(given) else str(folder)
 
 
+def plain_name(recorded: str) -> str:
+    """Return a recorded name as a person would write it: a folder without the path to it."""
+    return recorded if is_hub_id(recorded) else last_part(recorded)
+
+
+def last_part(name: str) -> str:
+    """Return a checkpoint's name without folders, owner and revision."""
+    folder = Path(name.split("@")[0])
+    if folder.name == "merged" and folder.parent.name:  # where `retrain --merge` writes
+        folder = folder.parent
+    return folder.name or folder.resolve().name or "model"
+
+
 def _not_there(name: str) -> CheckpointError:
     folder = outside.path_of(name)
     if name == "demo":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core import outside, words
-from core.checkpoint import quantized
+from core.checkpoint import locate, quantized
 from core.checkpoint.locate import Checkpoint
 from core.checkpoint.tensors import TensorIndex, read_config
 from core.errors import CheckpointError, InputError, OutputError
@@ -243,7 +243,7 @@ def file_name(checkpoint: Checkpoint, kind: Type) -> str:
 
 def model_name(checkpoint: Checkpoint) -> str:
     """Return a checkpoint's name without folders: that of its own one, or of the repository."""
-    return "depthcut-demo" if checkpoint.name == "demo" else _last(checkpoint.name)
+    return "depthcut-demo" if checkpoint.name == "demo" else locate.last_part(checkpoint.name)
 
 
 def _names(checkpoint: Checkpoint) -> tuple[str, str]:
@@ -252,20 +252,13 @@ def _names(checkpoint: Checkpoint) -> tuple[str, str]:
     name = model_name(checkpoint)
     if record is None or not record.base_model:
         return name, ""
-    base = _last(record.base_model)
+    base = locate.last_part(record.base_model)
     if record.method == "depth":
         cut = f"{len(record.original_blocks)} blocks left"
     else:
         cut = f"narrower by {record.method}"
     left = f"{record.parameters_after:,} parameters" if record.parameters_after else ""
     return name, f"{base}, pruned by Depthcut: {cut}{f', {left}' if left else ''}"
-
-
-def _last(name: str) -> str:
-    folder = Path(name.split("@")[0])
-    if folder.name == "merged" and folder.parent.name:
-        folder = folder.parent
-    return folder.name or folder.resolve().name or "model"
 
 
 def _eos_ids(checkpoint: Checkpoint) -> list[int]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.checkpoint import engines
+from core.checkpoint import engines, locate
 from core.checkpoint.imported import Imported
 from core.checkpoint.own_code import MODELLING
 from core.prune.results import Healing, Pruning
@@ -16,7 +15,6 @@ _HEALED = {
     "linear": "a linear map is folded into the down projection before a seam (ReplaceMe).",
     "scale": "the output projections above a seam are divided by a factor (after Prune&Comp).",
 }
-_HUB_ID = re.compile(r"^[\w][\w.-]*/[\w][\w.-]*$")
 
 
 def depth_card(
@@ -35,7 +33,7 @@ def depth_card(
     criterion = record.criterion or "chosen by hand"
     lines = [
         *front_matter(record.base_model, "depth-pruning"),
-        f"# {record.base_model} without {len(record.dropped)} blocks",
+        f"# {locate.plain_name(record.base_model)} without {len(record.dropped)} blocks",
         "",
         "Depth pruning: whole transformer blocks are removed; "
         + ("all other weights are unchanged." if not record.healed else _HEALED[record.healed]),
@@ -43,8 +41,7 @@ def depth_card(
         "",
         "| | |",
         "| --- | --- |",
-        f"| base model | {record.base_model} |",
-        f"| made from | {record.source} |",
+        *ancestry(record.base_model, record.source),
         f"| criterion | {criterion} |",
         f"| dropped blocks | {_list(record.dropped)} of {record.blocks_before} |",
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
@@ -78,6 +75,12 @@ def _healing(found: Healing | None) -> list[str]:
         f"| held-out KL to the dense model | {found.kl_before:.4f} to {found.kl_after:.4f} nats "
         f"per token, {found.heldout_tokens:,} tokens |",
     ]
+
+
+def ancestry(base: str, source: str) -> list[str]:
+    """Return the table's rows on what a checkpoint was made from; they name no paths."""
+    rows = {"base model": base, "made from": source}
+    return [f"| {key} | {locate.plain_name(name)} |" for key, name in rows.items()]
 
 
 def origin(imported: Imported | None) -> list[str]:
@@ -153,8 +156,8 @@ def runs_in(config: Mapping[str, Any]) -> list[str]:
 def front_matter(base: str, kind: str, *, pruned: bool = True) -> list[str]:
     """Return the metadata that the Hub reads; ``kind`` is a tag."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if _HUB_ID.match(base):
-        lines += [f"base_model: {base}"]
+    if locate.is_hub_id(base):
+        lines += [f"base_model: {base.partition('@')[0]}"]
     return [*lines, "tags:", *(["- pruned"] if pruned else []), f"- {kind}", "---", ""]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from core import words
+from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import front_matter, loading, origin, runs_in
+from core.prune.model_card import ancestry, front_matter, loading, origin, runs_in
 from core.prune.results import Pruning
 from core.quantize.results import QuantizationRecord
 
@@ -40,15 +41,14 @@ def quantized_card(
     )
     lines = [
         *front_matter(record.base_model, f"{record.label}-weight-only", pruned=bool(made)),
-        f"# {record.source} in {record.label}",
+        f"# {locate.plain_name(record.source)} in {record.label}",
         "",
         f"Weight-only quantization by torchao {record.torchao}: {record.scheme}, one scale per "
         f"{per}. Activations are not quantized.{one_byte}",
         "",
         "| | |",
         "| --- | --- |",
-        f"| base model | {record.base_model} |",
-        f"| made from | {record.source} |",
+        *ancestry(record.base_model, record.source),
         *made,
         *origin(imported),
         f"| quantized | {record.tensors} weights of the blocks' linear layers, "

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import front_matter, loading, origin, runs_in
+from core.prune.model_card import ancestry, front_matter, loading, origin, runs_in
 from core.prune.results import Pruning
 from core.retrain.spec import LABELS, RetrainSpec
 
@@ -36,15 +37,14 @@ def merged_card(
         pruned = [f"| pruned before | {how} |"]
     lines = [
         *front_matter(base, f"{spec.method}-retrained"),
-        f"# {Path(spec.checkpoint).name}, retrained",
+        f"# {locate.plain_name(spec.checkpoint)}, retrained",
         "",
         f"{label}"
         + (", whose adapter is merged into the weights." if spec.method == "lora" else "."),
         "",
         "| | |",
         "| --- | --- |",
-        f"| base model | {base} |",
-        f"| made from | {spec.checkpoint} |",
+        *ancestry(base, spec.checkpoint),
         *pruned,
         f"| trained on | {_last(spec.data)} |",
         f"| optimiser steps | {steps:,} |",

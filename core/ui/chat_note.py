@@ -8,6 +8,12 @@ from core.checkpoint import chat
 from core.checkpoint.locate import local_folder
 from core.ui.say import plain
 
+CALIBRATION = (
+    "This tokenizer has a chat template: chat and instruction rows are written with it by "
+    "default; plain text stays as it is."
+)
+"""Shown beside the choice of calibration text."""
+
 
 def applies(name: str) -> bool:
     """Whether the tokenizer of a local checkpoint has a chat template."""

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.checkpoint import chat
 from core.checkpoint.headers import CheckpointInfo
 from core.data.calibration import SOURCE_HELP
 from core.errors import DepthcutError
@@ -20,7 +21,7 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, say, state, text_choice, widgets
+from core.ui import chat_note, runs, say, state, text_choice, widgets
 from core.ui.say import plain
 from core.width import command, methods
 from core.width.command import WidthSpec
@@ -40,7 +41,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
         "Width pruning removes attention heads and MLP neurons inside the blocks. It is the "
         "baseline for depth pruning, compared at the same number of parameters."
     )
-    values = {"checkpoint": name, **_choices(info)}
+    values = {"checkpoint": name, **_choices(info, chat_note.applies(name))}
     spec, plan, problem = _checked(values, info)
     if "match" in values and not values["match"]:
         problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
@@ -87,8 +88,11 @@ def _keep(field: str, default: Any) -> dict[str, Any]:
     return {"key": key, "on_change": keep}
 
 
-def _choices(info: CheckpointInfo) -> dict[str, Any]:
-    """Draw the widgets and return the options they set."""
+def _choices(info: CheckpointInfo, has_template: bool) -> dict[str, Any]:
+    """Draw the widgets and return the options they set.
+
+    ``has_template``: the tokenizer has a chat template, which calibration rows can be written with.
+    """
     columns = st.columns([1, 1, 1], vertical_alignment="top")
     chosen = columns[0].selectbox(
         "Method",
@@ -134,6 +138,15 @@ def _choices(info: CheckpointInfo) -> dict[str, Any]:
             **_keep("samples", None),
         )
         text_choice.offer(field["key"], Path(info.path), then=field["on_change"])
+        if has_template:
+            columns = st.columns([1, 3], vertical_alignment="bottom")
+            values["chat_template"] = columns[0].selectbox(
+                "Chat template",
+                chat.CHOICES,
+                help=plain(chat.HELP),
+                **_keep("chat_template", "auto"),
+            )
+            columns[1].caption(chat_note.CALIBRATION)
     with st.expander("Device, precision and seed"):
         values |= widgets.fields(WidthSpec, ("device", "dtype", "seed"), {})
     return values

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import front_matter, loading, origin, parameters, runs_in
+from core.prune.model_card import ancestry, front_matter, loading, origin, parameters, runs_in
 from core.width.results import WidthPruning
 
 
@@ -24,7 +25,7 @@ def width_card(
     bias = record.bias_compensation
     lines = [
         *front_matter(record.base_model, "width-pruning"),
-        f"# {record.base_model}, narrower by {record.label}",
+        f"# {locate.plain_name(record.base_model)}, narrower by {record.label}",
         "",
         "Width pruning: attention heads and MLP neurons are removed; all other weights are "
         "unchanged."
@@ -33,8 +34,7 @@ def width_card(
         "",
         "| | |",
         "| --- | --- |",
-        f"| base model | {record.base_model} |",
-        f"| made from | {record.source} |",
+        *ancestry(record.base_model, record.source),
         f"| criterion | {record.criterion} |",
         f"| the method's own ratio | {record.method_ratio:.6g} |",
         f"| calibrated on | {calibrated_on} |",

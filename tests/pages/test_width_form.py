@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
@@ -60,6 +61,20 @@ def test_figures_are_those_of_the_dry_run(form, tiny_gqa, capsys, method):
         assert list(table.index) == ["0", "1 to 3", "4"]  # the first and the last are protected
         assert table.loc["1 to 3", "heads"] == "2 of 4"
         assert table.loc["1 to 3", "neurons"] == f"{said['blocks'][2]['neurons']} of 48"
+
+
+def test_a_chat_template_can_be_switched_off(form, tiny_gqa, tmp_path):
+    assert not [box for box in form.selectbox if box.label == "Chat template"]
+    chat = tmp_path / "chat"
+    shutil.copytree(tiny_gqa, chat)
+    (chat / "chat_template.jinja").write_text("{{ messages }}")
+    form.session_state["folder"] = str(chat)
+    form.run()
+    assert "--chat-template" not in command(form)
+    form.selectbox(key="width_in_chat_template").set_value("off").run()
+    assert "--chat-template off" in command(form)
+    form.selectbox(key="width_in_method").set_value("random").run()  # reads no text
+    assert "--chat-template" not in command(form)
 
 
 def test_matching_a_variant_says_how_near(form, place, tiny_gqa, capsys):

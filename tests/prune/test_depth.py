@@ -136,6 +136,9 @@ def test_a_variant_of_a_variant_knows_its_line(tiny_gqa, tmp_path):
     ]
     card = (tmp_path / "b" / "README.md").read_text()
     assert "base_model: owner/base" in card
+    assert "# owner/base without 2 blocks" in card
+    assert "| made from | a |" in card
+    assert str(tmp_path) not in card
     assert "AutoModelForCausalLM.from_pretrained" in card
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():

@@ -97,6 +97,7 @@ def test_the_result_tells_what_was_done(tiny_gqa, width, record_of, text):
     card = (out / "README.md").read_text()
     assert "trust_remote_code=True" in card
     assert f"{record['parameters_after']:,}" in card
+    assert str(tiny_gqa) not in card
     # The config alone says the same shapes.
     alone = headers.describe("x", headers.read_config(out / "config.json"), None, None)
     assert alone.block_shapes == info.block_shapes
