@@ -120,6 +120,41 @@ def model(variant: str = "gqa", seed: int = 0, **fields: Any) -> Any:
     return result.eval()
 
 
+def write_sentencepiece(folder: Path) -> Path:
+    """Write a tiny LLaMA with a byte-fallback BPE tokenizer.model, as LLaMA 2 has it; 400 tokens.
+
+    Returns its folder, which has no tokenizer.json.
+    """
+    import json
+
+    import sentencepiece
+
+    model("gqa", vocab_size=400).save_pretrained(folder)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text().splitlines()),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def write(
     folder: str | Path,
     variant: str = "gqa",

@@ -197,6 +197,11 @@ def convert(source: Source, rows: int, eos_ids: Sequence[int] = ()) -> Vocabular
     flags, notes = _flags(before, after, ids)
     if kind == "llama":
         flags["add_space_prefix"] = _space_prefix(table)
+        if flags["add_space_prefix"] and table.get("pre_tokenizer"):
+            notes.append(
+                "A text that begins with a space, or with a special token, gets one space more in "
+                "llama.cpp, as in SentencePiece, than in transformers."
+            )
     beyond = [text for text, i in number.items() if i >= rows]
     if beyond:
         what = (

@@ -62,16 +62,22 @@ def write(header: Header, folder: Path) -> tuple[str, ...]:
 
 
 def _complete(header: Header, tokenizer: Any, kind: str) -> tuple[str, ...]:
-    from tokenizers import decoders, pre_tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
     entry = header.metadata.get
     if kind == "llama":
-        if entry("tokenizer.ggml.add_space_prefix") is False:
-            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
-            backend.decoder = decoders.Sequence(
-                [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-            )
+        # As LLaMA 2's own tokenizer.json. transformers' Metaspace puts no space before a text that
+        # begins with one, and none after a special token; llama.cpp and SentencePiece do.
+        prefix = entry("tokenizer.ggml.add_space_prefix") is not False
+        spaces: list[Any] = [normalizers.Replace(" ", "▁")]
+        steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if prefix:
+            spaces = [normalizers.Prepend("▁"), *spaces]
+            steps = [*steps, decoders.Strip(" ", 1, 0)]
+        backend.normalizer = normalizers.Sequence(spaces)
+        backend.pre_tokenizer = None
+        backend.decoder = decoders.Sequence(steps)
         return ()
     rule = entry("tokenizer.ggml.pre")
     if rule in _DIGITS:

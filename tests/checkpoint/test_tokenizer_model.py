@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import sentencepiece
 
@@ -21,32 +19,7 @@ TEXT = "Ann sees the red ball. 12 345, naïve café — 東京 🙂\n\n  two  sp
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny LLaMA with a byte-fallback BPE model as LLaMA 2 has it."""
-    found = tmp_path_factory.mktemp("pieces") / "model"
-    tiny.model("gqa", vocab_size=400).save_pretrained(found)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tiny.text().splitlines()),
-        model_prefix=str(found / "tokenizer"),
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        minloglevel=2,
-    )
-    (found / "tokenizer.vocab").unlink()
-    settings = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (found / "tokenizer_config.json").write_text(json.dumps(settings))
-    return found
+    return tiny.write_sentencepiece(tmp_path_factory.mktemp("pieces") / "model")
 
 
 def test_every_reader_gives_sentencepieces_tokens(folder, tmp_path):

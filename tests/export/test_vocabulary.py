@@ -5,13 +5,18 @@ import random
 import shutil
 
 import pytest
+import sentencepiece
 import tiny
+import torch
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from core.__main__ import main
 from core.checkpoint import locate
 from core.errors import CheckpointError
 from core.export import gguf_file, pretokenizers, vocabulary
+from core.importing import convert
+from core.model.loading import load_tokenizer
 
 CODER = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
 
@@ -66,6 +71,39 @@ def test_each_pre_tokenizer_is_llama_cpps(llama_cpp, tiny_dir, tmp_path, paragra
     with llama_cpp(tmp_path / "model.gguf") as engine:
         for text in (paragraph, mixed):
             assert engine.tokenize(text) == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "stories260k"])
+def test_sentencepiece_through_llama_cpp_and_back(llama_cpp, request, tmp_path, paragraph, name):
+    """One tokenizer for SentencePiece itself (or the original), llama.cpp, and the import."""
+    if name == "stories260k":
+        folder = request.getfixturevalue("real_dir") / name
+        original = load_tokenizer(folder)
+    else:
+        folder = tiny.write_sentencepiece(tmp_path / "model")
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
+
+        def original(text):
+            return {"input_ids": [1, *pieces.encode(text)]}
+
+    content = gguf_file.describe(locate.at(folder), "f32")
+    assert content.vocabulary.model == "llama"
+    assert any("begins with a space" in n for n in content.notes) == (name == "tokenizer.model")
+    gguf_file.write(content, tmp_path / "model.gguf")
+    convert.convert(tmp_path / "model.gguf", tmp_path / "back", dtype="float32")
+    back = load_tokenizer(tmp_path / "back")
+    mixed = "".join(random.Random(1).sample(paragraph, len(paragraph)))
+    with llama_cpp(tmp_path / "model.gguf") as engine:
+        for text in (paragraph, mixed, "  two spaces in front", "the end  ", "\n\n", ""):
+            ids = original(text)["input_ids"]
+            assert engine.tokenize(text) == ids
+            assert back(text)["input_ids"] == ids
+            assert back.decode(ids, skip_special_tokens=True) == text
+        chat = "<s>Ann sees</s> the red ball<s> "
+        assert engine.tokenize(chat) == back(chat)["input_ids"]
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key].float(), after[key]) for key in before)
 
 
 def test_an_unknown_pre_tokenizer_is_never_guessed(tiny_gqa, tmp_path, capsys):
