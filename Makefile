@@ -36,6 +36,7 @@ test: check
 proof: setup
 	$(BIN)/python -m bench.proof
 	-$(BIN)/python -m bench.smollm2 workspace/proof-smollm2
+	-$(BIN)/python -m bench.quantize workspace/proof-smollm2
 	$(BIN)/python -m bench.export --save
 
 bench: setup

@@ -3,7 +3,9 @@
 For each model and cut: the file's architecture, the largest difference among the 20 likeliest next
 tokens (natural log-probabilities, float32), whether 32 greedy tokens and the tokens of a Unicode
 paragraph are equal, and the perplexity of a q8_0 file beside torch's. llama.cpp is asked through
-xllamacpp. Models that are not on this machine are left out. ``--models`` names those to measure.
+xllamacpp. Models that are not on this machine are left out. ``--models`` names those to measure;
+figures are kept in a file in the workspace, and ``--resume`` measures only what it lacks. SmolLM2's
+cuts by depth and by FLAP are those of `bench.smollm2` if ``--made`` (its folder) has them.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ from core.model.loading import load_model, load_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "real"
 RESULTS = ROOT / "docs" / "results"
-FIGURES = RESULTS / "export.json"
+FIGURES = ROOT / "workspace" / "bench-export.json"
 """Figures of all models, so that one can be measured by itself."""
+MADE = ROOT / "workspace" / "proof-smollm2"
+"""Where `make proof` has bench.smollm2 write its variants."""
 SMOLLM2 = Path.home() / ".cache" / "depthcut-real" / "smollm2-135m"
-MODELS = {"stories260k": REAL / "stories260k", "demo": "demo", "SmolLM2-135M": SMOLLM2}
+REAL_MODEL = "SmolLM2-135M"
+MODELS = {"stories260k": REAL / "stories260k", "demo": "demo", REAL_MODEL: SMOLLM2}
 KINDS = ("dense", "depth", "uniform width", "FLAP")
 PROMPTS = ("Once upon a time, there was a little girl", "The red ball is in the", "It is")
 PARAGRAPH = (
@@ -52,14 +57,21 @@ def command(*argv: str) -> None:
         raise SystemExit(f"{' '.join(argv)} failed:\n{done.stderr}")
 
 
-def made(name: str, source: str, kind: str, folder: Path) -> tuple[Path, str]:
+PROVED = {"depth": "depth-ppl", "FLAP": "width-flap"}
+"""Kinds of which bench.smollm2 has a variant, and its name there."""
+
+
+def made(name: str, source: str, kind: str, folder: Path, proof: Path) -> tuple[Path, str]:
     """Return the folder of a variant and the command that made it."""
+    found = proof / PROVED.get(kind, "")
+    if name == REAL_MODEL and kind in PROVED and (found / "config.json").is_file():
+        return found, f"python -m bench.smollm2 DIR --only make  # DIR/{found.name}"
     checkpoint = locate.open(source)
     blocks = checkpoint.info.blocks
     out = folder / f"{name}-{kind.replace(' ', '-')}"
     argv = {
         "depth": ["prune", source, "--drop", f"{blocks // 3},{blocks // 2}"],
-        "uniform width": ["width", source, "--method", "random", "--ratio", "0.5",
+        "uniform width": ["width", source, "--method", "llm-pruner", "--ratio", "0.2",
                           "--layers", f"0:{blocks}"],
         "FLAP": ["width", source, "--method", "flap", "--ratio", "0.3", "--samples", "16",
                  "--length", "64"],
@@ -119,7 +131,7 @@ def logprobs(model: Any, ids: list[int]) -> torch.Tensor:
         return model(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
 
-def measure(names: list[str], scratch: Path) -> None:
+def measure(names: list[str], scratch: Path, proof: Path, resume: bool) -> None:
     """Measure all variants of the named models and keep their figures."""
     for name in names:
         source = str(MODELS[name])
@@ -127,10 +139,12 @@ def measure(names: list[str], scratch: Path) -> None:
             print(f"{name} is not on this machine.", file=sys.stderr)
             continue
         text = (DATA / "heldout.txt").read_text(encoding="utf-8")
-        if name == "SmolLM2-135M":
+        if name == REAL_MODEL:
             text = (REAL / "text" / "wikipedia.txt").read_text(encoding="utf-8")[:4000]
         for kind in KINDS:
-            folder, line = made(name, source, kind, scratch)
+            if resume and kind in known().get(name, {}):
+                continue
+            folder, line = made(name, source, kind, scratch, proof)
             found = measured(folder, text, scratch) | {"made": line}
             print(name, kind, found, file=sys.stderr)
             assert found["difference"] < 0.01, found
@@ -146,6 +160,7 @@ def keep(name: str, kind: str, found: dict[str, Any]) -> None:
     libraries = ("torch", "transformers", "gguf", "xllamacpp")
     versions = {each: importlib.metadata.version(each) for each in libraries}
     figures.setdefault(name, {})[kind] = found | {"versions": versions}
+    FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -188,8 +203,8 @@ def page() -> str:
         [
             "# GGUF files against torch",
             "",
-            "Written by `python -m bench.export --save` (part of `make proof`) from the figures in "
-            f"export.json: CPU, float32, {'; '.join(sorted(versions))}. Widths use seed 1234.",
+            "Written by `python -m bench.export --save` (part of `make proof`): CPU, float32, "
+            f"{'; '.join(sorted(versions))}. Widths use seed 1234.",
             "",
             *table,
             "",
@@ -214,11 +229,13 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="Write docs/results/export.md.")
+    parser.add_argument("--resume", action="store_true", help="Measure only what is missing.")
+    parser.add_argument("--made", type=Path, default=MADE, help="bench.smollm2's folder.")
     parser.add_argument("--models", nargs="*", choices=[*MODELS], default=[*MODELS])
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        measure(chosen.models, Path(scratch))
+        measure(chosen.models, Path(scratch), chosen.made, chosen.resume)
     if chosen.save:
         (RESULTS / "export.md").write_text(page(), encoding="utf-8")
 

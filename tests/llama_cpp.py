@@ -43,3 +43,23 @@ class Engine:
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["tokens"]
+
+
+def assert_same(file: Path, folder: Path, ids: Sequence[int], text: str) -> None:
+    """Assert that llama.cpp and torch agree on a GGUF file and a checkpoint.
+
+    Both give the same 20 likeliest tokens after ``ids``, with log-probabilities within 0.01 in
+    float32, and the same tokens of ``text``.
+    """
+    import torch
+
+    from core.model.loading import load_model, load_tokenizer
+
+    engine = Engine(file)
+    with torch.no_grad():
+        model = load_model(folder, torch.device("cpu"), torch.float32)
+        ours = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    theirs = engine.next_token(ids)
+    assert set(theirs) == set(ours.topk(20).indices.tolist())
+    assert list(theirs.values()) == pytest.approx([ours[i].item() for i in theirs], abs=0.01)
+    assert engine.tokens(text) == load_tokenizer(folder)(text)["input_ids"]

