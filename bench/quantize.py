@@ -133,7 +133,7 @@ def _benchmark(study: Study) -> tuple[dict[str, MeasuredVariant], dict[str, Poin
 
 
 def _together(ppl: dict[tuple[str, int | None], float | None]) -> list[str]:
-    """Say how pruning and quantizing add up: factors on the dense model's perplexity."""
+    """Return how pruning and quantizing add up: factors on the dense model's perplexity."""
     dense, cut = ppl["dense", None], ppl["depth-ppl", None]
     lines = []
     for bits in (8, 4):
