@@ -30,6 +30,7 @@ from core.ui import (
     chat_note,
     findings,
     frame,
+    pair_matrix,
     prune_pad,
     runs,
     say,
@@ -260,3 +261,4 @@ else:
     st.info(
         "This checkpoint has not been scored yet. Start a run above; it takes seconds on the demo."
     )
+pair_matrix.draw(info)

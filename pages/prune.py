@@ -18,7 +18,19 @@ from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.runs import jobs
 from core.runs.dtypes import COMPUTED
-from core.ui import export, frame, live_panel, prune_cost, prune_pad, runs, say, state, width_form
+from core.ui import (
+    export,
+    frame,
+    heal_form,
+    live_panel,
+    prune_cost,
+    prune_pad,
+    runs,
+    say,
+    search_form,
+    state,
+    width_form,
+)
 from core.ui.prune_pad import PLANS, Pad, kept
 from core.ui.say import plain
 
@@ -202,7 +214,12 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
         },
         known.quality(()),
     )
+    healed = prune_view.healings(state.workspace(), info)
+    table += prune_view.healing_rows(pad.plans, healed)
     say.table(pd.DataFrame(table).set_index(""))
+    for plan, drop in pad.plans.items():
+        if found := healed.get(frozenset(drop)):
+            say.caption(f"Plan {plan}, plain and healed: {found.measured_on}")
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
         "without activations. An estimated perplexity adds up the increase each block causes "
@@ -230,6 +247,11 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     values: dict[str, Any] = {"checkpoint": name, "drop": pad.drop}
     if not problem and known.chosen_by(pad.criterion, pad.drop, first, last):
         values["criterion"] = pad.criterion
+    elif not problem and pad.found[0] and pad.found[1] == set(pad.drop):
+        values["criterion"] = pad.found[0]
+    values |= heal_form.choose(pad, known.info)
+    if not problem and (problem := heal_form.problem_of(values, known.info)):
+        say.error(problem)
     st.code(jobs.command_line("prune", PruneSpec(**values, out="DIR")), "bash", wrap_lines=True)
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)
@@ -237,6 +259,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
         record = runs.launch_once("prune", values)
         pad.made = record.id if record else pad.made
     runs.show(pad.made)
+    heal_form.result(pad.made)
 
 
 prune_pad.adopt_run()
@@ -282,6 +305,7 @@ if lines:
 else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
+search_form.draw(name, info, pad, first, last)
 comparison(pad, known, name, protected)
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)

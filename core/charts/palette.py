@@ -21,6 +21,17 @@ CRITERIA = {
     "relative_update": "#E69F00",
 }
 
+SEARCH = {
+    "one-shot": ("#0072B2", "circle"),
+    "greedy": ("#D55E00", "square"),
+    "beam": ("#009E73", "diamond"),
+    "pairs": ("#CC79A7", "triangle-up"),
+    "evolve": ("#E69F00", "star"),
+}
+"""Colour and symbol of each method of search."""
+DIVERGING = [[0.0, "#0072B2"], [0.5, "#F2F2F2"], [1.0, "#D55E00"]]
+"""Scale around zero; apart also without colour vision."""
+
 
 def layout(height: int, **more: Any) -> dict[str, Any]:
     """Return the layout that all figures share."""

@@ -3,6 +3,7 @@
 Pure functions from tables to `Finding`: nothing is measured again or loaded, and no torch.
 
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
+of_search(folder)         a search: whether its methods differ on held-out text beyond noise
 of_study(study, ...)      variants: large drop in quality, too much memory, gains below noise
 """
 
@@ -13,9 +14,10 @@ from core.findings.cost import CELL, gain_below_noise, memory_too_large
 from core.findings.finding import Finding
 from core.findings.quality import large_drop
 from core.findings.scores import of_run
+from core.findings.sets import of_search
 from core.study import Benchmark, Protocol, Study
 
-__all__ = ["Finding", "of_run", "of_study"]
+__all__ = ["Finding", "of_run", "of_search", "of_study"]
 
 
 def of_study(

@@ -103,10 +103,10 @@ def check(spec: PruneSpec) -> None:
     if spec.heal != "none":
         checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
         drop, _ = selection(spec, checkpoint.info)
-        _check_healing(spec, checkpoint.info, drop)
+        check_healing(spec, checkpoint.info, drop)
 
 
-def _check_healing(
+def check_healing(
     spec: PruneSpec, info: CheckpointInfo, drop: tuple[int, ...]
 ) -> tuple[seams.Seam, ...]:
     """Return the seams; raises an error if they cannot be healed with this many tokens."""
@@ -172,6 +172,9 @@ def _heal(
         method=found.method,
         kl_before=found.kl_before,
         kl_after=found.kl_after,
+        nll_dense=found.nll_dense,
+        nll_before=found.nll_before,
+        nll_after=found.nll_after,
         tried=dict(found.tried),
         tokens=found.tokens,
         heldout_tokens=found.heldout_tokens,
@@ -223,7 +226,7 @@ def _planned_healing(
     """Return what healing would do; raises an error if it cannot."""
     if spec.heal == "none":
         return {}
-    found = _check_healing(spec, info, drop)
+    found = check_healing(spec, info, drop)
     return {
         "heal": spec.heal,
         "seams": [[seam.first, seam.end - 1] for seam in found],

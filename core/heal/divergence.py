@@ -3,41 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.importance.branches import Batch
 from core.importance.forward import LOGITS_GPU
 from core.model.arithmetic import rms_norm
 from core.model.blocks import BlockView
 
 LOGITS_CPU = 2**24
 """Logits of one model held at once on a CPU: 64 MiB in float32. Chosen, not measured."""
+_NOTHING = -100
+"""Marks positions after which there is no token to predict."""
 
 
-def mean_kl(
-    view: BlockView, dense: Tensor, other: Tensor, valid: Tensor, check: Callable[[], None]
-) -> float:
-    """Return KL(dense || other), averaged over the valid positions.
+@dataclass(frozen=True)
+class Apart:
+    """How far a model is from the dense one, and how well it predicts the text itself."""
+
+    kl: float
+    """KL(dense || other), mean over all positions that hold a token, in nats."""
+    nll: float
+    """Negative log-likelihood of the next token, mean over all predictions, in nats."""
+
+
+def apart(
+    view: BlockView, dense: Tensor, other: Tensor, rows: Batch, check: Callable[[], None]
+) -> Apart:
+    """Compare the predictions of ``other`` with those of ``dense`` and with the text.
 
     Args:
         view: The model whose final norm and head both share.
         dense: Outputs of the last block of the dense model, [rows, tokens, hidden].
         other: The same of the other model.
-        valid: Positions that hold a token, [rows, tokens] bool.
+        rows: The text.
         check: Called between chunks; may raise to stop.
     """
     weight = view.head_weight.detach().to(dense.dtype)
     budget = LOGITS_CPU if dense.device.type == "cpu" else LOGITS_GPU
     step = max(1, budget // weight.shape[0])
-    total = 0.0
+    valid = rows.valid
+    following = torch.full_like(rows.ids, _NOTHING)
+    following[:, :-1] = torch.where(valid[:, 1:], rows.ids[:, 1:], _NOTHING)
+    kl = nll = 0.0
 
     def log_p(hidden: Tensor) -> Tensor:
         logits = rms_norm(view.final_norm, hidden, hidden) @ weight.t()
         return F.log_softmax(logits.float(), dim=-1)
 
-    for rows in zip(dense[valid].split(step), other[valid].split(step), strict=True):
+    parts = (each[valid].split(step) for each in (dense, other, following))
+    for ours, theirs, labels in zip(*parts, strict=True):
         check()
-        p, q = map(log_p, rows)
-        total += float((p.exp() * (p - q)).sum(-1).cpu().double().sum())
-    return total / int(valid.sum())
+        p, q = log_p(ours), log_p(theirs)
+        kl += float((p.exp() * (p - q)).sum(-1).cpu().double().sum())
+        losses = F.nll_loss(q, labels, ignore_index=_NOTHING, reduction="none")
+        nll += float(losses.cpu().double().sum())
+    return Apart(kl / int(valid.sum()), nll / rows.predictions)

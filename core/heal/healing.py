@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from core.errors import CheckpointError, NotFiniteError
-from core.heal.divergence import mean_kl
+from core.heal.divergence import Apart, apart
 from core.heal.ridge import ALPHAS, Normal, wide
 from core.heal.seams import HELD_OUT, METHODS, Seam, check_seams, check_tokens
 from core.importance.branches import Batch, states_without
@@ -42,6 +42,8 @@ from core.runs.progress import SILENT, Progress
 Make = Callable[[], Tensor]
 """Makes one replaced tensor, in the format it is stored in."""
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
+NEVER = Apart(math.inf, math.inf)
+"""What a repair that could not be made counts as."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Repair:
     """KL(dense || pruned) on the held-out tokens, in nats per token."""
     kl_after: float
     """The same with the repairs that were kept, after rounding to the stored format."""
+    nll_dense: float
+    """Negative log-likelihood of the held-out tokens by the dense model, in nats per prediction."""
+    nll_before: float
+    nll_after: float
     seams: tuple[HealedSeam, ...]
     """From the bottom up, those whose repair was refused included."""
     tokens: int
@@ -155,18 +161,20 @@ class _Reference:
     """The dense model on the held-out rows, and how far the pruned one is from it."""
 
     dense: Tensor
-    valid: Tensor
-    kl: float
+    rows: Batch
+    nll: float
+    """Of the dense model."""
+    pruned: Apart
 
     @staticmethod
     def of(view: BlockView, drop: frozenset[int], rows: Batch, progress: Progress) -> _Reference:
         dense, pruned = states_without(view, rows, [frozenset(), drop], progress)
-        kl = mean_kl(view, dense, pruned, rows.valid, progress.check_cancel)
-        if not math.isfinite(kl):
+        found = [apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned)]
+        if not math.isfinite(found[1].kl):
             raise NotFiniteError(
                 "The model's predictions are NaN or infinite.", not_finite_hint(dense.dtype)
             )
-        return _Reference(dense, rows.valid, kl)
+        return _Reference(dense, rows, found[0].nll, found[1])
 
 
 class _Walk:
@@ -188,7 +196,8 @@ class _Walk:
         self.valid = rows.all.valid
         self.dense = view.embed(rows.all.ids).to(self.dtype)
         self.healed = self.dense.clone()
-        self.kl = reference.kl
+        self.now = reference.pruned
+        """With the repairs kept so far."""
         self.factor = 1.0
         """What output projections above the current seam are divided by."""
         self.found: list[HealedSeam] = []
@@ -208,8 +217,11 @@ class _Walk:
         fitted = int(self.valid[: self.rows.fitted].sum())
         return Repair(
             self.method,
-            self.reference.kl,
-            self.kl,
+            self.reference.pruned.kl,
+            self.now.kl,
+            self.reference.nll,
+            self.reference.pruned.nll,
+            self.now.nll,
             tuple(self.found),
             fitted,
             int(self.valid.sum()) - fitted,
@@ -233,15 +245,13 @@ class _Walk:
             self._run(self._prepared(block), self.dense)
             self._tell(block)
 
-    def _kl_above(self, seam: Seam, held: Tensor) -> float:
-        """Return the KL of the stream ``held`` above the seam, with the seams above it open."""
+    def _apart_above(self, seam: Seam, held: Tensor) -> Apart:
+        """Compare the stream ``held`` with the dense one, with the seams above still open."""
         for block in range(seam.end, len(self.view)):
             if block not in self.drop:
                 self._run(self._scaled(self._prepared(block)), held)
-        reference = self.reference
-        return mean_kl(
-            self.view, reference.dense, held, reference.valid, self.progress.check_cancel
-        )
+        reference, check = self.reference, self.progress.check_cancel
+        return apart(self.view, reference.dense, held, reference.rows, check)
 
     def _prepared(self, block: int) -> FastBlock:
         return FastBlock(self.view, block, self.dtype, self.scratch)
@@ -297,11 +307,10 @@ class _Walk:
                 total += piece[mask].to(kind).abs().sum(0).cpu().double()
         alive = sums[0] > 0
         before, self.factor = self.factor, float((sums[1] / sums[0])[alive].mean())
-        kl = math.inf
+        after = NEVER
         if math.isfinite(self.factor) and self.factor > 0:
-            kl = self._kl_above(seam, self.healed[fitted:].clone())
-        kept = kl < self.kl
-        self._note(seam, kl, kept, scale=self.factor)
+            after = self._apart_above(seam, self.healed[fitted:].clone())
+        kept = self._note(seam, after, scale=self.factor)
         if not kept:
             self.factor = before
             return
@@ -316,18 +325,20 @@ class _Walk:
     def _note(
         self,
         seam: Seam,
-        kl: float,
-        kept: bool,
+        after: Apart,
         *,
         alpha: float | None = None,
         scale: float | None = None,
-    ) -> None:
-        after = kl if math.isfinite(kl) else None
+    ) -> bool:
+        """Record a repair; return whether it is kept, as it is if the KL falls."""
+        before, kept = self.now.kl, after.kl < self.now.kl
+        kl = after.kl if math.isfinite(after.kl) else None
         self.found.append(
-            HealedSeam(seam.first, seam.end - 1, kept, self.kl, after, alpha=alpha, scale=scale)
+            HealedSeam(seam.first, seam.end - 1, kept, before, kl, alpha=alpha, scale=scale)
         )
         if kept:
-            self.kl = kl
+            self.now = after
+        return kept
 
     # refit and linear
 
@@ -353,7 +364,7 @@ class _Walk:
             )
         alpha, change = self._best(function, system)
         if alpha is None or change is None:
-            self._note(seam, math.inf, False)
+            self._note(seam, NEVER)
             self._mlp(function, self.healed)
             return
         made = self._new_weights(function.block, change)
@@ -366,10 +377,7 @@ class _Walk:
         )
         held = self.healed[fitted:].clone()
         self._mlp(function, held)
-        kl = self._kl_above(seam, held)
-        kept = kl < self.kl
-        self._note(seam, kl, kept, alpha=alpha)
-        if kept:
+        if self._note(seam, self._apart_above(seam, held), alpha=alpha):
             self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
         else:
             function.down = old

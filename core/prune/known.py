@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from core.errors import DepthcutError
 from core.prune import plan as planning
 from core.prune import scores as block_scores
 from core.prune.outlook import CurvePoint, Line, Outlook, Quality, curve_points, quality, same_text
+from core.prune.results import Healing, Pruning
 from core.prune.score_results import Curve, Importance
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
@@ -157,6 +158,56 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
         note=measured_on(summary),
         points=tuple(point for r in curves for point in curve_points(r.path)),
     )
+
+
+def healings(where: Workspace, info: CheckpointInfo) -> dict[frozenset[int], Healing]:
+    """Return what healing gained for each set of blocks cut from these weights, newest run first.
+
+    Of several runs with the same blocks the newest counts.
+    """
+    found: dict[frozenset[int], Healing] = {}
+    for record in where.runs("prune"):
+        cut = Pruning.read(record.path) if record.state == "done" else None
+        if cut and cut.healing and info.key and cut.source_key == info.key:
+            found.setdefault(frozenset(cut.dropped), cut.healing)
+    return found
+
+
+def healing_rows(
+    plans: Mapping[str, Sequence[int]], found: Mapping[frozenset[int], Healing]
+) -> list[dict[str, Any]]:
+    """Return rows for the comparison table: plain and healed, on the text that healed.
+
+    Empty if no plan's blocks were cut and healed yet.
+    """
+    healed = {name: found.get(frozenset(drop)) for name, drop in plans.items() if drop}
+    known = {name: healing for name, healing in healed.items() if healing}
+    if not known:
+        return []
+    rows = {
+        "healed": {n: h.method if h.method != "none" else "no gain" for n, h in known.items()},
+        "KL: plain, healed": {n: _both(h.kl_before, h.kl_after) for n, h in known.items()},
+        "perplexity: plain, healed": {
+            n: _both(h.perplexity("before"), h.perplexity("after")) for n, h in known.items()
+        },
+    }
+    dense = {
+        "perplexity: plain, healed": next(
+            (f"{p:.4g}" for h in known.values() if (p := h.perplexity("dense"))), ""
+        ),
+        "KL: plain, healed": "0",
+    }
+    return [
+        {"": fact, "dense": dense.get(fact, "-")}
+        | {f"plan {name}": row.get(name, "not healed yet") for name in plans}
+        for fact, row in rows.items()
+    ]
+
+
+def _both(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "unknown"
+    return f"{before:.4g}, {after:.4g} (measured)"
 
 
 def drop_problem(drop: Sequence[int], blocks: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -90,6 +91,10 @@ class Healing:
     """KL(dense || pruned) on the held-out tokens, in nats per token."""
     kl_after: float | None = None
     """The same after healing, with weights rounded to the format they are stored in."""
+    nll_dense: float | None = None
+    """Negative log-likelihood of the held-out tokens by the dense model, in nats per prediction."""
+    nll_before: float | None = None
+    nll_after: float | None = None
     tried: dict[str, float] = field(default_factory=dict)
     """KL after each method that was tried."""
     tokens: int = 0
@@ -102,6 +107,23 @@ class Healing:
     device: str = ""
     dtype: str = ""
     peak_memory_mib: float | None = None
+
+    def perplexity(self, when: str) -> float | None:
+        """Perplexity of the held-out tokens: ``dense``, ``before`` or ``after``; None if unknown.
+
+        Runs of versions that did not record it have none.
+        """
+        nll = {"dense": self.nll_dense, "before": self.nll_before, "after": self.nll_after}[when]
+        return math.exp(nll) if nll is not None and nll < 700 else None
+
+    @property
+    def measured_on(self) -> str:
+        """The line under its figures: text, rows, held-out tokens, device and precision."""
+        text = self.calibration.label if self.calibration else "text unknown"
+        return (
+            f"Measured on the held-out quarter ({self.heldout_tokens:,} tokens) of the healing "
+            f"text {text}; {self.device}, {self.dtype}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

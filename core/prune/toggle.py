@@ -43,6 +43,23 @@ def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
     return tuple(found)
 
 
+def pair_of(point: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """Return the two blocks that a point's ``customdata`` begins with; None if there are not."""
+    data = (point or {}).get("customdata")
+    try:
+        first, second = (int(value) for value in data[:2])  # type: ignore[index]
+    except (TypeError, ValueError):
+        return None
+    return (first, second) if first != second else None
+
+
+def both(chosen: Sequence[int], pair: tuple[int, int]) -> Blocks:
+    """Return ``chosen`` with both blocks of ``pair``, or without them if it has both."""
+    if set(pair) <= set(chosen):
+        return tuple(block for block in chosen if block not in pair)
+    return (*chosen, *(block for block in sorted(pair) if block not in chosen))
+
+
 def newly(named: Sequence[int], before: Sequence[int]) -> Blocks:
     """Return the clicked blocks without those of the previous click.
 

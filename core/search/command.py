@@ -19,7 +19,7 @@ from core.search import rehearsal
 from core.search.finds import Finds
 from core.search.ledger import NONE, Cost, Drop, Ledger, Tape, TimeUp
 from core.search.methods import METHODS, Task
-from core.search.results import PairRow, Search, SetRow
+from core.search.results import HeldoutRow, PairRow, Search, SetRow
 from core.search.rows import heldout
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def run(spec: SearchSpec, run: Run) -> None:
             book = Ledger(held, spec.objective, info.blocks, tape.most)
             book.values([frozenset(row.blocks) for row in rows])
             others = book.costs
+            HeldoutRow.write(run, _by_row(held.rows))
     if stopped:
         run.progress.log(stopped)
     SetRow.write(run, [_with_heldout(row, others) for row in rows])
@@ -301,6 +302,15 @@ def _search(task: Task, methods: Sequence[str], ledger: Ledger, finds: Finds, sh
 def _with_heldout(row: SetRow, others: dict[Drop, Cost]) -> SetRow:
     cost = others.get(frozenset(row.blocks))
     return replace(row, heldout_nll=cost.nll, heldout_kl=cost.kl) if cost else row
+
+
+def _by_row(found: dict[Drop, list[tuple[int, float, float]]]) -> list[HeldoutRow]:
+    """Return rows of heldout_rows.csv."""
+    return [
+        HeldoutRow("none", " ".join(map(str, sorted(drop))), row, *values)
+        for drop, rows in found.items()
+        for row, values in enumerate(rows)
+    ]
 
 
 def _pairs(free: Sequence[int], ledger: Ledger) -> list[PairRow]:

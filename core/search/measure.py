@@ -37,6 +37,8 @@ class Meter:
         """Measure ``view`` on ``batch``."""
         self.view, self.batch, self.progress = view, batch, progress
         self.dense: Tensor | None = None
+        self.rows: dict[Drop, list[tuple[int, float, float]]] = {}
+        """Predictions, mean NLL and mean KL of every row, for the sets measured so far."""
 
     def __call__(self, sets: Sequence[Drop]) -> Group:
         """Return the costs of distinct ``sets`` in one pass.
@@ -53,5 +55,10 @@ class Meter:
         )
         assert losses is not None
         self.dense = losses.dense
+        counts = losses.counts.tolist()
+        assert losses.kl_sum is not None
+        for drop, nll, kl in zip(sets, losses.nll_sum, losses.kl_sum, strict=True):
+            means = ((nll / losses.counts).tolist(), (kl / losses.counts).tolist())
+            self.rows[drop] = list(zip(counts, *means, strict=True))
         costs = tuple(Cost(*pair) for pair in zip(losses.nll, losses.kl, strict=True))
         return Group(tuple(sets), costs, losses.passes, time.perf_counter() - began)

@@ -1,21 +1,33 @@
-"""Result files of a search run: sets.csv, pairs.csv and summary.json.
+"""Result files of a search run: sets.csv, pairs.csv, heldout_rows.csv and summary.json.
 
-A page reads `SetRow.read(folder)`, `PairRow.read(folder)` and `Search.read(folder)`;
-`by_count(rows, method)` returns the set of every count, and `interactions(rows, blocks)` the
-matrix for a heatmap. While the run goes on, its metrics hold the live curve: lines with
-``method``, ``count``, ``passes`` and ``best``.
+A page reads `SetRow.read(folder)`, `PairRow.read(folder)`, `HeldoutRow.read(folder)` and
+`Search.read(folder)`; `by_count(rows, method)` returns the set of every count. While the run goes
+on, its metrics hold the live curve: `found_so_far(folder)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from core import outside
 from core.prune.set_results import BEST, Search, SetRow, by_count
-from core.runs.results import CsvRow
+from core.runs.results import CsvRow, from_dict
+from core.runs.workspace import BOOKKEEPING
 
-__all__ = ["BEST", "PairRow", "Search", "SetRow", "by_count", "interactions"]
+__all__ = [
+    "BEST",
+    "Found",
+    "HeldoutRow",
+    "PairRow",
+    "Search",
+    "SetRow",
+    "by_count",
+    "found_so_far",
+    "interactions",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,61 @@ class PairRow(CsvRow):
     kl: float | None = None
     interaction: float | None = None
     """What the pair costs beyond the sum of both alone, by the objective, in nats."""
+
+
+@dataclass(frozen=True)
+class HeldoutRow(CsvRow):
+    """One row of heldout_rows.csv: what one set costs on one row of text that chose nothing."""
+
+    FILE: ClassVar[str] = "heldout_rows.csv"
+
+    heal: str
+    """How the set was healed, as in sets.csv."""
+    drop: str
+    """Blocks in ascending order, separated by spaces; empty for the dense model."""
+    row: int
+    tokens: int
+    """Predictions in the row."""
+    nll: float
+    """Mean over the row's predictions, in nats."""
+    kl: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line of a search's metrics: a set that was better than those before it."""
+
+    method: str
+    count: int
+    passes: int
+    """Block passes of the whole search by then."""
+    best: float
+    """The objective on the calibration rows, in nats."""
+
+
+def found_so_far(folder: Path) -> list[Found]:
+    """Return what a search has found so far, in order; empty before the first set.
+
+    A search that was resumed repeats what it had found before the interruption: only the last
+    attempt is returned.
+    """
+    try:
+        lines = outside.text(folder / BOOKKEEPING / "metrics.jsonl").splitlines()
+    except (OSError, outside.Malformed):
+        return []
+    found: list[Found] = []
+    for line in lines:
+        try:
+            values = outside.loads(line)
+        except (ValueError, outside.Malformed):
+            continue  # the last line may still be written
+        one = from_dict(Found, values) if isinstance(values, dict) else None
+        if one is None:
+            continue
+        if found and one.passes < found[-1].passes:
+            found.clear()
+        found.append(one)
+    return found
 
 
 def interactions(rows: Iterable[PairRow], blocks: int) -> list[list[float | None]]:

@@ -30,6 +30,7 @@ PAGES = {
     "curve": "pages/prune.py",
     "recipe": "app.py",
     "prune": "pages/prune.py",
+    "search": "pages/prune.py",
     "width": "pages/prune.py",
     "quantize": "pages/prune.py",
     "evaluate": "pages/evaluate.py",

@@ -49,6 +49,8 @@ class Pad:
     """Id of the prune run started last."""
     curve: str = ""
     """Id of the curve run started last."""
+    found: tuple[str, frozenset[int]] = ("", frozenset())
+    """The method of search whose set was taken last, and the set."""
     taken: tuple[str, toggle.Blocks] = ("", ())
     """The chart's key and the blocks of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
@@ -142,6 +144,8 @@ def _take_settings(pad: Pad) -> None:
     prune, curve = state.take_settings("prune"), state.take_settings("curve")
     if prune.get("drop"):
         pad.drop = tuple(prune["drop"])
+        pad.settings["heal"] = prune.get("heal") or "none"
+        st.session_state.pop("pad_heal", None)
     if curve:
         pad.run = str(curve.get("scores") or "").rstrip("/").rsplit("/", 1)[-1]
         pad.criterion = (*curve.get("criteria", ()), pad.criterion)[0]
@@ -215,6 +219,30 @@ def clicked(key: str, blocks: int) -> None:
     if pad.drop != before:
         pad.clicks += 1
         pad.error = ""
+
+
+def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> None:
+    """Make ``blocks`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
+    pad = plan_elsewhere()
+    pad.drop, pad.error = blocks, ""
+    pad.clicks += 1
+    pad.found = (method, frozenset(blocks))
+    if heal != "none":
+        pad.settings["heal"] = heal
+        st.session_state.pop("pad_heal", None)
+
+
+def pair_clicked(key: str) -> None:
+    """Apply a click on a pair in the chart ``key``: add both blocks, or remove both if in."""
+    pad = plan_elsewhere()
+    event = st.session_state.get(key)
+    points = dict(event)["selection"]["points"] if event else []
+    pair = toggle.pair_of(points[0] if points else None)
+    if pair is None or pad.taken == (key, pair):
+        return
+    pad.taken = (key, pair)
+    pad.drop, pad.error = toggle.both(pad.drop, pair), ""
+    pad.clicks += 1
 
 
 def picked(key: str) -> None:

@@ -142,6 +142,10 @@ def test_equals_plain_least_squares(model, ids, found, method):
         mean_kl(dense, log_p(healed, ids[HELD], DROP)), rel=1e-4
     )
     assert repair.kl_after < repair.kl_before
+    after = log_p(healed, ids[HELD], DROP)
+    for value, logs in ((repair.nll_dense, dense), (repair.nll_after, after)):
+        own = -logs[:, :-1].gather(-1, ids[HELD][:, 1:, None]).mean()
+        assert value == pytest.approx(float(own), rel=1e-5)
 
 
 def test_scale_equals_the_published_form(model, ids, found):
@@ -218,6 +222,8 @@ def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):
     assert record.healed == "refit"
     assert (healing.tokens, healing.heldout_tokens) == (720, 240)
     assert healing.kl_after < healing.kl_before
+    assert healing.nll_dense < healing.nll_after
+    assert healing.perplexity("after") == pytest.approx(math.exp(healing.nll_after))
     assert (healing.calibration.source, healing.calibration.samples) == (text.name, 40)
     assert (healing.device, healing.seams[0].kept) == ("cpu", True)
     assert "refitted in closed form" in (out / "README.md").read_text()

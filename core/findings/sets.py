@@ -1,0 +1,159 @@
+"""Whether the methods of a search differ on text that chose nothing, beyond noise.
+
+The held-out rows are a sample. Resampling them with replacement (bootstrap, Efron 1979), the same
+rows for both sets, shows how far the difference between two sets could be chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core import words
+from core.findings.finding import Finding, listed
+from core.search.results import HeldoutRow, Search, SetRow, by_count
+
+RESAMPLES = 2000
+SEED = 1234
+INTERVAL = (0.025, 0.975)
+"""A 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What another method's set costs on held-out text beyond the set that a search prefers."""
+
+    count: int
+    """Blocks removed."""
+    chosen: tuple[str, ...]
+    """Methods that found the set with the lowest cost on the calibration rows."""
+    others: tuple[str, ...]
+    """Methods that found the other set."""
+    mean: float
+    """Cost of the other set minus that of the chosen one, in nats; negative if it is cheaper."""
+    low: float
+    high: float
+    rows: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the 95 % interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def differences(
+    sets: Sequence[SetRow], rows: Iterable[HeldoutRow], objective: str
+) -> list[Difference]:
+    """Compare, for every count, the set with the lowest calibration cost with each other set.
+
+    Sets that were not measured on the held-out rows are left out, as is everything if there are
+    fewer than two rows: then there is nothing to resample.
+    """
+    table: dict[tuple[str, tuple[int, ...]], dict[int, tuple[int, float]]] = {}
+    for row in rows:
+        blocks = tuple(int(b) for b in row.drop.split() if b.isdecimal())
+        cost = row.kl if objective == "kl" else row.nll
+        table.setdefault((row.heal, blocks), {})[row.row] = (row.tokens, cost)
+    found: list[Difference] = []
+    for count, best in by_count(sets).items():
+        methods: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for one in sets:
+            if one.count == count:
+                methods.setdefault(_key(one), []).append(one.method)
+        chosen = methods.pop(_key(best), [best.method])
+        for key, names in methods.items():
+            both = _paired(table.get(_key(best), {}), table.get(key, {}))
+            if both is not None:
+                found.append(Difference(count, tuple(chosen), tuple(names), *both))
+    return found
+
+
+def _key(row: SetRow) -> tuple[str, tuple[int, ...]]:
+    return row.heal, tuple(sorted(row.blocks))
+
+
+def _paired(
+    chosen: dict[int, tuple[int, float]], other: dict[int, tuple[int, float]]
+) -> tuple[float, float, float, int] | None:
+    """Return mean, both ends of the interval, and the number of rows; None without an interval."""
+    common = sorted(set(chosen) & set(other))
+    tokens = np.array([chosen[row][0] for row in common], dtype=float)
+    apart = np.array([other[row][1] - chosen[row][1] for row in common], dtype=float)
+    if len(common) < 2 or not np.isfinite(apart).all():
+        return None
+    draw = np.random.default_rng(SEED)
+    picks = draw.multinomial(len(common), [1 / len(common)] * len(common), size=RESAMPLES)
+    weights = picks * tokens
+    means = (weights @ apart) / weights.sum(axis=1)
+    low, high = (float(v) for v in np.quantile(means, INTERVAL))
+    return float((tokens * apart).sum() / tokens.sum()), low, high, len(common)
+
+
+def of_search(folder: Path) -> Finding | None:
+    """Return what a search's held-out rows say of its methods; None if they say nothing."""
+    summary, sets = Search.read(folder), SetRow.read(folder)
+    if summary is None or len({row.method for row in sets}) < 2:
+        return None
+    found = differences(sets, HeldoutRow.read(folder), summary.objective)
+    counts = sorted({row.count for row in sets})
+    if not found:
+        same = all(len({_key(r) for r in sets if r.count == c}) == 1 for c in counts)
+        return _same(counts) if same else None
+    return _compared(found, summary)
+
+
+def _same(counts: Sequence[int]) -> Finding:
+    return Finding(
+        "methods-alike",
+        f"All methods found the same sets for {_counts(counts)} removed.",
+        {"counts": words.block_ranges(counts)},
+        "Use one-shot or greedy here: they need the fewest block passes.",
+    )
+
+
+def _compared(found: Sequence[Difference], summary: Search) -> Finding:
+    unit = f"nats of {'KL' if summary.objective == 'kl' else 'loss'} per token"
+    evidence = {
+        f"{one.count} removed: {listed([*one.others])} minus {listed([*one.chosen])}": (
+            f"{one.mean:+.4f} {unit}, 95 % interval {one.low:+.4f} to {one.high:+.4f}"
+        )
+        for one in found
+    }
+    evidence["held-out rows"] = f"{found[0].rows}, {summary.heldout}"
+    sure = [one for one in found if one.is_certain]
+    if not sure:
+        counts = sorted({one.count for one in found})
+        return Finding(
+            "methods-alike",
+            f"On the held-out text the methods do not differ beyond noise: with {_counts(counts)} "
+            f"removed, every 95 % interval over {found[0].rows} rows includes zero.",
+            evidence,
+            "Use the method with the fewest block passes, or search again with more --samples "
+            "to distinguish them.",
+        )
+    most = max(sure, key=lambda one: abs(one.mean) if math.isfinite(one.mean) else 0.0)
+    better, worse = (most.chosen, most.others) if most.mean > 0 else (most.others, most.chosen)
+    rest = len(found) - len(sure)
+    others = {0: "", 1: " One other difference is within noise."}.get(
+        rest, f" {rest} other differences are within noise."
+    )
+    surprise = "" if most.mean > 0 else " On the calibration text it is the other way around."
+    return Finding(
+        "methods-differ",
+        f"On the held-out text the methods differ beyond noise: with {_counts([most.count])} "
+        f"removed, the set of {listed([*better])} costs {abs(most.mean):.4f} {unit} less than "
+        f"that of {listed([*worse])} (95 % interval {min(abs(most.low), abs(most.high)):.4f} to "
+        f"{max(abs(most.low), abs(most.high)):.4f}, {most.rows} rows).{others}{surprise}",
+        evidence,
+        "Prefer the set whose held-out cost is lowest at the count you need."
+        if most.mean > 0
+        else "Search again with more --samples, or with text closer to what the model is for.",
+    )
+
+
+def _counts(counts: Sequence[int]) -> str:
+    return f"{words.block_ranges(counts)} {'block' if list(counts) == [1] else 'blocks'}"

@@ -1,0 +1,76 @@
+"""What pages show of finished searches: lists, labels and the table of sets. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.headers import CheckpointInfo
+from core.runs.workspace import RunRecord, Workspace
+from core.search.results import Search, SetRow
+
+
+def searches(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
+    """Return the finished searches of exactly these weights, newest first."""
+    done = [r for r in where.runs("search") if r.state == "done"]
+    return [r for r in done if info.key and _summary(r).checkpoint_key == info.key]
+
+
+def _summary(record: RunRecord) -> Search:
+    return Search.read(record.path) or Search()
+
+
+def label_of(record: RunRecord) -> str:
+    """Label of a search in a list: its name, its methods, and what it was calibrated on."""
+    found = _summary(record)
+    return f"{record.name}: {', '.join(found.methods)}; {_calibration(found)}"
+
+
+def _calibration(found: Search) -> str:
+    text = Path(found.calibration or "").name
+    return f"{text}, {found.samples} x {found.length} tokens, seed {found.seed}"
+
+
+def measured_on(found: Search, *, heldout: bool = True) -> str:
+    """Return the line under a search's figures: texts, size, seed, device, precision."""
+    parts = [f"calibration text {_calibration(found)} ({found.tokens:,} predictions)"]
+    if heldout and found.heldout:
+        parts.append(f"held-out text: {found.heldout} ({found.heldout_tokens:,} predictions)")
+    elif heldout:
+        parts.append("no held-out text")
+    return (
+        f"Measured: {'; '.join(parts)}; {found.device}, {found.compute_dtype or found.dtype}."
+        + "".join(f" {note}" for note in found.text.notes)
+    )
+
+
+def in_order(rows: Sequence[SetRow]) -> tuple[SetRow, ...]:
+    """Return rows by count, the cheapest on the calibration rows first."""
+    return tuple(sorted(rows, key=lambda row: (row.count, row.cost)))
+
+
+def table(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
+    """Return the table of sets, one row each in the order of ``rows``."""
+    healed = any(row.heal != "none" for row in rows)
+    return [
+        {
+            "removed": row.count,
+            "method": row.method,
+            **({"healed": row.heal} if healed else {}),
+            "blocks dropped": ", ".join(map(str, sorted(row.blocks))),
+            "KL, calibration": row.kl,
+            "KL, held-out": row.heldout_kl,
+            "perplexity, calibration": _perplexity(row.nll),
+            "perplexity, held-out": _perplexity(row.heldout_nll),
+            "parameters removed": row.ratio,
+            "block passes": row.passes,
+            "seconds": row.seconds,
+        }
+        for row in rows
+    ]
+
+
+def _perplexity(nll: float | None) -> float | None:
+    return None if nll is None or not nll < 700 else math.exp(nll)

@@ -1,0 +1,255 @@
+"""The Search section of the Prune page: launch a search, follow it, take a set it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core import words
+from core.charts import search as charts
+from core.checkpoint.headers import CheckpointInfo
+from core.errors import DepthcutError
+from core.findings import of_search
+from core.runs import jobs
+from core.runs.spec import build, parse_numbers, show
+from core.runs.workspace import RunRecord, read_run
+from core.search import command, known
+from core.search.command import SearchSpec
+from core.search.results import Search, SetRow, found_so_far
+from core.ui import findings, prune_pad, runs, say, state, text_choice, widgets
+from core.ui.prune_pad import Pad
+from core.ui.say import plain
+
+METHODS = (
+    "one-shot: the blocks that cost least alone. greedy: the cheapest block after those already "
+    "removed, round by round. beam: as greedy, with several sets of every size. pairs: measures "
+    "all pairs and predicts sets from them. evolve: improves the best set known by exchanging "
+    "blocks."
+)
+OBJECTIVES = {
+    "kl": "KL from the dense model",
+    "nll": "loss on the text (perplexity)",
+}
+
+
+def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> None:
+    """Draw the section for checkpoint ``name``; ``first`` and ``last`` blocks are protected."""
+    st.subheader("Search for the best sets")
+    st.caption(
+        "Blocks that are cheap alone can be dear together. A search measures whole sets on "
+        "calibration text, and every set that it finds on held-out text too."
+    )
+    found = known.searches(state.workspace(), info)
+    opened = state.form_is_open("search", not found)
+    with st.expander("New search", expanded=opened, icon=":material/search:"):
+        watched = _launcher(name, info, first, last)
+    _watch(watched)
+    record = _picker(found, watched)
+    if record:
+        _results(record, pad)
+
+
+def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
+    """Draw the settings, their estimated cost, the command and the button.
+
+    Returns the id of the run to watch; empty if there is none.
+    """
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in _taken().items()}
+    say.caption(METHODS)
+    values: dict[str, Any] = {"checkpoint": name}
+    values |= widgets.fields(SearchSpec, ("methods",), kept)
+    problem = ""
+    left, right = st.columns(2)
+    given = left.text_input(
+        "Numbers of blocks to remove",
+        key="search_counts",
+        placeholder=f"1-{max(1, info.blocks // 4)}",
+        help="e.g. 1-8 or 2,4,6. Empty: up to a quarter of the blocks.",
+    )
+    values["objective"] = right.selectbox(
+        "Objective",
+        list(OBJECTIVES),
+        format_func=OBJECTIVES.__getitem__,
+        key="search_objective",
+        help="What a set should cost least of. KL needs no labels and is less noisy on few tokens.",
+    )
+    values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), kept)
+    text_choice.offer("SearchSpec_calibration", Path(info.path))
+    with st.expander("Short rows, time limit, device and precision"):
+        names = ("join", "time_limit_s", "device", "dtype")
+        values |= widgets.fields(SearchSpec, names, kept)
+    values |= {"protect_first": first, "protect_last": last}
+    try:
+        values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
+        spec = build(SearchSpec, {**values, "out": "DIR"})
+        say.caption(_estimate(_rehearsed(spec)))
+        st.code(jobs.command_line("search", spec), "bash", wrap_lines=True)
+    except DepthcutError as error:
+        problem = str(error)
+        say.error(problem)
+    live = [r for r in state.workspace().runs("search") if r.is_live]
+    same = [r for r in live if r.spec.get("checkpoint") == name]
+    if st.button(
+        "Search",
+        type="primary",
+        icon=":material/search:",
+        key="search_start",
+        disabled=bool(problem or same),
+    ):
+        record = runs.launch_once("search", values)
+        if record:
+            st.session_state["search_run"] = record.id
+            st.rerun()
+    return same[0].id if same else st.session_state.get("search_run", "")
+
+
+@st.cache_data(ttl=20, show_spinner=False)
+def _rehearsed(spec: SearchSpec) -> dict[str, Any]:
+    """Return the dry run, which runs all methods on made-up costs; kept for a few seconds."""
+    return command.dry_run(spec)
+
+
+def _taken() -> dict[str, Any]:
+    """Return the settings of an earlier run chosen on the Jobs page, own fields filled in."""
+    kept = state.take_settings("search")
+    if kept:
+        counts = kept.get("counts") or ()
+        st.session_state["search_counts"] = show(tuple(counts)) if counts else ""
+        if kept.get("objective") in OBJECTIVES:
+            st.session_state["search_objective"] = kept["objective"]
+    return kept
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    """Say what a search would take, as its dry run has it."""
+    seconds = found["seconds"]
+    time = "Time: unknown until a search or an importance run has finished on this device."
+    if seconds:
+        time = f"Estimated time: about {runs.duration(seconds)}, at the rate of the last run."
+    return (
+        f"{time} About {found['sets']:,} sets in {found['total_passes']:,} block passes; one set "
+        f"after another would take {found['plain_passes']:,}. Each set found is then measured on "
+        "held-out text."
+    )
+
+
+def _watch(run_id: str) -> None:
+    """Draw a search that this page started: its card, and its curve while it is live."""
+    runs.show(run_id)
+    record = read_run(state.workspace().root / run_id) if run_id else None
+    if record and record.is_live:
+        st.fragment(_live, run_every=2.0)(run_id)
+
+
+def _live(run_id: str) -> None:
+    record = read_run(state.workspace().root / run_id)
+    if record is None or not record.is_live:
+        return
+    objective = str(record.spec.get("objective") or "kl")
+    _curve(record, objective, "search_live")
+
+
+def _curve(record: RunRecord, objective: str, key: str) -> None:
+    """Draw the best cost so far against block passes; redrawn only when there is news."""
+    found = found_so_far(record.path)
+    if not found:
+        st.caption("The curve appears with the first set.")
+        return
+    kept: dict[str, Any] = st.session_state.setdefault(f"{key}_figure", {})
+    now = (record.id, len(found), found[-1].passes)
+    if kept.get("key") != now:
+        kept.update(key=now, figure=charts.best_curve(found, objective))
+    st.plotly_chart(
+        kept["figure"],
+        key=key,
+        alt="Best cost so far against block passes, for every number of blocks removed.",
+    )
+
+
+def _picker(found: list[RunRecord], watched: str) -> RunRecord | None:
+    """Draw the choice among finished searches; the one started here is selected once."""
+    by_id = {r.id: r for r in found}
+    if not by_id:
+        return None
+    if watched in by_id and st.session_state.get("search_newest") != watched:
+        st.session_state["search_shown"] = st.session_state["search_newest"] = watched
+    if st.session_state.get("search_shown") not in by_id:
+        st.session_state["search_shown"] = next(iter(by_id))
+    chosen = st.selectbox(
+        "Sets of",
+        list(by_id),
+        key="search_shown",
+        format_func=lambda run: known.label_of(by_id[run]),
+        help="A finished search of these weights.",
+    )
+    return by_id[chosen]
+
+
+def _results(record: RunRecord, pad: Pad) -> None:
+    """Draw the sets that a search found; a click takes one into the plan being edited."""
+    summary, rows = Search.read(record.path), known.in_order(SetRow.read(record.path))
+    if summary is None or not rows:
+        st.info("This search did not write any sets.")
+        return
+    if summary.text.warning:
+        say.warning(summary.text.warning)
+    if summary.stopped:
+        say.warning(summary.stopped)
+    finding = of_search(record.path)
+    if finding:
+        findings.show([finding])
+    elif len(summary.methods) > 1:
+        say.caption(
+            "Whether the methods differ beyond noise is unknown: this search has fewer than two "
+            "held-out rows."
+        )
+    turn = int(st.session_state.setdefault("search_turn", 0))
+    key = f"search_sets_{record.id}_{turn}"
+    st.dataframe(
+        pd.DataFrame(known.table(rows, summary)),
+        hide_index=True,
+        key=key,
+        height=min(560, 38 + 35 * len(rows)),
+        on_select=lambda: take(key, rows),
+        selection_mode=["single-row", "single-cell"],
+        column_config=_columns(),
+    )
+    say.caption(f"Click a row to take its set into plan {pad.active}. {known.measured_on(summary)}")
+    with st.expander("How the search went"):
+        _curve(record, summary.objective, "search_curve")
+        say.caption(
+            f"{summary.sets_measured:,} sets in {summary.passes:,} block passes; one set after "
+            f"another would have taken {summary.plain_passes:,}. "
+            f"{runs.duration(summary.seconds)} of measuring, peak memory "
+            f"{summary.peak_memory_mib:,.0f} MiB."
+        )
+
+
+def _columns() -> dict[str, Any]:
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
+    return {
+        "blocks dropped": text(width="medium"),
+        "KL, calibration": number(format="%.4f", help="KL(dense || pruned), nats per token."),
+        "KL, held-out": number(format="%.4f", help="The same on text that chose nothing."),
+        "perplexity, calibration": number(format="%.3f"),
+        "perplexity, held-out": number(format="%.3f"),
+        "parameters removed": number(format="percent"),
+        "block passes": number(format="localized"),
+        "seconds": number(format="%.1f"),
+    }
+
+
+def take(key: str, rows: tuple[SetRow, ...]) -> None:
+    """Put the set that was clicked in the table ``key`` into the plan being edited."""
+    event = st.session_state.get(key)
+    selection = dict(event)["selection"] if event else {}
+    lines = [*selection.get("rows", ()), *(row for row, _ in selection.get("cells", ()))]
+    if not lines or not 0 <= lines[0] < len(rows):
+        return
+    row = rows[lines[0]]
+    prune_pad.take_set(row.blocks, row.method, row.heal)
+    st.session_state["search_turn"] = int(st.session_state.get("search_turn", 0)) + 1
+    st.toast(plain(f"The plan now drops blocks {words.block_ranges(row.blocks)}."))
