@@ -48,6 +48,26 @@ def check_seams(method: str, drop: Iterable[int]) -> tuple[Seam, ...]:
     return seams
 
 
+def passes(method: str, drop: Iterable[int], blocks: int) -> float:
+    """Return the block passes of healing one cut, in units of all rows.
+
+    The dense stream runs up to the last seam, the healed one up to the block before it, and above
+    every seam the held-out rows once; so do the dense and the pruned model. The regressions
+    themselves are not counted.
+    """
+    gone = frozenset(drop)
+    seams = seams_of(gone)
+    if not seams:
+        return 0.0
+    kept = [block not in gone for block in range(blocks)]
+    dense = seams[-1].end
+    healed = sum(kept[: seams[-1].first])
+    above = sum(sum(kept[seam.end :]) for seam in seams)
+    reference = blocks + sum(kept[seams[0].first :])
+    each = dense + healed + above / HELD_OUT
+    return (len(METHODS) if method == "auto" else 1) * each + reference / HELD_OUT
+
+
 def check_tokens(hidden: int, rows: int, tokens: int) -> None:
     """Raise `DataError` if ``tokens`` in ``rows`` are too few for a model of width ``hidden``."""
     needed = TOKENS_PER_DIMENSION * hidden

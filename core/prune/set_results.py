@@ -28,7 +28,7 @@ class SetRow(CsvRow):
     objective: str
     """What the method minimised: kl or nll."""
     heal: str
-    """How the seams were repaired before measuring: none."""
+    """How the seams were repaired before measuring: none, refit, linear or scale."""
     count: int
     drop: str
     """Blocks, separated by spaces, in removal order if the method has one; see `blocks`."""
@@ -37,9 +37,10 @@ class SetRow(CsvRow):
     ratio: float | None = None
     """Share of the parameters removed."""
     nll: float | None = None
-    """Mean negative log-likelihood on the calibration rows, in nats."""
+    """Mean negative log-likelihood on the calibration rows, in nats; if the set was healed, on the
+    quarter of them that was held out from the fit."""
     kl: float | None = None
-    """KL(dense || without the set) on the calibration rows, in nats."""
+    """KL(dense || without the set) on the same rows, in nats."""
     heldout_nll: float | None = None
     """The same on rows that chose nothing; None if there were none."""
     heldout_kl: float | None = None
@@ -47,6 +48,9 @@ class SetRow(CsvRow):
     """Block passes that the method had computed by then, without those of methods before it."""
     seconds: float = 0.0
     """The time they took."""
+    unhealed_nll: float | None = None
+    """``nll`` on the same rows without healing; None if sets are not healed."""
+    unhealed_kl: float | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -74,6 +78,13 @@ class Search(JsonResult):
     methods: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     """Numbers of blocks that were asked for; sets.csv has those that were reached."""
+    heal: str = "none"
+    """How sets were healed before they were compared."""
+    heal_best: int | None = None
+    """How many of the sets compared were healed each time; None without healing."""
+    sets_healed: int = 0
+    fitted_tokens: int = 0
+    """Calibration tokens that repairs were fitted on; 0 without healing."""
     protect_first: int = 0
     protect_last: int = 0
     dense_nll: float | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, locate
-from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.errors import DataError, OptionError, PlanError
+from core.heal import seams
 from core.prune import plan
 from core.runs import devices, dtypes, pace
 from core.runs.spec import DeviceOptions, option
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from core.search.measure import Share
 
 OBJECTIVES = ("kl", "nll")
+HEALS = ("none", *seams.METHODS)
+SAMPLES = 10
 TAPE = "measured.jsonl"
 
 
@@ -49,8 +53,25 @@ class SearchSpec(DeviceOptions):
         help="What to minimise: KL from the dense model, or negative log-likelihood of the text.",
         choices=OBJECTIVES,
     )
+    heal: str = option(
+        "none",
+        help="Choose sets by what they cost after their seams were healed as by prune --heal: a "
+        "quarter of the calibration rows measures, the others are fitted on.",
+        choices=HEALS,
+    )
+    heal_best: int = option(
+        6,
+        help="With --heal: of the sets that a method compares, heal this many of the cheapest.",
+        low=1,
+        high=10000,
+    )
     calibration: str = option("auto", help=f"Text to search on: {SOURCE_HELP}")
-    samples: int = option(10, help="Calibration rows.", low=1, high=100000)
+    samples: int | None = option(
+        None,
+        help=f"Calibration rows. Default: {SAMPLES}, or with --heal as many as healing needs.",
+        low=1,
+        high=100000,
+    )
     length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
     seed: int = option(1234, help="Seed for rows, crops and evolution.", low=0)
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
@@ -108,7 +129,28 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
             f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
             f"Use {info.context} or fewer.",
         )
+    if spec.heal != "none":
+        _check_healing(spec, info, free)
     return Task(free, counts, spec.seed)
+
+
+def _check_healing(spec: SearchSpec, info: CheckpointInfo, free: tuple[int, ...]) -> None:
+    if spec.heal != "scale" and 0 in free:
+        raise PlanError(
+            f"--heal {spec.heal}: block 0 may be removed, but the repair changes the block before "
+            "a cut, and block 0 has none.",
+            "Use --protect-first 1 or more, or --heal scale.",
+        )
+    rows = samples_of(spec, info)
+    seams.check_tokens(info.hidden, rows, rows * spec.length)
+
+
+def samples_of(spec: SearchSpec, info: CheckpointInfo) -> int:
+    """Return the calibration rows: as given, or 10, or with healing as many as that needs."""
+    if spec.samples is not None or spec.heal == "none":
+        return spec.samples or SAMPLES
+    needed = math.ceil(seams.TOKENS_PER_DIMENSION * info.hidden / spec.length)
+    return max(SAMPLES, seams.HELD_OUT * math.ceil(needed / seams.HELD_OUT))
 
 
 def _protection(spec: SearchSpec, info: CheckpointInfo) -> tuple[int, int]:
@@ -131,8 +173,9 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     task = _task(spec, info)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     most = _most(spec, info, dtype)
-    ledger, passes = rehearsal.rehearse(task, _methods(spec), info.blocks, most)
-    flops = rehearsal.flops(info, ledger, spec.samples, spec.length)
+    samples = samples_of(spec, info)
+    ledger, passes = rehearsal.rehearse(task, _methods(spec), info.blocks, most, *_healing(spec))
+    flops = rehearsal.flops(info, ledger, samples, spec.length)
     rate = pace.flops_per_s("search", spec.device) or pace.flops_per_s("importance", spec.device)
     return {
         "blocks": info.blocks,
@@ -140,11 +183,13 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
         "methods": list(_methods(spec)),
         "objective": spec.objective,
         "calibration": text_of(spec.calibration, checkpoint.folder),
-        "samples": spec.samples,
+        "heal": spec.heal,
+        "samples": samples,
         "length": spec.length,
         "dtype": dtype,
         "sets_at_once": most,
         "sets": len(ledger.costs),
+        "sets_healed": len(ledger.healed),
         "passes": passes,
         "total_passes": ledger.passes,
         "plain_passes": ledger.plain_passes,
@@ -157,7 +202,11 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str) -> int:
     free = devices.free_bytes(spec.device)[1]
-    return rehearsal.states_at_once(info, spec.samples, spec.length, dtype, free)
+    return rehearsal.states_at_once(info, samples_of(spec, info), spec.length, dtype, free)
+
+
+def _healing(spec: SearchSpec) -> tuple[str, int]:
+    return spec.heal, spec.heal_best
 
 
 def run(spec: SearchSpec, run: Run) -> None:
@@ -169,7 +218,8 @@ def run(spec: SearchSpec, run: Run) -> None:
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
     from core.model.blocks import BlockView
-    from core.search.measure import Meter, Share
+    from core.model.precision import DTYPES
+    from core.search.measure import Healer, Meter, Share
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
@@ -177,10 +227,11 @@ def run(spec: SearchSpec, run: Run) -> None:
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
     template = chat.for_text(spec.chat_template, tokenizer)
+    samples, heals = samples_of(spec, info), spec.heal != "none"
     drawn = sample(
         source,
         tokenizer,
-        spec.samples,
+        samples,
         spec.length,
         spec.seed,
         join=spec.join,
@@ -198,9 +249,10 @@ def run(spec: SearchSpec, run: Run) -> None:
         {
             "checkpoint": info.key,
             "calibration": sources.describe(source)["content"],
-            "samples": spec.samples,
+            "samples": samples,
             "length": spec.length,
             "seed": spec.seed,
+            **({"heal": spec.heal} if heals else {}),
             "objective": spec.objective,
             "device": str(prepared.device),
             "dtype": dtype,
@@ -213,8 +265,12 @@ def run(spec: SearchSpec, run: Run) -> None:
         run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
-    expected = rehearsal.rehearse(task, methods, info.blocks, tape.most)[0].passes
+    rehearsed = rehearsal.rehearse(task, methods, info.blocks, tape.most, *_healing(spec))
+    expected = rehearsed[0].passes
     progress = Share(run.progress, lambda: ledger.passes, expected)
+    entries = TensorIndex.read(folder).entries
+    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    healer = Healer(view, batch, spec.heal, stored, progress) if heals else None
     ledger = Ledger(
         Meter(view, batch, progress),
         spec.objective,
@@ -222,25 +278,33 @@ def run(spec: SearchSpec, run: Run) -> None:
         tape.most,
         spec.time_limit_s,
         tape,
+        heal=healer,
+        heal_best=spec.heal_best,
     )
     with memory.out_of_memory_explained("searching sets of blocks"):
-        finds = Finds(ledger, info, run.progress)
+        finds = Finds(ledger, info, run.progress, spec.heal)
         stopped = _search(task, methods, ledger, finds, progress)
         rows = finds.rows
         others: dict[Drop, Cost] = {}
         if other_rows:
             progress.label = "Held-out rows"
             held = Meter(view, make_batch(other_rows, view), progress)
-            book = Ledger(held, spec.objective, info.blocks, tape.most)
-            book.values([frozenset(row.blocks) for row in rows])
-            others = book.costs
-            HeldoutRow.write(run, _by_row(held.rows))
+            sets = list(dict.fromkeys(frozenset(row.blocks) for row in rows))
+            if healer:
+                others = healer.measured(sets, held)
+            else:
+                book = Ledger(held, spec.objective, info.blocks, tape.most)
+                book.values(sets)
+                others = book.costs
+            HeldoutRow.write(run, _by_row(held.rows, spec.heal))
     if stopped:
         run.progress.log(stopped)
     SetRow.write(run, [_with_heldout(row, others) for row in rows])
     if "pairs" in methods:
         PairRow.write(run, _pairs(task.free, ledger))
     flops = rehearsal.flops(info, ledger, len(drawn.rows), spec.length)
+    held_out = torch.arange(len(drawn.rows)) % seams.HELD_OUT == seams.HELD_OUT - 1
+    lengths = batch.lengths.cpu()
     dense = others.get(NONE)
     first, last = _protection(spec, info)
     Search(
@@ -253,15 +317,19 @@ def run(spec: SearchSpec, run: Run) -> None:
         counts=task.counts,
         protect_first=first,
         protect_last=last,
+        heal=spec.heal,
+        heal_best=spec.heal_best if heals else None,
+        sets_healed=len(ledger.healed),
+        fitted_tokens=int(lengths[~held_out].sum()) if heals else 0,
         dense_nll=ledger.costs[NONE].nll,
         dense_heldout_nll=dense.nll if dense else None,
         calibration=source,
         calibration_content=sources.describe(source)["content"],
         text=drawn.facts,
-        samples=spec.samples,
+        samples=samples,
         length=spec.length,
         seed=spec.seed,
-        tokens=batch.predictions,
+        tokens=int((lengths[held_out] - 1).sum()) if heals else batch.predictions,
         heldout=other_words,
         heldout_tokens=sum(len(row) - 1 for row in other_rows),
         passes=ledger.passes,
@@ -304,10 +372,10 @@ def _with_heldout(row: SetRow, others: dict[Drop, Cost]) -> SetRow:
     return replace(row, heldout_nll=cost.nll, heldout_kl=cost.kl) if cost else row
 
 
-def _by_row(found: dict[Drop, list[tuple[int, float, float]]]) -> list[HeldoutRow]:
+def _by_row(found: dict[Drop, list[tuple[int, float, float]]], heal: str) -> list[HeldoutRow]:
     """Return rows of heldout_rows.csv."""
     return [
-        HeldoutRow("none", " ".join(map(str, sorted(drop))), row, *values)
+        HeldoutRow(heal, " ".join(map(str, sorted(drop))), row, *values)
         for drop, rows in found.items()
         for row, values in enumerate(rows)
     ]

@@ -15,9 +15,11 @@ from core.search.results import SetRow
 class Finds:
     """The best set of every method and count, and what it took."""
 
-    def __init__(self, ledger: Ledger, info: CheckpointInfo, progress: Progress) -> None:
+    def __init__(
+        self, ledger: Ledger, info: CheckpointInfo, progress: Progress, heal: str = "none"
+    ) -> None:
         """Read costs from ``ledger``; metrics and lines of the log go to ``progress``."""
-        self.ledger, self.info, self.progress = ledger, info, progress
+        self.ledger, self.info, self.progress, self.heal = ledger, info, progress, heal
         self.method, self.passes, self.seconds = "", 0, 0.0
         self._found: dict[tuple[str, int], SetRow] = {}
 
@@ -33,17 +35,20 @@ class Finds:
     def report(self, drop: Sequence[int]) -> None:
         """Record a set that the current method found; it replaces one of the same size."""
         ledger, count = self.ledger, len(drop)
-        cost, left = ledger.costs[frozenset(drop)], parameters_after(self.info, drop)
+        cost, left = ledger.cost_of(frozenset(drop)), parameters_after(self.info, drop)
+        healed = ledger.healed.get(frozenset(drop))
         self._found[self.method, count] = SetRow(
             method=self.method,
             objective=ledger.objective,
-            heal="none",
+            heal=self.heal,
             count=count,
             drop=" ".join(map(str, drop)),
             params=left,
             ratio=1 - left / self.info.parameters,
             nll=cost.nll,
             kl=cost.kl,
+            unhealed_nll=healed.before.nll if healed else None,
+            unhealed_kl=healed.before.kl if healed else None,
             passes=ledger.passes - self.passes,
             seconds=round(ledger.seconds - self.seconds, 4),
         )

@@ -25,7 +25,8 @@ def _summary(record: RunRecord) -> Search:
 def label_of(record: RunRecord) -> str:
     """Label of a search in a list: its name, its methods, and what it was calibrated on."""
     found = _summary(record)
-    return f"{record.name}: {', '.join(found.methods)}; {_calibration(found)}"
+    healed = f", healed by {found.heal}" if found.heal != "none" else ""
+    return f"{record.name}: {', '.join(found.methods)}{healed}; {_calibration(found)}"
 
 
 def _calibration(found: Search) -> str:
@@ -36,6 +37,12 @@ def _calibration(found: Search) -> str:
 def measured_on(found: Search, *, heldout: bool = True) -> str:
     """Return the line under a search's figures: texts, size, seed, device, precision."""
     parts = [f"calibration text {_calibration(found)} ({found.tokens:,} predictions)"]
+    if found.heal != "none":
+        parts = [
+            f"calibration text {_calibration(found)}, healed by {found.heal} on "
+            f"{found.fitted_tokens:,} tokens and measured on the other quarter of the rows "
+            f"({found.tokens:,} predictions)"
+        ]
     if heldout and found.heldout:
         parts.append(f"held-out text: {found.heldout} ({found.heldout_tokens:,} predictions)")
     elif heldout:
@@ -60,6 +67,7 @@ def table(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
             "method": row.method,
             **({"healed": row.heal} if healed else {}),
             "blocks dropped": ", ".join(map(str, sorted(row.blocks))),
+            **({"KL, not healed": row.unhealed_kl} if healed else {}),
             "KL, calibration": row.kl,
             "KL, held-out": row.heldout_kl,
             "perplexity, calibration": _perplexity(row.nll),

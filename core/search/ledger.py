@@ -51,6 +51,23 @@ Measure = Callable[[Sequence[Drop]], Group]
 """Measures distinct sets in one pass; the first pass of a search has the empty set among them."""
 
 
+@dataclass(frozen=True)
+class Healed:
+    """What a set costs after its seams were healed, on the rows that were held out from the fit."""
+
+    cost: Cost
+    before: Cost
+    """The same, on the same rows, without healing."""
+    passes: int
+    seconds: float
+
+
+Heal = Callable[[Drop], Healed]
+"""Heals one set and measures it."""
+BEHIND = 1e9
+"""Added to the cost of sets that were not healed, so that they rank behind all that were."""
+
+
 class TimeUp(Exception):
     """The time limit was reached; what has been reported until then counts."""
 
@@ -65,6 +82,7 @@ class Tape:
         """
         self.path = path
         self.groups: dict[tuple[Drop, ...], Group] = {}
+        self.healed: dict[Drop, Healed] = {}
         head = {"settings": json.loads(json.dumps(settings)), "most": most}
         lines = _lines(path) if resume else []
         if lines:
@@ -80,6 +98,11 @@ class Tape:
         self.most: int = head["most"]
         """Sets in one pass, the same as before a kill, though free memory may differ."""
         for line in lines[1:]:
+            if "healed" in line:
+                found = (Cost(*line["cost"]), Cost(*line["before"]))
+                healed = Healed(*found, line["passes"], line["seconds"])
+                self.healed[frozenset(line["healed"])] = healed
+                continue
             sets = tuple(frozenset(drop) for drop in line["sets"])
             costs = tuple(Cost(*pair) for pair in line["costs"])
             self.groups[sets] = Group(sets, costs, line["passes"], line["seconds"])
@@ -92,12 +115,28 @@ class Tape:
 
     def add(self, group: Group) -> None:
         """Record a group."""
-        line = {
-            "sets": [sorted(drop) for drop in group.sets],
-            "costs": [[cost.nll, cost.kl] for cost in group.costs],
-            "passes": group.passes,
-            "seconds": group.seconds,
-        }
+        self._append(
+            {
+                "sets": [sorted(drop) for drop in group.sets],
+                "costs": [[cost.nll, cost.kl] for cost in group.costs],
+                "passes": group.passes,
+                "seconds": group.seconds,
+            }
+        )
+
+    def add_healed(self, drop: Drop, healed: Healed) -> None:
+        """Record a set that was healed."""
+        self._append(
+            {
+                "healed": sorted(drop),
+                "cost": [healed.cost.nll, healed.cost.kl],
+                "before": [healed.before.nll, healed.before.kl],
+                "passes": healed.passes,
+                "seconds": healed.seconds,
+            }
+        )
+
+    def _append(self, line: dict[str, Any]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
@@ -128,12 +167,21 @@ def _is_head(line: Any) -> bool:
 
 def _is_group(line: Any) -> bool:
     try:
+        if "healed" in line:
+            both = [line["cost"], line["before"]]
+            return bool([*map(int, line["healed"])]) and _are_costs(both) and _has_numbers(line)
         sets, costs = [frozenset(map(int, drop)) for drop in line["sets"]], line["costs"]
-        pairs = all(len(c) == 2 and all(isinstance(v, float | int) for v in c) for c in costs)
-        numbers = isinstance(line["passes"], int) and isinstance(line["seconds"], float | int)
-        return pairs and numbers and len(sets) == len(costs)
+        return _are_costs(costs) and _has_numbers(line) and len(sets) == len(costs)
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def _are_costs(costs: Any) -> bool:
+    return all(len(c) == 2 and all(isinstance(v, float | int) for v in c) for c in costs)
+
+
+def _has_numbers(line: Any) -> bool:
+    return isinstance(line["passes"], int) and isinstance(line["seconds"], float | int)
 
 
 @dataclass
@@ -150,6 +198,11 @@ class Ledger:
     costs: dict[Drop, Cost] = field(default_factory=dict)
     passes: int = 0
     seconds: float = 0.0
+    heal: Heal | None = None
+    """Heals a set; None if sets are compared as they are."""
+    heal_best: int = 1
+    """Of the sets that are compared, this many with the least plain cost are healed."""
+    healed: dict[Drop, Healed] = field(default_factory=dict)
 
     @property
     def plain_passes(self) -> int:
@@ -157,7 +210,34 @@ class Ledger:
         return counting.alone(self.blocks, self.costs)
 
     def values(self, sets: Sequence[Drop]) -> list[float]:
-        """Return the objective of every set; those not known yet are measured.
+        """Return what is minimised, for sets that a method compares with each other.
+
+        That is the objective; if sets are healed, the objective after healing for those that were,
+        and for the others their plain cost plus `BEHIND`. As healing takes far longer than
+        measuring, only the best few by plain cost are healed.
+        """
+        plain = self.plain(sets)
+        if self.heal is None:
+            return plain
+        cheap = sorted({s: v for s, v in zip(sets, plain, strict=True) if s}.items(), key=_by_cost)
+        for drop, _ in cheap[: self.heal_best]:
+            if drop not in self.healed:
+                self._heal(drop)
+        return [self._rank(s, v) for s, v in zip(sets, plain, strict=True)]
+
+    def _rank(self, drop: Drop, plain: float) -> float:
+        if self.heal is None or not drop:
+            return plain
+        healed = self.healed.get(drop)
+        return healed.cost.by(self.objective) if healed else BEHIND + plain
+
+    def cost_of(self, drop: Drop) -> Cost:
+        """Return what a set that was measured costs, after healing if it was healed."""
+        healed = self.healed.get(drop)
+        return healed.cost if healed else self.costs[drop]
+
+    def plain(self, sets: Sequence[Drop]) -> list[float]:
+        """Return the objective of every set as it is; those not known yet are measured.
 
         Raises `TimeUp` at the limit, before it measures more.
         """
@@ -188,9 +268,26 @@ class Ledger:
                 "Try --dtype float32.",
             )
 
+    def _heal(self, drop: Drop) -> None:
+        if self.limit_s is not None and self.seconds >= self.limit_s:
+            raise TimeUp
+        assert self.heal is not None
+        healed = self.tape.healed.get(drop) if self.tape else None
+        if healed is None:
+            healed = self.heal(drop)
+            if self.tape:
+                self.tape.add_healed(drop, healed)
+        self.healed[drop] = healed
+        self.passes += healed.passes
+        self.seconds += healed.seconds
+
     def cheapest(self, count: int, allowed: Iterable[int]) -> Drop | None:
         """Return the cheapest measured set of ``count`` of the ``allowed`` blocks."""
         every = frozenset(allowed)
         sets = [s for s in self.costs if len(s) == count and s <= every]
-        key = lambda s: (self.costs[s].by(self.objective), sorted(s))  # noqa: E731
+        key = lambda s: (self._rank(s, self.costs[s].by(self.objective)), sorted(s))  # noqa: E731
         return min(sets, key=key, default=None)
+
+
+def _by_cost(pair: tuple[Drop, float]) -> tuple[float, list[int]]:
+    return pair[1], sorted(pair[0])

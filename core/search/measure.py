@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from core.heal.healing import Repair, applied, heal
+from core.heal.seams import passes
 from core.importance.branches import Batch, losses_without, states_without
 from core.model.blocks import BlockView
 from core.runs.progress import Progress
-from core.search.ledger import NONE, Cost, Drop, Group
+from core.search.ledger import NONE, Cost, Drop, Group, Healed
 
 
 class Share(Progress):
@@ -28,6 +32,48 @@ class Share(Progress):
     def check_cancel(self) -> None:
         """Stop if asked to."""
         self.whole.check_cancel()
+
+
+class Healer:
+    """Heals sets on one batch and measures them on the quarter of it that is held out."""
+
+    def __init__(
+        self,
+        view: BlockView,
+        batch: Batch,
+        method: str,
+        stored: Mapping[str, torch.dtype],
+        progress: Progress,
+    ) -> None:
+        """Heal ``view`` by ``method`` on ``batch``; tensors are rounded to the formats stored."""
+        self.view, self.batch, self.method = view, batch, method
+        self.stored, self.progress = stored, progress
+
+    def repair(self, drop: Drop) -> Repair:
+        """Return the repair of the model without ``drop``."""
+        return heal(self.view, drop, self.batch, self.method, self.progress, stored=self.stored)
+
+    def __call__(self, drop: Drop) -> Healed:
+        """Return what ``drop`` costs after healing."""
+        began = time.perf_counter()
+        found = self.repair(drop)
+        return Healed(
+            Cost(found.nll_after, found.kl_after),
+            Cost(found.nll_before, found.kl_before),
+            math.ceil(passes(self.method, drop, len(self.view))),
+            time.perf_counter() - began,
+        )
+
+    def measured(self, sets: Sequence[Drop], meter: Meter) -> dict[Drop, Cost]:
+        """Return the costs of ``sets``, each healed, on the rows of ``meter``, and the dense one's.
+
+        Every set is healed again: repairs of all sets would take too much memory.
+        """
+        costs = dict(zip([NONE], meter([NONE]).costs, strict=True))
+        for drop in sets:
+            with applied(self.view, self.repair(drop)):
+                costs[drop] = meter([drop]).costs[0]
+        return costs
 
 
 class Meter:

@@ -2,7 +2,8 @@
 
 One-shot removes the blocks that are cheapest alone. Greedy: Song et al., SLEB. Beam keeps several
 sets of every size. Pairs predict a set by its single and pair terms and measure the best
-predictions exactly. Evolution: Sieberling et al., EvoPress, arXiv 2410.14649. No torch.
+predictions exactly. Evolution: Sieberling et al., EvoPress, arXiv 2410.14649. If sets are healed,
+single blocks and pairs count as they are, and whole sets by what they cost after healing. No torch.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Task:
 def one_shot(task: Task, ledger: Ledger, report: Report) -> None:
     """Remove the blocks that cost least when removed alone; ties go to the lower block."""
     order = _alone(task, ledger)
-    ledger.values([frozenset(order[:count]) for count in task.counts])
+    ledger.plain([frozenset(order[:count]) for count in task.counts])
     for count in task.counts:
+        ledger.values([frozenset(order[:count])])
         report(order[:count])
 
 
@@ -65,7 +67,10 @@ def greedy(task: Task, ledger: Ledger, report: Report) -> None:
 
 
 def beam(task: Task, ledger: Ledger, report: Report) -> None:
-    """Extend the `WIDTH` cheapest sets of every size, and greedy's: never worse than greedy."""
+    """Extend the `WIDTH` cheapest sets of every size, and greedy's.
+
+    Never worse than greedy, unless sets are healed: then not all are, and greedy's may not be.
+    """
     sets: list[Drop] = [frozenset()]
     greedy_set: Drop = frozenset()
     for size in range(1, task.most + 1):
@@ -110,7 +115,7 @@ def predictor(free: Sequence[int], ledger: Ledger) -> Predictor:
     """Measure all single blocks and all pairs of ``free`` exactly."""
     pairs = [(a, b) for a in free for b in free if a < b]
     alone = [frozenset({block}) for block in free]
-    values = ledger.values([*alone, *map(frozenset, pairs)])
+    values = ledger.plain([*alone, *map(frozenset, pairs)])
     dense = ledger.dense
     single = {b: v - dense for b, v in zip(free, values, strict=False)}
     both = {p: v - dense for p, v in zip(pairs, values[len(free) :], strict=True)}
@@ -132,10 +137,9 @@ def pairs(task: Task, ledger: Ledger, report: Report) -> None:
         level = {s: grown[s] for s in ranked[:PREDICTED_WIDTH]}
         if size in task.counts:
             candidates[size] = ranked[:CANDIDATES]
-    sets = [s for some in candidates.values() for s in some]
-    values = dict(zip(sets, ledger.values(sets), strict=True))
+    ledger.plain([s for some in candidates.values() for s in some])
     for some in candidates.values():
-        report(sorted(_ranked({s: values[s] for s in some})[0]))
+        report(sorted(_ranked(dict(zip(some, ledger.values(some), strict=True)))[0]))
 
 
 def evolve(task: Task, ledger: Ledger, report: Report) -> None:
@@ -180,7 +184,7 @@ def _ranked(values: Mapping[Drop, float]) -> list[Drop]:
 
 def _alone(task: Task, ledger: Ledger) -> list[int]:
     """Return the free blocks by what each costs alone; ties go to the lower block."""
-    values = ledger.values([frozenset({block}) for block in task.free])
+    values = ledger.plain([frozenset({block}) for block in task.free])
     return [block for _, block in sorted(zip(values, task.free, strict=True))]
 
 

@@ -6,14 +6,16 @@ and beam depend a little on which blocks go, and evolution on how long it improv
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 from core.checkpoint.headers import CheckpointInfo
+from core.heal import seams
 from core.importance import passes as counting
 from core.importance.estimate import block_flops, head_flops
 from core.runs.dtypes import BYTES, computable
-from core.search.ledger import Cost, Drop, Group, Ledger
+from core.search.ledger import Cost, Drop, Group, Healed, Ledger
 from core.search.methods import METHODS, Task
 
 STATES_BYTES = 4 * 2**30
@@ -31,7 +33,14 @@ def states_at_once(
     return max(2, room // state)
 
 
-def rehearse(task: Task, methods: Sequence[str], blocks: int, most: int) -> tuple[Ledger, dict]:
+def rehearse(
+    task: Task,
+    methods: Sequence[str],
+    blocks: int,
+    most: int,
+    heal: str = "none",
+    heal_best: int = 1,
+) -> tuple[Ledger, dict[str, int]]:
     """Return the ledger after all ``methods``, and the passes of each."""
     draw = random.Random(task.seed)
     worth = [draw.random() for _ in range(blocks)]
@@ -40,7 +49,13 @@ def rehearse(task: Task, methods: Sequence[str], blocks: int, most: int) -> tupl
         costs = tuple(_made_up(worth, drop) for drop in sets)
         return Group(tuple(sets), costs, counting.shared(range(blocks), sets)[0], 0.0)
 
-    ledger = Ledger(measure, "kl", blocks, most)
+    def healed(drop: Drop) -> Healed:
+        cost = _made_up(worth, drop)
+        return Healed(cost, cost, math.ceil(seams.passes(heal, drop, blocks)), 0.0)
+
+    ledger = Ledger(measure, "kl", blocks, most, heal_best=heal_best)
+    if heal != "none":
+        ledger.heal = healed
     passes: dict[str, int] = {}
     for name in methods:
         before = ledger.passes

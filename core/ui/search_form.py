@@ -34,6 +34,13 @@ OBJECTIVES = {
     "nll": "loss on the text (perplexity)",
 }
 
+HEALS = {
+    "none": "no: sets as they are",
+    "refit": "refit",
+    "linear": "linear (ReplaceMe)",
+    "scale": "scale (Prune&Comp)",
+}
+
 
 def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> None:
     """Draw the section for checkpoint ``name``; ``first`` and ``last`` blocks are protected."""
@@ -62,24 +69,34 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     values: dict[str, Any] = {"checkpoint": name}
     values |= widgets.fields(SearchSpec, ("methods",), kept)
     problem = ""
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     given = left.text_input(
         "Numbers of blocks to remove",
         key="search_counts",
         placeholder=f"1-{max(1, info.blocks // 4)}",
         help="e.g. 1-8 or 2,4,6. Empty: up to a quarter of the blocks.",
     )
-    values["objective"] = right.selectbox(
+    values["objective"] = middle.selectbox(
         "Objective",
         list(OBJECTIVES),
         format_func=OBJECTIVES.__getitem__,
         key="search_objective",
         help="What a set should cost least of. KL needs no labels and is less noisy on few tokens.",
     )
+    values["heal"] = right.selectbox(
+        "Heal before comparing",
+        list(HEALS),
+        format_func=HEALS.__getitem__,
+        key="search_heal",
+        help="Sets are compared by what they cost after their seams were healed. Far slower: of "
+        "the sets that a method compares, only the cheapest few are healed.",
+    )
     values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), kept)
     text_choice.offer("SearchSpec_calibration", Path(info.path))
     with st.expander("Short rows, time limit, device and precision"):
         names = ("join", "time_limit_s", "device", "dtype")
+        if values["heal"] != "none":
+            names = ("heal_best", *names)
         values |= widgets.fields(SearchSpec, names, kept)
     values |= {"protect_first": first, "protect_last": last}
     try:
@@ -120,6 +137,8 @@ def _taken() -> dict[str, Any]:
         st.session_state["search_counts"] = show(tuple(counts)) if counts else ""
         if kept.get("objective") in OBJECTIVES:
             st.session_state["search_objective"] = kept["objective"]
+        if kept.get("heal") in HEALS:
+            st.session_state["search_heal"] = kept["heal"]
     return kept
 
 
@@ -129,10 +148,12 @@ def _estimate(found: dict[str, Any]) -> str:
     time = "Time: unknown until a search or an importance run has finished on this device."
     if seconds:
         time = f"Estimated time: about {runs.duration(seconds)}, at the rate of the last run."
+    healed = f", {found['sets_healed']:,} of them healed," if found["sets_healed"] else ""
     return (
-        f"{time} About {found['sets']:,} sets in {found['total_passes']:,} block passes; one set "
-        f"after another would take {found['plain_passes']:,}. Each set found is then measured on "
-        "held-out text."
+        f"{time} About {found['sets']:,} sets{healed} in {found['total_passes']:,} block passes; "
+        f"measuring one set after another would take {found['plain_passes']:,}. Calibration: "
+        f"{found['samples']:,} rows of {found['length']:,} tokens. Each set found is then measured "
+        "on held-out text."
     )
 
 
@@ -221,8 +242,10 @@ def _results(record: RunRecord, pad: Pad) -> None:
     with st.expander("How the search went"):
         _curve(record, summary.objective, "search_curve")
         say.caption(
-            f"{summary.sets_measured:,} sets in {summary.passes:,} block passes; one set after "
-            f"another would have taken {summary.plain_passes:,}. "
+            f"{summary.sets_measured:,} sets"
+            + (f", {summary.sets_healed:,} of them healed," if summary.sets_healed else "")
+            + f" in {summary.passes:,} block passes; measuring one set after another would have "
+            f"taken {summary.plain_passes:,}. "
             f"{runs.duration(summary.seconds)} of measuring, peak memory "
             f"{summary.peak_memory_mib:,.0f} MiB."
         )
@@ -233,6 +256,7 @@ def _columns() -> dict[str, Any]:
     return {
         "blocks dropped": text(width="medium"),
         "KL, calibration": number(format="%.4f", help="KL(dense || pruned), nats per token."),
+        "KL, not healed": number(format="%.4f", help="On the same tokens as KL, calibration."),
         "KL, held-out": number(format="%.4f", help="The same on text that chose nothing."),
         "perplexity, calibration": number(format="%.3f"),
         "perplexity, held-out": number(format="%.3f"),
