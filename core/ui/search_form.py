@@ -94,7 +94,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), kept)
     text_choice.offer("SearchSpec_calibration", Path(info.path))
     with st.expander("Short rows, time limit, device and precision"):
-        names = ("join", "time_limit_s", "device", "dtype")
+        names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype")
         if values["heal"] != "none":
             names = ("heal_best", *names)
         values |= widgets.fields(SearchSpec, names, kept)
