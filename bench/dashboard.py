@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
+
+
+_RECORDS = (".json", ".csv", ".txt", ".md")
+_REAL = re.compile(r"/[\w./-]*/shared/real/")
 
 
 def core(*arguments: str) -> None:
@@ -37,6 +42,35 @@ def fill(folder: Path, *, full: bool = False) -> None:
             core("evaluate", name, *tasks, "--out", f"{folder}/evaluate-{number}")
 
 
+def borrow(proof: Path, folder: Path) -> None:
+    """Put the runs of `bench.smollm2` into a workspace: records are copied, weights linked.
+
+    Their records then name ``folder`` instead of ``proof``.
+    """
+    for path in sorted(proof.rglob("*")):
+        target = folder / path.relative_to(proof)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.suffix in _RECORDS and path.name != "tokenizer.json":
+            text = path.read_text(encoding="utf-8").replace(str(proof), str(folder))
+            target.write_text(text, encoding="utf-8")
+        elif path.suffix != ".gguf" and not target.exists():
+            target.symlink_to(path)
+
+
+def shorten(folder: Path) -> None:
+    """Name no machine's folders in a workspace's records: not its own, not that of real inputs.
+
+    Names then begin with the workspace's own: its parent must be the server's working directory.
+    """
+    for path in folder.rglob("*"):
+        if path.suffix in _RECORDS and path.is_file() and not path.is_symlink():
+            text = path.read_text(encoding="utf-8")
+            short = _REAL.sub("../shared/real/", text.replace(str(folder), folder.name))
+            if short != text:
+                path.write_text(short, encoding="utf-8")
+
+
 def free_port() -> int:
     """Return a free TCP port."""
     with socket.socket() as probe:
@@ -48,22 +82,22 @@ def free_port() -> int:
 def workspace(keep: str = "") -> Iterator[Path]:
     """Yield the workspace of processes started here: ``keep``, or a temporary one."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(keep or temporary).absolute()
+        folder = Path(keep or f"{temporary}/workspace").absolute()
         os.environ["DEPTHCUT_WORKSPACE"] = str(folder)
         yield folder
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[str]:
+def serve(cwd: Path = ROOT) -> Iterator[str]:
     """Start the dashboard on the current workspace and yield its URL."""
     port = free_port()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "streamlit", "run", "app.py"),
+            *(sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py")),
             *("--server.port", str(port), "--server.headless", "true"),
             *("--server.fileWatcherType", "none"),
         ],
-        cwd=ROOT,
+        cwd=cwd,
         stdout=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"

@@ -45,8 +45,10 @@ PARAGRAPH = (
     "Ärger über naïve Façades: ½ of 1,234.50 € - 日本語のテスト, 한국어, русский текст, עברית, "
     "العربية, हिन्दी; emoji 🦙 and\ttabs\n\n  two  spaces.\r\nIt's we'll THEY'VE don't x=3.14159 "
 )
-TOKENS = 128
-"""Of the perplexity."""
+TOKENS = 512
+"""Of the perplexity; with fewer, the rounding of a few of them decides."""
+CLOSE = 0.01
+"""Aims: difference of log-probabilities, and of the q8_0 file's perplexity as a share."""
 
 
 def command(*argv: str) -> None:
@@ -109,7 +111,7 @@ def measured(folder: Path, text: str, scratch: Path) -> dict[str, Any]:
     ids = tokenizer.encode(text)[:TOKENS]
     table = logprobs(model, ids)
     nll = -sum(table[at - 1, ids[at]].item() for at in range(1, len(ids))) / (len(ids) - 1)
-    with engine(small, threads=1) as run:
+    with engine(small, context=TOKENS + 8, threads=1) as run:
         q8 = run.nll(ids)
     return {
         "architecture": content.layout.architecture,
@@ -147,10 +149,6 @@ def measure(names: list[str], scratch: Path, proof: Path, resume: bool) -> None:
             folder, line = made(name, source, kind, scratch, proof)
             found = measured(folder, text, scratch) | {"made": line}
             print(name, kind, found, file=sys.stderr)
-            assert found["difference"] < 0.01, found
-            assert found["greedy"], found
-            assert found["tokens"], found
-            assert abs(found["perplexity_q8_0"] / found["perplexity"] - 1) < 0.01, found
             keep(name, kind, found)
 
 
@@ -169,6 +167,18 @@ def known() -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
 
 
+def missed(name: str, kind: str, found: dict[str, Any]) -> list[str]:
+    """Return the aims that a variant misses, a sentence each."""
+    change = abs(found["perplexity_q8_0"] / found["perplexity"] - 1)
+    aims = {
+        f"the log-probabilities differ by {found['difference']:.2g}": found["difference"] > CLOSE,
+        "the greedy text differs": not found["greedy"],
+        "the paragraph's tokens differ": not found["tokens"],
+        f"the perplexity of the q8_0 file differs by {change:.2%}": change > CLOSE,
+    }
+    return [f"{name}, {kind}: {text}." for text, is_missed in aims.items() if is_missed]
+
+
 def equal(same: bool) -> str:
     return "equal" if same else "differs"
 
@@ -183,7 +193,7 @@ def page() -> str:
         "| model | variant | tokens | torch float32 | llama.cpp q8_0 | change | paragraph |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    notes, commands, versions = [], [], set()
+    notes, commands, versions, failures = [], [], set(), []
     for name, kinds in known().items():
         for kind, f in kinds.items():
             change = f["perplexity_q8_0"] / f["perplexity"] - 1
@@ -196,6 +206,7 @@ def page() -> str:
                 f"| {name} | {kind} | {f['perplexity_tokens']} | {f['perplexity']:.4f} | "
                 f"{f['perplexity_q8_0']:.4f} | {change:+.3%} | {equal(f['tokens'])} |"
             )
+            failures += missed(name, kind, f)
             notes += [f"- {name}, {kind}: {note}" for note in f["notes"]]
             commands += [f["made"]] if f["made"] else []
             versions.add(", ".join(f"{key} {value}" for key, value in f["versions"].items()))
@@ -216,6 +227,8 @@ def page() -> str:
             "and the tokens of a paragraph in many scripts:",
             "",
             *perplexities,
+            "",
+            *(failures or ["All aims are met: at most 0.01, equal, and within 1 %."]),
             "",
             "What q8_0 stores otherwise:",
             "",

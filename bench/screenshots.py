@@ -1,43 +1,46 @@
 """Screenshots of the running dashboard for the README: ``python -m bench.screenshots``.
 
 Starts the dashboard on its own workspace, fills it from the command line with runs of the demo
-checkpoint (takes some minutes), and captures each page in a headless Chromium. ``--workspace``
-keeps and reuses the runs; ``--out``, ``--dark`` and ``--width`` are for inspecting pages; by
-default the images go to docs/img.
+checkpoint (takes some minutes) and with those of SmolLM2 that `bench.smollm2` has left in
+``--proof``, and captures each page in a headless Chromium. Pages that show a real model are left
+out if there are no such runs. ``--workspace`` keeps and reuses the runs; ``--out``, ``--dark`` and
+``--width`` are for inspecting pages; by default the images go to docs/img.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from bench.dashboard import ROOT, chromium, fill, serve, settled, workspace
+from bench.dashboard import ROOT, borrow, chromium, fill, serve, settled, shorten, workspace
 
+REAL, DEMO = "smollm2", "demo"
 PAGES = {
-    "home": ("", 900),
-    "checkpoint": ("checkpoint", 900),
-    "importance": ("importance", 1500),
-    "prune": ("prune?drop=4,6,8", 1500),
-    "width": ("prune?prune_way=Width", 900),
-    "retrain": ("retrain?run=restore/lora", 1500),
-    "evaluate": ("evaluate", 1500),
-    "compare": ("compare", 1700),
-    "playground": ("playground", 900),
-    "presentation": ("presentation", 900),
-    "jobs": ("jobs", 700),
+    "home": (DEMO, "", 900),
+    "checkpoint": (REAL, "checkpoint", 900),
+    "importance": (REAL, "importance", 1500),
+    "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 1500),
+    "width": (REAL, "prune?prune_way=Width", 900),
+    "retrain": (DEMO, "retrain?run=restore/lora", 1500),
+    "evaluate": (REAL, "evaluate", 1500),
+    "compare": (REAL, "compare", 1700),
+    "playground": (DEMO, "playground", 900),
+    "presentation": (REAL, "presentation", 900),
+    "jobs": (REAL, "jobs", 700),
 }
-"""Name of the screenshot -> path of the page, and height of the window."""
+"""Name of the screenshot -> checkpoint, path of the page, and height of the window."""
 
 
-def take(url: str, out: Path, dark: bool, width: int, names: list[str]) -> None:
-    """Capture every page of ``names`` at ``url``."""
+def take(url: str, out: Path, dark: bool, width: int, models: dict[str, str]) -> None:
+    """Capture pages at ``url``: ``models`` is name of the screenshot -> checkpoint."""
     with chromium(color_scheme="dark" if dark else "light") as context:
         page = context.new_page()
-        for name in names:
-            path, height = PAGES[name]
+        for name, model in models.items():
+            _, path, height = PAGES[name]
             page.set_viewport_size({"width": width, "height": height})
             joint = "&" if "?" in path else "?"
-            page.goto(f"{url}/{path}{joint}model=demo")
+            page.goto(f"{url}/{path}{joint}model={model}")
             page.get_by_text("Running jobs").first.wait_for(timeout=60000, state="attached")
             settled(page)
             page.wait_for_timeout(2500)
@@ -53,13 +56,25 @@ def main() -> None:
     parser.add_argument(
         "--workspace", default="", help="workspace to use and keep; filled if empty"
     )
+    parser.add_argument("--proof", type=Path, default=ROOT / "workspace" / "proof-smollm2")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with workspace(arguments.workspace) as folder:
         if not folder.is_dir() or not any(folder.iterdir()):
-            fill(folder, full=True)
-        with serve() as url:
-            take(url, arguments.out, arguments.dark, arguments.width, arguments.pages)
+            if any(PAGES[name][0] == DEMO for name in arguments.pages):
+                fill(folder, full=True)
+            if arguments.proof.is_dir():
+                borrow(arguments.proof.resolve(), folder)
+            shorten(folder)
+        os.environ["DEPTHCUT_WORKSPACE"] = folder.name
+        real = f"{folder.name}/{REAL}" if (folder / REAL / "config.json").is_file() else ""
+        names = {DEMO: DEMO, REAL: real}
+        models = {name: names[PAGES[name][0]] for name in arguments.pages}
+        for name in [name for name, model in models.items() if not model]:
+            print(f"{name}: left as it is, {arguments.proof} has no SmolLM2.")
+            del models[name]
+        with serve(folder.parent) as url:
+            take(url, arguments.out, arguments.dark, arguments.width, models)
 
 
 if __name__ == "__main__":
