@@ -89,7 +89,8 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     from core.evaluate.session import Session
 
     began = time.perf_counter()
-    spec = with_texts(spec, locate.open(spec.checkpoint, run.progress, need="config").folder)
+    checkpoint = locate.open(spec.checkpoint, run.progress, need="config", quantized=True)
+    spec = with_texts(spec, checkpoint.folder)
     session = Session(spec, run)
     loaded = questions.load(session)  # before any work, to report missing data immediately
     measured = [

@@ -127,6 +127,9 @@ def test_parameters_are_those_of_the_model_and_bytes_those_of_the_files(tmp_path
     assert (record.bits, record.group, record.tensors) == (4, 16, 35)
     assert record.left == ("embedding, which is also the head", "norms")
     assert info.quantization.label == "int4"
+    (tmp_path / "text.txt").write_text(tiny.text(20))
+    argv = ["evaluate", str(out), "--perplexity", str(tmp_path / "text.txt"), "--window", "32"]
+    assert main([*argv, "--device", "cpu", "--out", str(tmp_path / "e")]) == 0
     model = loading.load_model(out, CPU, torch.bfloat16)
     assert memory.weight_bytes(model.parameters()) == size == info.memory_bytes["bfloat16"]
     assert info.memory_bytes["float32"] == size + 2 * (before.parameters - record.parameters)
