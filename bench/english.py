@@ -149,7 +149,7 @@ def _row(size: int, name: str, found: Agreement) -> str:
 def verdict(size: int, name: str, among: Agreement, across: Agreement, itself: Agreement) -> str:
     """Return one sentence on whether the aim is met, with the share that is the texts' difference.
 
-    What two samples of one text agree to is how reliable a ranking by so few rows is. The agreement
+    What two samples of one text agree to is how reliable a ranking by these rows is. The agreement
     across texts divided by the geometric mean of both reliabilities is what the rankings would
     agree to without that noise (Spearman's correction for attenuation).
     """

@@ -81,7 +81,7 @@ def _improvements(found: Sequence[Found], method: str) -> list[Found]:
 
 
 def pair_words(row: PairRow, objective: str, dense: float = 0.0) -> str:
-    """Say what removing two blocks costs compared with the two alone, in plain words.
+    """Describe what removing two blocks costs compared with the two alone, in plain words.
 
     ``dense`` is the objective of the whole model: 0 for KL.
     """

@@ -50,8 +50,8 @@ def differences(
 ) -> list[Difference]:
     """Compare, for every count, the set with the lowest calibration cost with each other set.
 
-    Sets that were not measured on the held-out rows are left out, as is everything if there are
-    fewer than two rows: then there is nothing to resample.
+    Sets that were not measured on the held-out rows are left out. With fewer than two rows there
+    is nothing to resample, and the result is empty.
     """
     table: dict[tuple[str, tuple[int, ...]], dict[int, tuple[int, float]]] = {}
     for row in rows:

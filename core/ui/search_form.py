@@ -143,7 +143,7 @@ def _taken() -> dict[str, Any]:
 
 
 def _estimate(found: dict[str, Any]) -> str:
-    """Say what a search would take, as its dry run has it."""
+    """Show what a search would take, from its dry run."""
     seconds = found["seconds"]
     time = "Time: unknown until a search or an importance run has finished on this device."
     if seconds:
