@@ -125,7 +125,7 @@ PLAN = (
     Stage("Memory at a large batch", (*DEPTH, *WIDTH), (256,), visits=1, warmup=0),
 )
 RATES_S = 10.0
-"""For the device's rates, at the end."""
+"""For the device's rates, at both ends."""
 TINY_PLAN = (
     Stage("Latency at batch 1, dense and depth", ("dense", "depth-2"), (1,), runs=2),
     Stage("Throughput, dense and depth", ("dense", "depth-2"), (4,), runs=2),
@@ -327,8 +327,10 @@ def carry_out(
     """Carry out the stages, each within its share of the time left, and print their figures.
 
     What a stage leaves of its share goes to those after it. The device's rates, which the estimates
-    need, are measured last.
+    need, are measured first and last, because the speed of a host drifts; their mean counts.
     """
+    generate.import_and_settle(device)
+    report.rates = rates.measure(device, dtype)
     for number, stage in enumerate(stages):
         now = time.monotonic()
         ahead = sum(later.seconds for later in stages[number:]) + RATES_S
@@ -339,7 +341,7 @@ def carry_out(
         made.run(chosen, sizes, dtype)
         print("\n".join([stage.title, *report.headlines(grid, stage.variants), ""]), flush=True)
     if time.monotonic() < end:
-        report.rates = rates.measure(device, dtype)
+        report.rates = analytic.mean_rates([report.rates, rates.measure(device, dtype)])
 
 
 def give_up(report: Report) -> None:

@@ -96,6 +96,7 @@ class Report:
             "parameters": self.parameters,
             "median_runs": statistics.median(runs) if runs else None,
             "analytic": dataclasses.asdict(accuracy(points)),
+            "rates": self.rates and dataclasses.asdict(self.rates),
             "largest_batch_estimated": self._largest(),
             "skipped": self.skipped,
             "points": [dataclasses.asdict(p) for p in points],

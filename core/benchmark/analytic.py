@@ -1,9 +1,11 @@
 """Estimated cost of a model from its shapes alone: memory, and latency as a roofline.
 
 Torch-free, so that a page can update figures while a slider moves. A decoding step reads every
-weight once, and the key/value cache once, plus two more passes to extend it. It takes the longer
-of data movement and arithmetic, plus this machine's measured overheads (`Rates`): per step, per
-block, per activation, and per generation.
+weight once, and the key/value cache once, plus two more passes to extend it. The device needs the
+longer of data movement and arithmetic, plus the time of its small kernels. Preparing each kernel
+costs the host time: on a CPU this adds to the computing; a GPU computes while the host prepares the
+next kernels, so that a step takes the longer of the two. All rates and overheads are measured
+(`Rates`).
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class Rates:
     matmul_flops_per_s: float
     """Rate of a square matrix product."""
     block_overhead_s: float = 0.0
-    """A decoding step's overhead per block, beyond bytes and operations, for one sequence."""
+    """A decoding step's overhead per block, beyond bytes and operations, for one sequence. On an
+    asynchronous device, the host's time to launch a block's kernels."""
     step_overhead_s: float = 0.0
     """A decoding step's overhead outside the blocks."""
     sampling_s_per_logit: float = 0.0
@@ -107,13 +110,16 @@ class Rates:
     generation_overhead_s: float = 0.0
     """A generation's overhead beyond its steps."""
     dtype: str = "float32"
+    asynchronous: bool = False
+    """Whether the device computes while the host launches further kernels (CUDA, MPS)."""
 
 
 def mean_rates(found: Sequence[Rates]) -> Rates:
     """Return the mean of several measurements of one device in one dtype."""
-    fields = [f.name for f in dataclasses.fields(Rates) if f.name != "dtype"]
+    kept = ("dtype", "asynchronous")
+    fields = [f.name for f in dataclasses.fields(Rates) if f.name not in kept]
     means = {name: statistics.fmean(getattr(r, name) for r in found) for name in fields}
-    return Rates(**means, dtype=found[0].dtype)
+    return dataclasses.replace(found[0], **means)
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:
@@ -187,17 +193,21 @@ def activations(info: Shapes) -> int:
 
 
 def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
-    """Return the seconds of one forward pass over ``tokens`` new tokens per sequence."""
+    """Return the seconds of one forward pass over ``tokens`` new tokens per sequence.
+
+    The step's own overhead always counts in full: generation waits for each step's token.
+    """
     width = BYTES[rates.dtype]
     head = info.vocab * info.hidden
     body = _read_per_step(info) - head
     attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)
     flops = batch * (tokens * (2 * body + attention) + 2 * head)
     moved = (body + head) * width + CACHE_MOVES * kv_bytes(info, batch, context, rates.dtype)
-    seconds = max(flops / rates.matmul_flops_per_s, moved / rates.bandwidth_bytes_per_s)
-    other = rates.step_overhead_s + len(info.block_shapes) * rates.block_overhead_s
-    other += batch * tokens * activations(info) * rates.activation_s
-    return seconds + other + batch * info.vocab * rates.sampling_s_per_logit
+    device = max(flops / rates.matmul_flops_per_s, moved / rates.bandwidth_bytes_per_s)
+    device += batch * tokens * activations(info) * rates.activation_s
+    device += batch * info.vocab * rates.sampling_s_per_logit
+    host = len(info.block_shapes) * rates.block_overhead_s
+    return rates.step_overhead_s + (max(device, host) if rates.asynchronous else device + host)
 
 
 def first_token_s(info: Shapes, rates: Rates, batch: int, input_tokens: int = 12) -> float:

@@ -19,6 +19,10 @@ from core.benchmark.generate import Clock, force_length, timed, tiny_model
 PROBE_WIDTH, PROBE_BATCH, PROBE_INPUT, PROBE_STEPS = 128, 32, 4, 24
 """The narrow random models: so narrow that bytes and operations cost little beside the overheads
 that they measure. Chosen, not measured."""
+PROBE_BLOCKS = {"cpu": (1, 5), "cuda": (4, 20), "mps": (4, 20)}
+"""Blocks of the two models; more on devices whose host launches kernels, at times that vary."""
+LOGITS = {"cpu": (16, 4096), "cuda": (64, 32768), "mps": (64, 32768)}
+"""Sequences and vocabulary to measure sampling; on a GPU so many that launching hardly counts."""
 READ_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30, "mps": 256 * 2**20}
 """Weights read to measure bandwidth; chosen larger than the caches of common devices of a kind."""
 SQUARE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
@@ -60,43 +64,61 @@ def measure(device: torch.device, dtype: torch.dtype) -> Rates:
     """Measure `Rates` on ``device`` in ``dtype``; takes about four seconds."""
     bandwidth, flops = basic(device, dtype)
     with torch.inference_mode():
-        logits = torch.randn(16, 4096, device=device)
-        sort_s = _median_s(lambda: _sample(logits), device, 0.1)
-    sorted_logits = sort_s / logits.numel() if device.type == "cpu" else 0.0
+        logits = torch.randn(*LOGITS[device.type], device=device)
+        sampling_s = _median_s(lambda: _sample(logits), device, 0.1)
     rates = Rates(
         bandwidth_bytes_per_s=bandwidth,
         matmul_flops_per_s=flops,
-        sampling_s_per_logit=sorted_logits,
+        sampling_s_per_logit=sampling_s / logits.numel(),
         dtype=str(dtype).removeprefix("torch."),
+        asynchronous=device.type != "cpu",
     )
+    if rates.asynchronous:
+        rates = dataclasses.replace(rates, activation_s=_activation_s(device, dtype))
     return _overheads(rates, device, dtype)
+
+
+def _activation_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds per element of a kernel that reads and writes each element once.
+
+    For GPUs. Narrow models cannot show it: their kernels end before the next one is launched.
+    """
+    width = torch.empty(0, dtype=dtype).element_size()
+    with torch.inference_mode():
+        state = torch.ones(READ_BYTES[device.type] // width, device=device, dtype=dtype)
+        return _median_s(lambda: torch.nn.functional.silu(state), device, 0.1) / state.numel()
 
 
 def _overheads(rates: Rates, device: torch.device, dtype: torch.dtype) -> Rates:
     """Return the rates with the overheads of generation beyond bytes and operations.
 
     Random models of the smallest useful width, with few and many blocks, generate one and many
-    sequences: the differences beyond the roofline are the costs of a block and of an activation.
+    sequences: the differences beyond the roofline are the costs of a block and, on a CPU, of an
+    activation. On an asynchronous device, one sequence's kernels are too short to count beside
+    their launches, which are then all that a block costs.
     """
-    few, many = (_Probe(blocks, device, dtype) for blocks in (1, 5))
+    few, many = (_Probe(blocks, device, dtype) for blocks in PROBE_BLOCKS[device.type])
 
     def beyond(probe: _Probe, batch: int) -> tuple[float, float]:
         first, step = probe.seconds(batch)
-        known = step_s(probe.shapes, rates, batch, PROBE_INPUT + PROBE_STEPS // 2)
+        context = PROBE_INPUT + PROBE_STEPS // 2
+        known = 0.0 if rates.asynchronous else step_s(probe.shapes, rates, batch, context)
         return first - step, step - known
 
     generation, one_few = beyond(few, 1)
     _, one_many = beyond(many, 1)
-    _, crowd = beyond(many, PROBE_BATCH)
     block = max(0.0, (one_many - one_few) / (many.blocks - few.blocks))
-    passed = (PROBE_BATCH - 1) * activations(many.shapes)
-    return dataclasses.replace(
+    rates = dataclasses.replace(
         rates,
         block_overhead_s=block,
         step_overhead_s=max(0.0, one_few - few.blocks * block),
-        activation_s=max(0.0, crowd - one_many) / passed,
         generation_overhead_s=max(0.0, generation),
     )
+    if rates.asynchronous:
+        return rates
+    _, crowd = beyond(many, PROBE_BATCH)
+    passed = (PROBE_BATCH - 1) * activations(many.shapes)
+    return dataclasses.replace(rates, activation_s=max(0.0, crowd - one_many) / passed)
 
 
 def _sample(logits: torch.Tensor) -> torch.Tensor:

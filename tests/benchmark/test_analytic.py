@@ -60,6 +60,60 @@ def test_activations_and_the_generation_itself_cost_what_was_measured(tiny_dir):
     assert gain == pytest.approx(7.0 + 1e-3 * (4 + 2) * info.blocks * a_block)
 
 
+H200 = {(32, 1): 4.881, (32, 16): 4.622, (32, 64): 4.655, (26, 1): 3.567, (26, 16): 3.880,
+        (26, 64): 3.865, (21, 1): 2.876, (21, 16): 3.258, (21, 64): 3.028}  # fmt: skip
+"""Seconds that an H200 took for 128 tokens after 12, by blocks of LLaMA-7B and batch (bfloat16)."""
+
+
+def test_a_gpu_computes_while_the_host_launches():
+    """The batch hardly matters until computing takes longer than launching: measured so."""
+    kept = {"heads": 32, "kv_heads": 32, "intermediate": 11008}
+    table, per_block = 32000 * 4096, 4096 * (4 * 4096 + 3 * 11008 + 2)
+
+    def shapes(blocks):
+        parts = {"embedding": table, "blocks": blocks * per_block, "norm": 4096, "head": table}
+        whole = sum(parts.values())
+        return analytic.BlocksLeft(4096, 32000, 128, False, whole, parts, (kept,) * blocks)
+
+    # bytes, operations and elements a second as doctor measured them; launches: 1.12 ms a block
+    gpu = analytic.Rates(
+        3.744e12, 6.813e14, 1.12e-3, activation_s=1.1e-12, dtype="bfloat16", asynchronous=True
+    )
+    pairs = [(analytic.latency_s(shapes(n), gpu, b), real) for (n, b), real in H200.items()]
+    assert analytic.errors(pairs).worst_error_pct < 10
+    added = dataclasses.replace(gpu, asynchronous=False)
+    pairs = [(analytic.latency_s(shapes(n), added, b), real) for (n, b), real in H200.items()]
+    assert analytic.errors(pairs).worst_error_pct > 15
+    launched = 128 * 32 * gpu.block_overhead_s
+    assert analytic.latency_s(shapes(32), gpu, 1) == pytest.approx(launched)
+    assert analytic.latency_s(shapes(32), gpu, 4096) > 2 * launched
+
+
+def test_rates_of_a_gpu_are_taken_with_what_it_hides_from_the_host(monkeypatch):
+    """Emulated on the CPU: launches of 2 ms a block and 1 ms a step, whatever the batch."""
+    from core.benchmark import rates
+
+    asked = []
+
+    class Probe:
+        def __init__(self, blocks, device, dtype):
+            self.blocks = blocks
+
+        def seconds(self, batch):
+            asked.append(batch)
+            step = 1e-3 + 2e-3 * self.blocks
+            return step + 5e-3, step
+
+    monkeypatch.setattr(rates, "_Probe", Probe)
+    start = analytic.Rates(1e12, 1e14, activation_s=1e-12, asynchronous=True)
+    found = rates._overheads(start, torch.device("cuda"), torch.bfloat16)
+    assert found.block_overhead_s == pytest.approx(2e-3)
+    assert found.step_overhead_s == pytest.approx(1e-3)
+    assert found.generation_overhead_s == pytest.approx(5e-3)
+    assert found.activation_s == 1e-12  # noise of the launches would be 1000 times this
+    assert set(asked) == {1}
+
+
 def test_blocks_of_their_own_shapes_cost_what_each_has(tiny_dir):
     info = headers.inspect(tiny_dir("gqa"))
     narrow = dataclasses.replace(
@@ -86,6 +140,8 @@ def test_rates_are_found_in_the_workspace_by_device_and_precision(tmp_path):
     assert known_rates(where, "cpu", "bfloat16") is None
     one, other = analytic.Rates(1.0, 2.0, 3.0), analytic.Rates(3.0, 4.0, 5.0)
     assert analytic.mean_rates([one, other]) == analytic.Rates(2.0, 3.0, 4.0)
+    gpu = dataclasses.replace(one, dtype="bfloat16", asynchronous=True)
+    assert analytic.mean_rates([gpu, gpu]) == gpu
 
 
 def test_largest_batch_is_the_last_that_fits(tiny_dir):

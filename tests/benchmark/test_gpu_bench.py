@@ -60,7 +60,7 @@ def saved(folder: Path) -> dict:
 
 @pytest.fixture
 def light(monkeypatch):
-    """Generations that take no time, by the model's blocks and the batch; and no rates."""
+    """Generations that take no time, by the model's blocks and the batch; and made-up rates."""
     latencies: dict[tuple[int, int], float] = {}
 
     def timed(model, ids, config):
@@ -71,12 +71,12 @@ def light(monkeypatch):
 
     monkeypatch.setattr(gpu.generate, "timed", timed)
     monkeypatch.setattr(gpu.generate, "import_and_settle", lambda device: None)
-    monkeypatch.setattr(gpu.rates, "measure", lambda device, dtype: None)
+    monkeypatch.setattr(gpu.rates, "measure", lambda device, dtype: gpu.analytic.Rates(1e12, 1e14))
     return latencies
 
 
 def test_the_tiny_run_measures_every_point_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu.rates, "measure", lambda device, dtype: None)
+    monkeypatch.setattr(gpu.rates, "measure", lambda device, dtype: gpu.analytic.Rates(1e12, 1e14))
     made = bench(tmp_path)
     visited = []
     build = gpu.build
