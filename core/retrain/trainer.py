@@ -92,7 +92,12 @@ class Objective:
 
 
 class RetrainTrainer(Trainer):
-    """A Trainer with given micro-batches and a given objective."""
+    """A Trainer with given micro-batches and a given objective.
+
+    In float16 the loss is scaled (Micikevicius et al., arXiv 1710.03740, section 3.2), because
+    small gradients would become zero. accelerate's optimiser then skips steps whose gradients
+    overflow and adjusts the scale, and Trainer saves the scale with each checkpoint.
+    """
 
     def __init__(
         self, model: Any, args: TrainingArguments, batches: MicroBatches, objective: Objective
@@ -101,6 +106,12 @@ class RetrainTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=batches)
         self.remove_callback(PrinterCallback)  # standard output is for results
         self._objective = objective
+        self.scaler = None
+        """Scales the loss; only in float16."""
+        if objective.compute == torch.float16:
+            # accelerate itself makes one only for devices that it knows to compute in float16
+            self.scaler = torch.amp.GradScaler(objective.device.type)
+            self.accelerator.scaler = self.scaler
         self.step_loss = torch.zeros((), device=objective.device)
         self.tokens = 0
         """Non-padding tokens computed by this process."""
@@ -117,10 +128,18 @@ class RetrainTrainer(Trainer):
             model.train()
         inputs = self._prepare_inputs(inputs)
         objective, loss = self._objective(model, inputs)
-        objective.backward()
+        (self.scaler.scale(objective) if self.scaler else objective).backward()
         self.step_loss += loss
         self.tokens += inputs["tokens"]
         return loss
+
+    def unscale(self) -> float:
+        """Divide the gradients by the loss scale; return the scale, 1 without scaling."""
+        if self.scaler is None:
+            return 1.0
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer.optimizer)  # the one that accelerate's wrapper steps
+        return float(scale)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: Trainer would count all parameters again in every micro-batch."""
@@ -218,8 +237,8 @@ class StepWatcher(TrainerCallback):
         self.training_s = 0.0
         self.last_loss: float | None = None
         self._since = 0.0
-        self._step = (math.nan, math.nan, math.nan)
-        """Loss, learning rate and gradient norm of the step under way."""
+        self._step: tuple[float, float, float | None] = (math.nan, math.nan, None)
+        """Loss, learning rate and gradient norm of the step under way; no norm if it is skipped."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -228,16 +247,27 @@ class StepWatcher(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
     ) -> None:
-        """Measure and clip the gradient; raise `Stopped` before a step that is not finite."""
+        """Measure and clip the gradient; raise `Stopped` before a step that is not finite.
+
+        With a loss scale above 1, a gradient that is not finite means that the scale is too large.
+        """
+        scale = self.trainer.unscale()
         wanted = [p for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(wanted, self.clip or math.inf)
         loss, grad_norm = float(self.trainer.step_loss), float(norm)
         self.trainer.step_loss.zero_()
+        lr = kwargs["lr_scheduler"].get_last_lr()[0]
+        if scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm):
+            self.progress.log(
+                f"Step {state.global_step + 1} skipped: its gradients overflow float16 with a loss "
+                f"scale of {scale:g}. The scale is halved."
+            )
+            self._step, self.last_loss = (loss, lr, None), loss
+            return
         finding = diagnostics.not_finite(state.global_step + 1, loss, grad_norm, self.computed)
         if finding:
             self.note(finding)
             raise Stopped(finding)
-        lr = kwargs["lr_scheduler"].get_last_lr()[0]
         self._step = (loss, lr, grad_norm)
         self.last_loss = loss
 
@@ -259,7 +289,7 @@ class StepWatcher(TrainerCallback):
                 memory_mib=self.memory(),
             ),
         )
-        for finding in self.watch.feed(step, loss, grad_norm):
+        for finding in [] if grad_norm is None else self.watch.feed(step, loss, grad_norm):
             self.note(finding)
         try:
             self.progress.step(step, self.settings.steps, f"loss {loss:.3f}")

@@ -20,8 +20,9 @@ same number on the same device.
   weights, losses and gradients are checked for values that are not finite.
 - Older GPUs compute in float32.
 
-Gradients are never computed in float16: without loss scaling small ones become zero, unnoticed.
-Training and Taylor scores take float32 there (`for_gradients`).
+Gradients are not computed in float16 unless asked: small ones become zero there. Training and
+Taylor scores take float32 instead (`for_gradients`). A training with ``--dtype float16`` scales its
+loss, and the weights that it trains are float32: steps smaller than float16 resolves would be lost.
 """
 
 from __future__ import annotations
@@ -72,13 +73,16 @@ def choose(
 
     Args:
         asked: ``--dtype``: auto, or one of `COMPUTED`, which is then taken for both, except that
-            "blocks" still widens on a CPU without instructions for it.
+            "blocks" still widens on a CPU without instructions for it, and weights in "training"
+            are float32 if they compute in float16.
         declared: The format that the checkpoint is stored in.
         device: ``cpu``, ``cuda:K``, ``mps``, or only the kind.
         native: The 16-bit formats that the device has instructions for (`native_formats`).
         purpose: See `Purpose`.
     """
     on_cpu = device.partition(":")[0] == "cpu"
+    if asked == "float16" and purpose == "training":
+        return Formats("float32", "float16")
     if asked != "auto":
         widened = purpose == "blocks" and on_cpu
         return Formats(asked, _computed(asked, on_cpu, native) if widened else asked)
