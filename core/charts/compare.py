@@ -6,6 +6,7 @@ dotted. Measured markers are filled, estimated ones hollow; retrained ones have 
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,19 +149,20 @@ def _line(
             hoverinfo="skip",
             showlegend=False,
             legendgroup=candidate.id,
-            name=f"{candidate.label}, p10 to p90",
+            name=f"{palette.literal(candidate.label)}, p10 to p90",
         )
     figure.add_scatter(
         x=[getattr(c, x) for c in line],
         y=[value(c, metric) for c in line],
-        name=candidate.label + (", estimated" if guessed else ""),
+        name=palette.literal(candidate.label) + (", estimated" if guessed else ""),
         legendgroup=candidate.id,
         mode="lines+markers",
         line={"color": look.colour, "width": 1.5 if guessed else 2.5}
         | {"dash": "dot" if guessed else look.dash},
         marker={"size": 9, "symbol": look.marker(hollow=guessed)},
         customdata=[[candidate.id, _spread(c)] for c in line],
-        hovertemplate=f"{candidate.label}<br>%{{x}}: %{{y:,.4g}}%{{customdata[1]}}<extra>"
+        hovertemplate=f"{palette.literal(candidate.label)}<br>%{{x}}: %{{y:,.4g}}"
+        "%{customdata[1]}<extra>"
         f"{'estimated' if guessed else 'measured'}</extra>",
     )
 
@@ -195,7 +197,7 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Cost]], x: str) 
             x=[getattr(cost, x)],
             y=[top],
             mode="markers",
-            name=f"{candidate.label}: out of memory",
+            name=f"{palette.literal(candidate.label)}: out of memory",
             legendgroup=candidate.id,
             showlegend=False,
             marker={
@@ -205,7 +207,8 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Cost]], x: str) 
                 "line": {"width": 1, "color": "#FFFFFF"},
             },
             customdata=[[candidate.id]],
-            hovertemplate=f"{candidate.label}, %{{x}}: out of memory{text}<extra></extra>",
+            hovertemplate=f"{palette.literal(candidate.label)}, %{{x}}: out of memory{text}"
+            "<extra></extra>",
         )
 
 
@@ -270,13 +273,13 @@ def against_ratio(
             figure.add_scatter(
                 x=[c.ratio for c, _ in points],
                 y=[v for _, v in points],
-                name=name + (", estimated" if guessed else ""),
+                name=palette.literal(name) + (", estimated" if guessed else ""),
                 legendgroup=name,
                 mode="lines+markers",
                 line={"color": look.colour, "width": 1.5 if guessed else 2.5}
                 | {"dash": "dot" if guessed else look.dash},
                 marker={"size": 9, "symbol": look.marker(hollow=guessed)},
-                customdata=[[c.id, c.label] for c, _ in points],
+                customdata=[[c.id, palette.literal(c.label)] for c, _ in points],
                 hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}"
                 f"<extra>{'estimated' if guessed else 'measured'}</extra>",
             )
@@ -331,13 +334,13 @@ def quality(
         figure.add_scatter(
             x=[c.ratio for c in points],
             y=[(c.ppl or math.nan) / base for c in points],
-            name=name,
+            name=palette.literal(name),
             mode="lines+markers",
             line={"color": look.colour, "width": 2.5, "dash": look.dash},
             marker={"size": [7 if c.is_plan else 12 for c in points], "symbol": look.symbol}
             | {"opacity": 1}
             | _outline(line[0].retrained),
-            customdata=[[c.id, c.label, _blocks(c)] for c in points],
+            customdata=[[c.id, palette.literal(c.label), _blocks(c)] for c in points],
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
             hovertemplate="%{customdata[1]}<br>%{x:.1%} removed: %{y:,.4g}%{customdata[2]}"
@@ -373,7 +376,7 @@ def _ring(figure: go.Figure, chosen: Sequence[Candidate], base: float) -> None:
             figure.add_scatter(
                 x=[candidate.ratio], y=[candidate.ppl / base], mode="markers", hoverinfo="skip",
                 marker={"symbol": "circle-open", "size": 22, "color": CHOSEN, "line_width": 3},
-                name=f"chosen: {candidate.label}",
+                name=f"chosen: {palette.literal(candidate.label)}",
             )  # fmt: skip
 
 
@@ -386,9 +389,9 @@ def _published(figure: go.Figure, published: Iterable[Row]) -> list[float]:
         x=[r["ratio"] for r in rows],
         y=[r["over_dense"] for r in rows],
         mode="markers",
-        name=f"published: {rows[0]['source']}",
+        name=f"published: {palette.literal(rows[0]['source'])}",
         marker={"symbol": "star-open", "size": 14, "color": "#7F7F7F", "line_width": 2},
-        customdata=[[r["label"], r["source"]] for r in rows],
+        customdata=[[palette.literal(r[key]) for key in ("label", "source")] for r in rows],
         hovertemplate="published: %{customdata[0]}<br>%{x:.1%} removed: %{y:.3g} x dense"
         "<extra>%{customdata[1]}</extra>",
     )
@@ -481,8 +484,8 @@ def _labels(
         taken.append(at)
         side = "right" if at[0] > min(xs) + 0.8 * wide else "left"
         figure.add_annotation(
-            x=at[0], y=at[1], text=row.candidate.label, showarrow=False, yshift=20, xanchor=side,
-            font={"size": palette.FONT_SIZE},
+            x=at[0], y=at[1], text=palette.literal(row.candidate.label), showarrow=False, yshift=20,
+            xanchor=side, font={"size": palette.FONT_SIZE},
         )  # fmt: skip
 
 
@@ -506,8 +509,11 @@ def _cloud(
         x=[_at(r, x) for r in rows],
         y=[_at(r, "ppl") for r in rows],
         mode="markers",
-        name=rows[0].candidate.series,
-        customdata=[[r.key, r.candidate.label, f"{r.candidate.ratio or 0:.1%}"] for r in rows],
+        name=palette.literal(rows[0].candidate.series),
+        customdata=[
+            [r.key, palette.literal(r.candidate.label), f"{r.candidate.ratio or 0:.1%}"]
+            for r in rows
+        ],
         marker={
             "color": look.colour,
             "symbol": [look.marker(hollow=o) for o in open_],
@@ -565,7 +571,7 @@ def data_of(figure: go.Figure) -> list[dict[str, Any]]:
             continue
         extra = trace.customdata if trace.customdata is not None else [[""]] * len(trace.x)
         for x, y, more in zip(trace.x, trace.y, extra, strict=True):
-            rows.append({"series": trace.name, "x": x, "y": y, "candidate": more[0]})
+            rows.append({"series": html.unescape(trace.name), "x": x, "y": y, "candidate": more[0]})
     return rows
 
 
@@ -579,8 +585,8 @@ def standalone(figure: go.Figure, note: str = "") -> str:
         margin={"l": 80, "r": 30, "t": 80, "b": 90},
     )
     page.add_annotation(
-        text=note, showarrow=False, xref="paper", yref="paper", x=0, y=0, xanchor="left",
-        yanchor="top", yshift=-60, font={"size": palette.FONT_SIZE},
+        text=palette.literal(note), showarrow=False, xref="paper", yref="paper", x=0, y=0,
+        xanchor="left", yanchor="top", yshift=-60, font={"size": palette.FONT_SIZE},
     )  # fmt: skip
     config = {"responsive": True, "toImageButtonOptions": {"scale": 3}}
     return str(page.to_html(include_plotlyjs=True, full_html=True, config=config))

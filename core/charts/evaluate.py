@@ -41,7 +41,7 @@ def task_dots(
     """
     evaluated = [one for one in evaluated if any(m in one.cells for m in tasks)]
     figure = go.Figure()
-    names = [m.label for m in tasks]
+    names = [palette.literal(m.label) for m in tasks]
     spread = min(0.2, 0.7 / max(1, len(evaluated)))
     looks = _looks(evaluated)
     for place, one in enumerate(evaluated):
@@ -53,7 +53,7 @@ def task_dots(
             y=[at + offset for at, _ in rows],
             error_x={"array": [cell.stderr or 0.0 for _, cell in rows], "thickness": 1.5},
             mode="markers",
-            name=one.variant.label,
+            name=palette.literal(one.variant.label),
             marker={"size": 11, "color": colour, "symbol": symbol,
                     "line": {"width": 1, "color": "#FFFFFF"}},
             customdata=[[names[at], cell.count] for at, cell in rows],
@@ -107,7 +107,7 @@ def skill_heatmap(rows: Sequence[BlockCost]) -> go.Figure:
     found = [[by_cell[block, *task] for block in blocks] for task in tasks]
     most = max((abs(row.delta) for line in found for row in line), default=0.0) or 1.0
     dense = {task: by_cell[-1, *task].value for task in tasks}
-    names = [f"{_short(task)} ({metric})" for task, metric in tasks]
+    names = [palette.literal(f"{_short(task)} ({metric})") for task, metric in tasks]
     figure = go.Figure(
         go.Heatmap(
             z=[[row.delta for row in line] for line in found],
@@ -159,8 +159,8 @@ def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=[[by[row, column]["ratio"] for column in columns] for row in rows],
-            x=[f"on {column}" for column in columns],
-            y=[f"plan from {row}" for row in rows],
+            x=[f"on {palette.literal(column)}" for column in columns],
+            y=[f"plan from {palette.literal(row)}" for row in rows],
             colorscale=palette.SCALE,
             xgap=3,
             ygap=3,

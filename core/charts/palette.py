@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import plotly.graph_objects as go
@@ -31,6 +32,15 @@ SEARCH = {
 """Colour and symbol of each method of search."""
 DIVERGING = [[0.0, "#0072B2"], [0.5, "#F2F2F2"], [1.0, "#D55E00"]]
 """Scale around zero; apart also without colour vision."""
+
+
+def literal(text: object) -> str:
+    """Escape a text from outside (a run's, checkpoint's or task's name) for a figure.
+
+    Plotly renders tags, entities, ``%{...}`` and TeX in names, labels and tooltips. `html.unescape`
+    gives the text back.
+    """
+    return html.escape(str(text), quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
 
 
 def layout(height: int, **more: Any) -> dict[str, Any]:

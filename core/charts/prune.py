@@ -34,7 +34,7 @@ def curve(
             x=[p[0] for p in line.points],
             y=[p[1] for p in line.points],
             customdata=[[", ".join(map(str, p[2])) or "none"] for p in line.points],
-            name=f"{line.name}, {line.kind}",
+            name=f"{palette.literal(line.name)}, {line.kind}",
             mode="lines+markers",
             line={"color": colour, "width": 2.5 if measured else 1.5}
             | {"dash": "solid" if measured else "dot"},
@@ -130,7 +130,7 @@ def block_strip(
             y=[0.8] * blocks,
             base=[row - 0.4] * blocks,
             width=0.86,
-            name=name,
+            name=palette.literal(name),
             showlegend=False,
             customdata=[[b, name, kinds[b]] for b in range(blocks)],
             text=[f"{rank[b]}" if b in rank and blocks <= 40 else "" for b in range(blocks)],
@@ -150,11 +150,12 @@ def block_strip(
             },
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
-            hovertemplate=f"block %{{customdata[0]}}: %{{customdata[2]}}<extra>plan {name}</extra>",
+            hovertemplate="block %{customdata[0]}: %{customdata[2]}"
+            f"<extra>plan {palette.literal(name)}</extra>",
         )
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[f"<b>{n}</b>" for n in reversed(names)],
+        ticktext=[f"<b>{palette.literal(n)}</b>" for n in reversed(names)],
         tickfont={"size": 15},
         range=[-0.5, len(names) - 0.5],
         showgrid=False,

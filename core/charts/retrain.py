@@ -190,7 +190,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             continue
         figure.add_bar(
             x=rows["recovered"].tolist(),
-            y=rows["name"].tolist(),
+            y=rows["name"].map(palette.literal).tolist(),
             orientation="h",
             name=method,
             text=[words.percent(share) for share in rows["recovered"]],
@@ -201,7 +201,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
         )
     figure.add_vline(x=1.0, line={"dash": "dash", "width": 2, "color": palette.PROTECTED})
     figure.update_xaxes(title="share of the gap recovered (dashed: dense)", tickformat=".0%")
-    order = table["name"].tolist()
+    order = table["name"].map(palette.literal).tolist()
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed")
     return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)
 
@@ -225,9 +225,9 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
         if "spread" in rows and rows["spread"].notna().any():
             error = {"error_y": {"type": "data", "array": rows["spread"].tolist()}}
         figure.add_bar(
-            x=rows["evaluated_on"].tolist(),
+            x=rows["evaluated_on"].map(palette.literal).tolist(),
             y=rows[value].tolist(),
-            name=variant,
+            name=palette.literal(variant),
             text=[palette.number(v) if pd.notna(v) else "" for v in rows[value]],
             textposition="outside",
             cliponaxis=False,
@@ -235,7 +235,7 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
                 "color": SERIES[place % len(SERIES)],
                 "pattern": _hatch(patterns[place % len(patterns)]),
             },
-            hovertemplate=f"{variant}, %{{x}}: %{{y:.4g}}<extra></extra>",
+            hovertemplate=f"{palette.literal(variant)}, %{{x}}: %{{y:.4g}}<extra></extra>",
             **error,
         )
     figure.update_yaxes(title=title)
