@@ -1,8 +1,33 @@
-"""Sizes and block numbers formatted for people, the same everywhere; no torch."""
+"""Sizes, block numbers and outside text formatted for people, the same everywhere; no torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+
+LINE_BREAKS = re.compile(r"[\r\n\t\f\v\x85\u2028\u2029]+")
+_ESCAPED = re.compile(
+    r"""
+    [\\`*\[\]$~|]                                  # code, emphasis, links, images, math, tables
+    | (?<![^\W_])_ | _(?![^\W_])                   # emphasis, not inside a word
+    | <(?=[A-Za-z/!?])                             # HTML and autolinks
+    | &(?=\#?\w+;)                                 # character references
+    | ^\s*(?:[-+=](?=[-=\s]*$|\s)|\#{1,6}(?=\s|$)|>)   # lists, rules, headings, quotes
+    """,
+    re.VERBOSE,
+)
+_NUMBERED = re.compile(r"^(\s*\d{1,9})([.)])(?=\s|$)")
+
+
+def markdown(text: object) -> str:
+    """Return text from outside in Markdown that shows it letter for letter, in one line.
+
+    Also in a cell of a table. A web address stays clickable, as its text is its target.
+    """
+    line = LINE_BREAKS.sub(" ", str(text))
+    line = re.sub(r"^\s{2,}", " ", line)  # an indented line would be code
+    line = _ESCAPED.sub(lambda m: m[0][:-1] + "\\" + m[0][-1], line)
+    return _NUMBERED.sub(r"\1\\\2", line)
 
 
 def size(count: float) -> str:

@@ -126,12 +126,13 @@ def _own_card(checkpoint: Checkpoint, record: Pruning | None) -> str:
     custom = own_code.is_trusted(checkpoint.folder)
     kept = f"{checkpoint.info.blocks} blocks, {checkpoint.info.parameters:,} parameters"
     title = f"{base.rpartition('/')[2] or 'Checkpoint'}, {kept}"
+    title = words.markdown(title)
     lines = model_card.front_matter(base, "depthcut") if record else []
     if record:
         method = "depth" if record.method == "depth" else f"width ({record.method})"
         # `retrain --merge` writes the whole checkpoint into this folder of its run
         then = ", then retrained" if checkpoint.folder.name == "merged" else ""
-        text = f"Pruned in {method} from {base} by Depthcut{then}."
+        text = f"Pruned in {words.markdown(method)} from {words.markdown(base)} by Depthcut{then}."
         lines += [f"# {title}", "", text, ""]
     else:
         lines += [f"# {title}", ""]

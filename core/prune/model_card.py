@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core import words
 from core.checkpoint import engines, locate
 from core.checkpoint.imported import Imported
 from core.checkpoint.own_code import MODELLING
@@ -33,7 +34,7 @@ def depth_card(
     criterion = record.criterion or "chosen by hand"
     lines = [
         *front_matter(record.base_model, "depth-pruning"),
-        f"# {locate.plain_name(record.base_model)} without {len(record.dropped)} blocks",
+        f"# {shown(record.base_model)} without {len(record.dropped)} blocks",
         "",
         "Depth pruning: whole transformer blocks are removed; "
         + ("all other weights are unchanged." if not record.healed else _HEALED[record.healed]),
@@ -42,7 +43,7 @@ def depth_card(
         "| | |",
         "| --- | --- |",
         *ancestry(record.base_model, record.source),
-        f"| criterion | {criterion} |",
+        fact("criterion", criterion),
         f"| dropped blocks | {_list(record.dropped)} of {record.blocks_before} |",
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
         parameters(record),
@@ -71,7 +72,7 @@ def _healing(found: Healing | None) -> list[str]:
     return [
         f"| healing | {found.asked}: {done} |",
         f"| healed seams | {'; '.join(parts)} |",
-        *([f"| healed on | {text.label}, a quarter of it held out |"] if text else []),
+        *([fact("healed on", f"{text.label}, a quarter of it held out")] if text else []),
         f"| held-out KL to the dense model | {found.kl_before:.4f} to {found.kl_after:.4f} nats "
         f"per token, {found.heldout_tokens:,} tokens |",
     ]
@@ -80,7 +81,17 @@ def _healing(found: Healing | None) -> list[str]:
 def ancestry(base: str, source: str) -> list[str]:
     """Return the table's rows on what a checkpoint was made from; they name no paths."""
     rows = {"base model": base, "made from": source}
-    return [f"| {key} | {locate.plain_name(name)} |" for key, name in rows.items()]
+    return [f"| {key} | {shown(name)} |" for key, name in rows.items()]
+
+
+def shown(recorded: str) -> str:
+    """Return the recorded name of a checkpoint without its path, as text that is not rendered."""
+    return words.markdown(locate.plain_name(recorded))
+
+
+def fact(name: str, value: object) -> str:
+    """Return a row of the table: a name of ours, and a value that may be text from outside."""
+    return f"| {name} | {words.markdown(value)} |"
 
 
 def origin(imported: Imported | None) -> list[str]:
@@ -89,8 +100,8 @@ def origin(imported: Imported | None) -> list[str]:
         return []
     found = f"{imported.file}, stored as {imported.how_stored}; see {Imported.FILE}"
     return [
-        f"| imported from | {found} |",
-        *([f"| license | {imported.license} |"] if imported.license else []),
+        fact("imported from", found),
+        *([fact("license", imported.license)] if imported.license else []),
     ]
 
 
@@ -130,7 +141,9 @@ def runs_in(config: Mapping[str, Any]) -> list[str]:
     """Return the section on which programs run the checkpoint with this config.json."""
     found = engines.rows(config)
     lines = ["## Runs in", "", "| program | runs | why | basis |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row.engine} | {row.runs} | {row.why} | {row.basis} |" for row in found]
+    lines += [
+        f"| {row.engine} | {row.runs} | {words.markdown(row.why)} | {row.basis} |" for row in found
+    ]
     lines += [
         "",
         "tested: Depthcut's tests run small models with blocks of this kind. documented: by the "

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from core import words
-from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import ancestry, front_matter, loading, origin, runs_in
+from core.prune.model_card import ancestry, fact, front_matter, loading, origin, runs_in, shown
 from core.prune.results import Pruning
 from core.quantize.results import QuantizationRecord
 
@@ -33,7 +32,7 @@ def quantized_card(
     elif pruning.method == "depth":
         made = [f"| pruned before | {len(pruning.dropped)} blocks removed |"]
     else:
-        made = [f"| pruned before | heads and neurons removed by {pruning.method} |"]
+        made = [fact("pruned before", f"heads and neurons removed by {pruning.method}")]
     one_byte = (
         " Each 4-bit number takes one byte, so that the weights compute on the CPU, CUDA and MPS."
         if record.bits == 4
@@ -41,7 +40,7 @@ def quantized_card(
     )
     lines = [
         *front_matter(record.base_model, f"{record.label}-weight-only", pruned=bool(made)),
-        f"# {locate.plain_name(record.source)} in {record.label}",
+        f"# {shown(record.source)} in {record.label}",
         "",
         f"Weight-only quantization by torchao {record.torchao}: {record.scheme}, one scale per "
         f"{per}. Activations are not quantized.{one_byte}",

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import ancestry, front_matter, loading, origin, runs_in
+from core.prune.model_card import ancestry, fact, front_matter, loading, origin, runs_in, shown
 from core.prune.results import Pruning
 from core.retrain.spec import LABELS, RetrainSpec
 
@@ -34,10 +33,10 @@ def merged_card(
         how = f"{len(pruning.dropped)} blocks removed"
         if pruning.method != "depth":
             how = f"heads and neurons removed by {pruning.method}"
-        pruned = [f"| pruned before | {how} |"]
+        pruned = [fact("pruned before", how)]
     lines = [
         *front_matter(base, f"{spec.method}-retrained"),
-        f"# {locate.plain_name(spec.checkpoint)}, retrained",
+        f"# {shown(spec.checkpoint)}, retrained",
         "",
         f"{label}"
         + (", whose adapter is merged into the weights." if spec.method == "lora" else "."),
@@ -46,7 +45,7 @@ def merged_card(
         "| --- | --- |",
         *ancestry(base, spec.checkpoint),
         *pruned,
-        f"| trained on | {_last(spec.data)} |",
+        fact("trained on", _last(spec.data)),
         f"| optimiser steps | {steps:,} |",
         f"| seed | {spec.seed} |",
         *origin(imported),

@@ -13,24 +13,14 @@ import re
 import pandas as pd
 import streamlit as st
 
+from core import words
 from core.errors import DepthcutError
 
 _JOINER = "\u2060"
 """An invisible character that keeps a shortcode from becoming an icon."""
-_ESCAPED = re.compile(
-    r"""
-    [\\`*\[\]$~|]                                  # code, emphasis, links, images, math, tables
-    | (?<![^\W_])_ | _(?![^\W_])                   # emphasis, not inside a word
-    | <(?=[A-Za-z/!?])                             # HTML and autolinks
-    | &(?=\#?\w+;)                                 # character references
-    | :(?=[A-Za-z:])                               # directives such as :red[...]
-    | ^\s*(?:[-+=](?=[-=\s]*$|\s)|\#{1,6}(?=\s|$)|>)   # lists, rules, headings, quotes
-    """,
-    re.VERBOSE,
-)
-_NUMBERED = re.compile(r"^(\s*\d{1,9})([.)])(?=\s|$)")
+_DIRECTIVE = re.compile(r":(?=[A-Za-z:])")
+"""What Streamlit would take for the start of :red[...]."""
 _SHORTCODE = re.compile(r":(?=[\w+-]+:|material[/_])")
-_BREAKS = re.compile(r"[\r\n\t\f\v\x85\u2028\u2029]+")
 
 
 def plain(text: object) -> str:
@@ -38,16 +28,13 @@ def plain(text: object) -> str:
 
     A web address stays clickable, as its text is its target.
     """
-    line = _BREAKS.sub(" ", str(text))
-    line = re.sub(r"^\s{2,}", " ", line)  # an indented line would be code
-    line = _ESCAPED.sub(lambda m: m[0][:-1] + "\\" + m[0][-1], line)
-    line = _NUMBERED.sub(r"\1\\\2", line)
+    line = _DIRECTIVE.sub(r"\:", words.markdown(text))
     return _SHORTCODE.sub(":" + _JOINER, line)
 
 
 def code(text: object) -> str:
     """Return Markdown that shows text letter for letter as code, within a line."""
-    line = _BREAKS.sub(" ", str(text))
+    line = words.LINE_BREAKS.sub(" ", str(text))
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if line[:1] in ("`", " ") or line[-1:] in ("`", " ") else ""
     return f"{fence}{pad}{line or ' '}{pad}{fence}"

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.checkpoint import locate
 from core.checkpoint.imported import Imported
-from core.prune.model_card import ancestry, front_matter, loading, origin, parameters, runs_in
+from core.prune.model_card import (
+    ancestry,
+    fact,
+    front_matter,
+    loading,
+    origin,
+    parameters,
+    runs_in,
+    shown,
+)
 from core.width.results import WidthPruning
 
 
@@ -25,7 +33,7 @@ def width_card(
     bias = record.bias_compensation
     lines = [
         *front_matter(record.base_model, "width-pruning"),
-        f"# {locate.plain_name(record.base_model)}, narrower by {record.label}",
+        f"# {shown(record.base_model)}, narrower by {record.label}",
         "",
         "Width pruning: attention heads and MLP neurons are removed; all other weights are "
         "unchanged."
@@ -35,9 +43,9 @@ def width_card(
         "| | |",
         "| --- | --- |",
         *ancestry(record.base_model, record.source),
-        f"| criterion | {record.criterion} |",
+        fact("criterion", record.criterion),
         f"| the method's own ratio | {record.method_ratio:.6g} |",
-        f"| calibrated on | {calibrated_on} |",
+        fact("calibrated on", calibrated_on),
         parameters(record),
         *origin(imported),
         f"| what each block keeps | {'; '.join(kept)} |",
