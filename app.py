@@ -28,6 +28,7 @@ if not name:
     st.stop()
 
 info = state.inspect(name)
+state.warnings(info)
 done = [r for r in state.workspace().runs() if r.state == "done"]
 scored = known.scored_runs(state.workspace(), info)
 pruned = lineage.made_from(done, name)

@@ -17,8 +17,7 @@ name = state.active_checkpoint()
 info = state.inspect(name)
 with st.expander("Another checkpoint"):
     state.picker()
-for warning in info.warnings:
-    say.warning(warning)
+state.warnings(info)
 if info.imported:
     say.info(" ".join([info.imported.summary, *info.imported.notes]))
 

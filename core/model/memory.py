@@ -29,9 +29,9 @@ def out_of_memory_explained(what: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        text = str(error)
+        detail = next(iter(str(error).splitlines()), "")[:200].rstrip(" .")
         raise OutOfMemoryError(
-            f"Out of memory while {what}: {(text.splitlines() or ['no detail'])[0][:200]}",
+            f"Out of memory while {what}{': ' * bool(detail)}{detail}.",
             "Use --dtype bfloat16, fewer samples or shorter rows, or a larger device.",
         ) from error
 

@@ -477,7 +477,7 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
     except BaseException as error:
         run.give_up_reserve()
         known = error if isinstance(error, DepthcutError) else as_known(error, folder=run.dir)
-        if known is not error:
+        if known is not error and not isinstance(known, OutputError):  # not for a full disk
             run.log(traceback.format_exc().rstrip())
         run.log(f"Error: {known}", plain=True)
         run.finish("failed", error=known.message, hint=known.hint)

@@ -134,6 +134,12 @@ def inspect(name: str) -> CheckpointInfo:
     raise AssertionError("st.stop ends the script")
 
 
+def warnings(info: CheckpointInfo) -> None:
+    """Show what a checkpoint's inspection warns of."""
+    for warning in info.warnings:
+        say.warning(warning)
+
+
 def describe(name: str) -> CheckpointInfo:
     """Return a checkpoint's description; raises `CheckpointError`."""
     return locate.open(name, need="headers", quantized=True).info

@@ -40,6 +40,20 @@ def test_every_library_says_it_in_its_own_words(text):
 
 
 @pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "Out of memory while multiplying."),
+        (RuntimeError("CUDA out of memory.\nMore"),
+         "Out of memory while multiplying: CUDA out of memory."),
+    ],
+)  # fmt: skip
+def test_the_message_is_one_sentence(error, message):
+    with pytest.raises(OutOfMemoryError) as caught, memory.out_of_memory_explained("multiplying"):
+        raise error
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",

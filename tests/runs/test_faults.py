@@ -295,6 +295,41 @@ def test_the_end_is_recorded_on_a_full_disk(place, tmp_path, monkeypatch, holds)
     assert DeviceLock("cpu").holder() is None
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    asked = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if not mount or subprocess.run(asked, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_fills_up_while_weights_are_saved(place, small_disk, monkeypatch, capfd):
+    """safetensors raises an exception of its own, which carries the system's reason."""
+    import slow_commands
+    import torch
+    from safetensors.torch import save_file
+
+    from core.retrain.weights import replace_folder
+
+    def fills_up(spec, run):
+        weights = {"w": torch.zeros(2**19)}
+        replace_folder(run.path("merged"), lambda to: save_file(weights, to / "model.safetensors"))
+
+    monkeypatch.setattr(slow_commands, "run", fills_up)
+    out = small_disk / "out"
+    assert execute(*wait_command(out, steps=1)) == 2
+    record = read_run(out)
+    assert record.state == "failed"
+    assert record.error == f"Cannot write {out}: No space left on device."
+    assert [p.name for p in out.iterdir()] == [".run"]
+    assert capfd.readouterr().err == f"Error: {record.error} {record.hint}\n"
+
+
 def test_a_finished_run_keeps_no_reserve(place, tmp_path):
     assert execute(*wait_command(tmp_path / "out", steps=1)) == 0
     assert not (tmp_path / "out/.run/reserve").exists()
