@@ -119,7 +119,7 @@ def mean_rates(found: Sequence[Rates]) -> Rates:
     kept = ("dtype", "asynchronous")
     fields = [f.name for f in dataclasses.fields(Rates) if f.name not in kept]
     means = {name: statistics.fmean(getattr(r, name) for r in found) for name in fields}
-    return dataclasses.replace(found[0], **means)
+    return Rates(**means, dtype=found[0].dtype, asynchronous=found[0].asynchronous)
 
 
 def weight_bytes(info: Shapes, dtype: str) -> int:

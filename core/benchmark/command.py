@@ -60,8 +60,8 @@ class BenchmarkSpec(DeviceOptions):
     )
     time_limit_s: float | None = option(
         None,
-        help="Time limit for all points; each visit makes at least two runs. Default: 90 on a CPU, "
-        "otherwise none.",
+        help="Time limit for all points and the search for the largest batch; each visit makes at "
+        "least two runs. Default: 90 on a CPU, otherwise none.",
         low=1,
         unit="seconds",
     )
@@ -202,8 +202,11 @@ class Session:
         self.skipped: list[Skipped] = []
         self.order: list[str] = []
         self.measured_rates: list[analytic.Rates] = []
+        can_run_out = device.startswith("cuda") or spec.memory_limit_mib is not None
+        self.finds_largest = spec.largest_batch and can_run_out
         limit = spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
-        self.cell_limit_s = limit / self.total if limit else None
+        parts = self.total + self.finds_largest * len(self.variants)
+        self.cell_limit_s = limit / parts if limit else None
 
     def request(self, variant: Variant, **changes: Any) -> dict[str, Any]:
         """Return a worker's request for one visit."""
@@ -219,6 +222,7 @@ class Session:
             "warmup": 1,
             "runs": 1,
             "cell_limit_s": self.cell_limit_s,
+            "search_limit_s": self.cell_limit_s,
             "memory_limit_mib": spec.memory_limit_mib,
             **changes,
         }
@@ -248,8 +252,7 @@ class Session:
             c for c in self.grid if visit == 0 or (c in variant.results and c not in known_full)
         ]
         self.done += len(self.grid) - len(left)
-        can_run_out = self.device.startswith("cuda") or spec.memory_limit_mib is not None
-        find = spec.largest_batch and can_run_out and visit == 0
+        find = self.finds_largest and visit == 0
         self.order.append(variant.name)
         warmup = max(1, protocol.share(spec.warmup, spec.visits, visit)) if spec.warmup else 0
         while left:
@@ -356,7 +359,8 @@ class Session:
         self.done += 1
         cell = result.cell
         if result.oom:
-            self.progress.log(f"{variant.name}: out of memory at batch {cell.batch_size}.")
+            why = results.WHY[result.limit or "memory"]
+            self.progress.log(f"{variant.name}, batch {cell.batch_size}: {why}.")
             return
         self.progress.metric(
             variant=variant.name,
@@ -439,7 +443,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
         rates=rates,
         analytic=results.accuracy(points),
     ).write(run)
-    return {"points": len(points), "out_of_memory": sum(p.oom for p in points)}
+    return {"points": len(points), "did_not_fit": sum(p.oom for p in points)}
 
 
 def _measure(session: Session, run: Run) -> analytic.Rates | None:

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from core.benchmark.results import Point
+from core.benchmark.results import Limit, Point
 
 PROMPT = "The Leaning Tower of Pisa is known for"
 TOP_K = 50
@@ -29,7 +29,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class CellResult:
-    """The measurements of one visit at one cell; ``oom`` cells have no runs."""
+    """The measurements of one visit at one cell; cells that do not fit (``oom``) have no runs."""
 
     cell: Cell
     visit: int
@@ -40,6 +40,8 @@ class CellResult:
     process_mib: float | None = None
     utilisation_pct: tuple[float, ...] = ()
     oom: bool = False
+    limit: Limit = ""
+    """What it ran into if it did not fit."""
 
 
 def visit_order(variants: Sequence[str], visits: int) -> list[tuple[int, str]]:
@@ -85,7 +87,7 @@ def point(
 ) -> Point:
     """Merge the visits of one cell into a row of points.csv.
 
-    If any visit ran out of memory, so did the point. Times are over the runs of all visits; memory
+    If any visit did not fit, neither did the point. Times are over the runs of all visits; memory
     is the maximum. If tensors were not counted, the allocator's memory stands for the peak.
     """
     cell = results[0].cell
@@ -98,6 +100,7 @@ def point(
         visits=len(results),
         estimated_latency_s=estimated_latency_s,
         estimated_memory_mib=estimated_memory_mib,
+        limit=next((r.limit for r in results if r.oom), ""),
     )
     if made.oom:
         return made

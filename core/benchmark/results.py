@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from core.benchmark import analytic
 from core.benchmark.analytic import Errors, Rates
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Cell = tuple[int, int, int]
 """Batch size, input tokens, output tokens."""
+Limit = Literal["", "memory", "kernels"]
+WHY: dict[str, str] = {
+    "memory": "out of memory",
+    "kernels": "too large for the GPU's kernels, whatever its memory",
+}
+"""What a batch that is too large runs into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class Point(CsvRow):
     peak_memory_mib: float | None = None
     utilisation_pct: float | None = None
     oom: bool = False
-    """Whether it ran out of memory on any visit."""
+    """Whether it did not fit on any visit: out of memory, unless `limit` says otherwise."""
     runs: int = 0
     latency_s_p10: float | None = None
     latency_s_p90: float | None = None
@@ -58,11 +64,18 @@ class Point(CsvRow):
     visits: int = 0
     estimated_latency_s: float | None = None
     estimated_memory_mib: float | None = None
+    limit: Limit = ""
+    """What it ran into if it did not fit; empty in files of earlier versions."""
 
     @property
     def cell(self) -> Cell:
         """The point of the grid."""
         return self.batch_size, self.input_tokens, self.output_tokens
+
+    @property
+    def why_unmeasured(self) -> str:
+        """What it ran into, in words; empty if it was measured."""
+        return WHY[self.limit or "memory"] if self.oom else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +102,18 @@ class TimedRun(CsvRow):
 
 @dataclass(frozen=True, kw_only=True)
 class Largest:
-    """The largest batch that fits, confirmed by generating with it."""
+    """The largest batch that fits."""
 
     batch_size: int
     """0 if the weights alone do not fit."""
-    fails_at: int
-    """A batch that was tried and did not fit; 65,536 if the largest that GPU kernels take does."""
+    fails_at: int | None = None
+    """A batch that did not fit; 65,536 if the largest that GPU kernels take does; None if the time
+    limit came first."""
     output_tokens: int | None = None
+    limit: str = "memory"
+    """What ended the search: memory, kernels (GPU kernels take no larger batch), or time."""
+    confirmed: bool = True
+    """Whether a whole generation was made with it, not only its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +133,7 @@ class MeasuredVariant:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A point that was not measured, because a smaller one ran out of memory."""
+    """A point that was not measured, because a smaller one did not fit."""
 
     variant: str
     batch_size: int

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from core import noise
 from core.benchmark import meter
 from core.benchmark.protocol import Cell
+from core.benchmark.results import Limit
 from core.checkpoint import config_rules, headers
 from core.errors import DepthcutError, OutOfMemoryError
 from core.runs.devices import MIB
@@ -51,6 +52,8 @@ class Request:
     cells: tuple[tuple[int, int], ...] = ()
     """(batch size, output tokens), in order."""
     cell_limit_s: float | None = None
+    search_limit_s: float | None = None
+    """Time for finding the largest batch; None is no limit."""
     memory_limit_mib: int | None = None
     count_tensors: bool = False
     """Also count the memory of tensors at every point if the device does not report it (CPU)."""
@@ -96,6 +99,11 @@ def load(request: Request, device: torch.device) -> Any:
 
 class Visit:
     """The measurements of one loaded model."""
+
+    limit: Limit = ""
+    """What the last work that did not fit ran into."""
+    slowest_s = 0.0
+    """Seconds of the latest cell's slowest generation."""
 
     def __init__(self, request: Request, emit: Emit) -> None:
         """Load what ``request`` names, under its memory limit."""
@@ -166,24 +174,23 @@ class Visit:
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
         """Do ``work`` and return (True, result), or (False, None) if it is too large.
 
-        Too large means that memory ran out, or that no GPU kernel takes a batch of this size.
+        Too large means that memory ran out, or that no GPU kernel takes a batch of this size;
+        `limit` then tells which.
         """
         from core.model import memory
 
+        self.limit = ""
         try:
             with memory.out_of_memory_explained("generating"):
-                result = work()
+                return True, work()
         except OutOfMemoryError:
-            result = None
+            self.limit = "memory"
         except RuntimeError as error:
-            text = str(error).lower()
-            signs = ("can't start new thread", *memory.BEYOND_LAUNCH)
-            if not any(sign in text for sign in signs):
+            if not any(sign in str(error).lower() for sign in memory.BEYOND_LAUNCH):
                 raise
-            result = None
-        if result is None:
-            memory.free_memory(self.device)
-        return result is not None, result
+            self.limit = "kernels"
+        memory.free_memory(self.device)
+        return False, None
 
     def cells(self) -> int:
         """Measure every cell, skipping larger ones after running out; return the largest batch."""
@@ -199,9 +206,11 @@ class Visit:
             if ok:
                 largest = max(largest, batch)
                 self.measured.append(cell)
+                self.slowest_s = max(result["latencies_s"])
             else:
                 full.append(cell)
-            self.emit("result", **dataclasses.asdict(cell), oom=not ok, **(result or {}))
+            found = {"oom": not ok, "limit": self.limit, **(result or {})}
+            self.emit("result", **dataclasses.asdict(cell), **found)
         return largest
 
     def tensors(self) -> None:
@@ -278,25 +287,58 @@ class Visit:
 
         return self.fits(work)[0]
 
+    def _generate(self, batch: int, config: Any) -> None:
+        """Generate once with ``batch`` sequences."""
+        from core.benchmark import generate
+
+        generate.timed(self.model, self.prompts(batch), config)
+
     def largest(self, start: int) -> None:
-        """Find the largest batch that fits by doubling and bisection, confirmed by generating."""
+        """Find the largest batch that fits by doubling and bisection, confirmed by generating.
+
+        ``start`` is a batch that fits, or 0. The search ends before a try that would presumably
+        exceed its time limit: tries take time in proportion to the batch, or less.
+        """
         from core.benchmark import generate
 
         output = max(o for _, o in self.request.cells)
-        low, high = 0, max(1, start)
-        while high <= LARGEST_TRIED and self.holds(high, output):
-            double = min(2 * high, LARGEST_TRIED)
-            low, high = high, double if high < LARGEST_TRIED else LARGEST_TRIED + 1
-        while high <= LARGEST_TRIED and high - low > max(1, low // 32):
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.holds(middle, output) else (low, middle)
+        end = time.perf_counter() + (self.request.search_limit_s or float("inf"))
+
+        def has_time(seconds: float) -> bool:
+            return time.perf_counter() + seconds <= end
+
+        low, fails, limit = 0, None, ""
+        batch, last = max(1, start), (1, 0.0)
+        while batch and has_time(last[1] * batch / last[0]):
+            began = time.perf_counter()
+            if self.holds(batch, output):
+                low, last = batch, (batch, time.perf_counter() - began)
+            else:
+                fails, limit = batch, self.limit
+            batch = _next_batch(low, fails)
+        if batch:
+            limit = "time"
+        elif fails is None:
+            fails, limit = LARGEST_TRIED + 1, "kernels"
         config = generate.force_length(self.model, output)
-        while low:
-            prompts = functools.partial(self.prompts, low)
-            if self.fits(lambda made=prompts: generate.timed(self.model, made(), config))[0]:  # type: ignore[misc]
-                break
-            high, low = low, low - max(1, low // 32)
-        self.emit("largest", batch_size=low, fails_at=high, output_tokens=output)
+        confirmed = False
+        while low and not confirmed and has_time(self.slowest_s * max(1.0, low / max(1, start))):
+            work = functools.partial(self._generate, low, config)
+            confirmed = self.fits(work)[0]
+            if not confirmed:
+                fails, limit = low, self.limit
+                low -= max(1, low // 32)
+        self.emit(
+            "largest", batch_size=low, fails_at=fails, output_tokens=output, limit=limit,
+            confirmed=confirmed or not low,
+        )  # fmt: skip
+
+
+def _next_batch(low: int, fails: int | None) -> int:
+    """Return the batch to try after ``low`` fits and ``fails`` does not; 0 to stop."""
+    if fails is None:
+        return 0 if low == LARGEST_TRIED else min(2 * low, LARGEST_TRIED)
+    return (low + fails) // 2 if fails - low > max(1, low // 32) else 0
 
 
 def work(request: Request, emit: Emit) -> None:

@@ -192,12 +192,14 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Cost]], x: str) 
     top = 1.15 * max(ys, default=1.0)
     for candidate, cost in lost:
         needed = cost.estimated_memory_mib
-        text = f"<br>would need about {needed:,.0f} MiB" if needed else ""
+        text = (
+            f"<br>would need about {needed:,.0f} MiB" if needed and cost.limit != "kernels" else ""
+        )
         figure.add_scatter(
             x=[getattr(cost, x)],
             y=[top],
             mode="markers",
-            name=f"{palette.literal(candidate.label)}: out of memory",
+            name=f"{palette.literal(candidate.label)}: {cost.why_unmeasured}",
             legendgroup=candidate.id,
             showlegend=False,
             marker={
@@ -207,7 +209,7 @@ def _crosses(figure: go.Figure, lost: Sequence[tuple[Candidate, Cost]], x: str) 
                 "line": {"width": 1, "color": "#FFFFFF"},
             },
             customdata=[[candidate.id]],
-            hovertemplate=f"{palette.literal(candidate.label)}, %{{x}}: out of memory{text}"
+            hovertemplate=f"{palette.literal(candidate.label)}, %{{x}}: {cost.why_unmeasured}{text}"
             "<extra></extra>",
         )
 

@@ -58,8 +58,8 @@ def _figure(row: Outcome, name: str) -> float:
 
 
 def within(rows: Sequence[Outcome], budget: Budget) -> list[Outcome]:
-    """Return the rows within every limit that did not run out of memory."""
-    return [r for r in rows if not broken(r, budget) and r.kind_of_cost != "out of memory"]
+    """Return the rows within every limit that fitted the device."""
+    return [r for r in rows if not broken(r, budget) and r.kind_of_cost != "did not fit"]
 
 
 def best(rows: Sequence[Outcome], budget: Budget) -> Outcome | None:

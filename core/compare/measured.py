@@ -122,7 +122,7 @@ def table(
 ) -> list[Outcome]:
     """Return one outcome per candidate at one cell of the grid.
 
-    Its cost is measured, estimated (from ``estimates``, by id), out of memory, or unknown.
+    Its cost is measured, estimated (from ``estimates``, by id), "did not fit", or unknown.
     """
     at = {c.id: c for c in costs if cell is None or c.cell == cell}
     dense = next((c for c in found if c.kind == "dense"), None)
@@ -133,7 +133,7 @@ def table(
         cost = real or guess
         source = "measured" if real else "estimated" if guess else "unknown"
         if real and real.oom:
-            source = "out of memory"
+            source = "did not fit"
         relative = candidate.ppl / dense.ppl if candidate.ppl and dense and dense.ppl else None
         outcome = Outcome(candidate, relative, kind_of_cost=source)
         result.append(_with_cost(outcome, cost) if cost else outcome)

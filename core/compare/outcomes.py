@@ -25,7 +25,7 @@ class Outcome:
     reserved_mib: float | None = None
     process_mib: float | None = None
     kind_of_cost: str = "unknown"
-    """measured, estimated, out of memory, or unknown."""
+    """measured, estimated, did not fit, or unknown."""
 
     @property
     def key(self) -> str:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__).parent
-KINDS = ("measured", "estimated", "published", "unknown", "out of memory")
+KINDS = ("measured", "estimated", "published", "unknown", "did not fit")
 """Values that are drawn as labels in tables."""
 
 

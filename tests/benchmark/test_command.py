@@ -85,7 +85,7 @@ def test_running_out_of_memory_is_a_result(bench, tiny_dir, monkeypatch):
     folder = tiny_dir("gqa", vocab_size=20000)
     points, _, summary = bench(
         folder, "--batch-sizes", "1,1000,2000", "--output-tokens", "2", "--runs", "2",
-        "--warmup", "0", "--memory-limit-mib", "200", "--random-weights",
+        "--warmup", "0", "--memory-limit-mib", "200", "--random-weights", "--time-limit-s", "600",
     )  # fmt: skip
     assert [(p["batch_size"], p["oom"]) for p in points] == [("1", "false"), ("1000", "true")]
     assert points[1]["latency_s_mean"] == ""
