@@ -253,7 +253,7 @@ class Maker:
             benchmark.MeasuredVariant(name=n, path=p, parameters=2_222_464, dtype="float32")
             for n, p in places.items()
         )
-        rates = Rates(2e10, 8e9, "float32", 2e-5)
+        rates = Rates(2e10, 8e9, 2e-5)
         summary = benchmark.Summary(
             device="cpu", device_name="CPU", threads=2, input_tokens=12, seed=1, variants=variants,
             order=tuple(places), peak_memory="process growth", rates=rates,

@@ -22,7 +22,7 @@ that they measure. Chosen, not measured."""
 PROBE_BLOCKS = {"cpu": (1, 5), "cuda": (4, 20), "mps": (4, 20)}
 """Blocks of the two models; more on devices whose host launches kernels, at times that vary."""
 LOGITS = {"cpu": (16, 4096), "cuda": (64, 32768), "mps": (64, 32768)}
-"""Sequences and vocabulary to measure sampling; on a GPU so many that launching hardly counts."""
+"""Sequences and vocabulary to measure sampling; on a GPU enough for launching to hardly count."""
 READ_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30, "mps": 256 * 2**20}
 """Weights read to measure bandwidth; chosen larger than the caches of common devices of a kind."""
 SQUARE = {"cpu": 1024, "cuda": 8192, "mps": 2048}

@@ -53,7 +53,7 @@ class Request:
     """(batch size, output tokens), in order."""
     cell_limit_s: float | None = None
     search_limit_s: float | None = None
-    """Time for finding the largest batch; None is no limit."""
+    """Time for finding the largest batch; None: unlimited."""
     memory_limit_mib: int | None = None
     count_tensors: bool = False
     """Also count the memory of tensors at every point if the device does not report it (CPU)."""
