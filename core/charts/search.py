@@ -34,7 +34,7 @@ def best_curve(found: Sequence[Found], objective: str) -> go.Figure:
         if not y:
             continue
         figure.add_scatter(
-            x=[*x, end],
+            x=[*x, 1.02 * end],
             y=[*y, y[-1]],
             mode="lines+text",
             line={"shape": "hv", "color": palette.PROTECTED, "width": 1.5},
@@ -138,10 +138,10 @@ def interaction_heatmap(
     sizes = sorted(abs(row.interaction) for row in known if row.interaction is not None)
     top = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0) or 1e-9
     cut = bool(sizes) and sizes[-1] > top
-    ends = [-top, -top / 2, 0.0, top / 2, top]
-    words = [palette.number(v) if v else "0" for v in ends]
+    ends = [-top, 0.0, top]
+    words = [f"{'+' if v > 0 else ''}{palette.number(v)}" if v else "0" for v in ends]
     if cut:
-        words[0], words[-1] = f"{words[0]} or less", f"{words[-1]} or more"
+        words[0], words[-1] = f"\u2264 {words[0]}", f"\u2265 {words[-1]}"
     figure = go.Figure(
         go.Heatmap(
             z=[[matrix[a][b] for b in blocks] for a in blocks],
@@ -153,7 +153,11 @@ def interaction_heatmap(
             ygap=1,
             colorscale=palette.DIVERGING,
             colorbar=palette.colour_bar(
-                "beyond the sum of both alone, nats", tickvals=ends, ticktext=words
+                "nats beyond the sum of both alone",
+                tickvals=ends,
+                ticktext=words,
+                len=0.8,
+                tickangle=0,
             ),
             hoverinfo="skip",
         )
@@ -185,8 +189,12 @@ def interaction_heatmap(
     )
     step = {"dtick": 1} if len(blocks) <= 24 else {"dtick": 2}
     edges = [blocks[0] - 0.5, blocks[-1] + 0.5] if blocks else [0, 1]
-    figure.update_xaxes(title="block", range=edges, showgrid=False, zeroline=False, **step)
+    figure.update_xaxes(range=edges, showgrid=False, zeroline=False, **step)
     figure.update_yaxes(title="block", range=edges[::-1], showgrid=False, zeroline=False, **step)
     pad = {"clickmode": "event+select", "dragmode": False, "hoverdistance": 1000}
+    figure.add_annotation(
+        text="block", xref="paper", x=0.5, yref="paper", y=0, yshift=-48, showarrow=False,
+        font={"size": palette.FONT_SIZE + 1},
+    )  # fmt: skip
     height = min(720, 260 + 18 * len(blocks))
     return palette.dress(figure, height, **pad, **palette.BELOW_BAR)

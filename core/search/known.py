@@ -58,7 +58,7 @@ def in_order(rows: Sequence[SetRow]) -> tuple[SetRow, ...]:
     return tuple(sorted(rows, key=lambda row: (row.count, row.cost)))
 
 
-def table(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
+def cells(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
     """Return the table of sets, one row each in the order of ``rows``."""
     healed = any(row.heal != "none" for row in rows)
     return [

@@ -17,6 +17,7 @@ from core.runs.spec import build
 from core.runs.workspace import read_run
 from core.ui import say, state, text_choice, widgets
 from core.ui.prune_pad import Pad, kept
+from core.ui.say import plain
 
 ABOUT = {
     "none": "Copies the kept weights unchanged; needs no device.",
@@ -63,9 +64,10 @@ def problem_of(values: dict[str, Any], info: CheckpointInfo) -> str:
         return str(error)
     names = "; ".join(words.block_ranges(range(s.first, s.end)) for s in found)
     rows, length = spec.samples or command.SAMPLES, command.length_of(spec, info)
+    seam = "Seam" if len(found) == 1 else "Seams"
     say.caption(
-        f"{'Seam' if len(found) == 1 else 'Seams'}: {names}. Healed on {rows} rows of {length} "
-        "tokens, a quarter of them held out."
+        f"{seam} at blocks {names}, healed on {rows} rows of {length} tokens, a quarter of them "
+        "held out."
     )
     return ""
 
@@ -110,7 +112,8 @@ def _pair(
         return
     whole = f"; dense {dense:.4g}" if dense else ""
     change = f" ({after / before - 1:+.1%})" if before else ""
+    was = f"plain {before:.4g}{change}{whole}"
     column.metric(
-        f"{title}, healed", f"{after:.4g}", f"plain {before:.4g}{change}{whole}", delta_color="off",
-        delta_arrow="off",
+        plain(f"{title}, healed"), plain(f"{after:.4g}"), plain(was),
+        delta_color="off", delta_arrow="off",
     )  # fmt: skip

@@ -230,7 +230,7 @@ def _results(record: RunRecord, pad: Pad) -> None:
     turn = int(st.session_state.setdefault("search_turn", 0))
     key = f"search_sets_{record.id}_{turn}"
     st.dataframe(
-        pd.DataFrame(known.table(rows, summary)),
+        pd.DataFrame(known.cells(rows, summary)),
         hide_index=True,
         key=key,
         height=min(560, 38 + 35 * len(rows)),

@@ -1,0 +1,95 @@
+"""The Heal choice of the Prune page without a browser, and what it shows after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from core.checkpoint import headers
+from core.runs import workspace
+from core.ui import heal_form
+
+ROOT = Path(__file__).parents[2]
+HEALING = {
+    "asked": "auto",
+    "method": "refit",
+    "kl_before": 0.5,
+    "kl_after": 0.25,
+    "nll_dense": 0.0,
+    "nll_before": 2.0,
+    "nll_after": 1.0,
+    "tried": {"refit": 0.25, "linear": 0.4},
+    "heldout_tokens": 64,
+    "calibration": {"source": "demo", "samples": 8, "length": 32, "seed": 7},
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+def open_page(tiny_gqa, drop):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["model"], at.query_params["drop"] = str(tiny_gqa), drop
+    at.switch_page("pages/prune.py").run()
+    assert not at.exception, at.exception
+    return at
+
+
+def command(at):
+    return next(c.value for c in at.code if " prune " in c.value)
+
+
+def captions(at):
+    return " ".join(c.value for c in at.caption)
+
+
+def test_the_choice_makes_the_command(here, tiny_gqa):
+    at = open_page(tiny_gqa, "3,1")
+    assert "--heal" not in command(at)
+    heal = at.radio(key="pad_heal")
+    heal.set_value("refit").run()
+    assert "--heal refit" in command(at)
+    assert "Seams at blocks 1; 3, healed on 128 rows of" in captions(at)
+    at.number_input(key="PruneSpec_samples").set_value(4).run()
+    at.number_input(key="PruneSpec_length").set_value(16).run()
+    assert "needs at least 640 tokens" in " ".join(e.value for e in at.error)
+    assert next(b for b in at.button if b.label == "Create the variant").disabled
+    at = open_page(tiny_gqa, "0")
+    at.radio(key="pad_heal").set_value("linear").run()
+    assert "the cut begins at block 0" in " ".join(e.value for e in at.error)
+
+
+def test_plain_and_healed_stand_side_by_side(here, tiny_gqa):
+    folder = here.root / "healed"
+    (folder / ".run").mkdir(parents=True)
+    spec = {"checkpoint": str(tiny_gqa), "out": str(folder)}
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "prune", "spec": spec})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    cut = {"method": "depth", "source_key": headers.inspect(tiny_gqa).key, "dropped": [3, 1]}
+    workspace.write_json(folder / "pruning.json", {**cut, "healing": HEALING})
+    at = open_page(tiny_gqa, "1,3")
+    table = at.table[0].value
+    assert table.loc["healed", "plan A"] == "refit"
+    assert table.loc["KL: plain, healed", "plan A"] == "0.5, 0.25 (measured)"
+    assert table.loc["perplexity: plain, healed", "plan A"] == "7.389, 2.718 (measured)"
+    assert table.loc["perplexity: plain, healed", "dense"] == "1"
+    assert table.loc["healed", "plan B"] == "not healed yet"
+    assert "(64 tokens) of the healing text demo, 8 x 32 tokens, seed 7; cpu, float32" in (
+        captions(at)
+    )
+
+    def script():
+        import streamlit as st
+
+        from core.ui import heal_form
+
+        heal_form.result(st.session_state["run"])
+
+    shown = AppTest.from_function(script)
+    shown.session_state["run"] = "healed"
+    shown.run()
+    assert [(m.label, m.value, m.delta) for m in shown.metric] == [
+        ("KL to the dense model, healed", "0.25", "plain 0.5 (-50.0%)"),
+        ("Perplexity, healed", "2.718", "plain 7.389 (-63.2%); dense 1"),
+    ]
+    assert set(heal_form.ABOUT) == {"none", "refit", "linear", "scale", "auto"}
