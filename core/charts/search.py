@@ -187,10 +187,11 @@ def interaction_heatmap(
         showlegend=False,
         marker={"symbol": "x", "size": 9, "color": palette.DROPPED},
     )
-    step = {"dtick": 1} if len(blocks) <= 24 else {"dtick": 2}
     edges = [blocks[0] - 0.5, blocks[-1] + 0.5] if blocks else [0, 1]
-    figure.update_xaxes(range=edges, showgrid=False, zeroline=False, **step)
-    figure.update_yaxes(title="block", range=edges[::-1], showgrid=False, zeroline=False, **step)
+    plain = {"showgrid": False, "zeroline": False, "tickformat": "d"}
+    figure.update_xaxes(range=edges, nticks=14, tickangle=0, **plain)
+    step = 1 if len(blocks) <= 24 else 2
+    figure.update_yaxes(title="block", range=edges[::-1], dtick=step, **plain)
     pad = {"clickmode": "event+select", "dragmode": False, "hoverdistance": 1000}
     figure.add_annotation(
         text="block", xref="paper", x=0.5, yref="paper", y=0, yshift=-48, showarrow=False,

@@ -21,6 +21,9 @@ RESAMPLES = 2000
 SEED = 1234
 INTERVAL = (0.025, 0.975)
 """A 95 % interval."""
+FEWEST = 6
+"""Rows from which on a difference can be called certain: with fewer, all of them point the same way
+by chance in more than 5 % of cases (sign test)."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,14 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
     }
     evidence["held-out rows"] = f"{found[0].rows}, {summary.heldout}"
     sure = [one for one in found if one.is_certain]
+    if found[0].rows < FEWEST:
+        return Finding(
+            "methods-alike",
+            f"{found[0].rows} held-out rows are too few to distinguish the methods.",
+            evidence,
+            f"Search again with --samples 10, or with another text if this one has no more rows: "
+            f"at least {FEWEST} held-out rows are needed.",
+        )
     if not sure:
         counts = sorted({one.count for one in found})
         return Finding(

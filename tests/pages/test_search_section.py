@@ -63,7 +63,7 @@ def searched(tmp_path, monkeypatch, tiny_gqa):
     found = [row(name, drop, KL[name], heldout_kl=KL[name] + 0.1) for name, drop in SETS.items()]
     SetRow.write(files, found)
     PairRow.write(files, [PairRow(a, b, 2.0, kl, beyond) for a, b, kl, beyond in PAIRS])
-    rows = [*heldout("1 2", (0.5, 0.7, 0.6, 0.6)), *heldout("1 3", (0.3, 0.5, 0.4, 0.4))]
+    rows = [*heldout("1 2", (0.5, 0.7) * 3), *heldout("1 3", (0.3, 0.5) * 3)]
     HeldoutRow.write(files, rows)
     lines = [Found("one-shot", 2, 12, 0.5), Found("greedy", 2, 20, 0.3)]
     text = "".join(json.dumps(one.__dict__) + "\n" for one in lines)
@@ -137,24 +137,27 @@ def test_a_click_takes_the_set_into_the_plan(monkeypatch):
 
 def test_methods_are_compared_on_rows_that_chose_nothing():
     sets = [row(name, drop, KL[name]) for name, drop in SETS.items()]
-    apart = [*heldout("1 2", (0.5, 0.7, 0.6, 0.6)), *heldout("1 3", (0.3, 0.5, 0.4, 0.4))]
+    apart = [*heldout("1 2", (0.5, 0.7) * 3), *heldout("1 3", (0.3, 0.5) * 3)]
     (found,) = differences(sets, apart, "kl")
-    assert (found.chosen, found.others, found.rows) == (("greedy",), ("one-shot",), 4)
+    assert (found.chosen, found.others, found.rows) == (("greedy",), ("one-shot",), 6)
     assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
-    noisy = [*heldout("1 2", (0.1, 0.9, 0.2, 0.8)), *heldout("1 3", (0.8, 0.2, 0.9, 0.1))]
+    noisy = [*heldout("1 2", (0.1, 0.9) * 3), *heldout("1 3", (0.8, 0.2) * 3)]
     (found,) = differences(sets, noisy, "kl")
     assert found.mean == pytest.approx(0)
     assert not found.is_certain
-    assert differences(sets, noisy[::4], "kl") == []  # one row: nothing to resample
+    assert differences(sets, noisy[::6], "kl") == []  # one row: nothing to resample
 
 
 def test_methods_that_do_not_differ_are_said_to(searched):
     files = Files(searched)
     HeldoutRow.write(
         files,
-        [*heldout("1 2", (0.1, 0.9, 0.2, 0.8)), *heldout("1 3", (0.8, 0.2, 0.9, 0.1))],
+        [*heldout("1 2", (0.1, 0.9) * 3), *heldout("1 3", (0.8, 0.2) * 3)],
     )
     assert "do not differ beyond noise: with 2 blocks" in of_search(searched).sentence
+    few = [*heldout("1 2", (0.5,) * 5), *heldout("1 3", (0.3,) * 5)]
+    HeldoutRow.write(files, few)
+    assert of_search(searched).sentence.startswith("5 held-out rows are too few")
     SetRow.write(files, [row("one-shot", "1 2", 0.5), row("greedy", "2 1", 0.5)])
     assert of_search(searched).sentence == "All methods found the same sets for 2 blocks removed."
 
