@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import streamlit as st
 
 from core.charts.checkpoint import parameter_bars
 from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
-from core.ui import frame, say, state
+from core.ui import frame, heal_form, say, state
 from core.ui.say import plain
 from core.words import size
 
@@ -29,6 +31,7 @@ tiles[3].metric(
     "On disk", size(info.disk_bytes) if info.has_weights else "config only", border=True
 )
 
+heal_form.of_folder(Path(info.path))
 st.subheader("Where the parameters are")
 st.plotly_chart(
     parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."

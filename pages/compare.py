@@ -21,7 +21,7 @@ from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
-from core.ui import compare_launch, export, findings, frame, report, say, state
+from core.ui import compare_launch, export, findings, frame, heal_form, report, say, state
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -230,6 +230,8 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
         own = None if found.is_plan else info_of(found)
         if found.kind == "width" and own:
             st.plotly_chart(parameter_bars(own), key="chosen_width", alt="Parameters by block.")
+        if found.healed:
+            heal_form.of_folder(found.folder)
         with st.container(horizontal=True):
             if found.folder:
                 if st.button("Make it the active checkpoint", icon=":material/check:"):

@@ -75,7 +75,13 @@ def problem_of(values: dict[str, Any], info: CheckpointInfo) -> str:
 def result(run_id: str) -> None:
     """Draw what healing gained in a finished run; nothing if it was not asked for."""
     record = read_run(state.workspace().root / run_id) if run_id else None
-    cut = Pruning.read(record.path) if record and record.state == "done" else None
+    if record and record.state == "done":
+        of_folder(record.path)
+
+
+def of_folder(folder: Path | None) -> None:
+    """Draw what healing gained for the checkpoint in ``folder``; nothing if it was not healed."""
+    cut = Pruning.read(folder) if folder else None
     if cut and cut.healing:
         gain(cut.healing)
 

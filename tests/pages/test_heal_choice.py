@@ -7,6 +7,7 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
+from core.prune import depth
 from core.runs import workspace
 from core.ui import heal_form
 
@@ -92,4 +93,12 @@ def test_plain_and_healed_stand_side_by_side(here, tiny_gqa):
         ("KL to the dense model, healed", "0.25", "plain 0.5 (-50.0%)"),
         ("Perplexity, healed", "2.718", "plain 7.389 (-63.2%); dense 1"),
     ]
+    depth.prune(tiny_gqa, (1, 3), folder, healing=None, overwrite=True)
+    written = workspace.read_json(folder / "pruning.json")
+    workspace.write_json(folder / "pruning.json", {**written, "healing": HEALING})
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    page.query_params["model"] = str(folder)
+    page.switch_page("pages/checkpoint.py").run()
+    assert not page.exception
+    assert "Healed by refit." in " ".join(m.value for m in page.markdown)
     assert set(heal_form.ABOUT) == {"none", "refit", "linear", "scale", "auto"}
