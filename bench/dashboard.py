@@ -134,5 +134,5 @@ def chromium(**options: Any) -> Iterator[Any]:
 def settled(page: Any) -> None:
     """Wait until none of the page's scripts is running."""
     app = '[data-testid="stApp"][data-test-script-state="notRunning"]'
-    page.locator(app).wait_for(state="attached", timeout=60000)
-    page.locator('[data-testid="stStatusWidget"]').wait_for(state="detached", timeout=60000)
+    page.locator(app).wait_for(state="attached", timeout=180000)
+    page.locator('[data-testid="stStatusWidget"]').wait_for(state="detached", timeout=180000)
