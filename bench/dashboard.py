@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.runs.workspace import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
@@ -43,19 +45,22 @@ def fill(folder: Path, *, full: bool = False) -> None:
 
 
 def borrow(proof: Path, folder: Path) -> None:
-    """Put the runs of `bench.smollm2` into a workspace: records are copied, weights linked.
+    """Put the finished runs of `bench.smollm2` into a workspace: records copied, weights linked.
 
     Their records then name ``folder`` instead of ``proof``.
     """
-    for path in sorted(proof.rglob("*")):
-        target = folder / path.relative_to(proof)
-        if path.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        elif path.suffix in _RECORDS and path.name != "tokenizer.json":
-            text = path.read_text(encoding="utf-8").replace(str(proof), str(folder))
-            target.write_text(text, encoding="utf-8")
-        elif path.suffix != ".gguf" and not target.exists():
-            target.symlink_to(path)
+    for run in sorted(proof.iterdir()):
+        if (read_json(run / ".run" / "status.json") or {}).get("state") != "done":
+            continue
+        for path in (run, *sorted(run.rglob("*"))):
+            target = folder / path.relative_to(proof)
+            if path.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+            elif path.suffix in _RECORDS and path.name != "tokenizer.json":
+                text = path.read_text(encoding="utf-8").replace(str(proof), str(folder))
+                target.write_text(text, encoding="utf-8")
+            else:
+                target.symlink_to(path)
 
 
 def shorten(folder: Path) -> None:

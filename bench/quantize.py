@@ -82,11 +82,13 @@ def page(study: Study) -> list[str]:
         f"Perplexity: WikiText-2 test, first {study.args.tokens:,} tokens, windows of {WINDOW:,}. "
         f"Benchmark ({device}): 12 tokens in, 32 out, batch 1. In memory: the weights as they are "
         "held there; a CPU without bfloat16 instructions computes in float32, and keeps what is "
-        "not quantized in that format.",
+        "not quantized in that format. Speed: the dense model's median latency divided by that of "
+        "the checkpoint; behind it the median, with the 10th and 90th percentile of all runs, "
+        "which show how busy the machine was.",
         "",
         "| checkpoint | weights | on disk | in memory | peak memory | perplexity | of its own "
-        "16 bits | tokens/s |",
-        "| --- | --- |" + " ---: |" * 6,
+        "16 bits | speed | seconds |",
+        "| --- | --- |" + " ---: |" * 7,
     ]
     measured, points = _benchmark(study)
     ppl = {each: _perplexity(study, name_of(*each)) for each in every()}
@@ -105,14 +107,21 @@ def page(study: Study) -> list[str]:
             f"{point.peak_memory_mib:,.0f} MiB" if point and point.peak_memory_mib else "-",
             f"{value:.2f}" if value else "-",
             f"{value / own:.4f}" if value and own else "-",
-            f"{point.tokens_per_s / base.tokens_per_s:.2f}x"
-            if point and base and point.tokens_per_s and base.tokens_per_s
-            else "-",
+            *_speed(point, base),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *_together(ppl), ""]
     commands = list(dict.fromkeys(study.commands))
     return [*lines, "## Commands", "", "DIR is the folder given.", "", "```", *commands, "```"]
+
+
+def _speed(point: Point | None, base: Point | None) -> tuple[str, str]:
+    """Return the speed relative to the dense model, and the seconds it follows from."""
+    if not point or not base or not point.latency_s_p50 or not base.latency_s_p50:
+        return "-", "-"
+    low, high = point.latency_s_p10 or 0.0, point.latency_s_p90 or 0.0
+    ratio = base.latency_s_p50 / point.latency_s_p50
+    return f"{ratio:.2f}x", f"{point.latency_s_p50:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _perplexity(study: Study, name: str) -> float | None:

@@ -17,7 +17,7 @@ from bench.dashboard import ROOT, borrow, chromium, fill, serve, settled, shorte
 
 REAL, DEMO = "smollm2", "demo"
 PAGES = {
-    "home": (DEMO, "", 900),
+    "home": (REAL, "", 900),
     "checkpoint": (REAL, "checkpoint", 900),
     "importance": (REAL, "importance", 1500),
     "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 1500),
@@ -36,13 +36,15 @@ def take(url: str, out: Path, dark: bool, width: int, models: dict[str, str]) ->
     """Capture pages at ``url``: ``models`` is name of the screenshot -> checkpoint."""
     with chromium(color_scheme="dark" if dark else "light") as context:
         page = context.new_page()
+        page.set_default_timeout(180000)
         for name, model in models.items():
             _, path, height = PAGES[name]
             page.set_viewport_size({"width": width, "height": height})
             joint = "&" if "?" in path else "?"
             page.goto(f"{url}/{path}{joint}model={model}")
-            page.get_by_text("Running jobs").first.wait_for(timeout=60000, state="attached")
+            page.get_by_text("Running jobs").first.wait_for(state="attached")
             settled(page)
+            page.locator('[data-testid="stSkeleton"]').first.wait_for(state="detached")
             page.wait_for_timeout(2500)
             page.screenshot(path=str(out / f"{name}.png"))
 
