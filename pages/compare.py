@@ -27,11 +27,11 @@ from core.ui.say import plain
 ASKED: Any = "query-params"
 
 
-def shown(figure: go.Figure, key: str, note: str, *, legend: bool = True, **more: Any) -> Any:
+def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
     """Draw a chart with its caption; offer its data as CSV and the chart as a web page."""
     name = key.rstrip("0123456789").rstrip("_")
     event = st.plotly_chart(
-        figure if legend else go.Figure(figure).update_layout(showlegend=False),
+        figure,
         key=key,
         config={"toImageButtonOptions": {"scale": 3, "filename": name}},
         **more,
@@ -273,12 +273,16 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
         if against == "ratio":
             here = [r for r in rows if r.cell == cell]
             others = published.over_dense(st.session_state.get("published", ""), "speedup")
-            figure = charts.against_ratio(here, scene.found, metric, ratio, others)
+            figure = charts.against_ratio(
+                here, scene.found, metric, ratio, others, legend=place == 0
+            )
         else:
             x, fixed = ("batch_size", 2) if against == "batch size" else ("output_tokens", 0)
             keys = {c.id for c in at}
             here = [r for r in rows if r.cell[fixed] == cell[fixed] and r.id in keys]
-            figure = charts.against(here, at, metric, x=x, capacity_mib=scene.capacity_mib)
+            figure = charts.against(
+                here, at, metric, x=x, capacity_mib=scene.capacity_mib, legend=place == 0
+            )
         with columns[place % 2]:
             if not charts.data_of(figure):
                 st.caption(f"{charts.METRICS[metric]}: not measured.")
@@ -287,7 +291,6 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
                 figure,
                 f"panel_{metric}",
                 measured_on(scene),
-                legend=place == 0,
                 alt=charts.METRICS[metric],
             )
     say.caption(compare_view.accuracy(scene.runs))

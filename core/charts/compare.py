@@ -15,6 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
 from core.compare.measured import Cost
@@ -100,6 +101,7 @@ def value(cost: Cost, metric: str) -> float | None:
 # ------------------------------------------------------------------- cost against batch and output
 
 
+@drawn_once
 def against(
     costs: Sequence[Cost],
     found: Sequence[Candidate],
@@ -107,6 +109,7 @@ def against(
     *,
     x: str = "batch_size",
     capacity_mib: float | None = None,
+    legend: bool = True,
 ) -> go.Figure:
     """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line per candidate.
 
@@ -129,7 +132,7 @@ def against(
     title = "batch size" if x == "batch_size" else "output tokens"
     figure.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
     _cost_axis(figure, metric)
-    return palette.dress(figure, 340)
+    return palette.dress(figure, 340, showlegend=legend)
 
 
 def _line(
@@ -240,12 +243,15 @@ def _cost_axis(figure: go.Figure, metric: str) -> None:
         figure.add_hline(y=1, line={"dash": "dot", "width": 2, "color": LOOKS["dense"][0]})
 
 
+@drawn_once
 def against_ratio(
     costs: Sequence[Cost],
     found: Sequence[Candidate],
     metric: str,
     at: float | None = None,
     published: Iterable[Row] = (),
+    *,
+    legend: bool = True,
 ) -> go.Figure:
     """Draw a metric against the pruning ratio, one line per series, starting at dense.
 
@@ -290,7 +296,7 @@ def against_ratio(
     _mark_ratio(figure, at)
     _ratio_axis(figure)
     _cost_axis(figure, metric)
-    return palette.dress(figure, 340)
+    return palette.dress(figure, 340, showlegend=legend)
 
 
 def _mark_ratio(figure: go.Figure, at: float | None) -> None:
@@ -308,6 +314,7 @@ def _ratio_axis(figure: go.Figure) -> None:
 # ------------------------------------------------------------------------------------------ quality
 
 
+@drawn_once
 def quality(
     found: Sequence[Candidate],
     *,
@@ -403,6 +410,7 @@ def _published(figure: go.Figure, published: Iterable[Row]) -> list[float]:
 # ------------------------------------------------------------------------------------------- Pareto
 
 
+@drawn_once
 def pareto(
     rows: Sequence[Outcome],
     looks: Mapping[str, Look],
