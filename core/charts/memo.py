@@ -37,5 +37,5 @@ def drawn_once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
 
 
 def _own(value: Any) -> Any:
-    """Return a value that does not change if the caller goes on with a list or a dictionary."""
+    """Return a value that does not change if the caller adds to a list later."""
     return value.copy() if isinstance(value, list | dict | set) else value

@@ -133,7 +133,7 @@ def check_model(spec: EvaluateSpec, info: CheckpointInfo) -> None:
     if not spec.window:
         raise OptionError("--window is empty.", "Use e.g. 128 or 128,2048.")
     longest = max(spec.window) + (spec.bos == "extra")
-    if info.context and longest > info.context:
+    if spec.perplexity and info.context and longest > info.context:
         raise OptionError(
             f"--window: {longest} tokens exceed the model's context of {info.context}.",
             f"Use {info.context - (spec.bos == 'extra')} or fewer.",

@@ -350,7 +350,6 @@ def test_an_answer_longer_than_the_context_is_named(tmp_path, local_tasks, capsy
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4}))
     argv = ["evaluate", folder, "--tasks", "colours", "--task-dir", local_tasks]
-    argv += ["--window", "4"]
     argv += ["--out", tmp_path / "out"]
     assert main([str(a) for a in (*argv, *more)]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "rror:" in line]
