@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -32,9 +34,21 @@ class DryRun:
     began: float = field(default_factory=time.monotonic)
     plan: dict[str, Any] | None = None
     error: str = ""
+    wanted_by: int = 0
+    """Sessions that keep it."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is in progress, or its result is recent."""
+        return not self.poll() or time.monotonic() - self.began < STALE_S
 
     def poll(self) -> bool:
         """Read the result if it is there; return whether the dry run has finished."""
+        with self._lock:
+            return self._poll()
+
+    def _poll(self) -> bool:
         if self.plan is not None or self.error:
             return True
         if self.process.poll() is None:
@@ -63,6 +77,11 @@ class DryRun:
         self.errors.close()
 
 
+_shared: weakref.WeakValueDictionary[tuple[str, str], DryRun] = weakref.WeakValueDictionary()
+"""The dry runs of all sessions of this process, by workspace and arguments."""
+_asking = threading.Lock()
+
+
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf-8", errors="replace")
@@ -71,19 +90,41 @@ def _text(file: IO[bytes]) -> str:
 def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun:
     """Return the dry run of ``spec``, started if necessary; ``known`` is the session's store.
 
-    Only the newest dry run keeps running: processes of older ones are ended.
+    Sessions with the same settings share one. Of a session's dry runs only the newest keeps
+    running: processes of older ones are ended, unless another session waits for them.
     """
     arguments = to_arguments(spec)
     key = json.dumps(arguments)
-    found = known.get(key)
-    if found and (not found.poll() or time.monotonic() - found.began < STALE_S):
+    with _asking:
+        found = known.get(key)
+        if found and found.is_fresh:
+            return found
+        for other, older in list(known.items()):
+            if other == key or not older.poll():  # removed, so that it can be started again
+                _leave(known, other)
+        while len(known) >= KEPT:
+            _leave(known, next(iter(known)))
+        place = str(where.root.absolute()), key
+        found = _shared.get(place)
+        if found is None or not found.is_fresh:
+            found = _shared[place] = _start(arguments, where)
+        found.wanted_by += 1
+        known[key] = found
         return found
-    for other, older in list(known.items()):
-        if not older.poll():  # stopped and removed, so that it can be started again
-            older.stop()
-            del known[other]
-    while len(known) >= KEPT:
-        del known[next(iter(known))]
+
+
+def _leave(known: dict[str, DryRun], key: str) -> None:
+    """Remove a dry run from a session's store, and stop it if no other session keeps it."""
+    older = known.pop(key)
+    older.wanted_by -= 1
+    if not older.wanted_by and not older.poll():
+        older.stop()
+        for place in [p for p, run in _shared.items() if run is older]:
+            del _shared[place]
+
+
+def _start(arguments: list[str], where: Workspace) -> DryRun:
+    """Start a dry run in a process of its own."""
     env = processes.environment(DEPTHCUT_WORKSPACE=str(where.root.absolute()))
     # Files, not pipes: nobody reads while the process writes. They are deleted when closed.
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
@@ -94,5 +135,4 @@ def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun
         stderr=errors,
         env=env,
     )
-    known[key] = DryRun(process, output, errors)
-    return known[key]
+    return DryRun(process, output, errors)

@@ -196,7 +196,13 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     assert left.process.returncode is not None  # only the newest dry run keeps running
     again = dry_run.ask(known, other, Workspace(tmp_path))
     assert again is not left  # and one that was stopped is started again
+    theirs = {}
+    assert dry_run.ask(theirs, other, Workspace(tmp_path)) is again  # one for all sessions
+    assert again.wanted_by == 2
+    dry_run.ask(known, replace(other, cutoff=32), Workspace(tmp_path))
+    assert again.wanted_by == 1  # and it goes on for the other one
     process = again.process
     del again
-    known.clear()  # the session has gone
+    known.clear()
+    theirs.clear()  # both sessions have gone
     assert process.returncode is not None
