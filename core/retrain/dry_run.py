@@ -124,7 +124,7 @@ def _leave(known: dict[str, DryRun], key: str) -> None:
 
 
 def _start(arguments: list[str], where: Workspace) -> DryRun:
-    """Start a dry run in a process of its own."""
+    """Start a dry run in a separate process."""
     env = processes.environment(DEPTHCUT_WORKSPACE=str(where.root.absolute()))
     # Files, not pipes: nobody reads while the process writes. They are deleted when closed.
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
