@@ -20,7 +20,7 @@ from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import Search, SetRow, found_so_far
 from core.ui import findings, prune_pad, runs, say, state, text_choice, widgets
-from core.ui.prune_pad import Pad
+from core.ui.prune_pad import Pad, kept
 from core.ui.say import plain
 
 METHODS = (
@@ -52,27 +52,27 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     found = known.searches(state.workspace(), info)
     opened = state.form_is_open("search", not found)
     with st.expander("New search", expanded=opened, icon=":material/search:"):
-        watched = _launcher(name, info, first, last)
+        watched = _launcher(name, info, pad, first, last)
     _watch(watched)
     record = _picker(found, watched)
     if record:
         _results(record, pad)
 
 
-def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
+def _launcher(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> str:
     """Draw the settings, their estimated cost, the command and the button.
 
     Returns the id of the run to watch; empty if there is none.
     """
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in _taken().items()}
+    start = {k: tuple(v) if isinstance(v, list) else v for k, v in _taken(pad).items()}
     say.caption(METHODS)
     values: dict[str, Any] = {"checkpoint": name}
-    values |= widgets.fields(SearchSpec, ("methods",), kept)
+    values |= widgets.fields(SearchSpec, ("methods",), start)
     problem = ""
     left, middle, right = st.columns(3)
     given = left.text_input(
         "Numbers of blocks to remove",
-        key="search_counts",
+        **kept(pad, "search_counts", ""),
         placeholder=f"1-{max(1, info.blocks // 4)}",
         help="e.g. 1-8 or 2,4,6. Empty: up to a quarter of the blocks.",
     )
@@ -80,24 +80,24 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
         "Objective",
         list(OBJECTIVES),
         format_func=OBJECTIVES.__getitem__,
-        key="search_objective",
+        **kept(pad, "search_objective", "kl"),
         help="What a set should cost least of. KL needs no labels and is less noisy on few tokens.",
     )
     values["heal"] = right.selectbox(
         "Heal before comparing",
         list(HEALS),
         format_func=HEALS.__getitem__,
-        key="search_heal",
+        **kept(pad, "search_heal", "none"),
         help="Sets are compared by what they cost after their seams were healed. Far slower: of "
         "the sets that a method compares, only the cheapest few are healed.",
     )
-    values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), kept)
+    values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), start)
     text_choice.offer("SearchSpec_calibration", Path(info.path))
     with st.expander("Short rows, time limit, device and precision"):
         names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype")
         if values["heal"] != "none":
             names = ("heal_best", *names)
-        values |= widgets.fields(SearchSpec, names, kept)
+        values |= widgets.fields(SearchSpec, names, start)
     values |= {"protect_first": first, "protect_last": last}
     try:
         values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
@@ -129,17 +129,20 @@ def _rehearsed(spec: SearchSpec) -> dict[str, Any]:
     return command.dry_run(spec)
 
 
-def _taken() -> dict[str, Any]:
+def _taken(pad: Pad) -> dict[str, Any]:
     """Return the settings of an earlier run chosen on the Jobs page, own fields filled in."""
-    kept = state.take_settings("search")
-    if kept:
-        counts = kept.get("counts") or ()
-        st.session_state["search_counts"] = show(tuple(counts)) if counts else ""
-        if kept.get("objective") in OBJECTIVES:
-            st.session_state["search_objective"] = kept["objective"]
-        if kept.get("heal") in HEALS:
-            st.session_state["search_heal"] = kept["heal"]
-    return kept
+    found = state.take_settings("search")
+    if found:
+        counts = tuple(found.get("counts") or ())
+        own = {
+            "search_counts": show(counts) if counts else "",
+            "search_objective": found["objective"] if found.get("objective") == "nll" else "kl",
+            "search_heal": found["heal"] if found.get("heal") in HEALS else "none",
+        }
+        pad.settings.update(own)
+        for field in own:
+            st.session_state.pop(f"pad_{field}", None)
+    return found
 
 
 def _estimate(found: dict[str, Any]) -> str:
