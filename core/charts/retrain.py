@@ -76,7 +76,7 @@ def loss(
     """
     figure = go.Figure()
     drawn = thin(losses)
-    figure.add_scattergl(
+    figure.add_scatter(
         x=[steps[i] for i in drawn],
         y=[losses[i] for i in drawn],
         name="training loss",

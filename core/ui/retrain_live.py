@@ -26,13 +26,19 @@ SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
 """Findings that stop a run."""
 
 
+PROGRESS_S, CURVES_S = 1.0, 3.0
+"""How often progress and curves are drawn. Drawing five charts keeps a core of the reader's machine
+busy for up to a second, and it may be the machine that trains."""
+
+
 def show(record: RunRecord) -> None:
-    """Draw a run; this fragment redraws itself while the run is live, and the page at its end."""
-    again = 1.0 if record.is_live else None
-    st.fragment(_view, run_every=again)(record.id, record.is_live)
+    """Draw a run; two fragments redraw themselves while the run is live, and the page at its end."""
+    live = record.is_live
+    st.fragment(_progress, run_every=PROGRESS_S if live else None)(record.id, live)
+    st.fragment(_details, run_every=CURVES_S if live else None)(record.id)
 
 
-def _view(run_id: str, was_live: bool) -> None:
+def _progress(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:
         st.info("The run's folder no longer exists.")
@@ -46,6 +52,14 @@ def _view(run_id: str, was_live: bool) -> None:
     for finding in log.findings:
         stopped = finding.kind in SERIOUS
         (say.error if stopped else say.warning)(finding.message)
+
+
+def _details(run_id: str) -> None:
+    record = read_run(state.workspace().root / run_id)
+    if record is None:
+        return
+    log = _log(record)
+    log.update()
     _curves(record, log)
     _results(record)
     with st.expander("Log and command"):

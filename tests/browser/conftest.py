@@ -34,6 +34,15 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
+STILL = """
+    addEventListener("DOMContentLoaded", () => {
+        const style = document.createElement("style");
+        style.textContent =
+            "*, ::before, ::after {animation: none !important; transition: none !important}";
+        document.head.append(style);
+    });
+"""
+"""Nothing on a page moves: drawing each frame of a spinner takes half a core without a GPU."""
 TIMEOUT_MS = 60_000
 MISSING = "No browser was found: the dashboard was NOT tested in a browser. Run: make setup"
 
@@ -128,7 +137,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless Chromium."""
+    """A headless Chromium, in which every page is a session of its own."""
     path = find_browser.find()
     if path is None:
         if os.environ.get("CI") == "true":
@@ -138,7 +147,11 @@ def chromium():
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
+        # One context: what one visitor's browser has fetched and compiled, the next one's need not.
+        # Neither the dashboard nor Streamlit keeps anything of a session in it.
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        context.add_init_script(STILL)
+        yield context
         browser.close()
 
 
@@ -157,12 +170,8 @@ def server(chromium, tmp_path_factory):
 class Visitor:
     """One browser session: a page, and what its console complained about."""
 
-    def __init__(self, browser, url: str, **options) -> None:
-        size = options.pop("size", (1280, 900))
-        self.context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, **options
-        )
-        self.page = self.context.new_page()
+    def __init__(self, context, url: str) -> None:
+        self.page = context.new_page()
         self.page.set_default_timeout(TIMEOUT_MS)
         self.url = url
         self.closed = False
@@ -219,7 +228,7 @@ class Visitor:
             try:
                 self.check()
             finally:
-                self.context.close()
+                self.page.close()
 
 
 @pytest.fixture
@@ -227,8 +236,8 @@ def visit(chromium, server):
     """A function that opens browser sessions; all of them must end without a complaint."""
     visitors = []
 
-    def new(**options) -> Visitor:
-        visitors.append(Visitor(chromium, server.url, **options))
+    def new() -> Visitor:
+        visitors.append(Visitor(chromium, server.url))
         return visitors[-1]
 
     yield new

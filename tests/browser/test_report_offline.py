@@ -32,7 +32,7 @@ def open_offline(chromium, path):
 
     Whatever is asked for beside the file itself counts as wrong.
     """
-    context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    context = chromium.browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     try:
         page = context.new_page()
         wrong = []

@@ -20,8 +20,8 @@ def wait_until(true, seconds=60, what="it"):
 
 def steps_written(run):
     """The steps in the run's metrics, in their order."""
-    record = read_run(run)  # None while its folder is being made
-    return [line["step"] for line in record.metrics() if "event" not in line] if record else []
+    lines = json_lines(run / ".run" / "metrics.jsonl")
+    return [line["step"] for line in lines if "event" not in line]
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def held(run, steps):
     deadline = time.time() + 90
     while len(steps_written(run)) < steps:
         assert time.time() < deadline, f"no step {steps}"
-        time.sleep(0.01)
+        time.sleep(0.03)
     pid = read_run(run).status["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
