@@ -41,12 +41,12 @@ def test_stories260k_on_wikitext2(real_dir, tmp_path, bos):
 
 @pytest.fixture(scope="module")
 def own(real_dir):
-    """Eight texts that stories260k wrote at temperature 1."""
+    """Four texts that stories260k wrote at temperature 1."""
     folder = real_dir / "stories260k"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(3)
-    start = torch.full((8, 1), tokenizer.bos_token_id)
+    start = torch.full((4, 1), tokenizer.bos_token_id)
     written = model.generate(
         start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, top_p=1.0,
         temperature=1.0, max_new_tokens=500, min_new_tokens=500, pad_token_id=0,
@@ -81,7 +81,7 @@ def test_stories260k_on_text_sampled_from_itself(real_dir, tmp_path, own):
     assert found == pytest.approx(expected, rel=1e-5)
     predicted = sum(entropy(folder, text, 440) for text in own) / len(own)
     loss = sum(map(math.log, found)) / len(found)
-    assert loss == pytest.approx(predicted, abs=0.1)  # deviation of chance: 1.3 / sqrt(8 * 439)
+    assert loss == pytest.approx(predicted, abs=0.12)  # deviation of chance: 1.3 / sqrt(4 * 439)
 
 
 TASK = """
