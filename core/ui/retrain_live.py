@@ -32,7 +32,7 @@ busy for up to a second, and it may be the machine that trains."""
 
 
 def show(record: RunRecord) -> None:
-    """Draw a run; two fragments redraw themselves while the run is live, and the page at its end."""
+    """Draw a run; while it is live, two fragments redraw themselves, and the page at its end."""
     live = record.is_live
     st.fragment(_progress, run_every=PROGRESS_S if live else None)(record.id, live)
     st.fragment(_details, run_every=CURVES_S if live else None)(record.id)
