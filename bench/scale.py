@@ -190,6 +190,11 @@ def main() -> None:
         f"{arguments.repeat}.",
         "",
         *rows,
+        "",
+        "Draws at the same moment share one Python process, which runs one thread at a time: the "
+        "last one ends after about the CPU of one redraw times the sessions, the median one after "
+        "half of that or more. So the last column falls only with what sessions share, e.g. "
+        "figures of Compare and dry runs of Retrain; less CPU for each draw lowers the seconds.",
         *(["", "In headless Chromium, from the start of the navigation:", ""] + painted)
         * bool(painted),
         "",
