@@ -30,8 +30,9 @@ check: setup
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# Tests start many processes: compiled modules are kept, even if the environment says otherwise.
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 proof: setup
 	$(BIN)/python -m bench.proof
