@@ -12,17 +12,23 @@ from typing import Any
 
 def shared(units: Iterable[Any], sets: Iterable[frozenset[Any]]) -> tuple[int, int]:
     """Return (passes, distinct sets) of one pass over ``units`` with shared prefixes."""
-    passes = 0
+    order = list(units)
+    place = {unit: at for at, unit in enumerate(order)}
+    passes = distinct = 0
     groups: list[list[frozenset[Any]]] = [list(dict.fromkeys(sets))]
-    for unit in units:
+    for at, unit in enumerate(order):
         split: list[list[frozenset[Any]]] = []
         for group in groups:
+            if len(group) == 1:  # it shares nothing from here on
+                skipped = sum(place.get(u, -1) >= at for u in group[0])
+                passes, distinct = passes + len(order) - at - skipped, distinct + 1
+                continue
             stay = [s for s in group if unit not in s]
             out = [s for s in group if unit in s]
             passes += bool(stay)
             split += [part for part in (stay, out) if part]
         groups = split
-    return passes, len(groups)
+    return passes, distinct + len(groups)
 
 
 def alone(blocks: int, sets: Iterable[frozenset[int]]) -> int:

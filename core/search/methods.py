@@ -8,6 +8,7 @@ single blocks and pairs count as they are, and whole sets by what they cost afte
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Task:
     counts: tuple[int, ...]
     """Rising, each from 1 to the number of free blocks."""
     seed: int = 1234
+    predicted: int = PREDICTED_WIDTH
+    """Predicted sets of every size that the method pairs keeps; at least `CANDIDATES`."""
 
     @property
     def most(self) -> int:
@@ -110,6 +113,13 @@ class Predictor:
         pairs = (self.interaction[min(b, block), max(b, block)] for b in drop)
         return self.single[block] + sum(pairs)
 
+    def rows(self) -> dict[int, dict[int, float]]:
+        """Return, for every block, its interactions with all blocks (0 with itself)."""
+        rows: dict[int, dict[int, float]] = {block: {block: 0.0} for block in self.single}
+        for (a, b), value in self.interaction.items():
+            rows[a][b] = rows[b][a] = value
+        return rows
+
 
 def predictor(free: Sequence[int], ledger: Ledger) -> Predictor:
     """Measure all single blocks and all pairs of ``free`` exactly."""
@@ -125,16 +135,23 @@ def predictor(free: Sequence[int], ledger: Ledger) -> Predictor:
 def pairs(task: Task, ledger: Ledger, report: Report) -> None:
     """Measure all pairs, search the predicted costs, and measure the best predictions exactly."""
     terms = predictor(task.free, ledger)
-    level: dict[Drop, float] = {frozenset(): 0.0}
+    rows = terms.rows()
+    level: dict[Drop, tuple[float, dict[int, float]]] = {frozenset(): (0.0, dict(terms.single))}
     candidates: dict[int, list[Drop]] = {}
     for size in range(1, task.most + 1):
         grown: dict[Drop, float] = {}
-        for drop, value in level.items():
+        parents: dict[Drop, tuple[Drop, int]] = {}
+        for drop, (value, added) in level.items():
             for block in task.free:
                 if block not in drop and (larger := drop | {block}) not in grown:
-                    grown[larger] = value + terms.added(drop, block)
-        ranked = _ranked(grown)
-        level = {s: grown[s] for s in ranked[:PREDICTED_WIDTH]}
+                    grown[larger], parents[larger] = value + added[block], (drop, block)
+        ranked = heapq.nsmallest(task.predicted, grown, key=lambda s: (grown[s], sorted(s)))
+        following = {}
+        for drop in ranked:
+            parent, block = parents[drop]
+            row = rows[block]
+            following[drop] = (grown[drop], {b: v + row[b] for b, v in level[parent][1].items()})
+        level = following
         if size in task.counts:
             candidates[size] = ranked[:CANDIDATES]
     ledger.plain([s for some in candidates.values() for s in some])

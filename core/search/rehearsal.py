@@ -6,6 +6,7 @@ and beam depend a little on which blocks go, and evolution on how long it improv
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from core.importance import passes as counting
 from core.importance.estimate import block_flops, head_flops
 from core.runs.dtypes import BYTES, computable
 from core.search.ledger import Cost, Drop, Group, Healed, Ledger
-from core.search.methods import METHODS, Task
+from core.search.methods import CANDIDATES, METHODS, Task
 
 STATES_BYTES = 4 * 2**30
 """Most memory for hidden states. Chosen, not measured: more states share little more."""
@@ -42,6 +43,7 @@ def rehearse(
     heal_best: int = 1,
 ) -> tuple[Ledger, dict[str, int]]:
     """Return the ledger after all ``methods``, and the passes of each."""
+    task = dataclasses.replace(task, predicted=CANDIDATES)  # more would change the passes little
     draw = random.Random(task.seed)
     worth = [draw.random() for _ in range(blocks)]
 
@@ -65,7 +67,7 @@ def rehearse(
 
 
 def _made_up(worth: Sequence[float], drop: Drop) -> Cost:
-    noise = random.Random(str(sorted(drop))).random()
+    noise = 7919.0 * sum(worth[block] * (block + 1) for block in drop) % 1.0
     value = sum(worth[block] for block in drop) * (1 + 0.2 * noise)
     return Cost(value, value)
 

@@ -123,9 +123,9 @@ def _launcher(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) 
     return same[0].id if same else st.session_state.get("search_run", "")
 
 
-@st.cache_data(ttl=20, show_spinner=False)
+@st.cache_data(max_entries=50, show_spinner=False)
 def _rehearsed(spec: SearchSpec) -> dict[str, Any]:
-    """Return the dry run, which runs all methods on made-up costs; kept for a few seconds."""
+    """Return the dry run, which runs all methods on made-up costs."""
     return command.dry_run(spec)
 
 

@@ -54,9 +54,10 @@ def test_a_cold_deep_link_keeps_its_query_and_the_frame(visit, server, tiny_gqa)
     visitor.open(f"/prune?drop=3,1&b=2&model={tiny_gqa}")
     visitor.page.get_by_role("heading", name="Create the variant").wait_for()
     visitor.settle()
-    links = visitor.page.get_by_test_id("stSidebar").get_by_role("link").all_inner_texts()
+    links = visitor.page.get_by_test_id("stSidebar").get_by_role("link")
     names = [label for _, label, _ in PAGES.values()]
-    assert names == [text.split("\n")[-1] for text in links[: len(names)]]
+    links.nth(len(names) - 1).wait_for()
+    assert names == [text.split("\n")[-1] for text in links.all_inner_texts()[: len(names)]]
     wait_for_address(visitor, (3, 1))
     see(visitor, "--drop 3,1")
     strip = visitor.chart(-1)["data"]
