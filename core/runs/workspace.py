@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -41,12 +42,19 @@ MAKERS = ("prune", "width", "retrain", "quantize")
 """Commands whose runs leave a checkpoint behind."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None)
+"""Error numbers with which a full disk, a quota or a limit on a file's size shows itself."""
+
+
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """Return the error for a file or folder that cannot be written."""
-    return OutputError(
-        f"Cannot write {path}: {error.strerror or error}.",
-        "Free up disk space, or give a writable --out folder.",
-    )
+    """Return the error for a file or folder that cannot be written, with what helps against it."""
+    above = next((p for p in path.absolute().parents if os.path.lexists(p)), path)
+    if not os.path.isdir(above):  # never raises
+        return OutputError(f"Cannot write {path}: {above} is not a folder.", "Give another --out.")
+    hint = "Give a writable --out folder."
+    if error.errno in FULL:
+        hint = "Free up disk space, or give a writable --out folder."
+    return OutputError(f"Cannot write {path}: {error.strerror or error}.", hint)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import socket
@@ -367,3 +368,18 @@ def test_json_is_strict_where_a_number_is_not_finite(tmp_path):
     assert read["loss"] is None
     assert read["ppl"] == [1.5, None]
     assert (read["name"], read["path"]) == ("NaN", str(tmp_path))
+
+
+def test_below_what_is_not_a_folder_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y.gguf"):
+        with pytest.raises((FileExistsError, NotADirectoryError)) as caught:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        found = workspace.cannot_write(path, caught.value)
+        assert found.message == f"Cannot write {path}: {tmp_path / 'file'} is not a folder."
+        assert "disk space" not in found.hint
+    full = workspace.cannot_write(tmp_path / "x", OSError(errno.ENOSPC, "No space left on device"))
+    assert full.message == f"Cannot write {tmp_path / 'x'}: No space left on device."
+    assert full.hint.startswith("Free up disk space")
+    closed = workspace.cannot_write(tmp_path / "x", OSError(errno.EACCES, "Permission denied"))
+    assert closed.hint == "Give a writable --out folder."
