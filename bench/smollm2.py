@@ -75,7 +75,7 @@ class Proof:
     args: argparse.Namespace
     commands: list[str] = field(default_factory=list)
     recording: bool = False
-    """Whether steps only say what made the results that are there, and run nothing."""
+    """Whether steps only list the commands behind the results that are there, and run nothing."""
 
     def at(self, name: str) -> Path:
         return self.folder / name
