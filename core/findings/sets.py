@@ -6,10 +6,12 @@ rows for both sets, shows how far the difference between two sets could be chanc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,12 +90,17 @@ def _paired(
     apart = np.array([other[row][1] - chosen[row][1] for row in common], dtype=float)
     if len(common) < 2 or not np.isfinite(apart).all():
         return None
-    draw = np.random.default_rng(SEED)
-    picks = draw.multinomial(len(common), [1 / len(common)] * len(common), size=RESAMPLES)
-    weights = picks * tokens
+    weights = _picks(len(common)) * tokens
     means = (weights @ apart) / weights.sum(axis=1)
     low, high = (float(v) for v in np.quantile(means, INTERVAL))
     return float((tokens * apart).sum() / tokens.sum()), low, high, len(common)
+
+
+@functools.lru_cache(maxsize=2)
+def _picks(rows: int) -> Any:
+    """Return how often each of ``rows`` rows is drawn in each resample, [resamples, rows]."""
+    draw = np.random.default_rng(SEED)
+    return draw.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)
 
 
 def of_search(folder: Path) -> Finding | None:

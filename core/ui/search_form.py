@@ -12,13 +12,13 @@ from core import words
 from core.charts import search as charts
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
-from core.findings import of_search
+from core.findings import Finding, of_search
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers, show
 from core.runs.workspace import RunRecord, read_run
 from core.search import command, known
 from core.search.command import SearchSpec
-from core.search.results import Search, SetRow, found_so_far
+from core.search.results import HeldoutRow, Search, SetRow, found_so_far
 from core.ui import findings, prune_pad, runs, say, state, text_choice, widgets
 from core.ui.prune_pad import Pad, kept
 from core.ui.say import plain
@@ -123,9 +123,12 @@ def _launcher(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) 
     return same[0].id if same else st.session_state.get("search_run", "")
 
 
-@st.cache_data(max_entries=50, show_spinner=False)
+@st.cache_data(ttl=20, max_entries=50, show_spinner=False)
 def _rehearsed(spec: SearchSpec) -> dict[str, Any]:
-    """Return the dry run, which runs all methods on made-up costs."""
+    """Return the dry run, which runs all methods on made-up costs.
+
+    Kept for a few seconds only: it depends on free memory and on the rate of the last run, too.
+    """
     return command.dry_run(spec)
 
 
@@ -222,7 +225,7 @@ def _results(record: RunRecord, pad: Pad) -> None:
         say.warning(summary.text.warning)
     if summary.stopped:
         say.warning(summary.stopped)
-    finding = of_search(record.path)
+    finding = _finding(record.path, _changed(record.path / HeldoutRow.FILE))
     if finding:
         findings.show([finding])
     elif len(summary.methods) > 1:
@@ -252,6 +255,20 @@ def _results(record: RunRecord, pad: Pad) -> None:
             f"{runs.duration(summary.seconds)} of measuring, peak memory "
             f"{summary.peak_memory_mib:,.0f} MiB."
         )
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def _finding(folder: Path, changed: int) -> Finding | None:
+    """Return what a search's held-out rows say; the resampling is done again once they change."""
+    return of_search(folder)
+
+
+def _changed(file: Path) -> int:
+    """Return when a file changed, in nanoseconds; 0 if it is not there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _columns() -> dict[str, Any]:
