@@ -24,15 +24,10 @@ def best_curve(found: Sequence[Found], objective: str) -> go.Figure:
     """
     figure = go.Figure()
     end = max((one.passes for one in found), default=0)
-    for count in sorted({one.count for one in found}):
-        x: list[int] = []
-        y: list[float] = []
-        for one in found:
-            if one.count == count and math.isfinite(one.best) and (not y or one.best < y[-1]):
-                x.append(one.passes)
-                y.append(one.best)
-        if not y:
-            continue
+    better = _improvements(found)
+    for count in sorted({one.count for one in better}):
+        x = [one.passes for one in better if one.count == count]
+        y = [one.best for one in better if one.count == count]
         figure.add_scatter(
             x=[*x, 1.02 * end],
             y=[*y, y[-1]],
@@ -46,7 +41,7 @@ def best_curve(found: Sequence[Found], objective: str) -> go.Figure:
             showlegend=False,
         )
     for method, (colour, symbol) in palette.SEARCH.items():
-        own = _improvements(found, method)
+        own = [one for one in better if one.method == method]
         if own:
             figure.add_scatter(
                 x=[one.passes for one in own],
@@ -68,16 +63,15 @@ def best_curve(found: Sequence[Found], objective: str) -> go.Figure:
     return palette.dress(figure, 380, margin=margin)
 
 
-def _improvements(found: Sequence[Found], method: str) -> list[Found]:
-    """Return the sets of ``method`` that were better than all before them of their size."""
+def _improvements(found: Sequence[Found]) -> list[Found]:
+    """Return the sets that were better than all before them of their size."""
     best: dict[int, float] = {}
-    own: list[Found] = []
+    better: list[Found] = []
     for one in found:
         if math.isfinite(one.best) and one.best < best.get(one.count, math.inf):
             best[one.count] = one.best
-            if one.method == method:
-                own.append(one)
-    return own
+            better.append(one)
+    return better
 
 
 def pair_words(row: PairRow, objective: str, dense: float = 0.0) -> str:

@@ -35,7 +35,7 @@ from core.retrain.results import Summary, read_measures
 from core.runs import processes
 from core.runs.devices import GIB, MIB
 from core.runs.run import Run
-from core.runs.spec import build
+from core.runs.spec import build, to_arguments
 from core.width.results import WidthPruning
 
 CPU = torch.device("cpu")
@@ -530,14 +530,13 @@ def refusal(bench: Bench) -> Outcome:
 
 def own_process(bench: Bench) -> Outcome:
     """Heal a cut in a new process, as users do: nothing has used the GPU there before."""
-    options = {"drop": DROPPED, "heal": "refit", "samples": 32, "length": 2 * WINDOW}
-    here = bench.run("prune", CPU, "healed", checkpoint="demo", dtype="float32", **options)
+    options: dict[str, Any] = {"checkpoint": "demo", "dtype": "float32", "drop": DROPPED}
+    options |= {"heal": "refit", "samples": 32, "length": 2 * WINDOW}
+    here = bench.run("prune", CPU, "healed", **options)
     out = bench.folder / "own-process"
-    blocks = ",".join(map(str, DROPPED))
-    argv = [sys.executable, "-m", "core", "prune", "demo", "--drop", blocks, "--heal", "refit"]
-    argv += ["--samples", "32", "--length", str(2 * WINDOW), "--dtype", "float32"]
     device = "cpu" if bench.device.type == "cpu" else str(bench.device)
-    argv += ["--device", device, "--out", str(out)]
+    spec = build(commands.get("prune").spec_class, {**options, "device": device, "out": str(out)})
+    argv = [sys.executable, "-m", "core", "prune", *to_arguments(spec)]
     # The doctor's own run holds the device.
     env = processes.environment(DEPTHCUT_LOCK_DIR=str(bench.folder / "locks"))
     done = subprocess.run(

@@ -30,7 +30,7 @@ from torch import Tensor
 from core.errors import CheckpointError, NotFiniteError
 from core.heal.divergence import Apart, apart
 from core.heal.ridge import ALPHAS, Normal, wide
-from core.heal.seams import HELD_OUT, METHODS, Seam, check_seams, check_tokens
+from core.heal.seams import METHODS, Seam, check_seams, check_tokens, is_held_out
 from core.importance.branches import Batch, states_without
 from core.importance.forward import FastBlock, Scratch, is_plain
 from core.importance.taylor import pieces
@@ -147,7 +147,7 @@ class _Rows:
     @staticmethod
     def split(batch: Batch) -> _Rows:
         at = torch.arange(len(batch.ids))
-        held = at % HELD_OUT == HELD_OUT - 1
+        held = is_held_out(at)
         order = torch.cat([at[~held], at[held]]).to(batch.ids.device)
         return _Rows(Batch(batch.ids[order], batch.lengths[order]), int((~held).sum()))
 

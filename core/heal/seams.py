@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from core.errors import DataError, PlanError
 
@@ -66,6 +67,11 @@ def passes(method: str, drop: Iterable[int], blocks: int) -> float:
     reference = blocks + sum(kept[seams[0].first :])
     each = dense + healed + above / HELD_OUT
     return (len(METHODS) if method == "auto" else 1) * each + reference / HELD_OUT
+
+
+def is_held_out(row: Any) -> Any:
+    """Whether the row with this number is held out from the fit; elementwise for a tensor."""
+    return row % HELD_OUT == HELD_OUT - 1
 
 
 def check_tokens(hidden: int, rows: int, tokens: int) -> None:

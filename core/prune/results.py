@@ -79,6 +79,11 @@ class HealedSeam:
     """What the output projections above are divided by; None for refit and linear."""
 
 
+def perplexity(nll: float | None) -> float | None:
+    """Return the perplexity at a mean negative log-likelihood in nats; None if unknown or huge."""
+    return None if nll is None or not nll < 700 else math.exp(nll)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Healing:
     """Closed-form repair of a cut: see `core.heal.healing`."""
@@ -113,8 +118,8 @@ class Healing:
 
         Runs of versions that did not record it have none.
         """
-        nll = {"dense": self.nll_dense, "before": self.nll_before, "after": self.nll_after}[when]
-        return math.exp(nll) if nll is not None and nll < 700 else None
+        nll = {"dense": self.nll_dense, "before": self.nll_before, "after": self.nll_after}
+        return perplexity(nll[when])
 
     @property
     def measured_on(self) -> str:

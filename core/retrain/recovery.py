@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from core.prune.results import perplexity
+
 SMALLEST_GAP = 0.05
 """Below this gap in nats the recovered share is mostly noise, so it is not reported."""
 
@@ -46,8 +48,3 @@ class Recovery:
             "gap_nat": self.gap,
             "recovered": self.recovered,
         }
-
-
-def perplexity(loss: float | None) -> float | None:
-    """Return exp(loss), None if it is too large for a float."""
-    return None if loss is None or not loss < 700 else math.exp(loss)

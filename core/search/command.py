@@ -303,7 +303,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     if "pairs" in methods:
         PairRow.write(run, _pairs(task.free, ledger))
     flops = rehearsal.flops(info, ledger, len(drawn.rows), spec.length)
-    held_out = torch.arange(len(drawn.rows)) % seams.HELD_OUT == seams.HELD_OUT - 1
+    held_out = seams.is_held_out(torch.arange(len(drawn.rows)))
     lengths = batch.lengths.cpu()
     dense = others.get(NONE)
     first, last = _protection(spec, info)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core.checkpoint.headers import CheckpointInfo
+from core.prune.results import perplexity
 from core.runs.workspace import RunRecord, Workspace
 from core.search.results import Search, SetRow
 
@@ -70,15 +70,11 @@ def cells(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
             **({"KL, not healed": row.unhealed_kl} if healed else {}),
             "KL, calibration": row.kl,
             "KL, held-out": row.heldout_kl,
-            "perplexity, calibration": _perplexity(row.nll),
-            "perplexity, held-out": _perplexity(row.heldout_nll),
+            "perplexity, calibration": perplexity(row.nll),
+            "perplexity, held-out": perplexity(row.heldout_nll),
             "parameters removed": row.ratio,
             "block passes": row.passes,
             "seconds": row.seconds,
         }
         for row in rows
     ]
-
-
-def _perplexity(nll: float | None) -> float | None:
-    return None if nll is None or not nll < 700 else math.exp(nll)

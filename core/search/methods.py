@@ -9,6 +9,7 @@ single blocks and pairs count as they are, and whole sets by what they cost afte
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,16 +103,9 @@ class Predictor:
 
     def of(self, drop: Iterable[int]) -> float:
         """Return E of a set; exact for one block and for two."""
-        total, before = 0.0, list[int]()
-        for block in sorted(drop):
-            total += self.added(before, block)
-            before.append(block)
-        return total
-
-    def added(self, drop: Iterable[int], block: int) -> float:
-        """Return what ``block`` adds to E of ``drop``."""
-        pairs = (self.interaction[min(b, block), max(b, block)] for b in drop)
-        return self.single[block] + sum(pairs)
+        blocks = sorted(drop)
+        pairs = itertools.combinations(blocks, 2)
+        return sum(self.single[b] for b in blocks) + sum(self.interaction[p] for p in pairs)
 
     def rows(self) -> dict[int, dict[int, float]]:
         """Return, for every block, its interactions with all blocks (0 with itself)."""
@@ -145,7 +139,7 @@ def pairs(task: Task, ledger: Ledger, report: Report) -> None:
             for block in task.free:
                 if block not in drop and (larger := drop | {block}) not in grown:
                     grown[larger], parents[larger] = value + added[block], (drop, block)
-        ranked = heapq.nsmallest(task.predicted, grown, key=lambda s: (grown[s], sorted(s)))
+        ranked = _ranked(grown, task.predicted)
         following = {}
         for drop in ranked:
             parent, block = parents[drop]
@@ -194,9 +188,11 @@ def _grown(sets: Iterable[Drop], free: Sequence[int]) -> list[Drop]:
     return list(dict.fromkeys(s | {block} for s in sets for block in free if block not in s))
 
 
-def _ranked(values: Mapping[Drop, float]) -> list[Drop]:
-    """Return sets by rising value; ties go to the set with the lower blocks."""
-    return sorted(values, key=lambda s: (values[s], sorted(s)))
+def _ranked(values: Mapping[Drop, float], most: int | None = None) -> list[Drop]:
+    """Return sets by rising value, at most ``most``; ties go to the set with the lower blocks."""
+    return heapq.nsmallest(
+        len(values) if most is None else most, values, key=lambda s: (values[s], sorted(s))
+    )
 
 
 def _alone(task: Task, ledger: Ledger) -> list[int]:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from core import outside
 from core.prune.set_results import BEST, Search, SetRow, by_count
 from core.runs.results import CsvRow, from_dict
-from core.runs.workspace import BOOKKEEPING
+from core.runs.workspace import BOOKKEEPING, json_lines
 
 __all__ = [
     "BEST",
@@ -81,17 +80,9 @@ def found_so_far(folder: Path) -> list[Found]:
     A search that was resumed repeats what it had found before the interruption: only the last
     attempt is returned.
     """
-    try:
-        lines = outside.text(folder / BOOKKEEPING / "metrics.jsonl").splitlines()
-    except (OSError, outside.Malformed):
-        return []
     found: list[Found] = []
-    for line in lines:
-        try:
-            values = outside.loads(line)
-        except (ValueError, outside.Malformed):
-            continue  # the last line may still be written
-        one = from_dict(Found, values) if isinstance(values, dict) else None
+    for values in json_lines(folder / BOOKKEEPING / "metrics.jsonl"):
+        one = from_dict(Found, values)
         if one is None:
             continue
         if found and one.passes < found[-1].passes:
