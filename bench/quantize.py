@@ -9,12 +9,10 @@ Writes docs/results/quantize.md.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 from dataclasses import dataclass
-from pathlib import Path
 
-from bench.smollm2 import NAMES, REAL, ROOT, WIKITEXT, Proof, make
+from bench.smollm2 import NAMES, ROOT, WIKITEXT, Proof, begun, make, parser_of
 from core.benchmark.results import MeasuredVariant, Point
 from core.benchmark.results import Summary as Benchmark
 from core.evaluate.results import TextRow
@@ -158,19 +156,11 @@ def _together(ppl: dict[tuple[str, int | None], float | None]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--checkpoint", default="", help="Default: smollm2, imported if missing.")
+    parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--seconds", type=int, default=240, help="Time limit of the benchmark.")
     args = parser.parse_args()
-    if not REAL.is_dir():
-        raise SystemExit(f"Skipped: {REAL}, with the texts and questions, is not there.")
-    args.folder = args.folder.resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    study = Study(args.folder, args)
-    if not args.checkpoint:
-        study.run("smollm2", "import", "smollm2")
+    study = begun(Study, args)
     measure(study, args.seconds)
     study.save()
 

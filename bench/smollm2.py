@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from core.benchmark.results import Point
 from core.benchmark.results import Summary as Benchmark
@@ -121,6 +122,9 @@ class Proof:
 
     def save(self) -> None:
         PAGE.write_text("\n".join(page(self)) + "\n")
+
+
+P = TypeVar("P", bound=Proof)
 
 
 def variants(proof: Proof) -> Iterator[str]:
@@ -389,10 +393,28 @@ def _importance(proof: Proof) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what every proof on SmolLM2 takes: its folder and the checkpoint."""
+    parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", default="", help="Default: smollm2, imported if missing.")
+    return parser
+
+
+def begun(kind: type[P], args: argparse.Namespace) -> P:
+    """Return the proof in the folder given, with the dense model imported."""
+    if not REAL.is_dir():
+        raise SystemExit(f"Skipped: {REAL}, with the texts and questions, is not there.")
+    args.folder = args.folder.resolve()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    proof = kind(args.folder, args)
+    if not args.checkpoint:
+        proof.run("smollm2", "import", "smollm2")
+    return proof
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--dense-questions", type=int, default=0, help="0: all.")
     parser.add_argument("--tokens", type=int, default=40960)
@@ -400,13 +422,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--only", default=",".join(STEPS), help="Steps to carry out.")
     args = parser.parse_args()
-    if not REAL.is_dir():
-        raise SystemExit(f"Skipped: {REAL}, with the texts and questions, is not there.")
-    args.folder = args.folder.resolve()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    proof = Proof(args.folder, args)
-    if not args.checkpoint:
-        proof.run("smollm2", "import", "smollm2")
+    proof = begun(Proof, args)
     for name in STEPS:
         proof.recording = name not in args.only.split(",")
         STEPS[name](proof)

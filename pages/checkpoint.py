@@ -10,7 +10,7 @@ import streamlit as st
 from core.charts.checkpoint import parameter_bars
 from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
-from core.ui import frame, heal_form, say, state
+from core.ui import frame, heal_form, say, state, widgets
 from core.ui.say import plain
 from core.words import size
 
@@ -84,13 +84,7 @@ table = pd.DataFrame(
     ]
 )
 st.dataframe(table, hide_index=True, height=min(400, 38 + 35 * len(table)))
-st.download_button(
-    "blocks.csv",
-    lambda: table.to_csv(index=False),
-    "checkpoint_blocks.csv",
-    "text/csv",
-    on_click="ignore",
-)
+widgets.csv_download("checkpoint_blocks.csv", lambda: table.to_csv(index=False), label="blocks.csv")
 st.caption("Equivalent command:")
 st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
 frame.step("importance", "Next: score the blocks")

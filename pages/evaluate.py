@@ -181,10 +181,9 @@ def estimated(found: list[dict[str, Any]]) -> None:
 
 def downloaded(name: str, rows: list[dict[str, Any]]) -> None:
     """Draw a table's download button."""
-    st.download_button(
-        plain(name), lambda: view.csv_of(rows), name, "text/csv", on_click="ignore",
-        key=f"get_{name}",
-        type="tertiary", icon=":material/download:",
+    widgets.csv_download(
+        name, lambda: view.csv_of(rows), key=f"get_{name}", type="tertiary",
+        icon=":material/download:",
     )  # fmt: skip
 
 

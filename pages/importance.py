@@ -174,16 +174,11 @@ def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
         for file in TABLES:
             path = record.path / file
             if path.is_file():
-                st.download_button(
-                    plain(file), path.read_bytes, file, "text/csv", on_click="ignore"
-                )
+                widgets.csv_download(file, path.read_bytes)
         if len(charts.scored_columns(blocks)) > 1:
-            st.download_button(
+            widgets.csv_download(
                 "agreement.csv",
                 lambda: charts.rank_agreement(blocks).to_csv(index_label="criterion"),
-                "agreement.csv",
-                "text/csv",
-                on_click="ignore",
             )
 
 

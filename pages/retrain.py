@@ -192,13 +192,7 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
         "Losses are in nats per predicted token on held-out rows. Compare only runs that were "
         "evaluated on the same held-out rows (column heldout: their predicted tokens)."
     )
-    st.download_button(
-        "retrained.csv",
-        lambda: table.to_csv(index=False),
-        "retrained.csv",
-        "text/csv",
-        on_click="ignore",
-    )
+    widgets.csv_download("retrained.csv", lambda: table.to_csv(index=False))
 
 
 prune_pad.adopt_run()

@@ -12,7 +12,7 @@ from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.workspace import RunRecord
-from core.ui import runs, say, state
+from core.ui import runs, say, state, widgets
 from core.ui.say import plain
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
@@ -80,7 +80,7 @@ def _table(record: RunRecord) -> None:
         table = pd.read_csv(path).dropna(axis="columns", how="all")
         words = table.select_dtypes(exclude="number").columns
         st.dataframe(table.fillna(dict.fromkeys(words, "")), hide_index=True)
-        st.download_button(
-            "table.csv", path.read_bytes, f"{record.id}.csv", "text/csv", on_click="ignore",
+        widgets.csv_download(
+            f"{record.id}.csv", path.read_bytes, label="table.csv",
             key=f"table_{record.id}", type="tertiary", icon=":material/download:",
         )  # fmt: skip

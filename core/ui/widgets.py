@@ -1,9 +1,13 @@
-"""Widgets from the fields of a spec, which declares label, help, bounds and default once."""
+"""Widgets from the fields of a spec, which declares label, help, bounds and default once.
+
+Also the download button that all tables share.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -83,3 +87,14 @@ def _number(
     about = plain(meta["help"])
     given = st.number_input(plain(title), low, high, value=value, key=key, help=about, **more)
     return given if given is None else kind(given)
+
+
+def csv_download(
+    name: str, csv: Callable[[], str | bytes], *, label: str = "", **more: Any
+) -> None:
+    """Draw the download button of a table; the label is the file's ``name`` unless given.
+
+    The file is made when it is asked for: one made now could be replaced by the next redraw before
+    the browser fetches it.
+    """
+    st.download_button(plain(label or name), csv, name, "text/csv", on_click="ignore", **more)
