@@ -11,7 +11,7 @@ from core.runs.workspace import RunRecord, begin_draw
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
-from core.ui import frame, job_cards, paging, state
+from core.ui import frame, job_cards, merging, paging, state
 from core.ui.say import plain
 from core.words import size
 
@@ -98,6 +98,8 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
         help=plain(variant.folder) if variant.folder and not variant.record else None,
     )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
+        if variant.record:
+            merging.button(variant.record, "tree")
         if variant.folder and st.button(
             "Use", key=f"use_{variant.id}", help="Make it the active checkpoint."
         ):

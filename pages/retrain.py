@@ -77,7 +77,7 @@ def settings(kept: dict[str, Any]) -> dict[str, Any]:
     """Draw all options except the checkpoint, and return them."""
     start = dict(kept)
     if "data" not in st.session_state.get("kept_RetrainSpec", {}):
-        start = {"data": "auto", **start}
+        start = {"data": "auto", "merge": True, **start}
     values = widgets.fields(RetrainSpec, ("method", "data"), start)
     st.caption(
         "LoRA trains small adapters and is enough after moderate pruning; continued pretraining "

@@ -84,7 +84,7 @@ def of_adapter(base: Mapping[str, Any], folder: str, adapter: str, rank: int) ->
     )
     why = f"peft adds the adapter to its base checkpoint. {stock.why}"
     result = [replace(stock, engine="transformers with peft", why=why, command=code)]
-    merge = "It does not read adapters. Merge it into the weights: retrain --merge."
+    merge = "It does not read adapters. Merge it into the weights first."
     wide = next((size for size in _RANKS if size >= rank), rank)
     path, beside = shlex.quote(folder), shlex.quote(adapter)
     commands = {

@@ -35,6 +35,12 @@ def holder(record: RunRecord) -> Path | None:
     return None
 
 
+def is_unmerged(record: RunRecord) -> bool:
+    """Whether a finished retraining left an adapter and no whole checkpoint."""
+    done = record.command == "retrain" and record.state == "done"
+    return done and holder(record) is None and (record.path / "adapter").is_dir()
+
+
 def label_of(record: RunRecord) -> str:
     """Return the label of a variant in a list: its name and how it was made."""
     folder = holder(record)
@@ -144,6 +150,26 @@ def merged_note(merged: Merged) -> str:
         f"differ by at most {merged.max_logit_difference:.2g} from the trained model's on "
         f"{merged.rows_compared} rows, its held-out loss is {merged.heldout_loss:.4f} "
         f"against {merged.heldout_loss_trained:.4f}."
+    )
+
+
+LOST_SHARE = 0.02
+"""Share of what retraining gained above which a loss through rounding is reported."""
+
+
+def lost_in_merging(summary: Summary) -> str:
+    """Return what rounding the merged weights cost, in a sentence; empty if next to nothing."""
+    merged, before = summary.merged, summary.heldout_loss_before
+    if not merged or before is None or merged.dtype == "float32":
+        return ""
+    lost = merged.heldout_loss - merged.heldout_loss_trained
+    gain = before - merged.heldout_loss_trained
+    if lost <= LOST_SHARE * abs(gain):
+        return ""
+    share = f", {lost / gain:.0%} of what retraining gained" if gain > 0 else ""
+    return (
+        f"Stored in {merged.dtype}, the merged checkpoint loses {lost:.4f} nats per token on the "
+        f"held-out rows{share}; stored in float32 it keeps them and takes twice the space."
     )
 
 

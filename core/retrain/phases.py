@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
+from core.model.loading import load_model
 from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
 from core.model.precision import dtype_name
 from core.prune.results import Pruning
@@ -44,7 +45,7 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
     """
     earlier = Summary.read(run.dir)
     if spec.resume and earlier and earlier.state == "done":
-        run.progress.log("This run has finished; there is nothing to resume.")
+        finished(spec, run, earlier)
         return
     session = Session(spec, run)
     resume = session.resume_from()
@@ -70,6 +71,29 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         session.note(finding)
         session.progress.log(f"Continuing with a micro-batch of {session.settings.micro_batch}.")
     finish(session, model, watcher, stopped)
+
+
+def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
+    """Merge the adapter of a finished run if that is asked for; nothing else is left to do."""
+    adapter = run.path("adapter")
+    if not spec.merge or spec.method != "lora" or not adapter.is_dir():
+        run.progress.log("This run has finished; there is nothing to resume.")
+        return
+    plain = replace(spec, distil=False, retention=False, also=(), questions=0)
+    session = Session(plain, run)
+    session.check_same(spec)
+    wanted = dtype_name(weights.merged_dtype(spec, session.info.dtype))
+    there = (run.path("merged") / "config.json").is_file()
+    if there and earlier.merged and earlier.merged.dtype == wanted:
+        run.progress.log(f"merged/ exists already, in {wanted}.")
+        return
+    run.progress.step(0, 1, "merging the adapter")
+    model = load_model(session.folder, session.device, session.precision.weights)
+    model = weights.with_adapters(model, spec)
+    weights.load_trained(model, adapter)
+    merged = write_merged(session, model, earlier.steps or 0)
+    replace(earlier, merged=merged).write(run)
+    run.progress.step(1, 1, "merged")
 
 
 def note_gap(session: Session, *, again: bool) -> None:
@@ -183,27 +207,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         free_memory(session.device)
         evaluate_after(session, model)
     if (spec.merge or spec.method != "lora") and not watcher.cancelled:
-        merged = weights.merge_and_save(
-            model,
-            session.folder,
-            run.path("merged"),
-            dtype=weights.merged_dtype(spec, session.info.dtype),
-            rows=session.rows.heldout,
-            device=session.device,
-            compute=session.precision.compute,
-            card=lambda config, custom: model_card.merged_card(
-                spec,
-                config,
-                steps=steps,
-                pruning=Pruning.read(session.folder),
-                custom_code=custom,
-                imported=session.info.imported,
-            ),
-        )
-        session.progress.log(
-            f"merged/ is {merged.dtype}; its logits differ by at most "
-            f"{merged.max_logit_difference:.2g} from the trained model's."
-        )
+        merged = write_merged(session, model, steps)
     write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
     if watcher.cancelled:
         raise Cancelled("Cancelled.", "Continue with --resume.")
@@ -211,6 +215,33 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         kind = NotFiniteError if stopped.kind == "nan" else RunError
         raise kind(stopped.message, f"The state of step {kept_step} was saved. {stopped.hint}")
     shutil.rmtree(session.checkpoints, ignore_errors=True)
+
+
+def write_merged(session: Session, model: Any, steps: int) -> Merged:
+    """Write merged/ and return how it differs from the trained ``model``, which is freed."""
+    spec = session.spec
+    merged = weights.merge_and_save(
+        model,
+        session.folder,
+        session.run.path("merged"),
+        dtype=weights.merged_dtype(spec, session.info.dtype),
+        rows=session.rows.heldout,
+        device=session.device,
+        compute=session.precision.compute,
+        card=lambda config, custom: model_card.merged_card(
+            spec,
+            config,
+            steps=steps,
+            pruning=Pruning.read(session.folder),
+            custom_code=custom,
+            imported=session.info.imported,
+        ),
+    )
+    session.progress.log(
+        f"merged/ is {merged.dtype}; its logits differ by at most "
+        f"{merged.max_logit_difference:.2g} from the trained model's."
+    )
+    return merged
 
 
 def evaluate_after(session: Session, model: Any) -> None:

@@ -118,9 +118,9 @@ class Session:
 
     # --- resuming ---
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the options and data that must not change when a run is resumed."""
-        spec = asdict(self.spec)
+    def fingerprint(self, of: RetrainSpec | None = None) -> dict[str, Any]:
+        """Return the options (of the spec ``of``) and data that stay when a run is resumed."""
+        spec = asdict(of or self.spec)
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
@@ -145,15 +145,7 @@ class Session:
             write_json(marker, self.fingerprint())
             return None
         known = complete_checkpoints(self.checkpoints)
-        before = read_json(marker)
-        if before is not None:
-            for name, value in self.fingerprint().items():
-                if before.get(name) != value:
-                    raise OptionError(
-                        f"--resume: {name} was {before.get(name)}, but is now {value}.",
-                        "Resume with the same options, or start over with a different --out.",
-                    )
-        elif known:
+        if not self.check_same() and known:
             raise OutputError(
                 f"{marker} is missing or damaged, so the existing checkpoints cannot be verified.",
                 "Start over with a different --out.",
@@ -166,6 +158,20 @@ class Session:
         trim_metrics(self.run.book / "metrics.jsonl", step)
         self.progress.log(f"Continuing after step {step}.")
         return folder
+
+    def check_same(self, spec: RetrainSpec | None = None) -> bool:
+        """Raise `OptionError` if the run here began with other options or data.
+
+        Returns whether that is known: whether the run left a readable record of them.
+        """
+        before = read_json(self.run.book / "training.json")
+        for name, value in self.fingerprint(spec).items() if before is not None else ():
+            if before is not None and before.get(name) != value:
+                raise OptionError(
+                    f"--resume: {name} was {before.get(name)}, but is now {value}.",
+                    "Resume with the same options, or start over with a different --out.",
+                )
+        return before is not None
 
     # --- models ---
 

@@ -180,7 +180,11 @@ class RetrainSpec(DeviceOptions):
         help="Questions per skill of the demo world, answered by all three models.",
     )
     seed: int = option(1234, low=0, help="Seed of adapters, dropout and the order of rows.")
-    merge: bool = option(False, help="Also write a whole checkpoint with the adapter merged in.")
+    merge: bool = option(
+        False,
+        help="Also write a whole checkpoint with the adapter merged in, which all other commands "
+        "take; with --resume also after a finished run.",
+    )
     merge_dtype: str = option(
         "auto",
         choices=("auto", "float32", "bfloat16", "float16"),

@@ -261,23 +261,25 @@ def _start(
         raise failed from error
 
 
-def restart(record: RunRecord, launcher: Launcher | None = None) -> RunRecord:
+def restart(record: RunRecord, launcher: Launcher | None = None, **changes: object) -> RunRecord:
     """Start a failed, cancelled or lost run again in its own folder and working directory.
 
     A command that can resume does so; the others start over. If someone else has just restarted
-    it, that run is returned.
+    it, that run is returned. With ``changes`` of its options, a finished run that can resume may
+    be continued as well, e.g. to merge the adapter of a retraining.
     """
     if not record.command:
         raise InputError(record.error, record.hint)
-    if record.state not in ("failed", "cancelled", "lost"):
+    entry = commands.get(record.command)
+    again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
+    more = ("done",) if again and changes else ()
+    if record.state not in ("failed", "cancelled", "lost", *more):
         raise InputError(
             f"Run {record.id} is {record.state}.",
             "Only a failed, cancelled or lost run can be restarted.",
         )
-    entry = commands.get(record.command)
     folder = record.path.absolute()
-    again = {"resume": True} if "resume" in hints_of(entry.spec_class) else {}
-    spec = build(entry.spec_class, {**record.spec, **again, "out": str(folder)})
+    spec = build(entry.spec_class, {**record.spec, **changes, **again, "out": str(folder)})
     cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     refuse_link(folder)

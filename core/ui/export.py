@@ -21,12 +21,11 @@ from core.export.layout import default_type
 from core.export.results import Export
 from core.quantize import plan as quantizing
 from core.quantize.command import QuantizeSpec
-from core.retrain.spec import RetrainSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.study import study
-from core.ui import runs, say, state
+from core.ui import merging, runs, say, state
 from core.ui.say import plain
 from core.words import size
 
@@ -109,20 +108,9 @@ def _of_adapter(record: RunRecord, adapter: Path) -> None:
     with st.expander("Export", icon=":material/ios_share:", key=f"export_{record.id}"):
         st.caption(
             "An adapter alone cannot be exported: files for other programs hold whole weights. "
-            "Retraining with --merge also writes the checkpoint with the adapter added."
+            "Merge it first."
         )
-        values = {k: v for k, v in record.spec.items() if k != "out"} | {"merge": True}
-        try:
-            spec = build(RetrainSpec, {**values, "out": "DIR"})
-        except DepthcutError as error:
-            say.error(str(error))
-            return
-        st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
-        if st.button("Retrain again with --merge", key=f"merge_{record.id}"):
-            started = runs.launch_once("retrain", values)
-            if started:
-                st.session_state["retrain_started"] = started.id
-                st.rerun()
+        merging.button(record, "export")
 
 
 # -------------------------------------------------------------------------------------- Runs in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from core.retrain import history
 from core.retrain.log import MetricLog
 from core.retrain.results import Step, Summary, measures_file, read_measures
 from core.runs import jobs
-from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import job_cards, runs, say, state
+from core.ui import job_cards, merging, runs, say, state
 from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
@@ -116,9 +114,7 @@ def _buttons(record: RunRecord) -> None:
 
 def _retry(record: RunRecord) -> RunRecord:
     """Resume the run with the largest micro-batch that fits."""
-    spec_class = jobs.commands.get("retrain").spec_class
-    spec = build(spec_class, {**record.spec, "retry": True, "resume": True})
-    return jobs.launch_in(record.path.absolute(), "retrain", spec)
+    return jobs.restart(record, retry=True)
 
 
 def _tiles(record: RunRecord, log: MetricLog) -> None:
@@ -189,8 +185,7 @@ def _results(record: RunRecord) -> None:
     if table:
         st.caption("Further evaluation: loss and KL(dense || model) in nats per token, accuracy.")
         st.dataframe(pd.DataFrame(read_measures(record.path)), hide_index=True)
-    if summary.merged:
-        say.caption(history.merged_note(summary.merged))
+    merging.offer(record, summary)
     _loading(record, summary)
     with st.container(horizontal=True):
         files = [record.path / name for name in ("metrics.jsonl", "summary.json")]
@@ -211,23 +206,28 @@ def _results(record: RunRecord) -> None:
 
 
 def _loading(record: RunRecord, summary: Summary) -> None:
-    """Draw the code with which stock libraries load the result."""
-    lines = ["from transformers import AutoModelForCausalLM"]
-    merged, adapter = record.path / "merged", record.path / "adapter"
-    folder: Path | None = merged
-    if merged.is_dir():
-        name = json.dumps(str(merged))
-        lines += [f"model = AutoModelForCausalLM.from_pretrained({name}{runs.trust(merged)})"]
-    elif adapter.is_dir():
-        folder = locate.local_folder(summary.checkpoint)
-        trust = runs.trust(folder) if folder else ""
-        name = json.dumps(summary.checkpoint)
-        lines[0:0] = ["from peft import PeftModel"]
-        lines += [
-            f"model = AutoModelForCausalLM.from_pretrained({name}{trust})",
-            f"model = PeftModel.from_pretrained(model, {json.dumps(str(adapter))})",
-        ]
+    """Draw the code with which stock libraries load the result, from any folder."""
+    holder, adapter = history.holder(record), record.path / "adapter"
     with st.expander("Load it with stock libraries"):
-        st.code("\n".join(lines), language="python", wrap_lines=True)
-        if folder and (note := runs.trust_note(folder)):
+        if holder:
+            code, folder = runs.loading_code(holder), holder
+        elif adapter.is_dir() and (found := locate.local_folder(_base(record, summary))):
+            code, folder = runs.loading_code(found, adapter), found
+        elif adapter.is_dir():
+            say.info(
+                f"The adapter belongs to {summary.checkpoint}, which is not on this machine: load "
+                f"that checkpoint first, then add the adapter in {adapter.absolute()}."
+            )
+            return
+        else:
+            say.info("This run left neither an adapter nor a checkpoint.")
+            return
+        st.code(code, language="python", wrap_lines=True)
+        if note := runs.trust_note(folder):
             say.caption(note)
+
+
+def _base(record: RunRecord, summary: Summary) -> str:
+    """Return the name of the checkpoint that was retrained, also if it was started elsewhere."""
+    elsewhere = Path(record.cwd) / summary.checkpoint
+    return str(elsewhere) if locate.local_folder(str(elsewhere)) else summary.checkpoint

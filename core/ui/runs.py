@@ -125,14 +125,23 @@ def trust_note(folder: Path) -> str:
     )
 
 
-def loading_code(folder: Path) -> str:
-    """Return the code with which stock transformers loads a checkpoint."""
-    path, code = json.dumps(str(folder)), trust(folder)
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({path}{code})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({path}{code})"
-    )
+def loading_code(folder: Path, adapter: Path | None = None) -> str:
+    """Return the code with which stock transformers loads a checkpoint, from any folder.
+
+    With an ``adapter``, stock peft adds it to the checkpoint.
+    """
+    path, code = json.dumps(str(folder.absolute())), trust(folder)
+    lines = ["from peft import PeftModel"] if adapter else []
+    lines += [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({path}{code})",
+    ]
+    if adapter:
+        beside = json.dumps(str(adapter.absolute()))
+        lines.append(f"model = PeftModel.from_pretrained(model, {beside})")
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained({path}{code})")
+    return "\n".join(lines)
 
 
 def _finished(record: RunRecord) -> None:

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from core.__main__ import main
 from core.checkpoint import engines, locate
 from core.export import formats
+from core.runs import jobs
 from core.runs.workspace import read_run
 from core.words import size
 
@@ -89,7 +90,7 @@ def test_what_is_not_possible_says_why(pruned, tiny_gqa):
     assert not widget(page.button, "start_cut").disabled
 
 
-def test_a_retraining_is_exported_once_merged(here, pruned, tiny_gqa):
+def test_a_retraining_is_exported_once_merged(here, pruned, tiny_gqa, monkeypatch):
     folder = study_helpers.run(
         here.root,
         "tuned",
@@ -105,9 +106,10 @@ def test_a_retraining_is_exported_once_merged(here, pruned, tiny_gqa):
     found = programs(page)
     assert list(found.index[found["runs"] == "yes"]) == ["transformers with peft", "vLLM", "SGLang"]
     assert not [b for b in page.button if b.key == "start_tuned"]
-    again = [c.value for c in page.code if " retrain " in c.value]
-    assert sum("--merge" in line for line in again) == 1
-    assert widget(page.button, "merge_tuned").label == "Retrain again with --merge"
+    asked = []
+    monkeypatch.setattr(jobs, "restart", lambda record, **changes: asked.append((record, changes)))
+    widget(page.button, "merge_export_tuned").click().run()
+    assert [(record.id, changes) for record, changes in asked] == [("tuned", {"merge": True})]
     shutil.copytree(pruned, folder / "merged", ignore=shutil.ignore_patterns(".run"))
     page = open_page("retrain", tiny_gqa, run="tuned")
     assert not widget(page.button, "start_tuned").disabled

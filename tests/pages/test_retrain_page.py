@@ -98,7 +98,8 @@ def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, te
     widget(page.number_input, "Steps").set_value(4000).run()
     widget(page.number_input, "Cutoff").set_value(64).run()
     (line,) = [c.value for c in page.code if "core retrain" in c.value]
-    assert line == f"python -m core retrain cut --data {texts} --out DIR --cutoff 64 --steps 4000"
+    asked = f"python -m core retrain cut --data {texts} --out DIR --cutoff 64 --steps 4000 --merge"
+    assert line == asked
     wait(page, lambda p: any(m.label == "Trainable" for m in p.metric))
     labels = {m.label: m.value for m in page.metric}
     assert labels["Steps"] == "4,000 x 16"

@@ -1,5 +1,6 @@
 """The whole command on tiny models: its files, recovery, cancel, resume and early stops."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -15,10 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.checkpoint import locate
-from core.retrain import estimate, fused, rows, session, trainer, weights
+from core.retrain import estimate, fused, history, rows, session, trainer, weights
 from core.retrain.encoders import FileTokenizer
+from core.retrain.results import Summary
 from core.retrain.spec import RetrainSpec
 from core.runs.workspace import read_run
+from core.ui import runs
 
 ROOT = Path(__file__).parents[2]
 LORA = {
@@ -110,6 +113,53 @@ def test_adapter_and_merged_checkpoint_load_in_plain_libraries(lora, pruned):
         AutoTokenizer.from_pretrained(f).special_tokens_map for f in (pruned, lora / "merged")
     ]
     assert special[0] == special[1] != {}
+
+
+def test_a_finished_run_is_merged_later_and_its_training_stays(
+    lora, pruned, dense, tasks, tmp_path, monkeypatch
+):
+    late = tmp_path / "late"
+    shutil.copytree(lora, late)
+    shutil.rmtree(late / "merged")
+    again = {"checkpoint": str(pruned), "dense": str(dense), "data": tasks, "out": str(late)}
+    assert execute(**again, **LORA, resume=True) == 0
+    assert not (late / "merged").exists()
+    assert execute(**again, **{**LORA, "rank": 4}, resume=True, merge=True) == 2
+    assert execute(**again, **LORA, resume=True, merge=True) == 0
+    ours, usual = (load_file(f / "merged" / "model.safetensors") for f in (late, lora))
+    assert all(torch.equal(ours[name], usual[name]) for name in usual)
+    now, then = summary(late), summary(lora)
+    assert now.pop("merged")["heldout_loss"] == then.pop("merged")["heldout_loss"]
+    assert now == then
+    assert execute(**again, **LORA, resume=True, merge=True, merge_dtype="bfloat16") == 0
+    rounded = Summary.read(late)
+    model = AutoModelForCausalLM.from_pretrained(late / "merged", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    before = summary(late)["heldout_loss_before"]
+    for lost, told in ((0.1, "0.1000 nats"), (0.0, "")):
+        trained = rounded.merged.heldout_loss - lost
+        merged = dataclasses.replace(rounded.merged, heldout_loss_trained=trained)
+        found = history.lost_in_merging(dataclasses.replace(rounded, merged=merged))
+        assert (told in found) == bool(found) == bool(lost)
+        assert not lost or f"{lost / (before - trained):.0%} of what" in found
+
+
+def test_the_code_on_the_page_loads_the_result_from_any_folder(lora, pruned, tmp_path, monkeypatch):
+    monkeypatch.chdir(lora.parent)
+    codes = [
+        runs.loading_code(Path("lora") / "merged"),
+        runs.loading_code(pruned, Path("lora") / "adapter"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    ids = torch.arange(5, 25)[None]
+    logits = []
+    for code in codes:
+        names = {}
+        exec(code, names)
+        with torch.no_grad():
+            logits.append(names["model"].eval()(ids).logits)
+        assert names["tokenizer"]("Ann").input_ids
+    assert float((logits[0] - logits[1]).abs().max()) < 1e-4
 
 
 def test_metrics_hold_every_step_and_evaluation(lora):
