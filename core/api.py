@@ -55,12 +55,18 @@ class Scores:
     """Parameters of the model; tied ones count once."""
     block_parameters: tuple[int, ...] = ()
     """Parameters of each block."""
+    parts: tuple[dict[str, int], ...] = ()
+    """Parameters of the attention and the mlp of each block."""
     path: str = "the model in memory"
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
         return len(self.rows)
+
+    def part_parameters(self, block: int, part: str) -> int:
+        """Return the parameters of a block's attention or mlp."""
+        return self.parts[block][part]
 
     def to_dict(self) -> dict[str, list[float | int | None]]:
         """Return one list per column of blocks.csv: ``{"block": [0, 1, ...], "ppl": [...]}``."""
@@ -183,8 +189,13 @@ def score(
         angular={(row.start, row.length): row.distance for row in found.angular_rows()},
         greedy=tuple(row.block for row in found.greedy_rows()),
         parameters=sum(p.numel() for p in model.parameters()),
-        block_parameters=tuple(sum(p.numel() for p in b.parameters()) for b in view.blocks),
+        block_parameters=tuple(_count(b) for b in view.blocks),
+        parts=tuple({"attention": _count(b.self_attn), "mlp": _count(b.mlp)} for b in view.blocks),
     )
+
+
+def _count(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
 
 
 def choose(

@@ -24,6 +24,8 @@ class Criterion:
     """Needs no scores: a baseline that every criterion should beat."""
     searched: bool = False
     """Chooses whole sets: only a run of search has measured them."""
+    of_parts: bool = False
+    """Ranks the attention and the MLP of every block on their own, not blocks."""
 
 
 CRITERIA = (
@@ -35,6 +37,7 @@ CRITERIA = (
     Criterion("relative-update", "relative update", "relative_update"),
     Criterion("sleb", "SLEB (greedy)", "", "Song et al., SLEB", by_default=False),
     Criterion("kl", "KL from the dense model", "kl", by_default=False),
+    Criterion("sublayers", "perplexity without the part", by_default=False, of_parts=True),
     Criterion("one-shot", "cheapest single blocks", searched=True),
     Criterion("greedy", "greedy search", source="Song et al., SLEB", searched=True),
     Criterion("beam", "beam search", searched=True),
@@ -45,9 +48,9 @@ CRITERIA = (
     Criterion("random", "random", control=True),
 )
 SUBLAYERS = "sublayers"
-"""A metric that ranks attention and feed-forward parts, not blocks, so no plan can use it."""
+"""The criterion that ranks parts of blocks."""
 
-METRICS = (*(c.name for c in CRITERIA if not (c.control or c.searched)), SUBLAYERS)
+METRICS = tuple(c.name for c in CRITERIA if not (c.control or c.searched))
 """What an importance run can compute."""
 DEFAULT_METRICS = tuple(c.name for c in CRITERIA if c.by_default and c.name in METRICS)
 NAMES = tuple(c.name for c in CRITERIA)

@@ -83,7 +83,9 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     if variant.record:
         facts.append(variant.record.command)
     cut = variant.cut or Cut(blocks=variant.blocks)
-    if cut.dropped:
+    if cut.removal.parts:
+        facts.append("without " + cut.removal.text)
+    elif cut.dropped:
         facts.append("without " + words.block_ranges(cut.dropped))
     if cut.blocks:
         facts.append(f"{cut.blocks} block{'s' * (cut.blocks > 1)}")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from core.checkpoint import quantized
+from core.checkpoint.drop import Removal
 from core.runs.dtypes import BYTES
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Shapes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BlocksLeft:
-    """The shapes of a checkpoint without some of its blocks; a `Shapes`."""
+    """The shapes of a checkpoint without some of its blocks or their parts; a `Shapes`."""
 
     hidden: int
     vocab: int
@@ -75,10 +76,19 @@ class BlocksLeft:
     block_shapes: tuple[dict[str, int], ...]
 
 
-def without(info: CheckpointInfo, drop: Iterable[int]) -> BlocksLeft:
-    """Return the shapes of ``info`` without the blocks ``drop``."""
-    dropped = set(drop)
-    lost = sum(info.block_parameters[block] for block in dropped)
+def without(info: CheckpointInfo, removal: Removal | Iterable[int]) -> BlocksLeft:
+    """Return the shapes of ``info`` without ``removal``, blocks or parts of them too."""
+    gone = removal if isinstance(removal, Removal) else Removal(tuple({*removal}))
+    lost = sum(info.block_parameters[block] for block in gone.drop)
+    lost += sum(info.part_parameters(block, part) for block, part in gone.parts)
+    shapes = []
+    for block, shape in enumerate(info.block_shapes):
+        if block in gone.drop:
+            continue
+        left = dict(shape)
+        left |= {"heads": 0, "kv_heads": 0} if block in gone.attention else {}
+        left |= {"intermediate": 0} if block in gone.mlp else {}
+        shapes.append(left)
     return BlocksLeft(
         info.hidden,
         info.vocab,
@@ -86,7 +96,7 @@ def without(info: CheckpointInfo, drop: Iterable[int]) -> BlocksLeft:
         info.tied,
         info.parameters - lost,
         {**info.parts, "blocks": info.parts["blocks"] - lost},
-        tuple(shape for block, shape in enumerate(info.block_shapes) if block not in dropped),
+        tuple(shapes),
     )
 
 
@@ -100,7 +110,7 @@ class Rates:
     """Rate of a square matrix product."""
     block_overhead_s: float = 0.0
     """A decoding step's overhead per block, beyond bytes and operations, for one sequence. On an
-    asynchronous device, the host's time to launch a block's kernels."""
+    asynchronous device, the host's time to launch a block's kernels. See `blocks_of_overhead`."""
     step_overhead_s: float = 0.0
     """A decoding step's overhead outside the blocks."""
     sampling_s_per_logit: float = 0.0
@@ -186,8 +196,21 @@ def activations(info: Shapes) -> int:
     Counted for the LLaMA family: per block, twelve passes over the hidden state, six over queries
     and keys, three over the MLP's neurons.
     """
+    halves = sum((s["heads"] > 0) + (s["intermediate"] > 0) for s in info.block_shapes)
+    return 6 * info.hidden * halves + sum(
+        6 * (s["heads"] + s["kv_heads"]) * info.head_dim + 3 * s["intermediate"]
+        for s in info.block_shapes
+    )
+
+
+ATTENTION_SHARE = 23 / 34
+"""Attention's share of a block's kernels in a decoding step of transformers' LLaMA, counted."""
+
+
+def blocks_of_overhead(info: Shapes) -> float:
+    """Return the overhead of all blocks in whole blocks: one without a part takes its share."""
     return sum(
-        12 * info.hidden + 6 * (s["heads"] + s["kv_heads"]) * info.head_dim + 3 * s["intermediate"]
+        ATTENTION_SHARE * (s["heads"] > 0) + (1 - ATTENTION_SHARE) * (s["intermediate"] > 0)
         for s in info.block_shapes
     )
 
@@ -206,7 +229,7 @@ def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1
     device = max(flops / rates.matmul_flops_per_s, moved / rates.bandwidth_bytes_per_s)
     device += batch * tokens * activations(info) * rates.activation_s
     device += batch * info.vocab * rates.sampling_s_per_logit
-    host = len(info.block_shapes) * rates.block_overhead_s
+    host = blocks_of_overhead(info) * rates.block_overhead_s
     return rates.step_overhead_s + (max(device, host) if rates.asynchronous else device + host)
 
 

@@ -375,6 +375,8 @@ def quality(
 
 
 def _blocks(candidate: Candidate) -> str:
+    if candidate.removal.parts:
+        return f"<br>without {candidate.removal.text}"
     return f"<br>without {', '.join(map(str, candidate.dropped))}" if candidate.dropped else ""
 
 

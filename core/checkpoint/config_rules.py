@@ -228,13 +228,34 @@ def _check_layer_sizes(config: Mapping[str, Any]) -> None:
                 f"It must list a number for each of the {blocks} blocks.",
             )
         for block, size in enumerate(sizes):
-            if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
+            if type(size) is not int or not 0 <= size <= LARGEST_SIZE:
                 raise _refuse(
                     f"{name} of block {block}",
                     size,
                     "",
-                    f"It must be a whole number from 1 to {LARGEST_SIZE:,}.",
+                    f"It must be a whole number from 0 to {LARGEST_SIZE:,}.",
                 )
+    if families.says_layer_shapes(config):
+        for block in range(blocks):
+            _check_parts(config, block)
+
+
+def _check_parts(config: Mapping[str, Any], block: int) -> None:
+    """Raise `CheckpointError` for a block of which one kind of head is missing, or all."""
+    heads, groups, neurons = (
+        families.layer_setting(config, name, block) for name in families.LAYER_FIELDS
+    )
+    if bool(heads) != bool(groups) or (groups and heads % groups):
+        raise _refuse(
+            f"layer_num_key_value_heads of block {block}",
+            groups,
+            f", which does not divide its {heads} attention heads",
+        )
+    if not heads and not neurons:
+        raise CheckpointError(
+            f"config.json gives block {block} neither attention heads nor MLP neurons.",
+            "Give each block at least one of the two parts.",
+        )
 
 
 def _check_layers(config: Mapping[str, Any]) -> None:

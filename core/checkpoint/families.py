@@ -23,7 +23,15 @@ LAYER_FIELDS = {
     "num_key_value_heads": "layer_num_key_value_heads",
     "intermediate_size": "layer_intermediate_size",
 }
-"""Config fields with one size per block, in checkpoints whose blocks have their own shapes."""
+"""Config fields with one size per block, in checkpoints whose blocks have their own shapes.
+
+0 heads mean a block without attention, 0 neurons one without an MLP.
+"""
+PART_MODULES = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+"""Part of a block -> the kinds of module that it consists of; the block's norms stay without it."""
 ADDED_BIAS = {"self_attn.o_proj": "o_bias", "mlp.down_proj": "down_bias"}
 """Projections that may have a bias unlike the rest of their family -> the config field for it."""
 _BLOCK = re.compile(r"^model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)$")
@@ -200,6 +208,12 @@ def is_parameter(name: str) -> bool:
     return not name.endswith("inv_freq")
 
 
+def sublayer_of(name: str) -> str:
+    """Return which part of a block a tensor belongs to: attention, mlp, or empty for its norms."""
+    kind = module_of(name)
+    return next((part for part, kinds in PART_MODULES.items() if kind in kinds), "")
+
+
 def renamed(name: str, block: int) -> str:
     """Return a block tensor's name under another block number."""
     match = _BLOCK.match(name)
@@ -220,22 +234,30 @@ def says_layer_shapes(config: Mapping[str, Any]) -> bool:
 
 
 def block_shapes(config: Mapping[str, Any], block: int = 0) -> dict[str, Shape]:
-    """Return the tensors of one block, name within the block -> shape [out, in]."""
+    """Return the tensors of one block, name within the block -> shape [out, in].
+
+    A block without attention or without an MLP has no tensors of it, but both norms.
+    """
     family = of(config)
     hidden = setting(config, "hidden_size")
     inner = layer_setting(config, "intermediate_size", block)
     width = setting(config, "head_dim")
     query = layer_setting(config, "num_attention_heads", block) * width
     key = layer_setting(config, "num_key_value_heads", block) * width
-    linear = {
-        "self_attn.q_proj": (query, hidden),
-        "self_attn.k_proj": (key, hidden),
-        "self_attn.v_proj": (key, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
+    linear: dict[str, tuple[int, int]] = {}
+    if query:
+        linear |= {
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (key, hidden),
+            "self_attn.v_proj": (key, hidden),
+            "self_attn.o_proj": (hidden, query),
+        }
+    if inner:
+        linear |= {
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
     attention_bias = family.name in ("llama", "qwen3") and bool(config.get("attention_bias"))
     mlp_bias = family.name == "llama" and bool(config.get("mlp_bias"))
     shapes: dict[str, Shape] = {}
@@ -246,7 +268,7 @@ def block_shapes(config: Mapping[str, Any], block: int = 0) -> dict[str, Shape]:
         added = is_custom(config) and bool(config.get(ADDED_BIAS.get(name, "")))
         if biased or added or (family.qkv_bias and projection in ("q_proj", "k_proj", "v_proj")):
             shapes[f"{name}.bias"] = shape[:1]
-    if family.qk_norm:
+    if family.qk_norm and query:
         shapes |= {"self_attn.q_norm.weight": (width,), "self_attn.k_norm.weight": (width,)}
     shapes["input_layernorm.weight"] = (hidden,)
     shapes["post_attention_layernorm.weight"] = (hidden,)

@@ -128,7 +128,7 @@ class CheckpointInfo:
     block_modules: tuple[dict[str, int], ...]
     """Parameters by module kind (q_proj, ..., post_attention_layernorm), one dict per block."""
     block_shapes: tuple[dict[str, int], ...]
-    """heads, kv_heads and intermediate of each block."""
+    """heads, kv_heads and intermediate of each block; 0 for a part that it lacks."""
     disk_bytes: int
     """Size of the weight files; 0 without weights."""
     memory_bytes: dict[str, int]
@@ -172,11 +172,11 @@ class CheckpointInfo:
         return quantized.stored_bytes(self.parameters, self.quantization, width)
 
     def projections(self, block: int) -> dict[str, tuple[int, int]]:
-        """Return the width out of and into each linear layer of a block, by its module's name."""
+        """Return the width out of and into each linear layer that a block has, by module name."""
         shape = self.block_shapes[block]
         hidden, inner = self.hidden, shape["intermediate"]
         query, key = shape["heads"] * self.head_dim, shape["kv_heads"] * self.head_dim
-        return {
+        found = {
             "q_proj": (query, hidden),
             "k_proj": (key, hidden),
             "v_proj": (key, hidden),
@@ -185,6 +185,12 @@ class CheckpointInfo:
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
+        return {name: widths for name, widths in found.items() if all(widths)}
+
+    def part_parameters(self, block: int, part: str) -> int:
+        """Return the parameters of a block's attention or mlp, without the block's norms."""
+        modules = self.block_modules[block]
+        return sum(modules.get(kind, 0) for kind in families.PART_MODULES[part])
 
     def kv_bytes(self, batch: int, tokens: int, dtype: str | None = None) -> int:
         """Return the key/value cache in bytes for ``batch`` sequences of ``tokens`` tokens."""
@@ -305,11 +311,15 @@ def _add_up(
 
 
 def _block_shape(shapes: Mapping[str, families.Shape], block: int, head_dim: int) -> dict[str, int]:
-    prefix = f"model.layers.{block}."
+    """Return the sizes of a block; 0 of what a part that it lacks would have."""
+
+    def rows(module: str) -> int:
+        return shapes.get(f"model.layers.{block}.{module}.weight", (0,))[0]
+
     return {
-        "heads": shapes[prefix + "self_attn.q_proj.weight"][0] // head_dim,
-        "kv_heads": shapes[prefix + "self_attn.k_proj.weight"][0] // head_dim,
-        "intermediate": shapes[prefix + "mlp.gate_proj.weight"][0],
+        "heads": rows("self_attn.q_proj") // head_dim,
+        "kv_heads": rows("self_attn.k_proj") // head_dim,
+        "intermediate": rows("mlp.gate_proj"),
     }
 
 

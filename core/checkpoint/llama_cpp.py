@@ -13,6 +13,7 @@ from typing import Any
 
 from core.checkpoint import families
 from core.errors import CheckpointError
+from core.words import block_ranges
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Family -> its architecture, if all blocks have the same shape."""
@@ -22,7 +23,7 @@ _READ_BIAS = {"qwen2": ("q_proj", "k_proj", "v_proj"), "qwen3": ()}
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """The sizes of one block."""
+    """The sizes of one block; 0 for a part that it lacks."""
 
     heads: int
     kv_heads: int
@@ -39,16 +40,22 @@ def sizes(
 def _sizes(config: Mapping[str, Any], shapes: Mapping[str, families.Shape]) -> Iterator[BlockSizes]:
     width = families.setting(config, "head_dim")
     for block in range(families.setting(config, "num_hidden_layers")):
-        prefix = f"model.layers.{block}."
-        yield BlockSizes(
-            shapes[prefix + "self_attn.q_proj.weight"][0] // width,
-            shapes[prefix + "self_attn.k_proj.weight"][0] // width,
-            shapes[prefix + "mlp.gate_proj.weight"][0],
+        q, k, gate = (
+            shapes.get(f"model.layers.{block}.{module}.weight", (0,))[0]
+            for module in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
         )
+        yield BlockSizes(q // width, k // width, gate)
 
 
 def differences(blocks: Sequence[BlockSizes]) -> str:
     """Return how the blocks differ in shape, as the end of "its blocks have"; empty if alike."""
+    lacking = {
+        "attention": [number for number, block in enumerate(blocks) if not block.heads],
+        "MLP": [number for number, block in enumerate(blocks) if not block.neurons],
+    }
+    missing = [f"no {part} in {block_ranges(found)}" for part, found in lacking.items() if found]
+    if missing:
+        return f"different parts ({'; '.join(missing)})"
     for what, found in (
         ("query heads", {b.heads for b in blocks}),
         ("key/value heads", {b.kv_heads for b in blocks}),

@@ -7,19 +7,24 @@ stock classes, or with its own `core.model.modeling_depthcut`; so foreign code i
 
 from __future__ import annotations
 
+import copy as copying
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.checkpoint import families
+from core.checkpoint.drop import Removal
 from core.errors import CheckpointError
 
 MODELLING = Path(__file__).parents[1] / "model" / "modeling_depthcut.py"
 """Saved beside the weights if the blocks have different shapes."""
-_EARLIER = ("3255af222125a55d5fad3db11903a74ae8c3f19d8f23be01e51a21033c0915b5",)
+_EARLIER = (
+    "3255af222125a55d5fad3db11903a74ae8c3f19d8f23be01e51a21033c0915b5",
+    "3be563b82ab7ebaf81a759ae319e08ce8dbf2c236f5806972c996664607480fa",
+)
 """SHA-256 of what earlier versions saved there."""
 PER_LAYER = "per_layer_config"
 """transformers' own field for the sizes of single blocks: block -> fields that differ."""
@@ -71,23 +76,66 @@ def _with_auto_map(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_layer_sizes(
+    config: Mapping[str, Any], sizes: Sequence[Sequence[int]], **added: bool
+) -> dict[str, Any]:
+    """Return the config of Depthcut's modelling code with these ``sizes`` of the blocks.
+
+    ``sizes`` are lists with one number per block, in the order of `families.LAYER_FIELDS`;
+    ``added`` are the flags of `families.ADDED_BIAS`.
+    """
+    family = families.of(config)
+    name = class_name(family.name)
+    result = {key: copying.deepcopy(value) for key, value in without_code(config).items()}
+    result |= {field: families.setting(config, field) for field in families.LAYER_FIELDS}
+    result |= {
+        "head_dim": families.setting(config, "head_dim"),
+        "model_type": families.CUSTOM_PREFIX + family.name,
+        "architectures": [f"{name}ForCausalLM"],
+        **{f: [*own] for f, own in zip(families.LAYER_FIELDS.values(), sizes, strict=True)},
+        **added,
+    }
+    return with_own_code(result)
+
+
+def without_parts(
+    config: Mapping[str, Any], shapes: Sequence[Mapping[str, int]], removal: Removal
+) -> dict[str, Any]:
+    """Return the config of the model without the parts of ``removal``; whole blocks stay.
+
+    ``shapes`` are the sizes of its blocks (`CheckpointInfo.block_shapes`).
+    """
+    if not removal.parts:
+        return dict(config)
+
+    def sizes(field: str, part: str) -> list[int]:
+        lost = getattr(removal, part)
+        return [0 if block in lost else shape[field] for block, shape in enumerate(shapes)]
+
+    return with_layer_sizes(
+        config,
+        (sizes("heads", "attention"), sizes("kv_heads", "attention"), sizes("intermediate", "mlp")),
+    )
+
+
 def per_layer_config(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return the blocks' sizes as transformers' configurations express them, by block number.
 
     transformers 5.24 has this field, but its LLaMA, Mistral and Qwen classes do not build blocks by
     it: they raise an error. Once they do build them, the modelling code is no longer needed.
     Biases of the output projections alone cannot be expressed, so with them this is empty: a class
-    that read only the sizes would leave the biases out.
+    that read only the sizes would leave the biases out. Nor can a missing part, as 0 heads.
     """
     added = any(config.get(field) for field in families.ADDED_BIAS.values())
     if added or not families.is_custom(config) or not families.says_layer_shapes(config):
         return {}
-    return {
+    found = {
         str(block): {
             name: families.layer_setting(config, name, block) for name in families.LAYER_FIELDS
         }
         for block in range(families.setting(config, "num_hidden_layers"))
     }
+    return found if all(all(sizes.values()) for sizes in found.values()) else {}
 
 
 def copy(config: Mapping[str, Any], target: Path) -> bool:

@@ -258,7 +258,7 @@ def live(bench: Bench) -> Outcome:
     def answer(device: torch.device) -> tuple[float, str, float]:
         store = Store(device, "float32", 4000.0)
         loaded = store.get("demo")
-        ppl = loaded.text(ask, store.room_bytes())[0].answer(ask.skip).ppl
+        ppl = loaded.text(ask, store.room_bytes())[0].answer(ask.removal).ppl
         text, rate = _write(loaded)
         del loaded
         store.clear()

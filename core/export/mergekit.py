@@ -52,6 +52,13 @@ def recorded(checkpoint: Checkpoint) -> Pruning:
             "leave out whole blocks.",
             _HINT,
         )
+    lacking = (*record.without_attention, *record.without_mlp)
+    if lacking:
+        raise CheckpointError(
+            f"{checkpoint.name} lacks the attention or the MLP of block {lacking[0]}; passthrough "
+            "slices can only leave out whole blocks.",
+            _HINT,
+        )
     if len(record.original_blocks) != checkpoint.info.blocks:
         raise CheckpointError(
             f"{Pruning.FILE} lists {len(record.original_blocks)} blocks of the base model, but "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import outside
 from core.checkpoint import chat, locate
-from core.checkpoint.drop import check_drop
+from core.checkpoint.drop import PARTS, Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
@@ -36,10 +36,14 @@ SAMPLES, LENGTH = 128, 512
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSpec(DeviceOptions):
-    """Write a checkpoint without some of its blocks, and heal it if asked to."""
+    """Write a checkpoint without some of its blocks or their parts, and heal it if asked to."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     drop: tuple[int, ...] = option((), help="Blocks to drop, e.g. 3,5 or 4-8.")
+    attention: tuple[int, ...] = option(
+        (), help="Blocks that lose their attention, and with it their key/value cache, e.g. 3,5."
+    )
+    mlp: tuple[int, ...] = option((), help="Blocks that lose their MLP, e.g. 7.")
     plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
     criterion: str | None = option(
         None, help="Criterion behind --drop, for the record; a plan contains its own."
@@ -77,11 +81,11 @@ def run(spec: PruneSpec, run: Run) -> None:
     """Write the variant into the run directory, which the runner has already checked."""
     heals = spec.heal != "none"
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=heals)
-    drop, plan = selection(spec, checkpoint.info)
-    healing, replaced = _heal(spec, run, checkpoint, drop) if heals else (None, {})
+    removal, plan = selection(spec, checkpoint.info)
+    healing, replaced = _heal(spec, run, checkpoint, removal.drop) if heals else (None, {})
     record = depth.prune(
         checkpoint.folder,
-        drop,
+        removal,
         run.dir,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
@@ -94,7 +98,7 @@ def run(spec: PruneSpec, run: Run) -> None:
     run.progress.log(
         f"Wrote {record.blocks_after} of {record.blocks_before} blocks, "
         f"{record.parameters_after:,} of {record.parameters_before:,} parameters "
-        f"(ratio {record.ratio:.4f}), to {run.dir}."
+        f"(ratio {record.ratio:.4f}), without {record.removal.text}, to {run.dir}."
     )
 
 
@@ -102,15 +106,16 @@ def check(spec: PruneSpec) -> None:
     """Raise an error for what cannot be healed, before the run waits for the device."""
     if spec.heal != "none":
         checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
-        drop, _ = selection(spec, checkpoint.info)
-        check_healing(spec, checkpoint.info, drop)
+        removal, _ = selection(spec, checkpoint.info)
+        check_healing(spec, checkpoint.info, removal)
 
 
 def check_healing(
-    spec: PruneSpec, info: CheckpointInfo, drop: tuple[int, ...]
+    spec: PruneSpec, info: CheckpointInfo, removal: Removal
 ) -> tuple[seams.Seam, ...]:
     """Return the seams; raises an error if they cannot be healed with this many tokens."""
-    found = seams.check_seams(spec.heal, drop)
+    _check_whole(info, removal)
+    found = seams.check_seams(spec.heal, removal.drop)
     if spec.length is not None and info.context and spec.length > info.context:
         raise OptionError(
             f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
@@ -119,6 +124,23 @@ def check_healing(
     rows = spec.samples or SAMPLES
     seams.check_tokens(info.hidden, rows, rows * length_of(spec, info))
     return found
+
+
+def _check_whole(info: CheckpointInfo, removal: Removal) -> None:
+    """Raise `PlanError` if a part of a block is missing after the cut, or before it."""
+    if removal.parts:
+        block, part = removal.parts[0]
+        raise PlanError(
+            f"Healing repairs the seams of whole blocks; of block {block} only the {PARTS[part]} "
+            "is removed.",
+            "Leave out --heal, or remove whole blocks only.",
+        )
+    for block, shape in enumerate(info.block_shapes):
+        if not all(shape.values()):
+            raise PlanError(
+                f"Healing needs blocks with attention and MLP; block {block} lacks one of them.",
+                "Leave out --heal.",
+            )
 
 
 def length_of(spec: PruneSpec, info: CheckpointInfo) -> int:
@@ -201,11 +223,11 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
     checkpoint = locate.open(
         spec.checkpoint, StderrProgress(), need="headers", need_tokenizer=False
     )
-    drop, plan = selection(spec, checkpoint.info)
+    removal, plan = selection(spec, checkpoint.info)
     record = depth.make_record(
         checkpoint.folder,
         checkpoint.info,
-        drop,
+        removal,
         criterion=chosen_by(spec, plan),
         plan=plan or None,
         name=checkpoint.name,
@@ -214,19 +236,17 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
     widths = DTYPE_BYTES
     return record.to_dict() | {
         "dry_run": True,
-        **_planned_healing(spec, checkpoint.info, drop),
+        **_planned_healing(spec, checkpoint.info, removal),
         "out": spec.out,
         "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
     }
 
 
-def _planned_healing(
-    spec: PruneSpec, info: CheckpointInfo, drop: tuple[int, ...]
-) -> dict[str, Any]:
+def _planned_healing(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> dict[str, Any]:
     """Return what healing would do; raises an error if it cannot."""
     if spec.heal == "none":
         return {}
-    found = check_healing(spec, info, drop)
+    found = check_healing(spec, info, removal)
     return {
         "heal": spec.heal,
         "seams": [[seam.first, seam.end - 1] for seam in found],
@@ -243,30 +263,52 @@ def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
     return canonical(spec.criterion) if spec.criterion else None
 
 
-def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Return the blocks to drop and the plan they come from (empty for ``--drop``).
+def named(spec: PruneSpec) -> Removal:
+    """Return the blocks and parts that the options name."""
+    return Removal(spec.drop, spec.attention, spec.mlp)
 
-    Raises `PlanError` if neither or both are given, or if the blocks cannot be dropped.
+
+def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[Removal, dict[str, Any]]:
+    """Return what to remove, and the plan it comes from (empty if blocks are named).
+
+    Raises `PlanError` if neither or both are given, or if it cannot be removed.
     """
-    if bool(spec.drop) == bool(spec.plan):
-        both = "Both --drop and --plan are" if spec.plan else "Neither --drop nor --plan is"
-        raise PlanError(f"{both} given.", "Give either --drop, e.g. --drop 3,5, or --plan FILE.")
+    given = named(spec)
+    if given and spec.plan:
+        first = next(name for name in ("drop", "attention", "mlp") if getattr(given, name))
+        raise PlanError(
+            f"Both --{first} and --plan are given.",
+            "Give either --drop, --attention and --mlp, or --plan FILE.",
+        )
     if not spec.plan:
-        return check_drop(spec.drop, info.blocks), {}
+        if not given:
+            raise PlanError(
+                "Neither --drop nor --plan is given.",
+                "Give --drop 3,5, --attention 3,5 or --mlp 7, or --plan FILE.",
+            )
+        return check_removal(given, info.block_shapes), {}
     plan = _read_plan(spec.plan)
     planned = from_dict(PlanFile, plan)
-    if planned is None or planned.drop is None:
+    lists = (planned.drop, planned.attention, planned.mlp) if planned else ()
+    if planned is None or all(numbers is None for numbers in lists):
         raise PlanError(
-            f"{spec.plan} has no list 'drop' of block numbers.",
+            f"{spec.plan} has no list 'drop' of block numbers, nor 'attention' or 'mlp'.",
             "Give the JSON output of the plan command.",
         )
+    for name in ("drop", "attention", "mlp"):
+        if name in plan and getattr(planned, name) is None:
+            raise PlanError(
+                f"'{name}' in {spec.plan} is not a list of block numbers.",
+                "Give the JSON output of the plan command.",
+            )
     if planned.blocks not in (None, info.blocks):
         raise PlanError(
             f"The plan {spec.plan} is for {planned.blocks} blocks, but the checkpoint has "
             f"{info.blocks}.",
             "Give the checkpoint that the plan was made for.",
         )
-    return check_drop(planned.drop, info.blocks), plan
+    removal = Removal(*(numbers or () for numbers in lists))
+    return check_removal(removal, info.block_shapes), plan
 
 
 def _read_plan(name: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def heal(
         CheckpointError: A block is not a plain decoder layer.
         NotFiniteError: The model's states are NaN or infinite.
     """
-    dropped = view.check_skip(drop)
+    dropped = frozenset(view.check_skip(drop).drop)
     seams = check_seams(method, dropped)
     check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
     for block, layer in enumerate(view.blocks):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import AUTO, text_of
+from core.criteria import SUBLAYERS
 from core.data import sources
 from core.data.calibration import JOINS, sample
 from core.errors import OptionError, PlanError
@@ -83,6 +84,11 @@ def _plans(
     counts = sorted({c for c in spec.counts if c > 0}) or list(range(1, most + 1))
     if not spec.criteria:
         raise OptionError("--criteria is empty.", "Use e.g. ppl,taylor.")
+    if SUBLAYERS in spec.criteria:
+        raise OptionError(
+            f"--criteria: {SUBLAYERS} ranks parts of blocks, but a curve removes whole blocks.",
+            "Leave it out; the Prune page measures the parts that you choose.",
+        )
     return [
         plan.choose(
             found, criterion, count=count, info=info, protect_first=first, protect_last=last

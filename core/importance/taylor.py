@@ -20,7 +20,7 @@ from torch import Tensor
 from core.errors import NotFiniteError
 from core.importance.branches import Batch
 from core.importance.forward import LOGITS_GPU, chunk_rows
-from core.model.blocks import MODULES, BlockView
+from core.model.blocks import BlockView
 from core.model.precision import gradients_of, not_finite_hint
 from core.runs.progress import SILENT, Progress
 
@@ -45,7 +45,7 @@ class BlockGradients:
 
     block: int
     names: tuple[str, ...]
-    """Paths within the block, e.g. ``mlp.up_proj.weight``, in the order of `MODULES`."""
+    """Paths within the block, e.g. ``mlp.up_proj.weight``, in the order of the view's modules."""
     weights: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
     """Gradients of the mean loss over the whole calibration set, float32."""
@@ -107,7 +107,7 @@ def taylor(view: BlockView, batch: Batch, progress: Progress = SILENT) -> list[W
     for found in block_gradients(view, batch, progress):
         values = []
         for (module, _), name, weight, g in zip(
-            MODULES, found.names, found.weights, found.gradients, strict=True
+            view.modules(found.block), found.names, found.weights, found.gradients, strict=True
         ):
             value = float(g.mul_(weight.detach()).abs_().sum())
             full = f"model.layers.{found.block}.{name}"
@@ -137,7 +137,7 @@ class BlockFunction:
         self.view, self.block, self.layer = view, block, view.blocks[block]
         with torch.no_grad():
             self.tensors = {n: p.detach().to(dtype) for n, p in self.layer.named_parameters()}
-        self.scored = [f"{path}.weight" for _, path in MODULES]
+        self.scored = [f"{path}.weight" for _, path in view.modules(block)]
         if gradients:
             for name in self.scored:
                 self.tensors[name] = self.tensors[name].detach().requires_grad_()

@@ -214,7 +214,7 @@ class Resident:
                 reported = time.perf_counter()
                 job.emit(Part(ppl=answer.ppl, windows=answer.windows, of=windows))
 
-        answer = text.answer(ask.skip, part, lambda: self._check(job), windows)
+        answer = text.answer(ask.removal, part, lambda: self._check(job), windows)
         job.emit(
             Measured(
                 ppl=answer.ppl,

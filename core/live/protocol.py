@@ -26,6 +26,7 @@ from typing import Any
 
 from core import outside
 from core.checkpoint import chat
+from core.checkpoint.drop import Removal
 from core.data.calibration import JOINS
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
@@ -41,10 +42,12 @@ QUIET_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """The perplexity of a text without some blocks."""
+    """The perplexity of a text without some blocks, or parts of blocks."""
 
     checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
+    attention: tuple[int, ...] = option((), help="Blocks whose attention to skip.")
+    mlp: tuple[int, ...] = option((), help="Blocks whose MLP to skip.")
     source: str = option("auto", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
     bos: str = option(
@@ -66,6 +69,11 @@ class Perplexity:
         False, help="Evaluate on the beginning of the text, to answer in a fraction of a second."
     )
     fresh: bool = option(False, help="Discard what earlier answers computed.")
+
+    @property
+    def removal(self) -> Removal:
+        """All that is skipped."""
+        return Removal(self.skip, self.attention, self.mlp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +102,19 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Sampling):
-    """Generated continuation of a prompt, without some blocks."""
+    """Generated continuation of a prompt, without some blocks, or parts of blocks."""
 
     checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     prompt: str = option(help="Text to continue.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
+    attention: tuple[int, ...] = option((), help="Blocks whose attention to skip.")
+    mlp: tuple[int, ...] = option((), help="Blocks whose MLP to skip.")
     chat: bool = option(False, help="Send the prompt as a user message in the chat template.")
+
+    @property
+    def removal(self) -> Removal:
+        """All that is skipped."""
+        return Removal(self.skip, self.attention, self.mlp)
 
 
 QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate}

@@ -1,23 +1,24 @@
 """Perplexity of one text for any set of skipped blocks, sharing computation between the sets.
 
-The hidden state at some depth depends only on which blocks ran before it, so sets that keep the
-same blocks up to that depth share the state. States are cached by the blocks kept so far, the dense
-model's first, so that skipping late blocks costs little more than the head. The text is processed
-in chunks of windows, so a partial answer is available at any time, and an abandoned question leaves
-its results for later ones.
+The hidden state at some depth depends only on what ran before it, so sets that keep the same blocks
+and parts of blocks up to that depth share the state. States are cached by what was kept so far, the
+dense model's first, so that skipping late blocks costs little more than the head. The text is
+processed in chunks of windows, so a partial answer is available at any time, and an abandoned
+question leaves its results for later ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from core.checkpoint.drop import Removal
 from core.errors import NotFiniteError
 from core.evaluate.perplexity import head_losses
 from core.importance.branches import make_batch
@@ -44,6 +45,10 @@ class Answer:
     """Passes of a chunk through a block computed for this answer; 0 if all was cached."""
 
 
+Unit = int | tuple[int, str]
+"""What runs: a whole block, or (block, attention or mlp) of one that is skipped in part."""
+
+
 class WhatIf:
     """One text evaluated on one model. Not thread-safe."""
 
@@ -65,8 +70,8 @@ class WhatIf:
         self.windows, self._tokens = ids.shape
         width = torch.finfo(view.dtype).bits // 8
         self._state_bytes = ids.numel() * view.hidden_size * width
-        self._losses: dict[tuple[int, ...], list[list[float]]] = {}
-        self._states: list[OrderedDict[tuple[int, ...], Tensor]] = []
+        self._losses: dict[tuple[Unit, ...], list[list[float]]] = {}
+        self._states: list[OrderedDict[tuple[Unit, ...], Tensor]] = []
         self._plan(int(room_bytes // max(1, self._state_bytes)))
 
     def _plan(self, most: int) -> None:
@@ -94,23 +99,22 @@ class WhatIf:
 
     def answer(
         self,
-        skip: Iterable[int],
+        skip: Removal | Iterable[int],
         on_part: Callable[[Answer], None] | None = None,
         check: Callable[[], None] | None = None,
         windows: int | None = None,
     ) -> Answer:
-        """Return the perplexity without the blocks of ``skip``.
+        """Return the perplexity without ``skip``, blocks or parts of them too.
 
         ``on_part`` gets the partial answer after every chunk; ``check`` is called before each block
         and may raise to give up, in which case finished chunks are kept. ``windows`` limits the
         evaluation to the first windows; a later answer for more of them continues from there.
 
         Raises:
-            PlanError: A block does not exist, or none would be left.
+            PlanError: A block or its part does not exist, or nothing would be left.
             NotFiniteError: A loss is NaN or infinite.
         """
-        dropped = self._view.check_skip(skip)
-        kept = tuple(b for b in range(len(self._view)) if b not in dropped)
+        kept = tuple(self._units(self._view.check_skip(skip)))
         losses = self._losses.setdefault(kept, [])
         most = self.windows if windows is None else windows
         numbers = range(len(losses), math.ceil(most / len(self._chunks[0])))
@@ -123,8 +127,18 @@ class WhatIf:
                     on_part(self._sum(losses, passes, most))
         return self._sum(losses, passes, most)
 
+    def _units(self, removal: Removal) -> Iterator[Unit]:
+        """Yield what is left to run, in order."""
+        for block in range(len(self._view)):
+            if block in removal.attention:
+                yield block, "mlp"
+            elif block in removal.mlp:
+                yield block, "attention"
+            elif block not in removal.drop:
+                yield block
+
     def _chunk_losses(
-        self, numbers: range, kept: tuple[int, ...], check: Callable[[], None] | None
+        self, numbers: range, kept: tuple[Unit, ...], check: Callable[[], None] | None
     ) -> Iterable[tuple[list[float], int]]:
         """Yield, for each chunk in ``numbers``, its losses and the number of blocks run."""
 
@@ -154,7 +168,7 @@ class WhatIf:
         return Answer(ppl, len(every), len(every) * (self._tokens - 1), passes)
 
     def _run(
-        self, number: int, kept: tuple[int, ...], check: Callable[[], None] | None
+        self, number: int, kept: tuple[Unit, ...], check: Callable[[], None] | None
     ) -> tuple[Tensor, int]:
         """Return the last block's output for one chunk, and the number of blocks run."""
         states = self._states[number]
@@ -167,12 +181,14 @@ class WhatIf:
         for at in range(depth, len(kept)):
             if check:
                 check()
-            hidden = self._view.run_block(kept[at], hidden)
+            unit = kept[at]
+            block, part = unit if isinstance(unit, tuple) else (unit, "")
+            hidden = self._view.run_block(block, hidden, part)
             self._keep(states, kept[: at + 1], hidden)
         return hidden, len(kept) - depth
 
     def _keep(
-        self, states: OrderedDict[tuple[int, ...], Tensor], prefix: tuple[int, ...], state: Tensor
+        self, states: OrderedDict[tuple[Unit, ...], Tensor], prefix: tuple[Unit, ...], state: Tensor
     ) -> None:
         if not self._every or len(prefix) % self._every:
             return
@@ -182,6 +198,6 @@ class WhatIf:
             del states[oldest]
 
 
-def _is_dense(prefix: tuple[int, ...]) -> bool:
-    """Whether these kept blocks are the model's first ones, with none skipped."""
-    return prefix[-1] == len(prefix) - 1
+def _is_dense(prefix: tuple[Unit, ...]) -> bool:
+    """Whether these kept blocks are the model's first ones, with nothing skipped."""
+    return prefix == tuple(range(len(prefix)))

@@ -171,7 +171,7 @@ def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -
         DataError | OptionError: The prompt or its length cannot be used.
     """
     view = loaded.view
-    dropped = sorted(view.check_skip(ask.skip))
+    removal = view.check_skip(ask.removal)
     ids = prompt_ids(loaded, ask)
     dtype = dtype_name(view.dtype)
     sizes: dict[str, Any] = {
@@ -180,14 +180,14 @@ def write(loaded: Loaded, ask: Generate, emit: Emit, stop: Callable[[], bool]) -
         "dtype": dtype,
     }
     batch = torch.tensor([ids] * ask.batch, device=view.device)
-    with view.skip(dropped) as model, out_of_memory_explained("generating"), _threads_for(view):
+    with view.skip(removal) as model, out_of_memory_explained("generating"), _threads_for(view):
         weights = list(model.parameters())  # of its current blocks; tied weights count once
         begun = Begun(
             device=str(view.device),
             dtype=dtype,
             parameters=sum(p.numel() for p in weights),
             weights_mib=weight_bytes(weights) / MIB,
-            cache_mib=outlook(loaded.info, dropped, **sizes).kv_bytes / MIB,
+            cache_mib=outlook(loaded.info, removal, **sizes).kv_bytes / MIB,
             prompt_tokens=len(ids),
             blocks=len(view.blocks),
         )

@@ -8,7 +8,7 @@ differ in biases, in query/key norms and in the blocks that attend within a slid
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoint import families
-from core.checkpoint.drop import check_drop
+from core.checkpoint.drop import PARTS, Removal, check_removal
 from core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ MODULES = (
     ("down", "mlp.down_proj"),
 )
 """Short name and path of a block's nine scored weight tensors, in order of computation."""
+
+_MODULE_OF = {"attention": "self_attn", "mlp": "mlp"}
+_PART_OF = {module: "attention" for module, _ in MODULES[:5]} | {
+    module: "mlp" for module, _ in MODULES[5:]
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,19 @@ class BlockView:
         """The output matrix, [vocabulary, hidden]."""
         return self.model.lm_head.weight
 
+    def has(self, block: int, part: str) -> bool:
+        """Whether the block has its ``attention``, or its ``mlp``."""
+        return getattr(self.blocks[block], _MODULE_OF[part]) is not None
+
+    def sizes(self) -> list[dict[str, int]]:
+        """Return 1 or 0 heads and intermediate of every block: what it has, for `check_removal`."""
+        return [
+            {"heads": int(self.has(b, "attention")), "intermediate": int(self.has(b, "mlp"))}
+            for b in range(len(self))
+        ]
+
     def weights(self, block: int) -> list[BlockWeight]:
-        """Return the block's nine scored weights, in order of computation."""
+        """Return the block's scored weights, in order of computation: nine if it is whole."""
         layer = self.blocks[block]
         return [
             BlockWeight(
@@ -115,8 +131,13 @@ class BlockView:
                 module,
                 layer.get_submodule(path).weight,
             )
-            for module, path in MODULES
+            for module, path in self.modules(block)
         ]
+
+    def modules(self, block: int) -> list[tuple[str, str]]:
+        """Return the entries of `MODULES` that the block has; a norm belongs to its part."""
+        lost = {part for part in PARTS if not self.has(block, part)}
+        return [(m, path) for m, path in MODULES if _PART_OF[m] not in lost]
 
     # computation
 
@@ -163,9 +184,13 @@ class BlockView:
                 self._masks[key] = ((back >= 0) & (back < window))[None, None]
         return self._masks[key]
 
-    def run_block(self, block: int, hidden: Tensor) -> Tensor:
-        """Return the block's output for ``hidden`` [rows, tokens, hidden]; gradients flow."""
-        return self.call_layer(self.blocks[block], block, hidden)
+    def run_block(self, block: int, hidden: Tensor, part: str = "") -> Tensor:
+        """Return the block's output for ``hidden`` [rows, tokens, hidden]; gradients flow.
+
+        ``part`` (attention or mlp) runs only that part of the block.
+        """
+        layer = PartOfLayer(self.blocks[block], part) if part else self.blocks[block]
+        return self.call_layer(layer, block, hidden)
 
     def call_layer(self, layer: Any, block: int, hidden: Tensor) -> Tensor:
         """Run ``layer``, any callable with a decoder layer's signature, as block ``block``."""
@@ -189,44 +214,91 @@ class BlockView:
 
     # skipping blocks
 
-    def check_skip(self, blocks: Iterable[int]) -> frozenset[int]:
-        """Return ``blocks`` as a set; raises `PlanError` if they cannot all be left out."""
-        chosen = sorted({int(block) for block in blocks})
-        return frozenset(check_drop(chosen, len(self), may_be_empty=True))
+    def check_skip(self, skip: Removal | Iterable[int]) -> Removal:
+        """Return ``skip``, blocks or parts of them too, in ascending order.
+
+        Raises `PlanError` if it cannot all be left out.
+        """
+        whole = skip if isinstance(skip, Removal) else Removal(tuple(int(b) for b in skip))
+        lists = (whole.drop, whole.attention, whole.mlp)
+        return check_removal(
+            Removal(*(tuple(sorted({*one})) for one in lists)), self.sizes(), may_be_empty=True
+        )
 
     @contextlib.contextmanager
-    def skip(self, blocks: Iterable[int]) -> Iterator[PreTrainedModel]:
-        """Make the model behave as if ``blocks`` were removed, until the context ends.
+    def skip(self, skip: Removal | Iterable[int]) -> Iterator[PreTrainedModel]:
+        """Make the model behave as if ``skip`` were removed, until the context ends.
 
-        Nothing is copied. ``model(...)`` and ``generate`` with a cache work inside: kept blocks
-        are renumbered so that cache layers are contiguous, and the configuration's per-layer
+        Nothing is copied. ``model(...)`` and ``generate`` with a cache work inside: blocks that
+        attend are renumbered so that cache layers are contiguous, and the configuration's per-layer
         fields agree. Everything is restored on exit. Not thread-safe.
 
         Raises:
-            PlanError: An index is out of range, or no block would remain.
+            PlanError: An index is out of range, a block lacks the part, or nothing would remain.
         """
-        dropped = self.check_skip(blocks)
-        keep = [i for i in range(len(self)) if i not in dropped]
+        removal = self.check_skip(skip)
+        keep = [i for i in range(len(self)) if i not in removal.drop]
         layers, config = self.blocks, self.config
-        numbers = [layer.self_attn.layer_idx for layer in layers]
+        numbers = [layer.self_attn.layer_idx if layer.self_attn else None for layer in layers]
+        attends = [self.has(i, "attention") and not removal.misses(i, "attention") for i in keep]
+        left = {b: "mlp" for b in removal.attention} | {b: "attention" for b in removal.mlp}
         saved = {
             name: getattr(config, name)
             for name in ("num_hidden_layers", "layer_types", "max_window_layers")
             if getattr(config, name, None) is not None
         }
         try:
-            self._body.layers = nn.ModuleList([layers[i] for i in keep])
-            for number, layer in enumerate(self._body.layers):
-                layer.self_attn.layer_idx = number
+            self._body.layers = nn.ModuleList(
+                [PartOfLayer(layers[i], left[i]) if i in left else layers[i] for i in keep]
+            )
+            attending = (i for i, yes in zip(keep, attends, strict=True) if yes)
+            for number, i in enumerate(attending):
+                layers[i].self_attn.layer_idx = number
             for name, value in _per_layer(saved, keep).items():
                 setattr(config, name, value)
+            if not all(attends):
+                _cache_for(config, attends)
             yield self.model
         finally:
+            vars(config).pop("get_text_config", None)
             self._body.layers = layers
-            for number, layer in zip(numbers, layers, strict=True):
-                layer.self_attn.layer_idx = number
+            for layer, at in zip(layers, numbers, strict=True):
+                if at is not None:
+                    layer.self_attn.layer_idx = at
             for name, value in saved.items():
                 setattr(config, name, value)
+
+
+class PartOfLayer(nn.Module):
+    """The attention or the MLP of a decoder layer, with the layer's norm before it."""
+
+    def __init__(self, layer: Any, part: str) -> None:
+        """Run ``part``, attention or mlp, of ``layer``, whose weights are shared."""
+        super().__init__()
+        attends = part == "attention"
+        self.self_attn = layer.self_attn if attends else None
+        self.mlp = None if attends else layer.mlp
+        norm = "input_layernorm" if attends else "post_attention_layernorm"
+        setattr(self, norm, getattr(layer, norm))
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what a layer without the other part would, with a layer's arguments."""
+        from core.model.modeling_depthcut import run_part  # it imports four families' code
+
+        return run_part(self, hidden_states, *args, **kwargs)
+
+
+def _cache_for(config: Any, attends: Sequence[bool]) -> None:
+    """Make transformers build caches with a layer for each block that attends, and no other.
+
+    A cache asks ``get_text_config``; the entry in ``config`` hides the method until it is removed.
+    """
+    from core.model.modeling_depthcut import cached_layers
+
+    def text_config(decoder: Any = None, encoder: Any = None) -> Any:
+        return cached_layers(config, attends) if decoder and not encoder else config
+
+    vars(config)["get_text_config"] = text_config
 
 
 def _per_layer(saved: dict[str, Any], keep: list[int]) -> dict[str, Any]:

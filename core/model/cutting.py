@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from core.checkpoint import families
-from core.checkpoint.drop import check_drop
+from core.checkpoint.drop import Removal, check_drop
 from core.errors import CheckpointError
 from core.model.blocks import BlockView
 
@@ -22,12 +22,12 @@ def remove_blocks(model: Any, drop: Sequence[int]) -> Any:
     Raises `PlanError` for blocks that cannot be removed.
     """
     view = BlockView(model)
-    dropped = set(check_drop(drop, len(view)))
+    dropped = view.check_skip(Removal(check_drop(drop, len(view)))).drop
     config = view.config
     before = config.to_dict()
-    after = families.without_blocks(before, sorted(dropped))
+    after = families.without_blocks(before, dropped)
     kept = [layer for number, layer in enumerate(view.blocks) if number not in dropped]
-    for number, layer in enumerate(kept):
+    for number, layer in enumerate(layer for layer in kept if layer.self_attn is not None):
         layer.self_attn.layer_idx = number
     model.model.layers = nn.ModuleList(kept)
     for name, value in after.items():

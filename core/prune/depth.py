@@ -1,4 +1,4 @@
-"""Write a checkpoint without some of its blocks, by copying byte ranges.
+"""Write a checkpoint without some of its blocks, or parts of them, by copying byte ranges.
 
 No tensor is loaded: the kept tensors are copied from file to file in byte order, under new block
 numbers, so memory use does not depend on the model's size. The result is only recognizable as a
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.checkpoint import config_rules, families, headers, locate, own_code
-from core.checkpoint.drop import check_drop
+from core.checkpoint.drop import Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
 from core.prune import model_card, staging
@@ -49,7 +49,7 @@ class _Part:
 
 def prune(
     source: str | Path,
-    drop: Sequence[int],
+    removal: Removal | Sequence[int],
     out: str | Path,
     *,
     criterion: str | None = None,
@@ -60,23 +60,27 @@ def prune(
     healing: Healing | None = None,
     replaced: Replaced | None = None,
 ) -> Pruning:
-    """Write the checkpoint in folder ``source`` without the blocks ``drop`` into ``out``.
+    """Write the checkpoint in folder ``source`` without ``removal`` into ``out``.
 
-    ``criterion`` and ``plan`` (a printed plan) are recorded; ``name`` is the user's name for the
-    source (default: its path). ``replaced`` gives the bytes of tensors that were healed, in the
-    source's format and shape, and ``healing`` says how. Returns the content of pruning.json.
+    ``removal`` are blocks, in removal order, and perhaps parts of others: these need Depthcut's
+    modelling code, which is then written too. ``criterion`` and ``plan`` (a printed plan) are
+    recorded; ``name`` is the user's name for the source (default: its path). ``replaced`` gives the
+    bytes of tensors that were healed, in the source's format and shape, and ``healing`` says how.
+    Returns the content of pruning.json.
 
-    Raises `PlanError` (blocks that cannot be dropped), `CheckpointError` (a damaged source) and
+    Raises `PlanError` (blocks or parts that cannot be dropped), `CheckpointError` (a damaged source) and
     `OutputError` (an output that exists or cannot be written, too little space). On an error, as
     on cancellation, no partial output is left behind.
     """
     folder, target = Path(source), Path(out)
     checkpoint = locate.at(folder, need_weights=True)
     info = checkpoint.info
-    chosen = check_drop(drop, info.blocks)
+    asked = removal if isinstance(removal, Removal) else Removal(tuple(removal))
+    chosen = check_removal(asked, info.block_shapes)
     staging.check_output(folder, target, overwrite)
+    config = own_code.without_parts(checkpoint.config, info.block_shapes, chosen)
     config = config_rules.for_variant(
-        own_code.with_own_code(families.without_blocks(checkpoint.config, chosen)), tied=info.tied
+        own_code.with_own_code(families.without_blocks(config, chosen.drop)), tied=info.tied
     )
     record = make_record(
         folder, info, chosen, criterion=criterion, plan=plan, name=name, healing=healing
@@ -100,7 +104,7 @@ def prune(
 def make_record(
     folder: Path,
     info: CheckpointInfo,
-    drop: Sequence[int],
+    removal: Removal,
     *,
     criterion: str | None = None,
     plan: dict[str, Any] | None = None,
@@ -116,15 +120,27 @@ def make_record(
     original = earlier.original_blocks if earlier else ()
     if len(original) != info.blocks:
         original = tuple(range(info.blocks))
+    drop = removal.drop
     keep = tuple(block for block in range(info.blocks) if block not in set(drop))
-    after = parameters_after(info, drop)
+    after = parameters_after(info, removal)
     source = name or str(folder)
     lineage = earlier.lineage if earlier else ()
     if earlier:
         cut = Cut(
-            earlier.method, earlier.source, earlier.criterion, earlier.dropped, earlier.healed
+            earlier.method,
+            earlier.source,
+            earlier.criterion,
+            earlier.dropped,
+            earlier.attention,
+            earlier.mlp,
+            earlier.healed,
         )
         lineage = (*lineage, cut)
+
+    def lacking(part: str, size: str) -> tuple[int, ...]:
+        gone = [b for b in keep if removal.misses(b, part) or not info.block_shapes[b][size]]
+        return tuple(original[block] for block in gone)
+
     return Pruning(
         method="depth",
         source=source,
@@ -132,6 +148,10 @@ def make_record(
         source_key=info.key,
         criterion=criterion,
         dropped=tuple(drop),
+        attention=removal.attention,
+        mlp=removal.mlp,
+        without_attention=lacking("attention", "heads"),
+        without_mlp=lacking("mlp", "intermediate"),
         kept=keep,
         dropped_original=tuple(original[block] for block in drop),
         original_blocks=tuple(original[block] for block in keep),
@@ -146,12 +166,12 @@ def make_record(
     )
 
 
-def _parts(index: TensorIndex, drop: Sequence[int], unused: Sequence[str]) -> Iterator[_Part]:
-    """Yield the files to write: the source's shards without the dropped blocks, renumbered.
+def _parts(index: TensorIndex, removal: Removal, unused: Sequence[str]) -> Iterator[_Part]:
+    """Yield the files to write: the source's shards without what is removed, renumbered.
 
     Tensors that the model does not use are left out.
     """
-    dropped, left_out = set(drop), set(unused)
+    dropped, left_out = set(removal.drop), {*unused, *_tensors_of_parts(index, removal)}
     blocks = {b for b in map(families.block_of, index.entries) if b is not None}
     number = {old: new for new, old in enumerate(sorted(blocks - dropped))}
     kept = []
@@ -169,6 +189,14 @@ def _parts(index: TensorIndex, drop: Sequence[int], unused: Sequence[str]) -> It
         if len(kept) > 1:
             file = f"model-{position:05d}-of-{len(kept):05d}.safetensors"
         yield _Part(file, {"format": "pt", **shard.metadata}, tensors)
+
+
+def _tensors_of_parts(index: TensorIndex, removal: Removal) -> Iterator[str]:
+    gone = set(removal.parts)
+    for name in index.entries:
+        block = families.block_of(name)
+        if block is not None and (block, families.sublayer_of(name)) in gone:
+            yield name
 
 
 def _write_weights(

@@ -32,11 +32,13 @@ def depth_card(
     and with no other. ``imported`` is the source's import.json.
     """
     criterion = record.criterion or "chosen by hand"
+    what = ["whole transformer blocks"] if record.dropped or not record.removal.parts else []
+    what += ["attention or MLP of single blocks"] if record.removal.parts else []
     lines = [
         *front_matter(record.base_model, "depth-pruning"),
-        f"# {shown(record.base_model)} without {len(record.dropped)} blocks",
+        f"# {shown(record.base_model)} without {record.counted}",
         "",
-        "Depth pruning: whole transformer blocks are removed; "
+        f"Depth pruning: {' and '.join(what)} are removed; "
         + ("all other weights are unchanged." if not record.healed else _HEALED[record.healed]),
         "The model was not retrained after this cut.",
         "",
@@ -44,7 +46,8 @@ def depth_card(
         "| --- | --- |",
         *ancestry(record.base_model, record.source),
         fact("criterion", criterion),
-        f"| dropped blocks | {_list(record.dropped)} of {record.blocks_before} |",
+        f"| dropped blocks | {_list(record.dropped) or 'none'} of {record.blocks_before} |",
+        *_lacking(record),
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
         parameters(record),
         *_healing(record.healing),
@@ -54,6 +57,17 @@ def depth_card(
         *runs_in(config),
     ]
     return "\n".join(lines)
+
+
+def _lacking(record: Pruning) -> list[str]:
+    """Return the table's rows on kept blocks that lack a part, by the base model's numbers."""
+    rows = {
+        "blocks of the base model without attention, and without its key/value cache": (
+            record.without_attention
+        ),
+        "blocks of the base model without an MLP": record.without_mlp,
+    }
+    return [f"| {what} | {_list(blocks)} |" for what, blocks in rows.items() if blocks]
 
 
 def _healing(found: Healing | None) -> list[str]:
@@ -127,7 +141,7 @@ def loading(custom_code: bool, *, needs: str = "", records: bool = True) -> list
         f'tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER"{trust})',
         "```",
         "",
-        f"Block shapes differ, so {MODELLING.name}, which Depthcut wrote beside the weights, is "
+        f"The blocks differ, so {MODELLING.name}, which Depthcut wrote beside the weights, is "
         "needed to load them; trust_remote_code=True runs this file and no other."
         if custom_code
         else "No custom code is needed: stock transformers loads it.",

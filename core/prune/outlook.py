@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.prune.plan import parameters_after
 from core.prune.score_results import Curve, CurveRow, Importance
@@ -46,18 +47,24 @@ class Outlook:
 
 
 def outlook(
-    info: CheckpointInfo, drop: Sequence[int], *, batch: int, context: int, dtype: str
+    info: CheckpointInfo,
+    removal: Removal | Sequence[int],
+    *,
+    batch: int,
+    context: int,
+    dtype: str,
 ) -> Outlook:
-    """Return the sizes without ``drop`` at ``batch`` sequences of ``context`` tokens.
+    """Return the sizes without ``removal`` at ``batch`` sequences of ``context`` tokens.
 
-    ``drop`` may name all blocks (a page shows that too), but only blocks that exist.
+    It may name all blocks (a page shows that too), but only blocks that exist.
     """
-    dropped = set(drop)
+    gone = removal if isinstance(removal, Removal) else Removal(tuple(removal))
     width = BYTES[dtype]
-    left = parameters_after(info, tuple(dropped))
-    heads = sum(s["kv_heads"] for b, s in enumerate(info.block_shapes) if b not in dropped)
+    left = parameters_after(info, gone)
+    shapes = enumerate(info.block_shapes)
+    heads = sum(s["kv_heads"] for b, s in shapes if not gone.misses(b, "attention"))
     return Outlook(
-        blocks=info.blocks - len(dropped),
+        blocks=info.blocks - len(set(gone.drop)),
         parameters=left,
         ratio=1 - left / info.parameters,
         weight_bytes=left * width,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from core import words
-from core.criteria import CONTROLS, SEARCHED
+from core.checkpoint.drop import Removal
+from core.criteria import CONTROLS, SEARCHED, SUBLAYERS
 from core.errors import DataError, PlanError
 from core.prune.scores import BlockScores, canonical
 
@@ -49,6 +51,15 @@ class Plan:
     checkpoint: str | None
     seed: int | None
     """Seed of the random control; None for all other criteria."""
+    attention: tuple[int, ...] = ()
+    """Kept blocks that lose their attention."""
+    mlp: tuple[int, ...] = ()
+    """Kept blocks that lose their MLP."""
+
+    @property
+    def removal(self) -> Removal:
+        """All that goes."""
+        return Removal(self.drop, self.attention, self.mlp)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -86,10 +97,15 @@ class Sizes(Protocol):
     def block_parameters(self) -> tuple[int, ...]:
         """Parameters of each block."""
 
+    def part_parameters(self, block: int, part: str) -> int:
+        """Return the parameters of a block's attention or mlp."""
 
-def parameters_after(info: Sizes, drop: Sequence[int]) -> int:
-    """Return the exact number of parameters left without the blocks ``drop``."""
-    return info.parameters - sum(info.block_parameters[block] for block in set(drop))
+
+def parameters_after(info: Sizes, removal: Removal | Sequence[int]) -> int:
+    """Return the exact number of parameters left without some blocks, and parts of others."""
+    found = removal if isinstance(removal, Removal) else Removal(tuple(removal))
+    left = info.parameters - sum(info.block_parameters[block] for block in set(found.drop))
+    return left - sum(info.part_parameters(block, part) for block, part in found.parts)
 
 
 def choose(
@@ -122,6 +138,8 @@ def choose(
         protect_first = scores.protected[0] if protect_first is None else protect_first
         protect_last = scores.protected[1] if protect_last is None else protect_last
     first, last = _protection(blocks, protect_first, protect_last)
+    if name == SUBLAYERS:
+        return _choose_parts(scores, blocks, first, last, _requested(count, ratio, params), info)
     protected = (*range(first), *range(blocks - last, blocks))
     available = min(blocks - first - last, blocks - 1)
     if name == "sleb" and scores and scores.greedy:
@@ -160,6 +178,58 @@ def choose(
         scores=scores.source if scores else None,
         checkpoint=info.path if info else None,
         seed=seed if name == "random" else None,
+    )
+
+
+def _choose_parts(
+    scores: BlockScores | None,
+    blocks: int,
+    first: int,
+    last: int,
+    requested: dict[str, float | int],
+    info: Sizes | None,
+) -> Plan:
+    """Choose parts of blocks; a block that loses both parts is dropped whole."""
+    if scores is None:
+        raise DataError(f"The criterion {SUBLAYERS} needs scores.", "Give an importance run.")
+    free = [unit for unit in scores.part_order() if first <= unit[0] < blocks - last]
+    available = min(len(free), 2 * blocks - 1)
+
+    def pick(number: int) -> Removal:
+        return of_units(free[:number])
+
+    counts = range(1, available + 1)
+    number = _number(requested, pick, counts, info, first, last, what="part")
+    chosen = pick(number)
+    left = parameters_after(info, chosen) if info else None
+    return Plan(
+        drop=chosen.drop,
+        attention=chosen.attention,
+        mlp=chosen.mlp,
+        keep=tuple(block for block in range(blocks) if block not in chosen.drop),
+        criterion=SUBLAYERS,
+        protected=(*range(first), *range(blocks - last, blocks)),
+        params=left,
+        ratio=1 - left / info.parameters if info and left is not None else None,
+        params_before=info.parameters if info else None,
+        blocks=blocks,
+        available=available,
+        requested=requested,
+        protect_first=first,
+        protect_last=last,
+        scores=scores.source,
+        checkpoint=info.path if info else None,
+        seed=None,
+    )
+
+
+def of_units(units: Sequence[tuple[int, str]]) -> Removal:
+    """Return the removal of these (block, part) units; both parts of a block are the block."""
+    whole = [block for block, times in Counter(block for block, _ in units).items() if times > 1]
+    return Removal(
+        tuple(whole),
+        tuple(block for block, part in units if part == "attention" and block not in whole),
+        tuple(block for block, part in units if part == "mlp" and block not in whole),
     )
 
 
@@ -306,19 +376,20 @@ def angular_range(scores: BlockScores, length: int, first: int, last: int) -> tu
 
 def _number(
     requested: dict[str, float | int],
-    pick: Picker,
+    pick: Callable[[int], Removal | Sequence[int]],
     counts: Sequence[int],
     info: Sizes | None,
     first: int,
     last: int,
     *,
     searched: bool | str = False,
+    what: str = "block",
 ) -> int:
     """Return the number of blocks closest to the request; raises `PlanError` if none can meet it.
 
     ``counts`` are the possible numbers in rising order; ``searched`` says that search limits them,
-    or names its method. A target up to half a block beyond the reachable range still counts as
-    reachable.
+    or names its method; ``what`` is counted, a block or a part of one. A target up to half of one
+    beyond the reachable range still counts as reachable.
     """
     (kind, value), *_ = requested.items()
     available = counts[-1] if counts else 0
@@ -342,7 +413,7 @@ def _number(
             )
         if value > available:
             raise PlanError(
-                f"--count {value} exceeds the number of removable blocks.", f"{limit}: {way}"
+                f"--count {value} exceeds the number of removable {what}s.", f"{limit}: {way}"
             )
         return int(value)
     if info is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint import headers, locate
+from core.criteria import SUBLAYERS
 from core.errors import CheckpointError
 from core.prune import plan
 from core.prune import scores as block_scores
@@ -24,7 +25,7 @@ class PlanSpec:
     criterion: str = option(
         help="Criterion that ranks the blocks: " + ", ".join(block_scores.CRITERIA) + "."
     )
-    count: int | None = option(None, help="Number of blocks to drop.")
+    count: int | None = option(None, help="Number of blocks to drop; of parts, by sublayers.")
     ratio: float | None = option(
         None, help="Share of all parameters to remove; the closest number of blocks is used."
     )
@@ -78,8 +79,13 @@ def _info(spec: PlanSpec, scores: block_scores.BlockScores) -> headers.Checkpoin
 
 
 def _sentence(choice: plan.Plan) -> str:
-    text = (
-        f"Drop {len(choice.drop)} of {choice.blocks} blocks by {choice.criterion}; "
+    parts = len(choice.attention) + len(choice.mlp)
+    text = f"Drop {len(choice.drop)} of {choice.blocks} blocks"
+    if choice.criterion == SUBLAYERS:
+        text = f"Remove {2 * len(choice.drop) + parts} of {2 * choice.blocks} parts of blocks"
+        text += f" ({choice.removal.text})"
+    text += (
+        f" by {choice.criterion}; "
         f"first {choice.protect_first} and last {choice.protect_last} protected"
     )
     if choice.params is not None and choice.ratio is not None:

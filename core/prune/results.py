@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from core.checkpoint.drop import Removal
 from core.data.facts import TextFacts
 from core.runs import workspace
 from core.runs.results import JsonResult, from_dict
@@ -17,6 +18,10 @@ class PlanFile:
 
     drop: tuple[int, ...] | None = None
     """Blocks to remove, in removal order; None if the file names none."""
+    attention: tuple[int, ...] | None = None
+    """Blocks that lose their attention."""
+    mlp: tuple[int, ...] | None = None
+    """Blocks that lose their MLP."""
     criterion: str | None = None
     protected: tuple[int, ...] = ()
     """Blocks that were not offered for removal."""
@@ -36,6 +41,9 @@ class Cut:
     criterion: str | None = None
     dropped: tuple[int, ...] | None = None
     """Blocks, by their numbers in ``source``."""
+    attention: tuple[int, ...] = ()
+    """Kept blocks that lost their attention."""
+    mlp: tuple[int, ...] = ()
     healed: str = ""
     """Method of the repair that was kept; empty if there was none."""
 
@@ -149,6 +157,13 @@ class Pruning(JsonResult):
     """What ranked the blocks or units; None if blocks were named by hand."""
     dropped: tuple[int, ...] = ()
     """Blocks in removal order, by their numbers in ``source``."""
+    attention: tuple[int, ...] = ()
+    """Kept blocks that lost their attention, by their numbers in ``source``."""
+    mlp: tuple[int, ...] = ()
+    """Kept blocks that lost their MLP."""
+    without_attention: tuple[int, ...] = ()
+    """Kept blocks that have no attention, earlier cuts included, by the base model's numbers."""
+    without_mlp: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
     dropped_original: tuple[int, ...] = ()
     """``dropped`` by the numbers of the base model."""
@@ -171,6 +186,19 @@ class Pruning(JsonResult):
     def healed(self) -> str:
         """Method of the repair that was kept; empty if there was none."""
         return self.healing.method if self.healing and self.healing.method != "none" else ""
+
+    @property
+    def removal(self) -> Removal:
+        """What this cut took, by the numbers of ``source``."""
+        return Removal(self.dropped, self.attention, self.mlp)
+
+    @property
+    def counted(self) -> str:
+        """What this cut took, in numbers: ``2 blocks``, or ``2 blocks and 3 parts of blocks``."""
+        count, parts = len(self.dropped), len(self.attention) + len(self.mlp)
+        found = [f"{count} block{'s' * (count != 1)}"] if count or not parts else []
+        found += [f"{parts} part{'s' * (parts != 1)} of blocks"] if parts else []
+        return " and ".join(found)
 
     @property
     def planned(self) -> PlanFile | None:

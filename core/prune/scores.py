@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import outside
-from core.criteria import COLUMNS
+from core.checkpoint.drop import PARTS
+from core.criteria import COLUMNS, SUBLAYERS
 from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
-from core.prune.score_results import AngularRow, BlockRow, GreedyRow, Importance
+from core.prune.score_results import AngularRow, BlockRow, GreedyRow, Importance, SublayerRow
 from core.prune.set_results import BEST, Search, SetRow, by_count
 from core.runs import workspace
 
@@ -60,6 +61,8 @@ class BlockScores:
     """Sets that search found; all of them keep the blocks in ``protected``."""
     protected: tuple[int, int] | None = None
     """How many first and last blocks the search kept."""
+    sublayers: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    """(block, attention or mlp) -> perplexity without that part."""
 
     @property
     def available(self) -> tuple[str, ...]:
@@ -69,6 +72,7 @@ class BlockScores:
             named.append(GENERIC)
         named += ["angular"] if self.angular else []
         named += ["sleb"] if self.greedy else []
+        named += [SUBLAYERS] if self.sublayers else []
         methods = list(dict.fromkeys(row.method for row in self.sets if row.method in CRITERIA))
         return (*named, *methods, *([BEST] if methods else []))
 
@@ -115,6 +119,28 @@ class BlockScores:
             )
         return {count: row.blocks for count, row in rows.items()}
 
+    def part_order(self) -> tuple[tuple[int, str], ...]:
+        """Return (block, attention or mlp) of every part in removal order; ties as blocks run.
+
+        Raises `DataError` if parts were not scored, or a score is missing or NaN.
+        """
+        if not self.sublayers:
+            raise DataError(
+                f"{self.source} has no scores of parts of blocks.",
+                f"Score the checkpoint with the metric {SUBLAYERS}, or choose another criterion.",
+            )
+        parts = [(block, part) for block in range(self.blocks) for part in PARTS]
+        for block, part in parts:
+            value = self.sublayers.get((block, part))
+            if value is None or math.isnan(value):
+                what = "missing" if value is None else "NaN"
+                raise DataError(
+                    f"The score of block {block} without its {PARTS[part]} in {self.source} is "
+                    f"{what}.",
+                    "Re-run importance, or choose another criterion.",
+                )
+        return tuple(sorted(parts, key=self.sublayers.__getitem__))
+
     def order(self, criterion: str) -> tuple[int, ...]:
         """Return all blocks in removal order; ties go to the lower block number."""
         scores = self.values(criterion)
@@ -127,7 +153,9 @@ def load(path: str | Path) -> BlockScores:
     CSV files may have the columns ``block,score``, ``block_name,block_score``,
     ``removed_block,ppl_bookcorpus,...`` or those of ``blocks.csv``; rows of the final norm and
     the head are ignored. One line with the number of every block is a removal order, as in the
-    authors' ``block_order.csv``. Raises `DataError` if the scores are missing or inconsistent.
+    authors' ``block_order.csv``. A CSV with ``block,part,ppl`` scores parts of blocks.
+
+    Raises `DataError` if the scores are missing or inconsistent.
     """
     given = outside.path_of(str(path))
     if not outside.exists(given) and outside.is_folder(workspace.default_root() / str(path)):
@@ -154,6 +182,7 @@ def load(path: str | Path) -> BlockScores:
         _angular(given / AngularRow.FILE, scores.blocks),
         _greedy(given / GreedyRow.FILE, scores.blocks),
         _checkpoint_of(given),
+        sublayers=_sublayers(given / SublayerRow.FILE, scores.blocks),
     )
 
 
@@ -214,6 +243,9 @@ def _from_csv(path: Path, name: str) -> BlockScores:
         return BlockScores(name, len(order), {GENERIC: ranks})
     rows = _rows(path, name)
     header = [key for key in (rows[0] if rows else {}) if key]
+    if set(SublayerRow.columns()) <= set(header):
+        found = _part_scores(rows, name)
+        return BlockScores(name, 1 + max(block for block, _ in found), {}, sublayers=found)
     id_column = next((column for column in _ID_COLUMNS if column in header), None)
     known = {column: _COLUMNS[column] for column in header if column in _COLUMNS}
     if id_column is None or not known:
@@ -283,6 +315,34 @@ def _greedy(path: Path, blocks: int) -> tuple[int, ...]:
     if len(set(order)) != len(found):
         raise DataError(f"{path} has duplicate or missing blocks.", "Re-run importance.")
     return order
+
+
+def _sublayers(path: Path, blocks: int) -> dict[tuple[int, str], float]:
+    if not outside.is_file(path):
+        return {}
+    found = _part_scores(_rows(path, str(path)), str(path))
+    return {unit: value for unit, value in found.items() if unit[0] < blocks}
+
+
+def _part_scores(rows: list[dict[str, str | None]], name: str) -> dict[tuple[int, str], float]:
+    found: dict[tuple[int, str], float] = {}
+    for line, row in enumerate(rows, start=2):
+        block, part = _block(row.get("block"), name, line), (row.get("part") or "").strip().lower()
+        if block is None or part not in PARTS:
+            raise DataError(
+                f"{name}, line {line}: '{outside.brief(part)}' is not a part of a block.",
+                f"Use {' or '.join(PARTS)}.",
+            )
+        if (block, part) in found:
+            raise DataError(
+                f"{name} has the {PARTS[part]} of block {block} twice.", "Give each part one row."
+            )
+        value = _number(row.get("ppl"), name, line)
+        if value is not None:
+            found[block, part] = value
+    if len(found) > len(rows) or (found and max(found)[0] >= len(rows)):
+        raise DataError(f"{name} does not have a row for every part.", "Give each part one row.")
+    return found
 
 
 def _angular(path: Path, blocks: int) -> dict[tuple[int, int], float]:

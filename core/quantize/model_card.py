@@ -30,7 +30,7 @@ def quantized_card(
     if pruning is None or not pruning.method:
         made = []
     elif pruning.method == "depth":
-        made = [f"| pruned before | {len(pruning.dropped)} blocks removed |"]
+        made = [f"| pruned before | {pruning.counted} removed |"]
     else:
         made = [fact("pruned before", f"heads and neurons removed by {pruning.method}")]
     one_byte = (

@@ -159,7 +159,9 @@ def _dropped(record: RunRecord) -> str:
     if record.command != "prune" or not record.spec.get("plan"):
         return ""
     cut = Pruning.read(record.path) or Pruning()
-    return f"   # the plan drops {','.join(map(str, cut.dropped))}"
+    lists = {"drops": cut.dropped, "attention of": cut.attention, "MLP of": cut.mlp}
+    found = [f"{name} {','.join(map(str, blocks))}" for name, blocks in lists.items() if blocks]
+    return f"   # the plan {', '.join(found)}"
 
 
 def versions(runs: Iterable[RunRecord]) -> list[dict[str, Any]]:

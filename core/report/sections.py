@@ -190,6 +190,8 @@ def variants(material: Material) -> Section:
             "retrained": v.retrained,
             "quantized": v.quantized,
             "dropped blocks, in order": v.dropped or None,
+            "no attention": v.without_attention or None,
+            "no MLP": v.without_mlp or None,
             "parameters": v.parameters,
             "removed": f"{v.ratio:.1%}" if v.ratio else None,
             "made from": labels.get(v.parent, v.parent),

@@ -45,8 +45,10 @@ def label_of(record: RunRecord) -> str:
     """Return the label of a variant in a list: its name and how it was made."""
     folder = holder(record)
     cut = Pruning.read(folder) if folder else None
-    dropped = ", ".join(map(str, cut.dropped)) if cut else ""
-    how = f"without blocks {dropped}" if dropped else record.command
+    how = record.command
+    if cut and cut.removal:
+        blocks = f"blocks {', '.join(map(str, cut.dropped))}"
+        how = f"without {cut.removal.text if cut.removal.parts else blocks}"
     if record.command == "retrain":
         how = f"{LABELS.get(str(record.spec.get('method')), 'retrained')}, {how}"
     return f"{record.name}: {how}"

@@ -30,7 +30,7 @@ def merged_card(
     label = LABELS[spec.method]
     pruned = []
     if pruning and pruning.method:
-        how = f"{len(pruning.dropped)} blocks removed"
+        how = f"{pruning.counted} removed"
         if pruning.method != "depth":
             how = f"heads and neurons removed by {pruning.method}"
         pruned = [fact("pruned before", how)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from core import outside
 from core.benchmark.results import Point, Summary, TimedRun
 from core.checkpoint import headers, locate
+from core.checkpoint.drop import Removal
 from core.criteria import LABELS
 from core.errors import DepthcutError
 from core.retrain.spec import LABELS as RETRAINED
@@ -43,12 +44,21 @@ class Cut:
 
     dropped: tuple[int, ...] = ()
     """Blocks that it dropped, numbered as in its source."""
+    attention: tuple[int, ...] = ()
+    """Kept blocks that lost their attention, numbered as in its source."""
+    mlp: tuple[int, ...] = ()
+    """Kept blocks that lost their MLP."""
     blocks: int | None = None
     """Blocks that are left."""
     parameters: int | None = None
     """Parameters that are left."""
     ratio: float | None = None
     """Share of its source's parameters that it removed."""
+
+    @property
+    def removal(self) -> Removal:
+        """All that it removed, numbered as in its source."""
+        return Removal(self.dropped, self.attention, self.mlp)
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,10 @@ class Variant:
     """int8, int4, or empty."""
     dropped: tuple[int, ...] = ()
     """Blocks of the dense model that were removed, in order of removal."""
+    without_attention: tuple[int, ...] = ()
+    """Kept blocks that have no attention, by the dense model's numbers."""
+    without_mlp: tuple[int, ...] = ()
+    """Kept blocks that have no MLP."""
     cut_in: tuple[int, ...] = ()
     """Blocks of the dense model that the method was allowed to cut; empty if unknown."""
     blocks: int | None = None
@@ -107,6 +121,11 @@ class Variant:
             return locate.at(self.folder).info if self.folder else None
         except (DepthcutError, OSError):
             return None
+
+    @property
+    def removal(self) -> Removal:
+        """Blocks and parts of blocks of the dense model that it lacks."""
+        return Removal(self.dropped, self.without_attention, self.without_mlp)
 
     @property
     def series(self) -> str:

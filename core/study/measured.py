@@ -222,7 +222,7 @@ def _first_blocks(folder: Path, variant: Variant, common: dict[str, Any]) -> lis
             plan = choose(scores, criterion, count=1, info=info)
         except DepthcutError:
             continue
-        if (ppl := scores.columns["ppl"][plan.drop[0]]) is not None:
+        if plan.drop and (ppl := scores.columns["ppl"][plan.drop[0]]) is not None:
             found.append(
                 Quality(
                     ppl=ppl,

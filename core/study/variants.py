@@ -45,7 +45,15 @@ def _asked(record: RunRecord) -> tuple[int, ...]:
     return tuple(b for b in drop if type(b) is int) if isinstance(drop, list) else ()
 
 
-_KEPT = ("method", "method_label", "dropped", "cut_in", "healed")
+_KEPT = (
+    "method",
+    "method_label",
+    "dropped",
+    "without_attention",
+    "without_mlp",
+    "cut_in",
+    "healed",
+)
 """What a variant shares with the one that it was retrained or quantized from."""
 
 
@@ -55,7 +63,9 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
     # a quantized checkpoint keeps a copy of its source's pruning.json, and cuts nothing itself
     written = WidthPruning() if record.command == "quantize" else cut_of(record.path)
     cut = Cut(
-        written.dropped or _asked(record),
+        written.dropped or (() if written.removal.parts else _asked(record)),
+        written.attention,
+        written.mlp,
         written.blocks_after,
         written.parameters_after,
         written.ratio,
@@ -96,9 +106,12 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         protected = _protected(written)
         gone = _gone(written, root.blocks)
         named = criterion_label(method, protected) if method else "by hand"
-        label = (named if method else f"without {', '.join(map(str, gone))}") + share
-        label += ", healed" if written.healed else ""
         found = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
+        lacking = {f: getattr(written, f) for f in ("without_attention", "without_mlp")}
+        found = replace(found, **lacking)
+        by_hand = found.removal.text if found.removal.parts else ", ".join(map(str, gone))
+        label = (named if method else f"without {by_hand}") + share
+        label += ", healed" if written.healed else ""
         found = replace(found, healed=written.healed)
         found = replace(found, cut_in=allowed_blocks(written))
     return found if record.name != record.id else replace(found, label=label)
@@ -123,7 +136,8 @@ def _protected(cut: Pruning) -> bool:
         return bool(plan.protect_first or plan.protect_last)
     blocks = cut.blocks_before or 0
     first, last = default_protection(blocks)
-    return all(first <= b < blocks - last for b in cut.dropped or (0,))
+    touched = (*cut.dropped, *cut.attention, *cut.mlp)
+    return all(first <= b < blocks - last for b in touched or (0,))
 
 
 def allowed_blocks(cut: WidthPruning) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def problem_of(values: dict[str, Any], info: CheckpointInfo) -> str:
         return ""
     try:
         spec = build(PruneSpec, {**values, "out": "DIR"})
-        found = command.check_healing(spec, info, tuple(values["drop"]))
+        found = command.check_healing(spec, info, command.named(spec))
     except DepthcutError as error:
         return str(error)
     names = "; ".join(words.block_ranges(range(s.first, s.end)) for s in found)

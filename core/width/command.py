@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, locate
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
@@ -250,7 +251,7 @@ def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> Pruning:
     return depth.make_record(
         checkpoint.folder,
         checkpoint.info,
-        (),
+        Removal(),
         criterion=criterion_of(spec),
         name=checkpoint.name,
     )

@@ -44,18 +44,7 @@ def pruned_config(
             "num_key_value_heads": groups[0],
             "intermediate_size": neurons[0],
         }
-    name = own_code.class_name(family.name)
-    for field in families.LAYER_FIELDS:
-        result[field] = families.setting(config, field)
-    result |= {
-        "model_type": families.CUSTOM_PREFIX + family.name,
-        "architectures": [f"{name}ForCausalLM"],
-        families.LAYER_FIELDS["num_attention_heads"]: heads,
-        families.LAYER_FIELDS["num_key_value_heads"]: groups,
-        families.LAYER_FIELDS["intermediate_size"]: neurons,
-        **added,
-    }
-    return own_code.with_own_code(result)
+    return own_code.with_layer_sizes(result, (heads, groups, neurons), **added)
 
 
 def is_stock(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.checkpoint.headers import CheckpointInfo
+from core.errors import PlanError
 
 
 class Counts(NamedTuple):
@@ -63,9 +64,25 @@ class BlockUnits:
         return self.queries * self.head_dim
 
 
+def check_whole(info: CheckpointInfo) -> None:
+    """Raise `PlanError` if a block lacks attention or MLP: its units cannot be counted."""
+    for block, shape in enumerate(info.block_shapes):
+        for part, size in (("attention", "heads"), ("MLP", "intermediate")):
+            if not shape[size]:
+                raise PlanError(
+                    f"Width pruning needs the attention and MLP of every block, but block {block} "
+                    f"has no {part}.",
+                    "Prune the width first, then remove parts of blocks.",
+                )
+
+
 def units_of(info: CheckpointInfo) -> tuple[BlockUnits, ...]:
-    """Return the units of every block of a checkpoint, from its shapes."""
+    """Return the units of every block of a checkpoint, from its shapes.
+
+    Raises `PlanError` if a block lacks attention or MLP.
+    """
     result = []
+    check_whole(info)
     for block, (shape, sizes) in enumerate(zip(info.block_shapes, info.block_modules, strict=True)):
         groups, neurons, hidden = shape["kv_heads"], shape["intermediate"], info.hidden
         queries = shape["heads"] // groups

@@ -131,6 +131,8 @@ def test_a_variant_of_a_variant_knows_its_line(tiny_gqa, tmp_path):
             "source": "owner/base",
             "criterion": "ppl",
             "dropped": [1],
+            "attention": [],
+            "mlp": [],
             "healed": "",
         }
     ]
