@@ -68,7 +68,7 @@ def prune(
     bytes of tensors that were healed, in the source's format and shape, and ``healing`` says how.
     Returns the content of pruning.json.
 
-    Raises `PlanError` (blocks or parts that cannot be dropped), `CheckpointError` (a damaged source) and
+    Raises `PlanError` (what cannot be dropped), `CheckpointError` (a damaged source) and
     `OutputError` (an output that exists or cannot be written, too little space). On an error, as
     on cancellation, no partial output is left behind.
     """
