@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.prune import known
 from core.study import lineage
-from core.ui import doctor, frame, recipes, state
+from core.ui import doctor, frame, recipes, state, study_form
 from core.ui.say import code, plain
 from core.words import size
 
@@ -41,6 +41,8 @@ tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
 tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
 weights = size(info.stored_bytes)
 tiles[3].metric(f"Weights, {plain(info.dtype)}", weights, border=True)
+
+study_form.panel(name)
 
 st.subheader("Next step")
 if not scored:

@@ -10,7 +10,7 @@ import streamlit as st
 from core.charts.checkpoint import parameter_bars
 from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
-from core.ui import frame, heal_form, say, state, widgets
+from core.ui import frame, heal_form, say, state, study_form, widgets
 from core.ui.say import plain
 from core.words import size
 
@@ -31,6 +31,7 @@ tiles[3].metric(
     "On disk", size(info.disk_bytes) if info.has_weights else "config only", border=True
 )
 
+study_form.panel(name)
 heal_form.of_folder(Path(info.path))
 st.subheader("Where the parameters are")
 st.plotly_chart(

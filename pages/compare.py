@@ -21,7 +21,8 @@ from core.compare.scene import Scene
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
-from core.ui import compare_launch, export, findings, frame, heal_form, report, say, state
+from core.study.settings import Settings
+from core.ui import compare_launch, export, findings, forms, frame, heal_form, report, say, state
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -83,13 +84,16 @@ def looked_at(known: Study) -> Scene:
     return compare_view.scene(known, protocols.get(label), picked, known_rates(state.workspace()))
 
 
-def point_of(scene: Scene) -> tuple[Cell, float | None]:
+def point_of(scene: Scene, target: float | None) -> tuple[Cell, float | None]:
     """Draw the ratio slider and the choice of batch and output; return the selected point."""
     columns = st.columns([3, 1, 1])
     ratio = None
     if len(scene.ratios) > 1:
         words = {f"{r:.1%}": r for r in scene.ratios}
-        middle = next(w for w, r in words.items() if r == scene.usual_ratio)
+        usual = scene.usual_ratio
+        if target is not None:
+            usual = min(scene.ratios, key=lambda r: abs(r - target))
+        middle = next(w for w, r in words.items() if r == usual)
         picked = columns[0].select_slider(
             "Parameters removed",
             list(words),
@@ -109,14 +113,20 @@ def point_of(scene: Scene) -> tuple[Cell, float | None]:
     return (batch, given, output), ratio
 
 
-def budget_of() -> choice.Budget:
-    """Draw the budget fields; an empty field means no limit."""
+def budget_of(settings: Settings) -> choice.Budget:
+    """Draw the budget fields, which start with the study's targets; empty means no limit."""
     columns = st.columns(3)
-    wide: dict[str, Any] = {"value": None, "min_value": 0.0, "bind": ASKED}
+    wide: dict[str, Any] = {"min_value": 0.0, "bind": ASKED}
     wide |= {"placeholder": "any", "format": "%.4g"}
-    memory = columns[0].number_input("Max memory (GiB)", key="gib", step=0.5, **wide)
-    pace = columns[1].number_input("Max ms per token", key="ms", step=1.0, **wide)
-    ppl = columns[2].number_input("Max perplexity (x dense)", key="x", step=0.05, **wide)
+    memory = columns[0].number_input(
+        "Max memory (GiB)", value=settings.memory_gib, key="gib", step=0.5, **wide
+    )
+    pace = columns[1].number_input(
+        "Max ms per token", value=settings.ms_per_token, key="ms", step=1.0, **wide
+    )
+    ppl = columns[2].number_input(
+        "Max perplexity (x dense)", value=None, key="x", step=0.05, **wide
+    )
     try:
         return choice.Budget(memory, pace, ppl)
     except DepthcutError as error:
@@ -361,8 +371,9 @@ if sentence:
 scene = looked_at(known)
 for problem in scene.problems():
     say.warning(problem)
-cell, ratio = point_of(scene)
-budget = budget_of()
+settings = forms.kept(name).settings
+cell, ratio = point_of(scene, settings.ratio)
+budget = budget_of(settings)
 estimates = st.toggle("Include estimates", not scene.rows, key="estimates", bind=ASKED)
 rows = scene.table(cell, estimates=estimates)
 findings.of_scene(scene, cell, budget)

@@ -24,7 +24,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
-from core.ui import chat_note, frame, paging, runs, say, state, text_choice, widgets
+from core.ui import chat_note, forms, frame, paging, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -39,50 +39,43 @@ def name_of(variant: Variant) -> str:
     return str(variant.folder or variant.record.path)
 
 
-def options(kept: dict[str, Any], dense: Path) -> dict[str, Any]:
+def options(form: forms.Form) -> dict[str, Any]:
     """Draw the choice of what to measure; return it as the command's options."""
     columns = st.columns([2, 1, 1])
-    if "eval_texts" not in st.session_state or kept.get("perplexity"):
-        st.session_state["eval_texts"] = ", ".join(kept.get("perplexity") or ("auto",))
-    texts = columns[0].text_input(
-        "Perplexity of", key="eval_texts",
+    texts = form.text(
+        "perplexity", "Perplexity of", at=columns[0],
         help=f"{SOURCE_HELP} Several are separated by commas. Empty: none.",
     )  # fmt: skip
-    window = columns[1].text_input(
-        "Window (tokens)", ",".join(map(str, kept.get("window") or (128,))), key="eval_window",
+    window = form.text(
+        "window", "Window (tokens)", "128", at=columns[1],
         help="One or more, separated by commas. Published settings are 128 and 2048.",
     )  # fmt: skip
-    protocols = ("once", "window", "extra")
-    bos = columns[2].selectbox(
-        "BOS", protocols, protocols.index(kept.get("bos", "once")), key="eval_bos",
+    bos = form.select(
+        "bos", "BOS", ("once", "window", "extra"), "once", at=columns[2],
         help="Once before the text, as the first token of every window, or extra: in front of "
         "every window, which then has one token more.",
     )  # fmt: skip
-    text_choice.offer("eval_texts", dense, many=True)
+    form.offer("perplexity", many=True)
     columns = st.columns([2, 1, 1])
-    offered = view.task_choices()
-    wanted = [*(kept.get("tasks") or ())]
-    tasks = columns[0].multiselect(
-        "Tasks", [*offered, *(t for t in wanted if t not in offered)], wanted, key="eval_tasks",
-        accept_new_options=True, placeholder="none",
+    tasks = form.several(
+        "tasks", "Tasks", view.task_choices(), at=columns[0], free=True, placeholder="none",
         help="Presets (paper, demo, reasoning, domains), or type any task that lm-eval knows.",
     )  # fmt: skip
-    folder = columns[1].text_input(
-        "Folder of custom tasks", kept.get("task_dir") or "", key="eval_dir", placeholder="none",
+    folder = form.text(
+        "task_dir", "Folder of custom tasks", at=columns[1], placeholder="none",
         help="A folder with lm-eval YAML files.",
     )  # fmt: skip
-    limit = columns[2].number_input(
-        "Questions per task", 1, None, kept.get("limit"), key="eval_limit", placeholder="all",
+    limit = form.number(
+        "limit", "Questions per task", 1, at=columns[2], placeholder="all",
         help="Fewer is faster but less certain. Compare only results with the same number.",
     )  # fmt: skip
-    code = bool(folder.strip()) and st.checkbox(
-        "Allow these tasks to run Python code", bool(kept.get("allow_task_code")), key="eval_code",
+    code = bool(folder.strip()) and form.switch(
+        "allow_task_code", "Allow these tasks to run Python code", box=True,
         help="A YAML file with !function runs the Python file beside it, with your rights. Read "
         "that file first; tasks without code need no permission.",
     )  # fmt: skip
-    each = st.toggle(
-        "Repeat with each block removed", bool(kept.get("each_block")), key="eval_each",
-        disabled=not tasks,
+    each = form.switch(
+        "each_block", "Repeat with each block removed", disabled=not tasks,
         help="Measures what removing each block costs on every task; the model is loaded once.",
     )  # fmt: skip
     return {
@@ -92,16 +85,16 @@ def options(kept: dict[str, Any], dense: Path) -> dict[str, Any]:
         "tasks": tuple(tasks),
         "task_dir": folder,
         "allow_task_code": code,
-        "limit": limit,
+        "limit": limit if tasks else None,
         "each_block": bool(each and tasks),
     }
 
 
-def prompting(known: Study, kept: dict[str, Any]) -> dict[str, Any]:
+def prompting(known: Study, form: forms.Form) -> dict[str, Any]:
     """Draw how tasks are asked; return it as the command's options."""
     with st.expander("Few-shot examples and chat template"):
-        values = widgets.fields(EvaluateSpec, ("fewshot", "chat_template", "fewshot_turns"), kept)
-        values |= widgets.fields(EvaluateSpec, ("system_instruction",), kept)
+        values = form.fields(EvaluateSpec, ("fewshot", "chat_template", "fewshot_turns"))
+        values |= form.fields(EvaluateSpec, ("system_instruction",))
     chat_note.draw(
         name_of(known.dense),
         "This tokenizer has a chat template: tasks are asked without it by default, as by lm-eval "
@@ -117,21 +110,21 @@ def folder_of(known: Study) -> Path:
 
 def launcher(known: Study) -> None:
     """Draw the choice of checkpoints and measures, the estimated cost and the button."""
-    kept = state.take_settings("evaluate")
+    form = forms.Form("evaluate", name)
     present = {v.id: v for v in known.variants if v.folder}
     labels = {v.id: v.label for v in present.values()}
-    chosen = st.multiselect(
-        "Checkpoints", list(present), list(present)[:1], key="eval_variants",
-        format_func=lambda one: labels.get(one, one),
+    chosen = form.several(
+        "checkpoints", "Checkpoints", list(present), list(present)[:1],
+        format_func=lambda one: plain(labels.get(one, one)),
         help="Each checkpoint is a separate run; the runs queue for the device.",
     )  # fmt: skip
     problem, specs = "", {}
     try:
-        values = options(kept, folder_of(known))
+        values = options(form)
         with st.expander("Short rows, device and precision"):
-            values |= widgets.fields(EvaluateSpec, ("join", "device", "dtype"), kept)
+            values |= form.fields(EvaluateSpec, ("join", "device", "dtype"))
         if values["tasks"]:
-            values |= prompting(known, kept)
+            values |= prompting(known, form)
         values["fresh"] = st.session_state.get("eval_fresh", False)
         for one in chosen:
             named = {"checkpoint": name_of(present[one]), "out": "DIR"}
@@ -147,6 +140,7 @@ def launcher(known: Study) -> None:
         problem = str(error)
     if problem:
         say.error(problem)
+    form.origin()
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
             "Evaluate", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
@@ -290,14 +284,15 @@ def calibration(known: Study) -> None:
         say.paragraph(summary.verdict)
         say.caption(" ".join(summary.findings))
         downloaded("calibration.csv", rows)
+    form = forms.of_recipe("calibration", name)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        texts = st.text_input(
-            "Two datasets", key="grid_texts", placeholder=default_pair(known),
+        texts = form.text(
+            "data", "Two datasets", placeholder=default_pair(known),
             help="A,B: each is used for calibration and for evaluation.",
         )  # fmt: skip
         pressed = st.button("Compare datasets", icon=":material/grid_on:", key="grid_start")
     try:
-        values = {"name": "calibration", "checkpoint": name, "data": texts}
+        values = {"name": "calibration", "checkpoint": name, "data": texts, **form.unseen()}
         spec = build(RecipeSpec, {**values, "out": "DIR"})
         recipes.get("calibration").steps(spec)
     except DepthcutError as error:

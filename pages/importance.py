@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -29,13 +28,13 @@ from core.runs.workspace import RunRecord
 from core.ui import (
     chat_note,
     findings,
+    forms,
     frame,
     pair_matrix,
     prune_pad,
     runs,
     say,
     state,
-    text_choice,
     widgets,
 )
 from core.ui.say import plain
@@ -51,18 +50,16 @@ def launcher(name: str, info: CheckpointInfo) -> str:
 
     Returns the id of the run to watch; empty if there is none.
     """
-    kept = state.take_settings("importance")
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
-    text = widgets.fields(
-        command.ImportanceSpec, ("calibration", "samples", "length", "seed"), kept
-    )
-    text_choice.offer("ImportanceSpec_calibration", Path(info.path))
+    form = forms.Form("importance", name)
+    text = form.fields(command.ImportanceSpec, ("calibration", "samples", "length", "seed"))
+    form.offer("calibration")
     if chat_note.applies(name):
-        text |= widgets.fields(command.ImportanceSpec, ("chat_template",), kept)
+        text |= form.fields(command.ImportanceSpec, ("chat_template",))
         st.caption(chat_note.CALIBRATION)
-    chosen = widgets.fields(command.ImportanceSpec, ("metrics",), kept)
+    chosen = form.fields(command.ImportanceSpec, ("metrics",))
     with st.expander("Short rows, device and precision"):
-        where = widgets.fields(command.ImportanceSpec, ("join", "device", "dtype"), kept)
+        where = form.fields(command.ImportanceSpec, ("join", "device", "dtype"))
+    form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
     live = [r for r in state.workspace().runs("importance") if r.is_live]
     same = [r for r in live if r.spec.get("checkpoint") == name]

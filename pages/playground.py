@@ -20,7 +20,7 @@ from core.live.replies import Begun
 from core.prune import toggle
 from core.runs.spec import build
 from core.study import Variant
-from core.ui import frame, prune_pad, say, state, widgets
+from core.ui import forms, frame, prune_pad, say, state
 from core.ui.say import plain
 
 SESSION, REFRESH_S = "playground_session", 0.2
@@ -118,23 +118,25 @@ def prompt_box(name: str) -> tuple[str, bool]:
     return prompt, chat
 
 
-def settings() -> dict[str, Any]:
+def settings(name: str) -> dict[str, Any]:
     """Draw the sampling controls, which are kept in the URL too."""
     start: dict[str, Any] = {}
     if "playground_read" not in st.session_state:
         st.session_state["playground_read"] = True
-        for name in NAMES:
-            given = st.query_params.get(name)
+        for option in NAMES:
+            given = st.query_params.get(option)
             if given:
-                start[name] = _number(given)
+                start[option] = _number(given)
         try:
             start = {n: getattr(build(Sampling, start), n) for n in start}
         except DepthcutError as error:
             say.error(str(error))
             start = {}
-    values = widgets.fields(Sampling, NAMES, start)
-    for name, value in values.items():
-        st.query_params[name] = str(value)
+    if start:
+        forms.put(name, "generate", start)
+    values = forms.Form("generate", name, {}).fields(Sampling, NAMES)
+    for option, value in values.items():
+        st.query_params[option] = str(value)
     return values
 
 
@@ -233,7 +235,7 @@ name = state.active_checkpoint()
 info = state.inspect(name)
 columns = chooser(name)
 prompt, chat = prompt_box(name)
-values = settings()
+values = settings(name)
 last: Session | None = st.session_state.get(SESSION)
 busy = bool(last and last.running)
 with st.container(horizontal=True, vertical_alignment="center"):

@@ -20,6 +20,7 @@ from core.runs import jobs
 from core.runs.dtypes import COMPUTED
 from core.ui import (
     export,
+    forms,
     frame,
     heal_form,
     live_panel,
@@ -31,7 +32,7 @@ from core.ui import (
     state,
     width_form,
 )
-from core.ui.prune_pad import PLANS, Pad, kept
+from core.ui.prune_pad import PLANS, Pad
 from core.ui.say import plain
 
 WAYS = ("Blocks", "Width")
@@ -59,7 +60,7 @@ def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
     return prune_view.known(state.workspace(), info, found[pad.run])
 
 
-def planner(pad: Pad, known: Known) -> tuple[int, int]:
+def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
     """Draw criterion, amount and protection; return the first and last blocks protected."""
     blocks = known.info.blocks
     most = default_protection(blocks)
@@ -67,18 +68,22 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
     if st.session_state.get("pad_criterion") not in known.criteria:
         wanted = pad.criterion if pad.criterion in known.criteria else known.criteria[0]
         st.session_state["pad_criterion"] = wanted
-    first = columns[1].number_input(
+    first = form.number(
+        "protect_first",
         "Protect first",
         0,
         blocks,
-        **kept(pad, "first", most[0]),
+        most[0],
+        at=columns[1],
         help="Leading blocks never removed.",
     )
-    last = columns[2].number_input(
+    last = form.number(
+        "protect_last",
         "Protect last",
         0,
         blocks,
-        **kept(pad, "last", most[1]),
+        most[1],
+        at=columns[2],
         help="Trailing blocks never removed.",
     )
     st.session_state["pad_active"] = pad.active
@@ -125,14 +130,14 @@ def planner(pad: Pad, known: Known) -> tuple[int, int]:
     return first, last
 
 
-def toggle_pad(pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
+def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
     """Draw the clickable blocks, and the same choice as pills for keyboard use."""
     blocks = known.info.blocks
     chosen = [b for b in pad.drop if b < blocks]
     if known.has_ppl:
         values = [float(v) for v in known.without if v is not None]
         top = importance_charts.useful_top(values, known.dense_ppl)
-        zoom = top and st.toggle("Clip outliers", **kept(pad, "zoom", True))
+        zoom = top and form.switch("zoom", "Clip outliers", True)
         figure = importance_charts.perplexity_bars(
             values,
             known.dense_ppl,
@@ -175,6 +180,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
         "criteria": (pad.criterion,),
         "protect_first": first,
         "protect_last": last,
+        **forms.Form("curve", name).base,
     }
     spec = CurveSpec(**values, out="DIR")
     with st.expander("Measure this curve"):
@@ -186,7 +192,9 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
     runs.show(pad.curve)
 
 
-def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) -> None:
+def comparison(
+    form: forms.Form, pad: Pad, known: Known, name: str, protected: tuple[int, ...]
+) -> None:
     """Draw both plans side by side: their blocks, sizes and known quality."""
     info = known.info
     st.subheader("Two plans side by side")
@@ -196,11 +204,10 @@ def comparison(pad: Pad, known: Known, name: str, protected: tuple[int, ...]) ->
         alt="Blocks kept and dropped by plan A and plan B.",
     )
     columns = st.columns(3)
-    batch = columns[0].number_input("Batch", 1, 4096, **kept(pad, "batch", 1))
-    context = columns[1].number_input(
-        "Context (tokens)", 1, 10_000_000, **kept(pad, "context", min(info.context, 4096))
-    )
-    dtype = columns[2].selectbox("Precision", COMPUTED, **kept(pad, "dtype", info.compute_dtype))
+    batch = form.number("batch", "Batch", 1, 4096, 1, at=columns[0])
+    usual = min(info.context, 4096)
+    context = form.number("context", "Context (tokens)", 1, 10_000_000, usual, at=columns[1])
+    dtype = form.select("precision", "Precision", COMPUTED, info.compute_dtype, at=columns[2])
     asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
     table = prune_view.rows(
         outlook(info, (), **asked),
@@ -249,7 +256,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
         values["criterion"] = pad.criterion
     elif not problem and pad.found[0] and pad.found[1] == set(pad.drop):
         values["criterion"] = pad.found[0]
-    values |= heal_form.choose(pad, known.info)
+    values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
         say.error(problem)
     st.code(jobs.command_line("prune", PruneSpec(**values, out="DIR")), "bash", wrap_lines=True)
@@ -282,11 +289,12 @@ if way == WAYS[1]:
     export.of_study(name, st.session_state.get("width_made", ""))
     st.stop()
 known, rows = live_panel.with_answers(scores_picker(pad, info))
-first, last = planner(pad, known)
+form = forms.Form("curve", name)
+first, last = planner(form, pad, known)
 protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
 if pad.error:
     say.error(pad.error)
-toggle_pad(pad, known, protected)
+toggle_pad(form, pad, known, protected)
 live_panel.draw(name, info, pad, rows)
 kept_blocks = {
     plan: (len(drop), known.quality(drop))
@@ -306,7 +314,7 @@ else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
 search_form.draw(name, info, pad, first, last)
-comparison(pad, known, name, protected)
+comparison(form, pad, known, name, protected)
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)
 prune_pad.share(pad)

@@ -16,6 +16,7 @@ from core.runs.workspace import RunRecord
 from core.ui import (
     chat_note,
     export,
+    forms,
     frame,
     prune_pad,
     retrain_live,
@@ -48,24 +49,22 @@ OPTIONS = {
 }
 
 
-def choose_variant(kept: dict[str, Any]) -> str:
+def choose_variant(form: forms.Form) -> str:
     """Draw the choice of what to retrain; return its name."""
     found = {r.id: history.label_of(r) for r in history.variants(state.workspace())}
     active = state.current_checkpoint()
     names = {**found, **({} if not active or active in found else {active: f"active: {active}"})}
-    wanted = str(kept.get("checkpoint") or "")
-    if wanted and wanted not in names:
+    wanted = form.value("checkpoint")
+    if isinstance(wanted, str) and wanted and wanted not in names:
         names = {wanted: f"folder: {wanted}", **names}
-    if wanted:
-        st.session_state["retrain_variant"] = wanted
-    if st.session_state.get("retrain_variant") not in names and names:
-        st.session_state["retrain_variant"] = active if active in found else next(iter(names))
+    usual = active if active in found else next(iter(names), None)
     columns = st.columns([2, 1], vertical_alignment="bottom")
-    chosen = columns[0].selectbox(
-        "Variant", list(names), key="retrain_variant", format_func=lambda name: names[name]
-    )
-    other = columns[1].text_input(
-        "Or a folder or Hub id", key="retrain_folder", placeholder="a pruned checkpoint"
+    chosen = form.select(
+        "checkpoint", "Variant", list(names), usual, at=columns[0],
+        format_func=lambda name: names[name],
+    )  # fmt: skip
+    other = form.text(
+        "folder", "Or a folder or Hub id", at=columns[1], placeholder="a pruned checkpoint"
     )
     if not found:
         st.info("No pruned variant yet. Create one first, or enter the folder of one.")
@@ -73,25 +72,24 @@ def choose_variant(kept: dict[str, Any]) -> str:
     return other.strip() or str(chosen or "")
 
 
-def settings(kept: dict[str, Any]) -> dict[str, Any]:
+def settings(form: forms.Form) -> dict[str, Any]:
     """Draw all options except the checkpoint, and return them."""
-    start = dict(kept)
-    if "data" not in st.session_state.get("kept_RetrainSpec", {}):
-        start = {"data": "auto", "merge": True, **start}
-    values = widgets.fields(RetrainSpec, ("method", "data"), start)
+    values = form.fields(RetrainSpec, ("method", "data"))
+    form.offer("data")
     st.caption(
         "LoRA trains small adapters and is enough after moderate pruning; continued pretraining "
         "trains all weights on packed text, for severe pruning; full fine-tuning trains all "
         "weights on individual rows."
     )
-    values |= widgets.fields(RetrainSpec, ("steps", "lr", "merge"), start)
+    values |= form.fields(RetrainSpec, ("steps", "lr", "merge"), {"merge": True})
     with st.expander("All options"):
         for title, rows in OPTIONS.items():
             if title == "LoRA" and values["method"] != "lora":
                 continue
             say.bold(title)
             for row in rows:
-                values |= widgets.fields(RetrainSpec, row, start)
+                values |= form.fields(RetrainSpec, row)
+    form.origin()
     return values
 
 
@@ -141,12 +139,13 @@ def outlook(spec: RetrainSpec) -> str:
     return ""
 
 
-def launcher(kept: dict[str, Any]) -> str:
+def launcher() -> str:
     """Draw choices, estimated cost, command and button; return the id of the run started last."""
-    name = choose_variant(kept)
+    form = forms.Form("retrain", state.current_checkpoint())
+    name = choose_variant(form)
     if not name:
         return ""
-    values = {"checkpoint": name, **settings(kept)}
+    values = {"checkpoint": name, **settings(form)}
     chat_note.draw(
         name,
         "This tokenizer has a chat template: instructions and messages are written with it, and "
@@ -199,12 +198,10 @@ prune_pad.adopt_run()
 frame.start("Retrain")
 made = state.workspace().runs("retrain")
 again = state.form_is_open("retrain", first=False)
-kept = state.take_settings("retrain")
-kept = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
 one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
 with one:
     with st.expander("New run", expanded=not made or again, icon=":material/tune:"):
-        started = launcher(kept)
+        started = launcher()
     record = runs.pick("retrain", made, "Run", newest=started, name=history.run_label)
     if record:
         retrain_live.show(record)

@@ -14,9 +14,11 @@ from core.errors import DepthcutError, OptionError
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
-from core.runs.spec import build, parse_numbers, show
+from core.runs.dtypes import COMPUTED
+from core.runs.spec import build, parse_numbers
 from core.study import Study
-from core.ui import runs, say, state
+from core.ui import forms, runs, say, state
+from core.ui.say import plain
 
 RECIPE = "depth-vs-width"
 
@@ -24,19 +26,21 @@ RECIPE = "depth-vs-width"
 def benchmark_form(known: Study) -> None:
     """Draw the choice of variants and points, the estimate, the command and the button."""
     here = {v.id: v for v in known.variants if v.folder}
-    _take_settings(known)
-    picked = st.multiselect(
+    form = forms.Form("benchmark", known.dense.id)
+    picked = form.several(
+        "checkpoints",
         "Variants",
         list(here),
-        default=[*list(here)[:1], *list(here)[1:][-5:]],
-        key="to_benchmark",
-        format_func=lambda name: here[name].label,
+        [*list(here)[:1], *list(here)[1:][-5:]],
+        format_func=lambda name: plain(here[name].label),
     )
-    columns = st.columns(4)
-    batches = columns[0].text_input("Batch sizes", "1,4,16", key="bench_batches")
-    outputs = columns[1].text_input("Output tokens", "128", key="bench_outputs")
-    limit = columns[2].number_input("Time limit (s)", 1, 86400, 90, key="bench_limit")
-    device = columns[3].text_input("Device", "auto", key="bench_device")
+    columns = st.columns(5)
+    batches = form.text("batch_sizes", "Batch sizes", "1,4,16", columns[0])
+    outputs = form.text("output_tokens", "Output tokens", "128", columns[1])
+    limit = form.number("time_limit_s", "Time limit (s)", 1, 86400, 90, columns[2])
+    device = form.text("device", "Device", "auto", columns[3])
+    dtype = form.select("dtype", "Precision", ("auto", *COMPUTED), "auto", columns[4])
+    form.origin()
     try:
         values = {
             "checkpoints": tuple(picked),
@@ -44,6 +48,7 @@ def benchmark_form(known: Study) -> None:
             "output_tokens": parse_numbers(outputs, "--output-tokens"),
             "time_limit_s": float(limit),
             "device": device,
+            "dtype": dtype,
         }
         spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
         if not (picked and spec.batch_sizes and spec.output_tokens):
@@ -69,38 +74,30 @@ def benchmark_form(known: Study) -> None:
     runs.show(st.session_state.get("benchmark_run", ""))
 
 
-def _take_settings(known: Study) -> None:
-    """Fill the form with the settings of an earlier run chosen on the Jobs page."""
-    kept = state.take_settings("benchmark")
-    if not kept:
-        return
-    found = [known.at(str(name)) for name in kept.get("checkpoints", ())]
-    st.session_state["to_benchmark"] = [v.id for v in found if v and v.folder]
-    for key, name in (("bench_batches", "batch_sizes"), ("bench_outputs", "output_tokens")):
-        if kept.get(name):
-            st.session_state[key] = show(tuple(kept[name]))
-    if kept.get("time_limit_s"):
-        st.session_state["bench_limit"] = int(kept["time_limit_s"])
-    st.session_state["bench_device"] = str(kept.get("device") or "auto")
-
-
 def recipe_form(name: str) -> None:
     """Draw the recipe that creates depth and width variants of one size and measures them all."""
     recipe = recipes.get(RECIPE)
     say.caption(recipe.about)
+    form = forms.of_recipe(RECIPE, name)
     columns = st.columns(3, vertical_alignment="bottom")
-    ratio = columns[0].slider("Parameters to remove", 0.05, 0.6, 0.33, 0.01, key="recipe_ratio")
-    text = columns[1].text_input(
-        "Dataset", "auto", key="recipe_text", help=f"For calibration and evaluation: {SOURCE_HELP}"
+    ratio = form.slider("ratio", "Parameters to remove", 0.05, 0.6, 0.33, 0.01, columns[0])
+    text = form.text(
+        "data",
+        "Dataset",
+        at=columns[1],
+        help=f"For calibration and evaluation, or two, with a comma: {SOURCE_HELP}",
     )
-    same = columns[2].toggle(
+    same = form.switch(
+        "same_layers",
         "Restrict all methods to the same blocks",
-        key="recipe_same",
+        at=columns[2],
         help="Width methods prune only the blocks that depth pruning may drop. By default, each "
         "prunes the blocks its paper does: FLAP and Wanda-sp all of them, LLM-Pruner all but the "
         "first and last ones.",
     )
-    values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, "ratio": ratio, "data": text}
+    form.origin()
+    values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, **form.unseen()}
+    values |= {"ratio": ratio, "data": text}
     values["same_layers"] = same
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})

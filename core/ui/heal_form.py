@@ -15,8 +15,7 @@ from core.heal.command import PruneSpec
 from core.prune.results import Healing, Pruning
 from core.runs.spec import build
 from core.runs.workspace import read_run
-from core.ui import say, state, text_choice, widgets
-from core.ui.prune_pad import Pad, kept
+from core.ui import forms, say, state
 from core.ui.say import plain
 
 ABOUT = {
@@ -29,24 +28,26 @@ ABOUT = {
 """What each choice does, in one line."""
 
 
-def choose(pad: Pad, info: CheckpointInfo) -> dict[str, Any]:
+def choose(name: str) -> dict[str, Any]:
     """Draw the choice and, unless it is none, the text to heal on; return the options set."""
-    heal = st.radio(
+    form = forms.Form("prune", name)
+    heal = form.radio(
+        "heal",
         "Heal the seams",
         seams.CHOICES,
-        captions=[ABOUT[name] for name in seams.CHOICES],
+        "none",
+        captions=[ABOUT[choice] for choice in seams.CHOICES],
         help="Closed form, no training. A quarter of the rows is held out; only what lowers the KL "
         "to the dense model there is kept.",
-        **kept(pad, "heal", "none"),
     )
     if heal == "none":
         return {}
-    values = {"heal": heal}
-    names = ("calibration", "samples", "length", "seed")
-    values |= widgets.fields(PruneSpec, names, {})
-    text_choice.offer("PruneSpec_calibration", Path(info.path))
+    values: dict[str, Any] = {"heal": heal}
+    values |= form.fields(PruneSpec, ("calibration", "samples", "length", "seed"))
+    form.offer("calibration")
     with st.expander("Short rows, device and precision"):
-        values |= widgets.fields(PruneSpec, ("join", "device", "dtype"), {})
+        values |= form.fields(PruneSpec, ("join", "device", "dtype"))
+    form.origin()
     return values
 
 

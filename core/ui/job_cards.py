@@ -12,7 +12,7 @@ import streamlit as st
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
-from core.ui import runs, say, state
+from core.ui import again, runs, say, state
 from core.ui.say import plain
 
 LOOKS = {
@@ -25,20 +25,6 @@ LOOKS = {
     "lost": (":material/link_off:", "violet"),
 }
 """Icon and colour of each state; the state's name is always shown too."""
-PAGES = {
-    "importance": "pages/importance.py",
-    "curve": "pages/prune.py",
-    "recipe": "app.py",
-    "prune": "pages/prune.py",
-    "search": "pages/prune.py",
-    "width": "pages/prune.py",
-    "quantize": "pages/prune.py",
-    "evaluate": "pages/evaluate.py",
-    "retrain": "pages/retrain.py",
-    "live": "pages/playground.py",
-    "benchmark": "pages/compare.py",
-}
-"""The page that launches each command."""
 
 
 def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> None:
@@ -96,11 +82,8 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
         "Restart", key=f"restart_{record.id}", icon=":material/restart_alt:"
     ):
         attempt(lambda: jobs.restart(record))
-    if record.command in PAGES and st.button(
-        "Use settings again", key=f"again_{record.id}", icon=":material/tune:"
-    ):
-        state.use_settings(record)
-        st.switch_page(PAGES[record.command])
+    if record.command in again.PAGES:
+        again.offer(record)
     manage(record, "run", among)
 
 

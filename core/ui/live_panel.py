@@ -15,7 +15,6 @@ from typing import Any
 import streamlit as st
 
 from core.checkpoint.headers import CheckpointInfo
-from core.checkpoint.vocabulary import default_text
 from core.data.sources import BUNDLED
 from core.live import client
 from core.live.replies import Status
@@ -23,7 +22,7 @@ from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
 from core.prune.score_results import Importance
 from core.runs.workspace import RunRecord, read_run
-from core.ui import prune_pad, say, state
+from core.ui import forms, prune_pad, say, state
 from core.ui.live import Question, desk, key_of
 from core.ui.say import plain
 
@@ -78,13 +77,9 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
     return dataclasses.replace(known, points=(*known.points, *points)), rows
 
 
-def usual_source(info: CheckpointInfo) -> str:
-    """Return the text to evaluate on if none is given.
-
-    The bundled text that fits the checkpoint's vocabulary: the demo's stories, or English; both
-    have a held-out part.
-    """
-    return default_text(Path(info.path))
+def usual_source(name: str) -> str:
+    """Return the text to evaluate on if none is given: the study's evaluation text."""
+    return forms.kept(name).settings.evaluation
 
 
 def is_on() -> bool:
@@ -107,7 +102,7 @@ def _ask(
     The whole held-out text is requested once its beginning has been answered, and given up as soon
     as the plan changes: it would delay the quick answers.
     """
-    source = pad.text or usual_source(info)
+    source = pad.text or usual_source(name)
     whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
     quick = {**whole, "quick": True}
     quick_keys = [key_of(info, quick, skip) for skip in ((), pad.drop)]
@@ -166,7 +161,7 @@ def _panel(
                 "it releases the device whenever another run needs it."
             )
             return
-        _source_field(pad, usual_source(info))
+        _source_field(pad, usual_source(name))
         problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
         if problem:
             say.caption(problem)

@@ -16,8 +16,8 @@ import streamlit as st
 from core.errors import DepthcutError, OptionError
 from core.prune import scores as block_scores
 from core.prune import toggle
-from core.runs.workspace import read_run
-from core.ui import state
+from core.runs.workspace import RunRecord, read_run
+from core.ui import forms, state
 
 PLANS = ("A", "B")
 _QUERY = {"A": "drop", "B": "b"}
@@ -37,8 +37,6 @@ class Pad:
     criterion: str = ""
     text: str = ""
     """Text the live model is evaluated on, as for ``evaluate --perplexity``; empty: default."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Values of widgets that survive a page change."""
     error: str = ""
     """Error in the URL or the last plan, with the command line's message."""
     clicks: int = 0
@@ -115,7 +113,6 @@ def shown(key: str, value: Any, argument: str) -> dict[str, Any]:
 def current() -> Pad:
     """Return this session's pad, after reading the URL if it was opened from outside."""
     pad: Pad = st.session_state.setdefault(_STATE, Pad())
-    _take_settings(pad)
     query = {name: st.query_params.get(name, "") for name in _NAMES}
     if any(query.values()) and query != pad.seen and not pad.is_echo(query):
         _read(pad, query)
@@ -139,19 +136,15 @@ def adopt_run() -> None:
         st.query_params["model"] = str(record.spec["checkpoint"])
 
 
-def _take_settings(pad: Pad) -> None:
-    """Apply the settings of an earlier run chosen on the Jobs page."""
-    prune, curve = state.take_settings("prune"), state.take_settings("curve")
-    if prune.get("drop"):
-        pad.drop = tuple(prune["drop"])
-        pad.settings["heal"] = prune.get("heal") or "none"
-        st.session_state.pop("pad_heal", None)
-    if curve:
-        pad.run = str(curve.get("scores") or "").rstrip("/").rsplit("/", 1)[-1]
-        pad.criterion = (*curve.get("criteria", ()), pad.criterion)[0]
-        for name, field_name in (("first", "protect_first"), ("last", "protect_last")):
-            if curve.get(field_name) is not None:
-                pad.settings[name] = curve[field_name]
+def adopt(record: RunRecord) -> None:
+    """Apply what an earlier prune or curve run was asked for to the plan being edited."""
+    pad, spec = plan_elsewhere(), record.spec
+    drop, scores, criteria = spec.get("drop"), spec.get("scores"), spec.get("criteria")
+    if record.command == "prune" and isinstance(drop, list) and drop:
+        pad.drop = tuple(b for b in drop if type(b) is int)
+    if record.command == "curve":
+        pad.run = str(scores or "").rstrip("/").rsplit("/", 1)[-1]
+        pad.criterion = str((*(criteria or ()), pad.criterion)[0])
 
 
 def _read(pad: Pad, query: dict[str, str]) -> None:
@@ -192,18 +185,6 @@ def share(pad: Pad) -> None:
         st.query_params.from_dict(wanted)  # in one step: a partial URL would be read as a new one
 
 
-def kept(pad: Pad, name: str, default: Any) -> dict[str, Any]:
-    """Return ``key`` and ``on_change`` for a widget whose value survives a page change."""
-    key = f"pad_{name}"
-    if key not in st.session_state:
-        st.session_state[key] = pad.settings.get(name, default)
-
-    def keep() -> None:
-        pad.settings[name] = st.session_state[key]
-
-    return {"key": key, "on_change": keep}
-
-
 def clicked(key: str, blocks: int) -> None:
     """Apply a click on the chart ``key`` to the plan being edited."""
     pad: Pad = st.session_state[_STATE]
@@ -228,8 +209,7 @@ def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> Non
     pad.clicks += 1
     pad.found = (method, frozenset(blocks))
     if heal != "none":
-        pad.settings["heal"] = heal
-        st.session_state.pop("pad_heal", None)
+        forms.put(state.current_checkpoint(), "prune", {"heal": heal})
 
 
 def pair_clicked(key: str) -> None:

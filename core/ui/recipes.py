@@ -8,11 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from core import recipes
+from core.errors import DepthcutError
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
+from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, say, state, widgets
+from core.ui import forms, runs, say, state, widgets
 from core.ui.say import plain
 
 OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
@@ -44,9 +46,14 @@ def cards(checkpoint: str, names: tuple[str, ...] = OFFERED) -> None:
 def _card(checkpoint: str, name: str) -> None:
     recipe = recipes.get(name)
     record = latest(checkpoint, name)
-    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
-    spec = RecipeSpec(**values, out="DIR")
+    form = forms.of_recipe(name, checkpoint)
+    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint, **form.unseen()}
     say.paragraph(recipe.about)
+    try:
+        spec = build(RecipeSpec, {**values, "out": "DIR"})
+    except DepthcutError as error:
+        say.error(str(error))
+        return
     st.code(jobs.command_line("recipe", spec), language="bash", wrap_lines=True)
     again = "Run it again" if record and record.state == "done" else "Run the recipe"
     live = record is not None and record.is_live

@@ -15,7 +15,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import runs, say, state, widgets
+from core.ui import forms, runs, say, state
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {
@@ -54,9 +54,15 @@ def show() -> None:
 
 def _launcher(name: str) -> str:
     """Draw the options and the button; return the id of the run started last."""
-    values: dict[str, Any] = {"name": name, "checkpoint": state.current_checkpoint() or "demo"}
-    start = {"data": "", "steps": None, "seed": None}
-    values |= widgets.fields(RecipeSpec, ("data", "steps", "seed"), start)
+    checkpoint = state.current_checkpoint()
+    if not checkpoint:
+        st.info("No checkpoint is active yet. Choose one on the home page.")
+        return ""
+    form = forms.of_recipe(name, checkpoint)
+    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
+    values |= form.fields(RecipeSpec, ("data", "steps", "seed"))
+    values |= form.unseen()
+    form.origin()
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:

@@ -14,13 +14,13 @@ from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.findings import Finding, of_search
 from core.runs import jobs
-from core.runs.spec import build, parse_numbers, show
+from core.runs.spec import build, parse_numbers
 from core.runs.workspace import RunRecord, read_run
 from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import HeldoutRow, Search, SetRow, found_so_far
-from core.ui import findings, prune_pad, runs, say, state, text_choice, widgets
-from core.ui.prune_pad import Pad, kept
+from core.ui import findings, forms, prune_pad, runs, say, state
+from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
 METHODS = (
@@ -52,52 +52,58 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     found = known.searches(state.workspace(), info)
     opened = state.form_is_open("search", not found)
     with st.expander("New search", expanded=opened, icon=":material/search:"):
-        watched = _launcher(name, info, pad, first, last)
+        watched = _launcher(name, info, first, last)
     _watch(watched)
     record = _picker(found, watched)
     if record:
         _results(record, pad)
 
 
-def _launcher(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> str:
+def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     """Draw the settings, their estimated cost, the command and the button.
 
     Returns the id of the run to watch; empty if there is none.
     """
-    start = {k: tuple(v) if isinstance(v, list) else v for k, v in _taken(pad).items()}
+    form = forms.Form("search", name)
     say.caption(METHODS)
     values: dict[str, Any] = {"checkpoint": name}
-    values |= widgets.fields(SearchSpec, ("methods",), start)
+    values |= form.fields(SearchSpec, ("methods",))
     problem = ""
     left, middle, right = st.columns(3)
-    given = left.text_input(
+    given = form.text(
+        "counts",
         "Numbers of blocks to remove",
-        **kept(pad, "search_counts", ""),
+        at=left,
         placeholder=f"1-{max(1, info.blocks // 4)}",
         help="e.g. 1-8 or 2,4,6. Empty: up to a quarter of the blocks.",
     )
-    values["objective"] = middle.selectbox(
+    values["objective"] = form.select(
+        "objective",
         "Objective",
         list(OBJECTIVES),
+        "kl",
+        at=middle,
         format_func=OBJECTIVES.__getitem__,
-        **kept(pad, "search_objective", "kl"),
         help="What a set should cost least of. KL needs no labels and is less noisy on few tokens.",
     )
-    values["heal"] = right.selectbox(
+    values["heal"] = form.select(
+        "heal",
         "Heal before comparing",
         list(HEALS),
+        "none",
+        at=right,
         format_func=HEALS.__getitem__,
-        **kept(pad, "search_heal", "none"),
         help="Sets are compared by what they cost after their seams were healed. Far slower: of "
         "the sets that a method compares, only the cheapest few are healed.",
     )
-    values |= widgets.fields(SearchSpec, ("calibration", "samples", "length", "seed"), start)
-    text_choice.offer("SearchSpec_calibration", Path(info.path))
+    values |= form.fields(SearchSpec, ("calibration", "samples", "length", "seed"))
+    form.offer("calibration")
     with st.expander("Short rows, time limit, device and precision"):
         names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype")
         if values["heal"] != "none":
             names = ("heal_best", *names)
-        values |= widgets.fields(SearchSpec, names, start)
+        values |= form.fields(SearchSpec, names)
+    form.origin()
     values |= {"protect_first": first, "protect_last": last}
     try:
         values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
@@ -130,22 +136,6 @@ def _rehearsed(spec: SearchSpec) -> dict[str, Any]:
     Kept for a few seconds only: it depends on free memory and on the rate of the last run, too.
     """
     return command.dry_run(spec)
-
-
-def _taken(pad: Pad) -> dict[str, Any]:
-    """Return the settings of an earlier run chosen on the Jobs page, own fields filled in."""
-    found = state.take_settings("search")
-    if found:
-        counts = tuple(found.get("counts") or ())
-        own = {
-            "search_counts": show(counts) if counts else "",
-            "search_objective": found["objective"] if found.get("objective") == "nll" else "kl",
-            "search_heal": found["heal"] if found.get("heal") in HEALS else "none",
-        }
-        pad.settings.update(own)
-        for field in own:
-            st.session_state.pop(f"pad_{field}", None)
-    return found
 
 
 def _estimate(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""State of a session: the workspace, the active checkpoint, and settings to reuse.
+"""State of a session: the workspace, the active checkpoint, and which forms are open.
 
 The active checkpoint is kept in the URL (``?model=``), so that it can be shared and survives a
 reload; the last one chosen is also stored in the workspace for the next visit.
@@ -14,13 +14,13 @@ import streamlit as st
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError, OutputError
-from core.runs.workspace import RunRecord, Workspace, read_json, write_json
+from core.runs.workspace import Workspace, read_json, write_json
 from core.ui import say
 from core.ui.say import plain
 
 RECENT = 8
 _ACTIVE = "active.json"
-_MODEL, _SEEN, _SETTINGS = "active_model", "active_model_seen", "run_settings"
+_MODEL, _SEEN = "active_model", "active_model_seen"
 
 
 def workspace() -> Workspace:
@@ -145,34 +145,14 @@ def describe(name: str) -> CheckpointInfo:
     return locate.open(name, need="headers", quantized=True).info
 
 
-def use_settings(record: RunRecord) -> None:
-    """Keep a run's settings for the page that launches such runs."""
-    st.session_state[_SETTINGS] = {**settings_kept(), record.command: dict(record.spec)}
-    name = record.spec.get("checkpoint")
-    if name:
-        set_checkpoint(str(name))
-
-
-def settings_kept() -> dict[str, dict[str, Any]]:
-    """Return the settings kept for pages: command -> options."""
-    return dict(st.session_state.get(_SETTINGS, {}))
+def open_form(command: str) -> None:
+    """Let a page's form for new runs be open, e.g. because settings are used again."""
+    st.session_state[f"form_open_{command}"] = True
 
 
 def form_is_open(command: str, first: bool) -> bool:
     """Whether a page's form for new runs is open: if ``first``, or to reuse settings.
 
-    Once opened for reused settings it stays open, whatever is changed in it. Call this before
-    `take_settings`.
+    Once opened for reused settings it stays open, whatever is changed in it.
     """
-    key = f"form_open_{command}"
-    if command in settings_kept():
-        st.session_state[key] = True
-    return first or bool(st.session_state.get(key))
-
-
-def take_settings(command: str) -> dict[str, Any]:
-    """Return the settings kept for ``command``, and remove them."""
-    kept = settings_kept()
-    found = kept.pop(command, {})
-    st.session_state[_SETTINGS] = kept
-    return found
+    return first or bool(st.session_state.get(f"form_open_{command}"))

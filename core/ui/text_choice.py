@@ -7,45 +7,37 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.checkpoint.vocabulary import AUTO, default_text
+from core.checkpoint.vocabulary import default_text
 from core.ui.say import plain
 
 TEXTS = {
-    AUTO: "auto ({})",
     "english": "english",
+    "demo": "demo",
     "c4": "C4 (needs the Hub)",
     "wikitext2": "WikiText-2 (needs the Hub)",
-    "demo": "demo",
 }
-"""Sources that need no file, with their labels; ``auto`` names what it means here."""
+"""Sources that need no file, with their labels; demo is offered for the demo's vocabulary only."""
 
 
-def offer(
-    key: str, folder: Path, *, many: bool = False, then: Callable[[], None] = lambda: None
-) -> None:
-    """Draw the bundled and preset texts; a click writes one into the text field ``key``.
+def offer(key: str, folder: Path, take: Callable[[str], None]) -> None:
+    """Draw the bundled and preset texts for the text field ``key``; a click calls ``take``.
 
-    ``folder`` is the checkpoint's; with ``many`` the field is a list that a click adds to; ``then``
-    is called after the change.
+    ``folder`` is the checkpoint's.
     """
     usual, offered = default_text(folder), f"{key}_offered"
-    labels = {name: label.format(usual) for name, label in TEXTS.items()}
+    labels = {name: label for name, label in TEXTS.items() if name != "demo" or name == usual}
 
-    def take() -> None:
+    def taken() -> None:
         picked = st.session_state[offered]
         st.session_state[offered] = None
-        if picked is None:
-            return
-        given = str(st.session_state.get(key) or "")
-        names = [name.strip() for name in given.split(",") if name.strip()] if many else []
-        st.session_state[key] = ", ".join(dict.fromkeys([*names, picked]))
-        then()
+        if picked is not None:
+            take(picked)
 
     st.pills(
         "Texts",
         list(labels),
         format_func=lambda name: plain(labels[name]),
         key=offered,
-        on_change=take,
+        on_change=taken,
         label_visibility="collapsed",
     )

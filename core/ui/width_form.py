@@ -6,7 +6,6 @@ weights are loaded.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,27 +20,27 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import chat_note, runs, say, state, text_choice, widgets
-from core.ui.say import plain
+from core.ui import chat_note, forms, runs, say, state
 from core.width import command, methods
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
 
 AMOUNTS = ("ratio", "match", "params")
 _LABELS = {"ratio": "The method's ratio", "match": "Match a variant", "params": "Parameters"}
-_KEPT = "width_form"
 COARSE = 0.01
 """Share of the target above which a deviation is explained."""
 
 
 def draw(name: str, info: CheckpointInfo) -> None:
     """Draw the form for checkpoint ``name``: options, dry run, command, button and progress."""
-    _take_settings()
     st.caption(
         "Width pruning removes attention heads and MLP neurons inside the blocks. It is the "
         "baseline for depth pruning, compared at the same number of parameters."
     )
-    values = {"checkpoint": name, **_choices(info, chat_note.applies(name))}
+    values = {
+        "checkpoint": name,
+        **_choices(forms.Form("width", name), info, chat_note.applies(name)),
+    }
     spec, plan, problem = _checked(values, info)
     if "match" in values and not values["match"]:
         problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
@@ -63,125 +62,111 @@ def draw(name: str, info: CheckpointInfo) -> None:
     runs.show(st.session_state.get("width_made", ""))
 
 
-def _take_settings() -> None:
-    """Apply the settings of an earlier run chosen on the Jobs page."""
-    taken = state.take_settings("width")
-    if not taken:
-        return
-    amount = next((a for a in AMOUNTS if taken.get(a) is not None), "ratio")
-    kept = st.session_state.setdefault(_KEPT, {})
-    kept.update({k: v for k, v in taken.items() if v is not None} | {"amount": amount})
-    for key in [k for k in st.session_state if str(k).startswith("width_in_")]:
-        del st.session_state[key]
-
-
-def _keep(field: str, default: Any) -> dict[str, Any]:
-    """Return ``key`` and ``on_change`` for a widget whose value survives a page change."""
-    kept = st.session_state.setdefault(_KEPT, {})
-    key = f"width_in_{field}"
-    if key not in st.session_state:
-        st.session_state[key] = kept.get(field, default)
-
-    def keep() -> None:
-        kept[field] = st.session_state[key]
-
-    return {"key": key, "on_change": keep}
-
-
-def _choices(info: CheckpointInfo, has_template: bool) -> dict[str, Any]:
+def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict[str, Any]:
     """Draw the widgets and return the options they set.
 
     ``has_template``: the tokenizer has a chat template, which calibration rows can be written with.
     """
     columns = st.columns([1, 1, 1], vertical_alignment="top")
-    chosen = columns[0].selectbox(
+    chosen = form.select(
+        "method",
         "Method",
         methods.NAMES,
+        "llm-pruner",
+        at=columns[0],
         format_func=lambda m: methods.get(m).label,
-        help=plain(" ".join(f"{m.label}: {m.about}" for m in methods.METHODS.values())),
-        **_keep("method", "llm-pruner"),
+        help=" ".join(f"{m.label}: {m.about}" for m in methods.METHODS.values()),
     )
     method = methods.get(chosen)
     values: dict[str, Any] = {"method": chosen}
-    with columns[1]:
-        amount = st.selectbox(
-            "How much", AMOUNTS, format_func=_LABELS.__getitem__, **_keep("amount", "ratio")
-        )
+    target = form.kept.settings.ratio
+    usual = "ratio" if target is None else "params"
+    asked = next((a for a in AMOUNTS if form.value(a) is not None), usual)
+    amount = form.select(
+        "amount", "How much", AMOUNTS, asked, at=columns[1], format_func=_LABELS.__getitem__
+    )
     with columns[2]:
-        values |= _amount(str(amount), info)
+        values |= _amount(form, str(amount), info, 0.2 if target is None else target)
     columns = st.columns([1, 1, 1, 1])
-    layers = columns[0].text_input(
+    layers = form.text(
+        "layers",
         "Blocks",
+        at=columns[0],
         placeholder="the method's default",
         help="first:end, e.g. 4:30 for blocks 4 to 29. Empty: all but the protected first and last "
         "blocks (LLM-Pruner and the controls) or all blocks (FLAP, Wanda-sp).",
-        **_keep("layers", ""),
     )
     values["layers"] = layers.strip() or None
     if chosen == "llm-pruner":
-        values["order"] = columns[1].selectbox(
+        values["order"] = form.select(
+            "order",
             "Order",
             command.ORDERS,
+            "first",
+            at=columns[1],
             help="Order of the Taylor expansion; first is the cheapest.",
-            **_keep("order", "first"),
         )
     if method.samples:
-        field = _keep("calibration", "auto")
-        values["calibration"] = columns[2].text_input("Calibration", help=SOURCE_HELP, **field)
-        values["samples"] = columns[3].number_input(
+        values["calibration"] = form.text(
+            "calibration", "Calibration", at=columns[2], help=SOURCE_HELP
+        )
+        values["samples"] = form.number(
+            "samples",
             "Samples",
             1,
             100000,
+            at=columns[3],
             placeholder=str(method.samples),
             help=f"Calibration rows. Empty: the paper's {method.samples:d} x {method.length:d} "
             "tokens, or all available rows if fewer.",
-            **_keep("samples", None),
         )
-        text_choice.offer(field["key"], Path(info.path), then=field["on_change"])
+        form.offer("calibration")
         if has_template:
             columns = st.columns([1, 3], vertical_alignment="bottom")
-            values["chat_template"] = columns[0].selectbox(
+            values["chat_template"] = form.select(
+                "chat_template",
                 "Chat template",
                 chat.CHOICES,
-                help=plain(chat.HELP),
-                **_keep("chat_template", "auto"),
+                "auto",
+                at=columns[0],
+                help=chat.HELP,
             )
             columns[1].caption(chat_note.CALIBRATION)
     with st.expander("Device, precision and seed"):
-        values |= widgets.fields(WidthSpec, ("device", "dtype", "seed"), {})
+        values |= form.fields(WidthSpec, ("device", "dtype", "seed"))
+    form.origin()
     return values
 
 
-def _amount(amount: str, info: CheckpointInfo) -> dict[str, Any]:
-    """Draw the widget for one of the three ways to set the amount."""
+def _amount(form: forms.Form, amount: str, info: CheckpointInfo, share: float) -> dict[str, Any]:
+    """Draw the widget for one of the three ways to set the amount; ``share`` is the usual one."""
     if amount == "ratio":
-        ratio = st.slider(
+        ratio = form.slider(
+            "ratio",
             "Ratio",
             0.0,
             0.9,
-            step=0.01,
+            0.2,
+            0.01,
             help="Share of heads and neurons removed from each pruned block; for FLAP, the share "
             "of their parameters over all pruned blocks together.",
-            **_keep("ratio", 0.2),
         )
         return {"ratio": ratio}
     if amount == "params":
-        start = round(0.8 * info.parameters)
-        wanted = st.number_input("Target parameters", 1, step=1000, **_keep("params", start))
+        start = round((1 - share) * info.parameters)
+        wanted = form.number("params", "Target parameters", 1, None, start, step=1000)
         return {"params": int(wanted)}
     variants = {str(r.path): r for r in _variants()}
-    key = "width_in_match"
     if not variants:
         st.selectbox("Variant", (), placeholder="none yet: create one under Blocks")
         return {"match": None}
-    if st.session_state.get(key) not in (None, *variants):
-        del st.session_state[key]
-    match = st.selectbox(
+    match = form.select(
+        "match",
         "Variant",
         list(variants),
+        next(iter(variants)),
         format_func=lambda path: _label(variants[path]),
         help="Matches this variant's parameter count as closely as heads and neurons allow.",
-        **_keep("match", next(iter(variants))),
     )
     return {"match": match}
 

@@ -146,15 +146,15 @@ def test_the_page_asks_for_consent_with_the_reason(folder, tmp_path, monkeypatch
     at.query_params["model"] = "demo"
     at.run()
     at.switch_page("pages/evaluate.py").run()
-    assert not [c for c in at.checkbox if c.key == "eval_code"]
-    at.text_input(key="eval_dir").set_value(str(folder))
-    at.multiselect(key="eval_tasks").set_value(["demo"])
+    assert not [c for c in at.checkbox if c.key == "in_evaluate_allow_task_code"]
+    at.text_input(key="in_evaluate_task_dir").set_value(str(folder))
+    at.multiselect(key="in_evaluate_tasks").set_value(["demo"])
     at.run()
-    assert "with your rights" in at.checkbox(key="eval_code").help
+    assert "with your rights" in at.checkbox(key="in_evaluate_allow_task_code").help
     monkeypatch.setattr("core.evaluate.suites.PRESETS", {"demo": ("direct",)})
     at.run()
     assert any("'direct' would run Python code" in e.value for e in at.error)
-    at.checkbox(key="eval_code").check().run()
+    at.checkbox(key="in_evaluate_allow_task_code").check().run()
     assert not at.error
     assert any("--allow-task-code" in c.value for c in at.code)
     assert not (folder / "ran").exists()

@@ -15,6 +15,8 @@ from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
 from core.runs import workspace
+from core.study import store
+from core.ui import again
 
 APP = str(Path(__file__).parents[2] / "app.py")
 COLUMNS = (
@@ -252,8 +254,11 @@ def test_settings_of_an_earlier_benchmark_fill_the_form(prepared):
     page = AppTest.from_file(APP, default_timeout=90).switch_page("pages/compare.py")
     page.query_params["model"] = str(prepared / "dense")
     spec = {"checkpoints": [str(prepared / "ws" / "width")], "batch_sizes": [2, 8]}
-    spec |= {"output_tokens": [32], "time_limit_s": 7.0, "device": "cpu"}
-    page.session_state["run_settings"] = {"benchmark": spec}
+    spec |= {"output_tokens": [32], "time_limit_s": 7, "device": "cpu"}
+    record = made.run(prepared / "ws", "earlier", "benchmark", 20, **spec)
+    values = again._values(workspace.read_run(record), str(prepared / "dense"))
+    kept = store.of(str(prepared / "dense"), workspace.Workspace())
+    store.save(kept.with_change("benchmark", values))
     page.run()
     assert not page.exception, page.exception
     assert widget(page.multiselect, "Variants").value == ["width"]

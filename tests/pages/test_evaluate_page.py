@@ -93,6 +93,7 @@ def evaluated(tiny_dir, tmp_path_factory):
 def here(evaluated, tmp_path, monkeypatch):
     """A copy of the workspace for one test."""
     where, dense, text, tasks = evaluated
+    shutil.rmtree(where / "studies", ignore_errors=True)
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(where))
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -47,16 +47,16 @@ def captions(at):
 def test_the_choice_makes_the_command(here, tiny_gqa):
     at = open_page(tiny_gqa, "3,1")
     assert "--heal" not in command(at)
-    heal = at.radio(key="pad_heal")
+    heal = at.radio(key="in_prune_heal")
     heal.set_value("refit").run()
     assert "--heal refit" in command(at)
     assert "Seams at blocks 1; 3, healed on 128 rows of" in captions(at)
-    at.number_input(key="PruneSpec_samples").set_value(4).run()
-    at.number_input(key="PruneSpec_length").set_value(16).run()
+    at.number_input(key="in_prune_samples").set_value(4).run()
+    at.number_input(key="in_prune_length").set_value(16).run()
     assert "needs at least 640 tokens" in " ".join(e.value for e in at.error)
     assert next(b for b in at.button if b.label == "Create the variant").disabled
     at = open_page(tiny_gqa, "0")
-    at.radio(key="pad_heal").set_value("linear").run()
+    at.radio(key="in_prune_heal").set_value("linear").run()
     assert "the cut begins at block 0" in " ".join(e.value for e in at.error)
 
 

@@ -10,7 +10,6 @@ import tiny
 from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
-from core.demo import CHECKPOINT
 from core.errors import DataError
 from core.runs import workspace
 from core.ui import live, live_panel
@@ -148,7 +147,7 @@ def test_a_bad_text_is_one_sentence_and_the_page_goes_on(fake, tiny_gqa):
 def test_the_usual_text_is_the_demos_or_english(fake, here, tiny_gqa, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("Ann sees the red ball.\n" * 50)
-    assert live_panel.usual_source(headers.inspect(CHECKPOINT)) == "demo"
+    assert live_panel.usual_source("demo") == "demo"
     scored(here, tiny_gqa, mine)
     at = open_page(tiny_gqa, drop="1")
     assert field(at).placeholder == "english"

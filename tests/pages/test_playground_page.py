@@ -128,7 +128,7 @@ def test_words_that_differ_are_marked_and_nothing_is_run():
 def test_the_page_shows_columns_texts_and_figures(open_page, tmp_path, tiny_gqa):
     at = open_page(columns="dense|skip:1,3", seed="7")
     assert at.multiselect(key="playground_columns").value == ["dense", "skip:1,3"]
-    assert at.number_input(key="Sampling_seed").value == 7
+    assert at.number_input(key="in_generate_seed_1").value == 7
     wanted = [("dense", question()), ("without 1, 3", question(skip=(1, 3)))]
     session = Session(wanted, Workspace(tmp_path), answers).start()
     session.join(60)

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from core.__main__ import main
 from core.runs import jobs
 from core.runs.workspace import read_run, write_csv, write_json
+from core.study import store
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -160,7 +161,8 @@ def test_settings_are_used_again(here, pruned, texts):
     spec = {"checkpoint": "cut", "method": "full", "data": texts, "steps": 7, "lr": 0.5,
             "targets": ["q_proj"], "out": "x", "distil": True, "fused": "off"}  # fmt: skip
     page = AppTest.from_file(APP, default_timeout=60)
-    page.session_state["run_settings"] = {"retrain": spec}  # as the Jobs page leaves it
+    page.query_params["model"] = "cut"
+    store.save(store.of("cut", here).with_change("retrain", spec))  # as the Jobs page leaves it
     page.run().switch_page("pages/retrain.py").run()
     assert not page.exception, page.exception
     assert widget(page.selectbox, "Method").value == "full"

@@ -104,14 +104,14 @@ def test_the_section_shows_the_sets_of_the_file(searched, tiny_gqa):
 
 def test_the_estimate_and_the_command_are_those_of_the_dry_run(searched, tiny_gqa):
     at = open_page("prune", tiny_gqa)
-    at.text_input(key="pad_search_counts").set_value("1-2").run()
+    at.text_input(key="in_search_counts").set_value("1-2").run()
     shown = next(c.value for c in at.code if " search " in c.value)
     assert f"python -m core search {tiny_gqa} --out DIR --counts 1,2 " in shown
     assert "--protect-first 1 --protect-last 1" in shown
     spec = command.SearchSpec(checkpoint=str(tiny_gqa), out="x", counts=(1, 2))
     passes = command.dry_run(spec)["total_passes"]
     assert f"in {passes:,} block passes" in " ".join(c.value for c in at.caption)
-    at.text_input(key="pad_search_counts").set_value("9").run()
+    at.text_input(key="in_search_counts").set_value("9").run()
     assert "--counts: 9 is out of range" in " ".join(e.value for e in at.error)
     assert at.button(key="search_start").disabled
 
