@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -325,10 +324,10 @@ class Form:
         """
         with at.container():
             given = self.text(field, label, self.base.get(field, ""), **more)
-            self.offer(field, many=many)
+            self.offer(field, many=many, brief=True)
         return given
 
-    def offer(self, field: str, *, many: bool = False) -> None:
+    def offer(self, field: str, *, many: bool = False, brief: bool = False) -> None:
         """Draw the texts that a click writes into the text field of ``field``."""
         key, folder = self.key(field), self.kept.folder
 
@@ -339,7 +338,7 @@ class Form:
             st.session_state[key] = written
             self.keep(field, written, self.base.get(field))
 
-        text_choice.offer(key, Path(folder), take)
+        text_choice.offer(key, folder, take, brief=brief)
 
     def fields(
         self, spec_class: type, names: tuple[str, ...], defaults: Mapping[str, Any] | None = None

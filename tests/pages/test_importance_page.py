@@ -138,6 +138,7 @@ def test_settings_used_again_are_seen_and_stay_so(here, tiny_gqa, text):
     assert not widget(page.expander, "New run").proto.expanded  # there are results to look at
     page.switch_page("pages/jobs.py").run()
     next(b for b in page.button if b.label == "Use settings again").click().run()
+    page.switch_page("pages/importance.py").run()
     assert widget(page.expander, "New run").proto.expanded
     assert widget(page.number_input, "Samples").value == 4
     widget(page.number_input, "Samples").set_value(2).run()
