@@ -322,7 +322,7 @@ class Form:
 
         An empty field, or ``auto``, means the study's text.
         """
-        with at.container():
+        with at.container(horizontal=True, vertical_alignment="bottom", gap="small"):
             given = self.text(field, label, self.base.get(field, ""), **more)
             self.offer(field, many=many, brief=True)
         return given

@@ -7,10 +7,13 @@ from typing import Any
 
 import streamlit as st
 
+from core.errors import DepthcutError
 from core.evaluate import tables
 from core.runs.dtypes import COMPUTED
 from core.study import settings as study_settings
+from core.study import sharing
 from core.study.settings import Settings
+from core.study.store import Kept
 from core.ui import forms, say
 from core.ui.say import plain
 
@@ -33,17 +36,62 @@ def panel(checkpoint: str) -> None:
             "made from it. Change them here at any time, or for one run on its page."
         )
         _form(checkpoint, kept.settings)
-        if not kept.asked or opened:
-
-            def confirm() -> None:
-                st.session_state[key] = False
-                forms.change(checkpoint, lambda now: dataclasses.replace(now, asked=True))
-
-            st.button(
-                "Use these settings", icon=":material/check:", key="study_confirm", on_click=confirm
-            )
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if not kept.asked or opened:
+                st.button(
+                    "Use these settings",
+                    icon=":material/check:",
+                    key="study_confirm",
+                    on_click=_confirm,
+                    args=(checkpoint, key),
+                )
+            _share(kept)
     for problem in study_settings.problems(kept.settings):
         say.warning(problem)
+
+
+def _confirm(checkpoint: str, key: str) -> None:
+    """Close the form and store its settings."""
+    st.session_state[key] = False
+    forms.change(checkpoint, lambda now: dataclasses.replace(now, asked=True))
+
+
+def _share(kept: Kept) -> None:
+    """Draw the buttons that save the settings as a file and load them from one."""
+    st.download_button(
+        "Save as YAML",
+        lambda: sharing.to_yaml(kept.settings, kept.checkpoint),
+        f"{kept.key}.yaml",
+        "application/yaml",
+        key="study_save",
+        type="tertiary",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    with st.popover("Load a file", type="tertiary", icon=":material/upload:"):
+        turn = st.session_state.setdefault("study_loads", 0)
+        key = f"study_load_{turn}"
+
+        def load() -> None:
+            given = st.session_state.get(key)
+            if given is None:
+                return
+            st.session_state["study_loads"] += 1
+            try:
+                found, saved_for = sharing.from_yaml(given.getvalue(), kept.folder)
+            except DepthcutError as error:
+                st.session_state["study_loaded"] = str(error)
+                return
+            forms.set_settings(kept.checkpoint, found)
+            other = f", saved for {saved_for}" if saved_for != kept.checkpoint else ""
+            st.session_state["study_loaded"] = ""
+            st.toast(plain(f"Settings taken from {given.name}{other}."))
+
+        st.file_uploader(
+            "Settings of a study (YAML)", type=("yaml", "yml"), key=key, on_change=load
+        )
+        if problem := st.session_state.get("study_loaded"):
+            say.error(problem)
 
 
 def in_words(settings: Settings) -> str:

@@ -32,7 +32,8 @@ def offer(key: str, folder: Path, take: Callable[[str], None], *, brief: bool = 
     """
     texts, offered = _texts(folder), f"{key}_offered"
     if brief:
-        if st.button("Choose …", key=offered, type="tertiary", help="Other texts, files, uploads."):
+        about = "Choose a text, a file of the server or an upload"
+        if st.button("", icon=":material/folder_open:", key=offered, help=about):
             _choose(take, texts)
         return
     labels = {**texts, FILES: "Files …"}

@@ -1,0 +1,126 @@
+"""The study's settings on the pages: asked once, carried along, changed for one run, kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import study_helpers as made
+from streamlit.testing.v1 import AppTest
+
+from core.runs.workspace import read_run
+from core.study import store
+from core.ui import again
+
+APP = str(Path(__file__).parents[2] / "app.py")
+
+
+def open_page(model, page="") -> AppTest:
+    """Open a page in a new session, as a refresh of the browser does."""
+    at = AppTest.from_file(APP, default_timeout=60)
+    if page:
+        at.switch_page(f"pages/{page}.py")
+    at.query_params["model"] = str(model)
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def command(at, name):
+    return next(c.value for c in at.code if f" core {name} " in c.value)
+
+
+def field(found, label):
+    return next(w for w in found if w.label == label)
+
+
+def origin(at):
+    return next(c.value for c in at.caption if "From the study" in c.value)
+
+
+def panel(at):
+    return next(e for e in at.expander if e.label.startswith("Study"))
+
+
+def test_settings_are_asked_once_and_carried_to_every_page(here, tiny_gqa, tmp_path):
+    text = tmp_path / "held.txt"
+    text.write_text("Ann sees the red ball.\n" * 40)
+    home = open_page(tiny_gqa)
+    assert panel(home).label == "Study: text english · no tasks · no target · device auto"
+    assert panel(home).proto.expanded
+    field(home.text_input, "Evaluation text").set_value(str(text)).run()
+    field(home.multiselect, "Tasks").set_value(["arc_easy"]).run()
+    field(home.number_input, "Remove (% of the parameters)").set_value(20.0).run()
+    field(home.text_input, "Device").set_value("cpu").run()
+    assert panel(home).proto.expanded  # it does not close while it is filled in
+    home.button(key="study_confirm").click().run()
+    assert not panel(home).proto.expanded
+    assert "evaluation held.txt · training english · tasks arc_easy" in panel(home).label
+    assert "20% smaller · device cpu" in panel(home).label
+
+    at = open_page(tiny_gqa)  # a refresh
+    assert not panel(at).proto.expanded
+    at.switch_page("pages/evaluate.py").run()
+    shown = command(at, "evaluate")
+    assert f"--perplexity {text} --tasks arc_easy" in shown
+    assert "--device cpu" in shown
+    at.switch_page("pages/compare.py").run()
+    assert f"--ratio 0.2 --data english,{text}" in command(at, "recipe")
+    at.switch_page("pages/importance.py").run()
+    assert "--calibration english" in command(at, "importance")
+    assert origin(at) == "From the study: calibration english, device cpu, precision auto."
+
+
+def test_a_change_for_one_run_survives_and_can_be_undone(here, tiny_gqa):
+    at = open_page(tiny_gqa, "importance")
+    field(at.text_input, "Calibration").set_value("c4").run()
+    field(at.number_input, "Samples").set_value(4).run()
+    at.switch_page("pages/evaluate.py").run()
+    at.multiselect(key="in_evaluate_tasks").set_value(["arc_easy", "piqa"]).run()
+    at.text_input(key="in_evaluate_perplexity").set_value("english, c4").run()
+    at.switch_page("pages/importance.py").run()
+    for back in (at, open_page(tiny_gqa, "importance")):  # the latter as after a refresh
+        assert "--calibration c4 --samples 4" in command(back, "importance")
+        assert "Changed here: calibration c4, samples 4." in origin(back)
+    at.switch_page("pages/evaluate.py").run()
+    assert "--perplexity english --perplexity c4 --tasks arc_easy,piqa" in command(at, "evaluate")
+    at.switch_page("pages/importance.py").run()
+    at.button(key="undo_importance").click().run()
+    assert "--samples" not in command(at, "importance")
+    assert field(at.text_input, "Calibration").value == "english"
+    assert "Changed here" not in origin(at)
+    assert store.of(str(tiny_gqa), here).changed("evaluate")["tasks"] == ["arc_easy", "piqa"]
+
+
+def test_a_damaged_study_is_one_sentence(here, tiny_gqa):
+    kept = store.of(str(tiny_gqa), here)
+    kept.path.parent.mkdir(parents=True)
+    kept.path.write_text("{")
+    at = open_page(tiny_gqa)
+    assert [w.value for w in at.warning if "cannot be read" in w.value]
+    store.save(kept.with_change("importance", {"samples": "x", "metrics": 3, "seed": -1,
+                                               "calibration": [1], "join": {}}))  # fmt: skip
+    shown = command(open_page(tiny_gqa, "importance"), "importance")
+    assert "--samples" not in shown
+    assert "--seed" not in shown
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_settings_of_a_run_on_another_checkpoint_are_asked_about(here, tmp_path, tiny_gqa, keep):
+    other = made.checkpoint(tmp_path / "other")
+    made.run(here.root, "earlier", "importance", 1, checkpoint=other, samples=3)
+    at = open_page(tiny_gqa, "jobs")
+    at.button(key=f"again_{'here' if keep else 'there'}_earlier").click().run()
+    active = str(tiny_gqa if keep else other)
+    assert at.session_state["active_model"] == active
+    at.switch_page("pages/importance.py").run()
+    assert f"core importance {active} --out DIR --calibration english --samples 3" in command(
+        at, "importance"
+    )
+
+
+def test_the_checkpoints_of_a_run_are_found_again(here, tiny_gqa):
+    cut = made.pruned(here.root, "cut", tiny_gqa, [1], 1, 99999)
+    run = made.run(here.root, "earlier", "evaluate", 2, checkpoint=cut, limit=3)
+    values = again._values(read_run(run), str(tiny_gqa))
+    assert values == {"limit": 3, "checkpoints": ["cut"]}
