@@ -66,6 +66,18 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session")
+def prepared_runs():
+    """Runs that are launched start from a process that has imported the libraries, as on a page."""
+    from core.runs import warm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm, "FREE", (*warm.FREE, "PYTEST_CURRENT_TEST"))
+        with warm.template("cpu", lambda: None) as made:
+            patch.setattr(warm, "_kept", made)
+            yield
+
+
+@pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):
     """A function from a variant (and options of tiny.write) to its folder, each written once."""
     root = tmp_path_factory.mktemp("tiny")

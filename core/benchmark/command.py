@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -163,14 +161,9 @@ def _talk(
     env = processes.environment(KINETO_LOG_LEVEL="99")
     asked, ask = os.pipe()
     told, tell = os.pipe()
-    process: subprocess.Popen[bytes] | warm.Process | None = None
     with open(ask, "w", encoding="utf-8") as requests, open(told, encoding="utf-8") as events:
         try:
-            if template:
-                process = template.start([WORKER], streams=(asked, tell, 2), env=env)
-            process = process or subprocess.Popen(
-                [sys.executable, "-m", WORKER], stdin=asked, stdout=tell, env=env
-            )
+            process = warm.start(template, [WORKER], streams=(asked, tell, 2), env=env)
         finally:
             os.close(asked)
             os.close(tell)

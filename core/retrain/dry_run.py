@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from core.retrain.spec import RetrainSpec
-from core.runs import processes
+from core.runs import processes, warm
 from core.runs.spec import to_arguments
 from core.runs.workspace import Workspace
 
@@ -28,7 +29,7 @@ STALE_S = 120.0
 class DryRun:
     """One ``--dry-run``, in progress or finished."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm.Process
     output: IO[bytes]
     errors: IO[bytes]
     began: float = field(default_factory=time.monotonic)
@@ -128,11 +129,8 @@ def _start(arguments: list[str], where: Workspace) -> DryRun:
     env = processes.environment(DEPTHCUT_WORKSPACE=str(where.root.absolute()))
     # Files, not pipes: nobody reads while the process writes. They are deleted when closed.
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
-    process = subprocess.Popen(
-        [sys.executable, "-m", "core", "retrain", *arguments, "--dry-run"],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        env=env,
-    )
+    with Path(os.devnull).open("rb") as nothing:
+        streams = (nothing.fileno(), output.fileno(), errors.fileno())
+        argv = ["core", "retrain", *arguments, "--dry-run"]
+        process = warm.start(warm.kept(), argv, streams=streams, env=env)
     return DryRun(process, output, errors)

@@ -51,9 +51,10 @@ class LocalLauncher:
     ) -> None:
         """Start runs in ``cwd``; they look up other runs by id in the workspace ``root``.
 
-        If there is a ``template`` (`core.runs.warm`), runs are forked from it.
+        Runs are forked from ``template`` (`core.runs.warm`), or the one this process keeps, if
+        there is one.
         """
-        self._root, self._cwd, self._template = root, cwd, template
+        self._root, self._cwd, self._template = root, cwd, template or warm.kept()
 
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process and write its pid and start time to launch.json."""
@@ -61,28 +62,30 @@ class LocalLauncher:
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
         with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
-            process = self._forked(argv, log.fileno(), env) or subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=self._cwd,
-                env=env,
-            )
+            process = self._process(argv, log.fileno(), env)
         started = processes.start_time(process.pid)
         workspace.write_json(
             folder / BOOKKEEPING / "launch.json", {"pid": process.pid, "pid_started": started}
         )
         threading.Thread(target=process.wait, daemon=True).start()
 
-    def _forked(self, argv: list[str], log: int, env: dict[str, str]) -> warm.Process | None:
-        if self._template is None or argv[:2] != [sys.executable, "-m"]:
-            return None
+    def _process(
+        self, argv: list[str], log: int, env: dict[str, str]
+    ) -> warm.Process | subprocess.Popen[bytes]:
+        if argv[:2] != [sys.executable, "-m"]:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self._cwd,
+                env=env,
+            )
         with Path(os.devnull).open("rb") as nothing:
             streams = (nothing.fileno(), log, log)
-            return self._template.start(
-                argv[2:], streams=streams, env=env, cwd=self._cwd, session=True
+            return warm.start(
+                self._template, argv[2:], streams=streams, env=env, cwd=self._cwd, session=True
             )
 
     def kill(self, record: RunRecord) -> bool:

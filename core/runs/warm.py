@@ -10,6 +10,9 @@ computes nothing, has one thread (otherwise it refuses) and never touches a devi
 Linux and for work on a CPU alone. It ends when all processes that may ask it have ended. Without a
 template, or if it cannot serve a request, the caller starts the process in the ordinary way.
 `core.runs.warm_process` is the other side.
+
+A process that starts many runs, such as the dashboard, keeps one template for all of them: `keep`
+has it made in the background, and `kept` returns it once it is ready.
 """
 
 from __future__ import annotations
@@ -92,13 +95,15 @@ class Template:
         requests: socket.socket,
         env: Mapping[str, str],
         added: Mapping[str, str] | None = None,
+        process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         """Ask through ``requests``.
 
         ``env`` is the environment the libraries were imported in, and ``added`` what they set in
-        it, if that is known.
+        it, if that is known; ``process`` is the template if it is this process's child.
         """
         self._requests = requests
+        self._process = process
         self._added = dict(added or {})
         self._env = _fixed(env)
 
@@ -151,9 +156,11 @@ class Template:
             return None
         return Process(int.from_bytes(told, "little"), answer)
 
-    def close(self) -> None:
-        """Ask no more."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Ask no more. The template ends when nobody else can ask it, or ``at_once``."""
         self._requests.close()
+        if at_once and self._process:
+            self._process.kill()
 
 
 _inherited: Template | None = None
@@ -175,9 +182,79 @@ def template(device: str, check: Callable[[], None]) -> Iterator[Template | None
     if _inherited or not _is_possible(device):
         yield _inherited if device == "cpu" else None
         return
+    made = _new()
+    if made is None:
+        yield None
+        return
+    ready = False
+    try:
+        ready = made.is_ready(check)
+        yield made if ready else None
+    finally:
+        made.close(at_once=not ready)
+
+
+def start(
+    made: Template | None,
+    argv: list[str],
+    *,
+    streams: tuple[int, int, int],
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    session: bool = False,
+) -> Process | subprocess.Popen[bytes]:
+    """Start ``python -m`` with ``argv``: forked from the template ``made`` if that is possible.
+
+    The other arguments are those of `Template.start`.
+    """
+    forked = made and made.start(argv, streams=streams, env=env, cwd=cwd, session=session)
+    if forked:
+        return forked
+    given, output, errors = streams
+    return subprocess.Popen(
+        [sys.executable, "-m", *argv],
+        stdin=given,
+        stdout=output,
+        stderr=errors,
+        start_new_session=session,
+        cwd=cwd,
+        env=dict(env),
+    )
+
+
+def keep() -> None:
+    """Have a template made in the background that this process keeps; once, however often called.
+
+    Nothing happens on a system that has no templates.
+    """
+    if not _keeping.acquire(blocking=False):
+        return
+    if _is_possible("cpu"):
+        threading.Thread(target=_keep, daemon=True).start()
+
+
+def kept() -> Template | None:
+    """Return the template that `keep` has made, or None if there is none yet."""
+    return _kept
+
+
+_keeping = threading.Lock()
+"""Held from the first call of `keep` on."""
+_kept: Template | None = None
+
+
+def _keep() -> None:
+    global _kept
+    made = _new()
+    if made and made.is_ready(lambda: None):
+        _kept = made
+
+
+def _new() -> Template | None:
+    """Start a template, which is not ready yet; None if no process can be started."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        env = processes.environment({OWN_THREADS: "1"}, PYTHONUNBUFFERED="1", KINETO_LOG_LEVEL="99")
+    env = processes.environment({OWN_THREADS: "1"}, PYTHONUNBUFFERED="1", KINETO_LOG_LEVEL="99")
+    with theirs:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "core.runs.warm_process", str(theirs.fileno()), *LIBRARIES],
@@ -188,19 +265,10 @@ def template(device: str, check: Callable[[], None]) -> Iterator[Template | None
                 env=env,
             )
         except OSError:
-            yield None
-            return
-        theirs.close()
-        made = Template(ours, env)
-        ready = False
-        try:
-            ready = made.is_ready(check)
-            yield made if ready else None
-        finally:
-            made.close()
-            if not ready:
-                process.kill()
-            threading.Thread(target=process.wait, daemon=True).start()
+            ours.close()
+            return None
+    threading.Thread(target=process.wait, daemon=True).start()
+    return Template(ours, env, process=process)
 
 
 def _is_possible(device: str) -> bool:

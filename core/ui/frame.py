@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import streamlit as st
 
-from core.runs import devices
+from core.runs import devices, warm
 from core.runs.workspace import begin_draw
 from core.ui import access, say, state
 from core.ui.say import code, plain
@@ -31,10 +33,15 @@ ICON = (
 """Icon of the browser tab, drawn here: a named Material icon would be fetched from another site."""
 
 
+PREPARE_AFTER_S = 2.0
+"""How long after the first draw runs are prepared, so that the first page has the processor."""
+
+
 def start(title: str) -> None:
     """Set up the page and draw the sidebar; every page calls this first."""
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
+    _prepare_runs()
     begin_draw()
     model = state.current_checkpoint()
     with st.sidebar:
@@ -51,6 +58,18 @@ def start(title: str) -> None:
             f"The workspace {state.workspace().root} is read-only: results can be "
             "viewed, but no run can be started, stopped or deleted."
         )
+
+
+@st.cache_resource(show_spinner=False)
+def _prepare_runs() -> None:
+    """Once the first page is drawn, have the libraries of runs on a CPU imported in advance.
+
+    Runs then start at once. A run on a GPU always imports them itself (`core.runs.warm`).
+    """
+    if devices.resolve("auto") == "cpu":
+        timer = threading.Timer(PREPARE_AFTER_S, warm.keep)
+        timer.daemon = True
+        timer.start()
 
 
 def link(page: str, label: str = "") -> None:

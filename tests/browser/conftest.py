@@ -192,6 +192,12 @@ class Visitor:
         self.page.get_by_test_id("stMain").wait_for()
         self.settle()
 
+    def turn_to(self, name: str) -> None:
+        """Go to another page by its link in the sidebar, and wait until it has been drawn."""
+        self.page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
+        self.page.get_by_role("heading", name=name, exact=True).wait_for()
+        self.settle()
+
     def settle(self) -> None:
         """Wait until no script runs and nothing is stale."""
         # A moment for the browser to send what was just done and the script to begin.

@@ -67,7 +67,7 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     address = f"/playground?model={tiny_gqa}&columns=dense|skip:1,3&max_tokens=12&temperature=0.0"
     visitor.open(f"{address}&prompt={prompt}")
     page.get_by_role("button", name="Generate").click()
-    page.get_by_text("Measured on").wait_for()
+    page.get_by_text("Measured on").first.wait_for()  # shown twice while the page changes
     page.get_by_role("button", name="Stop", exact=True).wait_for(state="detached")
     visitor.settle()
     texts = page.locator(".pg-text")

@@ -100,9 +100,7 @@ def test_a_selection_survives_other_pages(visit, tiny_gqa):
     pill(visitor, 1).click()
     wait_for_address(visitor, (3, 1))
     for name in ("Jobs", "Prune"):
-        visitor.page.get_by_test_id("stSidebar").get_by_role("link", name=name, exact=True).click()
-        visitor.page.get_by_role("heading", name=name, exact=True).wait_for()
-        visitor.settle()
+        visitor.turn_to(name)
     wait_for_address(visitor, (3, 1))
 
 
@@ -159,14 +157,14 @@ def test_no_page_complains_from_2_to_126_blocks(visit, server, tiny_dir, blocks)
         *("--samples", "1", "--length", "8", "--device", "cpu"),
     )
     visitor = visit()
+    visitor.open(f"/prune?model={folder}&drop=1")
     for page, heading in (
-        ("checkpoint", "Where the parameters are"),
-        ("importance", "All scores"),
-        ("prune", "Create the variant"),
-        ("jobs", "Jobs"),
+        ("Prune", "Create the variant"),
+        ("Checkpoint", "Where the parameters are"),
+        ("Importance", "All scores"),
+        ("Jobs", "Jobs"),
     ):
-        query = "&drop=1" if page == "prune" else ""
-        visitor.open(f"/{page}?model={folder}{query}")
+        visitor.turn_to(page)
         visitor.page.get_by_role("heading", name=heading).wait_for()
         visitor.settle()
         visitor.check()

@@ -187,6 +187,7 @@ def test_it_gives_the_device_to_a_queued_run_and_takes_it_again(live, tiny_dir, 
     assert read_run(live.path).state == "running"
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_death_idleness_and_stop(place, tiny_dir, text, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = tiny_dir("gqa")

@@ -202,6 +202,7 @@ def test_results_of_changed_weights_are_not_shown(here, tmp_path):
         file.write_bytes(before)
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_one_click_starts_one_run_a_checkpoint(here):
     where, dense, text, tasks = here
     page = open_page(dense)

@@ -65,6 +65,7 @@ def bars(page) -> list[float]:
     return y
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_two_clicks_start_one_run_whose_results_are_shown(here, tiny_gqa, text, monkeypatch):
     page = open_page(tiny_gqa)
     widget(page.text_input, "Calibration").set_value(str(text)).run()

@@ -92,6 +92,7 @@ def figure(page, number=0):
     return json.loads(page.get("plotly_chart")[number].proto.spec)
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, texts):
     page = open_page(model="cut")
     assert widget(page.selectbox, "Variant").value == "cut"

@@ -117,6 +117,7 @@ def test_layers_outside_the_model_are_one_sentence(form, layers, sentence):
     assert create(form).disabled
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_the_button_starts_the_run_that_the_command_line_shows(form, place, tiny_gqa):
     form.selectbox(key="in_width_method").set_value("random").run()
     form.slider(key="in_width_ratio").set_value(0.5).run()
