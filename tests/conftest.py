@@ -66,15 +66,22 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session")
-def prepared_runs():
-    """Runs that are launched start from a process that has imported the libraries, as on a page."""
+def template():
+    """A process that has imported the computing libraries, from which others are forked."""
     from core.runs import warm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm, "FREE", (*warm.FREE, "PYTEST_CURRENT_TEST"))
         with warm.template("cpu", lambda: None) as made:
-            patch.setattr(warm, "_kept", made)
-            yield
+            yield made
+
+
+@pytest.fixture
+def prepared_runs(template, monkeypatch):
+    """Runs that this test launches start at once, as on a page."""
+    from core.runs import warm
+
+    monkeypatch.setattr(warm, "_kept", template)
 
 
 @pytest.fixture(scope="session")

@@ -174,13 +174,14 @@ def inherit(made: Template) -> None:
 
 @contextlib.contextmanager
 def template(device: str, check: Callable[[], None]) -> Iterator[Template | None]:
-    """Yield a template for work on ``device``: this process's own, or a new one for the block.
+    """Yield a template for work on ``device``: the one this process has, or one for the block.
 
     Yields None if processes have to be started in the ordinary way. ``check`` is called while the
     libraries are imported and may raise an error to stop waiting.
     """
-    if _inherited or not _is_possible(device):
-        yield _inherited if device == "cpu" else None
+    ours = _inherited or _kept
+    if ours or not _is_possible(device):
+        yield ours if device == "cpu" else None
         return
     made = _new()
     if made is None:

@@ -14,6 +14,8 @@ from core.checkpoint import headers
 from core.runs import warm
 from core.runs.device_lock import DeviceLock
 
+pytestmark = pytest.mark.usefixtures("prepared_runs")
+
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):

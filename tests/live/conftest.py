@@ -10,6 +10,7 @@ import tiny
 
 sys.path.insert(0, str(Path(__file__).parent))
 from core.live import client
+from core.runs import warm
 from core.runs.workspace import Workspace
 
 
@@ -32,7 +33,7 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory):
+def live(tmp_path_factory, template):
     """A live process without a model, in a workspace and with device locks of its own."""
     root = tmp_path_factory.mktemp("live")
     with pytest.MonkeyPatch.context() as environment:
@@ -40,6 +41,8 @@ def live(tmp_path_factory):
         environment.setenv("DEPTHCUT_LOCK_DIR", str(root / "locks"))
         environment.setenv("OMP_NUM_THREADS", "1")
         environment.delenv("DEPTHCUT_DETACHED", raising=False)
-        record = client.ensure(Workspace(), {"device": "cpu"})
+        with pytest.MonkeyPatch.context() as prepared:
+            prepared.setattr(warm, "_kept", template)
+            record = client.ensure(Workspace(), {"device": "cpu"})
         yield record
         client.stop(record)

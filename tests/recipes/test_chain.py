@@ -180,6 +180,7 @@ def test_a_step_lost_under_the_recipe_s_eyes_fails_it(place, tmp_path):
         made.run([Step("one", "wait", {**WAIT, "go": str(tmp_path / "never")})])
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_a_killed_recipe_goes_on_with_the_step_that_still_runs(place, tiny_gqa):
     """The real command in a process of its own; kill -9, then start it again."""
     text = "Tom has a red ball. " * 400

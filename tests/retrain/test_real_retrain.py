@@ -27,12 +27,12 @@ def test_stories260k_recovers_on_its_own_text(real_dir, tmp_path):
     pruned = tmp_path / "pruned"
     depth.prune(source, (2,), pruned)
     dense = AutoModelForCausalLM.from_pretrained(source).eval()
-    train = write_jsonl(tmp_path / "train.jsonl", sampled(dense, 320, seed=1))
-    heldout = write_jsonl(tmp_path / "heldout.jsonl", sampled(dense, 48, seed=2))
+    train = write_jsonl(tmp_path / "train.jsonl", sampled(dense, 208, seed=1))
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", sampled(dense, 24, seed=2))
     out = tmp_path / "run"
     status = execute(
         checkpoint=str(pruned), dense=str(source), data=train, holdout_data=heldout, out=str(out),
-        method="lora", steps=30, batch=16, micro_batch=16, lr=1e-2, cutoff=96, eval_every=30,
+        method="lora", steps=26, batch=8, micro_batch=8, lr=1e-2, cutoff=96, eval_every=26,
     )  # fmt: skip
     assert status == 0
     got = summary(out)
