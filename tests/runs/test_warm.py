@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from run_helpers import wait_until
 
 from core.errors import Cancelled
-from core.runs import processes, warm
+from core.runs import jobs, processes, warm
 
 ROOT = Path(__file__).parents[2]
 MACHINERY = ROOT / "tests" / "machinery"
@@ -191,3 +192,31 @@ def test_the_computing_libraries_start_no_threads_and_touch_no_device():
     env = {**os.environ, warm.OWN_THREADS: "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_process_keeps_one_template_for_its_runs_and_goes_on_without(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    monkeypatch.setattr(warm, "_kept", None)
+    monkeypatch.setattr(warm, "_keeping", threading.Lock())
+    for name in ("one", "two", "three"):
+        (tmp_path / name / ".run").mkdir(parents=True)
+
+    def parent_of_run(name):
+        jobs.LocalLauncher().start([sys.executable, "-m", "told", "--wait"], tmp_path / name)
+        pid = json.loads((tmp_path / name / ".run" / "launch.json").read_text())["pid"]
+        found = parent_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        return found
+
+    warm.keep()
+    warm.keep()
+    wait_until(warm.kept)
+    try:
+        source = parent_of_run("one")
+        assert source != os.getpid()
+        assert parent_of_run("two") == source
+        os.kill(source, signal.SIGKILL)
+        wait_until(lambda: processes.start_time(source) is None)
+        assert parent_of_run("three") == os.getpid()
+    finally:
+        warm.kept().close(at_once=True)
