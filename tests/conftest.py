@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -53,11 +54,18 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Take the libraries that are imported by now out of garbage collection.
+    """Spare what repeats: a search of Streamlit's, and garbage collection of the libraries.
 
-    These are more than a million objects that stay until the end. Every full collection, and the
-    code under test asks for many, would look at each of them again.
+    The imported libraries are more than a million objects that stay until the end. Every full
+    collection, and the code under test asks for many, would look at each of them again.
     """
+    if "streamlit" in sys.modules:
+        # Every page of a test would look for components in all installed packages, for 0.3 s.
+        from streamlit.components.v2 import manifest_scanner
+
+        manifest_scanner.scan_component_manifests = functools.cache(
+            manifest_scanner.scan_component_manifests
+        )
     if "torch" in sys.modules:
         import transformers.models.llama.modeling_llama  # noqa: F401  # almost all tests need it
     gc.collect()
