@@ -11,10 +11,15 @@ other numbers. The number of choices per skill is fixed, so chance is known (`CH
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from core.demo.world import Probe, tell
+from core.demo.world import Probe, Story, tell
 
 CHOICES: dict[str, int] = {
     "possession": 3,
@@ -50,6 +55,28 @@ def question(context: str, probe: Probe, rng: random.Random) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Told:
+    """The stories that questions of one seed are about, as far as anybody has read them."""
+
+    more: Iterator[Story]
+    kept: list[Story] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __iter__(self) -> Iterator[Story]:
+        for place in itertools.count():
+            with self.lock:
+                if place == len(self.kept):
+                    self.kept.append(next(self.more))
+            yield self.kept[place]
+
+
+@functools.lru_cache(maxsize=2)
+def _told(seed: int) -> _Told:
+    """Return the stories of ``seed``: all skills ask about the same ones, so each is told once."""
+    return _Told(tell(seed, "questions"))
+
+
 def questions(skill: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Return ``count`` questions of a skill, each from a different story.
 
@@ -62,7 +89,7 @@ def questions(skill: str, count: int, seed: int) -> list[dict[str, Any]]:
     if skill not in CHOICES:
         raise ValueError(f"Unknown skill {skill!r}; choose from {', '.join(SKILLS)}.")
     rng = random.Random(f"depthcut {skill} {seed}")
-    told = tell(seed, "questions")
+    told = iter(_told(seed))
     found: list[dict[str, Any]] = []
     while len(found) < count:
         story = next(told)
