@@ -10,6 +10,7 @@ import streamlit as st
 from core.charts import importance as importance_charts
 from core.charts import prune as charts
 from core.checkpoint import headers
+from core.checkpoint.drop import PARTS, Removal
 from core.heal.command import PruneSpec
 from core.importance.curve_command import CurveSpec
 from core.prune import known as prune_view
@@ -111,6 +112,8 @@ def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
         help="Score that ranks the blocks; the lowest is removed first.",
     )
     ratios = known.ratios(pad.criterion, first, last)
+    of_parts = known.ranks_parts(pad.criterion)
+    total = f"{2 * blocks} parts" if of_parts else f"{blocks}"
     if len(ratios) < 2:
         say.warning(
             known.problem(pad.criterion, first, last)
@@ -121,11 +124,14 @@ def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
     st.select_slider(
         f"Remove by {plain(pad.criterion)}",
         range(len(ratios)),
-        **prune_pad.shown(slider, min(len(pad.drop), len(ratios) - 1), "value"),
+        **prune_pad.shown(
+            slider, min(known.count(pad.criterion, pad.removal), len(ratios) - 1), "value"
+        ),
         key=slider,
         on_change=plan,
-        format_func=lambda k: f"{k} of {blocks} ({ratios[k]:.1%})",
-        help="Blocks to remove, and their share of all parameters.",
+        format_func=lambda k: f"{k} of {total} ({ratios[k]:.1%})",
+        help=f"{'Parts of blocks' if of_parts else 'Blocks'} to remove, and their share of all "
+        "parameters.",
     )
     return first, last
 
@@ -147,13 +153,16 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
         )
     else:
         figure = charts.block_strip(blocks, {pad.active: chosen}, protected, height=150)
+    removal = pad.removal.below(blocks)
+    figure = charts.add_part_rows(figure, removal, protected, lacking_parts(known.info))
     key = f"pad_chart_{pad.clicks}"
     st.plotly_chart(
         figure,
         key=key,
         on_select=lambda: prune_pad.clicked(key, blocks),
         selection_mode="points",
-        alt=f"Blocks of plan {pad.active}; click a block to drop or keep it.",
+        alt=f"Blocks of plan {pad.active}, and their attention and MLP beneath; click a block or a "
+        "part to remove or keep it.",
     )
     if known.has_ppl:
         say.caption(known.note)
@@ -168,11 +177,43 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
         on_change=prune_pad.picked,
         args=(pills,),
     )
+    with st.expander("Attention or MLP of single blocks"):
+        st.caption(
+            "Of a block that stays. A block without attention keeps no key/value cache. Such a "
+            "variant carries its own modelling code and loads with trust_remote_code=True."
+        )
+        for part, label in PARTS.items():
+            part_pills(pad, known.info, part, label)
+
+
+def part_pills(pad: Pad, info: headers.CheckpointInfo, part: str, label: str) -> None:
+    """Draw one part of every block that can lose it as pills for keyboard use."""
+    gone = lacking_parts(info)
+    offered = [b for b in range(info.blocks) if b not in pad.drop and b not in getattr(gone, part)]
+    key = pad.key(part)
+    st.pills(
+        f"Blocks that lose their {label} in plan {plain(pad.active)}",
+        offered,
+        selection_mode="multi",
+        **prune_pad.shown(key, [b for b in getattr(pad.removal, part) if b in offered], "default"),
+        key=key,
+        on_change=prune_pad.part_picked,
+        args=(key, part),
+    )
+
+
+def lacking_parts(info: headers.CheckpointInfo) -> Removal:
+    """Return the parts that blocks of the checkpoint do not have."""
+    shapes = list(enumerate(info.block_shapes))
+    return Removal(
+        attention=tuple(b for b, shape in shapes if not shape["heads"]),
+        mlp=tuple(b for b, shape in shapes if not shape["intermediate"]),
+    )
 
 
 def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     """Offer to measure the curve, which is only estimated so far."""
-    if known.scores is None:
+    if known.scores is None or known.ranks_parts(pad.criterion):
         return
     values: dict[str, Any] = {
         "checkpoint": name,
@@ -213,34 +254,36 @@ def comparison(
         outlook(info, (), **asked),
         {
             name: (
-                outlook(info, [b for b in drop if b < info.blocks], **asked),
-                known.quality(drop),
-                drop,
+                outlook(info, removal.below(info.blocks), **asked),
+                known.quality(removal),
+                removal,
             )
-            for name, drop in pad.plans.items()
+            for name, removal in pad.plans.items()
         },
-        known.quality(()),
+        known.quality(Removal()),
     )
     healed = prune_view.healings(state.workspace(), info)
     table += prune_view.healing_rows(pad.plans, healed)
     say.table(pd.DataFrame(table).set_index(""))
-    for plan, drop in pad.plans.items():
-        if found := healed.get(frozenset(drop)):
+    for plan, removal in pad.plans.items():
+        if not removal.parts and (found := healed.get(frozenset(removal.drop))):
             say.caption(f"Plan {plan}, plain and healed: {found.measured_on}")
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
-        "without activations. An estimated perplexity adds up the increase each block causes "
-        "alone; actual perplexity is usually higher."
+        "without activations. An estimated perplexity adds up the increase each block or part "
+        "causes alone; actual perplexity is usually higher."
     )
     if context > info.context:
         st.warning(f"The model supports a context of {info.context:,} tokens.")
     other = PLANS[1 - PLANS.index(pad.active)]
     with st.container(horizontal=True):
         if st.button(f"Copy {plain(pad.active)} to {plain(other)}", icon=":material/content_copy:"):
-            pad.plans[other] = pad.drop
+            pad.plans[other] = pad.removal
             st.rerun()
-        if st.button(f"Clear {plain(pad.active)}", icon=":material/clear:", disabled=not pad.drop):
-            pad.drop = ()
+        if st.button(
+            f"Clear {plain(pad.active)}", icon=":material/clear:", disabled=not pad.removal
+        ):
+            pad.change(Removal())
             st.rerun()
     prune_cost.draw(name, info, pad.plans, int(batch), dtype)
 
@@ -248,13 +291,16 @@ def comparison(
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     """Draw the command, its button and progress, and how to load the result."""
     st.subheader(f"Create the variant of plan {plain(pad.active)}")
-    problem = prune_view.drop_problem(pad.drop, known.info.blocks)
+    removal = pad.removal
+    problem = prune_view.problem_of(removal, known.info)
     if problem:
-        (say.error if pad.drop else say.info)(problem)
-    values: dict[str, Any] = {"checkpoint": name, "drop": pad.drop}
-    if not problem and known.chosen_by(pad.criterion, pad.drop, first, last):
+        (say.error if removal else say.info)(problem)
+    lists = {"drop": removal.drop, "attention": removal.attention, "mlp": removal.mlp}
+    values: dict[str, Any] = {"checkpoint": name, "drop": removal.drop}
+    values |= {option: blocks for option, blocks in lists.items() if blocks}
+    if not problem and known.chosen_by(pad.criterion, removal, first, last):
         values["criterion"] = pad.criterion
-    elif not problem and pad.found[0] and pad.found[1] == set(pad.drop):
+    elif not problem and pad.found[0] and Removal(tuple(sorted(pad.found[1]))) == removal.ordered:
         values["criterion"] = pad.found[0]
     values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
@@ -297,9 +343,9 @@ if pad.error:
 toggle_pad(form, pad, known, protected)
 live_panel.draw(name, info, pad, rows)
 kept_blocks = {
-    plan: (len(drop), known.quality(drop))
-    for plan, drop in pad.plans.items()
-    if drop or plan == pad.active
+    plan: (removal.units / 2, known.quality(removal))
+    for plan, removal in pad.plans.items()
+    if removal or plan == pad.active
 }
 st.subheader(f"Perplexity as blocks are removed by {plain(pad.criterion)}")
 lines = known.lines(pad.criterion, first, last)
@@ -309,7 +355,10 @@ if lines:
         key="pad_curve",
         alt=f"Perplexity against blocks removed by {pad.criterion}, with both plans marked.",
     )
-    say.caption(f"Filled: measured. Hollow and dotted: estimated from single blocks. {known.note}")
+    say.caption(
+        "Filled: measured. Hollow and dotted: estimated from single blocks and parts. A part of a "
+        f"block counts as half of one. {known.note}"
+    )
 else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)

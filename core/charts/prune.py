@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.checkpoint.drop import PARTS, Removal
 from core.prune.outlook import Line, Quality
 
 MARKS = {"A": ("star", palette.DROPPED), "B": ("diamond", "#E69F00")}
@@ -19,12 +20,13 @@ _PATTERNS = {"dropped": "x", "protected": "/", "kept": ""}
 
 def curve(
     lines: Sequence[Line],
-    plans: Mapping[str, tuple[int, Quality | None]],
+    plans: Mapping[str, tuple[float, Quality | None]],
     dense_ppl: float | None,
 ) -> go.Figure:
     """Draw perplexity (log axis) against blocks removed, with each plan's point on it.
 
-    Measured points are filled and joined by a solid line, estimated ones hollow and dotted.
+    Measured points are filled and joined by a solid line, estimated ones hollow and dotted. A part
+    of a block counts as half of one.
     """
     figure = go.Figure()
     for line in lines:
@@ -33,13 +35,13 @@ def curve(
         figure.add_scatter(
             x=[p[0] for p in line.points],
             y=[p[1] for p in line.points],
-            customdata=[[", ".join(map(str, p[2])) or "none"] for p in line.points],
+            customdata=[[p[2] or "none"] for p in line.points],
             name=f"{palette.literal(line.name)}, {line.kind}",
             mode="lines+markers",
             line={"color": colour, "width": 2.5 if measured else 1.5}
             | {"dash": "solid" if measured else "dot"},
             marker={"size": 8, "symbol": "circle" if measured else "circle-open"},
-            hovertemplate="%{x} removed: %{y:.4g}<br>blocks %{customdata[0]}"
+            hovertemplate="%{x} removed: %{y:.4g}<br>%{customdata[0]}"
             f"<extra>{line.kind}</extra>",
         )
     for name, (count, quality) in plans.items():
@@ -111,19 +113,22 @@ def log_axis(values: Sequence[float]) -> dict[str, Any]:
 
 def block_strip(
     blocks: int,
-    plans: Mapping[str, Sequence[int]],
+    plans: Mapping[str, Removal | Sequence[int]],
     protected: Sequence[int] = (),
     *,
     height: int | None = None,
 ) -> go.Figure:
     """Draw one row of cells per plan: kept, dropped (with their rank) and protected blocks.
 
-    Each cell's customdata is [block, plan], so a click on it names both.
+    Of a block without attention the upper half is crossed out, without its MLP the lower one. Each
+    cell's customdata is [block, plan], so a click on it names both.
     """
     figure = go.Figure()
     names = list(plans)
     for row, name in enumerate(reversed(names)):
-        rank = {b: at + 1 for at, b in enumerate(plans[name])}
+        plan = plans[name]
+        removal = plan if isinstance(plan, Removal) else Removal(tuple(plan))
+        rank = {b: at + 1 for at, b in enumerate(removal.drop)}
         kinds = ["dropped" if b in rank else _kind(b, protected) for b in range(blocks)]
         figure.add_bar(
             x=list(range(blocks)),
@@ -153,6 +158,7 @@ def block_strip(
             hovertemplate="block %{customdata[0]}: %{customdata[2]}"
             f"<extra>plan {palette.literal(name)}</extra>",
         )
+        _add_halves(figure, row, removal, palette.literal(name))
     figure.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=[f"<b>{palette.literal(n)}</b>" for n in reversed(names)],
@@ -163,6 +169,7 @@ def block_strip(
         fixedrange=True,
     )
     figure.update_xaxes(title="block", **palette.counting_axis(blocks), showgrid=False)
+    figure.update_xaxes(range=[-0.6, blocks - 0.4])
     figure.update_layout(
         barmode="overlay",
         clickmode="event+select",
@@ -172,6 +179,101 @@ def block_strip(
         font={"size": 13},
     )
     return figure
+
+
+def _add_halves(figure: go.Figure, row: int, removal: Removal, plan: str) -> None:
+    """Cross out half of the cells of blocks that lose one part."""
+    for part, low in (("attention", 0.0), ("mlp", -0.4)):
+        if not (gone := list(getattr(removal, part))):
+            continue
+        figure.add_bar(
+            x=gone,
+            y=[0.4] * len(gone),
+            base=[row + low] * len(gone),
+            width=0.86,
+            showlegend=False,
+            customdata=[[b, plan, f"without {PARTS[part]}"] for b in gone],
+            marker={
+                "color": palette.DROPPED,
+                "pattern": {"shape": "x", "fgcolor": "#FFFFFF", "solidity": 0.2, "size": 6}
+                | {"fillmode": "overlay"},
+            },
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            hovertemplate=f"block %{{customdata[0]}}: %{{customdata[2]}}<extra>plan {plan}</extra>",
+        )
+
+
+PARTS_PX = 80
+"""Height of the two rows of parts."""
+_PART_ROWS = {"attention": 1, "mlp": 0}
+
+
+def add_part_rows(
+    figure: go.Figure,
+    removal: Removal,
+    protected: Sequence[int],
+    lacking: Removal,
+) -> go.Figure:
+    """Add two rows of cells beneath a figure over the blocks: their attention and their MLP.
+
+    Each cell's customdata is [block, attention or mlp, state], so a click on it names both. Parts
+    of ``lacking`` are not in the checkpoint.
+    """
+    blocks = len(figure.data[0].x)
+    for part, row in _PART_ROWS.items():
+        kinds = []
+        for block in range(blocks):
+            gone = removal.misses(block, part)
+            kind = "removed" if gone else _kind(block, protected)
+            kinds.append("missing" if block in getattr(lacking, part) else kind)
+        figure.add_bar(
+            x=list(range(blocks)),
+            y=[0.84] * blocks,
+            base=[row - 0.42] * blocks,
+            width=0.86,
+            yaxis="y2",
+            name=PARTS[part],
+            showlegend=False,
+            customdata=[[b, part, kinds[b]] for b in range(blocks)],
+            marker={
+                "color": [_COLOURS.get(_AS.get(k, k), "rgba(0,0,0,0)") for k in kinds],
+                "line": {"width": [1 if k == "missing" else 0 for k in kinds], "color": "#888888"},
+                "pattern": {
+                    "shape": [_PATTERNS.get(_AS.get(k, k), "") for k in kinds],
+                    "fgcolor": "#FFFFFF",
+                    "fillmode": "overlay",
+                    "solidity": 0.2,
+                    "size": 7,
+                },
+            },
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            hovertemplate=f"{PARTS[part]} of block %{{customdata[0]}}: %{{customdata[2]}}"
+            "<extra></extra>",
+        )
+    height = (figure.layout.height or 340) + PARTS_PX + 10
+    share = PARTS_PX / (height - 100)  # without legend, axis title and margins
+    figure.update_layout(
+        yaxis={"domain": [share + 0.06, 1]},
+        yaxis2={
+            "domain": [0, share],
+            "tickvals": list(_PART_ROWS.values()),
+            "ticktext": ["attn", "MLP"],
+            "range": [-0.5, 1.5],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        },
+        xaxis={"anchor": "y2"},
+        barmode="overlay",
+        height=height,
+    )
+    return figure
+
+
+_AS = {"removed": "dropped"}
+"""State of a part -> the state of a block that looks the same."""
 
 
 def _kind(block: int, protected: Sequence[int]) -> str:

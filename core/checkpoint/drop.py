@@ -28,6 +28,21 @@ class Removal:
         """(block, attention or mlp) of every part that goes from a block that stays."""
         return (*((b, "attention") for b in self.attention), *((b, "mlp") for b in self.mlp))
 
+    @property
+    def units(self) -> int:
+        """Number of parts of blocks that go; a whole block has two."""
+        return 2 * len(self.drop) + len(self.attention) + len(self.mlp)
+
+    @property
+    def ordered(self) -> Removal:
+        """The same in ascending order, so that equal sets are equal values."""
+        return Removal(*(tuple(sorted(one)) for one in (self.drop, self.attention, self.mlp)))
+
+    def below(self, blocks: int) -> Removal:
+        """Return what of it belongs to the first ``blocks`` blocks."""
+        lists = (self.drop, self.attention, self.mlp)
+        return Removal(*(tuple(b for b in one if b < blocks) for one in lists))
+
     def __bool__(self) -> bool:
         """Whether anything goes."""
         return bool(self.drop or self.attention or self.mlp)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import criteria, words
-from core.checkpoint.drop import check_drop
+from core.checkpoint.drop import Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.prune import plan as planning
@@ -80,16 +80,26 @@ class Known:
         scored = self.scores.available if self.scores else ()
         return (*(c for c in scored if c in criteria.NAMES), *criteria.CONTROLS)
 
-    def quality(self, drop: Sequence[int]) -> Quality | None:
-        """Return what is known of the perplexity without ``drop``."""
-        return quality(drop, self.dense_ppl, self.without, self.points, self.run)
+    def quality(self, removal: Removal | Sequence[int]) -> Quality | None:
+        """Return what is known of the perplexity without ``removal``."""
+        sublayers = self.scores.sublayers if self.scores else None
+        return quality(removal, self.dense_ppl, self.without, self.points, self.run, sublayers)
 
-    def chosen_by(self, criterion: str, drop: Sequence[int], first: int, last: int) -> bool:
-        """Whether ``drop`` is exactly what ``criterion`` removes first under this protection."""
+    def chosen_by(self, criterion: str, removal: Removal, first: int, last: int) -> bool:
+        """Whether ``removal`` is exactly what ``criterion`` takes first under this protection."""
         try:
-            return bool(drop) and set(self.choose(criterion, len(drop), first, last)) == set(drop)
+            chosen = self.choose(criterion, self.count(criterion, removal), first, last)
         except DepthcutError:
             return False
+        return bool(removal) and chosen.ordered == removal.ordered
+
+    def ranks_parts(self, criterion: str) -> bool:
+        """Whether ``criterion`` ranks parts of blocks, not blocks."""
+        return criterion == criteria.SUBLAYERS
+
+    def count(self, criterion: str, removal: Removal) -> int:
+        """Return how much is removed in what ``criterion`` ranks: blocks, or parts of blocks."""
+        return removal.units if self.ranks_parts(criterion) else len(removal.drop)
 
     def problem(self, criterion: str, first: int, last: int) -> str:
         """Return why ``criterion`` cannot choose even one block; empty if it can."""
@@ -99,10 +109,10 @@ class Known:
             return str(error)
         return ""
 
-    def choose(self, criterion: str, count: int, first: int, last: int) -> tuple[int, ...]:
-        """Return the first ``count`` blocks that ``criterion`` removes; empty for 0."""
+    def choose(self, criterion: str, count: int, first: int, last: int) -> Removal:
+        """Return the first ``count`` blocks, or parts, that ``criterion`` removes; none for 0."""
         if count < 1:
-            return ()
+            return Removal()
         chosen = planning.choose(
             self.scores,
             criterion,
@@ -111,11 +121,13 @@ class Known:
             protect_first=first,
             protect_last=last,
         )
-        return chosen.drop
+        return chosen.removal
 
     def ratios(self, criterion: str, first: int, last: int) -> list[float]:
-        """Return the share of parameters removed with the first 0, 1, 2, ... blocks."""
+        """Return the share of parameters removed with the first 0, 1, 2, ... blocks or parts."""
         most = max(0, min(self.info.blocks - first - last, self.info.blocks - 1))
+        if self.ranks_parts(criterion):
+            most = max(0, min(2 * (self.info.blocks - first - last), 2 * self.info.blocks - 1))
         found = [0.0]
         for count in range(1, most + 1):
             try:
@@ -128,14 +140,14 @@ class Known:
 
     def lines(self, criterion: str, first: int, last: int) -> list[Line]:
         """Return the criterion's curves: the points measured by curve runs, and the estimates."""
-        measured: list[tuple[int, float, tuple[int, ...]]] = []
-        estimated: list[tuple[int, float, tuple[int, ...]]] = []
+        measured: list[tuple[float, float, str]] = []
+        estimated: list[tuple[float, float, str]] = []
         for count in range(len(self.ratios(criterion, first, last))):
             drop = self.choose(criterion, count, first, last)
             found = self.quality(drop)
             if found:
                 target = measured if found.kind == "measured" else estimated
-                target.append((count, found.ppl, drop))
+                target.append((drop.units / 2, found.ppl, labelled(drop)))
         lines = [(measured, "measured"), (estimated, "estimated")]
         return [Line(criterion, kind, points) for points, kind in lines if points]
 
@@ -174,13 +186,13 @@ def healings(where: Workspace, info: CheckpointInfo) -> dict[frozenset[int], Hea
 
 
 def healing_rows(
-    plans: Mapping[str, Sequence[int]], found: Mapping[frozenset[int], Healing]
+    plans: Mapping[str, Removal], found: Mapping[frozenset[int], Healing]
 ) -> list[dict[str, Any]]:
     """Return rows for the comparison table: plain and healed, on the text that healed.
 
     Empty if no plan's blocks were cut and healed yet.
     """
-    healed = {name: found.get(frozenset(drop)) for name, drop in plans.items() if drop}
+    healed = {n: found.get(frozenset(r.drop)) for n, r in plans.items() if r and not r.parts}
     known = {name: healing for name, healing in healed.items() if healing}
     if not known:
         return []
@@ -210,22 +222,37 @@ def _both(before: float | None, after: float | None) -> str:
     return f"{before:.4g}, {after:.4g} (measured)"
 
 
-def drop_problem(drop: Sequence[int], blocks: int) -> str:
-    """Return the command's own message if ``drop`` cannot be dropped; otherwise empty."""
+def labelled(removal: Removal) -> str:
+    """Return what is removed as a label: block numbers in removal order, or words with parts."""
+    return removal.text if removal.parts else ", ".join(map(str, removal.drop))
+
+
+def shortly(removal: Removal) -> str:
+    """Return the block numbers, or with parts how many of each, as a label of bounded length."""
+    if not removal.parts:
+        return labelled(removal)
+    counts = {"block": len(removal.drop), "part": len(removal.parts)}
+    return ", ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
+
+
+def problem_of(removal: Removal, info: CheckpointInfo) -> str:
+    """Return the command's own message if ``removal`` cannot be removed; otherwise empty."""
     try:
-        check_drop(drop, blocks)
+        check_removal(removal, info.block_shapes)
     except DepthcutError as error:
         return str(error)
     return ""
 
 
 def rows(
-    dense: Outlook, plans: dict[str, tuple[Outlook, Quality | None, Sequence[int]]], ppl: Any
+    dense: Outlook, plans: dict[str, tuple[Outlook, Quality | None, Removal]], ppl: Any
 ) -> list[dict[str, Any]]:
     """Return the comparison table: one row per fact, one column for dense and each plan."""
-    columns = {"dense": (dense, ppl, ()), **{f"plan {n}": v for n, v in plans.items()}}
+    columns = {"dense": (dense, ppl, Removal()), **{f"plan {n}": v for n, v in plans.items()}}
     facts: dict[str, Any] = {
-        "blocks dropped": lambda o, q, d: words.block_ranges(d) or "none",
+        "blocks dropped": lambda o, q, d: words.block_ranges(d.drop) or "none",
+        "without attention": lambda o, q, d: words.block_ranges(d.attention) or "none",
+        "without MLP": lambda o, q, d: words.block_ranges(d.mlp) or "none",
         "blocks left": lambda o, q, d: f"{o.blocks}",
         "parameters": lambda o, q, d: f"{o.parameters:,}",
         "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
@@ -234,6 +261,9 @@ def rows(
         "key/value cache": lambda o, q, d: size(o.kv_bytes),
         "weights + cache": lambda o, q, d: size(o.total_bytes),
     }
+    for fact, part in (("without attention", "attention"), ("without MLP", "mlp")):
+        if not any(getattr(removal, part) for _, _, removal in columns.values()):
+            del facts[fact]
     return [
         {"": fact} | {name: show(*value) for name, value in columns.items()}
         for fact, show in facts.items()

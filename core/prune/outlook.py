@@ -7,7 +7,7 @@ click.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from core.runs.dtypes import BYTES
 
 @dataclass(frozen=True)
 class Line:
-    """One criterion's perplexities: ``points`` are (blocks removed, perplexity, blocks)."""
+    """One criterion's perplexities: ``points`` are (blocks removed, perplexity, which).
+
+    A part of a block counts as half of one.
+    """
 
     name: str
     kind: str
     """measured or estimated."""
-    points: Sequence[tuple[int, float, Sequence[int]]]
+    points: Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class CurvePoint:
     ppl: float
     drop: tuple[int, ...]
     run: str
+    parts: tuple[tuple[int, str], ...] = ()
+    """(block, attention or mlp) of what was removed of kept blocks."""
 
 
 def curve_points(folder: Path) -> list[CurvePoint]:
@@ -118,31 +123,40 @@ def _text(found: Curve | Importance) -> tuple[object, ...]:
 
 
 def quality(
-    drop: Sequence[int],
+    removal: Removal | Sequence[int],
     dense_ppl: float | None,
     without: Sequence[float | None],
     points: Iterable[CurvePoint] = (),
     source: str = "",
+    sublayers: Mapping[tuple[int, str], float] | None = None,
 ) -> Quality | None:
-    """Return what is known about the perplexity without ``drop``; None if nothing is.
+    """Return what is known about the perplexity without ``removal``; None if nothing is.
 
-    ``without``: perplexity without each single block. The dense model, single blocks and the sets
-    of ``points`` are measured; anything else is estimated by adding each block's own increase in
-    mean negative log-likelihood to the dense model's, as if the blocks were independent. The
-    actual perplexity is usually higher.
+    ``without``: perplexity without each single block; ``sublayers``: without each part. The dense
+    model, single blocks or parts and the sets of ``points`` are measured; anything else is
+    estimated by adding the increase in mean negative log-likelihood that each causes alone to the
+    dense model's, as if they were independent. The actual perplexity is usually higher.
     """
-    wanted = frozenset(drop)
-    if not wanted:
+    gone = removal if isinstance(removal, Removal) else Removal(tuple(removal))
+    wanted, parts = frozenset(gone.drop), frozenset(gone.parts)
+    alone = sublayers or {}
+    if not gone:
         return Quality(dense_ppl, "measured", source) if dense_ppl else None
-    if len(wanted) == 1:
+    if len(parts) == 1 and not wanted:
+        single = alone.get(next(iter(parts)))
+        if single is not None and not math.isnan(single):
+            return Quality(single, "measured", source)
+    if len(wanted) == 1 and not parts:
         (block,) = wanted
         single = without[block] if block < len(without) else None
         if single is not None and not math.isnan(single):
             return Quality(single, "measured", source)
     for point in points:
-        if point.count == len(wanted) and frozenset(point.drop) == wanted:
+        same = frozenset(point.drop) == wanted and frozenset(point.parts) == parts
+        if same and (parts or point.count == len(wanted)):
             return Quality(point.ppl, "measured", point.run)
     values = [without[b] if b < len(without) else None for b in wanted]
+    values += [alone.get(part) for part in parts]
     if not dense_ppl or any(v is None or not v > 0 or math.isinf(v) for v in values):
         return None
     rise = sum(math.log(v) - math.log(dense_ppl) for v in values if v is not None)

@@ -1,7 +1,8 @@
-"""The toggle pad's logic: the chosen blocks after a click, a pill or a shared URL.
+"""The toggle pad's logic: what is chosen after a click, a pill or a shared URL.
 
-Pure functions on tuples of block numbers in the order they were chosen; the page only draws what
-these return. No Streamlit here.
+Pure functions on tuples of block numbers in the order they were chosen, and on a `Removal` of
+blocks and parts of blocks, in which a block is listed at most once; the page only draws what these
+return. No Streamlit here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from core.checkpoint.drop import PARTS, Removal
 from core.errors import OptionError
 from core.runs.spec import parse_numbers
 
@@ -41,6 +43,50 @@ def clicked_blocks(event: Mapping[str, Any] | None) -> Blocks:
         if block not in found:
             found.append(block)
     return tuple(found)
+
+
+def clicked_parts(event: Mapping[str, Any] | None) -> tuple[tuple[int, str], ...]:
+    """Return the (block, attention or mlp) of the points of a selection event whose data names one.
+
+    Their ``customdata`` begins with the two.
+    """
+    selection = (event or {}).get("selection") or {}
+    found = [point.get("customdata") for point in selection.get("points") or ()]
+    named = [data for data in found if isinstance(data, (list, tuple)) and len(data) > 1]
+    return tuple((int(data[0]), str(data[1])) for data in named if data[1] in PARTS)
+
+
+def toggle_part(chosen: Removal, block: int, part: str) -> Removal:
+    """Return ``chosen`` with ``part`` of ``block`` removed, or kept if it was removed.
+
+    A block without both parts is dropped whole.
+    """
+    gone = {name for name in PARTS if chosen.misses(block, name)} ^ {part}
+    rest = with_drop(chosen, (b for b in chosen.drop if b != block))
+    kept = {name: tuple(b for b in getattr(rest, name) if b != block) for name in PARTS}
+    if len(gone) == len(PARTS):
+        return Removal((*rest.drop, block), kept["attention"], kept["mlp"])
+    kept |= {name: (*kept[name], block) for name in gone}
+    return Removal(rest.drop, kept["attention"], kept["mlp"])
+
+
+def with_drop(chosen: Removal, drop: Iterable[int]) -> Removal:
+    """Return ``chosen`` with ``drop`` as its whole blocks, of which no part is listed any more."""
+    blocks = tuple(drop)
+    parts = (tuple(b for b in getattr(chosen, name) if b not in blocks) for name in PARTS)
+    return Removal(blocks, *parts)
+
+
+def follow_part(chosen: Removal, part: str, wanted: Iterable[int]) -> Removal:
+    """Return ``chosen`` with ``part`` alone removed from exactly the blocks of ``wanted``.
+
+    Of blocks that are dropped whole nothing changes.
+    """
+    target = set(wanted)
+    for block in sorted({*getattr(chosen, part)} ^ target):
+        if block not in chosen.drop:
+            chosen = toggle_part(chosen, block, part)
+    return chosen
 
 
 def pair_of(point: Mapping[str, Any] | None) -> tuple[int, int] | None:

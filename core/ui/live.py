@@ -14,6 +14,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
@@ -29,7 +30,7 @@ class Question:
     """One set of blocks evaluated on one text, and the progress of its answer."""
 
     checkpoint: str
-    skip: frozenset[int]
+    skip: Removal
     text: dict[str, Any]
     ppl: float | None = None
     windows: int = 0
@@ -43,12 +44,12 @@ class Question:
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
-Key = tuple[str, str, frozenset[int]]
+Key = tuple[str, str, Removal]
 
 
-def key_of(info: CheckpointInfo, text: Mapping[str, Any], skip: Iterable[int]) -> Key:
-    """Return what an answer depends on: checkpoint content, text and set of blocks."""
-    return info.key or info.path, repr(sorted(text.items())), frozenset(skip)
+def key_of(info: CheckpointInfo, text: Mapping[str, Any], skip: Removal) -> Key:
+    """Return what an answer depends on: checkpoint content, text, and what is skipped."""
+    return info.key or info.path, repr(sorted(text.items())), skip.ordered
 
 
 class Desk:
@@ -118,11 +119,9 @@ class Desk:
             question.error = f"Unexpected {type(error).__name__}: {error}."
         question.done = True
 
-    def answers(
-        self, info: CheckpointInfo, text: Mapping[str, Any]
-    ) -> list[tuple[frozenset[int], float]]:
-        """Return every set of blocks measured on ``text``, with its perplexity."""
-        place = key_of(info, text, ())[:2]
+    def answers(self, info: CheckpointInfo, text: Mapping[str, Any]) -> list[tuple[Removal, float]]:
+        """Return everything that was skipped on ``text``, with the perplexity measured."""
+        place = key_of(info, text, Removal())[:2]
         return [
             (key[2], question.ppl)
             for key, question in list(self._known.items())
@@ -155,7 +154,9 @@ def ask_live(question: Question) -> None:
     began = time.perf_counter()
     values = {
         "checkpoint": question.checkpoint,
-        "skip": sorted(question.skip),
+        "skip": sorted(question.skip.drop),
+        "attention": sorted(question.skip.attention),
+        "mlp": sorted(question.skip.mlp),
         **question.text,
     }
     for reply in client.events(record, "perplexity", values, stop=question.stop):

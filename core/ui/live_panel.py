@@ -14,6 +14,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
 from core.live import client
@@ -71,7 +72,7 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
     if rows is None:
         return known, None
     points = tuple(
-        CurvePoint("live", len(skip), ppl, tuple(sorted(skip)), "live")
+        CurvePoint("live", len(skip.drop), ppl, skip.drop, "live", skip.parts)
         for skip, ppl in desk().answers(known.info, rows)
     )
     return dataclasses.replace(known, points=(*known.points, *points)), rows
@@ -89,7 +90,7 @@ def is_on() -> bool:
 
 def draw(name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None) -> None:
     """Draw the measured perplexity of the plan, and the live process with start and stop."""
-    problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
+    problem = prune_view.problem_of(pad.removal, info) if pad.removal else ""
     waiting = is_on() and not problem and not all(a.done for a in _ask(name, info, pad, rows))
     st.fragment(_panel, run_every=POLL_S if waiting else 5)(name, info, pad, rows, waiting)
 
@@ -105,37 +106,39 @@ def _ask(
     source = pad.text or usual_source(name)
     whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
     quick = {**whole, "quick": True}
-    quick_keys = [key_of(info, quick, skip) for skip in ((), pad.drop)]
+    quick_keys = [key_of(info, quick, skip) for skip in (Removal(), pad.removal)]
     texts = {"Calibration rows": rows} if rows else {}
     texts["Held-out text"] = quick
-    keys = {key_of(info, text, skip) for text in texts.values() for skip in ((), pad.drop)}
+    keys = {
+        key_of(info, text, skip) for text in texts.values() for skip in (Removal(), pad.removal)
+    }
     begun = desk().known(quick_keys[0])
     partial = begun is not None and begun.windows < begun.of
     quick_done = all(desk().known(key) for key in quick_keys)
     if quick_done:
-        keys |= {key_of(info, whole, skip) for skip in ((), pad.drop)}
+        keys |= {key_of(info, whole, skip) for skip in (Removal(), pad.removal)}
     for who in ("dense", "plan"):
         desk().give_up(f"{_owner()} {who}", keys)
-    found = [_want(name, info, title, text, pad.drop) for title, text in texts.items()]
+    found = [_want(name, info, title, text, pad.removal) for title, text in texts.items()]
     if partial:
         found[-1] = dataclasses.replace(found[-1], title="Held-out start")
         if quick_done:
-            found.append(_want(name, info, "Held-out text", whole, pad.drop))
+            found.append(_want(name, info, "Held-out text", whole, pad.removal))
         elif not found[-1].done:
-            later = Question(name, frozenset(pad.drop), whole)
+            later = Question(name, pad.removal, whole)
             found.append(Asked("Held-out text", whole, later, later))
     return found
 
 
 def _want(
-    name: str, info: CheckpointInfo, title: str, text: dict[str, Any], drop: tuple[int, ...]
+    name: str, info: CheckpointInfo, title: str, text: dict[str, Any], removal: Removal
 ) -> Asked:
-    def ask(skip: tuple[int, ...], who: str) -> Question:
-        question = Question(name, frozenset(skip), dict(text))
+    def ask(skip: Removal, who: str) -> Question:
+        question = Question(name, skip, dict(text))
         return desk().want(f"{_owner()} {who}", key_of(info, text, skip), question)
 
-    dense = ask((), "dense")
-    return Asked(title, text, dense, ask(drop, "plan") if drop else dense)
+    dense = ask(Removal(), "dense")
+    return Asked(title, text, dense, ask(removal, "plan") if removal else dense)
 
 
 def _owner() -> str:
@@ -162,14 +165,14 @@ def _panel(
             )
             return
         _source_field(pad, usual_source(name))
-        problem = prune_view.drop_problem(pad.drop, info.blocks) if pad.drop else ""
+        problem = prune_view.problem_of(pad.removal, info) if pad.removal else ""
         if problem:
             say.caption(problem)
             return
         asked = _ask(name, info, pad, rows)
         for column, one in zip(st.columns(len(asked)), asked, strict=True):
             with column:
-                _answer(one, pad.drop, rows)
+                _answer(one, pad.removal, rows)
         _errors(info, pad, asked)
     if waiting and all(one.done for one in asked):
         st.rerun()  # so that the table and the curve include the answers
@@ -195,7 +198,7 @@ def _errors(info: CheckpointInfo, pad: prune_pad.Pad, asked: list[Asked]) -> Non
         say.warning(error)
     if errors and st.button("Ask again", key="live_again", icon=":material/refresh:"):
         for one in asked:
-            for skip in ((), pad.drop):
+            for skip in (Removal(), pad.removal):
                 desk().forget(key_of(info, one.text, skip))
         st.rerun()
 
@@ -236,9 +239,9 @@ def _status(record: RunRecord) -> Status | None:
     return _status_of(str(record.path))
 
 
-def _answer(one: Asked, drop: tuple[int, ...], rows: Mapping[str, Any] | None) -> None:
+def _answer(one: Asked, drop: Removal, rows: Mapping[str, Any] | None) -> None:
     """Draw one perplexity with its change from the dense model's on the same text."""
-    what = f"without {', '.join(map(str, drop))}" if drop else "dense"
+    what = f"without {prune_view.shortly(drop)}" if drop else "dense"
     label = plain(f"{one.title}, {what}")
     asked, dense = one.plan, one.dense
     if asked.ppl is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ import streamlit as st
 from core.benchmark.analytic import Rates, without
 from core.benchmark.command import BenchmarkSpec
 from core.benchmark.results import known_rates
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
 from core.runs import jobs
@@ -22,17 +23,17 @@ INPUT, OUTPUT = 12, 128
 
 def rows(
     info: CheckpointInfo,
-    plans: Mapping[str, Sequence[int]],
+    plans: Mapping[str, Removal],
     rates: Rates | None,
     batch: int,
     dtype: str,
 ) -> list[dict[str, Any]]:
     """Return the table: a row per fact, columns dense and each plan; times need ``rates``."""
     cell = (batch, INPUT, OUTPUT)
-    drops = {"dense": (), **{f"plan {name}": drop for name, drop in plans.items()}}
+    removals = {"dense": Removal(), **{f"plan {name}": plan for name, plan in plans.items()}}
     costs = {
-        name: estimate(without(info, [b for b in drop if b < info.blocks]), rates, cell, dtype)
-        for name, drop in drops.items()
+        name: estimate(without(info, removal.below(info.blocks)), rates, cell, dtype)
+        for name, removal in removals.items()
     }
     facts: dict[str, Any] = {"peak memory": lambda c: f"{c.peak_memory_mib:,.4g} MiB"}
     if rates:
@@ -51,7 +52,7 @@ def rows(
 
 
 def draw(
-    name: str, info: CheckpointInfo, plans: Mapping[str, Sequence[int]], batch: int, dtype: str
+    name: str, info: CheckpointInfo, plans: Mapping[str, Removal], batch: int, dtype: str
 ) -> None:
     """Draw the table; if the device's rates are unknown, offer to measure them."""
     st.subheader("Estimated cost of the plans")

@@ -1,7 +1,8 @@
 """The Prune page's own state: two plans, which one is edited, and what ranks the blocks.
 
 It survives page changes (plain session state, not a widget's) and is kept in the URL, so that it
-can be shared and survives a reload: ``?drop=3,5&b=2,4&run=RUN&criterion=ppl&plan=B&text=demo``.
+can be shared and survives a reload:
+``?drop=3,5&attention=7&mlp=8&b=2,4&run=RUN&criterion=ppl&plan=B&text=demo``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.checkpoint.drop import Removal
 from core.errors import DepthcutError, OptionError
 from core.prune import scores as block_scores
 from core.prune import toggle
@@ -20,8 +22,13 @@ from core.runs.workspace import RunRecord, read_run
 from core.ui import forms, state
 
 PLANS = ("A", "B")
-_QUERY = {"A": "drop", "B": "b"}
-_NAMES = ("drop", "b", "plan", "run", "criterion", "text")
+_QUERY = {
+    "A": {"drop": "drop", "attention": "attention", "mlp": "mlp"},
+    "B": {"drop": "b", "attention": "b_attention", "mlp": "b_mlp"},
+}
+"""Plan -> list of its removal -> name in the URL."""
+_LISTS = tuple(name for names in _QUERY.values() for name in names.values())
+_NAMES = (*_LISTS, "plan", "run", "criterion", "text")
 _STATE = "prune_pad"
 ECHO_S = 10.0
 """Seconds for which a browser may still send a previous URL, until it has received the new one."""
@@ -31,7 +38,7 @@ ECHO_S = 10.0
 class Pad:
     """One session's choice on one checkpoint."""
 
-    plans: dict[str, toggle.Blocks] = field(default_factory=lambda: {"A": (), "B": ()})
+    plans: dict[str, Removal] = field(default_factory=lambda: dict.fromkeys(PLANS, Removal()))
     active: str = "A"
     run: str = ""
     criterion: str = ""
@@ -49,27 +56,34 @@ class Pad:
     """Id of the curve run started last."""
     found: tuple[str, frozenset[int]] = ("", frozenset())
     """The method of search whose set was taken last, and the set."""
-    taken: tuple[str, toggle.Blocks] = ("", ())
-    """The chart's key and the blocks of the last click."""
+    taken: tuple[str, tuple[Any, ...]] = ("", ())
+    """The chart's key and the blocks or parts of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
     """The URL's parameters as last read or written."""
     left: dict[tuple[str, ...], float] = field(default_factory=dict)
     """Earlier parameters, and when each was replaced."""
-    turns: dict[str, int] = field(default_factory=lambda: {"pills": 0, "slider": 0})
+    turns: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("pills", "attention", "mlp", "slider"), 0)
+    )
     """How often something else changed the plan that each widget shows; see `key`."""
 
     @property
-    def drop(self) -> toggle.Blocks:
-        """Blocks of the plan being edited, in removal order."""
+    def removal(self) -> Removal:
+        """The plan being edited."""
         return self.plans[self.active]
+
+    @property
+    def drop(self) -> toggle.Blocks:
+        """Whole blocks of the plan being edited, in removal order."""
+        return self.removal.drop
 
     @drop.setter
     def drop(self, blocks: toggle.Blocks) -> None:
-        self.change(blocks)
+        self.change(toggle.with_drop(self.removal, blocks))
 
-    def change(self, blocks: toggle.Blocks, by: str = "") -> None:
+    def change(self, removal: Removal, by: str = "") -> None:
         """Set the plan being edited; ``by`` names the widget that already shows it."""
-        self.plans[self.active] = blocks
+        self.plans[self.active] = removal
         for widget in self.turns:
             self.turns[widget] += widget != by
 
@@ -139,9 +153,12 @@ def adopt_run() -> None:
 def adopt(record: RunRecord) -> None:
     """Apply what an earlier prune or curve run was asked for to the plan being edited."""
     pad, spec = plan_elsewhere(), record.spec
-    drop, scores, criteria = spec.get("drop"), spec.get("scores"), spec.get("criteria")
-    if record.command == "prune" and isinstance(drop, list) and drop:
-        pad.drop = tuple(b for b in drop if type(b) is int)
+    scores, criteria = spec.get("scores"), spec.get("criteria")
+    given = (spec.get(name) for name in ("drop", "attention", "mlp"))
+    known = (one if isinstance(one, list) else [] for one in given)
+    lists = [tuple(b for b in one if type(b) is int) for one in known]
+    if record.command == "prune" and any(lists):
+        pad.change(Removal(*lists))
     if record.command == "curve":
         pad.run = str(scores or "").rstrip("/").rsplit("/", 1)[-1]
         pad.criterion = str((*(criteria or ()), pad.criterion)[0])
@@ -149,13 +166,16 @@ def adopt(record: RunRecord) -> None:
 
 def _read(pad: Pad, query: dict[str, str]) -> None:
     pad.seen, pad.error = query, ""
-    for plan, name in _QUERY.items():
-        try:
-            pad.plans[plan] = toggle.from_text(query[name])
-        except OptionError as error:
-            pad.error = str(error)
+    for plan, names in _QUERY.items():
+        lists = {}
+        for kind, name in names.items():
+            try:
+                lists[kind] = toggle.from_text(query[name])
+            except OptionError as error:
+                pad.error = str(error)
+        pad.plans[plan] = Removal(**lists)
     pad.active = query["plan"] if query["plan"] in PLANS else "A"
-    pad.change(pad.drop)
+    pad.change(pad.removal)
     pad.run = query["run"] or pad.run
     pad.text = query["text"] or pad.text
     try:
@@ -169,8 +189,11 @@ def _read(pad: Pad, query: dict[str, str]) -> None:
 def share(pad: Pad) -> None:
     """Write the pad into the URL."""
     query = {
-        "drop": toggle.to_text(pad.plans["A"]),
-        "b": toggle.to_text(pad.plans["B"]),
+        name: toggle.to_text(getattr(pad.plans[plan], kind))
+        for plan, names in _QUERY.items()
+        for kind, name in names.items()
+    }
+    query |= {
         "plan": pad.active if pad.active != "A" else "",
         "run": pad.run,
         "criterion": pad.criterion,
@@ -189,15 +212,20 @@ def clicked(key: str, blocks: int) -> None:
     """Apply a click on the chart ``key`` to the plan being edited."""
     pad: Pad = st.session_state[_STATE]
     event = st.session_state.get(key)
-    named = toggle.clicked_blocks(dict(event) if event else None)
-    taken = (key, named)
+    points = dict(event) if event else None
+    parts, named = toggle.clicked_parts(points), toggle.clicked_blocks(points)
+    taken = (key, parts or named)
     if taken == pad.taken:
         return  # resent by a browser that has not drawn the next chart yet
     pad.taken = taken
-    before = pad.drop
-    pad.clicked = toggle.newly(named, pad.clicked)
-    pad.drop = toggle.click(before, pad.clicked, blocks)
-    if pad.drop != before:
+    before = pad.removal
+    if parts:
+        block, part = parts[-1]
+        pad.change(toggle.toggle_part(before, block, part) if block < blocks else before)
+    else:
+        pad.clicked = toggle.newly(named, pad.clicked)
+        pad.drop = toggle.click(before.drop, pad.clicked, blocks)
+    if pad.removal != before:
         pad.clicks += 1
         pad.error = ""
 
@@ -205,7 +233,8 @@ def clicked(key: str, blocks: int) -> None:
 def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> None:
     """Make ``blocks`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
     pad = plan_elsewhere()
-    pad.drop, pad.error = blocks, ""
+    pad.change(Removal(blocks))
+    pad.error = ""
     pad.clicks += 1
     pad.found = (method, frozenset(blocks))
     if heal != "none":
@@ -230,11 +259,24 @@ def picked(key: str) -> None:
     pad: Pad = st.session_state[_STATE]
     if key != pad.key("pills"):
         return  # the browser resends the last value of a widget that is no longer shown
-    pad.change(toggle.follow(pad.drop, st.session_state.get(key) or ()), "pills")
+    chosen = toggle.follow(pad.drop, st.session_state.get(key) or ())
+    pad.change(toggle.with_drop(pad.removal, chosen), "pills")
     pad.error = ""
 
 
-def planned(choose: Callable[[], toggle.Blocks]) -> None:
+def part_picked(key: str, part: str) -> None:
+    """Apply the pills ``key`` for one part of every block to the plan being edited."""
+    pad: Pad = st.session_state[_STATE]
+    if key != pad.key(part):
+        return
+    before = pad.removal
+    after = toggle.follow_part(before, part, st.session_state.get(key) or ())
+    # Blocks that are dropped whole are not offered: the pills are drawn again if these change.
+    pad.change(after, part if set(after.drop) == set(before.drop) else "")
+    pad.error = ""
+
+
+def planned(choose: Callable[[], Removal]) -> None:
     """Put a criterion's choice into the plan being edited; an error is kept for display."""
     pad: Pad = st.session_state[_STATE]
     pad.error = ""

@@ -59,7 +59,7 @@ def figures():
     yield "skills", evaluate.skill_heatmap(changes)
     cell = {"calibration": NAME, "evaluated": NAME, "ratio": 1.0, "ppl": 2.0}
     yield "grid", evaluate.calibration_grid([cell])
-    yield "curve", prune.curve([Line(NAME, "measured", [(1, 2.0, (0,))])], {}, 2.0)
+    yield "curve", prune.curve([Line(NAME, "measured", [(1, 2.0, "0")])], {}, 2.0)
     yield "strip", prune.block_strip(2, {NAME: [1]})
     bars = pd.DataFrame([{"name": NAME, "method": "lora", "recovered": 0.5}])
     yield "recovered", retrain.recovered_bars(bars)

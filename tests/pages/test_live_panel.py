@@ -10,6 +10,7 @@ import tiny
 from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.errors import DataError
 from core.runs import workspace
 from core.ui import live, live_panel
@@ -30,7 +31,7 @@ class Fake:
         if question.text["source"] == "nowhere.txt":
             raise DataError("No text source 'nowhere.txt': there is no such file.", "Give demo.")
         whole = "quick" not in question.text
-        question.ppl = 10.0 + len(question.skip) + (0.5 if whole else 0.0)
+        question.ppl = 10.0 + question.skip.units / 2 + (0.5 if whole else 0.0)
         question.windows, question.of = (WHOLE if whole else PART), WHOLE
         question.device, question.dtype = "cpu", "float32"
 
@@ -166,8 +167,8 @@ def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):
     info = headers.inspect(tiny_gqa)
 
     def want(who, **text):
-        key = live.key_of(info, text, (1,))
-        return key, desk.want(who, key, live.Question("x", frozenset({1}), text))
+        key = live.key_of(info, text, Removal((1,)))
+        return key, desk.want(who, key, live.Question("x", Removal((1,)), text))
 
     kept, first = want("me plan", source="a", quick=True)
     _, second = want("me plan", source="a")
@@ -185,8 +186,8 @@ def test_what_two_sessions_wait_for_goes_on_until_neither_wants_it(tiny_gqa):
     text = {"source": "a"}
 
     def want(who, *skip):
-        asked = live.Question("x", frozenset(skip), text)
-        return desk.want(who, live.key_of(info, text, skip), asked)
+        asked = live.Question("x", Removal(skip), text)
+        return desk.want(who, live.key_of(info, text, asked.skip), asked)
 
     shared = want("me plan", 1)
     assert want("you plan", 1) is shared

@@ -12,6 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.prune.plan import choose
 from core.prune.scores import load
 from core.runs import workspace
@@ -96,6 +97,36 @@ def test_the_slider_takes_the_criterions_plan(scored, tiny_gqa):
     assert f"--drop {wanted[0]},{wanted[1]} " in command(at)
 
 
+def test_parts_of_blocks_are_two_rows_beneath_the_blocks(scored, tiny_gqa):
+    parts = [(b, p, 8.0 + b + (p == "mlp")) for b in range(5) for p in ("attention", "mlp")]
+    workspace.write_csv(scored / "sublayers.csv", ("block", "part", "ppl"), parts)
+    at = open_page(tiny_gqa, drop="1", attention="3", mlp="2", criterion="sublayers")
+    rows = [trace for trace in figure(at, 0)["data"] if trace.get("yaxis") == "y2"]
+    states = {(b, part): state for row in rows for b, part, state in row["customdata"]}
+    gone = {unit for unit, state in states.items() if state == "removed"}
+    assert gone == {(1, "attention"), (1, "mlp"), (3, "attention"), (2, "mlp")}
+    assert " --drop 1 --attention 3 --mlp 2 " in command(at)
+    info = headers.inspect(tiny_gqa)
+    left = info.parameters - info.block_parameters[1] - 3 * 32 * 48 - (2 * 32 * 32 + 2 * 32 * 16)
+    assert cell(at, "parameters", "plan A") == f"{left:,}"
+    assert cell(at, "without attention", "plan A") == "3"
+    rise = sum(math.log(ppl / DENSE) for ppl in (9.5, 11.0, 11.0))
+    wanted = math.exp(math.log(DENSE) + rise)
+    assert cell(at, "perplexity", "plan A") == f"{wanted:.4g} (estimated)"
+    # A block that loses its other part too is dropped whole, and leaves the pills.
+    pills = next(g for g in at.button_group if g.key.startswith("pad_mlp"))
+    assert pills.options == ["0", "2", "3", "4"]
+    pills.set_value([2, 3]).run()
+    assert " --drop 1,3 --mlp 2 " in command(at)
+    assert at.query_params["mlp"] in ("2", ["2"])
+    assert "attention" not in at.query_params
+    at.select_slider[0].set_value(3).run()  # parts 1a, 1m and 2a are the cheapest
+    assert " --drop 1 --attention 2 --criterion sublayers " in command(at)
+    both = open_page(tiny_gqa, drop="1", attention="1")
+    sentence = "Block 1 is dropped whole, so its attention cannot be removed as well."
+    assert sentence in " ".join(e.value for e in both.error)
+
+
 @pytest.mark.parametrize(
     ("drop", "sentence"),
     [
@@ -173,7 +204,7 @@ def test_what_a_browser_sends_once_more_is_no_choice(monkeypatch):
     pad = prune_pad.Pad()
     pad.drop = (3,)
     first = pad.key("pills")
-    pad.change((3, 1), "slider")
+    pad.change(Removal((3, 1)), "slider")
     click = {"selection": {"points": [{"customdata": [2]}]}}
     kept = {prune_pad._STATE: pad, first: [3], pad.key("pills"): [3, 1, 4], "pad_chart_0": click}
     monkeypatch.setattr(prune_pad, "st", SimpleNamespace(session_state=kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from core.checkpoint.drop import Removal
 from core.errors import OptionError
 from core.prune import toggle
 
@@ -66,3 +67,17 @@ def test_the_address_gives_the_same_choice_back():
 def test_a_broken_address_is_told_in_a_sentence(text):
     with pytest.raises(OptionError, match="--drop"):
         toggle.from_text(text)
+
+
+def test_a_click_on_a_part_removes_it_and_both_parts_are_the_block():
+    chosen = Removal((4,), (1,))
+    chosen = toggle.toggle_part(chosen, 2, "mlp")
+    assert chosen == Removal((4,), (1,), (2,))
+    assert toggle.toggle_part(chosen, 1, "attention") == Removal((4,), (), (2,))
+    assert toggle.toggle_part(chosen, 1, "mlp") == Removal((4, 1), (), (2,))
+    assert toggle.toggle_part(chosen, 4, "mlp") == Removal((), (1, 4), (2,))  # its MLP is back
+    assert toggle.with_drop(chosen, (4, 2)) == Removal((4, 2), (1,))
+    assert toggle.follow_part(chosen, "mlp", (1, 3)) == Removal((4, 1), (), (3,))
+    found = toggle.clicked_parts(event({"customdata": [3, "mlp", "kept"]}))
+    assert found == ((3, "mlp"),)
+    assert toggle.clicked_parts(event({"customdata": [3, "kept"]}, {"x": 2})) == ()
