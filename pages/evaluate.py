@@ -292,7 +292,12 @@ def calibration(known: Study) -> None:
         )  # fmt: skip
         pressed = st.button("Compare datasets", icon=":material/grid_on:", key="grid_start")
     try:
-        values = {"name": "calibration", "checkpoint": name, "data": texts, **form.unseen()}
+        values = {
+            "name": "calibration",
+            "checkpoint": name,
+            "data": texts,
+            **form.unseen(RecipeSpec),
+        }
         spec = build(RecipeSpec, {**values, "out": "DIR"})
         recipes.get("calibration").steps(spec)
     except DepthcutError as error:

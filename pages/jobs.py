@@ -11,7 +11,7 @@ from core.runs.workspace import RunRecord, begin_draw
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
-from core.ui import again, frame, job_cards, merging, paging, state
+from core.ui import frame, job_cards, merging, paging, state
 from core.ui.say import plain
 from core.words import size
 
@@ -19,7 +19,6 @@ LEADS = ("", *("&emsp;" * (2 * depth) + "└─ " for depth in range(12)))
 """What stands before a checkpoint of the tree, by its depth; deeper ones are not indented more."""
 
 frame.start("Jobs")
-again.follow()
 where = state.workspace()
 asked = st.query_params.get("run", "")
 live = any(r.is_live for r in where.runs())

@@ -95,8 +95,8 @@ def recipe_form(name: str) -> None:
         "prunes the blocks its paper does: FLAP and Wanda-sp all of them, LLM-Pruner all but the "
         "first and last ones.",
     )
+    values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, **form.unseen(RecipeSpec)}
     form.origin()
-    values: dict[str, Any] = {"name": RECIPE, "checkpoint": name, **form.unseen()}
     values |= {"ratio": ratio, "data": text}
     values["same_layers"] = same
     try:

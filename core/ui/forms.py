@@ -358,7 +358,7 @@ class Form:
         self, spec_class: type, field: dataclasses.Field[Any], defaults: Mapping[str, Any]
     ) -> Any:
         meta, name = field.metadata, field.name
-        label = WORDS.get(name) or name.replace("_", " ").capitalize()
+        label = _title(name)
         label += f" ({meta['unit']})" if meta["unit"] else ""
         about: dict[str, Any] = {"help": meta["help"]}
         default = defaults.get(name, field.default)
@@ -384,9 +384,22 @@ class Form:
         given = self.text(name, label, default or "", **about)
         return None if optional and not given.strip() else given
 
-    def unseen(self) -> dict[str, Any]:
-        """Return the options that the study decides and that have no widget here."""
-        return {field: value for field, value in self.base.items() if field not in self.drawn}
+    def unseen(self, spec_class: type) -> dict[str, Any]:
+        """Return the options without a widget here, if they are not the command's defaults.
+
+        Those that the study decides, and those taken from an earlier run.
+        """
+        found = {}
+        for field in dataclasses.fields(spec_class):
+            name, default = field.name, field.default
+            if name in self.drawn or name == "out" or field.metadata["positional"]:
+                continue
+            value = self.value(name, default)
+            value = tuple(value) if isinstance(value, list) else value
+            if name in self.base or not _same(value, default):
+                self._note(name, _title(name), value, default)
+                found[name] = value
+        return found
 
     def origin(self) -> None:
         """Draw one quiet line: which values are the study's, which were changed, and a way back."""
@@ -420,6 +433,11 @@ def of_recipe(name: str, checkpoint: str) -> Form:
     """Return the form of a recipe on ``checkpoint``."""
     settings = kept(checkpoint).settings
     return Form(f"recipe {name}", checkpoint, study_settings.recipe_options(settings, name))
+
+
+def _title(name: str) -> str:
+    """Return the label of an option."""
+    return WORDS.get(name) or name.replace("_", " ").capitalize()
 
 
 def _lower(label: str) -> str:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.runs import devices, warm
 from core.runs.workspace import begin_draw
-from core.ui import access, say, state
+from core.ui import access, again, say, state
 from core.ui.say import code, plain
 
 PAGES = {
@@ -44,6 +44,7 @@ def start(title: str) -> None:
     _prepare_runs()
     begin_draw()
     model = state.current_checkpoint()
+    again.take()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
         for script, label, icon in PAGES.values():
@@ -89,6 +90,8 @@ def _model(name: str) -> None:
     st.caption("Active checkpoint")
     short = name if len(name) < 30 else "…" + name[-28:]
     st.markdown(code(short) if name else "none yet")
+    if name:
+        st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 
 @st.fragment(run_every=5)

@@ -47,13 +47,14 @@ def _card(checkpoint: str, name: str) -> None:
     recipe = recipes.get(name)
     record = latest(checkpoint, name)
     form = forms.of_recipe(name, checkpoint)
-    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint, **form.unseen()}
+    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint, **form.unseen(RecipeSpec)}
     say.paragraph(recipe.about)
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:
         say.error(str(error))
         return
+    form.origin()
     st.code(jobs.command_line("recipe", spec), language="bash", wrap_lines=True)
     again = "Run it again" if record and record.state == "done" else "Run the recipe"
     live = record is not None and record.is_live

@@ -61,7 +61,7 @@ def _launcher(name: str) -> str:
     form = forms.of_recipe(name, checkpoint)
     values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
     values |= form.fields(RecipeSpec, ("data", "steps", "seed"))
-    values |= form.unseen()
+    values |= form.unseen(RecipeSpec)
     form.origin()
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})

@@ -138,7 +138,8 @@ def test_settings_used_again_are_seen_and_stay_so(here, tiny_gqa, text):
     page = open_page(tiny_gqa)
     assert not widget(page.expander, "New run").proto.expanded  # there are results to look at
     page.switch_page("pages/jobs.py").run()
-    next(b for b in page.button if b.label == "Use settings again").click().run()
+    assert "Use settings again" in [link.proto.label for link in page.get("page_link")]
+    page.query_params["again"] = "first"  # as this link does
     page.switch_page("pages/importance.py").run()
     assert widget(page.expander, "New run").proto.expanded
     assert widget(page.number_input, "Samples").value == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import study_helpers as made
@@ -110,10 +111,16 @@ def test_settings_of_a_run_on_another_checkpoint_are_asked_about(here, tmp_path,
     other = made.checkpoint(tmp_path / "other")
     made.run(here.root, "earlier", "importance", 1, checkpoint=other, samples=3)
     at = open_page(tiny_gqa, "jobs")
-    at.button(key=f"again_{'here' if keep else 'there'}_earlier").click().run()
+    label = "Use them for the active one" if keep else "Make its checkpoint the active one"
+    link = next(p.proto for p in at.get("page_link") if p.proto.label == label)
+    assert at.session_state["active_model"] == str(tiny_gqa)
     active = str(tiny_gqa if keep else other)
-    assert at.session_state["active_model"] == active
+    assert link.query_string == urlencode({"again": "earlier", "model": active})
+    for name, value in parse_qsl(link.query_string):
+        at.query_params[name] = value
     at.switch_page("pages/importance.py").run()
+    assert at.session_state["active_model"] == active
+    assert "again" not in at.query_params
     assert f"core importance {active} --out DIR --calibration english --samples 3" in command(
         at, "importance"
     )
