@@ -35,7 +35,7 @@ NUMBERS = {"size", "duration", "span", "len", "block_ranges", "strftime", "to_te
 """Functions whose result is made of digits and words of our own."""
 ESCAPING = {"plain", "code", "text_html", "sample_html"}
 """Functions that escape what they are given."""
-NOT_STREAMLIT = {"say", "runs", "charts", "client", "scene", "by_content", "report"}
+NOT_STREAMLIT = {"say", "runs", "charts", "client", "scene", "by_content", "report", "merging"}
 """Objects whose methods happen to have such names."""
 OWN = {ROOT / "core/ui/say.py"}
 
