@@ -21,15 +21,19 @@ __all__ = ("RetrainSpec", "dry_run", "run")
 
 def run(spec: RetrainSpec, run: Run) -> None:
     """Retrain inside a run directory."""
+    from core.retrain import tracking
     from core.retrain.phases import retrain
 
+    tracking.check(spec.report_to)
     retrain(_with_text(spec), run)
 
 
 def dry_run(spec: RetrainSpec) -> dict[str, Any]:
     """Return trainable parameters, memory needed and free, tokens and steps, without torch."""
+    from core.retrain import tracking
     from core.retrain.estimate import estimate
 
+    tracking.check(spec.report_to)
     return estimate(_with_text(spec))
 
 

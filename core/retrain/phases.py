@@ -13,7 +13,7 @@ from core.model.loading import load_model
 from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
 from core.model.precision import dtype_name
 from core.prune.results import Pruning
-from core.retrain import batches, diagnostics, model_card, weights
+from core.retrain import batches, diagnostics, model_card, tracking, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Recovery
@@ -136,8 +136,11 @@ def train(
     settings = session.settings
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
     micro_batches = MicroBatches(session.sequences, plan, settings.steps)
+    trackers = session.spec.report_to
+    tracking.prepare(trackers, Path(session.spec.out))
     args = arguments(session.spec, settings, session.checkpoints, session.device)
-    trainer = RetrainTrainer(model, args, micro_batches, session.objective())
+    with tracking.explained(trackers):
+        trainer = RetrainTrainer(model, args, micro_batches, session.objective())
     watcher.trainer = trainer
     trainer.add_callback(watcher)
     if resume is None:
@@ -154,7 +157,8 @@ def train(
             trainer.state.global_step = saved.step
             return None
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with tracking.explained(trackers):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except Stopped as stop:
         return stop.finding
     except (RuntimeError, MemoryError) as error:

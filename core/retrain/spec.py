@@ -28,6 +28,10 @@ TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""Experiment trackers that transformers' Trainer can report to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrainSpec(DeviceOptions):
     """Restore the quality of a pruned checkpoint, and measure how much came back."""
@@ -189,6 +193,12 @@ class RetrainSpec(DeviceOptions):
         "auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="Precision of the written checkpoint; auto keeps the pruned one's.",
+    )
+    report_to: tuple[str, ...] = option(
+        (),
+        choices=TRACKERS,
+        help="Also show the training in these experiment trackers, whose packages must be "
+        "installed.",
     )
     resume: bool = option(False, help="Continue from the last checkpoint in --out.")
     dry_run: bool = option(False, help="Estimate memory, tokens and time without training.")

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from core import words
 from core.errors import Cancelled
-from core.retrain import diagnostics, results
+from core.retrain import diagnostics, results, tracking
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
@@ -177,7 +177,7 @@ class OneDevice(TrainingArguments):
 def arguments(
     spec: RetrainSpec, settings: Settings, folder: Path, device: torch.device
 ) -> TrainingArguments:
-    """Return Trainer's arguments: one device and no reports; `StepWatcher` drives the steps."""
+    """Return Trainer's arguments for one device; `StepWatcher` drives the steps."""
     # Fused AdamW updates all weights in one pass instead of several.
     fused = device.type in ("cuda", "cpu") and torch.__version__ >= "2.4"
     schedules = {"constant": "constant_with_warmup"}
@@ -197,7 +197,9 @@ def arguments(
         seed=spec.seed,
         logging_strategy="no",
         save_strategy="no",
-        report_to="none",
+        report_to=list(spec.report_to) or "none",
+        run_name=Path(spec.out).resolve().name,
+        project=tracking.PROJECT,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -277,18 +279,18 @@ class StepWatcher(TrainerCallback):
         step = state.global_step
         speed = self.trainer.tokens / max(self.training_s, 1e-9)
         loss, lr, grad_norm = self._step
-        results.report(
-            self.progress,
-            Step(
-                step=step,
-                loss=loss,
-                lr=lr,
-                grad_norm=grad_norm,
-                tokens=self.trainer.tokens,
-                tokens_per_s=speed,
-                memory_mib=self.memory(),
-            ),
+        done = Step(
+            step=step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=self.trainer.tokens,
+            tokens_per_s=speed,
+            memory_mib=self.memory(),
         )
+        results.report(self.progress, done)
+        if args.report_to:
+            self.trainer.log(tracking.of_step(done))
         for finding in [] if grad_norm is None else self.watch.feed(step, loss, grad_norm):
             self.note(finding)
         try:
@@ -333,16 +335,16 @@ class StepWatcher(TrainerCallback):
         loss = self.measure()
         self.after = (step, loss)
         result = Recovery(self.dense, self.before, loss)
-        results.report(
-            self.progress,
-            Evaluation(
-                step=step,
-                heldout_loss=loss if math.isfinite(loss) else None,
-                heldout_loss_dense=self.dense,
-                heldout_loss_before=self.before,
-                recovered=result.recovered,
-            ),
+        found = Evaluation(
+            step=step,
+            heldout_loss=loss if math.isfinite(loss) else None,
+            heldout_loss_dense=self.dense,
+            heldout_loss_before=self.before,
+            recovered=result.recovered,
         )
+        results.report(self.progress, found)
+        if self.trainer.args.report_to and step:  # trackers begin with the training
+            self.trainer.log(tracking.of_evaluation(found))
         share = (
             ""
             if result.recovered is None

@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from peft import PeftModel
 from retrain_helpers import execute, summary
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers.integrations import integration_utils
 
 from core.checkpoint import locate
-from core.retrain import estimate, fused, history, rows, session, trainer, weights
+from core.retrain import estimate, fused, history, rows, session, tracking, trainer, weights
 from core.retrain.encoders import FileTokenizer
 from core.retrain.results import Summary
 from core.retrain.spec import RetrainSpec
@@ -435,3 +438,56 @@ def test_kill_9_loses_only_the_steps_since_the_last_checkpoint(lora, options, tm
     assert execute(**options, resume=True) == 0
     assert_equal_adapters(out, lora)
     assert summary(out)["recovered"] == summary(lora)["recovered"]
+
+
+class Tracker(TrainerCallback):
+    """Stands for the callback of a tracker: keeps what it is told."""
+
+    told: ClassVar[list] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.told.append((args.run_name, os.environ["WANDB_PROJECT"]))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.told.append((state.global_step, logs))
+
+
+def test_a_tracker_is_told_what_the_metrics_say(options, tmp_path, monkeypatch):
+    out, told = Path(options["out"]), []
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.setattr(tracking, "is_installed", lambda name: True)
+    monkeypatch.setattr(Tracker, "told", told)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    assert execute(**{**options, "steps": 2, "eval_every": 1, "report_to": ("wandb",)}) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert told[0] == (out.name, "depthcut")
+    steps = {step: logs for step, logs in told[1:] if "loss" in logs}
+    evaluated = {step: logs for step, logs in told[1:] if "eval_loss" in logs}
+    assert set(steps) == set(evaluated) == {1, 2}
+    for line in lines:
+        if "loss" in line:
+            said = steps[line["step"]]
+            assert (said["loss"], said["learning_rate"]) == (line["loss"], line["lr"])
+            assert (said["grad_norm"], said["tokens"]) == (line["grad_norm"], line["tokens"])
+        elif line.get("event") == "eval" and line["step"]:
+            assert evaluated[line["step"]]["eval_loss"] == line["heldout_loss"]
+
+
+def test_a_tracker_that_cannot_be_used_is_one_sentence(options, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "is_installed", lambda name: False)
+    assert execute(**options, report_to=("trackio",)) == 2
+    expected = "--report-to: the package trackio is not installed. Install it with: pip install"
+    assert expected in capsys.readouterr().err
+
+    class UsageError(Exception):
+        __module__ = "wandb.errors"
+
+    def refuse(self, *arguments, **more):
+        raise UsageError("api_key not configured (no-tty).\nCall wandb login")
+
+    monkeypatch.setattr(tracking, "is_installed", lambda name: True)
+    monkeypatch.setattr(Tracker, "on_train_begin", refuse)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    assert execute(**{**options, "steps": 1, "report_to": ("wandb",)}) == 2
+    said = capsys.readouterr().err
+    assert "wandb could not be used: api_key not configured (no-tty). Call wandb login." in said
