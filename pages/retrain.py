@@ -38,7 +38,7 @@ OPTIONS = {
     "Training": (
         ("epochs", "batch", "micro_batch", "warmup"),
         ("schedule", "weight_decay", "clip", "eval_every"),
-        ("seed", "merge_dtype"),
+        ("seed", "merge_dtype", "report_to"),
     ),
     "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
     "Distillation": (("distil", "kl_weight"),),
