@@ -247,11 +247,9 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
                 if st.button("Make it the active checkpoint", icon=":material/check:"):
                     state.set_checkpoint(found.id)
                     st.rerun()
-            elif found.is_plan and st.button(
-                "Open this plan on the Prune page", icon=":material/content_cut:", type="primary"
-            ):
+            elif found.is_plan:
                 where = {"drop": to_text(found.dropped), "model": scene.study.dense.id}
-                st.switch_page("pages/prune.py", query_params=where)
+                frame.step("prune", "Open this plan on the Prune page", where)
             st.download_button(
                 "plan.json" if found.dropped else "figures.json",
                 lambda: pd.Series(row.to_dict()).to_json(indent=2),

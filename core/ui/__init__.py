@@ -2,14 +2,14 @@
 
 frame.start(title)                 page setup and sidebar; call first on every page
 frame.link(page, label)            a link to another page
-frame.step(page, label)            the same as the page's main button
+frame.step(page, label)            the same, as the page's main button
 state.workspace()                  the workspace of this dashboard
 state.active_checkpoint()          the active checkpoint; if there is none, asks for one and stops
 state.set_checkpoint(name)         make a checkpoint the active one
 state.inspect(name)                its CheckpointInfo, cached; shows the error and stops
-state.use_settings(record)         keep a run's settings for the page that launches such runs
+forms.Form(command, checkpoint)    widgets of a command's options, which keep their values
 runs.launch_once(command, values)  start a run; a second click, in any tab, starts nothing
 runs.show(run_id)                  a run's live progress, cancel, log and command
 runs.pick(command, runs, label)    choose among past runs; kept in the URL as ?run=
-widgets.fields(spec_class, names)  widgets from a spec's fields, with its help texts
+form.fields(spec_class, names)     widgets from a spec's fields, with its help texts
 """

@@ -214,7 +214,10 @@ class Form:
         more["value"] = None if start is _ABSENT else start
         given = at.number_input(plain(label), low, high, **bound, **_escaped(more))
         given = None if given is None else kind(given)
-        return self._note(field, label, given, default)
+        self._note(field, label, given, default)
+        if given is None and "placeholder" in more:
+            self.drawn[field] = (label, more["placeholder"], self.drawn[field][2])
+        return given
 
     def select(
         self, field: str, label: str, options: Sequence[Any], default: Any = None, at: Any = st,

@@ -50,7 +50,7 @@ def start(title: str) -> None:
         for script, label, icon in PAGES.values():
             st.page_link(script, label=plain(label), icon=icon)
         st.divider()
-        _model(model)
+        _model(model, settings=title != "Home")
         _status()
     if title != "Home":
         st.title(plain(title))
@@ -79,18 +79,35 @@ def link(page: str, label: str = "") -> None:
     st.page_link(script, label=plain(label or name), icon=icon)
 
 
-def step(page: str, label: str) -> None:
-    """Draw the page's main button, which opens the next page of the workflow."""
+MAIN = """<style>
+[class*="st-key-step_"] a {
+  background: light-dark(#0072B2, #56B4E9); padding: .45rem .9rem; border-radius: 8px;
+}
+[class*="st-key-step_"] a:hover { filter: brightness(1.08); }
+[class*="st-key-step_"] a p, [class*="st-key-step_"] a span {
+  color: light-dark(#FFFFFF, #11161C) !important;
+}
+</style>"""
+"""A link that looks like a primary button, in the colours of the themes."""
+
+
+def step(page: str, label: str, query: dict[str, str] | None = None) -> None:
+    """Draw the page's main link, which looks like a button and opens another page.
+
+    The browser goes there itself and stops the timers of the page that it leaves; after
+    `st.switch_page` one of them could run for the old page and clear the new one.
+    """
     script, _, icon = PAGES[page]
-    if st.button(plain(label), type="primary", icon=icon, key=f"step_{page}"):
-        st.switch_page(script)
+    with st.container(key=f"step_{page}", width="content"):
+        st.html(MAIN)
+        st.page_link(script, label=plain(label), icon=icon, query_params=query)
 
 
-def _model(name: str) -> None:
+def _model(name: str, *, settings: bool) -> None:
     st.caption("Active checkpoint")
     short = name if len(name) < 30 else "…" + name[-28:]
     st.markdown(code(short) if name else "none yet")
-    if name:
+    if name and settings:
         st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 

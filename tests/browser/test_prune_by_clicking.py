@@ -118,6 +118,13 @@ def walk(visit, server, folder, calibration, drop):
     page.get_by_text("AutoModelForCausalLM.from_pretrained").first.wait_for()
     visitor.settle()
     assert str(variant) in page.get_by_test_id("stMain").inner_text()
+
+    visitor.turn_to("Jobs")  # settings are used again, and survive a refresh
+    page.locator(f'a[href*="again={scores.name}"]').click()
+    page.get_by_role("button", name="Score the blocks").wait_for()
+    page.reload()
+    visitor.settle()
+    assert page.locator('input[aria-label="Samples"]').input_value() == "3"
     return rows, variant
 
 
