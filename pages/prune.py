@@ -192,7 +192,7 @@ def part_pills(pad: Pad, info: headers.CheckpointInfo, part: str, label: str) ->
     offered = [b for b in range(info.blocks) if b not in pad.drop and b not in getattr(gone, part)]
     key = pad.key(part)
     st.pills(
-        f"Blocks that lose their {label} in plan {plain(pad.active)}",
+        f"Blocks that lose their {plain(label)} in plan {plain(pad.active)}",
         offered,
         selection_mode="multi",
         **prune_pad.shown(key, [b for b in getattr(pad.removal, part) if b in offered], "default"),
