@@ -157,6 +157,8 @@ def _write(content: Content, path: Path, progress: Progress) -> None:
             if tensor.source:
                 entry = entries[tensor.source]
                 data = Streamed(tensor, content.checkpoint.folder, entry, written)
+            elif tensor.zeros:
+                data = _zeros(tensor.bytes)
             else:
                 data = _array(content.layout.rope_factors)
             writer.write_tensor_data(data)
@@ -164,6 +166,13 @@ def _write(content: Content, path: Path, progress: Progress) -> None:
         os.fsync(writer.fout[0].fileno())
     finally:
         writer.close()
+
+
+def _zeros(count: int) -> Any:
+    """Return ``count`` bytes of 0, which are weights of 0 in every type."""
+    import numpy as np
+
+    return np.zeros(count, dtype=np.uint8)
 
 
 def _array(values: tuple[float, ...]) -> Any:

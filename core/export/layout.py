@@ -1,7 +1,9 @@
 """Which tensors and hyperparameters a GGUF file of a checkpoint has; headers only, no torch.
 
 `core.checkpoint.llama_cpp` chooses the architecture. ``deci`` rotates queries and keys as ``llama``
-does, so their rows are reordered alike. transformers rotates the two halves of a head
+does, so their rows are reordered alike. Its blocks may lack attention (no heads); where the MLP is
+missing, the file has one of `_ZERO_WIDTH` neurons whose weights are zero, because llama.cpp drops
+the output of attention in a block without neurons. transformers rotates the two halves of a head
 (``rotate_half``); llama.cpp's ``llama`` rotates neighbouring rows, so row i of the first half and
 row i of the second are stored next to each other. Its ``qwen2`` and ``qwen3`` rotate halves as
 transformers does.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.checkpoint import contents, families, llama_cpp
@@ -31,6 +33,8 @@ ALIGNMENT = 32
 """Bytes; every tensor of a GGUF file starts at a multiple."""
 _INTERLEAVED = ("llama", "deci")
 """Architectures that rotate neighbouring rows."""
+_ZERO_WIDTH = 32
+"""Neurons of an MLP of zeros: one group of q8_0."""
 _READABLE = ("float32", "float16", "bfloat16", "float64")
 _TOP = {
     "model.embed_tokens": "token_embd",
@@ -59,11 +63,13 @@ class OutTensor:
     name: str
     """In llama.cpp's terms, e.g. ``blk.3.attn_q.weight``."""
     source: str
-    """The checkpoint's tensor; empty for one that is computed."""
+    """The checkpoint's tensor; empty for one that is computed, or all zeros."""
     shape: tuple[int, ...]
     type: Type
     heads: int = 0
     """Heads whose rows are reordered; 0 leaves the rows as they are."""
+    zeros: bool = False
+    """Whether all weights are zero: a part that the checkpoint does not have."""
 
     @property
     def bytes(self) -> int:
@@ -117,6 +123,10 @@ def plan(config: Mapping[str, Any], index: TensorIndex | None, kind: Type) -> La
     architecture, why = llama_cpp.architecture(config, used)
     rotary = rope.read(config, architecture)
     tensors = tuple(_tensors(used, kind, architecture, blocks))
+    if not all(block.heads and block.neurons for block in blocks):
+        stored_blocks = blocks
+        blocks = tuple(_filled(number, block) for number, block in enumerate(blocks))
+        tensors = (*_of_parts(tensors, stored_blocks), *_zeros(config, stored_blocks, blocks, kind))
     if rotary.factors:
         freqs = OutTensor("rope_freqs.weight", "", (len(rotary.factors),), "f32")
         tensors = (*tensors, freqs)
@@ -125,6 +135,7 @@ def plan(config: Mapping[str, Any], index: TensorIndex | None, kind: Type) -> La
     notes = [*window_notes, *rotary.notes, *_row_notes(tensors, kind)]
     if family.name == "mistral" and architecture == "llama":
         notes.append("llama.cpp runs Mistral as architecture llama.")
+    notes += _zero_notes(tensors)
     vocab = used["model.embed_tokens.weight"][0]
     return Layout(architecture, kind, why, values, tensors, rotary.factors, vocab, tuple(notes))
 
@@ -160,6 +171,45 @@ def _tensors(
         yield OutTensor(name, source, shape, _type_of(shape, kind), heads)
 
 
+def _filled(number: int, block: BlockSizes) -> BlockSizes:
+    """Return the sizes that a block has in the file, where it lacks a part.
+
+    llama.cpp reads the width of all heads off block 0, so that one keeps a head, of zeros.
+    """
+    if not block.neurons:
+        return replace(block, neurons=_ZERO_WIDTH)
+    return replace(block, heads=1, kv_heads=1) if not block.heads and number == 0 else block
+
+
+def _of_parts(tensors: Sequence[OutTensor], blocks: Sequence[BlockSizes]) -> Iterator[OutTensor]:
+    """Yield the tensors that llama.cpp reads: no attention norm of blocks without attention."""
+    bare = {f"blk.{b}.attn_norm.weight" for b, block in enumerate(blocks) if not block.heads and b}
+    yield from (tensor for tensor in tensors if tensor.name not in bare)
+
+
+def _zeros(
+    config: Mapping[str, Any],
+    stored: Sequence[BlockSizes],
+    filled: Sequence[BlockSizes],
+    kind: Type,
+) -> Iterator[OutTensor]:
+    """Yield tensors of zeros for what ``filled`` has and ``stored`` does not."""
+    hidden, width = families.setting(config, "hidden_size"), families.setting(config, "head_dim")
+    for number, (had, has) in enumerate(zip(stored, filled, strict=True)):
+        shapes: dict[str, tuple[int, int]] = {}
+        if has.heads > had.heads:
+            rows = has.heads * width
+            shapes |= {name: (rows, hidden) for name in ("attn_q", "attn_k", "attn_v")}
+            shapes["attn_output"] = (hidden, rows)
+        if has.neurons > had.neurons:
+            shapes |= {name: (has.neurons, hidden) for name in ("ffn_gate", "ffn_up")}
+            shapes["ffn_down"] = (hidden, has.neurons)
+        for name, shape in shapes.items():
+            yield OutTensor(
+                f"blk.{number}.{name}.weight", "", shape, _type_of(shape, kind), zeros=True
+            )
+
+
 def _place(source: str) -> tuple[int, str]:
     block = families.block_of(source)
     return (-1 if block is None else block, source)
@@ -170,6 +220,23 @@ def _type_of(shape: families.Shape, kind: Type) -> Type:
     if len(shape) == 1:
         return "f32"
     return "f16" if kind == "q8_0" and shape[-1] % QUANT_BLOCK else kind
+
+
+def _zero_notes(tensors: Sequence[OutTensor]) -> list[str]:
+    mlp = sum(tensor.zeros and "ffn_down" in tensor.name for tensor in tensors)
+    head = any(tensor.zeros and "attn_q" in tensor.name for tensor in tensors)
+    notes = []
+    if mlp:
+        notes.append(
+            f"{mlp:,} block{'s' * (mlp > 1)} without an MLP: the file has {_ZERO_WIDTH} neurons of "
+            "zeros there, as llama.cpp cannot run attention alone."
+        )
+    if head:
+        notes.append(
+            "Block 0 has no attention: the file has one head of zeros there, as llama.cpp reads "
+            "the width of all heads off that block; it takes a key/value cache."
+        )
+    return notes
 
 
 def _row_notes(tensors: Sequence[OutTensor], kind: Type) -> list[str]:

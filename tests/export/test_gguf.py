@@ -11,10 +11,12 @@ import torch
 
 from core.__main__ import main
 from core.checkpoint import locate
-from core.errors import Cancelled, OutputError
+from core.checkpoint.drop import Removal
+from core.errors import Cancelled, CheckpointError, OutputError
 from core.export import gguf_file
 from core.export.results import Export
 from core.model.loading import load_model, load_tokenizer
+from core.prune import depth
 from core.prune.results import Pruning
 from core.runs.progress import Progress
 from core.runs.workspace import read_run
@@ -123,6 +125,24 @@ def test_every_family(llama_cpp, tiny_dir, tmp_path, name):
     with llama_cpp(tmp_path / "model.gguf", context=256) as engine:
         assert engine.tokenize(TEXT) == tokenizer.encode(TEXT)
         compare(engine, model, long)
+
+
+@pytest.mark.parametrize("name", ["gqa", "qwen2"])
+def test_blocks_without_a_part(llama_cpp, tiny_dir, tmp_path, name):
+    """Also without attention in block 0, off which llama.cpp reads the width of all heads."""
+    folder = tmp_path / "cut"
+    depth.prune(tiny_dir(name), Removal((1,), (0, 3), (2,)), folder)
+    content = export(folder, tmp_path / "model.gguf")
+    assert content.layout.architecture == "deci"
+    assert content.layout.values["attention.head_count"] == [1, 4, 0, 4]
+    assert content.layout.values["feed_forward_length"] == [48, 32, 48, 48]
+    model, tokenizer = load_model(folder, CPU, torch.float32), load_tokenizer(folder)
+    ids = tokenizer.encode(TEXT)[:15]  # within the sliding window
+    with llama_cpp(tmp_path / "model.gguf") as engine:
+        compare(engine, model, ids)
+    depth.prune(tiny_dir("qwen3"), Removal((), (3,)), tmp_path / "qwen3")
+    with pytest.raises(CheckpointError, match=r"parts \(no attention in 3\), and its only"):
+        gguf_file.describe(locate.open(str(tmp_path / "qwen3")), "f32")
 
 
 def test_the_command_writes_a_file_or_a_run(tiny_gqa, tmp_path, capsys, monkeypatch):
