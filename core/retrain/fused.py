@@ -40,13 +40,18 @@ _CACHES = ("cache", "past_key_values")
 def install(model: Any) -> int:
     """Install the hand-written layers in ``model`` (also under peft); return how many there are.
 
-    Returns 0 and leaves the model unchanged if it is not supported (`core.retrain.layers`) or if
+    A layer without attention or without an MLP keeps the code of its checkpoint. Returns 0 and
+    leaves the model unchanged if it is not supported (`core.retrain.layers`) or if
     its attention is not torch's scaled_dot_product_attention.
     """
     config = model.config
     if unsupported(config.to_dict()) or config._attn_implementation != "sdpa":
         return 0
-    layers = causal_of(model).model.layers
+    layers = [
+        layer
+        for layer in causal_of(model).model.layers
+        if layer.self_attn is not None and layer.mlp is not None
+    ]
     for layer in layers:
         layer.forward = _fused_forward(layer, layer.forward)
     return len(layers)
