@@ -161,7 +161,7 @@ def searched(record: RunRecord, dense: float | None, note: str) -> None:
         st.subheader("Perplexity without attention or MLP")
         figure = charts.sublayer_bars(charts.table(parts), dense)
         st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
-        say.caption(f"{note} Sublayers are only ranked here; pruning removes whole blocks.")
+        say.caption(f"{note} The criterion sublayers of the Prune page removes the cheapest.")
 
 
 def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
