@@ -172,7 +172,7 @@ def _tensors(
 
 
 def _filled(number: int, block: BlockSizes) -> BlockSizes:
-    """Return the sizes that a block has in the file, where it lacks a part.
+    """Return the sizes of a block in the file: those of a part that it lacks are filled in.
 
     llama.cpp reads the width of all heads off block 0, so that one keeps a head, of zeros.
     """
