@@ -54,7 +54,7 @@ elif not pruned:
 else:
     st.markdown(
         f"{len(pruned):d} pruned {'variant' if len(pruned) == 1 else 'variants'} so far; "
-        f"the latest is {code(pruned[0].name)}. Retrain, evaluate or compare them."
+        f"the latest is {code(state.names().run(pruned[0]))}. Retrain, evaluate or compare them."
     )
     with st.container(horizontal=True):
         frame.link("retrain", "Retrain a variant")

@@ -393,6 +393,7 @@ def _workspace(folder: Path) -> None:
     from core.runs.spec import build
     from core.runs.workspace import Workspace
     from core.study import study
+    from core.study.names import names
 
     book = folder / "prune-1" / ".run"
     book.mkdir(parents=True)
@@ -406,9 +407,7 @@ def _workspace(folder: Path) -> None:
         record.log_tail()
         record.metrics()
         where.children(record)
-        history.run_label(record)
-        history.label_of(record)
-        history.comparison([record])
+        history.comparison([record], names([record]).run)
         history.same_parent([record], record)
         try:
             build(commands.get(record.command).spec_class, record.spec)

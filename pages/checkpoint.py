@@ -34,7 +34,7 @@ tiles[3].metric(
 study_form.panel(name)
 heal_form.of_folder(Path(info.path))
 st.subheader("Where the parameters are")
-st.plotly_chart(
+widgets.chart(
     parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."
 )
 st.caption("Counted from config.json and the safetensors headers; no weights were loaded.")

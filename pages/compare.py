@@ -22,7 +22,18 @@ from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
 from core.study.settings import Settings
-from core.ui import compare_launch, export, findings, forms, frame, heal_form, report, say, state
+from core.ui import (
+    compare_launch,
+    export,
+    findings,
+    forms,
+    frame,
+    heal_form,
+    report,
+    say,
+    state,
+    widgets,
+)
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -31,12 +42,7 @@ ASKED: Any = "query-params"
 def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
     """Draw a chart with its caption; offer its data as CSV and the chart as a web page."""
     name = key.rstrip("0123456789").rstrip("_")
-    event = st.plotly_chart(
-        figure,
-        key=key,
-        config={"toImageButtonOptions": {"scale": 3, "filename": name}},
-        **more,
-    )
+    event = widgets.chart(figure, key, **more)
     with st.container(horizontal=True, vertical_alignment="center"):
         say.caption(note)
         for label, kind, make in (
@@ -69,13 +75,19 @@ def looked_at(known: Study) -> Scene:
         help="Perplexities are comparable only for the same text, window and BOS setting.",
     )
     benches = {b.id: b for b in known.benchmarks}
+    newest, seen = next(iter(benches), ""), st.session_state.get("bench_newest")
+    if newest and seen is not None and newest != seen:  # one has finished on this page
+        st.session_state["bench"] = [newest, *st.session_state.get("bench", ())]
+    st.session_state["bench_newest"] = newest
     chosen = columns[1].multiselect(
         "Benchmark runs",
         list(benches),
         default=list(benches)[:1],
         key="bench",
         bind=ASKED,
-        format_func=lambda run: compare_view.run_label(benches[run]),
+        format_func=lambda run: compare_view.run_label(
+            benches[run], state.names().run(benches[run].record)
+        ),
         placeholder="none",
         help="The variants of one run were measured side by side. If a point was measured twice, "
         "the newer measurement counts.",
@@ -236,10 +248,10 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
         if found.kind in ("dense", "depth") and dense:
             strip = block_strip(dense.blocks, {"A": found.dropped})
             strip.update_yaxes(visible=False)
-            st.plotly_chart(strip, key="chosen_strip", alt="Blocks kept and dropped.")
+            widgets.chart(strip, key="chosen_strip", alt="Blocks kept and dropped.")
         own = None if found.is_plan else info_of(found)
         if found.kind == "width" and own:
-            st.plotly_chart(parameter_bars(own), key="chosen_width", alt="Parameters by block.")
+            widgets.chart(parameter_bars(own), key="chosen_width", alt="Parameters by block.")
         if found.healed:
             heal_form.of_folder(found.folder)
         with st.container(horizontal=True):
@@ -253,7 +265,8 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
             st.download_button(
                 "plan.json" if found.dropped else "figures.json",
                 lambda: pd.Series(row.to_dict()).to_json(indent=2),
-                f"{found.label}.json", "application/json", on_click="ignore",
+                widgets.file_name(found.label, ending=".json"), "application/json",
+                on_click="ignore",
             )  # fmt: skip
         if found.folder:
             with st.expander("Runs in", icon=":material/dns:"):
@@ -322,7 +335,15 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
     table = [r.to_dict() for r in rows]
     frame_ = pd.DataFrame(table).drop(columns=["key", "series", "parent"])
     frame_["dropped"] = frame_["dropped"].map(to_text)
-    st.dataframe(frame_.dropna(axis=1, how="all"), hide_index=True)
+    guessed = frame_["kind_of_cost"] == "estimated"
+    if not guessed.all():
+        st.dataframe(frame_[~guessed].dropna(axis=1, how="all"), hide_index=True)
+    if guessed.any():
+        st.caption(
+            "Estimated cost, from shapes and this device's rates, scaled by what was measured of "
+            "the dense model if it was:"
+        )
+        st.dataframe(frame_[guessed].dropna(axis=1, how="all"), hide_index=True)
     points = [r.row() for r in scene.rows]
     large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
              for v in b.summary.variants if v.largest_batch]  # fmt: skip
@@ -368,7 +389,7 @@ if sentence:
         say.bullets(details)
 scene = looked_at(known)
 for problem in scene.problems():
-    say.warning(problem)
+    say.warning(state.names().in_words(problem))
 settings = forms.kept(name).settings
 cell, ratio = point_of(scene, settings.ratio)
 budget = budget_of(settings)

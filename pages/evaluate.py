@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from core.data.calibration import SOURCE_HELP
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import by_content, command
+from core.evaluate import estimate as work
 from core.evaluate import tables as view
 from core.evaluate.by_content import Evaluated, Measure
-from core.evaluate.spec import EvaluateSpec
+from core.evaluate.spec import EvaluateSpec, with_texts
 from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
@@ -28,6 +29,10 @@ from core.ui import chat_note, forms, frame, paging, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
+USUAL_TOKENS = 32_768
+"""Of each text, unless more is asked for: 256 windows of 128 tokens."""
+SHOWN = 10
+"""Questions on a page; each opens with a click."""
 TOGETHER = 24
 """Checkpoints beside the dense one in a table and a chart; of more, one page at a time."""
 
@@ -56,6 +61,14 @@ def options(form: forms.Form) -> dict[str, Any]:
         "every window, which then has one token more.",
     )  # fmt: skip
     form.offer("perplexity", many=True)
+    parts = [USUAL_TOKENS, 4 * USUAL_TOKENS, 0]
+    asked = form.value("max_tokens", USUAL_TOKENS) or 0
+    most = form.select(
+        "max_tokens", "Part of each text", [*parts, *({asked} - {*parts})], USUAL_TOKENS,
+        format_func=lambda tokens: f"the first {tokens:,} tokens" if tokens else "the whole text",
+        help="Part of a text is faster, with a larger standard error, which the results show. Only "
+        "results on the same part compare.",
+    )  # fmt: skip
     columns = st.columns([2, 1, 1])
     tasks = form.several(
         "tasks", "Tasks", view.task_choices(), at=columns[0], free=True, placeholder="none",
@@ -82,6 +95,7 @@ def options(form: forms.Form) -> dict[str, Any]:
         "perplexity": view.texts_of(texts),
         "window": parse_numbers(window, "--window"),
         "bos": bos,
+        "max_tokens": most or None,
         "tasks": tuple(tasks),
         "task_dir": folder,
         "allow_task_code": code,
@@ -128,12 +142,13 @@ def launcher(known: Study) -> None:
         values["fresh"] = st.session_state.get("eval_fresh", False)
         for one in chosen:
             named = {"checkpoint": name_of(present[one]), "out": "DIR"}
-            specs[one] = build(EvaluateSpec, {**values, **named})
+            specs[one] = capped(build(EvaluateSpec, {**values, **named}), present[one])
         estimates = [command.dry_run(spec) for spec in specs.values()]
         if not chosen:
             problem = "Choose at least one checkpoint."
         else:
             estimated(estimates)
+            say_parts(known, next(iter(specs.values())))
             lines = [jobs.command_line("evaluate", spec) for spec in specs.values()]
             st.code("\n".join(lines), "bash", wrap_lines=True)
     except DepthcutError as error:
@@ -157,6 +172,34 @@ def launcher(known: Study) -> None:
             started += [record.id] if record else []
         st.session_state["eval_started"] = started
         st.rerun()
+
+
+def capped(spec: EvaluateSpec, variant: Variant) -> EvaluateSpec:
+    """Return the spec without a cap that no text reaches: the result is that of the whole text."""
+    if spec.max_tokens is None or variant.folder is None:
+        return spec
+    texts = with_texts(spec, variant.folder).perplexity
+    sizes = [work.text_tokens(source, variant.folder) for source in texts]
+    short = all(size is not None and size <= spec.max_tokens for size in sizes)
+    return replace(spec, max_tokens=None) if short else spec
+
+
+def say_parts(known: Study, spec: EvaluateSpec) -> None:
+    """Draw which part of the texts is measured, and how certain that will be."""
+    if spec.max_tokens is None or not spec.perplexity:
+        return
+    windows = max(1, spec.max_tokens // spec.window[0])
+    error = view.expected_error(known.runs, spec.perplexity, spec.window[0], windows)
+    certain = (
+        "its standard error is shown with it"
+        if error is None
+        else f"its standard error will be about {error:.1%}, by earlier runs on this text"
+    )
+    say.caption(
+        f"Perplexity is measured on the first {spec.max_tokens:,} tokens of each text ({windows:,} "
+        f"windows); {certain}. Differences from the dense model are more certain: they are paired "
+        "by window."
+    )
 
 
 def estimated(found: list[dict[str, Any]]) -> None:
@@ -200,7 +243,7 @@ def overview(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None
     if tasks:
         st.subheader("By task")
         figure = charts.task_dots(evaluated, tasks, view.chances())
-        st.plotly_chart(figure, key="task_dots", alt="Score of every checkpoint on every task.")
+        widgets.chart(figure, key="task_dots", alt="Score of every checkpoint on every task.")
         say.caption(f"{note} Bars: one standard error. Dotted: chance level, if known.")
 
 
@@ -218,7 +261,7 @@ def skills(known: Study) -> None:
     picked = st.selectbox("Run", list(by_id), key="skill_run", bind=ASKED)
     record, summary, rows = by_id[picked]
     figure = charts.skill_heatmap(rows)
-    st.plotly_chart(figure, key="skills", alt="Change of every task without each block.")
+    widgets.chart(figure, key="skills", alt="Change of every task without each block.")
     limit = summary.limit
     asked = f"the first {limit} questions of each task" if limit else "all questions"
     how = next((skill.prompting.label for skill in summary.skills), "")
@@ -248,17 +291,14 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
     found = view.flips_between(names[first], names[second], tasks[label])
     say.paragraph(view.flip_sentence(found, first, second))
     rows = view.flip_rows(found)
-    for row in rows[:20]:
-        with st.container(border=True):
-            icon = ":material/trending_down:" if row["flip"] == "lost" else ":material/trending_up:"
-            st.markdown(f"{icon} **{plain(row['flip'])}**, question {plain(row['question'])}")
+    for row in paging.page_of(rows, "flips", "questions", SHOWN):
+        icon = ":material/trending_down:" if row["flip"] == "lost" else ":material/trending_up:"
+        with st.expander(f"{plain(row['flip'])}, question {plain(row['question'])}", icon=icon):
             st.text(row["text"] if len(row["text"]) < 700 else "…" + row["text"][-700:])
             st.text(
                 f"correct: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
                 + (f"   (choices: {row['choices']})" if row["choices"] else "")
             )
-    if len(rows) > 20:
-        st.caption(f"Showing the first 20 of {len(rows)}; the CSV file has all of them.")
     if rows:
         downloaded("flips.csv", rows)
 
@@ -280,7 +320,7 @@ def calibration(known: Study) -> None:
         summary = RecipeSummary.read(record.path) or RecipeSummary()
         rows = [asdict(row) for row in CalibrationRow.read(record.path)]
         figure = charts.calibration_grid(rows)
-        st.plotly_chart(figure, key="grid", alt="Calibration text against evaluation text.")
+        widgets.chart(figure, key="grid", alt="Calibration text against evaluation text.")
         say.paragraph(summary.verdict)
         say.caption(" ".join(summary.findings))
         downloaded("calibration.csv", rows)
@@ -308,7 +348,11 @@ def calibration(known: Study) -> None:
         started = runs.launch_once("recipe", values)
         st.session_state["grid_started"] = started.id if started else ""
         st.rerun()
-    runs.show(st.session_state.get("grid_started", ""))
+    runs.show_all(
+        "recipe",
+        started=[st.session_state.get("grid_started", "")],
+        only=lambda record: record.spec.get("name") == "calibration",
+    )
 
 
 def side_by_side(known: Study) -> list[Variant]:
@@ -346,8 +390,7 @@ opened = state.form_is_open("evaluate", empty)
 with form:
     with st.expander("New run", expanded=opened, icon=":material/tune:"):
         launcher(known)
-    for run_id in st.session_state.get("eval_started", []):
-        runs.show(run_id)
+    runs.show_all("evaluate", started=st.session_state.get("eval_started", []))
 if not empty:
     asked = by_content.limits(measured)
     limit = asked[0] if asked else None

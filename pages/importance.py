@@ -103,7 +103,7 @@ def perplexity(values: list[float], dense: float | None, note: str) -> None:
         "Clip outliers", key="zoom_bars", help="Cuts off the tallest bars."
     )
     figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
-    st.plotly_chart(figure, key="ppl_bars", alt="Perplexity without each block.")
+    widgets.chart(figure, key="ppl_bars", alt="Perplexity without each block.")
     say.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
 
 
@@ -120,7 +120,7 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
         help="Blocks that the model cannot do without share the last colour of the scale.",
     )
     figure = charts.sample_heatmap(table, top=top if zoom else None)
-    st.plotly_chart(figure, key="samples", alt="Perplexity of each row without each block.")
+    widgets.chart(figure, key="samples", alt="Perplexity of each row without each block.")
     say.caption(
         f"{note} Compare with the dense row at the top: a cell of the same colour means that this "
         "text hardly needs the block."
@@ -136,7 +136,7 @@ def module_heatmap(weights: Sequence[WeightRow], column: str, title: str, blocks
     even = st.toggle("Compare within each module", key=f"rows_{column}")
     figure = charts.taylor_heatmap(charts.table(weights), column, rows=even, dropped=pad.drop)
     key = f"heat_{column}_{pad.clicks}"
-    st.plotly_chart(
+    widgets.chart(
         figure,
         key=key,
         on_select=lambda: prune_pad.clicked(key, blocks),
@@ -153,14 +153,14 @@ def searched(record: RunRecord, dense: float | None, note: str) -> None:
     if greedy:
         st.subheader("Greedy removal (SLEB)")
         figure = charts.greedy_line(charts.table(greedy), dense)
-        st.plotly_chart(figure, key="greedy", alt="Perplexity after every removal round.")
+        widgets.chart(figure, key="greedy", alt="Perplexity after every removal round.")
         say.caption(
             f"{note} Each round removes the block whose removal increases perplexity least."
         )
     if parts:
         st.subheader("Perplexity without attention or MLP")
         figure = charts.sublayer_bars(charts.table(parts), dense)
-        st.plotly_chart(figure, key="parts", alt="Perplexity without each sublayer.")
+        widgets.chart(figure, key="parts", alt="Perplexity without each sublayer.")
         say.caption(f"{note} The criterion sublayers of the Prune page removes the cheapest.")
 
 
@@ -209,7 +209,7 @@ def results(record: RunRecord) -> None:
             say.caption(note)
     if angular:
         st.subheader("Angular distance")
-        st.plotly_chart(
+        widgets.chart(
             charts.angular_triangle(charts.table(angular)), key="angular", alt="Start x length."
         )
         say.caption(
@@ -222,11 +222,11 @@ def results(record: RunRecord) -> None:
     ):
         if all(getattr(row, column) is not None for row in rows):
             st.subheader(plain(title))
-            st.plotly_chart(charts.score_bars(blocks, column), key=f"bars_{column}", alt=title)
+            widgets.chart(charts.score_bars(blocks, column), key=f"bars_{column}", alt=title)
             say.caption(note)
     st.subheader("All scores")
     if len(charts.scored_columns(blocks)) > 1:
-        st.plotly_chart(
+        widgets.chart(
             charts.agreement_heatmap(blocks),
             key="agreement",
             alt="Rank agreement of the criteria.",
@@ -237,6 +237,11 @@ def results(record: RunRecord) -> None:
     frame.step("prune", "Next: choose blocks to drop")
 
 
+def label(record: RunRecord) -> str:
+    """Return the label of an importance run in a list."""
+    return known.label_of(record, state.names().run(record))
+
+
 frame.start("Importance")
 name = state.active_checkpoint()
 info = state.inspect(name)
@@ -244,9 +249,9 @@ found = known.scored_runs(state.workspace(), info)
 opened = state.form_is_open("importance", not found)
 with st.expander("New run", expanded=opened, icon=":material/tune:"):
     watched = launcher(name, info)
-runs.show(watched)
+runs.show_all("importance", started=[watched])
 if found:
-    record = runs.pick("importance", found, "Results of", newest=watched, name=known.label_of)
+    record = runs.pick("importance", found, "Results of", newest=watched, name=label)
     if record:
         results(record)
 else:

@@ -35,7 +35,7 @@ def run_list() -> None:
         st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")
         return
     states = sorted({r.state for r in records})
-    filters = st.columns(2)
+    filters = st.columns([2, 2, 1, 1])
     wanted = filters[0].pills(
         "State", states, selection_mode="multi", key="jobs_states", format_func=plain
     )
@@ -43,16 +43,32 @@ def run_list() -> None:
     kinds = filters[1].pills(
         "Command", commands, selection_mode="multi", key="jobs_commands", format_func=plain
     )
+    tags = sorted({tag for r in records for tag in r.remarks.tags})
+    tagged = filters[2].multiselect("Tags", tags, key="jobs_tags", format_func=plain)
+    text = filters[3].text_input("Search", key="jobs_text", placeholder="name, tag or note")
+    starred = filters[3].toggle("Starred", key="jobs_starred")
     kept = [
         r
         for r in records
-        if (not wanted or r.state in wanted) and (not kinds or r.command in kinds)
+        if (not wanted or r.state in wanted)
+        and (not kinds or r.command in kinds)
+        and set(tagged) <= set(r.remarks.tags)
+        and (r.remarks.starred or not starred)
+        and has_text(r, text)
     ]
+    if not kept:
+        st.info("No run matches these filters.")
     for record in kept:
         if record.id == asked:
             job_cards.card(record, records, opened=True)
     for record in paging.page_of([r for r in kept if r.id != asked], "page", "runs"):
         job_cards.card(record, records)
+
+
+def has_text(record: RunRecord, text: str) -> bool:
+    """Whether a run's name, id, tags or note have every word of ``text``."""
+    parts = (state.names().run(record), record.id, *record.remarks.tags, record.remarks.note)
+    return all(word in " ".join(parts).lower() for word in text.lower().split())
 
 
 def variant_tree() -> None:
@@ -96,12 +112,12 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     facts.append(size(variant.disk_bytes) if variant.folder or variant.record else "not found")
     lead = LEADS[min(depth, len(LEADS) - 1)]
     text.markdown(
-        f"{lead}**{plain(variant.name)}** :gray[{plain(' · '.join(facts))}]",
+        f"{lead}**{plain(variant.label)}** :gray[{plain(' · '.join(facts))}]",
         help=plain(variant.folder) if variant.folder and not variant.record else None,
     )
     with buttons.container(horizontal=True, horizontal_alignment="right"):
         if variant.record:
-            merging.button(variant.record, "tree")
+            merging.draw(variant.record, "tree")
         if variant.folder and st.button(
             "Use", key=f"use_{variant.id}", help="Make it the active checkpoint."
         ):

@@ -31,6 +31,7 @@ from core.ui import (
     say,
     search_form,
     state,
+    widgets,
     width_form,
 )
 from core.ui.prune_pad import PLANS, Pad
@@ -55,7 +56,7 @@ def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
         "Scores",
         list(found),
         key="pad_run",
-        format_func=lambda run: prune_view.label_of(found[run]),
+        format_func=lambda run: prune_view.label_of(found[run], state.names().run(found[run])),
         help="Importance run whose scores rank the blocks.",
     )
     return prune_view.known(state.workspace(), info, found[pad.run])
@@ -156,7 +157,7 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
     removal = pad.removal.below(blocks)
     figure = charts.add_part_rows(figure, removal, protected, lacking_parts(known.info))
     key = f"pad_chart_{pad.clicks}"
-    st.plotly_chart(
+    widgets.chart(
         figure,
         key=key,
         on_select=lambda: prune_pad.clicked(key, blocks),
@@ -195,6 +196,7 @@ def part_pills(pad: Pad, info: headers.CheckpointInfo, part: str, label: str) ->
         f"Blocks that lose their {plain(label)} in plan {plain(pad.active)}",
         offered,
         selection_mode="multi",
+        format_func=plain,
         **prune_pad.shown(key, [b for b in getattr(pad.removal, part) if b in offered], "default"),
         key=key,
         on_change=prune_pad.part_picked,
@@ -230,7 +232,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
         if st.button("Measure the curve", icon=":material/play_arrow:"):
             record = runs.launch_once("curve", values)
             pad.curve = record.id if record else pad.curve
-    runs.show(pad.curve)
+    runs.show_all("curve", started=[pad.curve])
 
 
 def comparison(
@@ -239,7 +241,7 @@ def comparison(
     """Draw both plans side by side: their blocks, sizes and known quality."""
     info = known.info
     st.subheader("Two plans side by side")
-    st.plotly_chart(
+    widgets.chart(
         charts.block_strip(info.blocks, pad.plans, protected),
         key="pad_strip",
         alt="Blocks kept and dropped by plan A and plan B.",
@@ -285,7 +287,7 @@ def comparison(
         ):
             pad.change(Removal())
             st.rerun()
-    prune_cost.draw(name, info, pad.plans, int(batch), dtype)
+    prune_cost.draw(name, info, pad.plans, int(batch), dtype, int(context))
 
 
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
@@ -311,7 +313,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     ):
         record = runs.launch_once("prune", values)
         pad.made = record.id if record else pad.made
-    runs.show(pad.made)
+    runs.show_all("prune", started=[pad.made])
     heal_form.result(pad.made)
 
 
@@ -350,7 +352,7 @@ kept_blocks = {
 st.subheader(f"Perplexity as blocks are removed by {plain(pad.criterion)}")
 lines = known.lines(pad.criterion, first, last)
 if lines:
-    st.plotly_chart(
+    widgets.chart(
         charts.curve(lines, kept_blocks, known.dense_ppl),
         key="pad_curve",
         alt=f"Perplexity against blocks removed by {pad.criterion}, with both plans marked.",

@@ -51,12 +51,15 @@ OPTIONS = {
 
 def choose_variant(form: forms.Form) -> str:
     """Draw the choice of what to retrain; return its name."""
-    found = {r.id: history.label_of(r) for r in history.variants(state.workspace())}
+    called = state.names()
+    found = {r.id: called.checkpoint(r.id) for r in history.variants(state.workspace())}
     active = state.current_checkpoint()
-    names = {**found, **({} if not active or active in found else {active: f"active: {active}"})}
+    names = dict(found)
+    if active and active not in found:
+        names[active] = f"active: {called.checkpoint(active)}"
     wanted = form.value("checkpoint")
     if isinstance(wanted, str) and wanted and wanted not in names:
-        names = {wanted: f"folder: {wanted}", **names}
+        names = {wanted: f"folder: {called.checkpoint(wanted)}", **names}
     usual = active if active in found else next(iter(names), None)
     columns = st.columns([2, 1], vertical_alignment="bottom")
     chosen = form.select(
@@ -173,10 +176,10 @@ def launcher() -> str:
 def compare(records: list[RunRecord], record: RunRecord) -> None:
     """Draw all retraining runs of one parent side by side."""
     family = history.same_parent(records, record)
-    table = history.comparison(family)
-    st.subheader(f"Retrained from {plain(history.short(record.spec.get('checkpoint')))}")
+    table = history.comparison(family, state.names().run)
+    st.subheader(f"Retrained from {plain(state.names().of_spec(record))}")
     if table["recovered"].notna().any():
-        st.plotly_chart(charts.recovered_bars(table), key="recovered", alt="Recovered share.")
+        widgets.chart(charts.recovered_bars(table), key="recovered", alt="Recovered share.")
     st.dataframe(
         table,
         hide_index=True,
@@ -202,8 +205,10 @@ one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
 with one:
     with st.expander("New run", expanded=not made or again, icon=":material/tune:"):
         started = launcher()
-    record = runs.pick("retrain", made, "Run", newest=started, name=history.run_label)
+    record = runs.pick("retrain", made, "Run", newest=started)
     if record:
+        shown = record.id
+        runs.show_all("retrain", only=lambda other: other.id != shown)
         retrain_live.show(record)
         export.of_retrained(record)
 with several:

@@ -7,12 +7,13 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.benchmark import analytic, protocol, results
+from core.benchmark.duration import Work
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.results import (
     Largest,
@@ -25,9 +26,10 @@ from core.benchmark.results import (
 )
 from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
-from core.runs import dtypes, processes, warm
+from core.runs import devices, dtypes, processes, warm
 from core.runs.devices import MIB
 from core.runs.spec import DeviceOptions, option
+from core.runs.workspace import Workspace
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
@@ -122,8 +124,30 @@ def check(spec: BenchmarkSpec) -> None:
     variants_of(spec)
 
 
+def _work(
+    spec: BenchmarkSpec, variants: Sequence[Variant], grid: Sequence[Cell], limit_s: float | None
+) -> Work:
+    """Return the visits in estimated seconds, at the rates of the workspace's last benchmark."""
+    rates = results.known_rates(Workspace())
+    return Work(
+        [(v.name, v.info) for v in variants],
+        grid,
+        rates=rates,
+        input_tokens=spec.input_tokens,
+        runs=spec.runs,
+        warmup=spec.warmup,
+        visits=spec.visits,
+        point_limit_s=limit_s,
+    )
+
+
+def limit_of(spec: BenchmarkSpec, device: str) -> float | None:
+    """Return the time limit in seconds, None if there is none."""
+    return spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
+
+
 def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
-    """Return what would be measured and every point's estimated memory (no torch)."""
+    """Return what would be measured, every point's estimated memory, and the time (no torch)."""
     variants = variants_of(spec)
     grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
     rows = []
@@ -138,10 +162,18 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
                 {"variant": variant.name, **dataclasses.asdict(cell), "dtype": dtype, **mib}
             )
     order = protocol.visit_order([v.name for v in variants], spec.visits)
+    limit = limit_of(spec, devices.resolve(spec.device))
+    points = len(variants) * len(grid) * spec.visits
+    work = _work(spec, variants, grid, limit / points if limit and points else None)
     return {
         "order": [name for _, name in order],
         "generations": len(variants) * len(grid) * (spec.runs + spec.warmup),
         "time_limit_s": spec.time_limit_s,
+        "seconds": round(work.total_s, 1),
+        "least_s": round(work.least_s, 1),
+        "seconds_from": "the rates of the last benchmark in this workspace"
+        if results.known_rates(Workspace())
+        else "assumed rates",
         "points": rows,
         "kind": "estimated",
     }
@@ -197,9 +229,11 @@ class Session:
         self.measured_rates: list[analytic.Rates] = []
         can_run_out = device.startswith("cuda") or spec.memory_limit_mib is not None
         self.finds_largest = spec.largest_batch and can_run_out
-        limit = spec.time_limit_s or (CPU_LIMIT_S if device == "cpu" else None)
+        limit = limit_of(spec, device)
         parts = self.total + self.finds_largest * len(self.variants)
         self.cell_limit_s = limit / parts if limit else None
+        self.work = _work(spec, self.variants, self.grid, self.cell_limit_s)
+        self.began, self.skipped_s = time.monotonic(), 0.0
 
     def request(self, variant: Variant, **changes: Any) -> dict[str, Any]:
         """Return a worker's request for one visit."""
@@ -244,7 +278,7 @@ class Session:
         left = [
             c for c in self.grid if visit == 0 or (c in variant.results and c not in known_full)
         ]
-        self.done += len(self.grid) - len(left)
+        self._pass_over(variant, [c for c in self.grid if c not in left])
         find = self.finds_largest and visit == 0
         self.order.append(variant.name)
         warmup = max(1, protocol.share(spec.warmup, spec.visits, visit)) if spec.warmup else 0
@@ -279,7 +313,14 @@ class Session:
                     output_tokens=cell.output_tokens,
                 )
             )
-            self.done += 1
+        self._pass_over(variant, cells)
+
+    def _pass_over(self, variant: Variant, cells: list[Cell]) -> None:
+        """Count points as done that take no time."""
+        before = self.work.done_s
+        self.work.finish(variant.name, cells)
+        self.skipped_s += self.work.done_s - before
+        self.done += len(cells)
 
     def _listen(
         self, request: dict[str, Any], visit: int, variant: Variant, left: list[Cell]
@@ -297,7 +338,8 @@ class Session:
                 assert cell is not None
                 what = f"batch {cell.batch_size}, {cell.output_tokens} tokens"
                 label = f"{variant.name}, visit {visit + 1} of {spec.visits}: {what}"
-                self.progress.step(self.done, self.total, label)
+                left_s = self.work.left_s(time.monotonic() - self.began, self.skipped_s)
+                self.progress.step(self.done, self.total, label, left_s=left_s)
             elif kind == "skipped":
                 assert cell is not None
                 self._skip(variant, [cell])
@@ -349,6 +391,7 @@ class Session:
 
     def _take(self, variant: Variant, result: CellResult) -> None:
         variant.results.setdefault(result.cell, []).append(result)
+        self.work.finish(variant.name, [result.cell])
         self.done += 1
         cell = result.cell
         if result.oom:

@@ -62,13 +62,29 @@ def within(rows: Sequence[Outcome], budget: Budget) -> list[Outcome]:
     return [r for r in rows if not broken(r, budget) and r.kind_of_cost != "did not fit"]
 
 
+COSTS = ("latency_s", "first_token_ms", "per_token_ms", "memory_mib")
+"""Columns that are measured or estimated; a ranking has values of one kind only."""
+
+
+def one_kind(rows: Sequence[Outcome]) -> list[Outcome]:
+    """Return the rows with a measured cost, if there are any, otherwise the estimated ones."""
+    kinds = {
+        kind: [r for r in rows if r.kind_of_cost == kind] for kind in ("measured", "estimated")
+    }
+    return kinds["measured"] or kinds["estimated"]
+
+
 def best(rows: Sequence[Outcome], budget: Budget) -> Outcome | None:
     """Return the best row: the lowest perplexity within the budget.
 
     Ties go to the faster, then to the smaller. None if nothing is within the budget. If no row has
-    a perplexity, the fastest is returned.
+    a perplexity, the fastest is returned. Under a limit on cost, an estimate wins only if no
+    measured row is within it.
     """
     fitting = within(rows, budget)
+    limited = any(budget.limits[name] is not None for name in COSTS if name in budget.limits)
+    if limited or not any(r.ppl for r in fitting):
+        fitting = one_kind(fitting) or fitting
     order = ("ppl", "per_token_ms", "memory_mib", "parameters")
     return min(
         fitting,
@@ -81,8 +97,10 @@ def frontier(rows: Sequence[Outcome], x: str, y: str = "ppl") -> list[Outcome]:
     """Return the Pareto frontier of ``x`` and ``y`` (lower is better), ordered by ``x``.
 
     A row is dominated by one that is as low in both and lower in one; of equal rows the first
-    stays. Rows with an unknown or infinite value are left out.
+    stays. Rows with an unknown or infinite value are left out; of a cost, estimates as well if
+    anything was measured.
     """
+    rows = one_kind(rows) if x in COSTS else rows
     points = [(_figure(r, x), _figure(r, y), r) for r in rows]
     known = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     kept: list[Outcome] = []

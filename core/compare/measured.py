@@ -68,13 +68,20 @@ def costs_of(runs: Iterable[Benchmark]) -> list[Cost]:
 
 
 def with_speedup(costs: Sequence[Cost], dense: str) -> list[Cost]:
-    """Return the costs with ``speedup``: dense latency over this one at the same point."""
-    base = {c.cell: c.latency_s_mean for c in costs if c.id == dense}
+    """Return the costs with ``speedup``: the dense median latency over this one's, at one point.
+
+    The same figure as `core.compare.speed` gives with its noise: a few slow runs move a mean far.
+    """
+    base = {c.cell: _middle(c) for c in costs if c.id == dense}
     result = []
     for cost in costs:
-        over, own = base.get(cost.cell), cost.latency_s_mean
+        over, own = base.get(cost.cell), _middle(cost)
         result.append(replace(cost, speedup=over / own if over and own else None))
     return result
+
+
+def _middle(cost: Cost) -> float | None:
+    return cost.latency_s_p50 or cost.latency_s_mean
 
 
 def estimate(
@@ -107,6 +114,26 @@ def estimate(
         per_token_s=(whole - first) / (made - 1) if made > 1 else None,
         tokens_per_s=batch * made / whole,
     )
+
+
+def rescaled(guess: Cost, real: Cost | None, same: Cost | None) -> Cost:
+    """Return an estimate times what was measured of another model over the estimate of it.
+
+    ``real`` and ``same``: that model's measured and estimated cost at the same point; without them
+    the estimate stays as it is.
+    """
+    if real is None or same is None:
+        return guess
+    changes = {}
+    for name in ("peak_memory_mib", "latency_s_mean", "latency_s_p50", "first_token_s",
+                 "per_token_s"):  # fmt: skip
+        value, over, under = (getattr(cost, name) for cost in (guess, real, same))
+        if value and over and under:
+            changes[name] = value * over / under
+    found = replace(guess, **changes)
+    whole = found.latency_s_mean
+    return replace(found, tokens_per_s=found.batch_size * found.output_tokens / whole) if (
+        whole and found.tokens_per_s) else found  # fmt: skip
 
 
 def cells(costs: Iterable[Cost]) -> list[Cell]:

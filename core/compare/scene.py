@@ -40,7 +40,18 @@ class Scene:
     @functools.cached_property
     def guesses(self) -> tuple[Cost, ...]:
         """Estimated points of candidates that were not measured at a cell."""
-        return tuple(_guesses(self, self.rates.dtype if self.rates else "float32"))
+        return tuple(_guesses(self, self.dtype))
+
+    @property
+    def dtype(self) -> str:
+        """The precision that estimates are for: what the runs computed in, else the rates'."""
+        found = {dtype for bench in self.runs for dtype in bench.summary.dtypes}
+        if len(found) == 1:
+            return found.pop()
+        if self.rates:
+            return self.rates.dtype
+        info = info_of(self.study.dense)
+        return info.compute_dtype if info else "float32"
 
     @property
     def cells(self) -> list[Cell]:
@@ -121,26 +132,35 @@ def _capacity(runs: Sequence[Benchmark]) -> float | None:
 
 
 def _guesses(scene: Scene, dtype: str) -> list[Cost]:
-    """Return estimates for every candidate and cell without a measurement."""
+    """Return estimates for every candidate and cell without a measurement.
+
+    They are scaled by how far the estimate of the dense model is from its measurement there.
+    """
     dense = info_of(scene.study.dense)
     have = {(r.id, r.cell) for r in scene.rows}
+    bases = {
+        r.cell: (r, measured.estimate(dense, scene.rates, r.cell, dtype))
+        for r in scene.rows
+        if dense and r.id == scene.study.dense.id and not r.oom
+    }
     rows = []
     for candidate in scene.found:
         shapes = shapes_of(candidate, dense)
         for cell in scene.cells if shapes else ():
             if (candidate.id, cell) not in have and shapes:
                 named = {"id": candidate.id, "variant": candidate.label}
-                rows.append(measured.estimate(shapes, scene.rates, cell, dtype, **named))
+                guess = measured.estimate(shapes, scene.rates, cell, dtype, **named)
+                rows.append(measured.rescaled(guess, *bases.get(cell, (None, None))))
     base = [r for r in scene.rows if r.id == scene.study.dense.id]
     both = measured.with_speedup([*base, *rows], scene.study.dense.id)
     return [r for r in both if r.estimated]
 
 
-def run_label(bench: Benchmark) -> str:
-    """Return the label of a benchmark run in a list."""
+def run_label(bench: Benchmark, name: str) -> str:
+    """Return the label of a benchmark run called ``name`` in a list."""
     when = time.strftime("%m-%d %H:%M", time.localtime(bench.record.started))
     summary = bench.summary
-    return f"{bench.record.name}: {len(summary.variants)} variants on {summary.device}, {when}"
+    return f"{name}: {summary.device}, {when}"
 
 
 def verdict(row: Outcome | None, budget: choice.Budget, fitting: int) -> tuple[str, str]:

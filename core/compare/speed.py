@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from core.benchmark.results import Cell, Point, TimedRun
 from core.study import Benchmark, Study
 
+NOISY = 0.25
+"""With more noise than this a measurement says nothing about a speed-up: measure again."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -19,8 +22,15 @@ class Speed:
     noise: float
     """Relative uncertainty of the factor: 0.05 means plus or minus 5 %."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the measurement is clear enough to tell any change from none."""
+        return self.noise <= NOISY
+
     def __str__(self) -> str:
         """Return the factor and its noise, e.g. 1.42 x dense (noise 3%), or "no change"."""
+        if not self.is_known:
+            return f"{self.factor:.2f} x dense (too noisy to tell: noise {self.noise:.0%})"
         if abs(self.factor - 1) <= self.noise:
             return f"{self.factor:.2f} x dense (no change beyond the noise of {self.noise:.0%})"
         return f"{self.factor:.2f} x dense (noise {self.noise:.0%})"
@@ -75,12 +85,13 @@ def speeds_at(study: Study, bench: Benchmark, cell: Cell) -> dict[str, Speed]:
 
 
 def _from_points(dense: Point | None, own: Point | None) -> Speed | None:
-    """Return a speed from mean and standard deviation: two standard errors of each, combined."""
+    """Return a speed from medians; its noise is two standard errors of each mean, combined."""
     if not dense or not own or not dense.latency_s_mean or not own.latency_s_mean:
         return None
+    slow, fast = (p.latency_s_p50 or p.latency_s_mean or 0.0 for p in (dense, own))
     shares = [
         2 * (p.latency_s_std or 0) / p.latency_s_mean / p.runs**0.5
         for p in (dense, own)
         if p.latency_s_mean and p.runs
     ]
-    return Speed(dense.latency_s_mean / own.latency_s_mean, sum(s**2 for s in shares) ** 0.5)
+    return Speed(slow / fast, sum(s**2 for s in shares) ** 0.5)

@@ -157,7 +157,7 @@ def _cells(runs: Iterable[tuple[RunRecord, Summary]], content: str) -> dict[Meas
                 limit=None if text.max_tokens is None else text.windows,
             )  # fmt: skip
             twin = next((m for m in found if _same_text(m, measure)), measure)
-            found.setdefault(twin, Cell(text.ppl, None, text.tokens, record, text.source))
+            found.setdefault(twin, Cell(text.ppl, text.stderr, text.tokens, record, text.source))
         for asked in summary.tasks:
             for row in asked.rows:
                 measure = Measure(

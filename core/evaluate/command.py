@@ -15,6 +15,7 @@ from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model, check_template, with_texts
 from core.runs import dtypes, pace
+from core.runs.progress import InParts
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
@@ -93,11 +94,12 @@ def run(spec: EvaluateSpec, run: Run) -> None:
     spec = with_texts(spec, checkpoint.folder)
     session = Session(spec, run)
     loaded = questions.load(session)  # before any work, to report missing data immediately
-    measured = [
-        texts.measure(session, source, window)
-        for source in spec.perplexity
-        for window in spec.window
-    ]
+    run.progress = InParts(run.progress, work.weights(spec, session.info, session.folder))
+    measured = []
+    for source in spec.perplexity:
+        for window in spec.window:
+            run.progress.begin()
+            measured.append(texts.measure(session, source, window))
     texts.write(run, measured)
     asked = questions.measure(session, loaded)
     questions.write(run, asked)

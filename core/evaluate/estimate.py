@@ -11,6 +11,8 @@ from core.checkpoint.tokenizer import SentencePiece, read_tokenizer
 from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.demo import DATA
+from core.evaluate import suites
+from core.evaluate.spec import EvaluateSpec
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
 from core.runs.devices import MIB
@@ -69,6 +71,24 @@ def task_flops(
     length = max(2, letters // max(1, len(asked)) // 4)
     once = forward_flops(info, len(asked), length)
     return once * (1 + ((info.blocks + 1) / 2 if each_block else 0))
+
+
+USUAL_TOKENS, USUAL_QUESTIONS, QUESTION_TOKENS = 300_000, 1000, 100
+"""A text that is not on this machine, a task, and a question with its choices, roughly."""
+
+
+def weights(spec: EvaluateSpec, info: CheckpointInfo, folder: Path) -> list[float]:
+    """Return what each text, each task, and each task without every block takes, in tokens."""
+    found: list[float] = []
+    for source in spec.perplexity:
+        tokens = text_tokens(source, folder) or USUAL_TOKENS
+        found += [min(tokens, spec.max_tokens or tokens)] * len(spec.window)
+    names = suites.expand(spec.tasks)
+    each = (spec.limit or USUAL_QUESTIONS) * QUESTION_TOKENS
+    found += [each] * len(names)
+    if spec.each_block:
+        found += [each * (info.blocks + 1) / 2] * len(names)
+    return found
 
 
 def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:

@@ -151,6 +151,7 @@ def _asked(
     lm = zero_shot.harness_model(session.model, session.tokenizer, batch, progress)
     asked = {}
     for place in places:
+        progress.begin()
         found = zero_shot.ask(
             lm, place, loaded[place.name], session.spec.limit, progress, session.spec.prompting
         )
@@ -184,6 +185,7 @@ def measure_blocks(session: Session, loaded: dict[str, Any]) -> list[BlockCosts]
     late = [place for place in places if place.name not in loaded]
     loaded = loaded | _loaded(session, late)
     for place in places:
+        progress.begin()
         began = time.perf_counter()
         answers = block_tasks.ask_without_each_block(
             session.model,

@@ -135,6 +135,8 @@ class Text:
     """Predictions; the first token of every window is not predicted."""
     ppl: float | None = None
     """None if it was not finite."""
+    stderr: float | None = None
+    """Of the perplexity, over windows; None in runs of earlier versions, and of one window."""
     windows: int = 0
     content: str = ""
     """Identifies the text: a hash of the file, or how it was generated."""

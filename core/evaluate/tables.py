@@ -58,6 +58,24 @@ def wide(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> list
     return [*rows, *averages.values()]
 
 
+def expected_error(
+    runs: Iterable[RunRecord], texts: Sequence[str], window: int, windows: int
+) -> float | None:
+    """Return the relative standard error of a perplexity over this number of windows of a text.
+
+    From the newest run (they come newest first) on one of these texts with this window; None
+    without one.
+    """
+    names = {Path(text).name for text in texts}
+    for record in runs:
+        summary = Summary.read(record.path) if record.command == "evaluate" else None
+        for text in summary.perplexity if summary else ():
+            alike = text.window == window and (Path(text.source).name in names or "auto" in names)
+            if alike and text.ppl and text.stderr and text.windows:
+                return text.stderr / text.ppl * (text.windows / windows) ** 0.5
+    return None
+
+
 def protocol_note(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> str:
     """Return the line below the table: devices, precision, number of runs, question limits."""
     cells = [one.cells[m] for one in evaluated for m in chosen if m in one.cells]

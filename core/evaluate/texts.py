@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,13 @@ class TextResult:
     ppl: float
     nll: tuple[float, ...] = field(repr=False)
     """Mean loss of every window's predictions, in nats."""
+
+
+def error_of(ppl: float, nll: Sequence[float]) -> float | None:
+    """Return the standard error of a perplexity from its windows' mean losses (delta method)."""
+    if len(nll) < 2:
+        return None
+    return ppl * statistics.stdev(nll) / len(nll) ** 0.5
 
 
 def measure(session: Session, source: str, window: int) -> TextResult:
@@ -54,12 +62,15 @@ def measure(session: Session, source: str, window: int) -> TextResult:
         losses = read_windows(record.path, same.source, same.window, same.bos)
         if same.ppl is not None and len(losses) == same.windows:
             origin = same.reused_from or record.id
-            return TextResult(replace(same, **common, reused_from=origin), same.ppl, losses)
+            error = error_of(same.ppl, losses)
+            text = replace(same, **common, stderr=error, reused_from=origin)
+            return TextResult(text, same.ppl, losses)
     found = window_losses(session.model, windows, progress, name)
     text = Text(
         **common,
         tokens=found.tokens,
         ppl=found.ppl,
+        stderr=error_of(found.ppl, found.nll),
         windows=len(found.nll),
         batch=found.batch,
         seconds=round(time.perf_counter() - began, 3),

@@ -29,7 +29,9 @@ class _Part(Progress):
     def __init__(self, whole: Progress, round_: int, rounds: int) -> None:
         self._whole, self._round, self._rounds = whole, round_, rounds
 
-    def step(self, done: int, total: int, message: str = "") -> None:
+    def step(
+        self, done: int, total: int, message: str = "", *, left_s: float | None = None
+    ) -> None:
         place = 100 * self._round + (100 * done // total if total else 0)
         text = f"Round {self._round + 1} of {self._rounds}: {message}"
         self._whole.step(place, 100 * self._rounds, text)

@@ -31,12 +31,11 @@ def scored_runs(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
     return [r for r in done if info.key and summary_of(r).checkpoint_key == info.key]
 
 
-def label_of(record: RunRecord) -> str:
-    """Label of an importance run in a list: its name and what it was calibrated on."""
+def label_of(record: RunRecord, name: str) -> str:
+    """Label of an importance run called ``name`` in a list, with what it was calibrated on."""
     found = summary_of(record)
-    text = (found.calibration or "").rsplit("/", 1)[-1]
     return (
-        f"{record.name}: {text}, {found.samples} x {found.length} tokens, "
+        f"{name}: {found.samples} x {found.length} tokens, "
         f"seed {found.seed}, {found.device} {found.dtype}"
     )
 

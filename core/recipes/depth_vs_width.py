@@ -182,6 +182,8 @@ def where(found: dict[str, dict[str, Any]]) -> str:
 def contrast(depth: Speed, width: Speed) -> str:
     """Return whether depth is faster than width by more than the noise of both."""
     gap, noise = depth.factor / width.factor - 1, depth.noise + width.noise
+    if not (depth.is_known and width.is_known):
+        return f"with a noise of {noise:.0%} there is no telling which is faster."
     if abs(gap) <= noise:
         return f"the difference of {abs(gap):.0%} is within the noise of {noise:.0%}."
     faster, slower = ("depth", "width") if gap > 0 else ("width", "depth")

@@ -7,6 +7,7 @@ import time
 from core import __version__
 from core.compare import headline
 from core.compare.headline import Stop
+from core.compare.speed import NOISY
 from core.findings import Finding, of_run, of_study
 from core.report import html, sections
 from core.report.material import Material
@@ -50,6 +51,8 @@ def sentence(stop: Stop) -> str:
 
 
 def _pace(speed: float, noise: float) -> str:
+    if noise > NOISY:
+        return f"was measured with too much noise ({noise:.0%}) to tell whether it is faster"
     if abs(speed - 1) <= noise:
         return f"is as fast as before within the noise of {noise:.0%}"
     return f"generates {speed:.2f} times as fast"

@@ -19,6 +19,7 @@ from core.runs.results import JsonResult
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Benchmark, Study, study
 from core.study.kinds import Finder
+from core.study.names import Names, names
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Material:
     scene: Scene
     runs: tuple[RunRecord, ...]
     """Oldest first; recipes before their steps."""
+    names: Names
+    """What the workspace's runs and checkpoints are called."""
 
     @property
     def scores(self) -> RunRecord | None:
@@ -71,7 +74,9 @@ def gather(name: str, where: Workspace | None = None) -> Material:
     known = study(place, model)
     same = _comparable(known.benchmarks)
     protocol = next(iter(known.protocols), None)
-    return Material(known, scene(known, protocol, same), tuple(_runs(place, known)))
+    return Material(
+        known, scene(known, protocol, same), tuple(_runs(place, known)), names(place.runs())
+    )
 
 
 def _comparable(benches: Iterable[Benchmark]) -> list[Benchmark]:

@@ -93,7 +93,7 @@ def importance(material: Material) -> Section:
     run = Importance.read(record.path) or Importance()
     note = measured_on(run)
     calibration = {
-        "run": record.id,
+        "run": material.names.run(record),
         "calibration text": run.calibration,
         "its content": run.calibration_content,
         "rows x tokens": f"{run.samples} x {run.length}",
@@ -234,25 +234,25 @@ def retraining(material: Material) -> Section:
     title = "Retraining"
     if not records:
         return Section("retraining", title, [html.Paragraph("Nothing has been retrained yet.")])
-    table = history.comparison(records)
+    table = history.comparison(records, material.names.run)
     parts = html.table(_records(table), "Retrainings; losses on held-out rows in nats per token")
     if table["recovered"].notna().any():
         figure = retrain_charts.recovered_bars(table)
         words = "Share of the gap between pruned and dense that retraining closed (measured)."
         parts.append(html.Figure(figure, "Recovered share of each retraining.", words))
     for record in records[:MOST_CURVES]:
-        parts += _curve(record)
+        parts += _curve(record, material.names.run(record))
     if len(records) > MOST_CURVES:
         words = f"Only the newest {MOST_CURVES} curves are drawn; the table has the figures of all."
         parts.append(html.Paragraph(words, note=True))
     return Section("retraining", title, parts)
 
 
-def _curve(record: RunRecord) -> list[Part]:
+def _curve(record: RunRecord, name: str) -> list[Part]:
     summary = Summary.read(record.path) or Summary()
     log = MetricLog(record.path / BOOKKEEPING / "metrics.jsonl")
     log.update()
-    parts: list[Part] = [html.Heading(history.run_label(record))]
+    parts: list[Part] = [html.Heading(name)]
     if summary.heldout_loss_before is not None:
         parts.append(html.Paragraph(history.verdict(summary)))
     note = history.measured_on(summary) if summary.heldout.rows else ""
@@ -260,7 +260,7 @@ def _curve(record: RunRecord) -> list[Part]:
         figure = retrain_charts.loss(
             [s.step for s in log.steps], [s.loss for s in log.steps], log.evaluations
         )
-        parts.append(html.Figure(figure, f"Loss by step of {record.name}.", note))
+        parts.append(html.Figure(figure, f"Loss by step of {name}.", note))
     table = [asdict(row) for row in read_measures(record.path)]
     if table:
         words = "Further evaluation: loss and KL(dense || model) in nats per token, accuracy"
@@ -389,7 +389,13 @@ def _cost_table(material: Material, cell: tuple[int, int, int]) -> list[Part]:
         for r in material.scene.table(cell, estimates=True)
     ]
     batch, given, made = cell
-    return html.table(rows, f"Cost at batch {batch}, {given} tokens in, {made} out")
+    where = f"at batch {batch}, {given} tokens in, {made} out"
+    guessed = [row for row in rows if row["cost is"] == "estimated"]
+    known = [row for row in rows if row["cost is"] != "estimated"]
+    return [
+        *(html.table(known, f"Cost {where}") if known else []),
+        *(html.table(guessed, f"Estimated cost {where}") if guessed else []),
+    ]
 
 
 # -------------------------------------------------------------------------------------- published

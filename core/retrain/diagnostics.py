@@ -31,13 +31,17 @@ HARD_GAP_NAT = 2.0
 HARD_LEFT_NAT = 0.75
 """LoRA was not enough if this much of the gap remains and less than half was recovered."""
 
+STILL_FALLING = 0.25
+"""The loss is still falling if the second half of the training brought this share of its fall; a
+learning rate that ends at zero leaves less to a training that has converged."""
+
 
 @dataclass(frozen=True)
 class Finding:
     """One problem, and what to try."""
 
     kind: str
-    """nan, exploding, rising, flat, pruned-too-hard, beyond-dense or out-of-memory."""
+    """nan, exploding, rising, flat, pruned-too-hard, too-short, beyond-dense or out-of-memory."""
     message: str
     hint: str
     stop: bool = False
@@ -80,6 +84,17 @@ class Watch:
         self._high = 0
         self._steps = 0
         self._said: set[str] = set()
+        self._held: list[tuple[int, float]] = []
+        """Step and held-out loss of every evaluation."""
+
+    def is_falling(self) -> bool:
+        """Whether the held-out loss was still falling when the training ended."""
+        if len(self._held) < 3:
+            return False
+        (begin, first), (end, last) = self._held[0], self._held[-1]
+        half = (begin + end) / 2
+        middle = min(self._held, key=lambda held: abs(held[0] - half))[1]
+        return first > last and middle - last >= STILL_FALLING * (first - last)
 
     def feed(self, step: int, loss: float, grad_norm: float) -> list[Finding]:
         """Check one finished step; return new findings."""
@@ -89,6 +104,7 @@ class Watch:
 
     def evaluated(self, step: int, before: float, loss: float) -> list[Finding]:
         """Check an evaluation: the held-out loss ``before`` training and now."""
+        self._held.append((step, loss))
         if self._steps < 2 * WINDOW or self._first is None:
             return []
         recent = sum(self._losses) / len(self._losses)
@@ -152,9 +168,18 @@ class Watch:
 
 
 def pruned_too_hard(
-    method: str, gap: float | None, recovered: float | None = None
+    method: str,
+    gap: float | None,
+    recovered: float | None = None,
+    *,
+    falling: bool = False,
+    steps: int = 0,
 ) -> Finding | None:
-    """Detect a gap too large for LoRA: by its size before training, by the rest afterwards."""
+    """Detect a gap too large for LoRA: by its size before training, by the rest afterwards.
+
+    After a training of ``steps`` steps whose loss was still ``falling``, the advice is to train
+    longer: how much LoRA can recover is then not known yet.
+    """
     if method != "lora" or gap is None:
         return None
     hint = "Try --method continued (and LoRA on its result), or remove fewer blocks."
@@ -164,6 +189,13 @@ def pruned_too_hard(
             f"Severe pruning: the held-out loss is {gap:.2f} nats above the dense model's, and "
             f"LoRA rarely recovers more than {HARD_GAP_NAT:g} nats.",
             hint,
+        )
+    if recovered is not None and recovered < 0.5 and falling:
+        return Finding(
+            "too-short",
+            f"LoRA recovered {words.percent(recovered)} of the {gap:.2f}-nat gap in {steps:,} "
+            "steps, and the loss was still falling.",
+            f"Train longer: --steps {4 * steps}, or a larger --lr.",
         )
     if recovered is not None and recovered < 0.5 and gap * (1 - recovered) > HARD_LEFT_NAT:
         return Finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ import pandas as pd
 
 from core import words
 from core.checkpoint import locate
-from core.prune.results import Pruning
 from core.retrain.results import Merged, Summary
-from core.retrain.spec import LABELS
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
@@ -41,32 +39,6 @@ def is_unmerged(record: RunRecord) -> bool:
     return done and holder(record) is None and (record.path / "adapter").is_dir()
 
 
-def label_of(record: RunRecord) -> str:
-    """Return the label of a variant in a list: its name and how it was made."""
-    folder = holder(record)
-    cut = Pruning.read(folder) if folder else None
-    how = record.command
-    if cut and cut.removal:
-        blocks = f"blocks {', '.join(map(str, cut.dropped))}"
-        how = f"without {cut.removal.text if cut.removal.parts else blocks}"
-    if record.command == "retrain":
-        how = f"{LABELS.get(str(record.spec.get('method')), 'retrained')}, {how}"
-    return f"{record.name}: {how}"
-
-
-def run_label(record: RunRecord) -> str:
-    """Return the label of a retraining in a list."""
-    method = LABELS.get(str(record.spec.get("method")), "")
-    source = Path(str(record.spec.get("data") or "")).name
-    return f"{record.name}: {method} of {short(record.spec.get('checkpoint'))} on {source}"
-
-
-def short(name: object) -> str:
-    """Return a checkpoint's name without the folders before it."""
-    text = str(name or "")
-    return text if locate.is_hub_id(text) else Path(text).name
-
-
 def same_parent(records: Iterable[RunRecord], record: RunRecord) -> list[RunRecord]:
     """Return the retrainings of the checkpoint that ``record`` retrains, oldest first."""
     parent = _parent(record)
@@ -80,14 +52,14 @@ def _parent(record: RunRecord) -> str:
     return str(folder.resolve()) if folder else name
 
 
-def comparison(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """Return one row per retraining: options, cost and how much was recovered."""
+def comparison(records: Iterable[RunRecord], name: Callable[[RunRecord], str]) -> pd.DataFrame:
+    """Return one row per retraining, called by ``name``: options, cost and recovery."""
     rows = []
     for record in records:
         found = Summary.read(record.path) or Summary()
         rows.append(
             {
-                "name": record.name,
+                "name": name(record),
                 "state": record.state,
                 "method": record.spec.get("method"),
                 "recovered": found.recovered,

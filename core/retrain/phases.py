@@ -125,6 +125,9 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
         clip=session.spec.clip,
         memory=lambda: peak_memory_mib(session.device),
         computed=dtype_name(session.precision.arithmetic),
+        # of the trained and of the written model
+        evaluations_after=2 * (session.spec.merge or session.spec.method != "lora")
+        + 2 * bool(session.evaluation),
     )
 
 
@@ -192,7 +195,13 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     result = Recovery(session.dense_loss, session.before, after)
     if not stopped and not watcher.cancelled and result.recovered is not None:
         for finding in (
-            diagnostics.pruned_too_hard(spec.method, result.gap, result.recovered),
+            diagnostics.pruned_too_hard(
+                spec.method,
+                result.gap,
+                result.recovered,
+                falling=watcher.watch.is_falling(),
+                steps=watcher.trainer.state.global_step,
+            ),
             diagnostics.beyond_dense(result.gap, result.recovered),
         ):
             if finding:

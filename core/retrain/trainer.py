@@ -206,6 +206,19 @@ def arguments(
     )
 
 
+def time_left(
+    step: int, settings: Settings, step_s: float, evaluation_s: float, after: int = 0
+) -> float:
+    """Return the seconds left once ``step`` is taken but not yet evaluated.
+
+    ``step_s`` and ``evaluation_s`` are what a step and an evaluation take; ``after`` is the number
+    of evaluations that follow the training, e.g. of the merged checkpoint.
+    """
+    every = settings.eval_every
+    evaluations = settings.steps // every - (step - 1) // every + (settings.steps % every > 0)
+    return (settings.steps - step) * step_s + (evaluations + after) * evaluation_s
+
+
 class StepWatcher(TrainerCallback):
     """Clips, reports and checks every step; evaluates, saves, stops."""
 
@@ -220,13 +233,18 @@ class StepWatcher(TrainerCallback):
         clip: float,
         memory: Callable[[], float],
         computed: str = "float32",
+        evaluations_after: int = 0,
     ) -> None:
         """Take the settings of one training.
 
         ``measure`` returns the held-out loss of the model in training; ``computed`` is the format
-        that a step computes in.
+        that a step computes in; ``evaluations_after`` follow the training.
         """
-        self.computed = computed
+        self.computed, self.evaluations_after = computed, evaluations_after
+        self.evaluation_s = 0.0
+        """What the latest evaluation took."""
+        self._begun: tuple[int, float] | None = None
+        """Steps taken and seconds trained after this process's first step, which warms up."""
         self.trainer: RetrainTrainer
         self.settings, self.progress, self.measure = settings, progress, measure
         self.dense, self.before, self.clip, self.memory = dense, before, clip, memory
@@ -294,7 +312,12 @@ class StepWatcher(TrainerCallback):
         for finding in [] if grad_norm is None else self.watch.feed(step, loss, grad_norm):
             self.note(finding)
         try:
-            self.progress.step(step, self.settings.steps, f"loss {loss:.3f}")
+            self.progress.step(
+                step,
+                self.settings.steps,
+                f"step {step:,}, loss {loss:.3f}",
+                left_s=self._left(step),
+            )
         except Cancelled:
             self.cancelled = True
         stop = any(f.stop for f in self.findings)
@@ -332,7 +355,9 @@ class StepWatcher(TrainerCallback):
 
     def evaluate(self, step: int) -> float:
         """Measure the held-out loss and report it together with the recovered share."""
+        began = time.perf_counter()
         loss = self.measure()
+        self.evaluation_s = time.perf_counter() - began
         self.after = (step, loss)
         result = Recovery(self.dense, self.before, loss)
         found = Evaluation(
@@ -360,6 +385,15 @@ class StepWatcher(TrainerCallback):
         self.findings.append(finding)
         self.progress.log(str(finding))
         results.report(self.progress, results.notice(finding))
+
+    def _left(self, step: int) -> float | None:
+        """Return the seconds left; None before the second step of this process."""
+        self._begun = self._begun or (step, self.training_s)
+        first, spent = self._begun
+        if step == first:
+            return None
+        step_s = (self.training_s - spent) / (step - first)
+        return time_left(step, self.settings, step_s, self.evaluation_s, self.evaluations_after)
 
     def _stop_clock(self) -> None:
         self.training_s += time.perf_counter() - self._since

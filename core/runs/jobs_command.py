@@ -32,6 +32,9 @@ def describe(record: RunRecord, *, full: bool = False) -> dict[str, Any]:
     value: dict[str, Any] = {
         "id": record.id,
         "name": record.name,
+        "tags": list(record.remarks.tags),
+        "note": record.remarks.note,
+        "starred": record.remarks.starred,
         "command": record.command,
         "state": record.state,
         "device": record.device,

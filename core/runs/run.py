@@ -54,14 +54,16 @@ class RunProgress(Progress):
         self._written = 0.0
         self._metrics = run.book / "metrics.jsonl"
 
-    def step(self, done: int, total: int, message: str = "") -> None:
+    def step(
+        self, done: int, total: int, message: str = "", *, left_s: float | None = None
+    ) -> None:
         """Record progress: at most four times a second, and always at the end of a phase."""
         self.check_cancel()
         now, clock = time.time(), time.monotonic()
         step = self._run.status.get("progress") or {}
         if step.get("total") != total or done < (step.get("done") or 0) or not step:
             step = {"since": now, "since_clock": clock, "first": done}
-        step = {**step, "done": done, "total": total, "message": message}
+        step = {**step, "done": done, "total": total, "message": message, "left_s": left_s}
         self._run.status["progress"] = {**step, "at": now, "at_clock": clock}
         if clock - self._written >= STATUS_EVERY_S or done >= total:
             self._written = clock

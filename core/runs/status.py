@@ -71,6 +71,7 @@ _PROGRESS: dict[str, Callable[[Any], Any]] = {
     "at": _time,
     "since_clock": _span,
     "at_clock": _span,
+    "left_s": _time,
 }
 _STATUS: dict[str, Callable[[Any], Any]] = {
     "state": _text,
@@ -161,15 +162,19 @@ def took_s(status: Mapping[str, Any]) -> float:
 
 
 def eta_s(status: Mapping[str, Any]) -> float | None:
-    """Return the seconds left at the pace so far; None before the first step.
+    """Return the seconds left: as the run itself estimated, else at the pace so far.
 
-    Steps that a resumed run had already completed do not count towards the pace.
+    None before the first step. Steps that a resumed run had already completed do not count towards
+    the pace.
     """
     step = status.get("progress") or {}
     done, total, first = (step.get(name) or 0 for name in ("done", "total", "first"))
     since, at, now = step.get("since_clock"), step.get("at_clock"), time.monotonic()
     if since is None or at is None or not is_here(status):
         since, at, now = step.get("since"), step.get("at"), time.time()
+    told = step.get("left_s")
+    if told is not None and at:
+        return max(0.0, told - max(0.0, now - at))
     if not since or not at or done <= first or total <= 0:
         return None
     pace = max(0.0, at - since) / (done - first)

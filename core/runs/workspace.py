@@ -172,6 +172,15 @@ def default_root() -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
+class Remarks:
+    """What a person noted about a run."""
+
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    starred: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRecord:
     """The content of a run directory at the time it was read."""
 
@@ -189,6 +198,8 @@ class RunRecord:
     """Folder from which the run was started; relative paths in its spec start there."""
     given: str = ""
     """The name that the user gave it; empty without one."""
+    remarks: Remarks = Remarks()
+    """What the user noted about it."""
     damage: tuple[str, str] = ("", "")
     """What is wrong with the record itself, and what to do about it."""
 
@@ -379,6 +390,7 @@ def read_run(path: Path) -> RunRecord | None:
     spec = spec or {}
     options, argv = spec.get("spec"), spec.get("argv")
     command, cwd = spec.get("command"), spec.get("cwd")
+    given, remarks = _noted(book)
     return RunRecord(
         path=path,
         command=command if isinstance(command, str) else "",
@@ -388,14 +400,22 @@ def read_run(path: Path) -> RunRecord | None:
         status=status,
         parent=path.parent.name if (path.parent / BOOKKEEPING / "spec.json").is_file() else "",
         cwd=cwd if isinstance(cwd, str) else "",
-        given=_given_name(book),
+        given=given,
+        remarks=remarks,
         damage=_damage(book, spec, status, state),
     )
 
 
-def _given_name(book: Path) -> str:
-    name = (read_json(book / "name.json") or {}).get("name")
-    return name if isinstance(name, str) else ""
+def _noted(book: Path) -> tuple[str, Remarks]:
+    """Return the name and the remarks that a person gave; what is not of its type is dropped."""
+    found = read_json(book / "name.json") or {}
+    name, note, tags = found.get("name"), found.get("note"), found.get("tags")
+    listed = [t for t in tags if isinstance(t, str) and t] if isinstance(tags, list) else []
+    return name if isinstance(name, str) else "", Remarks(
+        tags=tuple(dict.fromkeys(listed)),
+        note=note if isinstance(note, str) else "",
+        starred=found.get("starred") is True,
+    )
 
 
 def _is_damaged(book: Path, state: str) -> bool:
@@ -489,8 +509,31 @@ class Workspace:
         clean = " ".join(name.split())[:80]
         if clean and any(r.name == clean and r.path != record.path for r in self.runs()):
             raise InputError(f"Another run is already named '{clean}'.", "Choose another name.")
-        write_json(record.path / BOOKKEEPING / "name.json", {"name": clean}, parents=False)
-        return dataclasses.replace(record, given=clean)
+        return self._note(record, clean, _noted(record.path / BOOKKEEPING)[1])
+
+    def remark(
+        self,
+        record: RunRecord,
+        *,
+        tags: Iterable[str] | None = None,
+        note: str | None = None,
+        starred: bool | None = None,
+    ) -> RunRecord:
+        """Note something about a run and return its new record; what is None stays as it is."""
+        name, now = _noted(record.path / BOOKKEEPING)
+        if tags is not None:
+            clean = (" ".join(tag.split())[:40] for tag in tags)
+            now = dataclasses.replace(now, tags=tuple(dict.fromkeys(t for t in clean if t)))
+        if note is not None:
+            now = dataclasses.replace(now, note=note.strip()[:4000])
+        if starred is not None:
+            now = dataclasses.replace(now, starred=starred)
+        return self._note(record, name, now)
+
+    def _note(self, record: RunRecord, name: str, remarks: Remarks) -> RunRecord:
+        value = {"name": name, **dataclasses.asdict(remarks)}
+        write_json(record.path / BOOKKEEPING / "name.json", value, parents=False)
+        return dataclasses.replace(record, given=name, remarks=remarks)
 
     def children(
         self, record: RunRecord, among: Sequence[RunRecord] | None = None

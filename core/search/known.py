@@ -22,11 +22,11 @@ def _summary(record: RunRecord) -> Search:
     return Search.read(record.path) or Search()
 
 
-def label_of(record: RunRecord) -> str:
-    """Label of a search in a list: its name, its methods, and what it was calibrated on."""
+def label_of(record: RunRecord, name: str) -> str:
+    """Label of a search called ``name`` in a list, with its methods and its calibration text."""
     found = _summary(record)
     healed = f", healed by {found.heal}" if found.heal != "none" else ""
-    return f"{record.name}: {', '.join(found.methods)}{healed}; {_calibration(found)}"
+    return f"{name}: {', '.join(found.methods)}{healed}; {_calibration(found)}"
 
 
 def _calibration(found: Search) -> str:

@@ -24,7 +24,9 @@ class Share(Progress):
         """Report to ``whole``: ``done()`` block passes before this pass, ``expected`` in total."""
         self.whole, self.done, self.expected, self.label = whole, done, expected, ""
 
-    def step(self, done: int, total: int, message: str = "") -> None:
+    def step(
+        self, done: int, total: int, message: str = "", *, left_s: float | None = None
+    ) -> None:
         """Report progress in block passes; the whole is an estimate and grows if exceeded."""
         place = self.done() + done
         self.whole.step(place, max(self.expected, place + 1), f"{self.label}: {message}")

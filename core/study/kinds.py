@@ -103,11 +103,6 @@ class Variant:
     cut: Cut | None = field(default=None, repr=False)
     """None for a dense checkpoint."""
 
-    @property
-    def name(self) -> str:
-        """The name of its run, which is not made unique; else its label."""
-        return self.record.name if self.record else self.label
-
     @functools.cached_property
     def disk_bytes(self) -> int:
         """Disk use of the run, or of the dense checkpoint's folder; counted once, when used."""

@@ -114,7 +114,7 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         label += ", healed" if written.healed else ""
         found = replace(found, healed=written.healed)
         found = replace(found, cut_in=allowed_blocks(written))
-    return found if record.name != record.id else replace(found, label=label)
+    return replace(found, label=record.given or label)
 
 
 def cut_of(folder: Path) -> WidthPruning:

@@ -10,6 +10,8 @@ state.inspect(name)                its CheckpointInfo, cached; shows the error a
 forms.Form(command, checkpoint)    widgets of a command's options, which keep their values
 runs.launch_once(command, values)  start a run; a second click, in any tab, starts nothing
 runs.show(run_id)                  a run's live progress, cancel, log and command
+runs.show_all(command, started)    the same for every live run of a command, after a refresh too
+state.names()                      what runs and checkpoints are called
 runs.pick(command, runs, label)    choose among past runs; kept in the URL as ?run=
 form.fields(spec_class, names)     widgets from a spec's fields, with its help texts
 """

@@ -62,16 +62,26 @@ def benchmark_form(known: Study) -> None:
         return
     most = max(p["total_mib"] for p in plan["points"])
     say.caption(
-        f"Estimated: up to {plan['generations']} generations in about {limit:.0f} s; "
-        f"up to {most:,.0f} MiB of memory."
+        f"Estimated from {plan['seconds_from']}: up to {plan['generations']} generations in about "
+        f"{runs.duration(plan['seconds'])}; up to {most:,.0f} MiB of memory."
     )
+    if plan["least_s"] > limit:
+        say.warning(
+            f"The time limit of {limit:.0f} s cannot be kept: even the fewest generations of every "
+            f"point take about {runs.duration(plan['least_s'])}. Choose fewer variants, smaller "
+            "batches or shorter outputs."
+        )
     with st.popover("Memory per point"):
         st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
     st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
     if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
         record = runs.launch_once("benchmark", values)
         st.session_state["benchmark_run"] = record.id if record else ""
-    runs.show(st.session_state.get("benchmark_run", ""))
+    runs.show_all(
+        "benchmark",
+        started=[st.session_state.get("benchmark_run", "")],
+        only=lambda record: not record.spec.get("rates_only"),
+    )
 
 
 def recipe_form(name: str) -> None:
@@ -108,7 +118,11 @@ def recipe_form(name: str) -> None:
     if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):
         record = runs.launch_once("recipe", values)
         st.session_state["compare_recipe"] = record.id if record else ""
-    runs.show(st.session_state.get("compare_recipe", ""))
+    runs.show_all(
+        "recipe",
+        started=[st.session_state.get("compare_recipe", "")],
+        only=lambda record: record.spec.get("name") == RECIPE,
+    )
 
 
 def verdict_of(known: Study) -> tuple[str, list[str]]:

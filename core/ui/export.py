@@ -77,6 +77,7 @@ def of_folder(folder: Path, key: str) -> None:
         table(rows_of(checkpoint, found), key)
     with st.expander("Export", icon=":material/ios_share:", key=f"export_{key}"):
         _form(checkpoint, {f.name: f for f in found}, key)
+    runs.show_all("export", "quantize", started=[st.session_state.get(f"export_run_{key}", "")])
 
 
 def of_retrained(record: RunRecord) -> None:
@@ -110,7 +111,7 @@ def _of_adapter(record: RunRecord, adapter: Path) -> None:
             "An adapter alone cannot be exported: files for other programs hold whole weights. "
             "Merge it first."
         )
-        merging.button(record, "export")
+        merging.draw(record, "export")
 
 
 # -------------------------------------------------------------------------------------- Runs in
@@ -258,7 +259,6 @@ def _launch(command: str, spec_class: type[Any], values: dict[str, Any], key: st
         problem = str(error)
         (say.error if values.get("repo") else say.info)(problem)
     st.code(jobs.command_line(command, spec), "bash", wrap_lines=True)
-    asked = f"export_run_{key}"
     if st.button(
         "Quantize" if command == "quantize" else "Export",
         key=f"start_{key}",
@@ -267,8 +267,7 @@ def _launch(command: str, spec_class: type[Any], values: dict[str, Any], key: st
         disabled=bool(problem),
     ):
         record = runs.launch_once(command, values)
-        st.session_state[asked] = record.id if record else ""
-    runs.show(st.session_state.get(asked, ""))
+        st.session_state[f"export_run_{key}"] = record.id if record else ""
 
 
 def _made(folder: Path, key: str) -> None:
@@ -281,7 +280,7 @@ def _made(folder: Path, key: str) -> None:
     for record in ours[:SHOWN]:
         result = Export.read(record.path) or Export()
         if result.url:
-            say.paragraph(f"{record.name}: pushed to {result.url}")
+            say.paragraph(f"{state.names().run(record)}: pushed to {result.url}")
         elif result.file:
             _file(record.path.absolute() / Path(result.file).name, record, key)
 

@@ -11,6 +11,7 @@ from core.compare.measured import Cell
 from core.compare.scene import Scene
 from core.findings import Finding, of_study
 from core.runs import devices
+from core.runs.flags import in_words
 from core.ui.say import plain
 
 
@@ -18,8 +19,8 @@ def show(found: Sequence[Finding]) -> None:
     """Draw each finding with its evidence collapsed; draw nothing if there are none."""
     for finding in found:
         with st.container(border=True):
-            st.markdown(f":material/troubleshoot: **{plain(finding.sentence)}**")
-            st.markdown(f"Try: {plain(finding.try_next)}")
+            st.markdown(f":material/troubleshoot: **{plain(in_words(finding.sentence))}**")
+            st.markdown(f"Try: {plain(in_words(finding.try_next))}")
             with st.expander("Evidence"):
                 rows = [{"what": k, "value": str(v)} for k, v in finding.evidence.items()]
                 st.dataframe(rows, hide_index=True)

@@ -20,6 +20,7 @@ from typing import Any
 import streamlit as st
 
 from core.errors import OutputError
+from core.runs import flags
 from core.runs.spec import hints_of, kind_of, show
 from core.study import settings as study_settings
 from core.study import store
@@ -28,8 +29,6 @@ from core.study.store import Kept
 from core.ui import state, text_choice
 from core.ui.say import plain
 
-WORDS = {"lr": "Learning rate", "kl_weight": "KL weight", "dtype": "Precision", "data": "Data"}
-"""Labels of fields whose names are abbreviations."""
 _UNSAVED, _TURNS, _STUDY = "study_unsaved", "form_turns", "form_study"
 _ABSENT: Any = object()
 SHOWN = 60
@@ -361,9 +360,9 @@ class Form:
         self, spec_class: type, field: dataclasses.Field[Any], defaults: Mapping[str, Any]
     ) -> Any:
         meta, name = field.metadata, field.name
-        label = _title(name)
+        label = flags.called(name)
         label += f" ({meta['unit']})" if meta["unit"] else ""
-        about: dict[str, Any] = {"help": meta["help"]}
+        about: dict[str, Any] = {"help": flags.about(field)}
         default = defaults.get(name, field.default)
         default = None if default is dataclasses.MISSING else default
         if meta["choices"] and isinstance(default, tuple):
@@ -400,7 +399,7 @@ class Form:
             value = self.value(name, default)
             value = tuple(value) if isinstance(value, list) else value
             if name in self.base or not _same(value, default):
-                self._note(name, _title(name), value, default)
+                self._note(name, flags.called(name), value, default)
                 found[name] = value
         return found
 
@@ -438,11 +437,6 @@ def of_recipe(name: str, checkpoint: str) -> Form:
     return Form(f"recipe {name}", checkpoint, study_settings.recipe_options(settings, name))
 
 
-def _title(name: str) -> str:
-    """Return the label of an option."""
-    return WORDS.get(name) or name.replace("_", " ").capitalize()
-
-
 def _lower(label: str) -> str:
     return label[:1].lower() + label[1:] if label[1:2].islower() else label
 
@@ -462,4 +456,4 @@ def _brief(value: Any) -> str:
 
 def _escaped(more: dict[str, Any]) -> dict[str, Any]:
     """Return a widget's arguments with its help text shown letter for letter."""
-    return more | ({"help": plain(more["help"])} if more.get("help") else {})
+    return more | ({"help": plain(flags.in_words(more["help"]))} if more.get("help") else {})

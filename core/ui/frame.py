@@ -8,8 +8,8 @@ import streamlit as st
 
 from core.runs import devices, warm
 from core.runs.workspace import begin_draw
-from core.ui import access, again, say, state
-from core.ui.say import code, plain
+from core.ui import access, again, runs, say, state
+from core.ui.say import plain
 
 PAGES = {
     "home": ("app.py", "Home", ":material/home:"),
@@ -105,9 +105,12 @@ def step(page: str, label: str, query: dict[str, str] | None = None) -> None:
 
 def _model(name: str, *, settings: bool) -> None:
     st.caption("Active checkpoint")
-    short = name if len(name) < 30 else "…" + name[-28:]
-    st.markdown(code(short) if name else "none yet")
-    if name and settings:
+    if not name:
+        st.markdown("none yet")
+        return
+    label = state.names().checkpoint(name)
+    st.markdown(f"**{plain(label)}**", help=None if label == name else plain(name))
+    if settings:
         st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 
@@ -124,12 +127,14 @@ def _status() -> None:
         say.warning(f"{gpu.gpu} is present but cannot be used: {gpu.why}.", icon=":material/error:")
         st.code(gpu.fix, language=None, wrap_lines=True)
     live = [r for r in state.workspace().runs() if r.is_live]
+    ids = {r.id for r in live}
+    live = [r for r in live if r.parent not in ids]  # a recipe's steps are its own
     st.caption("Running jobs")
     if not live:
         st.markdown("none")
     for record in live[:5]:
-        done, total, _ = record.progress
-        share = f" {done / total:.0%}" if total else ""
-        say.paragraph(f"{record.command}: {record.state}{share}")
+        runs.line(record)
+    if len(live) > 5:
+        st.caption(f"and {len(live) - 5} more")
     if live:
         st.page_link("pages/jobs.py", label="See all jobs", icon=":material/arrow_forward:")

@@ -12,7 +12,7 @@ import streamlit as st
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
-from core.ui import again, runs, say, state
+from core.ui import again, runs, say, state, widgets
 from core.ui.say import plain
 
 LOOKS = {
@@ -30,18 +30,24 @@ LOOKS = {
 def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> None:
     """Draw one run; ``among`` is the list of all runs."""
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
+    remarks = record.remarks
     with st.container(border=True):
         head, buttons = st.columns([2, 3], vertical_alignment="center")
         head.markdown(
-            f":{colour}-badge[{icon} {plain(record.state)}] **{plain(record.name)}** "
+            f":{colour}-badge[{icon} {plain(record.state)}] "
+            f"**{plain(state.names().run(record))}** "
             f":gray[{plain(record.command or 'unknown command')}]"
         )
         head.caption(plain(_when(record)))
+        for tag in remarks.tags:
+            head.badge(plain(tag), icon=":material/sell:")
+        if remarks.note:
+            head.text(remarks.note)
         with buttons.container(horizontal=True, horizontal_alignment="right"):
             _actions(record, among)
         runs.progress(record)
         if record.damage[0]:
-            st.warning(plain(f"{record.error} {record.hint}"))
+            say.warning(f"{record.error} {record.hint}")
         elif record.state == "lost":
             st.warning(
                 "This run's process exited without recording a result; it was probably killed or "
@@ -63,13 +69,20 @@ def _when(record: RunRecord) -> str:
         parts.append(f"for {runs.duration(record.seconds)}")
     if record.device:
         parts.append(f"on {record.device}")
-    if name := record.spec.get("checkpoint"):
-        parts.append(str(name))
+    parts.append(record.id)
     return " · ".join(parts)
 
 
 def _actions(record: RunRecord, among: list[RunRecord]) -> None:
     """Draw the buttons for the run's state."""
+    starred = record.remarks.starred
+    if st.button(
+        "Unstar" if starred else "Star",
+        key=f"star_{record.id}",
+        icon=":material/star:" if starred else ":material/star_border:",
+        help="Starred runs can be listed alone.",
+    ):
+        attempt(lambda: state.workspace().remark(record, starred=not starred))
     if record.is_live:
         asked = (record.path / BOOKKEEPING / "cancel").exists()
         if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
@@ -88,15 +101,31 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
 
 
 def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
-    """Draw rename and delete in a popover; a run that other runs use cannot be deleted."""
+    """Draw name, tags, note and deletion in a popover; a run in use cannot be deleted."""
     with st.popover("Manage", icon=":material/more_horiz:"):
-        name = st.text_input("Name", record.name, key=f"name_{where}_{record.id}", max_chars=80)
-        if st.button("Rename", key=f"rename_{where}_{record.id}"):
-            attempt(lambda: state.workspace().rename(record, name))
+        name = st.text_input(
+            "Name",
+            record.given,
+            key=f"name_{where}_{record.id}",
+            max_chars=80,
+            placeholder=state.names().run(record),
+        )
+        known = sorted({tag for one in among for tag in one.remarks.tags})
+        tags = st.multiselect(
+            "Tags",
+            known,
+            record.remarks.tags,
+            key=f"tags_{where}_{record.id}",
+            accept_new_options=True,
+            format_func=plain,
+        )
+        note = st.text_area("Note", record.remarks.note, key=f"note_{where}_{record.id}")
+        if st.button("Save", key=f"rename_{where}_{record.id}"):
+            attempt(lambda: _save(record, name, tags, note))
         st.divider()
         children = state.workspace().children(record, among)
         if children:
-            names = ", ".join(r.name for r in children[:5])
+            names = ", ".join(state.names().run(r) for r in children[:5])
             others = f"{len(children)} other {'run' if len(children) == 1 else 'runs'}"
             say.caption(f"Used by {others}: {names}. Delete those first.")
         sure = st.checkbox(
@@ -111,6 +140,13 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             icon=":material/delete:",
         ):
             attempt(lambda: state.workspace().delete(record))
+
+
+def _save(record: RunRecord, name: str, tags: list[str], note: str) -> None:
+    if name != record.given:
+        state.workspace().rename(record, name)
+    if (tuple(tags), note) != (record.remarks.tags, record.remarks.note):
+        state.workspace().remark(record, tags=tags, note=note)
 
 
 def attempt(action: Callable[[], object]) -> None:
@@ -134,7 +170,7 @@ def _details(record: RunRecord) -> None:
         st.download_button(
             "Download log",
             data=lambda: log.read_bytes() if log.is_file() else b"",
-            file_name=f"{record.id}.log",
+            file_name=widgets.file_name(record.id, ending=".log"),
             mime="text/plain",
             on_click="ignore",
             key=f"log_{record.id}",
@@ -142,7 +178,7 @@ def _details(record: RunRecord) -> None:
         st.download_button(
             "Download settings",
             data=lambda: json.dumps({"command": record.command, "spec": record.spec}, indent=2),
-            file_name=f"{record.id}.json",
+            file_name=widgets.file_name(record.id, ending=".json"),
             mime="application/json",
             on_click="ignore",
             key=f"spec_{record.id}",

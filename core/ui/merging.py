@@ -11,7 +11,7 @@ from core.runs.workspace import RunRecord
 from core.ui import job_cards, say
 
 
-def button(record: RunRecord, where: str) -> None:
+def draw(record: RunRecord, where: str) -> None:
     """Draw the button if a finished retraining left an adapter alone; ``where`` names the widget.
 
     The run itself continues: its adapter stays, and merged/ appears once it is complete.
@@ -34,7 +34,7 @@ def offer(record: RunRecord, summary: Summary) -> None:
                 "Only the adapter was written, so this result cannot be chosen on other pages "
                 "yet. Merging it makes it a variant."
             )
-            button(record, "result")
+            draw(record, "result")
     if not summary.merged:
         return
     say.caption(history.merged_note(summary.merged))

@@ -9,7 +9,7 @@ from core.charts import search as charts
 from core.checkpoint.headers import CheckpointInfo
 from core.search import known
 from core.search.results import PairRow, Search
-from core.ui import frame, prune_pad, say, state
+from core.ui import frame, prune_pad, say, state, widgets
 
 NAMED = 3
 """Pairs named beneath the heatmap, of each sign."""
@@ -33,14 +33,14 @@ def draw(info: CheckpointInfo) -> None:
             "Pairs of the search",
             list(found),
             key="pairs_run",
-            format_func=lambda run: known.label_of(found[run]),
+            format_func=lambda run: known.label_of(found[run], state.names().run(found[run])),
         )
     ]
     summary, rows = Search.read(record.path) or Search(), PairRow.read(record.path)
     dense = 0.0 if summary.objective == "kl" else summary.dense_nll or 0.0
     pad = prune_pad.plan_elsewhere()
     key = f"pairs_{record.id}_{pad.clicks}"
-    st.plotly_chart(
+    widgets.chart(
         charts.interaction_heatmap(rows, summary.objective, dense=dense, dropped=pad.drop),
         key=key,
         on_select=lambda: prune_pad.pair_clicked(key),

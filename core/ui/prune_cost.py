@@ -27,15 +27,30 @@ def rows(
     rates: Rates | None,
     batch: int,
     dtype: str,
+    context: int = INPUT + OUTPUT,
 ) -> list[dict[str, Any]]:
-    """Return the table: a row per fact, columns dense and each plan; times need ``rates``."""
+    """Return the table: a row per fact, columns dense and each plan; times need ``rates``.
+
+    The peak is at ``context`` tokens, like the weights and the cache that the page shows: it is
+    never below their sum.
+    """
     cell = (batch, INPUT, OUTPUT)
     removals = {"dense": Removal(), **{f"plan {name}": plan for name, plan in plans.items()}}
     costs = {
         name: estimate(without(info, removal.below(info.blocks)), rates, cell, dtype)
         for name, removal in removals.items()
     }
-    facts: dict[str, Any] = {"peak memory": lambda c: f"{c.peak_memory_mib:,.4g} MiB"}
+    made = max(1, min(OUTPUT, context - 1))
+    full = (batch, max(1, context - made), made)
+    peaks = {
+        name: estimate(without(info, removal.below(info.blocks)), None, full, dtype)
+        for name, removal in removals.items()
+    }
+    table = [
+        {"": f"peak memory, {context:,} tokens"}
+        | {name: f"{peak.peak_memory_mib:,.4g} MiB" for name, peak in peaks.items()}
+    ]
+    facts: dict[str, Any] = {}
     if rates:
         whole = costs["dense"].latency_s_mean
         facts |= {
@@ -45,19 +60,24 @@ def rows(
             "tokens/s": lambda c: f"{c.tokens_per_s:,.4g}",
             "speed-up": lambda c: f"{whole / c.latency_s_mean:.2f} x",
         }
-    return [
+    return table + [
         {"": fact} | {name: show(cost) for name, cost in costs.items()}
         for fact, show in facts.items()
     ]
 
 
 def draw(
-    name: str, info: CheckpointInfo, plans: Mapping[str, Removal], batch: int, dtype: str
+    name: str,
+    info: CheckpointInfo,
+    plans: Mapping[str, Removal],
+    batch: int,
+    dtype: str,
+    context: int,
 ) -> None:
     """Draw the table; if the device's rates are unknown, offer to measure them."""
     st.subheader("Estimated cost of the plans")
     rates = known_rates(state.workspace(), dtype=dtype)
-    say.table(pd.DataFrame(rows(info, plans, rates, batch, dtype)).set_index(""))
+    say.table(pd.DataFrame(rows(info, plans, rates, batch, dtype, context)).set_index(""))
     if rates:
         say.caption(
             f"Estimated from shapes and this device's measured rates: {INPUT} tokens in, {OUTPUT} "
@@ -71,4 +91,8 @@ def draw(
     if st.button("Measure this device", icon=":material/speed:"):
         record = runs.launch_once("benchmark", values)
         st.session_state["rates_run"] = record.id if record else ""
-    runs.show(st.session_state.get("rates_run", ""))
+    runs.show_all(
+        "benchmark",
+        started=[st.session_state.get("rates_run", "")],
+        only=lambda record: bool(record.spec.get("rates_only")),
+    )

@@ -78,7 +78,9 @@ def verdict(record: RunRecord) -> None:
         say.bullets(list(found.findings))
     for step, why in found.failed.items():
         say.warning(f"{step} failed: {why}")
-    say.caption(f"Measured by the run {record.name}; the Jobs page lists every step as a run.")
+    say.caption(
+        f"Measured by the run {state.names().run(record)}; the Jobs page lists every step as a run."
+    )
 
 
 def _table(record: RunRecord) -> None:
@@ -89,6 +91,6 @@ def _table(record: RunRecord) -> None:
         words = table.select_dtypes(exclude="number").columns
         st.dataframe(table.fillna(dict.fromkeys(words, "")), hide_index=True)
         widgets.csv_download(
-            f"{record.id}.csv", path.read_bytes, label="table.csv",
+            widgets.file_name(record.id, ending=".csv"), path.read_bytes, label="table.csv",
             key=f"table_{record.id}", type="tertiary", icon=":material/download:",
         )  # fmt: skip

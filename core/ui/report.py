@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.report import build, material
-from core.ui import state
+from core.ui import state, widgets
 
 
 def button(name: str) -> None:
@@ -13,7 +13,7 @@ def button(name: str) -> None:
     st.download_button(
         "Report",
         lambda: build.page(material.gather(name, state.workspace())),
-        f"depthcut-{''.join(c if c.isalnum() or c in '-_.' else '-' for c in name)}.html",
+        widgets.file_name("depthcut", state.names().checkpoint(name), ending=".html"),
         "text/html",
         key="report",
         on_click="ignore",

@@ -17,7 +17,7 @@ from core.retrain.log import MetricLog
 from core.retrain.results import Step, Summary, measures_file, read_measures
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import job_cards, merging, runs, say, state
+from core.ui import job_cards, merging, runs, say, state, widgets
 from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
@@ -77,18 +77,20 @@ def _log(record: RunRecord) -> MetricLog:
 
 def _head(record: RunRecord) -> None:
     """Draw the run's state and the buttons for it."""
-    done, total, message = record.progress
+    _, _, message = record.progress
     with st.container(horizontal=True, vertical_alignment="center"):
         if record.state == "queued":
-            say.warning(f"Queued for {record.device}, behind {record.waiting_for}.")
+            say.warning(f"Queued for {record.device}, behind {runs.ahead(record)}.")
         elif record.is_live:
-            left = "" if record.eta_s is None else f", {history.span(record.eta_s)} left"
-            text = f"step {done:,} of {total:,}{left}" if total else message or "starting"
-            st.progress(min(1.0, done / total) if total else 0.0, text=plain(text))
+            text = f"{message or 'starting'}{runs.left(record)}"
+            st.progress(runs.share(record), text=plain(text))
         elif record.state == "done":
-            st.success(f"Done after {runs.duration(record.seconds)}.")
+            summary = Summary.read(record.path)  # the record's own time is that of the merging
+            trained = summary.seconds if summary and summary.seconds else record.seconds
+            st.success(f"Done after {runs.duration(trained)}.")
         else:
-            say.error(f"{record.state.capitalize()}. {record.error} {record.hint}".strip())
+            told = runs.how_it_ended(record)
+            say.error(told[:1].upper() + told[1:])
         _buttons(record)
 
 
@@ -152,10 +154,11 @@ def _curves(record: RunRecord, log: MetricLog) -> None:
     if not figures:
         st.caption("The curves appear after the first step.")
         return
-    st.plotly_chart(figures["loss"], key="retrain_loss", alt="Training and held-out loss by step.")
+    widgets.chart(figures["loss"], key="retrain_loss", alt="Training and held-out loss by step.")
     for pair in (("recovery", "lr"), ("grad_norm", "tokens_per_s")):
         for name, column in zip(pair, st.columns(2), strict=True):
-            column.plotly_chart(figures[name], key=f"retrain_{name}", alt=f"{name} by step.")
+            with column:
+                widgets.chart(figures[name], key=f"retrain_{name}", alt=f"{name} by step.")
 
 
 def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, runs, say, state
+from core.ui import forms, runs, say, state, widgets
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {
@@ -47,7 +47,10 @@ def show() -> None:
     if done:
         by_id = {r.id: r for r in done}
         chosen = st.selectbox(
-            "Result", list(by_id), key=f"result_{name}", format_func=lambda run: by_id[run].name
+            "Result",
+            list(by_id),
+            key=f"result_{name}",
+            format_func=lambda run: state.names().run(by_id[run]),
         )
         _result(by_id[chosen])
 
@@ -94,7 +97,7 @@ def _result(record: RunRecord) -> None:
     )
     rows = table[(table["measure"] == (measure or measures[0])) & table["value"].notna()]
     figure = charts.recipe(rows, "value", TITLES[measure or measures[0]])
-    st.plotly_chart(figure, key=f"recipe_chart_{record.id}", alt="The recipe's results.")
+    widgets.chart(figure, key=f"recipe_chart_{record.id}", alt="The recipe's results.")
     st.dataframe(table, hide_index=True, height=min(480, 38 + 35 * len(table)))
     st.download_button(
         "table.csv", (record.path / "table.csv").read_bytes, "table.csv", on_click="ignore"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ def show(run_id: str) -> None:
         st.fragment(_view, run_every=1.0 if record.is_live else None)(run_id, record.is_live)
 
 
+def show_all(
+    *commands: str, started: Iterable[str] = (), only: Callable[[RunRecord], bool] = bool
+) -> None:
+    """Draw the card of every live run of these commands, and of the runs ``started`` here.
+
+    A live run has its card whoever started it, so also after the page was reloaded. Steps of
+    recipes are part of their recipe's card; ``only`` limits the runs further.
+    """
+    found = [
+        r.id
+        for r in state.workspace().runs()
+        if r.command in commands and r.is_live and not r.parent and only(r)
+    ]
+    for run_id in dict.fromkeys([*(s for s in started if s), *found]):
+        show(run_id)
+
+
 def _view(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:
@@ -49,6 +66,8 @@ def _view(run_id: str, was_live: bool) -> None:
     if was_live and not record.is_live:
         st.rerun()
     with st.container(border=True):
+        if record.is_live:
+            say.bold(state.names().run(record))
         _state(record)
         if record.is_live and st.button(
             "Cancel", key=f"cancel_{run_id}", icon=":material/stop_circle:"
@@ -82,14 +101,37 @@ def duration(seconds: float) -> str:
 
 def progress(record: RunRecord) -> None:
     """Draw the progress of a live run, or what it is waiting for; nothing if it has ended."""
-    done, total, message = record.progress
     if record.state == "queued":
-        say.info(f"Waiting for {record.device or 'the device'}, behind {record.waiting_for}.")
+        say.info(f"Waiting for {record.device or 'the device'}, behind {ahead(record)}.")
     elif record.is_live:
-        eta = record.eta_s
-        left = f", about {duration(eta)} left" if eta is not None else ""
-        share = min(1.0, done / total) if total else 0.0
-        st.progress(share, text=plain(f"{record.command}: {message or 'starting'}{left}"))
+        message = state.names().in_words(record.progress[2])
+        st.progress(share(record), text=plain(f"{message or 'starting'}{left(record)}"))
+
+
+def line(record: RunRecord) -> None:
+    """Draw a live run in the sidebar: its name, how far it is, and the time left."""
+    say.paragraph(state.names().run(record))
+    if record.state == "queued":
+        say.caption(f"queued behind {ahead(record)}")
+        return
+    done = f"{share(record):.0%}" if record.progress[1] else record.state
+    st.progress(share(record), text=plain(f"{done}{left(record)}"))
+
+
+def ahead(record: RunRecord) -> str:
+    """Return the names of the runs ahead of a queued one."""
+    return state.names().in_words(record.waiting_for)
+
+
+def share(record: RunRecord) -> float:
+    """Return how much of a live run is done, from 0 to 1."""
+    done, total, _ = record.progress
+    return min(1.0, done / total) if total else 0.0
+
+
+def left(record: RunRecord) -> str:
+    """Return the time that a live run has left, as the end of a sentence; empty if unknown."""
+    return "" if record.eta_s is None else f", about {duration(record.eta_s)} left"
 
 
 def _state(record: RunRecord) -> None:
@@ -98,7 +140,15 @@ def _state(record: RunRecord) -> None:
     elif record.state == "done":
         _finished(record)
     else:
-        say.error(f"{record.name}: {record.state}. {record.error} {record.hint}".strip())
+        say.error(f"{state.names().run(record)}: {how_it_ended(record)}")
+
+
+def how_it_ended(record: RunRecord) -> str:
+    """Return the end of a run that did not finish, in a sentence or two."""
+    told = f"{record.error} {record.hint}".strip()
+    if told.lower().startswith(record.state):
+        return told
+    return f"{record.state}. {told}".strip()
 
 
 def trust(folder: Path) -> str:
@@ -145,7 +195,7 @@ def loading_code(folder: Path, adapter: Path | None = None) -> str:
 
 
 def _finished(record: RunRecord) -> None:
-    say.success(f"{record.name} finished in {record.seconds:.0f} s.")
+    say.success(f"{state.names().run(record)}: finished in {duration(record.seconds)}.")
     if record.holds_checkpoint():
         st.caption("Load it with plain transformers:")
         st.code(loading_code(record.path), language="python")
@@ -162,7 +212,7 @@ def pick(
     label: str,
     *,
     newest: str = "",
-    name: Callable[[RunRecord], str] = lambda record: record.name,
+    name: Callable[[RunRecord], str] | None = None,
 ) -> RunRecord | None:
     """Draw a choice among ``records`` (kept in the URL as ``?run=``) and return it.
 
@@ -179,8 +229,9 @@ def pick(
         st.session_state[key] = asked
     if st.session_state.get(key) not in by_id:
         st.session_state[key] = next(iter(by_id))
+    named = name or state.names().run
     chosen = st.selectbox(
-        plain(label), list(by_id), key=key, format_func=lambda run: name(by_id[run])
+        plain(label), list(by_id), key=key, format_func=lambda run: named(by_id[run])
     )
     st.session_state[f"{key}_seen"] = st.query_params["run"] = chosen
     return by_id[chosen]

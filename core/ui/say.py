@@ -2,8 +2,9 @@
 
 Names of models, runs and tasks, URLs, and whatever stands in a file come from outside. Streamlit
 renders Markdown nearly everywhere, labels and tooltips included; `plain` escapes it. The functions
-here do so for whole sentences; where a page marks up its own text, only the inserted parts are
-escaped: ``st.markdown(f"**{plain(name)}**")``. `tests/pages/test_plain_text.py` checks every call.
+here do so for whole sentences, in which options have the names of their fields (`core.runs.flags`);
+where a page marks up its own text, only the inserted parts are escaped:
+``st.markdown(f"**{plain(name)}**")``. `tests/pages/test_plain_text.py` checks every call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import streamlit as st
 
 from core import words
 from core.errors import DepthcutError
+from core.runs.flags import in_words
 
 _JOINER = "\u2060"
 """An invisible character that keeps a shortcode from becoming an icon."""
@@ -42,42 +44,42 @@ def code(text: object) -> str:
 
 def error(text: str | DepthcutError) -> None:
     """Show an error."""
-    st.error(plain(text))
+    st.error(plain(in_words(str(text))))
 
 
 def warning(text: str, icon: str | None = None) -> None:
     """Show a warning."""
-    st.warning(plain(text), icon=icon)
+    st.warning(plain(in_words(text)), icon=icon)
 
 
 def info(text: str, icon: str | None = None) -> None:
     """Show what a person should know or do."""
-    st.info(plain(text), icon=icon)
+    st.info(plain(in_words(text)), icon=icon)
 
 
 def success(text: str) -> None:
     """Show that something has ended well."""
-    st.success(plain(text))
+    st.success(plain(in_words(text)))
 
 
 def caption(text: str) -> None:
     """Show a small remark."""
-    st.caption(plain(text))
+    st.caption(plain(in_words(text)))
 
 
 def paragraph(text: str) -> None:
     """Show a sentence of the page's own size."""
-    st.markdown(plain(text))
+    st.markdown(plain(in_words(text)))
 
 
 def bold(text: str) -> None:
     """Show a sentence in bold."""
-    st.markdown(f"**{plain(text)}**")
+    st.markdown(f"**{plain(in_words(text))}**")
 
 
 def bullets(lines: list[str]) -> None:
     """Show sentences as a list."""
-    st.markdown("\n".join(f"- {plain(line)}" for line in lines))
+    st.markdown("\n".join(f"- {plain(in_words(line))}" for line in lines))
 
 
 def table(frame: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from core.runs.workspace import RunRecord, read_run
 from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import HeldoutRow, Search, SetRow, found_so_far
-from core.ui import findings, forms, prune_pad, runs, say, state
+from core.ui import findings, forms, prune_pad, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -179,7 +179,7 @@ def _curve(record: RunRecord, objective: str, key: str) -> None:
     now = (record.id, len(found), found[-1].passes)
     if kept.get("key") != now:
         kept.update(key=now, figure=charts.best_curve(found, objective))
-    st.plotly_chart(
+    widgets.chart(
         kept["figure"],
         key=key,
         alt="Best cost so far against block passes, for every number of blocks removed.",
@@ -199,7 +199,7 @@ def _picker(found: list[RunRecord], watched: str) -> RunRecord | None:
         "Sets of",
         list(by_id),
         key="search_shown",
-        format_func=lambda run: known.label_of(by_id[run]),
+        format_func=lambda run: known.label_of(by_id[run], state.names().run(by_id[run])),
         help="A finished search of these weights.",
     )
     return by_id[chosen]

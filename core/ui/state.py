@@ -7,6 +7,7 @@ reload; the last one chosen is also stored in the workspace for the next visit.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import streamlit as st
@@ -15,6 +16,8 @@ from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError, OutputError
 from core.runs.workspace import Workspace, read_json, write_json
+from core.study.names import Names
+from core.study.names import names as names_of
 from core.ui import say
 from core.ui.say import plain
 
@@ -26,6 +29,11 @@ _MODEL, _SEEN = "active_model", "active_model_seen"
 def workspace() -> Workspace:
     """Return this dashboard's workspace."""
     return Workspace()
+
+
+def names() -> Names:
+    """Return what this workspace's runs and checkpoints are called."""
+    return names_of(workspace().runs())
 
 
 def _remembered() -> dict[str, Any]:
@@ -103,14 +111,23 @@ def picker() -> None:
         if st.form_submit_button("Load", icon=":material/folder_open:"):
             choose(given or "nothing")
     importing.offer()
-    others = [name for name in recent() if name != "demo"]
+    others = distinct(name for name in recent() if name != "demo")
     if others:
         st.caption("Recent")
         with st.container(horizontal=True):
             for name in others:
-                label = name if len(name) < 40 else "…" + name[-38:]
-                if st.button(plain(label), key=f"recent_{name}"):
+                label = names().checkpoint(name)
+                if st.button(plain(label), key=f"recent_{name}", help=plain(name)):
                     choose(name)
+
+
+def distinct(given: Iterable[str]) -> list[str]:
+    """Return names of checkpoints, the first of every folder that they mean."""
+    found: dict[object, str] = {}
+    for name in given:
+        folder = locate.local_folder(name)
+        found.setdefault(folder.resolve() if folder else name, name)
+    return list(found.values())
 
 
 def active_checkpoint() -> str:

@@ -59,7 +59,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
         record = runs.launch_once("width", values)
         if record:
             st.session_state["width_made"] = record.id
-    runs.show(st.session_state.get("width_made", ""))
+    runs.show_all("width", started=[st.session_state.get("width_made", "")])
 
 
 def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
     method = methods.get(chosen)
     values: dict[str, Any] = {"method": chosen}
     target = form.kept.settings.ratio
-    usual = "ratio" if target is None else "params"
+    usual = "match" if _variants(info) else "ratio"
+    usual = usual if target is None else "params"
     asked = next((a for a in AMOUNTS if form.value(a) is not None), usual)
     amount = form.select(
         "amount", "How much", AMOUNTS, asked, at=columns[1], format_func=_LABELS.__getitem__
@@ -151,12 +152,16 @@ def _amount(form: forms.Form, amount: str, info: CheckpointInfo, share: float) -
             help="Share of heads and neurons removed from each pruned block; for FLAP, the share "
             "of their parameters over all pruned blocks together.",
         )
+        st.caption(
+            "A share of heads and neurons, not of all parameters: match a variant to compare at "
+            "one size."
+        )
         return {"ratio": ratio}
     if amount == "params":
         start = round((1 - share) * info.parameters)
         wanted = form.number("params", "Target parameters", 1, None, start, step=1000)
         return {"params": int(wanted)}
-    variants = {str(r.path): r for r in _variants()}
+    variants = {str(r.path): r for r in _variants(info)}
     if not variants:
         st.selectbox("Variant", (), placeholder="none yet: create one under Blocks")
         return {"match": None}
@@ -171,16 +176,27 @@ def _amount(form: forms.Form, amount: str, info: CheckpointInfo, share: float) -
     return {"match": match}
 
 
-def _variants() -> list[RunRecord]:
+def _variants(info: CheckpointInfo) -> list[RunRecord]:
+    """Return the runs that cut a checkpoint of this width and vocabulary, depth first."""
     made = (*state.workspace().runs("prune"), *state.workspace().runs("width"))
-    return [r for r in made if r.state == "done" and r.holds_checkpoint()]
+    return [r for r in made if r.state == "done" and r.holds_checkpoint() and _is_like(r, info)]
+
+
+def _is_like(record: RunRecord, info: CheckpointInfo) -> bool:
+    try:
+        found = state.describe(str(record.path))
+    except DepthcutError:
+        return False
+    smaller = found.parameters < info.parameters
+    return smaller and (found.hidden, found.vocab) == (info.hidden, info.vocab)
 
 
 def _label(record: RunRecord) -> str:
+    name = state.names().run(record)
     try:
-        return f"{record.name} ({state.describe(str(record.path)).parameters:,})"
+        return f"{name} ({state.describe(str(record.path)).parameters:,} parameters)"
     except DepthcutError:
-        return record.name
+        return name
 
 
 def _checked(

@@ -26,6 +26,18 @@ ROWS = [
 ]
 
 
+def test_estimates_share_no_frontier_and_no_rank_with_measurements():
+    guessed = [row("plan", 1.9, 1.0, 10.0, cost="estimated"), row("x", 2.3, 5.0, cost="estimated")]
+    both = [*ROWS, *guessed]
+    assert [r.key for r in frontier(both, "per_token_ms")] == ["small", "depth", "width", "dense"]
+    assert [r.key for r in frontier(guessed, "per_token_ms")] == ["plan"]
+    # perplexity and size are measured and counted for all of them
+    assert [r.key for r in frontier(both, "parameters")] == ["plan"]
+    assert best(both, Budget()).key == "plan"
+    assert best(both, Budget(per_token_ms=7.0)).key == "depth"
+    assert best(both, Budget(per_token_ms=2.0)).key == "plan"
+
+
 def test_the_frontier_is_what_no_other_beats():
     rng = random.Random(3)
     rows = [row(str(n), rng.randint(1, 9), rng.randint(1, 9)) for n in range(60)]

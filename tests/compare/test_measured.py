@@ -10,11 +10,13 @@ import study_helpers as made
 
 from core.benchmark import analytic
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.compare import measured, published
 from core.compare.candidates import Candidate, nearest
 from core.compare.scene import Scene
 from core.compare.speed import speed_up
 from core.prune import depth
+from core.prune.outlook import outlook
 from core.runs.workspace import Workspace
 from core.study import study
 
@@ -125,7 +127,7 @@ def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
 
     info = headers.inspect(tiny_dir("gqa"))
     rates = analytic.Rates(1e9, 1e11, 1e-4, 1e-3)
-    table = {r[""]: r for r in prune_cost.rows(info, {"A": (1, 3)}, rates, 4, "float32")}
+    table = {r[""]: r for r in prune_cost.rows(info, {"A": Removal((1, 3))}, rates, 4, "float32")}
     dense = analytic.latency_s(info, rates, 4, 12, 128)
     cut = analytic.latency_s(analytic.without(info, (1, 3)), rates, 4, 12, 128)
     assert table["speed-up"] == {
@@ -134,8 +136,36 @@ def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
         "plan A": f"{dense / cut:.2f} x",
     }
     assert table["latency of 128 tokens"]["plan A"] == f"{1000 * cut:,.4g} ms"
-    unknown = prune_cost.rows(info, {"A": ()}, None, 4, "float32")
-    assert [r[""] for r in unknown] == ["peak memory"]
+    unknown = prune_cost.rows(info, {"A": Removal()}, None, 4, "float32")
+    assert [r[""] for r in unknown] == ["peak memory, 140 tokens"]
+    # never below the weights and the cache that the page shows for the same context
+    for context in (2, 100, 256):
+        (peak,) = prune_cost.rows(info, {"A": Removal((1,))}, None, 4, "float32", context)
+        for name, drop in (("dense", ()), ("plan A", (1,))):
+            less = outlook(info, drop, batch=4, context=context, dtype="float32").total_bytes
+            assert float(peak[name].split()[0].replace(",", "")) >= 0.999 * less / 2**20
+
+
+def test_estimates_follow_what_was_measured_of_the_dense_model():
+    def cost(**values):
+        return measured.Cost(variant="x", batch_size=2, input_tokens=12, output_tokens=8, **values)
+
+    guess = cost(peak_memory_mib=80.0, latency_s_mean=1.0, latency_s_p50=1.0, tokens_per_s=16.0)
+    same = cost(peak_memory_mib=100.0, latency_s_mean=2.0, latency_s_p50=2.0)
+    real = cost(peak_memory_mib=120.0, latency_s_mean=3.0, latency_s_p50=2.5)
+    found = measured.rescaled(guess, real, same)
+    assert (found.peak_memory_mib, found.latency_s_mean, found.latency_s_p50) == (96.0, 1.5, 1.25)
+    assert found.tokens_per_s == pytest.approx(16 / 1.5)
+    assert measured.rescaled(guess, None, None) == guess
+
+
+def test_a_slow_run_moves_no_speed_up():
+    dense, cut = (
+        measured.Cost(variant=n, id=n, batch_size=1, input_tokens=12, output_tokens=8,
+                      latency_s_mean=mean, latency_s_p50=middle)
+        for n, mean, middle in (("dense", 2.0, 2.0), ("cut", 1.9, 1.6))
+    )  # fmt: skip
+    assert [c.speedup for c in measured.with_speedup([dense, cut], "dense")] == [1.0, 1.25]
 
 
 def test_a_charts_own_page_needs_nothing_from_elsewhere():

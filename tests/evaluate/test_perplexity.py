@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import statistics
 
 import pytest
 import tiny
@@ -66,6 +67,9 @@ def test_only_the_first_tokens_are_evaluated_if_asked(tmp_path, text):
     assert int(rows[0]["tokens"]) == 5 * 15
     assert float(rows[0]["ppl"]) == pytest.approx(math.exp(sum(losses[:5]) / 5), rel=1e-5)
     assert summary["perplexity"][0]["max_tokens"] == 90
+    spread = statistics.stdev(losses[:5]) / 5**0.5  # of the mean loss; ppl = exp(loss)
+    error = summary["perplexity"][0]["stderr"]
+    assert error == pytest.approx(float(rows[0]["ppl"]) * spread, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -264,3 +264,14 @@ def test_settings_of_an_earlier_benchmark_fill_the_form(prepared):
     assert widget(page.multiselect, "Variants").value == ["width"]
     assert widget(page.text_input, "Batch sizes").value == "2,8"
     assert widget(page.number_input, "Time limit").value == 7
+
+
+def test_a_benchmark_that_has_finished_is_selected(prepared):
+    bench, elsewhere = prepared / "ws" / "bench", prepared / "bench"
+    bench.rename(elsewhere)
+    page = open_page(prepared / "dense")
+    assert widget(page.multiselect, "Benchmark runs").value == []
+    elsewhere.rename(bench)
+    page.run()
+    assert widget(page.multiselect, "Benchmark runs").value == ["bench"]
+    assert not any("nothing was measured" in c.value for c in page.caption)

@@ -135,6 +135,23 @@ def beside(values: dict[str, float]) -> str:
     return f"{values['on-small']:.3f} ({values['on-small'] - values['on-dense']:+.3f}"
 
 
+def test_a_long_text_is_capped_and_the_page_says_so(here, tmp_path):
+    _, dense, *_ = here
+    long = tmp_path / "long.txt"
+    long.write_text(tiny.text(9000, seed=3))
+    page = open_page(dense)
+    widget(page.text_input, "Perplexity of").set_value(str(long)).run()
+    line = next(c.value for c in page.code if "core evaluate" in c.value)
+    assert "--max-tokens 32768" in line
+    assert any("the first 32,768 tokens of each text (256 windows)" in c.value
+               for c in page.caption)  # fmt: skip
+    widget(page.selectbox, "Part of each text").set_value(0).run()
+    assert "--max-tokens" not in next(c.value for c in page.code if "core evaluate" in c.value)
+    long.write_text(tiny.text(20, seed=3))
+    widget(page.selectbox, "Part of each text").set_value(32_768).run()
+    assert "--max-tokens" not in next(c.value for c in page.code if "core evaluate" in c.value)
+
+
 def test_the_table_is_what_the_runs_hold(here):
     where, dense, *_ = here
     page = open_page(dense)

@@ -83,7 +83,7 @@ def test_what_is_not_possible_says_why(pruned, tiny_gqa):
     page = open_page("prune", tiny_gqa)
     widget(page.get("button_group"), "format_cut").set_value("hub")
     page.run()
-    assert any("--repo, which is missing" in box.value for box in page.info)
+    assert any("'Repository', which is missing" in box.value for box in page.info)
     assert widget(page.button, "start_cut").disabled
     widget(page.text_input, "repo_cut").set_value("me/smaller").run()
     assert "--repo me/smaller" in command(page, "python -m core export")

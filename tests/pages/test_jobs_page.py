@@ -28,6 +28,7 @@ def make(root, name, command="importance", spec=None, **status):
     value = {"command": command, "spec": spec, "argv": argv}
     workspace.write_json(folder / ".run" / "spec.json", value)
     workspace.write_json(folder / ".run" / "status.json", {"created": time.time(), **status})
+    workspace.write_json(folder / ".run" / "name.json", {"name": name})
     (folder / ".run" / "log.txt").write_text(f"10:00:00 first line of {name}\n")
     return folder
 
@@ -65,7 +66,7 @@ def test_lost_runs_are_told_from_live_ones(root):
         assert any(state in m.value and f"**{name}**" in m.value for m in at.markdown), name
     assert "Waiting for cpu, behind alive." in text
     assert "Too little text. Give more." in text
-    assert labels(at, "_alive") == {"Cancel"}
+    assert labels(at, "_alive") == {"Cancel", "Star"}
     assert "Restart" in labels(at, "_gone")
     assert any("again=gone" in link.proto.query_string for link in at.get("page_link"))
     assert any("first line of gone" in c.value for c in at.code)
@@ -76,7 +77,7 @@ def test_cancel_asks_the_run_to_stop(root):
     at = open_page()
     at.button(key="cancel_alive").click().run()
     assert (folder / ".run" / "cancel").exists()
-    assert labels(at, "_alive") == {"Kill now"}
+    assert labels(at, "_alive") == {"Kill now", "Star"}
 
 
 def test_rename_and_safe_deletion(root):

@@ -130,7 +130,7 @@ def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, te
     assert read_run(record.path).state == "cancelled"
 
 
-def test_a_finished_run_by_its_address(here, pruned):
+def test_a_finished_run_by_its_address(here, pruned, tiny_gqa):
     finished(here, "one", pruned, recovered=0.5)
     finished(here, "two", pruned, method="full", recovered=0.75, began=2.0)
     columns, row = ("source", "measure", "after"), ("x", "kl", 0.5)
@@ -148,7 +148,8 @@ def test_a_finished_run_by_its_address(here, pruned):
     assert {m.label: m.value for m in page.metric}["Recovered"] == "50%"
     # Both stand side by side, with what the files say.
     (table,) = [d.value for d in page.dataframe if "recovered" in d.value.columns]
-    assert table["name"].tolist() == ["one", "two"]
+    source = f"{tiny_gqa.name} without 1, 3 26% on a"
+    assert table["name"].tolist() == [f"LoRA of {source}", f"Full fine-tuning of {source}"]
     assert table["recovered"].tolist() == [0.5, 0.75]
     assert table["lr"].tolist() == [0.25, 0.25]
     assert page.query_params["model"] in (str(pruned), [str(pruned)])
@@ -191,7 +192,7 @@ def test_what_cannot_be_started_says_why(here, pruned, tmp_path):
     assert widget(page.button, "Start retraining").disabled
     widget(page.number_input, "Steps").set_value(3).run()
     widget(page.number_input, "Epochs").set_value(1.0).run()
-    assert any("Both --steps and --epochs" in e.value for e in page.error)
+    assert any("Both 'Steps' and 'Epochs'" in e.value for e in page.error)
     assert here.runs("retrain") == []
 
 

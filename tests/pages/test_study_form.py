@@ -84,7 +84,10 @@ def test_a_change_for_one_run_survives_and_can_be_undone(here, tiny_gqa):
         assert "--calibration c4 --samples 4" in command(back, "importance")
         assert "Changed here: calibration c4, samples 4." in origin(back)
     at.switch_page("pages/evaluate.py").run()
-    assert "--perplexity english --perplexity c4 --tasks arc_easy,piqa" in command(at, "evaluate")
+    assert (
+        "--perplexity english --perplexity c4 --max-tokens 32768 --tasks arc_easy,piqa"
+        in command(at, "evaluate")
+    )
     at.switch_page("pages/importance.py").run()
     at.button(key="undo_importance").click().run()
     assert "--samples" not in command(at, "importance")

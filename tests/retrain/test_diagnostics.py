@@ -122,3 +122,15 @@ def test_largest_that_fits(below, limit):
 def test_out_of_memory_names_what_fits():
     assert "--micro-batch 3" in diagnostics.out_of_memory(8, 256, 3).hint
     assert "Not even one row" in diagnostics.out_of_memory(8, 256, 0).hint
+
+
+def test_a_loss_that_still_falls_asks_for_a_longer_training():
+    """A run of 30 steps that recovered 12% is too short; one that has converged is too hard."""
+    found = []
+    for losses in ([3.0, 2.99, 2.97, 2.94, 2.91, 2.88], [3.0, 2.9, 2.885, 2.88, 2.88, 2.88]):
+        watch = Watch(2.0)
+        for step, loss in enumerate(losses):
+            watch.evaluated(6 * step, 3.0, loss)
+        found.append(pruned_too_hard("lora", 1.0, 0.12, falling=watch.is_falling(), steps=30).hint)
+    assert found[0] == "Train longer: --steps 120, or a larger --lr."
+    assert found[1].startswith("Try --method continued")

@@ -38,7 +38,9 @@ def test_variants_hang_below_what_they_were_made_from(tmp_path, monkeypatch):
 
     roots = lineage.lineages(Workspace(root).runs())
 
-    shape = [(depth, v.name) for top in roots for depth, v in top.walk()]
+    shape = [
+        (depth, v.record.id if v.record else v.label) for top in roots for depth, v in top.walk()
+    ]
     assert shape == [
         (0, "dense"),
         (1, "first"),
@@ -83,4 +85,4 @@ def test_a_variant_of_a_deleted_run_is_still_shown(tmp_path, monkeypatch):
     (top,) = lineage.lineages(Workspace(tmp_path).runs())
     assert top.dense.record is None
     assert top.dense.folder is None
-    assert [v.name for v in top.children(top.dense)] == ["child"]
+    assert [v.id for v in top.children(top.dense)] == ["child"]
