@@ -362,7 +362,7 @@ def _lora(proof: Proof) -> list[str]:
         f"LoRA, {proof.args.steps} steps of 16 rows of 909 instructions, 90 held out; loss in nats "
         "on the held-out responses.",
         "",
-        *_header(["checkpoint", "dense", "before", "after", "gap recovered", "tokens/s"]),
+        *_header(["checkpoint", "dense", "before", "after", "gap recovered", "tokens trained on"]),
     ]
     for name in ("depth-ppl", "width-llm-pruner"):
         found = Retraining.read(proof.at(f"lora-{name}"))
@@ -375,7 +375,7 @@ def _lora(proof: Proof) -> list[str]:
             f"{found.heldout_loss_before or 0:.3f}",
             f"{found.heldout_loss_after:.3f}",
             f"{found.recovered:.0%}" if found.recovered is not None else "-",
-            f"{found.tokens_per_s or 0:,.0f}",
+            f"{found.tokens or 0:,}",
         ]))  # fmt: skip
     return lines
 
