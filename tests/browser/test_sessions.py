@@ -16,8 +16,13 @@ PILLS = '[data-testid="stButtonGroup"]'
 
 def pill(visitor, block):
     """Return the pill of a block."""
-    main = visitor.page.get_by_test_id("stMain").locator(PILLS)
-    return main.get_by_text(str(block), exact=True).last
+    return blocks_of(visitor).get_by_text(str(block), exact=True)
+
+
+def blocks_of(visitor):
+    """Return the pills of whole blocks; those of their parts are in a closed expander."""
+    groups = visitor.page.get_by_test_id("stMain").locator(PILLS)
+    return groups.filter(has_text="Blocks that plan")
 
 
 def wait_for_address(visitor, drop):
@@ -83,8 +88,7 @@ def test_blocks_are_chosen_by_keyboard(visit, tiny_gqa):
     visitor = visit()
     visitor.open(f"/prune?model={tiny_gqa}")
     pill(visitor, 2).wait_for()
-    button = visitor.page.get_by_test_id("stMain").locator(PILLS).locator("button")
-    button.get_by_text("2", exact=True).last.locator("xpath=ancestor::button").focus()
+    pill(visitor, 2).locator("xpath=ancestor::button").focus()
     visitor.page.keyboard.press("Space")
     wait_for_address(visitor, (2,))
     see(visitor, "--drop 2")
