@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +165,10 @@ class Session:
         Returns whether that is known: whether the run left a readable record of them.
         """
         before = read_json(self.run.book / "training.json")
+        # an option that an earlier version did not have had its default
+        usual = json.loads(json.dumps({f.name: f.default for f in fields(self.spec)}, default=str))
         for name, value in self.fingerprint(spec).items() if before is not None else ():
-            if before is not None and before.get(name) != value:
+            if before is not None and before.get(name, usual.get(name)) != value:
                 raise OptionError(
                     f"--resume: {name} was {before.get(name)}, but is now {value}.",
                     "Resume with the same options, or start over with a different --out.",
