@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.__main__ import main
+from core.benchmark import analytic
 from core.checkpoint import headers, own_code
 from core.checkpoint.drop import Removal, check_removal
 from core.errors import CheckpointError, DataError, PlanError
@@ -75,6 +76,16 @@ def test_the_live_perplexity_and_the_sizes_are_those_of_the_written_variant(tiny
     depth.prune(tiny_gqa, CUT, tmp_path / "cut")
     info = headers.inspect(tmp_path / "cut")
     assert (shown.parameters, shown.kv_bytes) == (info.parameters, info.kv_bytes(3, 7, "float16"))
+    planned = analytic.without(headers.inspect(tiny_gqa), CUT)
+    rates = analytic.Rates(1e9, 1e10, block_overhead_s=1e-4)
+    for estimate in (
+        lambda shapes: analytic.memory_bytes(shapes, 2, 5, 9, "float32"),
+        lambda shapes: analytic.latency_s(shapes, rates, 2),
+    ):
+        assert estimate(planned) == estimate(info)
+    dense = analytic.memory_bytes(headers.inspect(tiny_gqa), 2, 5, 9, "float32")
+    found = analytic.memory_bytes(planned, 2, 5, 9, "float32")
+    assert 5 * found["kv_cache"] == 2 * dense["kv_cache"]  # 2 of 5 blocks attend
     model = load_model(tmp_path / "cut", CPU, torch.float32)
     with torch.no_grad():
         loss = model(torch.tensor(rows), labels=torch.tensor(rows)).loss
