@@ -56,8 +56,11 @@ class Names:
         self._by_folder = {r.path.absolute(): r for r in records if r.id in self._made}
         self.runs: Mapping[str, str] = self._titles()
         """The name of every run, by its id."""
-        paths = {str(r.path.absolute()): self.runs[r.id] for r in records}
-        self._known = {**paths, **{str(r.path): self.runs[r.id] for r in records}, **self.runs}
+        # an id that may be a word of a sentence, and the folder of an import, stay as they are
+        telling = [r for r in records if re.search(r"[-/]", r.id) and r.command != "import"]
+        self._known = {
+            name: self.runs[r.id] for r in records for name in (str(r.path.absolute()), str(r.path))
+        } | {r.id: self.runs[r.id] for r in telling}
 
     def are_of(self, records: Sequence[RunRecord]) -> bool:
         """Whether these are the names of exactly these records."""

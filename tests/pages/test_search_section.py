@@ -112,7 +112,7 @@ def test_the_estimate_and_the_command_are_those_of_the_dry_run(searched, tiny_gq
     passes = command.dry_run(spec)["total_passes"]
     assert f"in {passes:,} block passes" in " ".join(c.value for c in at.caption)
     at.text_input(key="in_search_counts").set_value("9").run()
-    assert "--counts: 9 is out of range" in " ".join(e.value for e in at.error)
+    assert "'Numbers of blocks': 9 is out of range" in " ".join(e.value for e in at.error)
     assert at.button(key="search_start").disabled
 
 
