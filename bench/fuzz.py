@@ -282,6 +282,7 @@ def _whole_weights() -> bytes:
 
 def _checkpoint(folder: Path) -> None:
     from core.checkpoint import families, headers, locate
+    from core.checkpoint.drop import Removal
     from core.prune import depth
     from core.prune.plan import choose
     from core.width.units import units_of
@@ -291,7 +292,7 @@ def _checkpoint(folder: Path) -> None:
     found.info.to_dict()
     families.without_blocks(found.config, [0])
     if found.info.blocks > 1:
-        depth.make_record(folder, found.info, (0,)).to_text()
+        depth.make_record(folder, found.info, Removal((0,))).to_text()
         choose(None, "last", ratio=0.2, info=found.info)
     units_of(found.info)
     locate.open(str(folder), need="headers", need_tokenizer=False)

@@ -73,6 +73,16 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_prepared():
+    """Pages drawn in this process do not prepare runs; a test that launches some asks for it."""
+    from core.runs import warm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm, "keep", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def template():
     """A process that has imported the computing libraries, from which others are forked."""

@@ -32,6 +32,8 @@ WORDS = {
     "counts": "Numbers of blocks",
 }
 """Labels of fields whose names are abbreviations, or that a page calls differently."""
+WRITING = ("temperature", "top_k", "top_p")
+"""Options of generating text, which no command has: the live model is asked for it."""
 FOLDER = re.compile(r"(another|a writable|a new|a different) --out( folder)?")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)(?:[ =]([\w.]+(?:[-:,/][\w.]+)*))?")
 
@@ -44,7 +46,7 @@ def called(name: str) -> str:
 @functools.cache
 def _choices() -> dict[str, frozenset[str]]:
     """Return all options of all commands, each with the values that can be chosen."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {name: set() for name in WRITING}
     for command in COMMANDS.values():
         for field in dataclasses.fields(command.spec_class):
             found.setdefault(field.name, set()).update(map(str, field.metadata["choices"] or ()))

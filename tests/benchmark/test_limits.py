@@ -88,7 +88,8 @@ def test_a_launch_limit_is_not_called_a_lack_of_memory(monkeypatch):
     found = {e["batch_size"]: e["limit"] for kind, e in events if kind == "result"}
     assert found == {1: "", 8: "kernels"}
     logged = []
-    session = SimpleNamespace(done=0, progress=SimpleNamespace(log=logged.append))
+    work = SimpleNamespace(finish=lambda variant, cells: None)
+    session = SimpleNamespace(done=0, progress=SimpleNamespace(log=logged.append), work=work)
     variant = SimpleNamespace(name="v", results={})
     for limit in ("kernels", "memory"):
         result = CellResult(Cell(8, 4), 0, oom=True, limit=limit)

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.runs import jobs, warm
+from core.runs import jobs
 from core.runs.workspace import Workspace
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_is_prepared():
-    """Pages drawn in this process do not prepare runs; a test that launches some asks for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm, "keep", lambda: None)
-        yield
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.checkpoint.drop import Removal
 from core.checkpoint.locate import local_folder
 from core.errors import OptionError, RunError
 from core.live import columns
@@ -148,11 +149,11 @@ def test_bad_addresses_are_told(open_page):
     at = open_page(columns="skip:x", top_p="7.0")
     said = " ".join(e.value for e in at.error)
     assert "'x' is not a whole number" in said
-    assert "--top-p: 7.0 is too large" in said
+    assert "'Top p': 7.0 is too large" in said
     at = open_page(max_tokens="many")
-    assert any(
-        "--max-tokens: invalid value 'many'. Expected a whole number." in e.value for e in at.error
-    )
+    assert [e.value for e in at.error] == [
+        "'Tokens at most': invalid value 'many'. Expected a whole number."
+    ]
 
 
 def test_a_variant_of_the_workspace_can_be_a_column(open_page, tmp_path, tiny_gqa):
@@ -183,15 +184,15 @@ def test_the_desk_asks_once_gives_up_what_is_not_wanted_and_keeps_errors(tiny_gq
         asked.append(one)
         while not go.is_set() and not one.stop.is_set():
             time.sleep(0.01)
-        if 4 in one.skip:
+        if 4 in one.skip.drop:
             raise RunError("It was killed.", "Ask again.")
-        one.ppl = 10.0 + len(one.skip)
+        one.ppl = 10.0 + len(one.skip.drop)
 
     desk = Desk(ask)
 
     def want(*skip):
-        key = key_of(info, text, skip)
-        return key, desk.want("me", key, Question("x", frozenset(skip), text))
+        key = key_of(info, text, Removal(skip))
+        return key, desk.want("me", key, Question("x", Removal(skip), text))
 
     first_key, first = want(1)
     assert want(1)[1] is first
@@ -203,7 +204,7 @@ def test_the_desk_asks_once_gives_up_what_is_not_wanted_and_keeps_errors(tiny_gq
         time.sleep(0.01)
     assert desk.known(key).ppl == 12.0
     assert desk.known(first_key) is None
-    assert desk.answers(info, text) == [(frozenset({1, 2}), 12.0)]
+    assert desk.answers(info, text) == [(Removal((1, 2)), 12.0)]
     bad_key, bad = want(4)
     while not bad.done and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -19,6 +19,7 @@ from core.errors import Cancelled
 from core.runs import jobs, processes, warm
 
 ROOT = Path(__file__).parents[2]
+KEEP = warm.keep
 MACHINERY = ROOT / "tests" / "machinery"
 
 
@@ -208,8 +209,8 @@ def test_a_process_keeps_one_template_for_its_runs_and_goes_on_without(tmp_path,
         os.kill(pid, signal.SIGKILL)
         return found
 
-    warm.keep()
-    warm.keep()
+    KEEP()
+    KEEP()
     wait_until(warm.kept)
     try:
         source = parent_of_run("one")
