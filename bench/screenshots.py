@@ -23,7 +23,7 @@ PAGES = {
     "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 1500),
     "width": (REAL, "prune?prune_way=Width", 900),
     "retrain": (DEMO, "retrain?run=restore/lora", 1500),
-    "evaluate": (DEMO, "evaluate", 1500),
+    "evaluate": (REAL, "evaluate", 1500),
     "compare": (REAL, "compare", 1700),
     "playground": (DEMO, "playground", 900),
     "presentation": (REAL, "presentation", 900),
