@@ -36,7 +36,7 @@ def run_list() -> None:
         st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")
         return
     states = sorted({r.state for r in records})
-    filters = st.columns([2, 2, 1, 1])
+    filters = st.columns([1, 3, 1, 1])
     wanted = filters[0].pills(
         "State", states, selection_mode="multi", key="jobs_states", format_func=plain
     )
