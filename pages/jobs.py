@@ -46,7 +46,7 @@ def run_list() -> None:
     )
     tags = sorted({tag for r in records for tag in r.remarks.tags})
     tagged = filters[2].multiselect("Tags", tags, key="jobs_tags", format_func=plain)
-    text = filters[3].text_input("Search", key="jobs_text", placeholder="name, tag or note")
+    words = filters[3].text_input("Search", key="jobs_text", placeholder="name, tag or note")
     starred = filters[3].toggle("Starred", key="jobs_starred")
     kept = [
         r
@@ -55,7 +55,7 @@ def run_list() -> None:
         and (not kinds or r.command in kinds)
         and set(tagged) <= set(r.remarks.tags)
         and (r.remarks.starred or not starred)
-        and has_text(r, text)
+        and (not words or has_text(r, words))
     ]
     if not kept:
         st.info("No run matches these filters.")

@@ -11,6 +11,7 @@ import operator
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ MOST = 2
 """Checkpoints or texts that a run's name lists; of more, only their number."""
 _WORD = re.compile(r"[\w./-]+[\w-]")
 _lock = threading.Lock()
-_kept: list[Names] = []
+_kept: deque[Names] = deque(maxlen=24)
+"""The latest, newest first: sessions that draw at the same time may look at different moments."""
 
 
 def names(records: Sequence[RunRecord]) -> Names:
@@ -38,9 +40,11 @@ def names(records: Sequence[RunRecord]) -> Names:
     Kept until one of the records changes.
     """
     with _lock:
-        if not (_kept and _kept[0].are_of(records)):
-            _kept[:] = [Names(records)]
-        return _kept[0]
+        found = next((one for one in _kept if one.are_of(records)), None)
+        if found is None:
+            found = Names(records)
+            _kept.appendleft(found)
+        return found
 
 
 class Names:
