@@ -670,6 +670,12 @@ def begin_draw() -> None:
     _draw.began = time.monotonic_ns()
 
 
+def draw() -> tuple[int, int] | None:
+    """Return what identifies this thread's draw and what has been written so far, if it draws."""
+    began = getattr(_draw, "began", 0)
+    return (began, _written[0]) if began else None
+
+
 def _asked() -> int:
     """Return the time from which on a look at the folders is recent enough for this thread."""
     now = time.monotonic_ns()

@@ -7,6 +7,7 @@ reload; the last one chosen is also stored in the workspace for the next visit.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ import streamlit as st
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError, OutputError
-from core.runs.workspace import Workspace, read_json, write_json
+from core.runs.workspace import Workspace, draw, read_json, write_json
 from core.study.names import Names
 from core.study.names import names as names_of
 from core.ui import say
@@ -32,8 +33,19 @@ def workspace() -> Workspace:
 
 
 def names() -> Names:
-    """Return what this workspace's runs and checkpoints are called."""
-    return names_of(workspace().runs())
+    """Return what this workspace's runs and checkpoints are called.
+
+    A page asks dozens of times, so the names of a draw are those at its first question, unless
+    this process has written something since.
+    """
+    now = workspace().root, draw()
+    if now[1] is None or getattr(_named, "at", None) != now:
+        _named.names, _named.at = names_of(workspace().runs()), now
+    found: Names = _named.names
+    return found
+
+
+_named = threading.local()
 
 
 def _remembered() -> dict[str, Any]:
