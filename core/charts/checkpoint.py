@@ -41,20 +41,14 @@ def parameter_bars(info: CheckpointInfo) -> go.Figure:
             x=x,
             y=[None, *counts, None],
             name=kind,
-            marker={
-                "color": colour,
-                "pattern": {"shape": pattern, "fgcolor": "#FFFFFF", "fillmode": "overlay"},
-            },
+            marker={"color": colour, "pattern": palette.hatch(pattern)},
             hovertemplate=f"block %{{x}}, {kind}: %{{y:,}}<extra></extra>",
         )
     figure.add_bar(
         x=x,
         y=[ends["embedding"], *[None] * info.blocks, ends["head"]],
         name="embedding, head" + (" (tied: one tensor)" if info.tied else ""),
-        marker={
-            "color": "#CC79A7",
-            "pattern": {"shape": ".", "fgcolor": "#FFFFFF", "fillmode": "overlay"},
-        },
+        marker={"color": "#CC79A7", "pattern": palette.hatch(".")},
         hovertemplate="%{x}: %{y:,}<extra></extra>",
     )
     step = palette.category_step(info.blocks)

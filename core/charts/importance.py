@@ -65,12 +65,7 @@ def perplexity_bars(
         cliponaxis=False,
         marker={
             "color": [looks[k][0] for k in kinds],
-            "pattern": {
-                "shape": [looks[k][1] for k in kinds],
-                "fgcolor": "#FFFFFF",
-                "size": 7,
-                "fillmode": "overlay",
-            },
+            "pattern": palette.hatch([looks[k][1] for k in kinds], size=7),
         },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},
@@ -84,14 +79,7 @@ def perplexity_bars(
                 x=[None],
                 y=[None],
                 name=kind,
-                marker={
-                    "color": looks[kind][0],
-                    "pattern": {
-                        "shape": looks[kind][1],
-                        "fgcolor": "#FFFFFF",
-                        "fillmode": "overlay",
-                    },
-                },
+                marker={"color": looks[kind][0], "pattern": palette.hatch(looks[kind][1])},
             )
     if dense_ppl:
         palette.dense_line(figure, dense_ppl)
@@ -199,12 +187,7 @@ def taylor_heatmap(
                 palette.DROPPED if b in dropped else palette.CRITERIA.get(column, palette.KEPT)
                 for b in blocks
             ],
-            "pattern": {
-                "shape": ["x" if b in dropped else "" for b in blocks],
-                "fgcolor": "#FFFFFF",
-                "size": 7,
-                "fillmode": "overlay",
-            },
+            "pattern": palette.hatch(["x" if b in dropped else "" for b in blocks], size=7),
         },
         selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 1}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -60,6 +61,11 @@ def dress(figure: go.Figure, height: int, **more: Any) -> go.Figure:
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(tickfont={"size": FONT_SIZE}, title_font={"size": FONT_SIZE + 1})
     return figure
+
+
+def hatch(shape: str | Sequence[str], **more: float) -> dict[str, Any]:
+    """Return a pattern drawn over a bar's own colour, so that the bar stays filled."""
+    return {"shape": shape, "fgcolor": "#FFFFFF", "fillmode": "overlay", **more}
 
 
 def category_step(count: int) -> int:

@@ -145,13 +145,7 @@ def block_strip(
             textfont={"color": "#000000", "size": 14, "weight": 700},
             marker={
                 "color": [_COLOURS[k] for k in kinds],
-                "pattern": {
-                    "shape": [_PATTERNS[k] for k in kinds],
-                    "fgcolor": "#FFFFFF",
-                    "fillmode": "overlay",
-                    "solidity": 0.2,
-                    "size": 8,
-                },
+                "pattern": palette.hatch([_PATTERNS[k] for k in kinds], solidity=0.2, size=8),
             },
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
@@ -195,8 +189,7 @@ def _add_halves(figure: go.Figure, row: int, removal: Removal, plan: str) -> Non
             customdata=[[b, plan, f"without {PARTS[part]}"] for b in gone],
             marker={
                 "color": palette.DROPPED,
-                "pattern": {"shape": "x", "fgcolor": "#FFFFFF", "solidity": 0.2, "size": 6}
-                | {"fillmode": "overlay"},
+                "pattern": palette.hatch("x", solidity=0.2, size=6),
             },
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
@@ -239,13 +232,9 @@ def add_part_rows(
             marker={
                 "color": [_COLOURS.get(_AS.get(k, k), "rgba(0,0,0,0)") for k in kinds],
                 "line": {"width": [1 if k == "missing" else 0 for k in kinds], "color": "#888888"},
-                "pattern": {
-                    "shape": [_PATTERNS.get(_AS.get(k, k), "") for k in kinds],
-                    "fgcolor": "#FFFFFF",
-                    "fillmode": "overlay",
-                    "solidity": 0.2,
-                    "size": 7,
-                },
+                "pattern": palette.hatch(
+                    [_PATTERNS.get(_AS.get(k, k), "") for k in kinds], solidity=0.2, size=7
+                ),
             },
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},

@@ -196,7 +196,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             text=[words.percent(share) for share in rows["recovered"]],
             textposition="auto",
             width=0.55,
-            marker={"color": colour, "pattern": _hatch(pattern)},
+            marker={"color": colour, "pattern": palette.hatch(pattern)},
             hovertemplate="%{y}: %{x:.1%} of the gap recovered<extra></extra>",
         )
     figure.add_vline(x=1.0, line={"dash": "dash", "width": 2, "color": palette.PROTECTED})
@@ -204,11 +204,6 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
     order = table["name"].map(palette.literal).tolist()
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed")
     return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)
-
-
-def _hatch(shape: str) -> dict[str, str]:
-    """Return a pattern drawn over a bar's own colour, so that the bar stays filled."""
-    return {"shape": shape, "fgcolor": "#FFFFFF", "fillmode": "overlay"}
 
 
 def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
@@ -233,7 +228,7 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
             cliponaxis=False,
             marker={
                 "color": SERIES[place % len(SERIES)],
-                "pattern": _hatch(patterns[place % len(patterns)]),
+                "pattern": palette.hatch(patterns[place % len(patterns)]),
             },
             hovertemplate=f"{palette.literal(variant)}, %{{x}}: %{{y:.4g}}<extra></extra>",
             **error,
