@@ -160,13 +160,40 @@ def choose(
     number = _number(
         requested, pick, counts, info, first, last, searched=name if name in SEARCHED else searched
     )
-    drop = pick(number)
-    left = parameters_after(info, drop) if info else None
+    return _plan(
+        Removal(tuple(pick(number))),
+        name,
+        blocks,
+        (first, last),
+        available,
+        requested,
+        scores,
+        info,
+        seed=seed if name == "random" else None,
+    )
+
+
+def _plan(
+    removal: Removal,
+    name: str,
+    blocks: int,
+    protect: tuple[int, int],
+    available: int,
+    requested: dict[str, float | int],
+    scores: BlockScores | None,
+    info: Sizes | None,
+    seed: int | None = None,
+) -> Plan:
+    """Return the plan of what was chosen, with what is left of the checkpoint."""
+    first, last = protect
+    left = parameters_after(info, removal) if info else None
     return Plan(
-        drop=drop,
-        keep=tuple(block for block in range(blocks) if block not in drop),
+        drop=removal.drop,
+        attention=removal.attention,
+        mlp=removal.mlp,
+        keep=tuple(block for block in range(blocks) if block not in removal.drop),
         criterion=name,
-        protected=protected,
+        protected=(*range(first), *range(blocks - last, blocks)),
         params=left,
         ratio=1 - left / info.parameters if info and left is not None else None,
         params_before=info.parameters if info else None,
@@ -177,7 +204,7 @@ def choose(
         protect_last=last,
         scores=scores.source if scores else None,
         checkpoint=info.path if info else None,
-        seed=seed if name == "random" else None,
+        seed=seed,
     )
 
 
@@ -200,27 +227,7 @@ def _choose_parts(
 
     counts = range(1, available + 1)
     number = _number(requested, pick, counts, info, first, last, what="part")
-    chosen = pick(number)
-    left = parameters_after(info, chosen) if info else None
-    return Plan(
-        drop=chosen.drop,
-        attention=chosen.attention,
-        mlp=chosen.mlp,
-        keep=tuple(block for block in range(blocks) if block not in chosen.drop),
-        criterion=SUBLAYERS,
-        protected=(*range(first), *range(blocks - last, blocks)),
-        params=left,
-        ratio=1 - left / info.parameters if info and left is not None else None,
-        params_before=info.parameters if info else None,
-        blocks=blocks,
-        available=available,
-        requested=requested,
-        protect_first=first,
-        protect_last=last,
-        scores=scores.source,
-        checkpoint=info.path if info else None,
-        seed=None,
-    )
+    return _plan(pick(number), SUBLAYERS, blocks, (first, last), available, requested, scores, info)
 
 
 def of_units(units: Sequence[tuple[int, str]]) -> Removal:
