@@ -107,7 +107,12 @@ def unlink_links(book: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True, parents: bool = True) -> None:
-    """Write ``text`` atomically; raises `OutputError` if the folder cannot be written.
+    """Write ``text`` as UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"), durable=durable, parents=parents)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True, parents: bool = True) -> None:
+    """Write ``data`` atomically; raises `OutputError` if the folder cannot be written.
 
     ``durable`` waits until the bytes are on disk, so that results survive a power failure.
     Missing folders are created, unless ``parents`` is False.
@@ -116,8 +121,8 @@ def write_text(path: Path, text: str, *, durable: bool = True, parents: bool = T
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as handle:
-            handle.write(text)
+        with temporary.open("wb") as handle:
+            handle.write(data)
             handle.flush()
             if durable:
                 os.fsync(handle.fileno())

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,14 @@ def roots(where: Workspace) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def is_inside(path: Path, where: Workspace) -> bool:
-    """Whether a path, with all links resolved, is one of the roots or below one."""
+def _real(paths: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(map(os.path.realpath, paths))
+
+
+def _is_below(path: Path, starts: Sequence[str]) -> bool:
+    """Whether a path, with all links resolved, is one of the resolved folders or below one."""
     real = os.path.realpath(path)
-    for root in roots(where):
-        start = os.path.realpath(root)
-        if real == start or real.startswith(start.rstrip(os.sep) + os.sep):
-            return True
-    return False
+    return any(real == one or real.startswith(one.rstrip(os.sep) + os.sep) for one in starts)
 
 
 def listing(folder: Path, where: Workspace) -> Listing:
@@ -65,7 +66,9 @@ def listing(folder: Path, where: Workspace) -> Listing:
 
     Raises `DataError` if the folder may not be listed or cannot be read.
     """
-    if not is_inside(folder, where):
+    listed = roots(where)
+    starts = _real(listed)
+    if not _is_below(folder, starts):
         raise DataError(
             f"{folder} is not in a folder that pages may list.",
             f"Name its folder in {VARIABLE} and start the dashboard again.",
@@ -78,14 +81,14 @@ def listing(folder: Path, where: Workspace) -> Listing:
             f"Cannot list {folder}: {error.strerror}.", "Choose another one."
         ) from error
     paths = [folder / name for name in names]
-    paths = [path for path in paths if is_inside(path, where)]
+    paths = [path for path in paths if _is_below(path, starts)]
     folders = [path for path in paths if outside.is_folder(path)]
     saved = [path for path in folders if hub.is_saved(path)]
     files = [
         p for p in paths if outside.is_file(p) and readers.kind_of_file(p) in readers.FILE_KINDS
     ]
-    above = [folder.parent] if is_inside(folder.parent, where) else []
-    above += [root for root in roots(where) if root not in (folder, folder.parent)]
+    above = [folder.parent] if _is_below(folder.parent, starts) else []
+    above += [root for root in listed if root not in (folder, folder.parent)]
     left = max(0, len(folders) - MOST_ENTRIES) + max(0, len(files) - MOST_ENTRIES)
     plain = [path for path in folders if path not in saved]
     return Listing(
@@ -136,7 +139,7 @@ def keep(given: str, data: bytes, where: Workspace) -> Path:
     for number in range(1, 1000):
         path = folder / (name if number == 1 else f"{stem}-{number}.{suffix}")
         if not os.path.lexists(path):
-            _write(path, data)
+            workspace.write_bytes(path, data, durable=False)
             return path
         if _is(path, data):
             return path
@@ -151,15 +154,3 @@ def _is(path: Path, data: bytes) -> bool:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").digest() == hashlib.sha256(data).digest()
     return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = workspace.temporary_beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise workspace.cannot_write(path, error) from error
