@@ -125,10 +125,13 @@ def check(spec: BenchmarkSpec) -> None:
 
 
 def _work(
-    spec: BenchmarkSpec, variants: Sequence[Variant], grid: Sequence[Cell], limit_s: float | None
+    spec: BenchmarkSpec,
+    variants: Sequence[Variant],
+    grid: Sequence[Cell],
+    limit_s: float | None,
+    rates: analytic.Rates | None,
 ) -> Work:
-    """Return the visits in estimated seconds, at the rates of the workspace's last benchmark."""
-    rates = results.known_rates(Workspace())
+    """Return the visits in estimated seconds."""
     return Work(
         [(v.name, v.info) for v in variants],
         grid,
@@ -164,7 +167,8 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
     order = protocol.visit_order([v.name for v in variants], spec.visits)
     limit = limit_of(spec, devices.resolve(spec.device))
     points = len(variants) * len(grid) * spec.visits
-    work = _work(spec, variants, grid, limit / points if limit and points else None)
+    rates = results.known_rates(Workspace())
+    work = _work(spec, variants, grid, limit / points if limit and points else None, rates)
     return {
         "order": [name for _, name in order],
         "generations": len(variants) * len(grid) * (spec.runs + spec.warmup),
@@ -172,7 +176,7 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
         "seconds": round(work.total_s, 1),
         "least_s": round(work.least_s, 1),
         "seconds_from": "the rates of the last benchmark in this workspace"
-        if results.known_rates(Workspace())
+        if rates
         else "assumed rates",
         "points": rows,
         "kind": "estimated",
@@ -195,7 +199,9 @@ def _talk(
     told, tell = os.pipe()
     with open(ask, "w", encoding="utf-8") as requests, open(told, encoding="utf-8") as events:
         try:
-            process = warm.start(template, [WORKER], streams=(asked, tell, 2), env=env)
+            process = warm.start(
+                template, [*warm.MODULE, WORKER], streams=(asked, tell, 2), env=env
+            )
         finally:
             os.close(asked)
             os.close(tell)
@@ -232,7 +238,8 @@ class Session:
         limit = limit_of(spec, device)
         parts = self.total + self.finds_largest * len(self.variants)
         self.cell_limit_s = limit / parts if limit else None
-        self.work = _work(spec, self.variants, self.grid, self.cell_limit_s)
+        rates = results.known_rates(Workspace())
+        self.work = _work(spec, self.variants, self.grid, self.cell_limit_s, rates)
         self.began, self.skipped_s = time.monotonic(), 0.0
 
     def request(self, variant: Variant, **changes: Any) -> dict[str, Any]:

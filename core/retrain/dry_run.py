@@ -131,6 +131,6 @@ def _start(arguments: list[str], where: Workspace) -> DryRun:
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
     with Path(os.devnull).open("rb") as nothing:
         streams = (nothing.fileno(), output.fileno(), errors.fileno())
-        argv = ["core", "retrain", *arguments, "--dry-run"]
+        argv = [*warm.MODULE, "core", "retrain", *arguments, "--dry-run"]
         process = warm.start(warm.kept(), argv, streams=streams, env=env)
     return DryRun(process, output, errors)

@@ -8,7 +8,6 @@ import fcntl
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -61,32 +60,19 @@ class LocalLauncher:
         env = processes.environment({DETACHED: str(folder)}, PYTHONUNBUFFERED="1")
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
-        with (folder / BOOKKEEPING / "log.txt").open("ab") as log:
-            process = self._process(argv, log.fileno(), env)
+        with (
+            (folder / BOOKKEEPING / "log.txt").open("ab") as log,
+            Path(os.devnull).open("rb") as nothing,
+        ):
+            streams = (nothing.fileno(), log.fileno(), log.fileno())
+            process = warm.start(
+                self._template, argv, streams=streams, env=env, cwd=self._cwd, session=True
+            )
         started = processes.start_time(process.pid)
         workspace.write_json(
             folder / BOOKKEEPING / "launch.json", {"pid": process.pid, "pid_started": started}
         )
         threading.Thread(target=process.wait, daemon=True).start()
-
-    def _process(
-        self, argv: list[str], log: int, env: dict[str, str]
-    ) -> warm.Process | subprocess.Popen[bytes]:
-        if argv[:2] != [sys.executable, "-m"]:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=self._cwd,
-                env=env,
-            )
-        with Path(os.devnull).open("rb") as nothing:
-            streams = (nothing.fileno(), log, log)
-            return warm.start(
-                self._template, argv[2:], streams=streams, env=env, cwd=self._cwd, session=True
-            )
 
     def kill(self, record: RunRecord) -> bool:
         """Send SIGKILL to the run's process group (it leads its own session) and wait for it.

@@ -41,6 +41,8 @@ LIBRARIES = (
     "transformers.generation",
 )
 """What every computing command imports."""
+MODULE = [sys.executable, "-m"]
+"""How a command begins that runs a module, which is what a template can do."""
 OWN_THREADS = "OPENBLAS_NUM_THREADS"
 """Set to 1 for the template only: numpy's linear algebra starts its threads when it is imported."""
 FREE = ("DEPTHCUT_", "PYTHONPATH", "PYTHONUNBUFFERED", "KINETO_LOG_LEVEL", OWN_THREADS)
@@ -204,16 +206,17 @@ def start(
     cwd: Path | None = None,
     session: bool = False,
 ) -> Process | subprocess.Popen[bytes]:
-    """Start ``python -m`` with ``argv``: forked from the template ``made`` if that is possible.
+    """Start ``argv``: forked from the template ``made`` if that is possible.
 
-    The other arguments are those of `Template.start`.
+    It is for a module run by this interpreter. The other arguments are those of `Template.start`.
     """
-    forked = made and made.start(argv, streams=streams, env=env, cwd=cwd, session=session)
-    if forked:
-        return forked
+    if made and argv[:2] == MODULE:
+        forked = made.start(argv[2:], streams=streams, env=env, cwd=cwd, session=session)
+        if forked:
+            return forked
     given, output, errors = streams
     return subprocess.Popen(
-        [sys.executable, "-m", *argv],
+        argv,
         stdin=given,
         stdout=output,
         stderr=errors,
@@ -249,6 +252,8 @@ def _keep() -> None:
     made = _new()
     if made and made.is_ready(lambda: None):
         _kept = made
+    elif made:
+        made.close(at_once=True)
 
 
 def _new() -> Template | None:
@@ -258,7 +263,7 @@ def _new() -> Template | None:
     with theirs:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "core.runs.warm_process", str(theirs.fileno()), *LIBRARIES],
+                [*MODULE, "core.runs.warm_process", str(theirs.fileno()), *LIBRARIES],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
