@@ -99,8 +99,8 @@ def settings(form: forms.Form) -> dict[str, Any]:
 @st.fragment(run_every=0.5)
 def outlook_pending(spec: RetrainSpec) -> None:
     """Poll the dry run until it has a result, then redraw the page."""
-    if dry_run.ask(dry_runs(), spec, state.workspace()).poll():
-        st.rerun()
+    if state.is_drawn_alone() and dry_run.ask(dry_runs(), spec, state.workspace()).poll():
+        st.rerun()  # never while the page is drawn, which may be for a click further down
     st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from core.runs import devices, warm
 from core.runs.workspace import begin_draw
@@ -115,16 +114,10 @@ def _model(name: str, *, settings: bool) -> None:
         st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 
-def is_drawn_alone() -> bool:
-    """Whether a fragment draws itself again, and not as a part of its page."""
-    context = get_script_run_ctx()
-    return bool(context and context.fragment_ids_this_run)
-
-
 @st.fragment(run_every=5)
 def _status() -> None:
     """Draw devices and running jobs; redrawn every few seconds."""
-    if is_drawn_alone():
+    if state.is_drawn_alone():
         begin_draw()
     st.caption("Device")
     for device in devices.devices():

@@ -174,7 +174,7 @@ def _panel(
             with column:
                 _answer(one, pad.removal, rows)
         _errors(info, pad, asked)
-    if waiting and all(one.done for one in asked):
+    if waiting and state.is_drawn_alone() and all(one.done for one in asked):
         st.rerun()  # so that the table and the curve include the answers
 
 
