@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 
 import streamlit as st
 
+from core.errors import DepthcutError
 from core.runs import devices, warm
-from core.runs.workspace import begin_draw
+from core.runs.workspace import Workspace, begin_draw
+from core.study import study
 from core.ui import access, again, runs, say, state
 from core.ui.say import plain
 
@@ -34,16 +36,16 @@ ICON = (
 
 
 PREPARE_AFTER_S = 2.0
-"""How long after the first draw runs are prepared, so that the first page has the processor."""
+"""How long after the first draw the next steps are prepared; the first page has the processor."""
 
 
 def start(title: str) -> None:
     """Set up the page and draw the sidebar; every page calls this first."""
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
-    _prepare_runs()
     begin_draw()
     model = state.current_checkpoint()
+    _prepare(model)
     again.take()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
@@ -62,15 +64,22 @@ def start(title: str) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _prepare_runs() -> None:
-    """Once the first page is drawn, have the libraries of runs on a CPU imported in advance.
+def _prepare(checkpoint: str) -> None:
+    """Once the first page is drawn, do in advance what the next ones and their runs need.
 
-    Runs then start at once. A run on a GPU always imports them itself (`core.runs.warm`).
+    The study is read, which takes seconds with a thousand runs and is kept; and runs on a CPU have
+    their libraries imported, so that they start at once. A run on a GPU always imports them itself
+    (`core.runs.warm`).
     """
+    warm.later(PREPARE_AFTER_S, _read_ahead, state.workspace(), checkpoint)
+
+
+def _read_ahead(where: Workspace, checkpoint: str) -> None:
+    if checkpoint:
+        with contextlib.suppress(DepthcutError, OSError):  # the page that needs it says so
+            study(where, checkpoint)
     if devices.resolve("auto") == "cpu":
-        timer = threading.Timer(PREPARE_AFTER_S, warm.keep)
-        timer.daemon = True
-        timer.start()
+        warm.keep()
 
 
 def link(page: str, label: str = "") -> None:
