@@ -26,7 +26,7 @@ HASHED = 256 * outside.MIB
 """Files up to this size are compared by their content."""
 DEMO_QUESTIONS = 40
 """Questions per task on the demo: its eight skills take seconds."""
-CALIBRATED = ("importance", "search", "width", "prune")
+CALIBRATED = ("importance", "search", "budget", "width", "prune")
 """Commands that read calibration text."""
 
 
