@@ -422,7 +422,7 @@ class _Program:
 
 
 def _shown(name: str, value: float, *, outwards: bool = False) -> str:
-    """Format a budget's value; ``outwards`` rounds to where it can still be reached."""
+    """Format a budget's value; ``outwards`` rounds it so that it can still be reached."""
     if name == "params":
         return f"{math.ceil(value):,}"
     if not outwards:
