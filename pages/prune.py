@@ -20,6 +20,7 @@ from core.prune.plan import default_protection
 from core.runs import jobs
 from core.runs.dtypes import COMPUTED
 from core.ui import (
+    budget_form,
     export,
     forms,
     frame,
@@ -302,7 +303,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     values |= {option: blocks for option, blocks in lists.items() if blocks}
     if not problem and known.chosen_by(pad.criterion, removal, first, last):
         values["criterion"] = pad.criterion
-    elif not problem and pad.found[0] and Removal(tuple(sorted(pad.found[1]))) == removal.ordered:
+    elif not problem and pad.found[0] and pad.found[1] == removal.ordered:
         values["criterion"] = pad.found[0]
     values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
@@ -365,6 +366,7 @@ else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
 search_form.draw(name, info, pad, first, last)
+budget_form.draw(name, info, pad, first, last)
 comparison(form, pad, known, name, protected)
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)

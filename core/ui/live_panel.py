@@ -130,15 +130,27 @@ def _ask(
     return found
 
 
+def quick(name: str, info: CheckpointInfo, pad: prune_pad.Pad, removal: Removal) -> Asked:
+    """Ask for another plan than the pad's on the beginning of the held-out text."""
+    text = {"source": pad.text or usual_source(name), "quick": True}
+    text["window"] = min(WINDOW, info.context or WINDOW)
+    return _want(name, info, "Held-out start", text, removal, "other plan")
+
+
 def _want(
-    name: str, info: CheckpointInfo, title: str, text: dict[str, Any], removal: Removal
+    name: str,
+    info: CheckpointInfo,
+    title: str,
+    text: dict[str, Any],
+    removal: Removal,
+    who: str = "plan",
 ) -> Asked:
     def ask(skip: Removal, who: str) -> Question:
         question = Question(name, skip, dict(text))
         return desk().want(f"{_owner()} {who}", key_of(info, text, skip), question)
 
     dense = ask(Removal(), "dense")
-    return Asked(title, text, dense, ask(removal, "plan") if removal else dense)
+    return Asked(title, text, dense, ask(removal, who) if removal else dense)
 
 
 def _owner() -> str:
@@ -172,7 +184,7 @@ def _panel(
         asked = _ask(name, info, pad, rows)
         for column, one in zip(st.columns(len(asked)), asked, strict=True):
             with column:
-                _answer(one, pad.removal, rows)
+                answer(one, pad.removal, rows)
         _errors(info, pad, asked)
     if waiting and state.is_drawn_alone() and all(one.done for one in asked):
         st.rerun()  # so that the table and the curve include the answers
@@ -239,7 +251,7 @@ def _status(record: RunRecord) -> Status | None:
     return _status_of(str(record.path))
 
 
-def _answer(one: Asked, drop: Removal, rows: Mapping[str, Any] | None) -> None:
+def answer(one: Asked, drop: Removal, rows: Mapping[str, Any] | None = None) -> None:
     """Draw one perplexity with its change from the dense model's on the same text."""
     what = f"without {prune_view.shortly(drop)}" if drop else "dense"
     label = plain(f"{one.title}, {what}")
