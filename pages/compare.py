@@ -30,6 +30,7 @@ from core.ui import (
     forms,
     frame,
     heal_form,
+    make_form,
     report,
     say,
     state,
@@ -251,6 +252,8 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
             "checkpoint. Choose another point."
         )
         return
+    if found.is_plan:
+        make_form.draw(scene.study.dense.id, found.removal, "compare", found.method)
     with st.container(border=True):
         st.subheader(plain(found.label))
         say.paragraph(compare_view.facts_of(row) + ".")

@@ -26,6 +26,7 @@ from core.ui import (
     frame,
     heal_form,
     live_panel,
+    make_form,
     prune_cost,
     prune_pad,
     runs,
@@ -368,6 +369,8 @@ curve_launcher(pad, known, name, first, last)
 search_form.draw(name, info, pad, first, last)
 budget_form.draw(name, info, pad, first, last)
 comparison(form, pad, known, name, protected)
+chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
+make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)
 prune_pad.share(pad)

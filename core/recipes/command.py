@@ -18,6 +18,8 @@ __all__ = ("RecipeSpec", "check", "run")
 def check(spec: RecipeSpec) -> None:
     """Raise an error if the checkpoint is unusable, before any step starts."""
     locate.open(spec.checkpoint, need="config", need_tokenizer=False)
+    if check := recipes.get(spec.name).check:
+        check(spec)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
