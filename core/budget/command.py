@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.budget import versions as blocks_as
@@ -14,7 +15,15 @@ from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.errors import OptionError
 from core.importance import passes as counting
 from core.importance.estimate import block_flops, head_flops
-from core.prune.version_results import VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.budgets import Library
+from core.prune.version_results import (
+    VERSIONS,
+    WHOLE,
+    Budget,
+    PlanCheck,
+    VersionRow,
+    latency_errors,
+)
 from core.runs import devices, dtypes, pace
 from core.runs.spec import DeviceOptions, option
 from core.search.rehearsal import states_at_once
@@ -52,6 +61,13 @@ class BudgetSpec(DeviceOptions):
         unit="tokens",
     )
     runs: int = option(5, help="Timings of every version; their median counts.", low=1, high=1000)
+    check_plans: int = option(
+        10,
+        help="Plans for latency budgets at even distances that are solved, timed and measured "
+        "whole at the end, to show how far predictions are off.",
+        low=0,
+        high=1000,
+    )
     calibration: str = option("auto", help=f"Text that KL is measured on: {SOURCE_HELP}")
     samples: int = option(10, help="Calibration rows.", low=1, high=100000)
     length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
@@ -142,7 +158,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
     import transformers
 
     from core import __version__
-    from core.budget import measure, timing
+    from core.budget import checks, measure, timing
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
     from core.model.blocks import BlockView
@@ -186,7 +202,8 @@ def run(spec: BudgetSpec, run: Run) -> None:
         )
     timed_dtype = precision.dtype_name(view.dtype)
     flops = _flops(info, spec, costs.passes, len(costs.of))
-    VersionRow.write(run, _rows(spec, info, named, context, timed_dtype, costs, timed))
+    rows = _rows(spec, info, named, context, timed_dtype, costs, timed)
+    rest = info.parameters - sum(info.block_parameters)
     summary = Budget(
         checkpoint=spec.checkpoint,
         checkpoint_key=info.key,
@@ -209,7 +226,8 @@ def run(spec: BudgetSpec, run: Run) -> None:
         runs=spec.runs,
         rest_prefill_s=timed.rest.prefill,
         rest_decode_s=timed.rest.decode,
-        rest_params=info.parameters - sum(info.block_parameters),
+        rest_params=rest,
+        rest_weight_bytes=rest * dtypes.BYTES[timed_dtype],
         dense_prefill_s=timed.dense.prefill,
         dense_decode_s=timed.dense.decode,
         seconds=round(costs.seconds, 4),
@@ -225,7 +243,22 @@ def run(spec: BudgetSpec, run: Run) -> None:
             "transformers": transformers.__version__,
         },
     )
-    replace(summary, rest_weight_bytes=summary.rest_params * dtypes.BYTES[timed_dtype]).write(run)
+    if spec.check_plans:
+        table = {(row.block, row.version): row for row in rows}
+        library = Library(str(run.dir), summary, table, {})
+        most = _most(spec, info, dtype)
+        with memory.out_of_memory_explained("checking plans"):
+            checked = checks.check(
+                library, spec.check_plans, view, batch, most, tokenizer, run.progress
+            )
+        PlanCheck.write(run, checked)
+        if errors := latency_errors(checked):
+            run.progress.log(
+                f"Predicted latency of {len(errors)} plans: median error "
+                f"{statistics.median(errors):.1%}, largest {max(errors):.1%}."
+            )
+    VersionRow.write(run, rows)
+    summary.write(run)
 
 
 def _rows(

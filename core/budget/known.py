@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.checkpoint.headers import CheckpointInfo
 from core.prune.set_results import Search
-from core.prune.version_results import VERSIONS, WHOLE, Budget
+from core.prune.version_results import (
+    ROUGH,
+    VERSIONS,
+    WHOLE,
+    Budget,
+    PlanCheck,
+    latency_errors,
+)
 from core.runs.workspace import RunRecord, Workspace
 from core.search.results import PairRow
 
@@ -49,6 +57,26 @@ def measured_on(found: Budget) -> str:
         f"{found.device}, {found.timed_dtype}, batch {found.batch}, {found.context:,} tokens of "
         f"prompt, median of {found.runs}." + "".join(f" {note}" for note in found.text.notes)
     )
+
+
+def checked_in_words(rows: Sequence[PlanCheck], output_tokens: int) -> str:
+    """Say how far the predictions of the plans that were measured whole are off; empty if none."""
+    errors = latency_errors(rows, output_tokens)
+    if not errors:
+        return ""
+    middle = statistics.median(errors)
+    text = (
+        f"Measured on {len(rows)} plans: predicted latency is off by {middle:.1%} (median) and "
+        f"{max(errors):.1%} (largest)"
+    )
+    text += ", so it is rough" if middle > ROUGH else ""
+    shares = [row.kl / row.predicted_kl for row in rows if row.kl and row.predicted_kl > 0]
+    if shares:
+        text += (
+            f"; measured KL is {min(shares):.2f} to {max(shares):.2f} times the predicted sum of "
+            "single changes"
+        )
+    return f"{text}."
 
 
 def becomes(choice: Sequence[str]) -> str:

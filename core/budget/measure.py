@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.budget.versions import lost
+from core.budget.versions import Unit, lost
 from core.errors import NotFiniteError
 from core.importance.branches import Batch, losses_without
 from core.importance.passes import grouped
@@ -41,13 +41,47 @@ def measure(
 
     Raises `NotFiniteError` if the dense model's own loss is not finite.
     """
+    one_by_one = {
+        (block, version): lost(block, version) for block in range(len(view)) for version in versions
+    }
+    found = together(view, batch, list(one_by_one.values()), most, progress)
+    return Measured(
+        found.dense_nll,
+        {one: found.of[parts] for one, parts in one_by_one.items()},
+        found.passes,
+        found.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What sets of parts cost, as in `Measured`."""
+
+    dense_nll: float
+    of: dict[frozenset[Unit], tuple[float, float]]
+    """Parts that the model loses -> (kl, nll)."""
+    passes: int
+    seconds: float
+
+
+def together(
+    view: BlockView,
+    batch: Batch,
+    losses: Sequence[frozenset[Unit]],
+    most: int,
+    progress: Progress = SILENT,
+) -> Sets:
+    """Measure the model without each set of parts; ``most`` states are held at once (at least 2).
+
+    If every set is of whole blocks, these can be of any kind.
+    """
     began = time.perf_counter()
-    sublayers = tuple(versions) != ("drop",)
-    sets: dict[tuple[int, str], frozenset[Any]] = {}
-    for block in range(len(view)):
-        for version in versions:
-            parts = lost(block, version)
-            sets[block, version] = parts if sublayers else frozenset({block})
+    blocks = [_whole(parts) for parts in losses]
+    sublayers = any(one is None for one in blocks)
+    sets: dict[frozenset[Unit], frozenset[Any]] = {
+        parts: parts if sublayers or one is None else one
+        for parts, one in zip(losses, blocks, strict=True)
+    }
     groups = grouped(list(sets.values()), most - 1)
     reference: Tensor | None = None
     costs: dict[frozenset[Any], tuple[float, float]] = {}
@@ -71,9 +105,15 @@ def measure(
                 )
         costs |= dict(zip(some, values, strict=True))
         passes += found.passes
-    return Measured(
+    return Sets(
         dense_nll,
-        {one: costs[parts] for one, parts in sets.items()},
+        {parts: costs[asked] for parts, asked in sets.items()},
         passes // 2 if sublayers else passes,
         time.perf_counter() - began,
     )
+
+
+def _whole(parts: frozenset[Unit]) -> frozenset[int] | None:
+    """Return the blocks that these parts are; None if there are parts of others."""
+    blocks = {block for block, _ in parts}
+    return frozenset(blocks) if len(parts) == 2 * len(blocks) else None

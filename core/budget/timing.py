@@ -21,6 +21,7 @@ from torch import nn
 
 from core.benchmark.generate import force_length, import_and_settle, prompt_ids, timed
 from core.budget.versions import LOSES
+from core.checkpoint.drop import Removal
 from core.model.blocks import BlockView, PartOfLayer
 from core.prune.version_results import WHOLE
 from core.runs.progress import SILENT, Progress
@@ -115,24 +116,63 @@ def measure(
             others = [version_of(layer, version) for layer in layers[1:]]
             stacks[number, version] = _Stack([layers[0], *others], sources)
     different = list({id(stack): stack for stack in stacks.values()}.values())
+    _time(view, different, batch, context, runs, steps, tokenizer, progress, "Timing")
+    return _apart(stacks, groups, named, time.perf_counter() - began)
+
+
+def whole(
+    view: BlockView,
+    removals: Sequence[Removal],
+    *,
+    batch: int,
+    context: int,
+    runs: int,
+    steps: int,
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+) -> tuple[Seconds, list[Seconds]]:
+    """Time the dense model, and the model without each of ``removals``, in turns.
+
+    The arguments are those of `measure`.
+    """
+    stacks = []
+    for removal in (Removal(), *removals):
+        layers, sources = view.layers_without(removal)
+        stacks.append(_Stack(layers, sources))
+    _time(view, stacks, batch, context, runs, steps, tokenizer, progress, "Timing plans")
+    dense, *others = [stack.median() for stack in stacks]
+    return dense, others
+
+
+def _time(
+    view: BlockView,
+    stacks: Sequence[_Stack],
+    batch: int,
+    context: int,
+    runs: int,
+    steps: int,
+    tokenizer: Any,
+    progress: Progress,
+    label: str,
+) -> None:
+    """Add the times of all ``stacks``, which take turns; the first round warms up."""
     vocab = int(view.config.vocab_size)
     ids = torch.tensor([prompt_ids(tokenizer, vocab, context)] * batch, device=view.device)
     before = view.model.generation_config
     try:
         config = force_length(view.model, steps + 1)
-        total = (runs + 1) * len(different)
+        total = (runs + 1) * len(stacks)
         for turn in range(runs + 1):
-            for place, stack in enumerate(different):
+            for place, stack in enumerate(stacks):
                 progress.check_cancel()
                 with view.arranged(stack.layers, stack.sources) as model:
-                    whole, first = timed(model, ids, config)
-                if turn:  # the first round warms up
-                    stack.times.append(Seconds(first, (whole - first) / steps))
-                done = turn * len(different) + place + 1
-                progress.step(done, total, f"Timing, round {turn + 1} of {runs + 1}")
+                    spent, first = timed(model, ids, config)
+                if turn:
+                    stack.times.append(Seconds(first, (spent - first) / steps))
+                done = turn * len(stacks) + place + 1
+                progress.step(done, total, f"{label}, round {turn + 1} of {runs + 1}")
     finally:
         view.model.generation_config = before
-    return _apart(stacks, groups, named, time.perf_counter() - began)
 
 
 def _alike(view: BlockView, group: Sequence[int]) -> tuple[list[nn.Module], list[int]]:

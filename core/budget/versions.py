@@ -64,6 +64,12 @@ def removal(block: int, version: str) -> Removal:
     )
 
 
+def units(removal: Removal) -> frozenset[Unit]:
+    """Return all parts that the model loses by ``removal``; a whole block has two."""
+    whole = ((block, part) for block in removal.drop for part in ("attention", "mlp"))
+    return frozenset([*whole, *removal.parts])
+
+
 def parameters(info: CheckpointInfo, block: int, version: str) -> int:
     """Return the parameters of a block as ``version``; one without a part keeps both norms."""
     gone = info.parameters - parameters_after(info, removal(block, version))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.charts.prune import log_axis
 from core.prune.budgets import Library
-from core.prune.version_results import VERSIONS, WHOLE
+from core.prune.version_results import VERSIONS, WHOLE, PlanCheck
 
 _ROWS = {"attention": 1, "mlp": 0}
 _LEFT = {
@@ -99,6 +100,63 @@ def versions(library: Library, choice: Sequence[str], protected: Sequence[int] =
     )
     margin = {"l": 10, "r": 10, "t": 16, "b": 10}
     return palette.dress(figure, 320, margin=margin)
+
+
+def frontier(
+    line: Sequence[tuple[float, float]],
+    checked: Sequence[PlanCheck],
+    now: tuple[float, float] | None,
+    output_tokens: int,
+) -> go.Figure:
+    """Draw KL against latency: solved plans, those measured whole, and the plan shown now.
+
+    ``line`` and ``now`` are predicted (share of the dense latency, KL). A thin line joins what a
+    measured plan was predicted to be with what it is.
+    """
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[x for x, _ in line],
+        y=[y for _, y in line],
+        mode="lines+markers",
+        name="solved, predicted",
+        line={"color": palette.KEPT, "dash": "dot", "width": 2},
+        marker={"symbol": "circle-open", "size": 8},
+        hovertemplate="predicted: %{x:.3f} x dense, KL %{y:.4g}<extra></extra>",
+    )
+    pairs = []
+    for row in checked:
+        dense = row.seconds(output_tokens, "dense_")
+        if row.kl is not None and dense > 0:
+            pairs.append((row, row.seconds(output_tokens) / dense, row.kl))
+    figure.add_scatter(
+        x=[x for row, share, _ in pairs for x in (row.predicted_share, share, None)],
+        y=[y for row, _, kl in pairs for y in (row.predicted_kl, kl, None)],
+        mode="lines",
+        line={"color": palette.PROTECTED, "width": 1},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=[share for _, share, _ in pairs],
+        y=[kl for _, _, kl in pairs],
+        mode="markers",
+        name="measured whole",
+        marker={"color": palette.KEPT, "symbol": "diamond", "size": 10},
+        hovertemplate="measured: %{x:.3f} x dense, KL %{y:.4g}<extra></extra>",
+    )
+    if now:
+        figure.add_scatter(
+            x=[now[0]],
+            y=[now[1]],
+            mode="markers",
+            name="this plan, predicted",
+            marker={"color": palette.DROPPED, "symbol": "star", "size": 15},
+            hovertemplate="this plan: %{x:.3f} x dense, KL %{y:.4g}<extra></extra>",
+        )
+    values = [y for trace in figure.data for y in trace.y if y]
+    figure.update_yaxes(type="log", title="KL, nats a token", **log_axis(values))
+    figure.update_xaxes(title="latency, times the dense model's")
+    return palette.dress(figure, 320)
 
 
 def _words(library: Library, block: int, version: str, protected: bool) -> str:

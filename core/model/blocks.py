@@ -236,14 +236,20 @@ class BlockView:
         Raises:
             PlanError: An index is out of range, a block lacks the part, or nothing would remain.
         """
+        with self.arranged(*self.layers_without(skip)) as model:
+            yield model
+
+    def layers_without(self, skip: Removal | Iterable[int]) -> tuple[list[nn.Module], list[int]]:
+        """Return the layers that are left without ``skip``, and the block that each is of.
+
+        Weights are shared. Raises `PlanError` if it cannot all be left out.
+        """
         removal = self.check_skip(skip)
         keep = [i for i in range(len(self)) if i not in removal.drop]
         left = {b: "mlp" for b in removal.attention} | {b: "attention" for b in removal.mlp}
-        layers = [
+        return [
             PartOfLayer(self.blocks[i], left[i]) if i in left else self.blocks[i] for i in keep
-        ]
-        with self.arranged(layers, keep) as model:
-            yield model
+        ], keep
 
     @contextlib.contextmanager
     def arranged(self, layers: Sequence[nn.Module], of: Sequence[int]) -> Iterator[PreTrainedModel]:

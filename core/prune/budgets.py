@@ -17,12 +17,10 @@ from core import outside
 from core.checkpoint.drop import Removal
 from core.errors import DataError, OptionError, PlanError
 from core.prune.set_results import Search
-from core.prune.version_results import VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.version_results import OUTPUT_TOKENS, VERSIONS, WHOLE, Budget, VersionRow
 from core.runs.results import CsvRow
 
 GIB = 2**30
-OUTPUT_TOKENS = 128
-"""Tokens of a generation whose latency is meant, unless told otherwise: the benchmark's."""
 SOLVE_S = 10.0
 """Most time for one solution. Programs without pair terms take milliseconds."""
 _SCALE = 1e3
@@ -280,6 +278,28 @@ def least(
     found = program.best(program.amounts(name))
     assert found is not None  # keeping everything is always possible
     return value_of(library, name, found[0], output_tokens)
+
+
+def frontier(
+    library: Library,
+    count: int,
+    *,
+    output_tokens: int = OUTPUT_TOKENS,
+    protect: tuple[int, int] = (0, 0),
+) -> list[tuple[float, Solution]]:
+    """Return up to ``count`` solutions for latency budgets at even distances, the mildest first.
+
+    Each with its budget; the last one is close to the least possible.
+    """
+    low = least(library, "latency", output_tokens=output_tokens, protect=protect)
+    found: dict[Choice, tuple[float, Solution]] = {}
+    for number in range(1, count + 1):
+        limit = 1 - (1 - low) * number / (count + 0.5)
+        if not 0 < limit < 1:
+            continue
+        solved = solve(library, Limits(latency=limit), output_tokens=output_tokens, protect=protect)
+        found.setdefault(solved.choice, (limit, solved))
+    return list(found.values())
 
 
 def value_of(

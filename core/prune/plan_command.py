@@ -17,6 +17,7 @@ from core.errors import CheckpointError, OptionError
 from core.prune import budgets, plan
 from core.prune import scores as block_scores
 from core.prune.budgets import Limits
+from core.prune.version_results import OUTPUT_TOKENS
 from core.runs.progress import StderrProgress
 from core.runs.spec import option
 
@@ -59,7 +60,7 @@ class PlanSpec:
         unit="GiB",
     )
     output_tokens: int = option(
-        budgets.OUTPUT_TOKENS,
+        OUTPUT_TOKENS,
         help="Of a budget run: tokens generated after the prompt, for latency and throughput.",
         low=1,
         unit="tokens",

@@ -6,6 +6,7 @@ types are here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -43,6 +44,57 @@ class VersionRow(CsvRow):
     weight_bytes: int = 0
     cache_bytes: int = 0
     """Keys and values of all sequences at the run's context."""
+
+
+@dataclass(frozen=True)
+class PlanCheck(CsvRow):
+    """One row of plans.csv: a solved plan, as it was predicted and as it was measured."""
+
+    FILE: ClassVar[str] = "plans.csv"
+
+    latency: float
+    """The budget it was solved for: share of the dense model's latency, at `OUTPUT_TOKENS`."""
+    predicted_share: float
+    """The share that the solution is predicted to take."""
+    choice: str
+    """The version of every block, separated by spaces."""
+    predicted_kl: float
+    kl: float | None
+    """Measured on the calibration rows, in nats per token."""
+    nll: float | None
+    predicted_prefill_s: float
+    prefill_s: float
+    """Measured."""
+    predicted_decode_s: float
+    decode_s: float
+    dense_prefill_s: float
+    """The whole model's, timed in turn with the plans."""
+    dense_decode_s: float
+
+    def seconds(self, output_tokens: int, which: str = "") -> float:
+        """Return the latency of a generation: measured, or ``predicted_`` or ``dense_``."""
+        prefill = float(getattr(self, f"{which}prefill_s"))
+        return prefill + (output_tokens - 1) * float(getattr(self, f"{which}decode_s"))
+
+
+OUTPUT_TOKENS = 128
+"""Tokens of a generation whose latency is meant, unless told otherwise: the benchmark's."""
+ROUGH = 0.2
+"""Median error from which on predicted latencies are called rough. A convention."""
+
+
+def latency_errors(rows: Iterable[PlanCheck], output_tokens: int = OUTPUT_TOKENS) -> list[float]:
+    """Return how far each plan's predicted share of the dense latency is off, as a share of it.
+
+    Both sides are relative to the dense model: as predicted, and as timed in turn with the plan.
+    """
+    found = []
+    for row in rows:
+        dense = row.seconds(output_tokens, "dense_")
+        measured = row.seconds(output_tokens) / dense if dense > 0 else 0.0
+        if measured > 0 and row.predicted_share > 0:
+            found.append(abs(row.predicted_share / measured - 1))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from core.errors import DepthcutError
 from core.prune import budgets
 from core.prune.budgets import GIB, Library, Limits, Solution
 from core.prune.plan_command import PlanSpec
-from core.prune.version_results import VersionRow
+from core.prune.version_results import OUTPUT_TOKENS, PlanCheck, VersionRow
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
@@ -28,6 +28,8 @@ from core.ui.say import plain
 LIMITED = {"latency": "Latency", "memory_gib": "Memory", "params": "Parameters"}
 """Budgets with a slider; throughput is latency's reciprocal."""
 PERCENT = 100
+POINTS = 12
+"""Solutions along the frontier."""
 
 
 def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> None:
@@ -154,7 +156,7 @@ def _solved(
     columns = st.columns([1, 2], vertical_alignment="bottom")
     tokens = int(
         columns[0].number_input(
-            "Output tokens", 1, 100_000, budgets.OUTPUT_TOKENS, key="budget_tokens",
+            "Output tokens", 1, 100_000, OUTPUT_TOKENS, key="budget_tokens",
             help="Tokens generated after the prompt, for latency and throughput.",
         )
     )  # fmt: skip
@@ -186,6 +188,7 @@ def _solved(
     if solved and not solved.optimal:
         say.warning(f"A better plan may exist: the solver stopped after {budgets.SOLVE_S:g} s.")
     say.caption(known.measured_on(library.summary))
+    _frontier(library, key, record.path, solved, tokens, (first, last))
     if not solved:
         return
     _measured(name, info, pad, solved.removal)
@@ -207,6 +210,43 @@ def _solved(
         type="primary",
         icon=":material/check:",
     )
+
+
+@st.cache_resource(max_entries=100, show_spinner=False)
+def _line(
+    _library: Library, key: tuple[Any, ...], tokens: int, protect: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Return (share of the dense latency, KL) of plans along the frontier, all predicted."""
+    solved = budgets.frontier(_library, POINTS, output_tokens=tokens, protect=protect)
+    dense = _library.dense(tokens).latency_s
+    return [(one.figures.latency_s / dense, one.figures.kl) for _, one in solved]
+
+
+def _frontier(
+    library: Library,
+    key: tuple[Any, ...],
+    folder: Path,
+    solved: Solution | None,
+    tokens: int,
+    protect: tuple[int, int],
+) -> None:
+    """Draw KL against latency: every budget's plan as predicted, and those measured whole."""
+    checked = PlanCheck.read(folder)
+    now = None
+    if solved:
+        share = solved.figures.latency_s / library.dense(tokens).latency_s
+        now = (share, solved.figures.kl)
+    widgets.chart(
+        charts.frontier(_line(library, key, tokens, protect), checked, now, tokens),
+        key="budget_frontier",
+        alt="KL against latency of the solved plans, predicted and measured.",
+    )
+    if told := known.checked_in_words(checked, tokens):
+        say.caption(told)
+    else:
+        st.caption(
+            "No plan of this run was measured whole, so how far predictions are off is unknown."
+        )
 
 
 def _sliders(

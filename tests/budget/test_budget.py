@@ -12,13 +12,22 @@ from transformers import AutoModelForCausalLM
 from core.__main__ import main
 from core.budget import measure, timing, versions
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
+from core.data.calibration import sample
 from core.doctor import plain
 from core.importance.branches import make_batch
 from core.model import loading
 from core.model.blocks import BlockView, PartOfLayer
 from core.prune import budgets, depth
 from core.prune.results import Pruning
-from core.prune.version_results import VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.version_results import (
+    VERSIONS,
+    WHOLE,
+    Budget,
+    PlanCheck,
+    VersionRow,
+    latency_errors,
+)
 
 CPU = torch.device("cpu")
 
@@ -84,6 +93,12 @@ def test_times_are_taken_apart(monkeypatch, tiny_dir):
     monkeypatch.setattr(timing, "import_and_settle", lambda device: None)
     options = {"batch": 2, "context": 7, "runs": 3, "steps": 4}
     found = timing.measure(view, [[0, 2, 4], [1, 3]], tuple(VERSIONS), **options)
+    dense, (cut,) = timing.whole(view, [Removal((0,), (1,), (2,))], **options)
+    assert dense == found.dense
+    mine = [found.of[1, "no-attention"], found.of[2, "no-mlp"], found.of[3, WHOLE]]
+    parts = [found.rest, *mine, found.of[4, WHOLE]]
+    assert cut.prefill == pytest.approx(sum(part.prefill for part in parts))
+    assert cut.decode == pytest.approx(sum(part.decode for part in parts))
     assert found.dense.prefill == pytest.approx(0.5 + 5 * 0.6 + 3 * 0.3 + 2 * 0.6)
     assert found.rest.prefill == pytest.approx(0.5)
     assert found.rest.decode == pytest.approx(found.rest.prefill * 5 / 10 / 4)
@@ -104,6 +119,7 @@ def test_a_plan_within_a_budget_becomes_a_variant(tiny_gqa, tmp_path, monkeypatc
     run = tmp_path / "run"
     argv = ["budget", str(tiny_gqa), "--out", str(run), "--device", "cpu", "--context", "12"]
     argv += ["--samples", "2", "--length", "16", "--runs", "1", "--calibration", "english"]
+    argv += ["--check-plans", "3"]
     assert main([*argv, "--dry-run"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert not run.exists()
@@ -114,6 +130,18 @@ def test_a_plan_within_a_budget_becomes_a_variant(tiny_gqa, tmp_path, monkeypatc
     assert all(r.kl == 0 for r in rows if r.version == WHOLE)
     assert all(r.kl > 0 and r.nll > 0 for r in rows if r.version != WHOLE)
     assert told["passes"] == summary.passes < summary.plain_passes
+    checked = PlanCheck.read(run)
+    assert 1 <= len(checked) <= 3
+    assert len(latency_errors(checked)) == len(checked)
+    model = loading.load_model(tiny_gqa, CPU, torch.float32)
+    drawn = sample("english", loading.load_tokenizer(tiny_gqa), 2, 16, 1234)
+    for one in checked:
+        removal = budgets.removal_of(one.choice.split())
+        with BlockView(model).skip(removal) as cut:
+            nll = plain.mean_loss(cut, [(r, r) for r in drawn.rows])
+        assert one.nll == pytest.approx(nll, rel=1e-5)
+        assert one.kl > 0 < one.prefill_s
+        assert one.predicted_share <= one.latency
     info = headers.inspect(tiny_gqa)
     dense = budgets.load(run).dense()
     assert dense.params == info.parameters
