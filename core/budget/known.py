@@ -60,7 +60,7 @@ def measured_on(found: Budget) -> str:
 
 
 def checked_in_words(rows: Sequence[PlanCheck], output_tokens: int) -> str:
-    """Return in words how far the predictions of the plans that were measured whole are off; empty if none."""
+    """Return how far predictions of plans measured whole are off, in words; empty if none."""
     errors = latency_errors(rows, output_tokens)
     if not errors:
         return ""
