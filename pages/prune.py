@@ -14,19 +14,18 @@ from core.checkpoint.drop import PARTS, Removal
 from core.heal.command import PruneSpec
 from core.importance.curve_command import CurveSpec
 from core.prune import known as prune_view
+from core.prune import target
 from core.prune.known import Known
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.runs import jobs
-from core.runs.dtypes import COMPUTED
 from core.ui import (
-    budget_form,
+    cockpit,
     export,
     forms,
     frame,
     heal_form,
     live_panel,
-    make_form,
     prune_cost,
     prune_pad,
     runs,
@@ -40,16 +39,14 @@ from core.ui.prune_pad import PLANS, Pad
 from core.ui.say import plain
 
 WAYS = ("Blocks", "Width")
+PAD_PX = 290
+"""Height of the bars, so that the whole cockpit fits a screen of 1440 x 900."""
 
 
 def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
     """Draw the choice of this checkpoint's importance runs; return what the chosen one measured."""
     found = {r.id: r for r in prune_view.scored_runs(state.workspace(), info)}
     if not found:
-        st.info(
-            "The blocks of this checkpoint have not been scored. Choose them by hand or with the "
-            "control criteria (last, random); bars and other criteria need an importance run."
-        )
         frame.link("importance", "Score the blocks")
         return Known(info)
     if st.session_state.get("pad_run") not in found:
@@ -64,41 +61,52 @@ def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
     return prune_view.known(state.workspace(), info, found[pad.run])
 
 
-def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
-    """Draw criterion, amount and protection; return the first and last blocks protected."""
-    blocks = known.info.blocks
-    most = default_protection(blocks)
-    columns = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
-    if st.session_state.get("pad_criterion") not in known.criteria:
-        wanted = pad.criterion if pad.criterion in known.criteria else known.criteria[0]
-        st.session_state["pad_criterion"] = wanted
-    first = form.number(
-        "protect_first",
-        "Protect first",
-        0,
-        blocks,
-        most[0],
-        at=columns[1],
-        help="Leading blocks never removed.",
-    )
-    last = form.number(
-        "protect_last",
-        "Protect last",
-        0,
-        blocks,
-        most[1],
-        at=columns[2],
-        help="Trailing blocks never removed.",
-    )
+def header(pad: Pad) -> str:
+    """Draw the title, what to remove and which plan is edited, in one row; return the first."""
     st.session_state["pad_active"] = pad.active
 
     def switch() -> None:
         pad.active = st.session_state["pad_active"] or pad.active
 
-    columns[3].segmented_control(
-        "Plan", PLANS, key="pad_active", on_change=switch, help="The plan that your clicks edit."
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.header("Prune", width="content")
+        way = st.segmented_control(
+            "What to remove",
+            WAYS,
+            default=WAYS[0],
+            key="prune_way",
+            bind="query-params",
+            required=True,
+            label_visibility="collapsed",
+            help="Removing blocks makes the model shallower; removing heads and neurons makes it "
+            "narrower (baselines).",
+        )
+        if way == WAYS[0]:
+            st.segmented_control(
+                "Plan",
+                PLANS,
+                key="pad_active",
+                on_change=switch,
+                format_func=lambda name: f"Plan {plain(name)}",
+                label_visibility="collapsed",
+                help="The plan that your clicks edit.",
+            )
+    return str(way)
 
+
+def planner(form: forms.Form, pad: Pad, known: Known, columns: Any) -> tuple[int, int]:
+    """Draw criterion, amount and protection; return the first and last blocks protected."""
+    blocks = known.info.blocks
+    most = default_protection(blocks)
+    if st.session_state.get("pad_criterion") not in known.criteria:
+        wanted = pad.criterion if pad.criterion in known.criteria else known.criteria[0]
+        st.session_state["pad_criterion"] = wanted
+    protect = (("protect_first", "Protect first"), ("protect_last", "Protect last"))
+    helps = ("Leading blocks never removed.", "Trailing blocks never removed.")
+    first, last = (
+        form.number(field, label, 0, blocks, most[at], at=columns[2 + at], help=helps[at])
+        for at, (field, label) in enumerate(protect)
+    )
     slider = pad.key("slider")
 
     def plan() -> None:
@@ -107,7 +115,7 @@ def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
         criterion, count = st.session_state["pad_criterion"], st.session_state.get(slider, 0)
         prune_pad.planned(lambda: known.choose(criterion, count, first, last))
 
-    pad.criterion = columns[0].selectbox(
+    pad.criterion = columns[1].selectbox(
         "Criterion",
         known.criteria,
         key="pad_criterion",
@@ -136,23 +144,66 @@ def planner(form: forms.Form, pad: Pad, known: Known) -> tuple[int, int]:
         help=f"{'Parts of blocks' if of_parts else 'Blocks'} to remove, and their share of all "
         "parameters.",
     )
+    target_row(form, pad, known, (first, last), ratios)
     return first, last
 
 
+def target_row(
+    form: forms.Form, pad: Pad, known: Known, protect: tuple[int, int], ratios: list[float]
+) -> None:
+    """Draw the wanted share of parameters, and the nearest counts on both sides to take."""
+    usual = 100 * (form.kept.settings.ratio or 0.2)
+    criterion = pad.criterion
+
+    def take(count: int) -> None:
+        prune_pad.planned(lambda: known.choose(criterion, count, *protect), by="")
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        wanted = form.number(
+            "target",
+            "Smaller by (%)",
+            0.1,
+            95.0,
+            round(usual, 1),
+            whole=False,
+            step=1.0,
+            format="%.4g",
+            width=130,
+            help="Share of all parameters to remove; the buttons take the nearest counts below and "
+            "above it.",
+        )
+        unit = "parts" if known.ranks_parts(criterion) else "blocks"
+        for count in target.around(ratios, wanted / 100):
+            few = unit[:-1] if count == 1 else unit
+            st.button(
+                f"{count:d} {plain(few)}: {ratios[count]:.1%}",
+                key=f"pad_take_{count}",
+                on_click=take,
+                args=(count,),
+                type="primary"
+                if known.chosen_by(criterion, pad.removal, *protect)
+                and known.count(criterion, pad.removal) == count
+                else "secondary",
+            )
+        if known.has_ppl:
+            form.switch("zoom", "Clip outliers", True)
+
+
 def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, ...]) -> None:
-    """Draw the clickable blocks, and the same choice as pills for keyboard use."""
+    """Draw the clickable blocks, with their attention and MLP beneath."""
     blocks = known.info.blocks
     chosen = [b for b in pad.drop if b < blocks]
     if known.has_ppl:
         values = [float(v) for v in known.without if v is not None]
         top = importance_charts.useful_top(values, known.dense_ppl)
-        zoom = top and form.switch("zoom", "Clip outliers", True)
+        zoom = top and form.value("zoom", True)
         figure = importance_charts.perplexity_bars(
             values,
             known.dense_ppl,
             dropped=chosen,
             protected=protected,
             top=top if zoom else None,
+            height=PAD_PX,
         )
     else:
         figure = charts.block_strip(blocks, {pad.active: chosen}, protected, height=150)
@@ -168,7 +219,13 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
         "part to remove or keep it.",
     )
     if known.has_ppl:
-        say.caption(known.note)
+        say.caption(f"Bars: perplexity without each block. {known.note}")
+
+
+def keyboard_pad(pad: Pad, known: Known) -> None:
+    """Draw the same choice as pills for keyboard use, and the parts of single blocks."""
+    blocks = known.info.blocks
+    chosen = [b for b in pad.drop if b < blocks]
     pills = pad.key("pills")
     st.pills(
         f"Blocks that plan {plain(pad.active)} drops (click here or on the chart)",
@@ -238,7 +295,7 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
 
 
 def comparison(
-    form: forms.Form, pad: Pad, known: Known, name: str, protected: tuple[int, ...]
+    pad: Pad, known: Known, name: str, protected: tuple[int, ...], asked: dict[str, Any]
 ) -> None:
     """Draw both plans side by side: their blocks, sizes and known quality."""
     info = known.info
@@ -248,12 +305,6 @@ def comparison(
         key="pad_strip",
         alt="Blocks kept and dropped by plan A and plan B.",
     )
-    columns = st.columns(3)
-    batch = form.number("batch", "Batch", 1, 4096, 1, at=columns[0])
-    usual = min(info.context, 4096)
-    context = form.number("context", "Context (tokens)", 1, 10_000_000, usual, at=columns[1])
-    dtype = form.select("precision", "Precision", COMPUTED, info.compute_dtype, at=columns[2])
-    asked = {"batch": int(batch), "context": int(context), "dtype": dtype}
     table = prune_view.rows(
         outlook(info, (), **asked),
         {
@@ -274,10 +325,11 @@ def comparison(
             say.caption(f"Plan {plan}, plain and healed: {found.measured_on}")
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
-        "without activations. An estimated perplexity adds up the increase each block or part "
-        "causes alone; actual perplexity is usually higher."
+        "without activations. Perplexity is that on the calibration rows of the scores, as in the "
+        "curve; a live figure above is on held-out text. An estimated perplexity adds up the "
+        "increase each block or part causes alone; actual perplexity is usually higher."
     )
-    if context > info.context:
+    if asked["context"] > info.context:
         st.warning(f"The model supports a context of {info.context:,} tokens.")
     other = PLANS[1 - PLANS.index(pad.active)]
     with st.container(horizontal=True):
@@ -289,7 +341,7 @@ def comparison(
         ):
             pad.change(Removal())
             st.rerun()
-    prune_cost.draw(name, info, pad.plans, int(batch), dtype, int(context))
+    prune_cost.draw(name, info, pad.plans, asked["batch"], asked["dtype"], asked["context"])
 
 
 def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
@@ -304,7 +356,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     values |= {option: blocks for option, blocks in lists.items() if blocks}
     if not problem and known.chosen_by(pad.criterion, removal, first, last):
         values["criterion"] = pad.criterion
-    elif not problem and pad.found[0] and pad.found[1] == removal.ordered:
+    elif not problem and pad.found[0] and Removal(tuple(sorted(pad.found[1]))) == removal.ordered:
         values["criterion"] = pad.found[0]
     values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
@@ -320,32 +372,38 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
 
 
 prune_pad.adopt_run()
-frame.start("Prune")
+frame.start("Prune", dense=True)
 name = state.active_checkpoint()
 pad = prune_pad.current()
 info = state.inspect(name)
-way = st.segmented_control(
-    "What to remove",
-    WAYS,
-    default=WAYS[0],
-    key="prune_way",
-    bind="query-params",
-    required=True,
-    help="Removing blocks makes the model shallower; removing heads and neurons makes it narrower "
-    "(baselines).",
-)
+way = header(pad)
 if way == WAYS[1]:
     width_form.draw(name, info)
     export.of_study(name, st.session_state.get("width_made", ""))
     st.stop()
-known, rows = live_panel.with_answers(scores_picker(pad, info))
 form = forms.Form("curve", name)
-first, last = planner(form, pad, known)
-protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
-if pad.error:
-    say.error(pad.error)
-toggle_pad(form, pad, known, protected)
-live_panel.draw(name, info, pad, rows)
+left, right = st.columns([13, 10], gap="medium")
+with left:
+    columns = st.columns([1.7, 1.3, 1.1, 1.1], vertical_alignment="bottom")
+    with columns[0]:
+        known, rows = live_panel.with_answers(scores_picker(pad, info))
+    live_panel.ask(name, info, pad, rows)  # the sooner it is asked, the sooner it is there
+    first, last = planner(form, pad, known, columns)
+    protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))
+    if pad.error:
+        say.error(pad.error)
+    if not known.run:
+        st.info(
+            "The blocks of this checkpoint have not been scored. Choose them by hand or with the "
+            "control criteria (last, random); bars and other criteria need an importance run."
+        )
+    toggle_pad(form, pad, known, protected)
+with right:
+    outcome = st.container()
+    asked = cockpit.sizes(form, info)
+with outcome:
+    cockpit.draw(name, pad, known, asked, rows)
+keyboard_pad(pad, known)
 kept_blocks = {
     plan: (removal.units / 2, known.quality(removal))
     for plan, removal in pad.plans.items()
@@ -366,11 +424,9 @@ if lines:
 else:
     st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
 curve_launcher(pad, known, name, first, last)
+comparison(pad, known, name, protected, asked)
+live_panel.details(name, info, pad, rows)
 search_form.draw(name, info, pad, first, last)
-budget_form.draw(name, info, pad, first, last)
-comparison(form, pad, known, name, protected)
-chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
-make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)
 prune_pad.share(pad)

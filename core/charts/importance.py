@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -39,11 +39,13 @@ def perplexity_bars(
     protected: Sequence[int] = (),
     log: bool = True,
     top: float | None = None,
+    height: int = 380,
 ) -> go.Figure:
     """Draw the perplexity without each block as bars; the toggle pad of the Prune page.
 
     Dropped blocks carry a cross pattern and their rank, protected ones are grey and hatched. Each
-    bar's customdata is [block, state]. ``top`` cuts the axis off to show the useful band.
+    bar's customdata is [block, state]. ``top`` cuts the axis off to show the useful band; bars that
+    reach beyond it carry their value.
     """
     rank = {block: at + 1 for at, block in enumerate(dropped)}
     kinds = [
@@ -84,32 +86,61 @@ def perplexity_bars(
     if dense_ppl:
         palette.dense_line(figure, dense_ppl)
     known = [v for v in (*values, dense_ppl) if v and math.isfinite(v)] or [1.0]
+    title = "perplexity" if height < 340 else "perplexity without the block"  # as it fits
     if log:
         axis = log_axis(known)
         if top and axis:
             axis |= {"range": [log_axis([min(known), top])["range"][0], math.log10(top)]}
             axis |= {k: v for k, v in log_axis([min(known), top]).items() if k != "range"}
-        figure.update_yaxes(type="log", title="perplexity without the block", **axis)
+        figure.update_yaxes(type="log", title=title, **axis)
     else:
         low, high = min(known), top or max(known)
         room = 0.08 * (high - low) or 0.1 * high
-        figure.update_yaxes(
-            title="perplexity without the block", range=[max(0.0, low - room), high + room]
-        )
+        figure.update_yaxes(title=title, range=[max(0.0, low - room), high + room])
     figure.update_xaxes(title="block", **palette.counting_axis(len(values)), showgrid=False)
-    return palette.dress(figure, 380, bargap=0.15, clickmode="event+select", dragmode=False)
+    palette.dress(figure, height, bargap=0.15, clickmode="event+select", dragmode=False)
+    if top:
+        _add_clipped(figure, values, rank, top, log)
+    return figure
+
+
+def _add_clipped(
+    figure: go.Figure,
+    values: Sequence[float | None],
+    rank: Mapping[int, int],
+    top: float,
+    log: bool,
+) -> None:
+    """Write the value of every bar that ``top`` clips upright into it, with its rank."""
+    for block, value in enumerate(values):
+        if value is None or not value > top:
+            continue
+        shown = palette.number(value) if math.isfinite(value) else "infinite"
+        figure.add_annotation(
+            x=block,
+            y=math.log10(top) if log else top,
+            yanchor="top",
+            textangle=-90,
+            text=f"#{rank[block]}: {shown}" if block in rank else shown,
+            showarrow=False,
+            font={"size": 12 if len(values) <= 40 else 9, "color": "#FFFFFF", "weight": 700},
+            bgcolor="rgba(0,0,0,0.45)",
+            borderpad=1,
+        )
 
 
 def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:
     """Return the upper end of the perplexity axis that keeps outliers from hiding the rest.
 
-    The upper quartile plus three times the interquartile range; None if nothing exceeds it.
+    The median plus four times its distance to the lower quartile. That is Tukey's fence, as if the
+    upper half mirrored the lower one: in a short model a quarter of the blocks can be outliers.
+    None if nothing exceeds it.
     """
     finite = sorted(v for v in values if math.isfinite(v))
     if len(finite) < 4:
         return None
-    low, high = finite[len(finite) // 4], finite[(3 * len(finite)) // 4]
-    top = high + 3 * max(high - low, 0.02 * high)
+    low, middle = finite[len(finite) // 4], finite[len(finite) // 2]
+    top = middle + 4 * max(middle - low, 0.02 * middle)
     return max(top, 1.05 * (dense_ppl or 0)) if finite[-1] > top else None
 
 

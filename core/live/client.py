@@ -119,9 +119,7 @@ def events(
         connection.settimeout(silence_s)
         try:
             protocol.send(connection, {"secret": contact.secret, "ask": ask, **(values or {})})
-            for event in protocol.lines(connection):
-                if stop is not None and stop.is_set():
-                    return
+            for event in protocol.lines(connection, stop):
                 if event.get("event") == "error":
                     raise protocol.error_of(event)
                 reply = from_event(ask, event)
@@ -135,6 +133,8 @@ def events(
             ) from error
         except (OSError, ValueError) as error:
             raise LiveGone(_GONE, _AGAIN) from error
+    if stop is not None and stop.is_set():
+        return
     raise LiveGone(_GONE, _AGAIN)
 
 

@@ -160,7 +160,7 @@ class Resident:
             raise
 
     def _answer(self, job: Job) -> None:
-        from core.live.server import Gone
+        from core.live.server import Gone, Hurried
         from core.runs.failures import as_known
 
         try:
@@ -174,6 +174,8 @@ class Resident:
             self.answered += 1
         except Gone:
             pass
+        except Hurried:
+            self.server.put(job)
         except Cancelled as error:
             job.fail(error)
             raise
@@ -200,6 +202,7 @@ class Resident:
         return self.store.get(name, loading)
 
     def _perplexity(self, job: Job, loaded: Loaded, ask: Perplexity) -> None:
+        from core.live.server import Hurried
         from core.model.precision import dtype_name
 
         began = time.perf_counter()
@@ -212,17 +215,35 @@ class Resident:
             nonlocal reported
             if time.perf_counter() - reported >= PART_S and answer.windows < windows:
                 reported = time.perf_counter()
-                job.emit(Part(ppl=answer.ppl, windows=answer.windows, of=windows))
+                job.emit(
+                    Part(
+                        ppl=answer.ppl,
+                        windows=answer.windows,
+                        of=total,
+                        dense_ppl=answer.dense_ppl,
+                        stderr=answer.stderr,
+                    )
+                )
 
-        answer = text.answer(ask.removal, part, lambda: self._check(job), windows)
+        def check() -> None:
+            self._check(job)
+            if not ask.quick and self.server.hurried:
+                raise Hurried
+
+        if ask.paired and ask.removal:
+            text.answer((), check=check, windows=windows)
+        answer = text.answer(ask.removal, part, check, windows)
         job.emit(
             Measured(
                 ppl=answer.ppl,
                 windows=answer.windows,
                 of=total,
+                dense_ppl=answer.dense_ppl,
+                stderr=answer.stderr,
                 predictions=answer.predictions,
                 block_passes=answer.block_passes,
                 seconds=time.perf_counter() - began,
+                tokens_per_s=loaded.tokens_per_s,
                 checkpoint_key=loaded.info.key,
                 device=str(self.store.device),
                 dtype=dtype_name(loaded.view.dtype),

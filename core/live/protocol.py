@@ -17,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from core.runs.workspace import BOOKKEEPING, read_json
 CONTACT = "live.json"
 LINE_BYTES = 2**22
 """The longest line that either side accepts."""
+LOOK_S = 0.05
+"""How often a client that waits for a message looks whether it is still wanted."""
 QUIET_S = 1.0
 """A server with nothing to say sends a ``waiting`` event after this long."""
 
@@ -67,6 +71,12 @@ class Perplexity:
     )
     quick: bool = option(
         False, help="Evaluate on the beginning of the text, to answer in a fraction of a second."
+    )
+    spread: bool = option(
+        False, help="Windows spread evenly over the text, not its beginning, if not all are used."
+    )
+    paired: bool = option(
+        False, help="Evaluate the whole model on the same windows too, and compare them."
     )
     fresh: bool = option(False, help="Discard what earlier answers computed.")
 
@@ -165,15 +175,36 @@ def send(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield messages until the other side closes.
+def lines(
+    connection: socket.socket, stop: threading.Event | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield messages until the other side closes, or ``stop`` is set.
 
-    Raises `OSError` (also on the connection's timeout), and `ValueError` for a line that is too
-    long or not a JSON object.
+    Raises `OSError` (`TimeoutError` if no bytes came within the connection's timeout), and
+    `ValueError` for a line that is too long or not a JSON object.
     """
-    with connection.makefile("rb") as stream:
-        while line := stream.readline(LINE_BYTES):
+    silence_s, data = connection.gettimeout(), bytearray()
+    while True:
+        deadline = None if silence_s is None else time.monotonic() + silence_s
+        while not select.select([connection], [], [], LOOK_S)[0]:
+            if stop is not None and stop.is_set():
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("no message arrived in time")
+        if stop is not None and stop.is_set():
+            return
+        piece = connection.recv(65536)
+        data += piece
+        *whole, rest = bytes(data).split(b"\n")
+        for line in whole:
             yield _parsed(line)
+        data = bytearray(rest)
+        if len(data) > LINE_BYTES:
+            raise ValueError("the line is too long")
+        if not piece:
+            if data:
+                yield _parsed(bytes(data))
+            return
 
 
 def first_message(connection: socket.socket, timeout_s: float) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class Part:
     """Windows that it is over."""
     of: int = 0
     """Windows of the text."""
+    dense_ppl: float | None = None
+    """The whole model's on the same windows, if it was computed."""
+    stderr: float | None = None
+    """Standard error of ``log(ppl / dense_ppl)`` over the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class Measured(Part):
     block_passes: int = 0
     """Passes of a chunk through a block that were computed for it; 0 if all was known."""
     seconds: float = 0.0
+    tokens_per_s: float = 0.0
+    """Rate of the whole model, measured when it was first asked."""
     checkpoint_key: str = ""
     device: str = ""
     dtype: str = ""

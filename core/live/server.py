@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hmac
+import itertools
 import queue
 import secrets
 import select
@@ -39,6 +40,10 @@ class Gone(Exception):
     """The client has disconnected, so its question needs no answer."""
 
 
+class Hurried(Exception):
+    """A quick question is waiting; this one goes on after it."""
+
+
 class Job:
     """One question and the stream of events that answers it."""
 
@@ -47,6 +52,13 @@ class Job:
         self.kind, self.question = kind, question
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.gone = threading.Event()
+        self.number = -1
+        """Place in the queue, once it is there."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether others give way to it."""
+        return bool(getattr(self.question, "quick", False))
 
     def emit(self, reply: Reply) -> None:
         """Queue one reply; never waits for the client."""
@@ -70,7 +82,8 @@ class Server:
         self._folder, self._status = folder, status
         self._secret = secrets.token_urlsafe(32)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self._jobs: queue.Queue[Job] = queue.Queue()
+        self._jobs: queue.PriorityQueue[tuple[bool, int, Job]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._open = 0
         self._strangers: list[socket.socket] = []
         self._count = threading.Lock()
@@ -95,7 +108,7 @@ class Server:
         end = RunError("The live model has been stopped.", "Try again; it restarts by itself.")
         with contextlib.suppress(queue.Empty):
             while True:
-                self._jobs.get_nowait().fail(end)
+                self._jobs.get_nowait()[2].fail(end)
         deadline = time.monotonic() + 2
         while self._open and time.monotonic() < deadline:  # let the last events out
             time.sleep(0.02)
@@ -106,13 +119,28 @@ class Server:
         return self._jobs.qsize()
 
     def next(self, timeout_s: float) -> Job | None:
-        """Return the next question; None if none came in time or its client has disconnected."""
+        """Return the next question, quick ones first, else in the order in which they came.
+
+        None if none came in time or its client has disconnected.
+        """
         try:
-            job = self._jobs.get(timeout=timeout_s)
+            _, _, job = self._jobs.get(timeout=timeout_s)
         except queue.Empty:
             return None
         self.last_asked = time.monotonic()
         return None if job.gone.is_set() else job
+
+    def put(self, job: Job) -> None:
+        """Queue a question; one that was put before takes its old place."""
+        if job.number < 0:
+            job.number = next(self._numbers)
+        self._jobs.put((not job.is_quick, job.number, job))
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a quick question is waiting whose client is still there."""
+        with self._jobs.mutex:
+            return any(not later and not job.gone.is_set() for later, _, job in self._jobs.queue)
 
     def _accept(self) -> None:
         while True:
@@ -184,7 +212,7 @@ class Server:
             protocol.send(connection, to_event(self._status()))
         elif kind in protocol.QUESTIONS:
             job = Job(kind, build(protocol.QUESTIONS[kind], values))
-            self._jobs.put(job)
+            self.put(job)
             try:
                 self._pass_on(connection, job)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,16 +21,24 @@ from core.live.protocol import Perplexity
 from core.live.whatif import WhatIf
 from core.model import loading, memory, precision
 from core.model.blocks import BlockView
+from core.model.tokens import embedded
 from core.runs.devices import MIB
 
-OPERATIONS = {"cpu": 2e12, "cuda": 2e15, "mps": 2e13}
-"""Default budget of a perplexity in floating-point operations: a few seconds. It covers the whole
-text for a small model, and about 150,000 tokens for LLaMA-7B on a GPU."""
-QUICK = {"cpu": 3e10, "cuda": 6e13, "mps": 1e12}
-"""Budget of a quick perplexity: under half a second on two cores, 0.2 s on a large GPU."""
-LEAST_TOKENS = 1024
-"""The fewest tokens of a perplexity, however large the model: eight windows of 128, so that no
-single window decides the number. Chosen, not measured."""
+USUAL_S = 2.0
+"""Seconds that a perplexity may take by default, for the rate measured when a model was loaded."""
+QUICK_S = 0.25
+"""The same for a quick one, so that its figure is on the page within half a second."""
+LEAST_TOKENS, QUICK_TOKENS = 1024, 512
+"""The fewest tokens of a perplexity and of a quick one, however slow the model: eight and four
+windows of 128, so that no single window decides the number. Chosen."""
+SMALL = 5e10
+"""Operations that are always worth it: a fraction of a second, and the whole text for a model of a
+million parameters even if the machine was busy when it was loaded."""
+PROBE = {"cpu": 1.4e11, "cuda": 3e13, "mps": 1e12}
+"""Operations whose time gives the rate: half a second on one core."""
+PROBE_WINDOW = 64
+STATES_MIB = 256
+"""Hidden states that a text may keep on a CPU, however small the model."""
 TEXTS = 4
 """Number of texts for which a model keeps hidden states and answers."""
 
@@ -51,16 +60,41 @@ class Loaded:
     """Number of windows in the whole text, by the same keys."""
     warm: bool = False
     """Whether it has generated before; the first generation is slower."""
+    tokens_per_s: float = 0.0
+    """Rate of a perplexity, measured when first used; 0 before."""
 
     @property
     def bytes(self) -> int:
         """Memory of the weights and of the states kept for texts."""
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
-    def tokens_for(self, operations: dict[str, float]) -> int:
-        """Return the number of tokens that this model can evaluate within ``operations``."""
-        most = operations.get(self.view.device.type, operations["cpu"])
-        return max(LEAST_TOKENS, int(most / (2 * self.info.parameters)))
+    def tokens_in(self, seconds: float, least: int) -> int:
+        """Return the number of tokens that take this long, at least ``least``.
+
+        The rate is measured once, so that all answers of a model are over the same windows.
+        """
+        if not self.tokens_per_s:
+            self.tokens_per_s = self._rate()
+        return max(least, int(SMALL / (2 * self.info.parameters)), int(self.tokens_per_s * seconds))
+
+    def _rate(self) -> float:
+        """Measure the tokens per second of the whole model on tokens of no meaning."""
+        most = PROBE.get(self.view.device.type, PROBE["cpu"]) / (2 * self.info.parameters)
+        window = min(PROBE_WINDOW, self.info.context or PROBE_WINDOW)
+        count = max(1, min(64, int(most / window)))
+        ids = torch.arange(count * window) % embedded(self.view.model)
+        probe = WhatIf(self.view, ids.view(count, window).tolist(), 0)
+        probe.answer(())  # memory is allocated and kernels are chosen at the first time
+        probe.forget()
+        began = time.perf_counter()
+        probe.answer(())
+        return count * window / (time.perf_counter() - began)
+
+    def _room(self, room_bytes: float) -> float:
+        """Return the memory for one text's states: on a CPU, others need it too."""
+        if self.view.device.type != "cpu":
+            return room_bytes
+        return min(room_bytes, max(STATES_MIB * MIB, self.weight_bytes))
 
     def text(self, ask: Perplexity, room_bytes: float) -> tuple[WhatIf, int, int]:
         """Return a question's text, its number of windows, and that of the whole text.
@@ -68,20 +102,24 @@ class Loaded:
         Questions about the beginning of a text share its states with those about more of it.
         Raises `DataError` or `OptionError` if the text cannot be used.
         """
-        usual = self.tokens_for(OPERATIONS)
+        usual = 0 if ask.samples else self.tokens_in(USUAL_S, LEAST_TOKENS)
         most = max(ask.tokens or usual, usual)
-        how = (ask.window, ask.bos, most) if ask.samples is None else (ask.window, ask.seed)
+        how: tuple[Any, ...] = (ask.window, ask.seed)
+        if ask.samples is None:
+            how = (ask.window, ask.bos, most, ask.spread)
         source = text_of(ask.source, self.folder)
         key = (source, sources.stamp(source), ask.samples, ask.join, ask.chat_template, *how)
         if key not in self.texts:
             windows, total = _windows(ask, source, self.tokenizer, self.info.context, most)
-            self.texts[key] = WhatIf(self.view, windows, room_bytes)
+            self.texts[key] = WhatIf(self.view, windows, self._room(room_bytes))
             self.totals[key] = total
             while len(self.texts) > TEXTS:
                 self.totals.pop(self.texts.popitem(last=False)[0], None)
         self.texts.move_to_end(key)
         text = self.texts[key]
-        wanted = ask.tokens or (self.tokens_for(QUICK) if ask.quick else usual)
+        wanted = ask.tokens or usual
+        if ask.quick and not ask.samples:
+            wanted = self.tokens_in(QUICK_S, QUICK_TOKENS)
         count = text.windows if ask.samples else max(1, wanted // ask.window)
         return text, min(count, text.windows), self.totals[key]
 
@@ -108,7 +146,18 @@ def _windows(
         return rows, len(rows)
     streams, _ = evaluation_tokens(source, tokenizer, ask.join)
     windows = windows_of(streams, ask.window, ask.bos, tokenizer.bos_token_id)
-    return windows[: max(1, most // ask.window)], len(windows)
+    order = spread(len(windows)) if ask.spread else range(len(windows))
+    return [windows[at] for at in order[: max(1, most // ask.window)]], len(windows)
+
+
+def spread(count: int) -> list[int]:
+    """Return 0 to ``count`` - 1 in an order whose every beginning is spread over all of them.
+
+    Sorted by their binary digits read backwards (van der Corput's sequence): 0, 4, 2, 6, 1, ...
+    """
+    digits = max(1, (count - 1).bit_length())
+    backwards = (int(f"{at:0{digits}b}"[::-1], 2) for at in range(2**digits))
+    return [at for at in backwards if at < count]
 
 
 class Store:

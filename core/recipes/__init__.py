@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 NAMES: tuple[str, ...] = (
     "importance",
-    "make",
     "drop-one",
     "restore",
     "depth-vs-width",

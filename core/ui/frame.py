@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from core.errors import DepthcutError
 from core.runs import devices, warm
-from core.runs.workspace import Workspace, begin_draw
-from core.study import study
+from core.runs.workspace import begin_draw
 from core.ui import access, again, runs, say, state
 from core.ui.say import plain
 
@@ -36,16 +35,19 @@ ICON = (
 
 
 PREPARE_AFTER_S = 2.0
-"""How long after the first draw the next steps are prepared; the first page has the processor."""
+"""How long after the first draw runs are prepared, so that the first page has the processor."""
 
 
-def start(title: str) -> None:
-    """Set up the page and draw the sidebar; every page calls this first."""
+def start(title: str, *, dense: bool = False) -> None:
+    """Set up the page and draw the sidebar; every page calls this first.
+
+    ``dense``: with narrow margins and without the title, which the page draws itself.
+    """
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
+    _prepare_runs()
     begin_draw()
     model = state.current_checkpoint()
-    _prepare(model)
     again.take()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
@@ -54,7 +56,9 @@ def start(title: str) -> None:
         st.divider()
         _model(model, settings=title != "Home")
         _status()
-    if title != "Home":
+    if dense:
+        st.html(DENSE)
+    elif title != "Home":
         st.title(plain(title))
     if not state.workspace().is_writable():
         say.warning(
@@ -64,22 +68,30 @@ def start(title: str) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _prepare(checkpoint: str) -> None:
-    """Once the first page is drawn, do in advance what the next ones and their runs need.
+def _prepare_runs() -> None:
+    """Once the first page is drawn, have the libraries of runs on a CPU imported in advance.
 
-    The study is read, which takes seconds with a thousand runs and is kept; and runs on a CPU have
-    their libraries imported, so that they start at once. A run on a GPU always imports them itself
-    (`core.runs.warm`).
+    Runs then start at once. A run on a GPU always imports them itself (`core.runs.warm`).
     """
-    warm.later(PREPARE_AFTER_S, _read_ahead, state.workspace(), checkpoint)
-
-
-def _read_ahead(where: Workspace, checkpoint: str) -> None:
-    if checkpoint:
-        with contextlib.suppress(DepthcutError, OSError):  # the page that needs it says so
-            study(where, checkpoint)
     if devices.resolve("auto") == "cpu":
-        warm.keep()
+        timer = threading.Timer(PREPARE_AFTER_S, warm.keep)
+        timer.daemon = True
+        timer.start()
+
+
+DENSE = """<style>
+@media (min-width: 768px) {
+  [data-testid="stMainBlockContainer"] { padding: 2.6rem 2rem 4rem; }
+}
+[data-testid="stMetric"] > div, [data-testid="stMetric"] { padding: .35rem .5rem; }
+[data-testid="stMetricValue"], [data-testid="stMetricValue"] * { font-size: 1.3rem; }
+[data-testid="stMetricLabel"] *, [data-testid="stMetricDelta"] * {
+  white-space: normal; overflow: visible; min-width: 0;
+}
+[data-testid="stMetricDelta"] { padding: 0; background: none; height: auto; font-size: .8rem; }
+[data-testid="stMetricDelta"] > div { max-width: 100%; }
+</style>"""
+"""A page that shows everything at once leaves no wide margins."""
 
 
 def link(page: str, label: str = "") -> None:
@@ -123,10 +135,16 @@ def _model(name: str, *, settings: bool) -> None:
         st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 
+def is_drawn_alone() -> bool:
+    """Whether a fragment draws itself again, and not as a part of its page."""
+    context = get_script_run_ctx()
+    return bool(context and context.fragment_ids_this_run)
+
+
 @st.fragment(run_every=5)
 def _status() -> None:
     """Draw devices and running jobs; redrawn every few seconds."""
-    if state.is_drawn_alone():
+    if is_drawn_alone():
         begin_draw()
     st.caption("Device")
     for device in devices.devices():

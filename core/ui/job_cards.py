@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
 
 import streamlit as st
 
+from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.ui import again, runs, say, state, widgets
@@ -74,36 +76,25 @@ def _when(record: RunRecord) -> str:
 def _actions(record: RunRecord, among: list[RunRecord]) -> None:
     """Draw the buttons for the run's state."""
     starred = record.remarks.starred
-    widgets.action(
+    if st.button(
         "Unstar" if starred else "Star",
-        lambda: state.workspace().remark(record, starred=not starred),
         key=f"star_{record.id}",
         icon=":material/star:" if starred else ":material/star_border:",
         help="Starred runs can be listed alone.",
-    )
+    ):
+        attempt(lambda: state.workspace().remark(record, starred=not starred))
     if record.is_live:
-        if (record.path / BOOKKEEPING / "cancel").exists():
-            widgets.action(
-                "Kill now",
-                lambda: jobs.cancel(record, grace_s=0),
-                key=f"kill_{record.id}",
-                icon=":material/dangerous:",
-            )
-        else:
-            widgets.action(
-                "Cancel",
-                lambda: jobs.request_cancel(record),
-                key=f"cancel_{record.id}",
-                icon=":material/stop:",
-            )
+        asked = (record.path / BOOKKEEPING / "cancel").exists()
+        if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
+            attempt(lambda: jobs.cancel(record, grace_s=0))
+        elif not asked and st.button("Cancel", key=f"cancel_{record.id}", icon=":material/stop:"):
+            attempt(lambda: jobs.request_cancel(record))
         return
-    if record.command and record.state in ("failed", "lost", "cancelled"):
-        widgets.action(
-            "Restart",
-            lambda: jobs.restart(record),
-            key=f"restart_{record.id}",
-            icon=":material/restart_alt:",
-        )
+    restartable = record.command and record.state in ("failed", "lost", "cancelled")
+    if restartable and st.button(
+        "Restart", key=f"restart_{record.id}", icon=":material/restart_alt:"
+    ):
+        attempt(lambda: jobs.restart(record))
     if record.command in again.PAGES:
         again.offer(record)
     manage(record, "run", among)
@@ -112,7 +103,7 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
 def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
     """Draw name, tags, note and deletion in a popover; a run in use cannot be deleted."""
     with st.popover("Manage", icon=":material/more_horiz:"):
-        st.text_input(
+        name = st.text_input(
             "Name",
             record.given,
             key=f"name_{where}_{record.id}",
@@ -120,7 +111,7 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             placeholder=state.names().run(record),
         )
         known = sorted({tag for one in among for tag in one.remarks.tags})
-        st.multiselect(
+        tags = st.multiselect(
             "Tags",
             known,
             record.remarks.tags,
@@ -128,10 +119,9 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             accept_new_options=True,
             format_func=plain,
         )
-        st.text_area("Note", record.remarks.note, key=f"note_{where}_{record.id}")
-        widgets.action(
-            "Save", lambda: _save(record, f"{where}_{record.id}"), key=f"rename_{where}_{record.id}"
-        )
+        note = st.text_area("Note", record.remarks.note, key=f"note_{where}_{record.id}")
+        if st.button("Save", key=f"rename_{where}_{record.id}"):
+            attempt(lambda: _save(record, name, tags, note))
         st.divider()
         children = state.workspace().children(record, among)
         if children:
@@ -143,22 +133,30 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             key=f"sure_{where}_{record.id}",
             disabled=bool(children),
         )
-        widgets.action(
+        if st.button(
             "Delete",
-            lambda: state.workspace().delete(record),
             key=f"delete_{where}_{record.id}",
             disabled=bool(children) or not sure,
             icon=":material/delete:",
-        )
+        ):
+            attempt(lambda: state.workspace().delete(record))
 
 
-def _save(record: RunRecord, widget: str) -> None:
-    """Keep what was typed into the fields whose keys end with ``widget``."""
-    name, tags, note = (st.session_state[f"{one}_{widget}"] for one in ("name", "tags", "note"))
+def _save(record: RunRecord, name: str, tags: list[str], note: str) -> None:
     if name != record.given:
         state.workspace().rename(record, name)
     if (tuple(tags), note) != (record.remarks.tags, record.remarks.note):
         state.workspace().remark(record, tags=tags, note=note)
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do ``action`` and redraw the page; an expected error is shown instead."""
+    try:
+        action()
+    except DepthcutError as error:
+        say.error(str(error))
+        return
+    st.rerun()
 
 
 def _details(record: RunRecord) -> None:

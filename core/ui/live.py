@@ -1,7 +1,7 @@
-"""Measured perplexities from the live model, requested in the background so clicks never wait.
+"""Perplexities and text from the live model, requested in the background so clicks never wait.
 
 `desk()` is shared by all sessions of this dashboard: it caches answers by checkpoint content, text
-and set of blocks, and requests those that a page needs. `core.ui.live_panel` draws them.
+and set of blocks, and requests those that a page needs. `core.ui.live_panel` decides which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
-from core.live.replies import Measured, Part, Waiting
+from core.live.replies import Measured, Part, Token, Waiting
 from core.runs.workspace import Workspace
 
 KEPT = 4096
@@ -27,7 +27,10 @@ KEPT = 4096
 
 @dataclass
 class Question:
-    """One set of blocks evaluated on one text, and the progress of its answer."""
+    """One set of blocks evaluated on one text, and the progress of its answer.
+
+    A ``text`` with a ``prompt`` is continued instead.
+    """
 
     checkpoint: str
     skip: Removal
@@ -35,6 +38,14 @@ class Question:
     ppl: float | None = None
     windows: int = 0
     of: int = 0
+    dense_ppl: float | None = None
+    """The whole model's on the same windows."""
+    stderr: float | None = None
+    """Standard error of ``log(ppl / dense_ppl)``."""
+    tokens_per_s: float = 0.0
+    """Rate of the whole model, as the live process measured it."""
+    written: str = ""
+    """What continues the prompt so far."""
     done: bool = False
     error: str = ""
     waiting: str = ""
@@ -159,14 +170,19 @@ def ask_live(question: Question) -> None:
         "mlp": sorted(question.skip.mlp),
         **question.text,
     }
-    for reply in client.events(record, "perplexity", values, stop=question.stop):
+    kind = "generate" if "prompt" in question.text else "perplexity"
+    for reply in client.events(record, kind, values, stop=question.stop):
         question.waiting = reply.why if isinstance(reply, Waiting) else ""
+        question.seconds = time.perf_counter() - began
         if isinstance(reply, Part):
-            question.ppl = reply.ppl
+            question.dense_ppl, question.stderr = reply.dense_ppl, reply.stderr
             question.windows, question.of = reply.windows, reply.of
-            question.seconds = time.perf_counter() - began
+            question.ppl = reply.ppl
         if isinstance(reply, Measured):
             question.device, question.dtype = reply.device, reply.dtype
+            question.tokens_per_s = reply.tokens_per_s
+        if isinstance(reply, Token):
+            question.written += "".join(reply.texts[:1])
 
 
 @st.cache_resource(show_spinner=False)

@@ -1,23 +1,25 @@
-"""The Prune page's live perplexities: on the scores' own rows and on a held-out text.
+"""What the Prune page asks the live model about a plan, in which order, and what it answered.
 
-The model is evaluated first on the beginning of the held-out text, which answers at once and shows
-how much of the text that is, then on all of it. The two figures are shown separately.
+`ask` is called at the beginning of every drawing: first a few windows spread over the held-out
+text, whose figure is there at once; then more of the same text; then a few words that the pruned
+model writes; last the scores' own rows, if they take no longer than the rest. Each question also
+evaluates the whole model on the same windows, so that the two compare. What the plan no longer
+needs is given up. `core.ui.cockpit` shows the figures, `details` what they were measured on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
-from core.data.sources import BUNDLED
-from core.live import client
+from core.live import client, columns
 from core.live.replies import Status
 from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
@@ -27,24 +29,45 @@ from core.ui import forms, prune_pad, say, state
 from core.ui.live import Question, desk, key_of
 from core.ui.say import plain
 
-POLL_S = 0.25
+POLL_S = 0.2
 WINDOW = 128
 """Tokens in a window of the held-out text; fewer if the model's context is shorter."""
+WORDS = 28
+"""Tokens that the pruned model writes: two lines."""
+ROWS_S = 1.5
+"""The scores' own rows are measured unasked if the live model needs no longer for them."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One text of the panel, with its answers for the dense model and for the plan."""
+class Live:
+    """The questions about one plan; None for what was not asked."""
 
-    title: str
-    text: dict[str, Any]
-    dense: Question
-    plan: Question
+    removal: Removal
+    quick: Question | None = None
+    whole: Question | None = None
+    words: Question | None = None
+    rows: Question | None = None
+
+    @property
+    def asked(self) -> list[Question]:
+        """The questions asked so far, in their order."""
+        return [q for q in (self.quick, self.whole, self.words, self.rows) if q]
+
+    @property
+    def best(self) -> Question | None:
+        """The held-out figure on most windows so far; None before the first."""
+        found = [q for q in (self.whole, self.quick) if q and q.ppl]
+        return max(found, key=lambda q: q.windows) if found else None
 
     @property
     def done(self) -> bool:
-        """Whether both have ended, successfully or not."""
-        return self.dense.done and self.plan.done
+        """Whether all questions have ended, successfully or not."""
+        return all(q.done for q in self.asked)
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong, each once."""
+        return list(dict.fromkeys(q.error for q in self.asked if q.error))
 
 
 def rows_of(run: Importance) -> dict[str, Any] | None:
@@ -58,6 +81,7 @@ def rows_of(run: Importance) -> dict[str, Any] | None:
         "seed": run.seed or 0,
         "join": "on" if run.text.joined else "off",
         "chat_template": "on" if run.text.chat_template else "off",
+        "paired": True,
     }
 
 
@@ -83,74 +107,61 @@ def usual_source(name: str) -> str:
     return forms.kept(name).settings.evaluation
 
 
+def usual_prompt(name: str) -> str:
+    """Return the prompt that the pruned model continues if none is given."""
+    return next(iter(columns.examples(name).values()))
+
+
 def is_on() -> bool:
-    """Whether live perplexities are on: a live model is running, or this session started one."""
+    """Whether live figures are on: a live model is running, or this session started one."""
     return bool(st.session_state.get("live_on")) or client.running(state.workspace()) is not None
 
 
-def draw(name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None) -> None:
-    """Draw the measured perplexity of the plan, and the live process with start and stop."""
-    problem = prune_view.problem_of(pad.removal, info) if pad.removal else ""
-    waiting = is_on() and not problem and not all(a.done for a in _ask(name, info, pad, rows))
-    st.fragment(_panel, run_every=POLL_S if waiting else 5)(name, info, pad, rows, waiting)
-
-
-def _ask(
-    name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None
-) -> list[Asked]:
-    """Return every text with its current answers; missing ones are requested.
-
-    The whole held-out text is requested once its beginning has been answered, and given up as soon
-    as the plan changes: it would delay the quick answers.
-    """
-    source = pad.text or usual_source(name)
-    whole: dict[str, Any] = {"source": source, "window": min(WINDOW, info.context or WINDOW)}
-    quick = {**whole, "quick": True}
-    quick_keys = [key_of(info, quick, skip) for skip in (Removal(), pad.removal)]
-    texts = {"Calibration rows": rows} if rows else {}
-    texts["Held-out text"] = quick
-    keys = {
-        key_of(info, text, skip) for text in texts.values() for skip in (Removal(), pad.removal)
+def held_out(name: str, info: CheckpointInfo, pad: prune_pad.Pad) -> dict[str, Any]:
+    """Return the held-out text as a question's text."""
+    return {
+        "source": pad.text or usual_source(name),
+        "window": min(WINDOW, info.context or WINDOW),
+        "spread": True,
+        "paired": True,
     }
-    begun = desk().known(quick_keys[0])
-    partial = begun is not None and begun.windows < begun.of
-    quick_done = all(desk().known(key) for key in quick_keys)
-    if quick_done:
-        keys |= {key_of(info, whole, skip) for skip in (Removal(), pad.removal)}
-    for who in ("dense", "plan"):
-        desk().give_up(f"{_owner()} {who}", keys)
-    found = [_want(name, info, title, text, pad.removal) for title, text in texts.items()]
-    if partial:
-        found[-1] = dataclasses.replace(found[-1], title="Held-out start")
-        if quick_done:
-            found.append(_want(name, info, "Held-out text", whole, pad.removal))
-        elif not found[-1].done:
-            later = Question(name, pad.removal, whole)
-            found.append(Asked("Held-out text", whole, later, later))
+
+
+def ask(
+    name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None = None
+) -> Live:
+    """Return the questions about the plan with their current answers; the next one is asked."""
+    removal = pad.removal
+    if not is_on() or (removal and prune_view.problem_of(removal, info)):
+        return Live(removal)
+    whole = held_out(name, info, pad)
+    quick = {**whole, "quick": True}
+    prompt = forms.Form("curve", name).value("prompt") or usual_prompt(name)
+    words = {"prompt": prompt, "max_tokens": WORDS, "temperature": 0.0}
+    texts = [quick, whole, words, *([rows] if rows else [])]
+    desk().give_up(_owner(), [key_of(info, text, removal) for text in texts])
+
+    def want(text: dict[str, Any]) -> Question:
+        question = Question(name, removal, dict(text))
+        return desk().want(_owner(), key_of(info, text, removal), question)
+
+    found = Live(removal, quick=want(quick))
+    for part, text in (("whole", whole), ("words", words), ("rows", rows)):
+        first = found.quick
+        if not (first and first.done) or not found.done or found.errors or text is None:
+            break
+        if part == "whole" and first.windows >= first.of:
+            continue
+        if part == "rows" and not _soon(text, first) and not pad.rows:
+            continue
+        asked: dict[str, Any] = {part: want(text)}
+        found = dataclasses.replace(found, **asked)
     return found
 
 
-def quick(name: str, info: CheckpointInfo, pad: prune_pad.Pad, removal: Removal) -> Asked:
-    """Ask for another plan than the pad's on the beginning of the held-out text."""
-    text = {"source": pad.text or usual_source(name), "quick": True}
-    text["window"] = min(WINDOW, info.context or WINDOW)
-    return _want(name, info, "Held-out start", text, removal, "other plan")
-
-
-def _want(
-    name: str,
-    info: CheckpointInfo,
-    title: str,
-    text: dict[str, Any],
-    removal: Removal,
-    who: str = "plan",
-) -> Asked:
-    def ask(skip: Removal, who: str) -> Question:
-        question = Question(name, skip, dict(text))
-        return desk().want(f"{_owner()} {who}", key_of(info, text, skip), question)
-
-    dense = ask(Removal(), "dense")
-    return Asked(title, text, dense, ask(removal, who) if removal else dense)
+def _soon(rows: dict[str, Any], measured: Question) -> bool:
+    """Whether the live model needs little time for the scores' own rows."""
+    return bool(rows["samples"] * rows["window"] <= ROWS_S * measured.tokens_per_s)
 
 
 def _owner() -> str:
@@ -160,39 +171,154 @@ def _owner() -> str:
     return context.session_id if context else "nobody"
 
 
-def _panel(
-    name: str,
-    info: CheckpointInfo,
-    pad: prune_pad.Pad,
-    rows: dict[str, Any] | None,
-    waiting: bool,
+def switch() -> None:
+    """Draw the button that starts or stops the live model."""
+    record = client.running(state.workspace())
+
+    def turn() -> None:
+        st.session_state["live_on"] = record is None
+        if record:
+            client.stop(record)
+
+    if record:
+        pressed = st.button(
+            "Stop live",
+            key="live_stop",
+            on_click=turn,
+            help="Stop the live model and free its memory.",
+        )
+    else:
+        pressed = st.button(
+            "Measure live",
+            key="live_start",
+            icon=":material/bolt:",
+            on_click=turn,
+            help="Keeps the model in memory and measures every choice you make; it releases the "
+            "device whenever another run needs it.",
+        )
+    if pressed:
+        st.rerun()  # the whole page shows it
+
+
+def errors(info: CheckpointInfo, live: Live) -> None:
+    """Show what went wrong, with a button to ask again."""
+
+    def again() -> None:
+        for one in live.asked:
+            desk().forget(key_of(info, one.text, live.removal))
+
+    for error in live.errors:
+        say.warning(error)
+    if live.errors and st.button(
+        "Ask again", key="live_again", icon=":material/refresh:", on_click=again
+    ):
+        st.rerun()
+
+
+def details(
+    name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None
+) -> None:
+    """Draw what the live model evaluates on, all its answers for the plan, and its memory."""
+    st.subheader("Live model")
+    form = forms.Form("curve", name)
+    places = st.columns(2)
+    _source_field(pad, usual_source(name), places[0])
+    form.text(
+        "prompt",
+        "Prompt",
+        "",
+        at=places[1],
+        placeholder=usual_prompt(name),
+        help="What the pruned model continues, always with the most likely token.",
+    )
+    live = ask(name, info, pad, rows)
+    st.fragment(_answers, run_every=1 if not live.done else 5)(name, info, pad, rows)
+
+
+def _answers(
+    name: str, info: CheckpointInfo, pad: prune_pad.Pad, rows: dict[str, Any] | None
 ) -> None:
     record = client.running(state.workspace())
-    with st.container(border=True):
-        _head(name, record)
-        if not is_on():
-            st.caption(
-                "Off. When on, the live model stays in memory and measures every choice you make; "
-                "it releases the device whenever another run needs it."
-            )
-            return
-        _source_field(pad, usual_source(name))
-        problem = prune_view.problem_of(pad.removal, info) if pad.removal else ""
-        if problem:
-            say.caption(problem)
-            return
-        asked = _ask(name, info, pad, rows)
-        for column, one in zip(st.columns(len(asked)), asked, strict=True):
-            with column:
-                answer(one, pad.removal, rows)
-        _errors(info, pad, asked)
-    if waiting and state.is_drawn_alone() and all(one.done for one in asked):
-        st.rerun()  # so that the table and the curve include the answers
+    if not is_on():
+        st.caption("Off. Press Measure live above to measure every choice you make.")
+        return
+    _process(record)
+    live = ask(name, info, pad, rows)
+    table = [
+        row(title, q)
+        for title, q in (
+            ("held-out text, first figure", live.quick),
+            ("held-out text", live.whole),
+            ("calibration rows of the scores", live.rows),
+        )
+        if q
+    ]
+    if table:
+        say.table(pd.DataFrame(table).set_index(""))
+    if rows and live.quick and live.quick.done and not _soon(rows, live.quick):
+        seconds = rows["samples"] * rows["window"] / max(1.0, live.quick.tokens_per_s)
+
+        def turn() -> None:
+            pad.rows = bool(st.session_state["live_rows"])
+
+        st.checkbox(
+            "Also measure on the calibration rows of the scores",
+            pad.rows,
+            key="live_rows",
+            on_change=turn,
+            help=f"Takes about {seconds:.0f} s for each plan. The curve and the table then show a "
+            "measured perplexity instead of an estimate.",
+        )
 
 
-def _source_field(pad: prune_pad.Pad, usual: str) -> None:
+def row(title: str, question: Question) -> dict[str, str]:
+    """Return one answer as a row of the table: text, amount, perplexities and their ratio."""
+    dense, ppl = question.dense_ppl, question.ppl
+    ratio = f"{ppl / dense:.4g}" if ppl and dense else "…"
+    if ppl and dense and question.stderr is not None and question.skip:
+        ratio += f" ± {question.stderr * ppl / dense:.2g}"
+    return {
+        "": title,
+        "text": text_name(question),
+        "tokens": amount(question) or "…",
+        "dense": f"{dense:.5g}" if dense else "…",
+        "plan": f"{ppl:.5g}" + ("" if question.done else " …") if ppl else "…",
+        "plan / dense": ratio,
+        "seconds": f"{question.seconds:.2f}",
+    }
+
+
+def text_name(question: Question) -> str:
+    """Return the name of a question's text, without the folders of a file."""
+    return str(question.text["source"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def amount(question: Question) -> str:
+    """Return how many tokens of its text a figure is over; empty before the first."""
+    window = question.text["window"]
+    if not question.windows:
+        return ""
+    used, of = question.windows * window, question.of * window
+    if question.windows >= question.of:
+        return f"all {used:,} tokens"
+    return f"{used:,} of {of:,} tokens"
+
+
+def measured_on(question: Question) -> str:
+    """Return the line under a live figure: text, tokens, device and precision, and its error."""
+    parts = [f"Measured live on {text_name(question)} (held out)", amount(question)]
+    if question.device:
+        parts.append(f"{question.device} {question.dtype}")
+    elif not question.done:
+        parts.append("more to come")
+    if question.stderr and question.skip:
+        parts.append(f"ratio ± {question.stderr:.1%}")
+    return ", ".join(parts) + "."
+
+
+def _source_field(pad: prune_pad.Pad, usual: str, at: Any) -> None:
     """Draw the field for the held-out text; its value goes into the URL."""
-    given = st.text_input(
+    given = at.text_input(
         "Held-out text",
         value=pad.text,
         placeholder=usual,
@@ -204,84 +330,24 @@ def _source_field(pad: prune_pad.Pad, usual: str) -> None:
         st.rerun()
 
 
-def _errors(info: CheckpointInfo, pad: prune_pad.Pad, asked: list[Asked]) -> None:
-    errors = dict.fromkeys(q.error for one in asked for q in (one.dense, one.plan) if q.error)
-    for error in errors:
-        say.warning(error)
-    if errors and st.button("Ask again", key="live_again", icon=":material/refresh:"):
-        for one in asked:
-            for skip in (Removal(), pad.removal):
-                desk().forget(key_of(info, one.text, skip))
-        st.rerun()
-
-
-def _head(name: str, record: RunRecord | None) -> None:
-    """Draw the title, the process's memory use, and its button."""
-    text, button = st.columns([4, 1], vertical_alignment="center")
-    now = _status(record) if record else None
-    line = "**Live perplexity**"
+def _process(record: RunRecord | None) -> None:
+    """Draw the process's memory use, or what it is doing."""
+    now = _status_of(str(record.path)) if record else None
     if now:
-        line += (
-            f" :gray[· {now.memory_mib:,.0f} of {now.budget_mib:,.0f} MiB used on "
-            f"{plain(now.device)}, process {now.process_mib:,.0f} MiB]"
+        line = (
+            f"{now.memory_mib:,.0f} of {now.budget_mib:,.0f} MiB used on {now.device}, process "
+            f"{now.process_mib:,.0f} MiB."
         )
     elif record:
-        line += f" :gray[· {plain(record.progress[2] or record.state)}]"
-    elif is_on() and (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
-        line += (
-            f" :orange[· process exited ({plain(gone.state)}); it restarts with the next request]"
-        )
-    text.markdown(line)
-    if record and button.button("Stop", key="live_stop", icon=":material/stop_circle:"):
-        st.session_state["live_on"] = False
-        client.stop(record)
-        st.rerun()
-    if not record and button.button("Start", key="live_start", icon=":material/bolt:"):
-        st.session_state["live_on"] = True
-        st.rerun()
+        line = f"The live model: {record.progress[2] or record.state}."
+    elif (gone := client.last(state.workspace())) and gone.state in ("lost", "failed"):
+        line = f"Its process exited ({gone.state}); it restarts with the next request."
+    else:
+        line = "Starting the live model."
+    say.caption(line)
 
 
 @st.cache_data(ttl=2, show_spinner=False)
 def _status_of(path: str) -> Status | None:
     record = read_run(Path(path))
     return client.status(record) if record else None
-
-
-def _status(record: RunRecord) -> Status | None:
-    return _status_of(str(record.path))
-
-
-def answer(one: Asked, drop: Removal, rows: Mapping[str, Any] | None = None) -> None:
-    """Draw one perplexity with its change from the dense model's on the same text."""
-    what = f"without {prune_view.shortly(drop)}" if drop else "dense"
-    label = plain(f"{one.title}, {what}")
-    asked, dense = one.plan, one.dense
-    if asked.ppl is None:
-        st.metric(label, "…")
-        say.caption(
-            asked.error and "No answer." or asked.waiting.capitalize() or "Waiting for an answer."
-        )
-        return
-    change = None
-    if drop and dense.done and asked.done and dense.ppl and asked.windows == dense.windows:
-        change = f"{asked.ppl / dense.ppl - 1:+.1%} vs. {dense.ppl:.4g} dense"
-    shown = f"{asked.ppl:.5g}" + ("" if asked.done else " …")
-    st.metric(label, shown, change, delta_color="off")
-    say.caption(measured_on(asked, one.text, rows))
-
-
-def measured_on(asked: Question, text: Mapping[str, Any], rows: Mapping[str, Any] | None) -> str:
-    """Return what an answer was measured on: text, amount of it, device and precision."""
-    name = str(text["source"]).rsplit("/", 1)[-1]
-    if "samples" in text:
-        name += f" (calibration, seed {text['seed']})"
-    elif rows and text["source"] == rows["source"] not in BUNDLED:
-        name += " (same text as the scores)"
-    else:
-        name += " (held out)"
-    part = "" if asked.done else "so far, "
-    amount = f"{part}the first {asked.windows} of {asked.of} windows"
-    if asked.windows == asked.of:
-        amount = f"all {asked.of} windows"
-    where = f", {asked.device} {asked.dtype}" if asked.device else ""
-    return f"Measured on {name}, {amount} of {text['window']} tokens{where}, {asked.seconds:.2f} s."

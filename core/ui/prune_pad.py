@@ -44,6 +44,8 @@ class Pad:
     criterion: str = ""
     text: str = ""
     """Text the live model is evaluated on, as for ``evaluate --perplexity``; empty: default."""
+    rows: bool = False
+    """Whether the live model also evaluates on the scores' own rows, however long that takes."""
     error: str = ""
     """Error in the URL or the last plan, with the command line's message."""
     clicks: int = 0
@@ -54,8 +56,8 @@ class Pad:
     """Id of the prune run started last."""
     curve: str = ""
     """Id of the curve run started last."""
-    found: tuple[str, Removal] = ("", Removal())
-    """The method of search or the solver whose choice was taken last, and the choice in order."""
+    found: tuple[str, frozenset[int]] = ("", frozenset())
+    """The method of search whose set was taken last, and the set."""
     taken: tuple[str, tuple[Any, ...]] = ("", ())
     """The chart's key and the blocks or parts of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
@@ -232,18 +234,13 @@ def clicked(key: str, blocks: int) -> None:
 
 def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> None:
     """Make ``blocks`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
-    take_removal(Removal(blocks), method)
-    if heal != "none":
-        forms.put(state.current_checkpoint(), "prune", {"heal": heal})
-
-
-def take_removal(removal: Removal, method: str = "") -> None:
-    """Make ``removal`` the plan being edited; ``method``, a criterion, found it."""
     pad = plan_elsewhere()
-    pad.change(removal)
+    pad.change(Removal(blocks))
     pad.error = ""
     pad.clicks += 1
-    pad.found = (method, removal.ordered)
+    pad.found = (method, frozenset(blocks))
+    if heal != "none":
+        forms.put(state.current_checkpoint(), "prune", {"heal": heal})
 
 
 def pair_clicked(key: str) -> None:
@@ -281,11 +278,14 @@ def part_picked(key: str, part: str) -> None:
     pad.error = ""
 
 
-def planned(choose: Callable[[], Removal]) -> None:
-    """Put a criterion's choice into the plan being edited; an error is kept for display."""
+def planned(choose: Callable[[], Removal], by: str = "slider") -> None:
+    """Put a criterion's choice into the plan being edited; an error is kept for display.
+
+    ``by`` names the widget that already shows it.
+    """
     pad: Pad = st.session_state[_STATE]
     pad.error = ""
     try:
-        pad.change(choose(), "slider")
+        pad.change(choose(), by)
     except DepthcutError as error:
         pad.error = str(error)

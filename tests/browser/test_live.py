@@ -51,16 +51,21 @@ def test_toggled_blocks_become_what_the_command_line_gives(visit, server, tiny_g
     page = visitor.page
     visitor.open(f"/prune?model={tiny_gqa}&text=demo")
     visitor.settle()
-    page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_role("button", name="Stop", exact=True).wait_for()
+    page.get_by_role("button", name="Measure live").click()
+    page.get_by_role("button", name="Stop live", exact=True).wait_for()
     pills = page.get_by_test_id("stButtonGroup").filter(has_text="01234")
     for block in ("1", "3"):
         pills.get_by_role("button", name=block, exact=True).click()
         visitor.settle()
-    metric = page.get_by_test_id("stMetric").filter(has_text="Held-out text, without 1, 3")
-    metric.filter(has_text="vs.").wait_for()
-    shown = metric.get_by_test_id("stMetricValue").inner_text().replace(",", "")
-    assert float(shown) == pytest.approx(wanted, rel=1e-4)
+    page.get_by_text("Measured live on demo (held out), all ").wait_for()
+    table = page.get_by_test_id("stTable").filter(has_text="plan / dense")
+    row = table.locator("tr").filter(has_text="all ").last
+    row.wait_for()
+    names = table.locator("th").all_inner_texts()
+    plan = row.locator("td, th").nth(names.index("plan")).inner_text()
+    assert float(plan) == pytest.approx(wanted, rel=1e-4)
+    card = page.get_by_test_id("stMetric").filter(has_text="Perplexity, measured")
+    assert f"{wanted:.4g}, dense" in card.inner_text()
     visitor.check()
 
     prompt = "Ann sees the red ball"

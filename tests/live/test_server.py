@@ -18,7 +18,7 @@ from live_helpers import ask, naive_perplexity, texts, until, windows_of
 from core.errors import InputError
 from core.live import client, protocol
 from core.live.protocol import LiveGone
-from core.live.replies import Token, Waiting
+from core.live.replies import Measured, Part, Token, Waiting
 from core.prune import depth
 from core.runs import jobs
 from core.runs.device_lock import DeviceLock
@@ -235,3 +235,52 @@ def test_two_starters_share_one_process(place, monkeypatch):
         thread.join()
     assert len(launched) == 1
     assert {r.path for r in found} == {launched[0].path}
+
+
+def test_a_quick_question_goes_first_and_what_gave_way_is_answered_too(live, tmp_path):
+    """The long one takes a minute; it is asked again from where it was."""
+    folder = tiny.write(tmp_path / "slow", "gqa", hidden_size=256, intermediate_size=2048)
+    path = tmp_path / "long.txt"
+    path.write_text(tiny.text(1200, seed=4))
+    question = {"checkpoint": str(folder), "source": str(path), "window": 64, "spread": True}
+    client.answer(live, "perplexity", {**question, "tokens": 64})  # loads it
+    parts: list[float] = []
+    whole: list = []
+
+    def long():
+        for event in client.events(live, "perplexity", {**question, "skip": [1], "tokens": 10**7}):
+            (whole if isinstance(event, Measured) else parts).append(event)
+
+    thread = threading.Thread(target=long)
+    thread.start()
+    until(lambda: any(isinstance(p, Part) for p in parts))
+    quick = client.answer(live, "perplexity", {**question, "skip": [2], "quick": True})
+    assert quick.ppl > 1
+    assert not whole
+    thread.join(120)
+    alone = ask(live, folder, **{**question, "skip": [1], "tokens": 10**7, "fresh": True})
+    assert whole[0].ppl == pytest.approx(alone.ppl, rel=1e-6)
+    assert whole[0].windows == whole[0].of
+
+
+def test_a_question_that_is_given_up_ends_at_once(live, tmp_path):
+    folder, asked = endless(tmp_path)
+    stop = threading.Event()
+    stream = client.events(live, "generate", asked, stop=stop)
+    while not isinstance(next(stream), Token):
+        pass
+    stop.set()
+    began = time.monotonic()
+    assert all(isinstance(event, Token) for event in stream)
+    assert time.monotonic() - began < 0.5
+    assert client.answer(live, "generate", generation(folder, max_tokens=2)).tokens == 2
+
+
+def test_paired_perplexity_has_the_dense_models_on_the_same_windows(live, tiny_dir, text):
+    folder = tiny_dir("gqa")
+    question = {"source": str(text), "window": 24, "paired": True, "fresh": True}
+    found = ask(live, folder, skip=(1, 3), **question)
+    windows = windows_of(folder, text, 24, "once")
+    assert found.dense_ppl == pytest.approx(naive_perplexity(folder, windows), rel=1e-5)
+    assert 0 < found.stderr < 1
+    assert found.tokens_per_s > 0

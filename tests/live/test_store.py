@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -77,8 +78,9 @@ def test_a_quick_question_shares_the_text_and_takes_what_the_device_does_at_once
 
     held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
     ask = {"checkpoint": "x", "source": str(text), "window": 24}
-    monkeypatch.setattr(stores, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(stores, "QUICK", {"cpu": 2 * held.info.parameters * 100})
+    monkeypatch.setattr(stores, "QUICK_TOKENS", 1)
+    monkeypatch.setattr(stores, "SMALL", 0)
+    held.tokens_per_s = 100 / stores.QUICK_S
     judged, windows, total = held.text(Perplexity(**ask, quick=True), 2**30)
     assert windows == 100 // 24
     assert held.text(Perplexity(**ask), 2**30) == (judged, total, total)
@@ -87,3 +89,50 @@ def test_a_quick_question_shares_the_text_and_takes_what_the_device_does_at_once
     assert len(held.texts) == 1
     rows = held.text(Perplexity(**{**ask, "window": 10}, samples=3, quick=True), 2**30)
     assert rows[1:] == (3, 3)
+
+
+def test_windows_that_are_spread_are_the_texts_own_and_more_of_them_go_on_from_fewer(
+    tiny_dir, text, monkeypatch
+):
+    from live_helpers import naive_perplexity, windows_of
+
+    from core.live import store as stores
+    from core.live.protocol import Perplexity
+
+    folder = tiny_dir("gqa")
+    held = Store(CPU, "float32", 100).get(str(folder))
+    windows = windows_of(folder, text, 24, "once")
+    for name, value in (("QUICK_TOKENS", 4 * 24), ("LEAST_TOKENS", 9 * 24), ("SMALL", 0)):
+        monkeypatch.setattr(stores, name, value)
+    held.tokens_per_s = 1.0
+    ask = {"checkpoint": "x", "source": str(text), "window": 24, "spread": True}
+    order = stores.spread(len(windows))
+    assert sorted(order) == list(range(len(windows)))
+    assert max(b - a for a, b in itertools.pairwise(sorted(order[:8]))) <= 2 * len(windows) / 8
+    first, few, total = held.text(Perplexity(**ask, quick=True), 2**30)
+    more = held.text(Perplexity(**ask), 2**30)
+    assert (few, more, total) == (4, (first, 9, len(windows)), len(windows))
+    for count in (few, 9):
+        wanted = naive_perplexity(folder, [windows[at] for at in order[:count]])
+        assert first.answer((), windows=count).ppl == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_rate_decides_how_much_is_evaluated_and_is_measured_once(tiny_dir, monkeypatch):
+    from core.live import store as stores
+
+    held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
+    monkeypatch.setattr(stores, "SMALL", 0)
+    tokens = held.tokens_in(2.0, 1)
+    assert tokens == int(2 * held.tokens_per_s) > 100
+    monkeypatch.setattr(stores.Loaded, "_rate", lambda _: 1.0)
+    assert held.tokens_in(2.0, 1) == tokens
+    assert held.tokens_in(0.0, 77) == 77
+
+
+def test_states_of_a_text_are_bounded_on_a_cpu(tiny_dir, monkeypatch):
+    from core.live import store as stores
+
+    held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
+    assert held._room(2.0**40) == stores.STATES_MIB * 2**20
+    monkeypatch.setattr(stores, "STATES_MIB", 0)
+    assert held._room(2.0**40) == held.weight_bytes

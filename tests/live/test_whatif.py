@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 
 import pytest
 import tiny
@@ -133,3 +135,19 @@ def test_the_beginning_of_a_text_is_exact_and_the_rest_goes_on_from_there(whatif
     assert rest.block_passes == (len(text._chunks) - 2) * 3
     again = text.answer((1, 3), windows=4)
     assert (again.ppl, again.block_passes) == (start.ppl, 0)
+
+
+def test_the_ratio_to_dense_and_its_error_are_over_the_same_windows(whatif, tmp_path):
+    folder, windows, text = whatif()
+    assert text.answer((1, 3), windows=6).dense_ppl is None
+    text.answer((), windows=6)
+    found = text.answer((1, 3), windows=6)
+    depth.prune(folder, (1, 3), tmp_path / "p")
+    pairs = [[naive_perplexity(f, [w]) for f in (tmp_path / "p", folder)] for w in windows[:6]]
+    apart = [math.log(one / other) for one, other in pairs]
+    assert found.dense_ppl == pytest.approx(naive_perplexity(folder, windows[:6]), rel=1e-5)
+    assert math.log(found.ppl / found.dense_ppl) == pytest.approx(statistics.fmean(apart), abs=1e-5)
+    assert found.stderr == pytest.approx(statistics.stdev(apart) / 6**0.5, rel=1e-3)
+    assert text.answer((), windows=6).stderr == 0
+    assert text.answer((1, 3)).dense_ppl is None  # dense was computed on fewer windows
+    assert text.answer((1, 3), windows=1).stderr is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -21,23 +22,41 @@ PART = 4
 
 
 class Fake:
-    """Answers at once: 10 for the dense model, one more a block; remembers what was asked."""
+    """Answers at once: 10 for the dense model, one more a block; remembers what was asked.
+
+    On all of the held-out text it is half a nat more; a prompt is continued with one sentence.
+    """
 
     def __init__(self):
         self.asked = []
+        self.tokens_per_s = 1e6
 
     def __call__(self, question):
         self.asked.append((question.text, question.skip))
+        if "prompt" in question.text:
+            question.written = " and *sees* the ball."
+            return
         if question.text["source"] == "nowhere.txt":
             raise DataError("No text source 'nowhere.txt': there is no such file.", "Give demo.")
         whole = "quick" not in question.text
-        question.ppl = 10.0 + question.skip.units / 2 + (0.5 if whole else 0.0)
+        question.dense_ppl = 10.0 + (0.5 if whole else 0.0)
+        question.ppl = question.dense_ppl + question.skip.units / 2
         question.windows, question.of = (WHOLE if whole else PART), WHOLE
         question.device, question.dtype = "cpu", "float32"
+        question.stderr, question.tokens_per_s = 0.0125, self.tokens_per_s
 
     @property
     def sources(self):
-        return {text["source"] for text, _ in self.asked}
+        return {text["source"] for text, _ in self.asked if "source" in text}
+
+    @property
+    def kinds(self):
+        """What was asked, in order."""
+        return [
+            "words" if "prompt" in text else "rows" if "samples" in text
+            else "quick" if "quick" in text else "whole"
+            for text, _ in self.asked
+        ]  # fmt: skip
 
 
 @pytest.fixture
@@ -73,7 +92,16 @@ def settled(at):
 
 
 def metrics(at):
-    return {m.label: m.value for m in at.metric}
+    return {m.label: (m.value, m.delta) for m in at.metric}
+
+
+def captions(at):
+    return " ".join(c.value for c in at.caption)
+
+
+def answers(at):
+    """The table of live answers: a row per text."""
+    return next(t.value for t in at.table if "plan / dense" in t.value.columns)
 
 
 def field(at):
@@ -95,21 +123,59 @@ def scored(here, model, text):
     workspace.write_csv(folder / "blocks.csv", ("block", "ppl"), rows)
 
 
-def test_the_beginning_answers_first_and_each_says_how_much_it_is(fake, tiny_gqa):
+def test_a_few_windows_answer_first_and_each_figure_says_how_much_it_is(fake, tiny_gqa):
     at = open_page(tiny_gqa, drop="1,3", text="demo")
-    assert metrics(at) == {
-        "Held-out start, without 1, 3": "12",
-        "Held-out text, without 1, 3": "12.5",
-    }
-    captions = " ".join(c.value for c in at.caption)
-    assert f"Measured on demo (held out), the first {PART} of {WHOLE} windows of 128" in captions
-    assert (
-        f"Measured on demo (held out), all {WHOLE} windows of 128 tokens, cpu float32" in captions
+    assert metrics(at)["Perplexity, measured"] == ("1.19 x dense", "12.5, dense 10.5")
+    assert f"Measured live on demo (held out), all {WHOLE * 128:,} tokens, cpu float32" in captions(
+        at
     )
-    assert [m.delta for m in at.metric] == ["+20.0% vs. 10 dense", "+19.0% vs. 10.5 dense"]
-    first_whole = next(i for i, (text, _) in enumerate(fake.asked) if "quick" not in text)
-    assert all("quick" in text for text, _ in fake.asked[:first_whole])
-    assert first_whole == 2  # dense and plan
+    assert fake.kinds == ["quick", "whole", "words"]  # the text comes after the figures
+    assert all(text.get("paired") for text, _ in fake.asked[:2])
+    table = answers(at)
+    assert list(table.index) == ["held-out text, first figure", "held-out text"]
+    assert list(table["tokens"]) == [
+        f"{PART * 128} of {WHOLE * 128:,} tokens", f"all {WHOLE * 128:,} tokens",
+    ]  # fmt: skip
+    assert list(table["plan / dense"]) == ["1.2 ± 0.015", "1.19 ± 0.015"]
+    assert "and \\*sees\\* the ball." in " ".join(m.value for m in at.markdown)
+
+
+def test_the_first_figure_is_shown_until_a_better_one_is_there(fake, tiny_gqa, monkeypatch):
+    go = threading.Event()
+    real = fake.__call__
+
+    def slow(question):
+        if "quick" not in question.text:
+            go.wait(30)
+        real(question)
+
+    monkeypatch.setattr(live, "ask_live", slow)
+    live.desk.clear()
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.session_state["live_on"] = True
+    at.query_params["model"], at.query_params["drop"] = str(tiny_gqa), "1"
+    at.switch_page("pages/prune.py").run()
+    deadline = time.monotonic() + 30
+    while "Perplexity, measured" not in metrics(at) and time.monotonic() < deadline:
+        at.run()
+    assert metrics(at)["Perplexity, measured"] == ("1.10 x dense", "11, dense 10")
+    line = f"Measured live on english (held out), {PART * 128} of {WHOLE * 128:,} tokens"
+    assert line in captions(at)
+    go.set()
+    assert metrics(settled(at))["Perplexity, measured"][0] == "1.10 x dense"
+    assert f"all {WHOLE * 128:,} tokens" in captions(at)
+
+
+def test_rows_that_take_long_are_measured_only_when_asked_for(fake, here, tiny_gqa):
+    fake.tokens_per_s = 4 * 32 / live_panel.ROWS_S - 1
+    scored(here, tiny_gqa, "demo")
+    at = open_page(tiny_gqa, drop="1,2")
+    assert fake.kinds == ["quick", "whole", "words"]
+    box = next(c for c in at.checkbox if c.label.startswith("Also measure"))
+    box.check().run()
+    settled(at)
+    assert fake.kinds[-1] == "rows"
+    assert at.table[0].value.loc["perplexity", "plan A"] == "12.5 (measured)"
 
 
 def test_a_text_of_ones_own_is_kept_in_the_address_and_over_page_changes(fake, tiny_gqa):
@@ -134,15 +200,15 @@ def test_a_bad_text_is_one_sentence_and_the_page_goes_on(fake, tiny_gqa):
     at = open_page(tiny_gqa, drop="1,3", text="nowhere.txt")
     sentence = "No text source 'nowhere.txt': there is no such file. Give demo."
     assert [w.value for w in at.warning] == [sentence]
-    assert len(fake.asked) == 2  # not again at every poll
+    assert len(fake.asked) == 1  # not again at every poll
     assert any(" prune " in c.value for c in at.code)
     next(b for b in at.button if b.label == "Ask again").click().run()
     settled(at)
-    assert len(fake.asked) == 4
+    assert len(fake.asked) == 2
     field(at).set_value("demo").run()
     settled(at)
     assert not at.warning
-    assert metrics(at)["Held-out text, without 1, 3"] == "12.5"
+    assert metrics(at)["Perplexity, measured"] == ("1.19 x dense", "12.5, dense 10.5")
 
 
 def test_the_usual_text_is_the_demos_or_english(fake, here, tiny_gqa, tmp_path):
@@ -153,12 +219,12 @@ def test_the_usual_text_is_the_demos_or_english(fake, here, tiny_gqa, tmp_path):
     at = open_page(tiny_gqa, drop="1")
     assert field(at).placeholder == "english"
     assert fake.sources == {str(mine), "english"}
-    assert set(metrics(at)) == {
-        "Calibration rows, without 1", "Held-out start, without 1", "Held-out text, without 1",
-    }  # fmt: skip
-    captions = " ".join(c.value for c in at.caption)
-    assert "mine.txt (calibration, seed 7)" in captions
-    assert "english (held out)" in captions
+    assert fake.kinds == ["quick", "whole", "words", "rows"]
+    table = answers(at)
+    assert list(table["text"]) == ["english", "english", "mine.txt"]
+    assert table.index[-1] == "calibration rows of the scores"
+    assert "Measured live on english (held out)" in captions(at)
+    assert "mine.txt" not in next(c.value for c in at.caption if "Measured live" in c.value)
 
 
 def test_all_of_a_text_is_given_up_when_the_plan_changes(tiny_gqa):

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.benchmark import analytic
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.prune.plan import choose
 from core.prune.scores import load
 from core.runs import workspace
 from core.ui import prune_pad
+from core.words import size
 
 ROOT = Path(__file__).parents[2]
 PPL = [90.0, 9.5, 8.0, 8.25, 20.0]
@@ -218,3 +220,83 @@ def test_what_a_browser_sends_once_more_is_no_choice(monkeypatch):
     kept["pad_chart_1"] = click
     prune_pad.clicked("pad_chart_1", 5)
     assert pad.drop == (3, 1, 4)
+
+
+def cards(at):
+    return {m.label: (m.value, m.delta) for m in at.metric}
+
+
+def test_the_cards_are_the_plans_own_figures_and_change_with_it(scored, tiny_gqa):
+    at = open_page(tiny_gqa, drop="3")
+    info = headers.inspect(tiny_gqa)
+    shown = cards(at)
+    left = info.parameters - info.block_parameters[3]
+    assert shown["Parameters"][0] == f"{left / 1e6:,.4g} M"
+    ratio = PPL[3] / DENSE
+    assert shown["Perplexity, measured"] == (f"{ratio:.2f} x dense", "8.25, dense 7.5")
+    cache = info.kv_bytes(1, info.context, info.compute_dtype)
+    assert shown["Key/value cache"] == (
+        size(cache * 4 // 5), f"{size(cache)} dense, computed",
+    )  # fmt: skip
+    assert shown["Task accuracy"] == ("not measured", "no tasks evaluated yet")
+    assert shown["Speed"] == ("unknown", "device not measured yet")
+    assert any(
+        "Measured on the calibration rows: demo, 4 x 32 tokens" in c.value for c in at.caption
+    )
+    pills = next(g for g in at.button_group if g.key.startswith("pad_pills"))
+    pills.set_value([3, 1]).run()
+    both = PPL[3] * PPL[1] / DENSE**2
+    assert cards(at)["Perplexity, estimated"][0] == f"{both:.2f} x dense"
+    assert any("Estimated from the scores of single blocks" in c.value for c in at.caption)
+
+
+def test_speed_is_estimated_from_the_rates_of_this_device(scored, tiny_gqa, tmp_path):
+    folder = tmp_path / "benchmark-1"
+    (folder / ".run").mkdir(parents=True)
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "benchmark", "spec": {}})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 2.0})
+    rates = {"bandwidth_bytes_per_s": 1e9, "matmul_flops_per_s": 1e11, "block_overhead_s": 1e-4}
+    rates |= {"step_overhead_s": 1e-3, "dtype": "float32"}
+    workspace.write_json(folder / "summary.json", {"device": "cpu", "rates": rates})
+    at = open_page(tiny_gqa, drop="1,3")
+    info, known = headers.inspect(tiny_gqa), analytic.Rates(**rates)
+    dense = analytic.latency_s(info, known, 1)
+    cut = analytic.latency_s(analytic.without(info, (1, 3)), known, 1)
+    value, beside = cards(at)["Speed, estimated"]
+    assert value == f"{dense / cut:.2f} x dense"
+    assert beside == f"{128 / cut:,.4g}, dense {128 / dense:,.4g} tokens/s"
+
+
+def test_a_target_gives_the_nearest_counts_and_a_click_takes_one(scored, tiny_gqa):
+    at = open_page(tiny_gqa)
+    info = headers.inspect(tiny_gqa)
+    share = info.block_parameters[2] / info.parameters
+    field = next(n for n in at.number_input if n.label == "Smaller by (%)")
+    assert field.value == 20.0
+    field.set_value(round(150 * share, 1)).run()
+    buttons = [b for b in at.button if b.key and b.key.startswith("pad_take_")]
+    assert [b.label for b in buttons] == [f"1 block: {share:.1%}", f"2 blocks: {2 * share:.1%}"]
+    buttons[1].click().run()
+    wanted = choose(load(scored), "ppl", count=2).drop
+    assert f"--drop {wanted[0]},{wanted[1]} " in command(at)
+    assert at.select_slider[0].value == 2
+
+
+def test_the_target_is_the_studys(scored, tiny_gqa):
+    from dataclasses import replace
+
+    from core.runs.workspace import Workspace
+    from core.study import store
+
+    found = store.of(str(tiny_gqa), Workspace())
+    store.save(replace(found, settings=replace(found.settings, ratio=0.35), asked=True))
+    at = open_page(tiny_gqa)
+    assert next(n for n in at.number_input if n.label == "Smaller by (%)").value == 35.0
+
+
+def test_bars_beyond_the_axis_carry_their_value(scored, tiny_gqa):
+    at = open_page(tiny_gqa, drop="0")
+    texts = {a["x"]: a["text"] for a in figure(at, 0)["layout"]["annotations"] if "x" in a}
+    assert texts[0] == "#1: 90"
+    assert texts[4] == "20"
+    assert 2 not in texts
