@@ -77,6 +77,9 @@ def engine(path: Path, context: int = 512, threads: int = 1) -> Iterator[Engine]
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
     try:
-        yield Engine(server.listening_address)
+        loaded = Engine(server.listening_address)
+        # Ended before its loop has begun, a server never ends; a completion waits for the loop.
+        loaded._complete(loaded.tokenize("a")[-1:], 1)
+        yield loaded
     finally:
         del server

@@ -82,6 +82,13 @@ COMMANDS: dict[str, Command] = {
             computes=True,
         ),
         Command(
+            "budget",
+            "core.budget.command",
+            "BudgetSpec",
+            "Measure what every version of every block costs, for plans within budgets.",
+            computes=True,
+        ),
+        Command(
             "plan",
             "core.prune.plan_command",
             "PlanSpec",

@@ -26,6 +26,8 @@ class Criterion:
     """Chooses whole sets: only a run of search has measured them."""
     of_parts: bool = False
     """Ranks the attention and the MLP of every block on their own, not blocks."""
+    solved: bool = False
+    """Chooses versions of blocks within budgets: only a budget run has measured them."""
 
 
 CRITERIA = (
@@ -44,13 +46,17 @@ CRITERIA = (
     Criterion("pairs", "search by pairs", searched=True),
     Criterion("evolve", "evolution", source="EvoPress, arXiv 2410.14649", searched=True),
     Criterion("best", "best set found", searched=True),
+    Criterion("budget", "solved for budgets", source="Puzzle, arXiv 2411.19146", solved=True),
     Criterion("last", "last blocks", control=True),
     Criterion("random", "random", control=True),
 )
 SUBLAYERS = "sublayers"
 """The criterion that ranks parts of blocks."""
 
-METRICS = tuple(c.name for c in CRITERIA if not (c.control or c.searched))
+BUDGET = "budget"
+"""The criterion of plans that were solved for budgets."""
+
+METRICS = tuple(c.name for c in CRITERIA if not (c.control or c.searched or c.solved))
 """What an importance run can compute."""
 DEFAULT_METRICS = tuple(c.name for c in CRITERIA if c.by_default and c.name in METRICS)
 NAMES = tuple(c.name for c in CRITERIA)

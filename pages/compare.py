@@ -15,9 +15,10 @@ from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, published
 from core.compare import scene as compare_view
-from core.compare.measured import Cell, Row
+from core.compare.measured import Cell, Row, comparable
 from core.compare.outcomes import Outcome
 from core.compare.scene import Scene
+from core.compare.verdict import ranked, verdict_of
 from core.errors import DepthcutError
 from core.prune.toggle import to_text
 from core.study import Study, info_of, study
@@ -29,6 +30,7 @@ from core.ui import (
     forms,
     frame,
     heal_form,
+    make_form,
     report,
     say,
     state,
@@ -63,10 +65,13 @@ def csv_of(rows: list[Row]) -> str:
     return pd.DataFrame(flat).to_csv(index=False)
 
 
-def looked_at(known: Study) -> Scene:
-    """Draw the choice of protocol and benchmark runs; return the scene they select."""
+def looked_at(known: Study, settings: Settings) -> Scene:
+    """Draw the choice of protocol and benchmark runs; return the scene they select.
+
+    It starts with what the verdict is on.
+    """
     columns = st.columns(2)
-    protocols = {p.label: p for p in known.protocols}
+    protocols = {p.label: p for p in ranked(known, settings.evaluation)}
     label = columns[0].selectbox(
         "Perplexity protocol",
         list(protocols) or ["not measured yet"],
@@ -82,7 +87,7 @@ def looked_at(known: Study) -> Scene:
     chosen = columns[1].multiselect(
         "Benchmark runs",
         list(benches),
-        default=list(benches)[:1],
+        default=[b.id for b in comparable(known.benchmarks)],
         key="bench",
         bind=ASKED,
         format_func=lambda run: compare_view.run_label(
@@ -160,6 +165,14 @@ def clicked(chart: str) -> None:
             choose(str(data[0]))
 
 
+def decide(known: Study, settings: Settings, budget: choice.Budget) -> None:
+    """Draw the verdict on the study, within the limits of the page."""
+    found = verdict_of(known, settings, rates=known_rates(state.workspace()), budget=budget)
+    if found.take:
+        say.bold(found.sentence)
+        say.caption(found.measured_on)
+
+
 def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
     """Draw perplexity against the ratio, with published figures if selected."""
     st.subheader("Quality against ratio")
@@ -202,8 +215,6 @@ def pareto_chart(
                                    bind=ASKED, required=True, format_func=plain)]  # fmt: skip
     fitting = choice.within(rows, budget)
     best = choice.best(rows, budget)
-    label, why = compare_view.verdict(best, budget, len(fitting))
-    st.markdown(f"**{plain(label)}**: {plain(why)}" if label else plain(why))
     if best and best.key != chosen:
         st.button("Show this candidate", on_click=choose, args=(best.key,), icon=":material/star:")
     front = choice.frontier(rows, x)
@@ -241,6 +252,8 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
             "checkpoint. Choose another point."
         )
         return
+    if found.is_plan:
+        make_form.draw(scene.study.dense.id, found.removal, "compare", found.method)
     with st.container(border=True):
         st.subheader(plain(found.label))
         say.paragraph(compare_view.facts_of(row) + ".")
@@ -387,15 +400,16 @@ if sentence:
     say.info(sentence, icon=":material/gavel:")
     with st.popover("All findings"):
         say.bullets(details)
-scene = looked_at(known)
+settings = forms.kept(name).settings
+scene = looked_at(known, settings)
 for problem in scene.problems():
     say.warning(state.names().in_words(problem))
-settings = forms.kept(name).settings
 cell, ratio = point_of(scene, settings.ratio)
 budget = budget_of(settings)
 estimates = st.toggle("Include estimates", not scene.rows, key="estimates", bind=ASKED)
 rows = scene.table(cell, estimates=estimates)
-findings.of_scene(scene, cell, budget)
+decide(known, settings, budget)
+findings.of_scene(scene, cell, budget, settings)
 quality_chart(scene, ratio, chosen)
 pareto_chart(scene, rows, budget, chosen, ratio)
 chosen_one(scene, rows, chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from core.evaluate import by_content, command
 from core.evaluate import estimate as work
 from core.evaluate import tables as view
 from core.evaluate.by_content import Evaluated, Measure
-from core.evaluate.spec import EvaluateSpec, with_texts
+from core.evaluate.spec import EvaluateSpec
 from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
@@ -29,7 +29,6 @@ from core.ui import chat_note, forms, frame, paging, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
-USUAL_TOKENS = 32_768
 """Of each text, unless more is asked for: 256 windows of 128 tokens."""
 SHOWN = 10
 """Questions on a page; each opens with a click."""
@@ -61,10 +60,10 @@ def options(form: forms.Form) -> dict[str, Any]:
         "every window, which then has one token more.",
     )  # fmt: skip
     form.offer("perplexity", many=True)
-    parts = [USUAL_TOKENS, 4 * USUAL_TOKENS, 0]
-    asked = form.value("max_tokens", USUAL_TOKENS) or 0
+    parts = [work.PART, 4 * work.PART, 0]
+    asked = form.value("max_tokens", work.PART) or 0
     most = form.select(
-        "max_tokens", "Part of each text", [*parts, *({asked} - {*parts})], USUAL_TOKENS,
+        "max_tokens", "Part of each text", [*parts, *({asked} - {*parts})], work.PART,
         format_func=lambda tokens: f"the first {tokens:,} tokens" if tokens else "the whole text",
         help="Part of a text is faster, with a larger standard error, which the results show. Only "
         "results on the same part compare.",
@@ -142,7 +141,9 @@ def launcher(known: Study) -> None:
         values["fresh"] = st.session_state.get("eval_fresh", False)
         for one in chosen:
             named = {"checkpoint": name_of(present[one]), "out": "DIR"}
-            specs[one] = capped(build(EvaluateSpec, {**values, **named}), present[one])
+            spec = build(EvaluateSpec, {**values, **named})
+            folder = present[one].folder
+            specs[one] = work.capped(spec, folder) if folder else spec
         estimates = [command.dry_run(spec) for spec in specs.values()]
         if not chosen:
             problem = "Choose at least one checkpoint."
@@ -172,16 +173,6 @@ def launcher(known: Study) -> None:
             started += [record.id] if record else []
         st.session_state["eval_started"] = started
         st.rerun()
-
-
-def capped(spec: EvaluateSpec, variant: Variant) -> EvaluateSpec:
-    """Return the spec without a cap that no text reaches: the result is that of the whole text."""
-    if spec.max_tokens is None or variant.folder is None:
-        return spec
-    texts = with_texts(spec, variant.folder).perplexity
-    sizes = [work.text_tokens(source, variant.folder) for source in texts]
-    short = all(size is not None and size <= spec.max_tokens for size in sizes)
-    return replace(spec, max_tokens=None) if short else spec
 
 
 def say_parts(known: Study, spec: EvaluateSpec) -> None:

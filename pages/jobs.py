@@ -27,10 +27,11 @@ live = any(r.is_live for r in where.runs())
 @st.fragment(run_every=2 if live else 10)
 def run_list() -> None:
     """Draw the runs, live ones first, then by age; polled, since runs also start elsewhere."""
-    if frame.is_drawn_alone():
+    alone = state.is_drawn_alone()
+    if alone:
         begin_draw()
     records = sorted(where.runs(), key=lambda r: not r.is_live)
-    if any(r.is_live for r in records) != live:
+    if alone and any(r.is_live for r in records) != live:
         st.rerun()
     if not records:
         st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")

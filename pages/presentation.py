@@ -7,8 +7,9 @@ import streamlit as st
 from core.charts import presentation as charts
 from core.compare import headline
 from core.compare.scene import Scene
+from core.compare.verdict import Contender, Verdict
 from core.report import material
-from core.report.build import sentence, tiles
+from core.report.build import tiles
 from core.ui import frame, say, state
 from core.ui.say import plain
 
@@ -35,43 +36,35 @@ def nothing_yet() -> None:
     frame.link("compare", "Or measure variants on the Compare page")
 
 
-def present(scene: Scene, stops: list[headline.Stop]) -> None:
-    """Draw the slider, the headline, the numbers and the chart."""
-    names = {s.name: s for s in stops}
-    first = headline.start(stops)
+def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
+    """Draw the slider, the verdict, the numbers and the chart."""
+    take = found.take
+    names = {f"{one.ratio:.1%}": one for one in sizes}
+    if take:
+        names[f"{take.ratio:.1%}"] = take
+    first = f"{(take or sizes[0]).ratio:.1%}"
+    names = dict(sorted(names.items(), key=lambda pair: pair[1].ratio))
     if len(names) > 1:
         if st.query_params.get("removed") not in names:
             st.query_params.pop("removed", None)
-        chosen = st.select_slider(
-            "Parameters removed", list(names), first.name, key="removed", bind="query-params"
+        first = st.select_slider(
+            "Parameters removed", list(names), first, key="removed", bind="query-params"
         )
-        first = names[chosen]
-    say.bold(sentence(first))
-    shown = tiles(first)
+    one = names[first]
+    say.bold(found.sentence if one is take else f"{one.label}: {found.facts(one)}.")
+    shown = tiles(one)
     for column, (label, (figure, how)) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column.container(border=True):
             st.metric(plain(label), plain(figure))
             say.caption(how)
-    st.plotly_chart(
-        charts.payoff(stops, first),
-        key="payoff",
-        config={"displayModeBar": False},
-        alt="Speed, memory and perplexity relative to dense, against the parameters removed.",
-    )
-    say.caption(note(scene))
-
-
-def note(scene: Scene) -> str:
-    """Return what the figures were measured on, and what the markers mean."""
-    batch, given, made = headline.cell_of(scene)
-    text = f"All figures are relative to the dense model, {scene.study.dense.label}."
-    if scene.protocol:
-        text += f" Perplexity (lower is better) measured: {scene.protocol.label}."
-    text += f" Speed and memory at batch {batch}, {given} tokens in, {made} out"
-    if scene.runs:
-        summary = scene.runs[0].summary
-        text += f", on {summary.device} ({summary.device_name})"
-    return text + ". Hollow markers are estimates; a star is after retraining."
+    if stops := headline.stops(scene):
+        st.plotly_chart(
+            charts.payoff(stops, min(stops, key=lambda s: abs(s.ratio - one.ratio))),
+            key="payoff",
+            config={"displayModeBar": False},
+            alt="Speed, memory and perplexity relative to dense, against the parameters removed.",
+        )
+    say.caption(f"{found.measured_on} Hollow markers are estimates; a star is after retraining.")
 
 
 frame.start("Presentation")
@@ -80,9 +73,8 @@ st.html(LARGE)
 name = state.active_checkpoint()
 state.inspect(name)
 gathered = material.gather(name, state.workspace())
-seen = headline.widest(gathered.study, gathered.scene.runs)
-sizes = headline.stops(seen)
+sizes = gathered.verdict.sizes()
 if sizes:
-    present(seen, sizes)
+    present(gathered.verdict, gathered.scene, sizes)
 else:
     nothing_yet()

@@ -20,12 +20,14 @@ from core.prune.outlook import outlook
 from core.prune.plan import default_protection
 from core.runs import jobs
 from core.ui import (
+    budget_form,
     cockpit,
     export,
     forms,
     frame,
     heal_form,
     live_panel,
+    make_form,
     prune_cost,
     prune_pad,
     runs,
@@ -356,7 +358,7 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     values |= {option: blocks for option, blocks in lists.items() if blocks}
     if not problem and known.chosen_by(pad.criterion, removal, first, last):
         values["criterion"] = pad.criterion
-    elif not problem and pad.found[0] and Removal(tuple(sorted(pad.found[1]))) == removal.ordered:
+    elif not problem and pad.found[0] and pad.found[1] == removal.ordered:
         values["criterion"] = pad.found[0]
     values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
@@ -427,6 +429,9 @@ curve_launcher(pad, known, name, first, last)
 comparison(pad, known, name, protected, asked)
 live_panel.details(name, info, pad, rows)
 search_form.draw(name, info, pad, first, last)
+budget_form.draw(name, info, pad, first, last)
+chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
+make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)
 prune_pad.share(pad)

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from core.charts import retrain as charts
+from core.checkpoint import locate
 from core.errors import DepthcutError
 from core.retrain import dry_run, history
 from core.retrain.spec import RetrainSpec, settings_of
@@ -52,8 +53,14 @@ OPTIONS = {
 def choose_variant(form: forms.Form) -> str:
     """Draw the choice of what to retrain; return its name."""
     called = state.names()
-    found = {r.id: called.checkpoint(r.id) for r in history.variants(state.workspace())}
+    variants = history.variants(state.workspace())
+    found = {r.id: called.checkpoint(r.id) for r in variants}
     active = state.current_checkpoint()
+    folder = locate.local_folder(active) if active else None
+    if folder:  # a run may also be named by its path
+        folders = ((r.id, locate.local_folder(str(r.path))) for r in variants)
+        same = (run for run, own in folders if own and own.samefile(folder))
+        active = next(same, active)
     names = dict(found)
     if active and active not in found:
         names[active] = f"active: {called.checkpoint(active)}"
@@ -99,8 +106,8 @@ def settings(form: forms.Form) -> dict[str, Any]:
 @st.fragment(run_every=0.5)
 def outlook_pending(spec: RetrainSpec) -> None:
     """Poll the dry run until it has a result, then redraw the page."""
-    if dry_run.ask(dry_runs(), spec, state.workspace()).poll():
-        st.rerun()
+    if state.is_drawn_alone() and dry_run.ask(dry_runs(), spec, state.workspace()).poll():
+        st.rerun()  # never while the page is drawn, which may be for a click further down
     st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
 
 

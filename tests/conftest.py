@@ -75,11 +75,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_prepared():
-    """Pages drawn in this process do not prepare runs; a test that launches some asks for it."""
+    """Pages drawn in this process prepare nothing; a test that launches runs asks for it."""
     from core.runs import warm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm, "keep", lambda: None)
+        patch.setattr(warm, "later", lambda *_: None)
         yield
 
 

@@ -15,12 +15,10 @@ from core.compare import measured
 from core.compare.candidates import Candidate, is_plain_cut, shapes_of
 from core.compare.measured import Cell
 from core.compare.outcomes import Outcome
-from core.compare.scene import Scene, scene
+from core.compare.scene import Scene
 from core.compare.speed import Speed, speeds_at
-from core.study import Benchmark, Study, info_of
-
-USUAL = 0.2
-"""Share of parameters removed that is shown first: the moderate pruning of the paper."""
+from core.compare.verdict import USUAL, cell_of
+from core.study import info_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,6 @@ class Stop:
         return f"{self.ratio:.1%}"
 
 
-def cell_of(scene: Scene) -> Cell:
-    """Return the cell of the grid to report: one prompt at a time, the longest answer."""
-    return min(scene.cells, key=lambda c: (c[0], -c[2]))
-
-
 def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
     """Return the sizes that depth pruning offers, ascending; empty if nothing was evaluated."""
     cell = cell or cell_of(scene)
@@ -80,12 +73,6 @@ def start(found: Sequence[Stop]) -> Stop:
     """Return the size to show first: the checkpoint nearest to the usual share, else the plan."""
     made = [s for s in found if not s.is_plan] or list(found)
     return min(made, key=lambda s: abs(s.ratio - USUAL))
-
-
-def widest(study: Study, runs: Sequence[Benchmark]) -> Scene:
-    """Return the scene of the protocol with most sizes evaluated; figures never mix two."""
-    scenes = [scene(study, protocol, runs) for protocol in study.protocols or (None,)]
-    return max(scenes, key=lambda s: sum(bool(x.ppl) for x in stops(s)))
 
 
 def _stop(

@@ -57,6 +57,12 @@ def mixed_settings(runs: Sequence[Benchmark]) -> str:
     return ""
 
 
+def comparable(runs: Iterable[Benchmark]) -> list[Benchmark]:
+    """Return the first run, which is the newest, and those measured in the same setting."""
+    found = list(runs)
+    return [b for b in found if setting_of(b) == setting_of(found[0])]
+
+
 def costs_of(runs: Iterable[Benchmark]) -> list[Cost]:
     """Return the points of benchmark runs; of two of the same candidate and cell the newer one."""
     kept: dict[tuple[str, Cell], Cost] = {}
@@ -67,15 +73,22 @@ def costs_of(runs: Iterable[Benchmark]) -> list[Cost]:
     return list(kept.values())
 
 
-def with_speedup(costs: Sequence[Cost], dense: str) -> list[Cost]:
+def with_speedup(costs: Sequence[Cost], dense: str, runs: Iterable[Benchmark] = ()) -> list[Cost]:
     """Return the costs with ``speedup``: the dense median latency over this one's, at one point.
 
-    The same figure as `core.compare.speed` gives with its noise: a few slow runs move a mean far.
+    The dense model is that of the same one of ``runs``, if it was measured there. The same figure
+    as `core.compare.speed` gives with its noise: a few slow runs move a mean far.
     """
     base = {c.cell: _middle(c) for c in costs if c.id == dense}
+    beside = {
+        (bench.id, point.cell): point.latency_s_p50 or point.latency_s_mean
+        for bench in runs
+        for point in bench.points
+        if bench.variant_of(point) == dense
+    }
     result = []
     for cost in costs:
-        over, own = base.get(cost.cell), _middle(cost)
+        over, own = beside.get((cost.run, cost.cell)) or base.get(cost.cell), _middle(cost)
         result.append(replace(cost, speedup=over / own if over and own else None))
     return result
 

@@ -9,11 +9,11 @@ import functools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.benchmark import results
-from core.benchmark.analytic import Rates
-from core.compare import choice, measured
+from core.benchmark.analytic import Rates, Shapes
+from core.compare import measured
 from core.compare.candidates import Candidate, candidates, nearest, shapes_of
 from core.compare.measured import Cell, Cost
 from core.compare.outcomes import Outcome
@@ -112,7 +112,7 @@ def scene(
     found = candidates(study, protocol)
     measured_ids = {b.variant_of(p) for b in runs for p in b.points}
     found = [c for c in found if c.kind != "other" or c.id in measured_ids]
-    rows = measured.with_speedup(measured.costs_of(runs), study.dense.id)
+    rows = measured.with_speedup(measured.costs_of(runs), study.dense.id, runs)
     rates = _rates(runs) or rates
     known = (study, protocol, tuple(runs), tuple(found), tuple(rows), rates, _capacity(runs))
     return Scene(*known)
@@ -134,26 +134,46 @@ def _capacity(runs: Sequence[Benchmark]) -> float | None:
 def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     """Return estimates for every candidate and cell without a measurement.
 
-    They are scaled by how far the estimate of the dense model is from its measurement there.
+    One of the same architecture as a measured candidate (a pruned model and its retrained version)
+    costs what that one does; others are scaled by how far the estimate of the dense model is from
+    its measurement there.
     """
     dense = info_of(scene.study.dense)
     have = {(r.id, r.cell) for r in scene.rows}
-    bases = {
-        r.cell: (r, measured.estimate(dense, scene.rates, r.cell, dtype))
-        for r in scene.rows
-        if dense and r.id == scene.study.dense.id and not r.oom
-    }
+    known = {c.id: c for c in scene.found}
+    twins: dict[tuple[object, Cell], Cost] = {}
+    bases: dict[Cell, tuple[Cost, Cost]] = {}
+    for row in scene.rows:
+        shapes = shapes_of(known[row.id], dense) if row.id in known and not row.oom else None
+        if shapes:
+            twins[_architecture(shapes), row.cell] = row
+            if row.id == scene.study.dense.id:
+                guess = measured.estimate(shapes, scene.rates, row.cell, dtype)
+                bases[row.cell] = (row, guess)
     rows = []
     for candidate in scene.found:
         shapes = shapes_of(candidate, dense)
         for cell in scene.cells if shapes else ():
             if (candidate.id, cell) not in have and shapes:
                 named = {"id": candidate.id, "variant": candidate.label}
+                if twin := twins.get((_architecture(shapes), cell)):
+                    rows.append(
+                        replace(
+                            twin, id=candidate.id, variant=candidate.label, run="", estimated=True
+                        )
+                    )
+                    continue
                 guess = measured.estimate(shapes, scene.rates, cell, dtype, **named)
                 rows.append(measured.rescaled(guess, *bases.get(cell, (None, None))))
-    base = [r for r in scene.rows if r.id == scene.study.dense.id]
-    both = measured.with_speedup([*base, *rows], scene.study.dense.id)
+    own = [r for r in scene.rows if r.id == scene.study.dense.id]
+    both = measured.with_speedup([*own, *rows], scene.study.dense.id)
     return [r for r in both if r.estimated]
+
+
+def _architecture(shapes: Shapes) -> tuple[object, ...]:
+    """Return what two models of the same cost have in common."""
+    blocks = sorted(tuple(sorted(shape.items())) for shape in shapes.block_shapes)
+    return shapes.parameters, tuple(blocks), str(getattr(shapes, "quantization", None) or "")
 
 
 def run_label(bench: Benchmark, name: str) -> str:
@@ -161,20 +181,6 @@ def run_label(bench: Benchmark, name: str) -> str:
     when = time.strftime("%m-%d %H:%M", time.localtime(bench.record.started))
     summary = bench.summary
     return f"{name}: {summary.device}, {when}"
-
-
-def verdict(row: Outcome | None, budget: choice.Budget, fitting: int) -> tuple[str, str]:
-    """Return the candidate to choose ("" if none fits), and why, or what to do."""
-    if row is None:
-        return "", (
-            "No candidate fits this budget. Raise one of its limits, or measure more variants."
-        )
-    why = f"the lowest perplexity of {fitting} within the budget" if budget.is_set else (
-        "the lowest perplexity of all; set a budget to weigh it against cost"
-    )  # fmt: skip
-    if row.ppl is None:
-        why = "the fastest; no perplexity was measured"
-    return row.candidate.label, f"{facts_of(row)}: {why}."
 
 
 def facts_of(row: Outcome) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from core.checkpoint.headers import CheckpointInfo
@@ -12,7 +13,7 @@ from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate import suites
-from core.evaluate.spec import EvaluateSpec
+from core.evaluate.spec import EvaluateSpec, with_texts
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
 from core.runs.devices import MIB
@@ -75,6 +76,20 @@ def task_flops(
 
 USUAL_TOKENS, USUAL_QUESTIONS, QUESTION_TOKENS = 300_000, 1000, 100
 """A text that is not on this machine, a task, and a question with its choices, roughly."""
+
+
+PART = 32_768
+"""Tokens of a text that perplexity is measured on unless the whole text is asked for."""
+
+
+def capped(spec: EvaluateSpec, folder: Path) -> EvaluateSpec:
+    """Return the spec without a cap that no text reaches: the result is that of the whole text."""
+    if spec.max_tokens is None:
+        return spec
+    texts = with_texts(spec, folder).perplexity
+    sizes = [text_tokens(source, folder) for source in texts]
+    short = all(size is not None and size <= spec.max_tokens for size in sizes)
+    return replace(spec, max_tokens=None) if short else spec
 
 
 def weights(spec: EvaluateSpec, info: CheckpointInfo, folder: Path) -> list[float]:

@@ -4,18 +4,24 @@ Pure functions from tables to `Finding`: nothing is measured again or loaded, an
 
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
 of_search(folder)         a search: whether its methods differ on held-out text beyond noise
-of_study(study, ...)      variants: large drop in quality, too much memory, gains below noise
+of_study(study, ...)      the verdict; variants: large drop in quality, too much memory, gains
+                          below noise
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from core.compare.measured import Cell
+from core.compare.verdict import protocol_of
 from core.findings.cost import CELL, gain_below_noise, memory_too_large
+from core.findings.decision import decision
 from core.findings.finding import Finding
 from core.findings.quality import large_drop
 from core.findings.scores import of_run
 from core.findings.sets import of_search
 from core.study import Benchmark, Protocol, Study
+from core.study.settings import Settings, defaults
 
 __all__ = ["Finding", "of_run", "of_search", "of_study"]
 
@@ -25,6 +31,7 @@ def of_study(
     protocol: Protocol | None = None,
     bench: Benchmark | None = None,
     *,
+    settings: Settings | None = None,
     cell: Cell | None = None,
     budget_mib: float | None = None,
     where: str = "the budget",
@@ -33,14 +40,18 @@ def of_study(
 
     Args:
         study: What is known about a dense checkpoint and its variants.
-        protocol: The perplexity to compare. Default: the study's first one.
+        protocol: The perplexity to compare. Default: the one that the verdict is on.
         bench: The benchmark run to use. Default: the newest.
+        settings: The study's settings. Default: those of a new study.
         cell: The point of its grid. Default: the smallest batch.
         budget_mib: Available memory; without it there is no finding about memory.
         where: What has that memory, e.g. ``cuda:0``.
     """
+    settings = settings or defaults(study.dense.folder or Path(study.dense.id))
     bench = bench or next(iter(study.benchmarks), None)
+    protocol = protocol or protocol_of(study, settings.evaluation)
     found = (
+        decision(study, settings),
         large_drop(study, protocol),
         memory_too_large(study, budget_mib, where, cell or CELL) if budget_mib else None,
         gain_below_noise(study, bench, cell) if bench else None,

@@ -12,7 +12,7 @@ class Finding:
     """Something that a run or a study shows and that its reader should know."""
 
     key: str
-    """large-drop, criteria-disagree, calibration-small, memory, noise, methods-alike or
+    """verdict, large-drop, criteria-disagree, calibration-small, memory, noise, methods-alike or
     methods-differ."""
     sentence: str
     """What was found, in plain words, with the figures."""

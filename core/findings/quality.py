@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.compare.candidates import Candidate, candidates
+from core.compare.verdict import LARGE
 from core.findings.finding import Finding
 from core.prune.plan import default_protection
 from core.study import Protocol, Study
 
-LARGE = 1.5
-"""Times the dense perplexity. Published width baselines of LLaMA-7B at 20 % without retraining are
-between 1.16 (FLAP) and 1.75 (Wanda-sp)."""
 BETTER = 0.95
 """Another variant of the same size counts as better below this share of the perplexity."""
 NEAR = 0.02

@@ -7,7 +7,9 @@ blocks share those passes, so a pass over many sets costs far less than running 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def shared(units: Iterable[Any], sets: Iterable[frozenset[Any]]) -> tuple[int, int]:
@@ -36,7 +38,7 @@ def alone(blocks: int, sets: Iterable[frozenset[int]]) -> int:
     return sum(blocks - len(s) for s in sets)
 
 
-def grouped(sets: Sequence[frozenset[int]], most: int) -> list[list[frozenset[int]]]:
+def grouped(sets: Sequence[frozenset[T]], most: int) -> list[list[frozenset[T]]]:
     """Return distinct ``sets`` in groups of at most ``most``; neighbours share long prefixes."""
-    order = sorted(dict.fromkeys(sets), key=sorted, reverse=True)
+    order = sorted(dict.fromkeys(sets), key=lambda one: sorted(one), reverse=True)  # type: ignore
     return [order[at : at + most] for at in range(0, len(order), most)]

@@ -236,35 +236,53 @@ class BlockView:
         Raises:
             PlanError: An index is out of range, a block lacks the part, or nothing would remain.
         """
+        with self.arranged(*self.layers_without(skip)) as model:
+            yield model
+
+    def layers_without(self, skip: Removal | Iterable[int]) -> tuple[list[nn.Module], list[int]]:
+        """Return the layers that are left without ``skip``, and the block that each is of.
+
+        Weights are shared. Raises `PlanError` if it cannot all be left out.
+        """
         removal = self.check_skip(skip)
         keep = [i for i in range(len(self)) if i not in removal.drop]
-        layers, config = self.blocks, self.config
-        numbers = [layer.self_attn.layer_idx if layer.self_attn else None for layer in layers]
-        attends = [self.has(i, "attention") and not removal.misses(i, "attention") for i in keep]
         left = {b: "mlp" for b in removal.attention} | {b: "attention" for b in removal.mlp}
+        return [
+            PartOfLayer(self.blocks[i], left[i]) if i in left else self.blocks[i] for i in keep
+        ], keep
+
+    @contextlib.contextmanager
+    def arranged(self, layers: Sequence[nn.Module], of: Sequence[int]) -> Iterator[PreTrainedModel]:
+        """Make the model run ``layers`` instead of its blocks, until the context ends.
+
+        ``of`` names, for each of them, the block whose entries in the configuration's per-layer
+        fields count. The attention modules of ``layers`` must be different ones: each is numbered
+        for the cache. Everything is restored on exit. Not thread-safe.
+        """
+        config = self.config
+        attending = [layer.self_attn for layer in layers if layer.self_attn is not None]
+        numbers = [(module, module.layer_idx) for module in attending]
+        attends = [layer.self_attn is not None for layer in layers]
+        before = self.blocks
         saved = {
             name: getattr(config, name)
             for name in ("num_hidden_layers", "layer_types", "max_window_layers")
             if getattr(config, name, None) is not None
         }
         try:
-            self._body.layers = nn.ModuleList(
-                [PartOfLayer(layers[i], left[i]) if i in left else layers[i] for i in keep]
-            )
-            attending = (i for i, yes in zip(keep, attends, strict=True) if yes)
-            for number, i in enumerate(attending):
-                layers[i].self_attn.layer_idx = number
-            for name, value in _per_layer(saved, keep).items():
+            self._body.layers = nn.ModuleList(layers)
+            for number, module in enumerate(attending):
+                module.layer_idx = number
+            for name, value in _per_layer(saved, of).items():
                 setattr(config, name, value)
             if not all(attends):
                 _cache_for(config, attends)
             yield self.model
         finally:
             vars(config).pop("get_text_config", None)
-            self._body.layers = layers
-            for layer, at in zip(layers, numbers, strict=True):
-                if at is not None:
-                    layer.self_attn.layer_idx = at
+            self._body.layers = before
+            for module, at in numbers:
+                module.layer_idx = at
             for name, value in saved.items():
                 setattr(config, name, value)
 
@@ -301,7 +319,7 @@ def _cache_for(config: Any, attends: Sequence[bool]) -> None:
     vars(config)["get_text_config"] = text_config
 
 
-def _per_layer(saved: dict[str, Any], keep: list[int]) -> dict[str, Any]:
+def _per_layer(saved: dict[str, Any], keep: Sequence[int]) -> dict[str, Any]:
     """Return the configuration's per-layer fields with only the blocks of ``keep``."""
     fields: dict[str, Any] = {"num_hidden_layers": len(keep)}
     if "layer_types" in saved:

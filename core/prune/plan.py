@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from core import words
 from core.checkpoint.drop import Removal
-from core.criteria import CONTROLS, SEARCHED, SUBLAYERS
+from core.criteria import BUDGET, CONTROLS, SEARCHED, SUBLAYERS
 from core.errors import DataError, PlanError
+from core.prune.budgets import Library, Limits, Solution
 from core.prune.scores import BlockScores, canonical
 
 
@@ -137,7 +138,7 @@ def choose(
     if name in SEARCHED and scores and scores.protected:
         protect_first = scores.protected[0] if protect_first is None else protect_first
         protect_last = scores.protected[1] if protect_last is None else protect_last
-    first, last = _protection(blocks, protect_first, protect_last)
+    first, last = protection(blocks, protect_first, protect_last)
     if name == SUBLAYERS:
         return _choose_parts(scores, blocks, first, last, _requested(count, ratio, params), info)
     protected = (*range(first), *range(blocks - last, blocks))
@@ -208,6 +209,35 @@ def _plan(
     )
 
 
+def solved(
+    solution: Solution,
+    library: Library,
+    limits: Limits,
+    protect: tuple[int, int],
+    info: Sizes | None = None,
+) -> Plan:
+    """Return the plan of what every block becomes within budgets."""
+    left, before = solution.figures.params, library.dense().params
+    found = _plan(
+        solution.removal,
+        BUDGET,
+        library.blocks,
+        protect,
+        max(0, min(library.blocks - sum(protect), library.blocks - 1)),
+        dict(limits.given),
+        None,
+        info,
+    )
+    return dataclasses.replace(
+        found,
+        params=left,
+        params_before=before,
+        ratio=1 - left / before,
+        scores=library.source,
+        checkpoint=info.path if info else library.summary.checkpoint or None,
+    )
+
+
 def _choose_parts(
     scores: BlockScores | None,
     blocks: int,
@@ -254,7 +284,11 @@ def _blocks(scores: BlockScores | None, info: Sizes | None) -> int:
     raise PlanError("A plan needs scores or a checkpoint.", "Give at least one of the two.")
 
 
-def _protection(blocks: int, first: int | None, last: int | None) -> tuple[int, int]:
+def protection(blocks: int, first: int | None, last: int | None) -> tuple[int, int]:
+    """Return how many first and last blocks are kept: as given, else by default.
+
+    Raises `PlanError` if there are fewer blocks.
+    """
     defaults = default_protection(blocks)
     first = defaults[0] if first is None else first
     last = defaults[1] if last is None else last

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NAMES: tuple[str, ...] = (
     "importance",
+    "make",
     "drop-one",
     "restore",
     "depth-vs-width",

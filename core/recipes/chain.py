@@ -19,9 +19,10 @@ be inspected, repeated and built upon like any other run::
     RECIPE = Recipe("drop-two", "Drop two blocks", "What it does, in a sentence.", steps, verdict)
 
 A step that has finished with the same options is not run again, so a recipe that was cancelled,
-failed or was killed continues at that step. A step with an instant command (plan) writes its
-output to ``OUT/STEP/STEP.json``. Options on the recipe's own command line (device, dtype, seed,
-join) are passed to every step that has them, unless the step overrides them. No torch here.
+failed or was killed continues at that step; a command that can resume (retrain) does so. A step
+with an instant command (plan) writes its output to ``OUT/STEP/STEP.json``. Options on the recipe's
+own command line (device, dtype, seed, join) are passed to every step that has them, unless the step
+overrides them. No torch here.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Step:
     """If this step fails, the recipe continues and the verdict reports the failure."""
     needs: str = ""
     """Name of an optional step that this one depends on: if it failed, this one is skipped."""
+    leaves: str = ""
+    """File that it must leave in its folder; a finished step without it is carried out again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Recipe:
     about: str
     steps: Callable[[RecipeSpec], list[Step]]
     verdict: Callable[[Chain], Verdict]
+    check: Callable[[RecipeSpec], None] | None = None
+    """Raises an error for options that it cannot use, before any step starts."""
 
 
 class Chain:
@@ -188,10 +193,14 @@ class Chain:
             return
         spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
         record = read_run(self.dir(step.name))
-        if record and record.state == "done" and record.spec == to_dict(spec):
+        same = record is not None and _alike(record.spec, to_dict(spec))
+        whole = not step.leaves or (self.dir(step.name) / step.leaves).is_file()
+        if record and record.state == "done" and same and whole:
             self.progress.log(f"{step.name}: already done.")
             return
-        found = record if record and record.is_live and record.spec == to_dict(spec) else None
+        if same and "resume" in known:
+            spec = build(entry.spec_class, {**vars(spec), "resume": True})
+        found = record if record and record.is_live and same else None
         if found:
             self.progress.log(f"{step.name}: resuming the run found in progress.")
             found = self._watch(step, found, place, count)
@@ -209,6 +218,11 @@ class Chain:
             raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to continue.")
         if found.state != "done":
             raise RunError(f"Step {step.name} {found.state}: {found.error}", found.hint)
+        if step.leaves and not (self.dir(step.name) / step.leaves).is_file():
+            raise RunError(
+                f"Step {step.name} finished without {step.leaves}.",
+                "Its log says why. Run the recipe again to continue there.",
+            )
 
     def _launcher(self, command: str, spec: RunSpec) -> jobs.LocalLauncher:
         """Return what starts a step; the first one that computes on the CPU makes the template."""
@@ -247,3 +261,8 @@ class Chain:
         except BaseException:
             jobs.cancel(record, grace_s=0)
             raise
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the options of two runs mean the same result: resuming one changes nothing."""
+    return {**one, "resume": False} == {**other, "resume": False}

@@ -6,6 +6,7 @@ from typing import Any
 
 from core import recipes
 from core.checkpoint import locate
+from core.recipes import decision
 from core.recipes.chain import Chain
 from core.recipes.results import RecipeSummary, StepTime
 from core.recipes.spec import RecipeSpec
@@ -17,6 +18,8 @@ __all__ = ("RecipeSpec", "check", "run")
 def check(spec: RecipeSpec) -> None:
     """Raise an error if the checkpoint is unusable, before any step starts."""
     locate.open(spec.checkpoint, need="config", need_tokenizer=False)
+    if check := recipes.get(spec.name).check:
+        check(spec)
 
 
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
@@ -26,12 +29,15 @@ def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
     steps = recipe.steps(spec)
     chain.run(steps)
     found = recipe.verdict(chain)
+    study = decision.of_study(spec.checkpoint, run.dir)
+    more = (study.sentence,) if study and study.sentence not in found.sentence else ()
     result = RecipeSummary(
         recipe=spec.name,
         title=recipe.title,
         checkpoint=spec.checkpoint,
         verdict=found.sentence,
-        findings=found.findings,
+        findings=(*found.findings, *more),
+        take=study.take.label if study and study.take else "",
         figures=dict(found.figures),
         failed=chain.failed,
         steps=tuple(StepTime(s.name, s.command, chain.seconds(s.name)) for s in steps),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from core import recipes
 from core.data.calibration import JOIN_HELP, JOINS
+from core.heal import seams
+from core.retrain.spec import METHODS
 from core.runs.spec import DeviceOptions, option
 
 
@@ -18,6 +20,21 @@ class RecipeSpec(DeviceOptions):
     )
     checkpoint: str = option("demo", positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     out: str = option(help="Folder of the recipe; every step gets a subfolder.")
+    drop: tuple[int, ...] = option(
+        (), help="make: blocks to drop, e.g. 3,5 or 4-8. Without them, --ratio chooses."
+    )
+    attention: tuple[int, ...] = option((), help="make: blocks that lose their attention.")
+    mlp: tuple[int, ...] = option((), help="make: blocks that lose their MLP.")
+    criterion: str | None = option(
+        None, help="make: criterion behind --drop, for the record; with --ratio, ppl."
+    )
+    heal: str = option(
+        "none", choices=seams.CHOICES, help="make: closed-form repair of the seams, as in prune."
+    )
+    calibration: str = option("auto", help="make: text to heal on, and to score with --ratio.")
+    retrain: str = option(
+        "none", choices=("none", *METHODS), help="make: retrain the variant with this method."
+    )
     ratio: float | None = option(
         None,
         help="Share of all parameters to remove. Default: each recipe's own.",
@@ -39,14 +56,14 @@ class RecipeSpec(DeviceOptions):
     )
     tasks: tuple[str, ...] = option(
         (),
-        help="paper-table: lm-eval tasks or presets, separated by commas. Default: the paper's "
-        "seven tasks; for the demo, its own questions.",
+        help="paper-table, make: lm-eval tasks or presets, separated by commas. Default: the "
+        "paper's seven tasks, for the demo its own questions; make: none.",
     )
-    task_dir: str = option("", help="paper-table: folder of custom tasks, as for evaluate.")
+    task_dir: str = option("", help="paper-table, make: folder of custom tasks, as for evaluate.")
     allow_task_code: bool = option(
-        False, help="paper-table: let these tasks run the Python code that their YAML files name."
+        False, help="Let these tasks run the Python code that their YAML files name."
     )
     limit: int | None = option(
-        None, help="paper-table: questions per task. Default: all; for the demo, 40.", low=1
+        None, help="paper-table, make: questions per task. Default: all; for the demo, 40.", low=1
     )
     seed: int | None = option(None, help="Seed for every step. Default: each command's own.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from core import __version__
-from core.compare import headline
-from core.compare.headline import Stop
-from core.compare.speed import NOISY
+from core import __version__, words
+from core.compare import answers
+from core.compare.verdict import Contender
 from core.findings import Finding, of_run, of_study
 from core.report import html, sections
 from core.report.material import Material
@@ -25,52 +24,23 @@ def findings_of(material: Material, budget_mib: float | None = None) -> list[Fin
     bench = scene.runs[0] if scene.runs else None
     return found + of_study(
         material.study, scene.protocol, bench, budget_mib=budget, where=where,
-        cell=headline.cell_of(scene),
+        cell=material.verdict.cell, settings=material.settings,
     )  # fmt: skip
 
 
-def sentence(stop: Stop) -> str:
-    """Return in a few words what a cut gains and what it costs."""
-    what = f"{len(stop.dropped)} blocks" if len(stop.dropped) != 1 else "one block"
-    text = f"Dropping {what} removes {stop.ratio:.0%} of the parameters."
-    gains = []
-    if stop.speed:
-        gains.append(_pace(stop.speed, stop.noise or 0.0))
-    if stop.memory:
-        gains.append(f"needs {stop.memory:.0%} of the memory")
-    if gains:
-        text += f" The model {' and '.join(gains)} ({stop.cost})."
-    if stop.ppl:
-        text += f" Its perplexity is {stop.ppl:.2f} times that of the dense model (measured)"
-        if stop.retrained_ppl:
-            text += (
-                f", and {stop.retrained_ppl:.2f} times after retraining with {stop.retrained_by}"
-            )
-        text += "."
-    return text
-
-
-def _pace(speed: float, noise: float) -> str:
-    if noise > NOISY:
-        return f"was measured with too much noise ({noise:.0%}) to tell whether it is faster"
-    if abs(speed - 1) <= noise:
-        return f"is as fast as before within the noise of {noise:.0%}"
-    return f"generates {speed:.2f} times as fast"
-
-
-def tiles(stop: Stop) -> dict[str, tuple[str, str]]:
-    """Return the large figures of a cut: label -> (figure, its source)."""
-    found = {"Removed": (f"{stop.ratio:.0%}", "of the parameters, counted")}
-    noise = f", noise {stop.noise:.0%}" if stop.noise is not None else ""
-    if stop.speed:
-        found["Speed"] = (f"{stop.speed:.2f} x", f"dense, {stop.cost}{noise}")
-    if stop.memory:
-        found["Memory"] = (f"{stop.memory:.0%}", f"of dense, {stop.cost}")
-    if stop.ppl:
-        after = (
-            f", {stop.retrained_ppl:.2f} x after {stop.retrained_by}" if stop.retrained_ppl else ""
-        )
-        found["Perplexity"] = (f"{stop.ppl:.2f} x", f"dense, measured{after}")
+def tiles(one: Contender) -> dict[str, tuple[str, str]]:
+    """Return the large figures of a variant: label -> (figure, its source)."""
+    found = {"Removed": (words.percent(one.ratio), "of the parameters, counted")}
+    if one.speed:
+        noise = f", noise {one.speed.noise:.0%}" if one.speed.noise is not None else ""
+        found["Speed"] = (f"{one.speed.value:.2f} x", f"dense, {one.speed.how}{noise}")
+    if one.memory and one.memory.times:
+        found["Memory"] = (f"{one.memory.times:.0%}", f"of dense, {one.memory.how}")
+    if one.ppl and one.ppl.times:
+        found["Perplexity"] = (f"{one.ppl.times:.2f} x", "dense, measured; lower is better")
+    if one.accuracy is not None:
+        before = (answers.mean(one.answers) or (0.0, 0.0))[1]
+        found["Right answers"] = (f"{one.accuracy:.0%}", f"{before:.0%} before, measured")
     return found
 
 
@@ -81,14 +51,10 @@ def page(material: Material, budget_mib: float | None = None) -> str:
     lead: list[html.Part] = [
         html.Paragraph(f"{material.study.dense.id}, {len(material.runs)} runs, {when}.", note=True)
     ]
-    found = headline.stops(material.scene)
-    if found:
-        stop = headline.start(found)
-        batch, given, made = headline.cell_of(material.scene)
-        how = f"{stop.label}. Speed and memory at batch {batch}, {given} tokens in, {made} out; "
-        how += "all figures relative to the dense model."
-        lead += [html.Paragraph(sentence(stop)), html.Tiles(tiles(stop))]
-        lead.append(html.Paragraph(how, note=True))
+    found = material.verdict
+    if found.take:
+        lead += [html.Paragraph(found.sentence), html.Tiles(tiles(found.take))]
+        lead.append(html.Paragraph(found.measured_on, note=True))
     chapters = [
         sections.checkpoint(material),
         sections.findings(findings_of(material, budget_mib)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from core import outside
+from core.benchmark.results import known_rates
 from core.checkpoint import locate
-from core.compare.measured import setting_of
-from core.compare.scene import Scene, scene
+from core.compare.scene import Scene
+from core.compare.verdict import Verdict, verdict_of, whole_scene
 from core.errors import InputError
 from core.prune.results import Pruning
 from core.prune.score_results import Importance
 from core.runs.results import JsonResult
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
-from core.study import Benchmark, Study, study
+from core.study import Study, store, study
 from core.study.kinds import Finder
 from core.study.names import Names, names
+from core.study.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Material:
     """Oldest first; recipes before their steps."""
     names: Names
     """What the workspace's runs and checkpoints are called."""
+    settings: Settings
+    """The study's: evaluation text, tasks and targets."""
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """The verdict on the study."""
+        return verdict_of(self.study, self.settings, seen=self.scene)
 
     @property
     def scores(self) -> RunRecord | None:
@@ -72,17 +82,9 @@ def gather(name: str, where: Workspace | None = None) -> Material:
     where = where or Workspace()
     place, model = _meant(name, where)
     known = study(place, model)
-    same = _comparable(known.benchmarks)
-    protocol = next(iter(known.protocols), None)
-    return Material(
-        known, scene(known, protocol, same), tuple(_runs(place, known)), names(place.runs())
-    )
-
-
-def _comparable(benches: Iterable[Benchmark]) -> list[Benchmark]:
-    """Return the newest benchmark and those measured on the same device in the same precision."""
-    found = list(benches)
-    return [b for b in found if setting_of(b) == setting_of(found[0])]
+    settings = store.of(known.dense.id, place).settings
+    seen = whole_scene(known, settings, known_rates(place))
+    return Material(known, seen, tuple(_runs(place, known)), names(place.runs()), settings)
 
 
 def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:

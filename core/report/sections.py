@@ -14,7 +14,7 @@ from core.charts import importance as importance_charts
 from core.charts import retrain as retrain_charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, headline, published
+from core.compare import choice, published
 from core.compare.scene import accuracy
 from core.findings import Finding
 from core.findings.certainty import certainty
@@ -346,14 +346,14 @@ def cost(material: Material) -> Section:
     title = "Speed and memory"
     if not scene.rows:
         words = "No benchmark has been run yet: speed is unknown, and memory is estimated."
-        cell = headline.cell_of(scene)
+        cell = material.verdict.cell
         return Section("cost", title, [html.Paragraph(words), *_cost_table(material, cell)])
     summary = scene.runs[0].summary
     note = (
         f"Measured on {summary.device} ({summary.device_name}), "
         f"{summary.input_tokens} tokens in, seed {summary.seed}."
     )
-    cell = headline.cell_of(scene)
+    cell = material.verdict.cell
     here = [r for r in scene.rows if r.cell[1:] == cell[1:]]
     parts: list[Part] = []
     for metric in ("latency_s_p50", "tokens_per_s", "peak_memory_mib", "speedup"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from core import words
+from core.errors import DepthcutError
 from core.retrain.recovery import BEYOND
 
 WINDOW = 20
@@ -41,7 +42,8 @@ class Finding:
     """One problem, and what to try."""
 
     kind: str
-    """nan, exploding, rising, flat, pruned-too-hard, too-short, beyond-dense or out-of-memory."""
+    """nan, exploding, rising, flat, pruned-too-hard, too-short, beyond-dense, not-merged or
+    out-of-memory."""
     message: str
     hint: str
     stop: bool = False
@@ -231,6 +233,17 @@ def largest_that_fits(below: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def not_merged(error: Exception) -> Finding:
+    """Return the finding on an adapter that is whole but could not be merged."""
+    why = error.message if isinstance(error, DepthcutError) else f"{type(error).__name__}: {error}"
+    return Finding(
+        "not-merged",
+        f"The adapter was trained and saved, but not merged: {why.rstrip('.')}.",
+        "Free memory or disk space, then merge it with --resume --merge, or with Merge on the "
+        "Retrain page.",
+    )
 
 
 def out_of_memory(micro_batch: int, cutoff: int, fitting: int) -> Finding:

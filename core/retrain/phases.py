@@ -220,7 +220,14 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         free_memory(session.device)
         evaluate_after(session, model)
     if (spec.merge or spec.method != "lora") and not watcher.cancelled:
-        merged = write_merged(session, model, steps)
+        try:
+            merged = write_merged(session, model, steps)
+        except Cancelled:
+            raise
+        except Exception as error:
+            if spec.method != "lora":
+                raise
+            session.note(diagnostics.not_merged(error))  # the adapter is whole
     write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
     if watcher.cancelled:
         raise Cancelled("Cancelled.", "Continue with --resume.")

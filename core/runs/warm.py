@@ -226,6 +226,13 @@ def start(
     )
 
 
+def later(seconds: float, do: Callable[..., None], *arguments: object) -> None:
+    """Call ``do`` in a background thread after a while; the process does not wait for it."""
+    timer = threading.Timer(seconds, do, arguments)
+    timer.daemon = True
+    timer.start()
+
+
 def keep() -> None:
     """Have a template made in the background that this process keeps; once, however often called.
 

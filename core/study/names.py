@@ -200,6 +200,7 @@ def _recipe(called: Names, record: RunRecord) -> str:
 _KINDS: dict[str, Callable[[Names, RunRecord], str]] = {
     "importance": _on_text("Scores"),
     "search": _on_text("Search"),
+    "budget": _on_text("Versions"),
     "curve": _of("Curve"),
     "prune": Names.variant,
     "width": Names.variant,

@@ -26,7 +26,7 @@ HASHED = 256 * outside.MIB
 """Files up to this size are compared by their content."""
 DEMO_QUESTIONS = 40
 """Questions per task on the demo: its eight skills take seconds."""
-CALIBRATED = ("importance", "search", "width", "prune")
+CALIBRATED = ("importance", "search", "budget", "width", "prune")
 """Commands that read calibration text."""
 
 
@@ -119,11 +119,17 @@ APART = ("drop-one", "depth-vs-width", "paper-table")
 """Recipes that take a text to work on and another to evaluate on."""
 TWO_DATASETS = ("calibration", "domain")
 """Recipes that compare two datasets: these are not a study's."""
+WHOLE = "make"
+"""The recipe that makes and measures one variant: it takes all that a study knows."""
 
 
 def recipe_options(settings: Settings, name: str) -> dict[str, Any]:
     """Return the options of a recipe that a study's settings decide."""
     found: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+    if name == WHOLE:
+        both = dict.fromkeys((settings.training, settings.evaluation))
+        found |= {"data": ",".join(both), "calibration": settings.calibration}
+        return found | {"tasks": settings.tasks, "limit": settings.limit}
     if name in APART:
         both = dict.fromkeys((settings.calibration, settings.evaluation))
         found["data"] = ",".join(both)

@@ -24,6 +24,7 @@ PAGES = {
     "recipe": "app.py",
     "prune": "pages/prune.py",
     "search": "pages/prune.py",
+    "budget": "pages/prune.py",
     "width": "pages/prune.py",
     "quantize": "pages/prune.py",
     "evaluate": "pages/evaluate.py",

@@ -12,6 +12,7 @@ from core.compare.scene import Scene
 from core.findings import Finding, of_study
 from core.runs import devices
 from core.runs.flags import in_words
+from core.study.settings import Settings
 from core.ui.say import plain
 
 
@@ -26,8 +27,8 @@ def show(found: Sequence[Finding]) -> None:
                 st.dataframe(rows, hide_index=True)
 
 
-def of_scene(scene: Scene, cell: Cell, budget: Budget) -> None:
-    """Draw the findings about the Compare page's study at ``cell``.
+def of_scene(scene: Scene, cell: Cell, budget: Budget, settings: Settings) -> None:
+    """Draw the findings about the Compare page's study at ``cell``, but for its verdict.
 
     Memory is compared with the budget, or without one with what the first device has free now.
     """
@@ -36,6 +37,8 @@ def of_scene(scene: Scene, cell: Cell, budget: Budget) -> None:
     if budget.memory_gib:
         free, where = budget.memory_gib, "your budget"
     bench = scene.runs[0] if scene.runs else None
-    show(
-        of_study(scene.study, scene.protocol, bench, cell=cell, budget_mib=1024 * free, where=where)
-    )
+    found = of_study(
+        scene.study, scene.protocol, bench,
+        settings=settings, cell=cell, budget_mib=1024 * free, where=where,
+    )  # fmt: skip
+    show([f for f in found if f.key != "verdict"])

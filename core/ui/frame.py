@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from core.errors import DepthcutError
 from core.runs import devices, warm
-from core.runs.workspace import begin_draw
+from core.runs.workspace import Workspace, begin_draw
+from core.study import study
 from core.ui import access, again, runs, say, state
 from core.ui.say import plain
 
@@ -35,7 +36,7 @@ ICON = (
 
 
 PREPARE_AFTER_S = 2.0
-"""How long after the first draw runs are prepared, so that the first page has the processor."""
+"""How long after the first draw the next steps are prepared; the first page has the processor."""
 
 
 def start(title: str, *, dense: bool = False) -> None:
@@ -45,9 +46,9 @@ def start(title: str, *, dense: bool = False) -> None:
     """
     st.set_page_config(page_title=f"{title} · Depthcut", page_icon=ICON, layout="wide")
     access.check()
-    _prepare_runs()
     begin_draw()
     model = state.current_checkpoint()
+    _prepare(model)
     again.take()
     with st.sidebar:
         st.markdown("### :material/layers: Depthcut")
@@ -68,15 +69,22 @@ def start(title: str, *, dense: bool = False) -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _prepare_runs() -> None:
-    """Once the first page is drawn, have the libraries of runs on a CPU imported in advance.
+def _prepare(checkpoint: str) -> None:
+    """Once the first page is drawn, do in advance what the next ones and their runs need.
 
-    Runs then start at once. A run on a GPU always imports them itself (`core.runs.warm`).
+    The study is read, which takes seconds with a thousand runs and is kept; and runs on a CPU have
+    their libraries imported, so that they start at once. A run on a GPU always imports them itself
+    (`core.runs.warm`).
     """
+    warm.later(PREPARE_AFTER_S, _read_ahead, state.workspace(), checkpoint)
+
+
+def _read_ahead(where: Workspace, checkpoint: str) -> None:
+    if checkpoint:
+        with contextlib.suppress(DepthcutError, OSError):  # the page that needs it says so
+            study(where, checkpoint)
     if devices.resolve("auto") == "cpu":
-        timer = threading.Timer(PREPARE_AFTER_S, warm.keep)
-        timer.daemon = True
-        timer.start()
+        warm.keep()
 
 
 DENSE = """<style>
@@ -135,16 +143,10 @@ def _model(name: str, *, settings: bool) -> None:
         st.page_link("app.py", label="Study settings", icon=":material/tune:")
 
 
-def is_drawn_alone() -> bool:
-    """Whether a fragment draws itself again, and not as a part of its page."""
-    context = get_script_run_ctx()
-    return bool(context and context.fragment_ids_this_run)
-
-
 @st.fragment(run_every=5)
 def _status() -> None:
     """Draw devices and running jobs; redrawn every few seconds."""
-    if is_drawn_alone():
+    if state.is_drawn_alone():
         begin_draw()
     st.caption("Device")
     for device in devices.devices():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
 
 import streamlit as st
 
-from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.ui import again, runs, say, state, widgets
@@ -76,25 +74,36 @@ def _when(record: RunRecord) -> str:
 def _actions(record: RunRecord, among: list[RunRecord]) -> None:
     """Draw the buttons for the run's state."""
     starred = record.remarks.starred
-    if st.button(
+    widgets.action(
         "Unstar" if starred else "Star",
+        lambda: state.workspace().remark(record, starred=not starred),
         key=f"star_{record.id}",
         icon=":material/star:" if starred else ":material/star_border:",
         help="Starred runs can be listed alone.",
-    ):
-        attempt(lambda: state.workspace().remark(record, starred=not starred))
+    )
     if record.is_live:
-        asked = (record.path / BOOKKEEPING / "cancel").exists()
-        if asked and st.button("Kill now", key=f"kill_{record.id}", icon=":material/dangerous:"):
-            attempt(lambda: jobs.cancel(record, grace_s=0))
-        elif not asked and st.button("Cancel", key=f"cancel_{record.id}", icon=":material/stop:"):
-            attempt(lambda: jobs.request_cancel(record))
+        if (record.path / BOOKKEEPING / "cancel").exists():
+            widgets.action(
+                "Kill now",
+                lambda: jobs.cancel(record, grace_s=0),
+                key=f"kill_{record.id}",
+                icon=":material/dangerous:",
+            )
+        else:
+            widgets.action(
+                "Cancel",
+                lambda: jobs.request_cancel(record),
+                key=f"cancel_{record.id}",
+                icon=":material/stop:",
+            )
         return
-    restartable = record.command and record.state in ("failed", "lost", "cancelled")
-    if restartable and st.button(
-        "Restart", key=f"restart_{record.id}", icon=":material/restart_alt:"
-    ):
-        attempt(lambda: jobs.restart(record))
+    if record.command and record.state in ("failed", "lost", "cancelled"):
+        widgets.action(
+            "Restart",
+            lambda: jobs.restart(record),
+            key=f"restart_{record.id}",
+            icon=":material/restart_alt:",
+        )
     if record.command in again.PAGES:
         again.offer(record)
     manage(record, "run", among)
@@ -103,7 +112,7 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
 def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
     """Draw name, tags, note and deletion in a popover; a run in use cannot be deleted."""
     with st.popover("Manage", icon=":material/more_horiz:"):
-        name = st.text_input(
+        st.text_input(
             "Name",
             record.given,
             key=f"name_{where}_{record.id}",
@@ -111,7 +120,7 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             placeholder=state.names().run(record),
         )
         known = sorted({tag for one in among for tag in one.remarks.tags})
-        tags = st.multiselect(
+        st.multiselect(
             "Tags",
             known,
             record.remarks.tags,
@@ -119,9 +128,10 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             accept_new_options=True,
             format_func=plain,
         )
-        note = st.text_area("Note", record.remarks.note, key=f"note_{where}_{record.id}")
-        if st.button("Save", key=f"rename_{where}_{record.id}"):
-            attempt(lambda: _save(record, name, tags, note))
+        st.text_area("Note", record.remarks.note, key=f"note_{where}_{record.id}")
+        widgets.action(
+            "Save", lambda: _save(record, f"{where}_{record.id}"), key=f"rename_{where}_{record.id}"
+        )
         st.divider()
         children = state.workspace().children(record, among)
         if children:
@@ -133,30 +143,22 @@ def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
             key=f"sure_{where}_{record.id}",
             disabled=bool(children),
         )
-        if st.button(
+        widgets.action(
             "Delete",
+            lambda: state.workspace().delete(record),
             key=f"delete_{where}_{record.id}",
             disabled=bool(children) or not sure,
             icon=":material/delete:",
-        ):
-            attempt(lambda: state.workspace().delete(record))
+        )
 
 
-def _save(record: RunRecord, name: str, tags: list[str], note: str) -> None:
+def _save(record: RunRecord, widget: str) -> None:
+    """Keep what was typed into the fields whose keys end with ``widget``."""
+    name, tags, note = (st.session_state[f"{one}_{widget}"] for one in ("name", "tags", "note"))
     if name != record.given:
         state.workspace().rename(record, name)
     if (tuple(tags), note) != (record.remarks.tags, record.remarks.note):
         state.workspace().remark(record, tags=tags, note=note)
-
-
-def attempt(action: Callable[[], object]) -> None:
-    """Do ``action`` and redraw the page; an expected error is shown instead."""
-    try:
-        action()
-    except DepthcutError as error:
-        say.error(str(error))
-        return
-    st.rerun()
 
 
 def _details(record: RunRecord) -> None:

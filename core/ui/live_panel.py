@@ -159,6 +159,20 @@ def ask(
     return found
 
 
+def other(
+    name: str, info: CheckpointInfo, pad: prune_pad.Pad, removal: Removal, who: str
+) -> Question | None:
+    """Ask for a first figure of another plan than the pad's; None if live figures are off.
+
+    ``who`` asks: it has one question at a time.
+    """
+    if not is_on() or not removal or prune_view.problem_of(removal, info):
+        return None
+    text = {**held_out(name, info, pad), "quick": True}
+    question = Question(name, removal, dict(text))
+    return desk().want(f"{_owner()} {who}", key_of(info, text, removal), question)
+
+
 def _soon(rows: dict[str, Any], measured: Question) -> bool:
     """Whether the live model needs little time for the scores' own rows."""
     return bool(rows["samples"] * rows["window"] <= ROWS_S * measured.tokens_per_s)

@@ -8,7 +8,7 @@ from core.retrain import history
 from core.retrain.results import Summary
 from core.runs import jobs
 from core.runs.workspace import RunRecord
-from core.ui import job_cards, say
+from core.ui import say, widgets
 
 
 def draw(record: RunRecord, where: str) -> None:
@@ -16,14 +16,16 @@ def draw(record: RunRecord, where: str) -> None:
 
     The run itself continues: its adapter stays, and merged/ appears once it is complete.
     """
-    if history.is_unmerged(record) and st.button(
+    if not history.is_unmerged(record):
+        return
+    widgets.action(
         "Merge",
+        lambda: jobs.restart(record, merge=True),
         key=f"merge_{where}_{record.id}",
         icon=":material/merge:",
         help="Adds the adapter to the weights, so that the result can be evaluated, benchmarked "
         "and written with like any other variant. The adapter is kept.",
-    ):
-        job_cards.attempt(lambda: jobs.restart(record, merge=True))
+    )
 
 
 def offer(record: RunRecord, summary: Summary) -> None:
@@ -41,5 +43,9 @@ def offer(record: RunRecord, summary: Summary) -> None:
     lost = history.lost_in_merging(summary)
     if lost and record.state == "done":
         say.warning(lost)
-        if st.button("Merge in float32", key=f"float32_{record.id}", icon=":material/merge:"):
-            job_cards.attempt(lambda: jobs.restart(record, merge=True, merge_dtype="float32"))
+        widgets.action(
+            "Merge in float32",
+            lambda: jobs.restart(record, merge=True, merge_dtype="float32"),
+            key=f"float32_{record.id}",
+            icon=":material/merge:",
+        )

@@ -56,8 +56,8 @@ class Pad:
     """Id of the prune run started last."""
     curve: str = ""
     """Id of the curve run started last."""
-    found: tuple[str, frozenset[int]] = ("", frozenset())
-    """The method of search whose set was taken last, and the set."""
+    found: tuple[str, Removal] = ("", Removal())
+    """The method of search or the solver whose choice was taken last, and the choice in order."""
     taken: tuple[str, tuple[Any, ...]] = ("", ())
     """The chart's key and the blocks or parts of the last click."""
     seen: dict[str, str] = field(default_factory=dict)
@@ -234,13 +234,18 @@ def clicked(key: str, blocks: int) -> None:
 
 def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> None:
     """Make ``blocks`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
-    pad = plan_elsewhere()
-    pad.change(Removal(blocks))
-    pad.error = ""
-    pad.clicks += 1
-    pad.found = (method, frozenset(blocks))
+    take_removal(Removal(blocks), method)
     if heal != "none":
         forms.put(state.current_checkpoint(), "prune", {"heal": heal})
+
+
+def take_removal(removal: Removal, method: str = "") -> None:
+    """Make ``removal`` the plan being edited; ``method``, a criterion, found it."""
+    pad = plan_elsewhere()
+    pad.change(removal)
+    pad.error = ""
+    pad.clicks += 1
+    pad.found = (method, removal.ordered)
 
 
 def pair_clicked(key: str) -> None:

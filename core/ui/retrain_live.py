@@ -17,7 +17,7 @@ from core.retrain.log import MetricLog
 from core.retrain.results import Step, Summary, measures_file, read_measures
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import job_cards, merging, runs, say, state, widgets
+from core.ui import merging, runs, say, state, widgets
 from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
@@ -41,7 +41,7 @@ def _progress(run_id: str, was_live: bool) -> None:
     if record is None:
         st.info("The run's folder no longer exists.")
         return
-    if was_live != record.is_live:
+    if was_live != record.is_live and state.is_drawn_alone():
         st.rerun()
     log = _log(record)
     log.update()
@@ -96,27 +96,33 @@ def _head(record: RunRecord) -> None:
 
 def _buttons(record: RunRecord) -> None:
     asked = (record.path / BOOKKEEPING / "cancel").exists()
-    if record.is_live and st.button(
-        "Cancel",
-        key=f"stop_{record.id}",
-        icon=":material/stop_circle:",
-        disabled=asked,
-        help="Finishes the current step and saves the adapter; the run can be resumed.",
-    ):
-        runs.ask_to_stop(record)
+    if record.is_live:
+        widgets.action(
+            "Cancel",
+            lambda: jobs.request_cancel(record),
+            key=f"stop_{record.id}",
+            told=runs.STOPPING,
+            icon=":material/stop_circle:",
+            disabled=asked,
+            help="Finishes the current step and saves the adapter; the run can be resumed.",
+        )
     if record.state not in ("cancelled", "failed", "lost"):
         return
-    if st.button("Resume", key=f"resume_{record.id}", icon=":material/play_arrow:", type="primary"):
-        job_cards.attempt(lambda: jobs.restart(record))
-    if record.error.startswith("Out of memory") and st.button(
-        "Retry with a smaller micro-batch", key=f"retry_{record.id}", icon=":material/memory:"
-    ):
-        job_cards.attempt(lambda: _retry(record))
-
-
-def _retry(record: RunRecord) -> RunRecord:
-    """Resume the run with the largest micro-batch that fits."""
-    return jobs.restart(record, retry=True)
+    widgets.action(
+        "Resume",
+        lambda: jobs.restart(record),
+        key=f"resume_{record.id}",
+        icon=":material/play_arrow:",
+        type="primary",
+    )
+    if record.error.startswith("Out of memory"):
+        widgets.action(
+            "Retry with a smaller micro-batch",
+            lambda: jobs.restart(record, retry=True),
+            key=f"retry_{record.id}",
+            icon=":material/memory:",
+            help="Resumes with the largest micro-batch that fits.",
+        )
 
 
 def _tiles(record: RunRecord, log: MetricLog) -> None:

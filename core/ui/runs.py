@@ -14,8 +14,10 @@ from core.checkpoint import own_code
 from core.errors import DepthcutError
 from core.runs import jobs
 from core.runs.workspace import RunRecord, read_run
-from core.ui import say, state
+from core.ui import say, state, widgets
 from core.ui.say import plain
+
+STOPPING = "Cancel requested; the run will stop at its next step."
 
 
 def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
@@ -63,30 +65,23 @@ def _view(run_id: str, was_live: bool) -> None:
     if record is None:
         st.info("The run's folder no longer exists.")
         return
-    if was_live and not record.is_live:
+    if was_live and not record.is_live and state.is_drawn_alone():
         st.rerun()
     with st.container(border=True):
         if record.is_live:
             say.bold(state.names().run(record))
         _state(record)
-        if record.is_live and st.button(
-            "Cancel", key=f"cancel_{run_id}", icon=":material/stop_circle:"
-        ):
-            ask_to_stop(record)
+        if record.is_live:
+            widgets.action(
+                "Cancel",
+                lambda: jobs.request_cancel(record),
+                key=f"cancel_{run_id}",
+                told=STOPPING,
+                icon=":material/stop_circle:",
+            )
         with st.expander("Log and command"):
             st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
             st.code(record.log_tail(15) or "nothing yet", language=None)
-
-
-def ask_to_stop(record: RunRecord) -> bool:
-    """Ask a run to stop; return whether that was possible. Errors are shown."""
-    try:
-        jobs.request_cancel(record)
-    except DepthcutError as error:
-        say.error(str(error))
-        return False
-    st.toast("Cancel requested; the run will stop at its next step.")
-    return True
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
@@ -185,3 +186,9 @@ def form_is_open(command: str, first: bool) -> bool:
     Once opened for reused settings it stays open, whatever is changed in it.
     """
     return first or bool(st.session_state.get(f"form_open_{command}"))
+
+
+def is_drawn_alone() -> bool:
+    """Whether a fragment draws itself again, and not as a part of its page."""
+    context = get_script_run_ctx()
+    return bool(context and context.fragment_ids_this_run)

@@ -1,4 +1,4 @@
-"""The download button that all tables share."""
+"""Charts, downloads and buttons as all pages draw them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from core.ui import state
+from core.errors import DepthcutError
+from core.ui import say, state
 from core.ui.say import plain
 
 
@@ -25,6 +26,33 @@ def chart(figure: go.Figure, key: str, **more: Any) -> Any:
     name = file_name(active, key.rstrip("0123456789").rstrip("_"), ending="")
     config = {"toImageButtonOptions": {"scale": 3, "filename": name}}
     return st.plotly_chart(figure, key=key, config=config, **more)
+
+
+def action(label: str, do: Callable[[], object], *, key: str, told: str = "", **more: Any) -> None:
+    """Draw a button that does something to a run; the page is drawn again afterwards.
+
+    It is done before anything is drawn: a fragment that redraws the page because its run has just
+    ended would otherwise swallow a click that arrives with it. An expected error is shown instead.
+    ``told`` is said once when it is done, in place of drawing the page again.
+    """
+    kept = f"{key}_outcome"
+
+    def clicked() -> None:
+        try:
+            do()
+        except DepthcutError as error:
+            st.session_state[kept] = str(error)
+        else:
+            st.session_state[kept] = ""
+
+    st.button(plain(label), key=key, on_click=clicked, **more)
+    outcome = st.session_state.pop(kept, None)
+    if outcome:
+        say.error(outcome)
+    elif outcome is not None and told:
+        st.toast(told)
+    elif outcome is not None:
+        st.rerun()
 
 
 def csv_download(

@@ -228,17 +228,18 @@ def test_without_single_runs_mean_and_deviation_decide(lab):
     assert by_name["loud"].key == "noise"
 
 
-def test_a_study_puts_its_findings_together_and_a_good_one_has_none(lab):
+def test_a_study_puts_its_findings_together_and_a_good_one_has_its_verdict(lab):
     cut = lab.pruned("cut", [2])
     lab.judged(lab.dense, 10.0)
     lab.judged(cut, 40.0)
     lab.timed({"dense": (lab.dense, visits(1.0, 0.05, 1)), "cut": (cut, visits(0.99, 0.05, 2))})
     known = lab.study()
     keys = [f.key for f in of_study(known, budget_mib=1.0, cell=(1, 12, 8))]
-    assert keys == ["large-drop", "memory", "noise"]
-    assert [f.key for f in of_study(known)] == ["large-drop", "noise"]
+    assert keys == ["verdict", "large-drop", "memory", "noise"]
+    assert [f.key for f in of_study(known)] == ["verdict", "large-drop", "noise"]
     lab.judged(cut, 10.5)
     lab.timed(
         {"dense": (lab.dense, visits(1.0, 0.01, 1)), "cut": (cut, visits(0.7, 0.01, 2))}, "b2"
     )
-    assert of_study(lab.study(), budget_mib=200.0, cell=(1, 12, 8)) == []
+    (only,) = of_study(lab.study(), budget_mib=200.0, cell=(1, 12, 8))
+    assert only.sentence.startswith("Take without 2")

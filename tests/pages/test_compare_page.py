@@ -191,16 +191,16 @@ def test_the_recipe_can_give_all_methods_the_same_blocks(prepared):
 
 def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     page = open_page(prepared / "dense")
-    assert "**dense**: nothing removed" in said(page)
+    assert "Take FLAP 21%, the best of 2 variants" in said(page)
     widget(page.number_input, "Max ms per token").set_value(9.6).run()
-    assert "**FLAP 21%**" in said(page)
+    assert "Take FLAP 21%, the best of 2 variants within the targets" in said(page)
     widget(page.number_input, "Max ms per token").set_value(7.0).run()
-    facts = "21.2% of the parameters removed, cut in blocks 1 to 5, perplexity 2.3, 1.150"
-    assert f"**PPL+ 21%**: {facts}" in said(page)
+    facts = "21% of the parameters removed; perplexity 2.3 on demo, 1.15 times dense"
+    assert f"Take PPL+ 21%, the only variant within the targets: {facts}" in said(page)
     widget(page.number_input, "Max perplexity").set_value(1.05).run()
-    assert "No candidate fits this budget" in said(page)
+    assert "as none is within the targets" in said(page)
     again = open_page(prepared / "dense", ms="7.0")
-    assert "**PPL+ 21%**" in said(again)
+    assert "Take PPL+ 21%" in said(again)
     chosen = open_page(prepared / "dense", point="depth")
     strip = [json.loads(c.proto.spec) for c in chosen.get("plotly_chart")][2]
     assert [d[2] for d in strip["data"][0]["customdata"]].count("dropped") == 2

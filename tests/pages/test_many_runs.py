@@ -66,3 +66,22 @@ def test_evaluated_checkpoints_are_side_by_side_a_page_at_a_time(root, monkeypat
 def test_no_draw_ends_with_a_walk_through_all_memory():
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert config["runner"]["postScriptGC"] is False
+
+
+def test_the_first_page_has_the_study_read_in_advance(root, monkeypatch, opened):
+    from core import study
+    from core.runs import warm
+
+    asked = []
+    monkeypatch.setattr(warm, "later", lambda seconds, *what: asked.append(what))
+    monkeypatch.setattr(warm, "keep", lambda: None)
+    monkeypatch.setattr(study, "_kept", {})
+    open_page("jobs", root, monkeypatch)
+    for do, *arguments in asked:
+        do(*arguments)
+    opened.clear()
+    open_page("compare", root, monkeypatch)
+    results = [
+        p for p in opened if p.startswith(str(root)) and p.endswith((".csv", "summary.json"))
+    ]
+    assert not results

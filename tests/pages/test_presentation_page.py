@@ -34,6 +34,8 @@ def judged(root, name, at, folder, ppl):
 def measured(root, dense):
     total = headers.inspect(dense).parameters
     cuts = [made.pruned(root, f"cut{n}", dense, list(range(1, n + 1)), n, total) for n in (1, 2)]
+    for count, cut in enumerate(cuts, 1):
+        made.checkpoint(cut, 6 - count)
     for at, (folder, ppl) in enumerate([(dense, 10.0), (cuts[0], 12.0), (cuts[1], 25.0)]):
         judged(root, f"judge{at}", 10 + at, folder, ppl)
     names = {"dense": dense, "cut1": cuts[0]}

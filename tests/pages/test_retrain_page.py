@@ -159,6 +159,12 @@ def test_a_finished_run_by_its_address(here, pruned, tiny_gqa):
     assert any("measure" in d.value.columns for d in page.dataframe)
 
 
+def test_the_active_variant_is_chosen_also_by_its_path(here, pruned, tiny_gqa):
+    assert main(["prune", str(tiny_gqa), "--drop", "2", "--out", str(here.root / "newer")]) == 0
+    for name in ("cut", str(pruned)):
+        assert widget(open_page(model=name).selectbox, "Variant").value == "cut"
+
+
 def test_settings_are_used_again(here, pruned, texts):
     spec = {"checkpoint": "cut", "method": "full", "data": texts, "steps": 7, "lr": 0.5,
             "targets": ["q_proj"], "out": "x", "distil": True, "fused": "off"}  # fmt: skip

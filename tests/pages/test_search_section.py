@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.charts import search as charts
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.findings import of_search
 from core.findings.sets import differences
 from core.runs import workspace
@@ -125,7 +126,7 @@ def test_a_click_takes_the_set_into_the_plan(monkeypatch):
     monkeypatch.setattr(search_form, "st", fake)
     search_form.take("t", rows)
     assert pad.drop == (1, 2)
-    assert pad.found == ("one-shot", frozenset({1, 2}))
+    assert pad.found == ("one-shot", Removal((1, 2)))
     point = {"customdata": [3, 1, "words"]}
     kept["m"] = {"selection": {"points": [point]}}
     prune_pad.pair_clicked("m")

@@ -118,6 +118,29 @@ def test_adapter_and_merged_checkpoint_load_in_plain_libraries(lora, pruned):
     assert special[0] == special[1] != {}
 
 
+def test_an_adapter_that_cannot_be_merged_is_kept_and_the_run_is_done(
+    pruned, dense, tasks, tmp_path, monkeypatch
+):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "merge_and_save", full)
+    out = tmp_path / "run"
+    options = {"checkpoint": str(pruned), "dense": str(dense), "data": tasks, "out": str(out)}
+    assert execute(**options, **{**LORA, "steps": 2}, merge=True) == 0
+    found = Summary.read(out)
+    assert found.merged is None
+    assert found.heldout_loss_after is not None
+    (finding,) = [f for f in found.findings if f.kind == "not-merged"]
+    assert "The adapter was trained and saved, but not merged" in finding.message
+    assert "No space left on device" in finding.message
+    assert history.is_unmerged(read_run(out))  # the Retrain page offers Merge
+    assert not (out / "merged").exists()
+    monkeypatch.undo()
+    assert execute(**options, **{**LORA, "steps": 2}, merge=True, resume=True) == 0
+    assert (out / "merged" / "config.json").is_file()
+
+
 def test_a_finished_run_is_merged_later_and_its_training_stays(
     lora, pruned, dense, tasks, tmp_path, monkeypatch
 ):

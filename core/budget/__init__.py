@@ -1,0 +1,1 @@
+"""What every version of every block costs: KL from the dense model, time and memory."""

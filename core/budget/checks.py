@@ -1,0 +1,67 @@
+"""Solve plans for a row of latency budgets, then measure and time them whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.budget import measure, timing, versions
+from core.importance.branches import Batch
+from core.model.blocks import BlockView
+from core.prune import budgets
+from core.prune.budgets import Library
+from core.prune.plan import default_protection
+from core.prune.version_results import OUTPUT_TOKENS, PlanCheck
+from core.runs.progress import SILENT, Progress
+
+
+def check(
+    library: Library,
+    count: int,
+    view: BlockView,
+    batch: Batch,
+    most: int,
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+) -> list[PlanCheck]:
+    """Return up to ``count`` plans of ``library``, as predicted and as measured on ``view``.
+
+    Protection is the usual one of plans. ``most`` hidden states are held at once. Empty if
+    protection leaves nothing to change.
+    """
+    found, protect = library.summary, default_protection(library.blocks)
+    if sum(protect) >= library.blocks:
+        return []
+    plans = budgets.frontier(library, count, protect=protect)
+    removals = [solved.removal for _, solved in plans]
+    if not plans:
+        return []
+    parts = [versions.units(removal) for removal in removals]
+    costs = measure.together(view, batch, parts, most, progress)
+    dense, times = timing.whole(
+        view,
+        removals,
+        batch=found.batch,
+        context=found.context,
+        runs=found.runs,
+        steps=found.steps,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    predicted_dense = library.dense(OUTPUT_TOKENS).latency_s
+    return [
+        PlanCheck(
+            latency=limit,
+            predicted_share=solved.figures.latency_s / predicted_dense,
+            choice=" ".join(solved.choice),
+            predicted_kl=solved.figures.kl,
+            kl=costs.of[part][0],
+            nll=costs.of[part][1],
+            predicted_prefill_s=solved.figures.prefill_s,
+            prefill_s=took.prefill,
+            predicted_decode_s=solved.figures.decode_s,
+            decode_s=took.decode,
+            dense_prefill_s=dense.prefill,
+            dense_decode_s=dense.decode,
+        )
+        for (limit, solved), part, took in zip(plans, parts, times, strict=True)
+    ]

@@ -1,0 +1,293 @@
+"""``python -m core budget CHECKPOINT --out DIR``: what every version of every block costs."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core.budget import versions as blocks_as
+from core.checkpoint import chat, locate
+from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.vocabulary import text_of
+from core.data import sources
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.errors import OptionError
+from core.importance import passes as counting
+from core.importance.estimate import block_flops, head_flops
+from core.prune.budgets import Library
+from core.prune.version_results import (
+    VERSIONS,
+    WHOLE,
+    Budget,
+    PlanCheck,
+    VersionRow,
+    latency_errors,
+)
+from core.runs import devices, dtypes, pace
+from core.runs.spec import DeviceOptions, option
+from core.search.rehearsal import states_at_once
+
+if TYPE_CHECKING:
+    from core.budget.measure import Measured
+    from core.budget.timing import Timing
+    from core.runs.run import Run
+
+CONTEXT = 512
+STEPS = 8
+"""Tokens generated after the prompt in every timing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSpec(DeviceOptions):
+    """Measure what every version of every block costs, in quality and in time, for plan."""
+
+    checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
+    out: str = option(help="Run directory to write.")
+    versions: tuple[str, ...] = option(
+        tuple(VERSIONS),
+        help="What a block can become, separated by commas: "
+        + ", ".join(VERSIONS)
+        + ". Whole blocks are always measured.",
+        choices=tuple(VERSIONS),
+    )
+    batch: int = option(1, help="Sequences that are timed together.", low=1, high=4096)
+    context: int | None = option(
+        None,
+        help=f"Tokens of the prompt that is timed. Default: {CONTEXT}, or what the model's context "
+        "leaves.",
+        low=1,
+        high=1048576,
+        unit="tokens",
+    )
+    runs: int = option(5, help="Timings of every version; their median counts.", low=1, high=1000)
+    check_plans: int = option(
+        10,
+        help="Plans for latency budgets at even distances that are solved, timed and measured "
+        "whole at the end, to show how far predictions are off.",
+        low=0,
+        high=1000,
+    )
+    calibration: str = option("auto", help=f"Text that KL is measured on: {SOURCE_HELP}")
+    samples: int = option(10, help="Calibration rows.", low=1, high=100000)
+    length: int = option(128, help="Tokens per row.", low=2, high=1048576, unit="tokens")
+    seed: int = option(1234, help="Seed for rows and crops.", low=0)
+    join: str = option("auto", help=JOIN_HELP, choices=JOINS)
+    chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
+    dry_run: bool = option(False, help="Estimate block passes and time without running anything.")
+
+
+def check(spec: BudgetSpec) -> None:
+    """Raise what is wrong with versions and lengths before waiting for the device."""
+    _checked(spec, locate.open(spec.checkpoint, need="config").info)
+
+
+def _checked(spec: BudgetSpec, info: CheckpointInfo) -> tuple[tuple[str, ...], int]:
+    """Return the versions, in their usual order, and the context."""
+    named = tuple(name for name in VERSIONS if name in spec.versions)
+    blocks_as.check(info, named)
+    if info.context and spec.length > info.context:
+        raise OptionError(
+            f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context} or fewer.",
+        )
+    most = info.context - STEPS - 1 if info.context else CONTEXT
+    if spec.context is not None and info.context and spec.context > most:
+        raise OptionError(
+            f"--context: {spec.context} tokens and {STEPS + 1} more exceed the model's context of "
+            f"{info.context}.",
+            f"Use {most} or fewer.",
+        )
+    return named, spec.context or max(1, min(CONTEXT, most))
+
+
+def dry_run(spec: BudgetSpec) -> dict[str, Any]:
+    """Return the estimated block passes and time; only headers are needed."""
+    checkpoint = locate.open(spec.checkpoint, need="config")
+    info = checkpoint.info
+    named, context = _checked(spec, info)
+    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
+    sets = [blocks_as.lost(b, v) for b in range(info.blocks) for v in named]
+    groups = counting.grouped(sets, _most(spec, info, dtype) - 1)
+    passes = _passes(info, groups)
+    flops = _flops(info, spec, passes, len(sets))
+    rate = pace.flops_per_s("budget", spec.device) or pace.flops_per_s("importance", spec.device)
+    stacks = len(blocks_as.kinds(info)) * (1 + len({WHOLE, *named} - {"drop"}))
+    timings = stacks * (spec.runs + 1)
+    prompt = sum(block_flops(info, b, spec.batch, context) for b in range(info.blocks))
+    return {
+        "blocks": info.blocks,
+        "versions": list(named),
+        "calibration": text_of(spec.calibration, checkpoint.folder),
+        "samples": spec.samples,
+        "length": spec.length,
+        "batch": spec.batch,
+        "context": context,
+        "dtype": dtype,
+        "sets": len(sets),
+        "passes": int(passes),
+        "plain_passes": len(sets) * info.blocks,
+        "timings": timings,
+        "flops": flops,
+        "seconds": (flops + timings * prompt) / rate if rate else None,
+        "kind": "estimated",
+        "seconds_from": "the rate of the last run in this workspace" if rate else None,
+    }
+
+
+def _passes(info: CheckpointInfo, groups: list[list[frozenset[Any]]]) -> float:
+    """Return the block passes of measuring KL, shared prefixes once; a part is half a block."""
+    units = [(block, part) for block in range(info.blocks) for part in ("attention", "mlp")]
+    first = [frozenset(), *groups[0]]  # the dense model's states are kept for later passes
+    return sum(counting.shared(units, some)[0] for some in [first, *groups[1:]]) / 2
+
+
+def _flops(info: CheckpointInfo, spec: BudgetSpec, passes: float, sets: int) -> float:
+    each = sum(block_flops(info, b, spec.samples, spec.length) for b in range(info.blocks))
+    return passes * each / info.blocks + (sets + 1) * head_flops(info, spec.samples, spec.length)
+
+
+def _most(spec: BudgetSpec, info: CheckpointInfo, dtype: str) -> int:
+    free = devices.free_bytes(spec.device)[1]
+    return states_at_once(info, spec.samples, spec.length, dtype, free)
+
+
+def run(spec: BudgetSpec, run: Run) -> None:
+    """Measure KL and time of every version, and write the result files."""
+    import torch
+    import transformers
+
+    from core import __version__
+    from core.budget import checks, measure, timing
+    from core.importance.branches import make_batch
+    from core.model import loading, memory, precision
+    from core.model.blocks import BlockView
+
+    checkpoint = locate.open(spec.checkpoint, run.progress)
+    folder, info = checkpoint.folder, checkpoint.info
+    named, context = _checked(spec, info)
+    tokenizer = loading.load_tokenizer(folder)
+    source = text_of(spec.calibration, folder)
+    drawn = sample(
+        source,
+        tokenizer,
+        spec.samples,
+        spec.length,
+        spec.seed,
+        join=spec.join,
+        chat=chat.for_text(spec.chat_template, tokenizer),
+    )
+    for note in drawn.facts.notes:
+        run.progress.log(note)
+    prepared = loading.prepare(spec, checkpoint, "blocks")
+    dtype = precision.dtype_name(prepared.precision.arithmetic)
+    view = BlockView(prepared.load(run.progress.log))
+    batch = make_batch(drawn.rows, view)
+    with memory.out_of_memory_explained("measuring versions of blocks"):
+        costs = measure.measure(view, batch, named, _most(spec, info, dtype), run.progress)
+        run.progress.log(f"KL of {len(costs.of)} versions in {costs.seconds:.1f} s.")
+        whole = precision.decide(spec.dtype, view.device, info.dtype)
+        if whole.weights != view.dtype:  # a benchmark holds the model in another format
+            view = BlockView(view.model.to(whole.weights))
+        timed = timing.measure(
+            view,
+            list(blocks_as.kinds(info).values()),
+            named,
+            batch=spec.batch,
+            context=context,
+            runs=spec.runs,
+            steps=STEPS,
+            tokenizer=tokenizer,
+            progress=run.progress,
+        )
+    timed_dtype = precision.dtype_name(view.dtype)
+    flops = _flops(info, spec, costs.passes, len(costs.of))
+    rows = _rows(spec, info, named, context, timed_dtype, costs, timed)
+    rest = info.parameters - sum(info.block_parameters)
+    summary = Budget(
+        checkpoint=spec.checkpoint,
+        checkpoint_key=info.key,
+        family=info.family,
+        blocks=info.blocks,
+        measured=named,
+        dense_nll=costs.dense_nll,
+        calibration=source,
+        calibration_content=sources.describe(source)["content"],
+        text=drawn.facts,
+        samples=spec.samples,
+        length=spec.length,
+        seed=spec.seed,
+        tokens=batch.predictions,
+        passes=costs.passes,
+        plain_passes=len(costs.of) * info.blocks,
+        batch=spec.batch,
+        context=context,
+        steps=STEPS,
+        runs=spec.runs,
+        rest_prefill_s=timed.rest.prefill,
+        rest_decode_s=timed.rest.decode,
+        rest_params=rest,
+        rest_weight_bytes=rest * dtypes.BYTES[timed_dtype],
+        dense_prefill_s=timed.dense.prefill,
+        dense_decode_s=timed.dense.decode,
+        seconds=round(costs.seconds, 4),
+        timing_seconds=round(timed.seconds, 4),
+        flops=flops,
+        flops_per_s=flops / costs.seconds if costs.seconds > 0 else None,
+        **prepared.facts(),
+        compute_dtype=dtype,
+        timed_dtype=timed_dtype,
+        versions={
+            "depthcut": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+    )
+    if spec.check_plans:
+        table = {(row.block, row.version): row for row in rows}
+        library = Library(str(run.dir), summary, table, {})
+        most = _most(spec, info, dtype)
+        with memory.out_of_memory_explained("checking plans"):
+            checked = checks.check(
+                library, spec.check_plans, view, batch, most, tokenizer, run.progress
+            )
+        PlanCheck.write(run, checked)
+        if errors := latency_errors(checked):
+            run.progress.log(
+                f"Predicted latency of {len(errors)} plans: median error "
+                f"{statistics.median(errors):.1%}, largest {max(errors):.1%}."
+            )
+    VersionRow.write(run, rows)
+    summary.write(run)
+
+
+def _rows(
+    spec: BudgetSpec,
+    info: CheckpointInfo,
+    named: tuple[str, ...],
+    context: int,
+    dtype: str,
+    costs: Measured,
+    timed: Timing,
+) -> list[VersionRow]:
+    """Return versions.csv: whole and then every version, block by block."""
+    rows = []
+    for block in range(info.blocks):
+        for version in (WHOLE, *named):
+            kl, nll = costs.of.get((block, version), (0.0, costs.dense_nll))
+            params = 0 if version == "drop" else blocks_as.parameters(info, block, version)
+            took = timed.of[block, version]
+            rows.append(
+                VersionRow(
+                    block,
+                    version,
+                    kl,
+                    nll,
+                    took.prefill,
+                    took.decode,
+                    params,
+                    params * dtypes.BYTES[dtype],
+                    blocks_as.cache_bytes(info, block, version, spec.batch, context, dtype),
+                )
+            )
+    return rows

@@ -1,0 +1,119 @@
+"""KL and loss with one block changed, for every version of every block, in shared passes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from core.budget.versions import Unit, lost
+from core.errors import NotFiniteError
+from core.importance.branches import Batch, losses_without
+from core.importance.passes import grouped
+from core.model.blocks import BlockView
+from core.runs.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the versions cost on the calibration rows: means over all predictions, in nats."""
+
+    dense_nll: float
+    of: dict[tuple[int, str], tuple[float, float]]
+    """(block, version) -> (kl, nll)."""
+    passes: int
+    """Block passes, shared prefixes once; a part counts as half of one."""
+    seconds: float
+
+
+def measure(
+    view: BlockView,
+    batch: Batch,
+    versions: Sequence[str],
+    most: int,
+    progress: Progress = SILENT,
+) -> Measured:
+    """Measure every version of every block; ``most`` hidden states are held at once (at least 2).
+
+    Raises `NotFiniteError` if the dense model's own loss is not finite.
+    """
+    one_by_one = {
+        (block, version): lost(block, version) for block in range(len(view)) for version in versions
+    }
+    found = together(view, batch, list(one_by_one.values()), most, progress)
+    return Measured(
+        found.dense_nll,
+        {one: found.of[parts] for one, parts in one_by_one.items()},
+        found.passes,
+        found.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What sets of parts cost, as in `Measured`."""
+
+    dense_nll: float
+    of: dict[frozenset[Unit], tuple[float, float]]
+    """Parts that the model loses -> (kl, nll)."""
+    passes: int
+    seconds: float
+
+
+def together(
+    view: BlockView,
+    batch: Batch,
+    losses: Sequence[frozenset[Unit]],
+    most: int,
+    progress: Progress = SILENT,
+) -> Sets:
+    """Measure the model without each set of parts; ``most`` states are held at once (at least 2).
+
+    If every set is of whole blocks, these can be of any kind.
+    """
+    began = time.perf_counter()
+    blocks = [_whole(parts) for parts in losses]
+    sublayers = any(one is None for one in blocks)
+    sets: dict[frozenset[Unit], frozenset[Any]] = {
+        parts: parts if sublayers or one is None else one
+        for parts, one in zip(losses, blocks, strict=True)
+    }
+    groups = grouped(list(sets.values()), most - 1)
+    reference: Tensor | None = None
+    costs: dict[frozenset[Any], tuple[float, float]] = {}
+    passes, dense_nll = 0, math.nan
+    for number, some in enumerate(groups):
+        empty = [] if number else [frozenset[Any]()]
+        asked = [*empty, *some]
+        found = losses_without(
+            view, batch, asked, progress, sublayers=sublayers, want_kl=True, dense=reference,
+            label=f"Pass {number + 1} of {len(groups)}, block",
+        )  # fmt: skip
+        assert found is not None
+        reference = found.dense
+        values = list(zip(found.kl, found.nll, strict=True))
+        if empty:
+            dense_nll = values.pop(0)[1]
+            if not math.isfinite(dense_nll):
+                raise NotFiniteError(
+                    f"The model's loss on the calibration text is {dense_nll}.",
+                    "Try --dtype float32.",
+                )
+        costs |= dict(zip(some, values, strict=True))
+        passes += found.passes
+    return Sets(
+        dense_nll,
+        {parts: costs[asked] for parts, asked in sets.items()},
+        passes // 2 if sublayers else passes,
+        time.perf_counter() - began,
+    )
+
+
+def _whole(parts: frozenset[Unit]) -> frozenset[int] | None:
+    """Return the blocks that these parts are; None if there are parts of others."""
+    blocks = {block for block, _ in parts}
+    return frozenset(blocks) if len(parts) == 2 * len(blocks) else None

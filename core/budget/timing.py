@@ -1,0 +1,220 @@
+"""Time blocks in the manner of the benchmark: whole generations, with cache and sampling.
+
+One block alone would stay in the processor's cache, which a whole model never does. So the loaded
+model is timed with all its blocks as one version, the first excepted, and with that first block
+alone: the difference, shared among the others, is the time of one such block, and what the first
+block alone leaves is the embedding, the head, sampling and the overhead of a step. Versions take
+turns, so that a change of the machine's speed hits all of them alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.benchmark.generate import force_length, import_and_settle, prompt_ids, timed
+from core.budget.versions import LOSES
+from core.checkpoint.drop import Removal
+from core.model.blocks import BlockView, PartOfLayer
+from core.prune.version_results import WHOLE
+from core.runs.progress import SILENT, Progress
+
+LEAST_BLOCKS = 4
+"""Blocks that are timed together at least; models with fewer lend copies."""
+
+_KEPT: dict[tuple[str, ...], str] = {("mlp",): "attention", ("attention",): "mlp"}
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds for the prompts, and for one more token of every sequence."""
+
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was timed."""
+
+    rest: Seconds
+    """Outside the blocks."""
+    dense: Seconds
+    """The whole model."""
+    of: dict[tuple[int, str], Seconds]
+    """(block, version) -> the block's own time; dropped blocks take none."""
+    seconds: float
+    """What timing took."""
+
+
+@dataclass
+class _Stack:
+    """Layers that are timed in place of the model's own."""
+
+    layers: list[nn.Module]
+    sources: list[int]
+    times: list[Seconds] = field(default_factory=list)
+
+    def median(self) -> Seconds:
+        return Seconds(
+            statistics.median(one.prefill for one in self.times),
+            statistics.median(one.decode for one in self.times),
+        )
+
+
+def version_of(layer: Any, version: str) -> nn.Module:
+    """Return a decoder layer as ``version``, with its weights shared."""
+    parts = LOSES.get(version, ())
+    return PartOfLayer(layer, _KEPT[parts]) if parts else layer
+
+
+def measure(
+    view: BlockView,
+    groups: Sequence[Sequence[int]],
+    versions: Sequence[str],
+    *,
+    batch: int,
+    context: int,
+    runs: int,
+    steps: int,
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+) -> Timing:
+    """Time all ``versions`` and whole blocks of every group of blocks that are alike.
+
+    Args:
+        view: The model, held in what a benchmark would hold it.
+        groups: Blocks that take equally long; together all blocks.
+        versions: What blocks can become; ``drop`` takes no time.
+        batch: Sequences at once.
+        context: Tokens of every prompt.
+        runs: Rounds of timings; the median counts. One more round comes first, as warm-up.
+        steps: Tokens generated after the prompt in every timing.
+        tokenizer: For the benchmark's prompt; without one it is a fixed sequence of ids.
+        progress: Updated after every timing.
+    """
+    began = time.perf_counter()
+    import_and_settle(view.device)
+    named = [WHOLE, *(v for v in versions if v != "drop")]
+    stacks: dict[tuple[int, str], _Stack] = {}
+    every = range(len(view))
+    stacks[-1, WHOLE] = _Stack(list(view.blocks), list(every))
+    for number, group in enumerate(groups):
+        layers, sources = _alike(view, group)
+        stacks[number, ""] = _Stack(layers[:1], sources[:1])
+        for version in named:
+            if version == WHOLE and list(group) == list(every) == sources:
+                stacks[number, version] = stacks[-1, WHOLE]
+                continue
+            others = [version_of(layer, version) for layer in layers[1:]]
+            stacks[number, version] = _Stack([layers[0], *others], sources)
+    different = list({id(stack): stack for stack in stacks.values()}.values())
+    _time(view, different, batch, context, runs, steps, tokenizer, progress, "Timing")
+    return _apart(stacks, groups, named, time.perf_counter() - began)
+
+
+def whole(
+    view: BlockView,
+    removals: Sequence[Removal],
+    *,
+    batch: int,
+    context: int,
+    runs: int,
+    steps: int,
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+) -> tuple[Seconds, list[Seconds]]:
+    """Time the dense model, and the model without each of ``removals``, in turns.
+
+    The arguments are those of `measure`.
+    """
+    stacks = []
+    for removal in (Removal(), *removals):
+        layers, sources = view.layers_without(removal)
+        stacks.append(_Stack(layers, sources))
+    _time(view, stacks, batch, context, runs, steps, tokenizer, progress, "Timing plans")
+    dense, *others = [stack.median() for stack in stacks]
+    return dense, others
+
+
+def _time(
+    view: BlockView,
+    stacks: Sequence[_Stack],
+    batch: int,
+    context: int,
+    runs: int,
+    steps: int,
+    tokenizer: Any,
+    progress: Progress,
+    label: str,
+) -> None:
+    """Add the times of all ``stacks``, which take turns; the first round warms up."""
+    vocab = int(view.config.vocab_size)
+    ids = torch.tensor([prompt_ids(tokenizer, vocab, context)] * batch, device=view.device)
+    before = view.model.generation_config
+    try:
+        config = force_length(view.model, steps + 1)
+        total = (runs + 1) * len(stacks)
+        for turn in range(runs + 1):
+            for place, stack in enumerate(stacks):
+                progress.check_cancel()
+                with view.arranged(stack.layers, stack.sources) as model:
+                    spent, first = timed(model, ids, config)
+                if turn:
+                    stack.times.append(Seconds(first, (spent - first) / steps))
+                done = turn * len(stacks) + place + 1
+                progress.step(done, total, f"{label}, round {turn + 1} of {runs + 1}")
+    finally:
+        view.model.generation_config = before
+
+
+def _alike(view: BlockView, group: Sequence[int]) -> tuple[list[nn.Module], list[int]]:
+    """Return as many layers of the group as the model has blocks, with copies if it has fewer."""
+    wanted = max(len(view), LEAST_BLOCKS)
+    own = list(group)[:wanted]
+    layers: list[nn.Module] = [view.blocks[block] for block in own]
+    sources = [*own, *(own[at % len(own)] for at in range(wanted - len(own)))]
+    layers += [copy.deepcopy(view.blocks[block]) for block in sources[len(own) :]]
+    return layers, sources
+
+
+def _apart(
+    stacks: Mapping[tuple[int, str], _Stack],
+    groups: Sequence[Sequence[int]],
+    named: Sequence[str],
+    seconds: float,
+) -> Timing:
+    """Split the times of whole models into those of blocks and of the rest."""
+    of: dict[tuple[int, str], Seconds] = {}
+    rests: list[Seconds] = []
+    weights: list[int] = []
+    for number, group in enumerate(groups):
+        one = stacks[number, ""].median()
+        each: dict[str, Seconds] = {}
+        for version in named:
+            stack = stacks[number, version]
+            many, others = stack.median(), len(stack.layers) - 1
+            each[version] = Seconds(
+                max(0.0, (many.prefill - one.prefill) / others),
+                max(0.0, (many.decode - one.decode) / others),
+            )
+        whole = each[WHOLE]
+        rests.append(
+            Seconds(max(0.0, one.prefill - whole.prefill), max(0.0, one.decode - whole.decode))
+        )
+        weights.append(len(group))
+        for block in group:
+            of |= {(block, version): each[version] for version in named}
+            of[block, "drop"] = Seconds(0.0, 0.0)
+    rest = Seconds(
+        sum(r.prefill * w for r, w in zip(rests, weights, strict=True)) / sum(weights),
+        sum(r.decode * w for r, w in zip(rests, weights, strict=True)) / sum(weights),
+    )
+    return Timing(rest, stacks[-1, WHOLE].median(), of, seconds)

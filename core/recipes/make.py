@@ -1,0 +1,189 @@
+"""Recipe ``make``: make one variant and measure it: prune, heal or retrain, merge, evaluate, time.
+
+What "Make it and measure it" runs on the Prune and Compare pages. ``--drop`` (or ``--attention``,
+``--mlp``) names what goes; with ``--ratio`` instead, the blocks are scored and the cheapest by
+perplexity go. The dense model is evaluated and timed beside the variant, in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from core import commands
+from core.checkpoint import locate
+from core.checkpoint.drop import Removal, check_removal
+from core.compare import answers
+from core.compare.scene import scene
+from core.compare.verdict import Contender, Verdict, verdict_of
+from core.errors import OptionError, RunError
+from core.evaluate.estimate import PART, capped
+from core.evaluate.spec import EvaluateSpec
+from core.recipes import decision, drop_one, parts, retraining, texts
+from core.recipes.chain import Chain, Recipe, Step
+from core.recipes.chain import Verdict as Told
+from core.recipes.spec import RecipeSpec
+from core.retrain.spec import LABELS
+
+PRUNED, RETRAINED = "pruned", "retrained"
+
+
+def removal_of(spec: RecipeSpec) -> Removal:
+    """Return what the options name; empty if ``--ratio`` chooses."""
+    return Removal(spec.drop, spec.attention, spec.mlp)
+
+
+def check(spec: RecipeSpec) -> None:
+    """Raise an error for a removal, healing or text that cannot be carried out."""
+    info = locate.open(spec.checkpoint, need="config", need_tokenizer=False).info
+    removal = removal_of(spec)
+    if removal and spec.ratio is not None:
+        raise OptionError(
+            "Both --ratio and blocks are given.", "Give either --ratio or the blocks to remove."
+        )
+    if removal:
+        check_removal(removal, info.block_shapes)
+        entry = commands.get("prune")
+        entry.load().check(entry.spec_class(out="checked", **_cut(spec)))
+    elif spec.ratio is None:
+        raise OptionError(
+            "Nothing to remove was named.", "Add --drop 3,5, --attention, --mlp or --ratio 0.2."
+        )
+    texts.given_apart(spec)
+
+
+def final(spec: RecipeSpec) -> str:
+    """Return the step that makes the variant."""
+    return RETRAINED if spec.retrain != "none" else PRUNED
+
+
+def steps(spec: RecipeSpec) -> list[Step]:
+    """Prune and heal, retrain and merge if asked to, then evaluate and time beside dense."""
+    found = _choosing(spec)
+    named = ["dense", PRUNED]
+    if spec.retrain != "none":
+        found.append(Step(RETRAINED, "retrain", _training, leaves="merged/config.json"))
+        named.append(RETRAINED)
+    found += [_evaluated(name) for name in named]
+    if spec.tasks:
+        found += [_asked(name) for name in ("dense", final(spec))]
+    return [*found, Step("speed", "benchmark", lambda chain: drop_one.timing(chain, final(spec)))]
+
+
+def _cut(spec: RecipeSpec) -> dict[str, Any]:
+    values = {"checkpoint": spec.checkpoint, **vars(removal_of(spec)), "heal": spec.heal}
+    more = {"criterion": spec.criterion} if spec.criterion else {}
+    return values | more | ({"calibration": spec.calibration} if spec.heal != "none" else {})
+
+
+def _choosing(spec: RecipeSpec) -> list[Step]:
+    """Return the steps that prune: what is named, or by perplexity as much as ``--ratio`` says."""
+    if removal_of(spec):
+        return [Step(PRUNED, "prune", _cut(spec))]
+    scored = parts.scored(spec, metrics=("ppl",), calibration=spec.calibration)
+    plan, prune = parts.cut(spec, PRUNED, "ppl", ratio=spec.ratio)
+
+    def healed(chain: Chain) -> dict[str, Any]:
+        assert callable(prune.values)
+        return {**_cut(spec), "criterion": None, **prune.values(chain), "heal": spec.heal}
+
+    return [scored, plan, replace(prune, values=healed)]
+
+
+def _training(chain: Chain) -> dict[str, Any]:
+    spec = chain.spec
+    values = retraining.options(
+        chain, spec.retrain, checkpoint=str(chain.dir(PRUNED)), data=texts.apart(chain)[0]
+    )
+    return {**values, "dense": spec.checkpoint, "merge": spec.retrain == "lora"}
+
+
+def _evaluated(name: str) -> Step:
+    def options(chain: Chain) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "checkpoint": parts.folder_of(chain, name),
+            "perplexity": (texts.apart(chain)[1],),
+            "window": (min(128, parts.context(chain.spec)),),
+        }
+        folder = locate.open(chain.spec.checkpoint, need="config").folder
+        asked = capped(EvaluateSpec(out="", max_tokens=PART, **values), folder)
+        return values | {"max_tokens": asked.max_tokens}
+
+    return Step(f"evaluate-{name}", "evaluate", options)
+
+
+def _asked(name: str) -> Step:
+    def options(chain: Chain) -> dict[str, Any]:
+        spec = chain.spec
+        if "tasks-dense" in chain.failed:
+            raise RunError("Skipped: there is no dense result to compare with.", "See tasks-dense.")
+        code = {"allow_task_code": True} if spec.allow_task_code else {}
+        asked = {"tasks": spec.tasks, "task_dir": spec.task_dir, "limit": spec.limit}
+        return {"checkpoint": parts.folder_of(chain, name), **asked, **code}
+
+    return Step(f"tasks-{name}", "evaluate", options, optional=True)
+
+
+def verdict(chain: Chain) -> Told:
+    """Name the variant, its quality and cost beside dense, and what retraining brought back."""
+    spec = chain.spec
+    found = decision.of_study(spec.checkpoint, chain.folder)
+    one = found and _own(chain, found, final(spec))
+    if not found or not one:
+        raise RunError("The variant is not among the study's checkpoints.", "Run the recipe again.")
+    seen, made = one
+    more = []
+    if spec.retrain != "none" and (before := _own(chain, found, PRUNED)):
+        more.append(_recovered(before[1], made, LABELS[spec.retrain]))
+    more += [f"{a.sentence[:1].upper()}{a.sentence[1:]}." for a in made.answers]
+    more += [f"{step} failed: {why}" for step, why in chain.failed.items()]
+    figures = {
+        "variant": made.id,
+        "label": made.label,
+        "ratio": made.ratio,
+        "ppl": made.ppl.value if made.ppl else None,
+        "ppl_dense": made.ppl.dense if made.ppl else None,
+        "speedup": made.speed.value if made.speed else None,
+        "noise": made.speed.noise if made.speed else None,
+        "memory_mib": made.memory.value if made.memory else None,
+        "memory_over_dense": made.memory.times if made.memory else None,
+        "right_answers": made.accuracy,
+        "right_answers_dense": (answers.mean(made.answers) or (None, None))[1],
+    }
+    return Told(f"{made.label}: {seen.facts(made)}.", (*more, seen.measured_on), figures)
+
+
+def _own(chain: Chain, found: Verdict, step: str) -> tuple[Verdict, Contender] | None:
+    """Return the verdict on what this recipe measured, and the variant of one of its steps."""
+    known = found.study
+    variant = known.at(chain.dir(step))
+    if variant is None:
+        return None
+    evaluated, timed = (chain.dir(name).resolve() for name in (f"evaluate-{step}", "speed"))
+    runs = {record.id: record.path.resolve() for record in known.runs}
+    protocols = [q.protocol for q in known.quality if runs.get(q.run) == evaluated]
+    benches = [b for b in known.benchmarks if b.record.path.resolve() == timed]
+    seen = scene(known, protocols[0] if protocols else None, benches)
+    own = verdict_of(known, found.settings, seen=seen)
+    made = own.of(variant.id)
+    return (own, made) if made else None
+
+
+def _recovered(before: Contender, after: Contender, method: str) -> str:
+    if not (before.ppl and after.ppl):
+        return f"Retrained with {method}."
+    return (
+        f"Before retraining with {method}, perplexity was {before.ppl.value:.4g} "
+        f"({before.ppl.times or 0:.2f} times dense); now it is {after.ppl.value:.4g}."
+    )
+
+
+RECIPE = Recipe(
+    "make",
+    "Make it and measure it",
+    "Makes one variant: prunes, heals or retrains, and merges. Then evaluates and times it beside "
+    "the dense model.",
+    steps,
+    verdict,
+    check,
+)
