@@ -57,6 +57,8 @@ class Scores:
     """Parameters of each block."""
     parts: tuple[dict[str, int], ...] = ()
     """Parameters of the attention and the mlp of each block."""
+    neurons: tuple[tuple[int, int], ...] = ()
+    """MLP neurons of each block, and parameters of one."""
     path: str = "the model in memory"
 
     @property
@@ -67,6 +69,11 @@ class Scores:
     def part_parameters(self, block: int, part: str) -> int:
         """Return the parameters of a block's attention or mlp."""
         return self.parts[block][part]
+
+    def narrowing(self, block: int, neurons: int) -> int:
+        """Return the parameters that go if a block's MLP keeps only ``neurons``."""
+        now, each = self.neurons[block]
+        return (now - neurons) * each
 
     def to_dict(self) -> dict[str, list[float | int | None]]:
         """Return one list per column of blocks.csv: ``{"block": [0, 1, ...], "ppl": [...]}``."""
@@ -191,7 +198,16 @@ def score(
         parameters=sum(p.numel() for p in model.parameters()),
         block_parameters=tuple(_count(b) for b in view.blocks),
         parts=tuple({"attention": _count(b.self_attn), "mlp": _count(b.mlp)} for b in view.blocks),
+        neurons=tuple(_neurons(block.mlp) for block in view.blocks),
     )
+
+
+def _neurons(mlp: Any) -> tuple[int, int]:
+    """Return an MLP's neurons, and the parameters of one; 0 and 0 if there is none."""
+    if mlp is None:
+        return 0, 0
+    count, hidden = mlp.down_proj.in_features, mlp.down_proj.out_features
+    return count, (_count(mlp.gate_proj) + _count(mlp.up_proj)) // count + hidden
 
 
 def _count(module: Any) -> int:

@@ -101,7 +101,7 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
     if variant.record:
         facts.append(variant.record.command)
     cut = variant.cut or Cut(blocks=variant.blocks)
-    if cut.removal.parts:
+    if cut.removal.partial:
         facts.append("without " + cut.removal.text)
     elif cut.dropped:
         facts.append("without " + words.block_ranges(cut.dropped))

@@ -14,7 +14,7 @@ from core.checkpoint.drop import PARTS, Removal
 from core.heal.command import PruneSpec
 from core.importance.curve_command import CurveSpec
 from core.prune import known as prune_view
-from core.prune import target
+from core.prune import target, toggle
 from core.prune.known import Known
 from core.prune.outlook import outlook
 from core.prune.plan import default_protection
@@ -323,7 +323,7 @@ def comparison(
     table += prune_view.healing_rows(pad.plans, healed)
     say.table(pd.DataFrame(table).set_index(""))
     for plan, removal in pad.plans.items():
-        if not removal.parts and (found := healed.get(frozenset(removal.drop))):
+        if not removal.partial and (found := healed.get(frozenset(removal.drop))):
             say.caption(f"Plan {plan}, plain and healed: {found.measured_on}")
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "
@@ -353,9 +353,8 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     problem = prune_view.problem_of(removal, known.info)
     if problem:
         (say.error if removal else say.info)(problem)
-    lists = {"drop": removal.drop, "attention": removal.attention, "mlp": removal.mlp}
     values: dict[str, Any] = {"checkpoint": name, "drop": removal.drop}
-    values |= {option: blocks for option, blocks in lists.items() if blocks}
+    values |= toggle.options_of(removal)
     if not problem and known.chosen_by(pad.criterion, removal, first, last):
         values["criterion"] = pad.criterion
     elif not problem and pad.found[0] and pad.found[1] == removal.ordered:

@@ -81,13 +81,15 @@ def without(info: CheckpointInfo, removal: Removal | Iterable[int]) -> BlocksLef
     gone = removal if isinstance(removal, Removal) else Removal(tuple({*removal}))
     lost = sum(info.block_parameters[block] for block in gone.drop)
     lost += sum(info.part_parameters(block, part) for block, part in gone.parts)
-    shapes = []
+    lost += sum(info.narrowing(block, neurons) for block, neurons in gone.width)
+    shapes, narrow = [], gone.neurons
     for block, shape in enumerate(info.block_shapes):
         if block in gone.drop:
             continue
         left = dict(shape)
         left |= {"heads": 0, "kv_heads": 0} if block in gone.attention else {}
         left |= {"intermediate": 0} if block in gone.mlp else {}
+        left |= {"intermediate": narrow[block]} if block in narrow else {}
         shapes.append(left)
     return BlocksLeft(
         info.hidden,

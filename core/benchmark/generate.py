@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,21 +18,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class _FirstToken:
-    """A stopping criterion that never stops and records when it is first called."""
+class _Tokens:
+    """A stopping criterion that never stops and records when it is called: at most so often."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.mark: Any = None
+    def __init__(self, clock: Clock, most: int) -> None:
+        self.clock, self.most = clock, most
+        self.marks: list[Any] = []
 
     def __call__(self, ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        if self.mark is None:
-            self.mark = self.clock.mark()
+        if len(self.marks) < self.most:
+            self.marks.append(self.clock.mark())
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
 
 class Clock:
     """Time on one device: CUDA events, or the wall clock once the device is idle."""
+
+    now = staticmethod(time.perf_counter)
+    """The clock of devices without events."""
 
     def __init__(self, device: torch.device) -> None:
         """Measure on ``device``."""
@@ -51,7 +55,7 @@ class Clock:
             event.record(torch.cuda.current_stream(self.device))
             return event
         self.wait()
-        return time.perf_counter()
+        return self.now()
 
     def between_s(self, first: Any, last: Any) -> float:
         """Return the seconds between two marks; on CUDA, call `wait` first."""
@@ -113,10 +117,28 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
     Raises:
         RunError: The output does not have the forced length.
     """
+    clock, start, marks, end = _generate(model, ids, config, 1)
+    return clock.between_s(start, end), clock.between_s(start, marks[0])
+
+
+def stepwise(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float, list[float]]:
+    """Generate once and return (seconds to the first token, seconds of each further step).
+
+    Arguments and errors are those of `timed`.
+    """
+    clock, start, marks, _ = _generate(model, ids, config, config.max_new_tokens)
+    steps = [clock.between_s(one, other) for one, other in itertools.pairwise(marks)]
+    return clock.between_s(start, marks[0]), steps
+
+
+def _generate(
+    model: PreTrainedModel, ids: torch.Tensor, config: Any, most: int
+) -> tuple[Clock, Any, list[Any], Any]:
+    """Generate; return the clock and the marks of start, the first ``most`` tokens, and end."""
     from transformers import StoppingCriteriaList
 
     clock = Clock(ids.device)
-    first = _FirstToken(clock)
+    tokens = _Tokens(clock, most)
     clock.wait()
     start = clock.mark()
     with torch.inference_mode():
@@ -124,7 +146,7 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList([first]),
+            stopping_criteria=StoppingCriteriaList([tokens]),
         )
     end = clock.mark()
     clock.wait()
@@ -134,7 +156,7 @@ def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float
             f"The output has {output.shape[1]} tokens instead of the forced {wanted}.",
             "This model's generate() ignores max_new_tokens, so it cannot be compared.",
         )
-    return clock.between_s(start, end), clock.between_s(start, first.mark)
+    return clock, start, tokens.marks, end
 
 
 def tiny_model(

@@ -20,6 +20,7 @@ def check(
     view: BlockView,
     batch: Batch,
     most: int,
+    order: measure.Order | None = None,
     tokenizer: Any = None,
     progress: Progress = SILENT,
 ) -> list[PlanCheck]:
@@ -32,14 +33,13 @@ def check(
     if sum(protect) >= library.blocks:
         return []
     plans = budgets.frontier(library, count, protect=protect)
-    removals = [solved.removal for _, solved in plans]
     if not plans:
         return []
-    parts = [versions.units(removal) for removal in removals]
-    costs = measure.together(view, batch, parts, most, progress)
+    parts = [versions.together(solved.choice) for _, solved in plans]
+    costs = measure.together(view, batch, parts, most, progress, order)
     dense, times = timing.whole(
         view,
-        removals,
+        [solved.removal for _, solved in plans],
         batch=found.batch,
         context=found.context,
         runs=found.runs,

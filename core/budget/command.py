@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from core.budget import versions as blocks_as
 from core.checkpoint import chat, locate
 from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.neurons import NeuronOrder
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
@@ -17,6 +18,7 @@ from core.importance import passes as counting
 from core.importance.estimate import block_flops, head_flops
 from core.prune.budgets import Library
 from core.prune.version_results import (
+    MLP_SHARES,
     VERSIONS,
     WHOLE,
     Budget,
@@ -27,6 +29,7 @@ from core.prune.version_results import (
 from core.runs import devices, dtypes, pace
 from core.runs.spec import DeviceOptions, option
 from core.search.rehearsal import states_at_once
+from core.width.units import units_of
 
 if TYPE_CHECKING:
     from core.budget.measure import Measured
@@ -137,9 +140,14 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
 
 def _passes(info: CheckpointInfo, groups: list[list[frozenset[Any]]]) -> float:
     """Return the block passes of measuring KL, shared prefixes once; a part is half a block."""
-    units = [(block, part) for block in range(info.blocks) for part in ("attention", "mlp")]
+    narrow = frozenset(u for some in groups for one in some for u in one if u[1] in MLP_SHARES)
+    parts = ("attention", "mlp", *MLP_SHARES)
+    every = ((block, part) for block in range(info.blocks) for part in parts)
+    units = [unit for unit in every if unit in narrow or unit[1] not in MLP_SHARES]
     first = [frozenset(), *groups[0]]  # the dense model's states are kept for later passes
-    return sum(counting.shared(units, some)[0] for some in [first, *groups[1:]]) / 2
+    # a narrower MLP runs only in the sets that name it: the others skip it
+    skips = [[one ^ narrow for one in some] for some in [first, *groups[1:]]]
+    return sum(counting.shared(units, some)[0] for some in skips) / 2
 
 
 def _flops(info: CheckpointInfo, spec: BudgetSpec, passes: float, sets: int) -> float:
@@ -184,7 +192,12 @@ def run(spec: BudgetSpec, run: Run) -> None:
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
     with memory.out_of_memory_explained("measuring versions of blocks"):
-        costs = measure.measure(view, batch, named, _most(spec, info, dtype), run.progress)
+        most = _most(spec, info, dtype)
+        order = None
+        if set(named) & set(MLP_SHARES):
+            units = dict(enumerate(units_of(info)))
+            order = measure.rank_neurons(view, batch, units, run.progress)
+        costs = measure.measure(view, batch, named, most, run.progress, order)
         run.progress.log(f"KL of {len(costs.of)} versions in {costs.seconds:.1f} s.")
         whole = precision.decide(spec.dtype, view.device, info.dtype)
         if whole.weights != view.dtype:  # a benchmark holds the model in another format
@@ -243,13 +256,18 @@ def run(spec: BudgetSpec, run: Run) -> None:
             "transformers": transformers.__version__,
         },
     )
+    if order:
+        NeuronOrder(
+            checkpoint_key=info.key,
+            method=measure.CRITERION,
+            order={str(block): tuple(ranked) for block, ranked in order.items()},
+        ).write(run)
     if spec.check_plans:
         table = {(row.block, row.version): row for row in rows}
         library = Library(str(run.dir), summary, table, {})
-        most = _most(spec, info, dtype)
         with memory.out_of_memory_explained("checking plans"):
             checked = checks.check(
-                library, spec.check_plans, view, batch, most, tokenizer, run.progress
+                library, spec.check_plans, view, batch, most, order, tokenizer, run.progress
             )
         PlanCheck.write(run, checked)
         if errors := latency_errors(checked):
@@ -287,6 +305,7 @@ def _rows(
                     took.decode,
                     params,
                     params * dtypes.BYTES[dtype],
+                    blocks_as.neurons_left(info.block_shapes[block]["intermediate"], version),
                     blocks_as.cache_bytes(info, block, version, spec.batch, context, dtype),
                 )
             )

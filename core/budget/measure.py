@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from core.budget.versions import Unit, lost
+from core.budget.versions import Unit, lost, neurons_left
 from core.errors import NotFiniteError
 from core.importance.branches import Batch, losses_without
 from core.importance.passes import grouped
 from core.model.blocks import BlockView
+from core.model.precision import arithmetic_of
+from core.prune.version_results import MLP_SHARES
 from core.runs.progress import SILENT, Progress
+from core.width.activations import BlockInputs, walk
+from core.width.selection import check_scores, output_weights
+from core.width.units import BlockUnits
+from core.width.wanda_sp import block_scores
+
+Order = Mapping[int, Sequence[int]]
+"""Block -> its MLP's neurons, the most important first."""
+CRITERION = "wanda-sp"
+"""The width method whose scores rank the neurons."""
+
+
+def rank_neurons(
+    view: BlockView, batch: Batch, units: Mapping[int, BlockUnits], progress: Progress = SILENT
+) -> dict[int, list[int]]:
+    """Rank the MLP neurons of every block by Wanda-sp's scores on the dense model's states.
+
+    A neuron's score is the norm of its output over all tokens times the mean size of its weights
+    in the down projection.
+    """
+    order: dict[int, list[int]] = {}
+
+    def visit(block: int, inputs: BlockInputs) -> None:
+        scores = block_scores(inputs, *output_weights(view, block), units[block]).neurons
+        check_scores(scores, f"MLP of block {block}", arithmetic_of(view.dtype, view.device))
+        order[block] = torch.sort(scores.cpu(), descending=True, stable=True).indices.tolist()
+
+    walk(view, batch, units, visit, progress, label="Neurons")
+    return order
 
 
 @dataclass(frozen=True)
@@ -36,15 +67,18 @@ def measure(
     versions: Sequence[str],
     most: int,
     progress: Progress = SILENT,
+    order: Order | None = None,
 ) -> Measured:
     """Measure every version of every block; ``most`` hidden states are held at once (at least 2).
+
+    ``order`` ranks the neurons, for versions with narrower MLPs.
 
     Raises `NotFiniteError` if the dense model's own loss is not finite.
     """
     one_by_one = {
         (block, version): lost(block, version) for block in range(len(view)) for version in versions
     }
-    found = together(view, batch, list(one_by_one.values()), most, progress)
+    found = together(view, batch, list(one_by_one.values()), most, progress, order)
     return Measured(
         found.dense_nll,
         {one: found.of[parts] for one, parts in one_by_one.items()},
@@ -70,6 +104,7 @@ def together(
     losses: Sequence[frozenset[Unit]],
     most: int,
     progress: Progress = SILENT,
+    order: Order | None = None,
 ) -> Sets:
     """Measure the model without each set of parts; ``most`` states are held at once (at least 2).
 
@@ -82,6 +117,11 @@ def together(
         parts: parts if sublayers or one is None else one
         for parts, one in zip(losses, blocks, strict=True)
     }
+    narrow = {
+        (block, version): tuple(sorted(ranked[: neurons_left(len(ranked), version)]))
+        for block, ranked in (order or {}).items()
+        for version in MLP_SHARES
+    }
     groups = grouped(list(sets.values()), most - 1)
     reference: Tensor | None = None
     costs: dict[frozenset[Any], tuple[float, float]] = {}
@@ -91,7 +131,7 @@ def together(
         asked = [*empty, *some]
         found = losses_without(
             view, batch, asked, progress, sublayers=sublayers, want_kl=True, dense=reference,
-            label=f"Pass {number + 1} of {len(groups)}, block",
+            narrow=narrow, label=f"Pass {number + 1} of {len(groups)}, block",
         )  # fmt: skip
         assert found is not None
         reference = found.dense

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.benchmark.generate import force_length, import_and_settle, prompt_ids, timed
-from core.budget.versions import LOSES
+from core.benchmark.generate import force_length, import_and_settle, prompt_ids, stepwise
+from core.budget.versions import LOSES, neurons_left
 from core.checkpoint.drop import Removal
-from core.model.blocks import BlockView, PartOfLayer
-from core.prune.version_results import WHOLE
+from core.model.blocks import BlockView, PartOfLayer, narrow_layer
+from core.prune.version_results import MLP_SHARES, WHOLE
 from core.runs.progress import SILENT, Progress
 
 LEAST_BLOCKS = 4
@@ -60,17 +60,22 @@ class _Stack:
 
     layers: list[nn.Module]
     sources: list[int]
-    times: list[Seconds] = field(default_factory=list)
+    prompts: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    """Of all generations: one that another program disturbed hardly moves their median."""
 
     def median(self) -> Seconds:
-        return Seconds(
-            statistics.median(one.prefill for one in self.times),
-            statistics.median(one.decode for one in self.times),
-        )
+        return Seconds(statistics.median(self.prompts), statistics.median(self.steps))
 
 
 def version_of(layer: Any, version: str) -> nn.Module:
-    """Return a decoder layer as ``version``, with its weights shared."""
+    """Return a decoder layer as ``version``; weights are shared, but for narrower MLPs.
+
+    Which neurons these keep does not matter to the time: the first ones.
+    """
+    if version in MLP_SHARES:
+        count = neurons_left(layer.mlp.down_proj.in_features, version)
+        return narrow_layer(layer, range(count))
     parts = LOSES.get(version, ())
     return PartOfLayer(layer, _KEPT[parts]) if parts else layer
 
@@ -166,9 +171,10 @@ def _time(
             for place, stack in enumerate(stacks):
                 progress.check_cancel()
                 with view.arranged(stack.layers, stack.sources) as model:
-                    spent, first = timed(model, ids, config)
+                    first, others = stepwise(model, ids, config)
                 if turn:
-                    stack.times.append(Seconds(first, (spent - first) / steps))
+                    stack.prompts.append(first)
+                    stack.steps += others
                 done = turn * len(stacks) + place + 1
                 progress.step(done, total, f"{label}, round {turn + 1} of {runs + 1}")
     finally:

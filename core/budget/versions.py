@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from core.benchmark.analytic import kv_bytes
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import CheckpointError, PlanError
 from core.prune.plan import parameters_after
-from core.prune.version_results import VERSIONS
+from core.prune.version_results import MLP_SHARES, VERSIONS
 
 Unit = tuple[int, str]
 """A part of a block: (block, attention or mlp)."""
@@ -17,6 +19,18 @@ LOSES = {
     "no-mlp": ("mlp",),
 }
 """Version -> the parts that the block loses."""
+
+
+def neurons_left(neurons: int, version: str) -> int:
+    """Return how many of an MLP's ``neurons`` a version keeps, at least one.
+
+    Widths from 256 on are rounded to a multiple of 32, which suits tensor cores and quantizers.
+    """
+    if version in MLP_SHARES:
+        wanted = MLP_SHARES[version] * neurons
+        step = 32 if wanted >= 256 else 1
+        return max(1, min(neurons - 1, step * round(wanted / step)))
+    return 0 if "mlp" in LOSES.get(version, ()) else neurons
 
 
 def check(info: CheckpointInfo, versions: tuple[str, ...]) -> None:
@@ -34,7 +48,7 @@ def check(info: CheckpointInfo, versions: tuple[str, ...]) -> None:
             "The weights are quantized, so blocks cannot be measured without a part.",
             "Prune first, then quantize: give the checkpoint that this one was quantized from.",
         )
-    parts = {part for version in versions for part in LOSES[version]}
+    parts = {part for version in versions for part in LOSES.get(version, ("mlp",))}
     if versions == ("drop",):
         return
     for block, shape in enumerate(info.block_shapes):
@@ -50,29 +64,36 @@ def check(info: CheckpointInfo, versions: tuple[str, ...]) -> None:
 
 
 def lost(block: int, version: str) -> frozenset[Unit]:
-    """Return the parts that the model loses if ``block`` becomes ``version``; none if whole."""
+    """Return the parts that the model loses if ``block`` becomes ``version``; none if whole.
+
+    A narrower MLP is the loss of the whole one, and a part of its own, named as the version.
+    """
+    if version in MLP_SHARES:
+        return frozenset({(block, "mlp"), (block, version)})
     return frozenset((block, part) for part in LOSES.get(version, ()))
 
 
-def removal(block: int, version: str) -> Removal:
-    """Return the same as a `Removal`."""
+def removal(info: CheckpointInfo, block: int, version: str) -> Removal:
+    """Return the same as a `Removal`, without the order of neurons."""
     if version == "drop":
         return Removal((block,))
+    if version in MLP_SHARES:
+        count = neurons_left(info.block_shapes[block]["intermediate"], version)
+        return Removal(width=((block, count),))
     parts = LOSES.get(version, ())
     return Removal(
         attention=(block,) if "attention" in parts else (), mlp=(block,) if "mlp" in parts else ()
     )
 
 
-def units(removal: Removal) -> frozenset[Unit]:
-    """Return all parts that the model loses by ``removal``; a whole block has two."""
-    whole = ((block, part) for block in removal.drop for part in ("attention", "mlp"))
-    return frozenset([*whole, *removal.parts])
+def together(choice: Sequence[str]) -> frozenset[Unit]:
+    """Return all parts that the model loses if every block becomes its version in ``choice``."""
+    return frozenset().union(*(lost(block, version) for block, version in enumerate(choice)))
 
 
 def parameters(info: CheckpointInfo, block: int, version: str) -> int:
     """Return the parameters of a block as ``version``; one without a part keeps both norms."""
-    gone = info.parameters - parameters_after(info, removal(block, version))
+    gone = info.parameters - parameters_after(info, removal(info, block, version))
     return info.block_parameters[block] - gone
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from core.charts import palette
 from core.charts.prune import log_axis
 from core.prune.budgets import Library
-from core.prune.version_results import VERSIONS, WHOLE, PlanCheck
+from core.prune.version_results import MLP_SHARES, VERSIONS, WHOLE, PlanCheck
 
 _ROWS = {"attention": 1, "mlp": 0}
 _LEFT = {
@@ -17,6 +17,7 @@ _LEFT = {
     "drop": (0.0, 0.0),
     "no-attention": (0.0, 1.0),
     "no-mlp": (1.0, 0.0),
+    **{name: (1.0, share) for name, share in MLP_SHARES.items()},
 }
 """Version -> share of the attention and of the MLP that is left."""
 CELL = 0.84

@@ -375,7 +375,7 @@ def quality(
 
 
 def _blocks(candidate: Candidate) -> str:
-    if candidate.removal.parts:
+    if candidate.removal.partial:
         return f"<br>without {candidate.removal.text}"
     return f"<br>without {', '.join(map(str, candidate.dropped))}" if candidate.dropped else ""
 

@@ -22,6 +22,20 @@ class Removal:
     """Blocks that lose their attention, and with it their key/value cache."""
     mlp: tuple[int, ...] = ()
     """Blocks that lose their MLP."""
+    width: tuple[tuple[int, int], ...] = ()
+    """(block, neurons) of blocks whose MLP keeps only so many neurons."""
+    order: str = ""
+    """Folder or id of the budget run that ranked the neurons; needed with ``width``."""
+
+    @property
+    def neurons(self) -> dict[int, int]:
+        """Block -> neurons that its MLP keeps, of the blocks in ``width``."""
+        return dict(self.width)
+
+    @property
+    def partial(self) -> bool:
+        """Whether something goes from blocks that stay: a part, or neurons."""
+        return bool(self.attention or self.mlp or self.width)
 
     @property
     def parts(self) -> tuple[tuple[int, str], ...]:
@@ -36,16 +50,20 @@ class Removal:
     @property
     def ordered(self) -> Removal:
         """The same in ascending order, so that equal sets are equal values."""
-        return Removal(*(tuple(sorted(one)) for one in (self.drop, self.attention, self.mlp)))
+        drop, attention, mlp = (tuple(sorted(one)) for one in (self.drop, self.attention, self.mlp))
+        return Removal(drop, attention, mlp, tuple(sorted(self.width)), self.order)
 
     def below(self, blocks: int) -> Removal:
         """Return what of it belongs to the first ``blocks`` blocks."""
-        lists = (self.drop, self.attention, self.mlp)
-        return Removal(*(tuple(b for b in one if b < blocks) for one in lists))
+        drop, attention, mlp = (
+            tuple(b for b in one if b < blocks) for one in (self.drop, self.attention, self.mlp)
+        )
+        width = tuple((b, neurons) for b, neurons in self.width if b < blocks)
+        return Removal(drop, attention, mlp, width, self.order)
 
     def __bool__(self) -> bool:
         """Whether anything goes."""
-        return bool(self.drop or self.attention or self.mlp)
+        return bool(self.drop or self.attention or self.mlp or self.width)
 
     @property
     def text(self) -> str:
@@ -57,6 +75,9 @@ class Removal:
             found.append(f"attention of {block_ranges(self.attention)}")
         if self.mlp:
             found.append(f"MLP of {block_ranges(self.mlp)}")
+        for count in sorted(set(self.neurons.values()), reverse=True):
+            blocks = [block for block, neurons in self.width if neurons == count]
+            found.append(f"all but {count:,} MLP neurons of {block_ranges(blocks)}")
         *first, last = found or ["nothing"]
         return f"{', '.join(first)} and {last}" if first else last
 
@@ -93,8 +114,10 @@ def check_removal(
     not have it.
     """
     blocks = len(shapes)
-    for numbers in (removal.drop, removal.attention, removal.mlp):
+    narrow = tuple(block for block, _ in removal.width)
+    for numbers in (removal.drop, removal.attention, removal.mlp, narrow):
         _check_numbers(numbers, blocks)
+    _check_width(removal, shapes)
     has = {"attention": "heads", "mlp": "intermediate"}
     for block, part in removal.parts:
         name = PARTS[part]
@@ -119,7 +142,25 @@ def check_removal(
         check_drop((*removal.drop, *empty), blocks, may_be_empty=True),
         tuple(b for b in removal.attention if b not in empty),
         tuple(b for b in removal.mlp if b not in empty),
+        removal.width,
+        removal.order,
     )
+
+
+def _check_width(removal: Removal, shapes: Sequence[Mapping[str, int]]) -> None:
+    for block, neurons in removal.width:
+        if block in removal.drop or block in removal.mlp:
+            what = "is dropped whole" if block in removal.drop else "loses its MLP"
+            raise PlanError(
+                f"Block {block} {what}, so its MLP cannot keep {neurons:,} neurons.",
+                "List the block once.",
+            )
+        now = shapes[block]["intermediate"]
+        if not 0 < neurons < now:
+            raise PlanError(
+                f"The MLP of block {block} cannot be cut to {neurons:,} neurons: it has {now:,}.",
+                f"Give 1 to {now - 1:,}." if now > 1 else "Leave the block out.",
+            )
 
 
 def _check_numbers(numbers: Sequence[int], blocks: int) -> None:

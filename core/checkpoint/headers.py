@@ -192,6 +192,15 @@ class CheckpointInfo:
         modules = self.block_modules[block]
         return sum(modules.get(kind, 0) for kind in families.PART_MODULES[part])
 
+    def narrowing(self, block: int, neurons: int) -> int:
+        """Return the parameters that go if a block's MLP keeps only ``neurons``.
+
+        Each has a row of gate and up, and a column of down.
+        """
+        modules, now = self.block_modules[block], self.block_shapes[block]["intermediate"]
+        rows = modules.get("gate_proj", 0) + modules.get("up_proj", 0)
+        return (now - neurons) * (rows // now + self.hidden) if now else 0
+
     def kv_bytes(self, batch: int, tokens: int, dtype: str | None = None) -> int:
         """Return the key/value cache in bytes for ``batch`` sequences of ``tokens`` tokens."""
         per_token = self.kv_bytes_per_token

@@ -105,12 +105,17 @@ def without_parts(
 
     ``shapes`` are the sizes of its blocks (`CheckpointInfo.block_shapes`).
     """
-    if not removal.parts:
+    if not removal.partial:
         return dict(config)
+    narrow = removal.neurons
 
     def sizes(field: str, part: str) -> list[int]:
         lost = getattr(removal, part)
-        return [0 if block in lost else shape[field] for block, shape in enumerate(shapes)]
+        left = narrow if part == "mlp" else {}
+        return [
+            0 if block in lost else left.get(block, shape[field])
+            for block, shape in enumerate(shapes)
+        ]
 
     return with_layer_sizes(
         config,

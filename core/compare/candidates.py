@@ -48,7 +48,7 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
 def is_plain_cut(candidate: Candidate) -> bool:
     """Whether blocks were removed and nothing else was done: a plan for it is the same model."""
     changed = candidate.retrained or candidate.quantized or candidate.healed
-    return candidate.kind == "depth" and not changed and not candidate.removal.parts
+    return candidate.kind == "depth" and not changed and not candidate.removal.partial
 
 
 def _of_variant(

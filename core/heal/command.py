@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import outside
 from core.checkpoint import chat, locate
+from core.checkpoint import neurons as neuron_order
 from core.checkpoint.drop import PARTS, Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
@@ -19,7 +20,7 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
 from core.errors import OptionError, PlanError
 from core.heal import seams
-from core.prune import depth
+from core.prune import depth, toggle
 from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
 from core.runs.dtypes import DTYPE_BYTES
@@ -44,6 +45,12 @@ class PruneSpec(DeviceOptions):
         (), help="Blocks that lose their attention, and with it their key/value cache, e.g. 3,5."
     )
     mlp: tuple[int, ...] = option((), help="Blocks that lose their MLP, e.g. 7.")
+    mlp_width: tuple[str, ...] = option(
+        (), help="Blocks whose MLP keeps only so many neurons, as block:neurons, e.g. 3:768,7:384."
+    )
+    neurons: str | None = option(
+        None, help="Budget run that ranked the neurons, for --mlp-width. A plan names its own."
+    )
     plan: str | None = option(None, help="A plan's JSON file, as printed by plan.")
     criterion: str | None = option(
         None, help="Criterion behind --drop, for the record; a plan contains its own."
@@ -128,6 +135,12 @@ def check_healing(
 
 def _check_whole(info: CheckpointInfo, removal: Removal) -> None:
     """Raise `PlanError` if a part of a block is missing after the cut, or before it."""
+    if removal.width:
+        raise PlanError(
+            f"Healing repairs the seams of whole blocks; the MLP of block {removal.width[0][0]} "
+            "is made narrower.",
+            "Leave out --heal, or remove whole blocks only.",
+        )
     if removal.parts:
         block, part = removal.parts[0]
         raise PlanError(
@@ -265,7 +278,9 @@ def chosen_by(spec: PruneSpec, plan: dict[str, Any]) -> str | None:
 
 def named(spec: PruneSpec) -> Removal:
     """Return the blocks and parts that the options name."""
-    return Removal(spec.drop, spec.attention, spec.mlp)
+    width = toggle.width_from_text(",".join(spec.mlp_width))
+    order = (spec.neurons or "") if width else ""
+    return Removal(spec.drop, spec.attention, spec.mlp, width, order)
 
 
 def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[Removal, dict[str, Any]]:
@@ -275,10 +290,11 @@ def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[Removal, dict[str,
     """
     given = named(spec)
     if given and spec.plan:
-        first = next(name for name in ("drop", "attention", "mlp") if getattr(given, name))
+        names = ("drop", "attention", "mlp", "mlp_width")
+        first = next(n for n in names if getattr(spec, n)).replace("_", "-")
         raise PlanError(
             f"Both --{first} and --plan are given.",
-            "Give either --drop, --attention and --mlp, or --plan FILE.",
+            "Give either --drop, --attention, --mlp and --mlp-width, or --plan FILE.",
         )
     if not spec.plan:
         if not given:
@@ -286,29 +302,46 @@ def selection(spec: PruneSpec, info: CheckpointInfo) -> tuple[Removal, dict[str,
                 "Neither --drop nor --plan is given.",
                 "Give --drop 3,5, --attention 3,5 or --mlp 7, or --plan FILE.",
             )
-        return check_removal(given, info.block_shapes), {}
+        return _checked(given, info), {}
     plan = _read_plan(spec.plan)
     planned = from_dict(PlanFile, plan)
     lists = (planned.drop, planned.attention, planned.mlp) if planned else ()
-    if planned is None or all(numbers is None for numbers in lists):
+    width = planned.mlp_width if planned else None
+    if planned is None or all(numbers is None for numbers in (*lists, width)):
         raise PlanError(
             f"{spec.plan} has no list 'drop' of block numbers, nor 'attention' or 'mlp'.",
             "Give the JSON output of the plan command.",
         )
-    for name in ("drop", "attention", "mlp"):
+    for name in ("drop", "attention", "mlp", "mlp_width"):
         if name in plan and getattr(planned, name) is None:
+            what = "list of block numbers" if name != "mlp_width" else "table of block and neurons"
             raise PlanError(
-                f"'{name}' in {spec.plan} is not a list of block numbers.",
+                f"'{name}' in {spec.plan} is not a {what}.",
                 "Give the JSON output of the plan command.",
             )
+    if any(not block.isdecimal() or len(block) > 6 for block in width or ()):
+        raise PlanError(
+            f"'mlp_width' in {spec.plan} names a block that is not a number.",
+            "Give the JSON output of the plan command.",
+        )
     if planned.blocks not in (None, info.blocks):
         raise PlanError(
             f"The plan {spec.plan} is for {planned.blocks} blocks, but the checkpoint has "
             f"{info.blocks}.",
             "Give the checkpoint that the plan was made for.",
         )
-    removal = Removal(*(numbers or () for numbers in lists))
-    return check_removal(removal, info.block_shapes), plan
+    narrow = tuple((int(block), count) for block, count in (width or {}).items())
+    order = (spec.neurons or planned.neurons) if narrow else ""
+    drop, attention, mlp = (numbers or () for numbers in lists)
+    return _checked(Removal(drop, attention, mlp, narrow, order), info), plan
+
+
+def _checked(removal: Removal, info: CheckpointInfo) -> Removal:
+    """Return ``removal`` if it can be cut; the order of its neurons is checked too."""
+    found = check_removal(removal, info.block_shapes)
+    width = [shape["intermediate"] for shape in info.block_shapes]
+    neuron_order.kept(found, width, info.key)
+    return found
 
 
 def _read_plan(name: str) -> dict[str, Any]:

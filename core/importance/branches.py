@@ -8,7 +8,7 @@ is applied to all states that need it, so its weights are read once, in order: M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ from core.model.precision import arithmetic_of
 from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, Progress
 
+Narrow = Mapping[tuple[int, str], tuple[int, ...]]
+"""(block, name of a version) -> the MLP neurons that it keeps."""
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called as (block, before, after) with the dense states [rows, tokens, hidden] of a block."""
 
@@ -127,6 +129,7 @@ def losses_without(
     want_kl: bool = False,
     dense: Tensor | None = None,
     label: str = "Block",
+    narrow: Narrow | None = None,
 ) -> Losses | None:
     """Return the losses of the model without each of ``sets`` of blocks, in one pass.
 
@@ -142,12 +145,14 @@ def losses_without(
         want_kl: Also compute KL(dense || without the set); one of the sets must be the empty one.
         dense: The dense model's last states on this batch, from an earlier pass: then none need be.
         label: Name of a step in progress messages.
+        narrow: With ``sublayers``: versions of MLPs with fewer neurons. A set that has the unit
+            ``(block, "mlp")`` and one of these, ``(block, name)``, runs that version instead.
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
     the head's work on `HEAD_TOKENS` tokens.
     """
     with torch.inference_mode():
-        walk = _Walk(view, batch, sets, progress, sublayers)
+        walk = _Walk(view, batch, sets, progress, sublayers, narrow)
         for block in range(len(view)):
             walk.run(block, observe, label)
         if not want_losses:
@@ -181,7 +186,9 @@ class _Walk:
         sets: Sequence[frozenset[Any]],
         progress: Progress,
         sublayers: bool,
+        narrow: Narrow | None = None,
     ) -> None:
+        self.narrow: Narrow = narrow or {}
         self.view, self.batch, self.sets, self.progress = view, batch, sets, progress
         self.sublayers = sublayers
         self.dtype = arithmetic_of(view.dtype, view.device)
@@ -194,14 +201,19 @@ class _Walk:
         self.states[0] = view.embed(batch.ids).to(self.dtype)
         self.members: list[list[int]] = [list(range(len(sets)))]
         self.chunk = chunk_rows(view.device, tokens)
-        self.done, self.total = 0, _work(view, sets, sublayers)
+        self.done, self.total = 0, _work(view, sets, sublayers, self.narrow)
 
     def units(self, block: int) -> list[tuple[Any, Callable[[Tensor], None]]]:
         """Return (unit, in-place function) of the block's parts."""
         if is_plain(self.view.blocks[block]):
             fast = FastBlock(self.view, block, self.dtype, self.scratch)
             if self.sublayers:
-                return [((block, "attention"), fast.attention_), ((block, "mlp"), fast.mlp_)]
+                found = [((block, "attention"), fast.attention_), ((block, "mlp"), fast.mlp_)]
+                return found + [
+                    ((block, name), fast.narrowed(kept))
+                    for (at, name), kept in self.narrow.items()
+                    if at == block and any((at, name) in one for one in self.sets)
+                ]
 
             def both(hidden: Tensor) -> None:
                 fast.attention_(hidden)
@@ -234,8 +246,9 @@ class _Walk:
         """Fork the states of sets that skip ``unit``; return the slot ranges to run it on."""
         run: list[int] = []
         for slot in range(len(self.members)):
-            out = [m for m in self.members[slot] if unit in self.sets[m]]
-            stay = [m for m in self.members[slot] if unit not in self.sets[m]]
+            instead = unit in self.narrow  # runs only for the sets that name it
+            out = [m for m in self.members[slot] if (unit in self.sets[m]) != instead]
+            stay = [m for m in self.members[slot] if (unit in self.sets[m]) == instead]
             if out and stay:
                 self.states[len(self.members)].copy_(self.states[slot])
                 self.members.append(out)
@@ -310,11 +323,12 @@ class _Walk:
         return Losses(nll[slot_of], counts, kl, self.done, dense)
 
 
-def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool) -> int:
+def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool, narrow: Narrow) -> int:
     """Return the number of unit passes, plus the head's work in the same unit."""
     units: list[Any] = list(range(len(view)))
     if sublayers:
         units = [(b, part) for b in units for part in ("attention", "mlp")]
     passes, states = counting.shared(units, sets)
+    passes += sum(unit in narrow for one in set(sets) for unit in one)
     block = sum(p.numel() for p in view.blocks[0].parameters())
     return passes + max(1, round(states * view.head_weight.numel() / block))

@@ -9,7 +9,8 @@ computing in 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -152,6 +153,17 @@ class FastBlock:
         if self.observe:
             self.observe("down", product)
         _add_linear_(flat, product, self.down)
+
+    def narrowed(self, kept: Sequence[int]) -> Callable[[Tensor], None]:
+        """Return `mlp_` with only the neurons ``kept``; holds a copy of their weights."""
+        other = copy.copy(self)
+        at = torch.tensor(list(kept), device=self.down[0].device)
+        neurons = self.down[0].shape[1]
+        rows = torch.cat([at, at + neurons])
+        weight, bias = self.gate_up
+        other.gate_up = (weight[rows], None if bias is None else bias[rows])
+        other.down = (self.down[0][:, at].contiguous(), self.down[1])
+        return other.mlp_
 
     def leave_out(self, o: Tensor, down: Tensor) -> None:
         """Ignore these channels of the output projections' inputs from now on."""

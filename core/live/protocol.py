@@ -32,6 +32,7 @@ from core.checkpoint.drop import Removal
 from core.data.calibration import JOINS
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
+from core.prune import toggle
 from core.runs.spec import option
 from core.runs.workspace import BOOKKEEPING, read_json
 
@@ -52,6 +53,10 @@ class Perplexity:
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
     attention: tuple[int, ...] = option((), help="Blocks whose attention to skip.")
     mlp: tuple[int, ...] = option((), help="Blocks whose MLP to skip.")
+    mlp_width: tuple[str, ...] = option(
+        (), help="MLPs to run with fewer neurons, as block:neurons, e.g. 3:768."
+    )
+    neurons: str = option("", help="Budget run that ranked the neurons, for mlp_width.")
     source: str = option("auto", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
     bos: str = option(
@@ -83,7 +88,8 @@ class Perplexity:
     @property
     def removal(self) -> Removal:
         """All that is skipped."""
-        return Removal(self.skip, self.attention, self.mlp)
+        width = toggle.width_from_text(",".join(self.mlp_width))
+        return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +125,17 @@ class Generate(Sampling):
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
     attention: tuple[int, ...] = option((), help="Blocks whose attention to skip.")
     mlp: tuple[int, ...] = option((), help="Blocks whose MLP to skip.")
+    mlp_width: tuple[str, ...] = option(
+        (), help="MLPs to run with fewer neurons, as block:neurons, e.g. 3:768."
+    )
+    neurons: str = option("", help="Budget run that ranked the neurons, for mlp_width.")
     chat: bool = option(False, help="Send the prompt as a user message in the chat template.")
 
     @property
     def removal(self) -> Removal:
         """All that is skipped."""
-        return Removal(self.skip, self.attention, self.mlp)
+        width = toggle.width_from_text(",".join(self.mlp_width))
+        return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
 
 
 QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,7 +56,12 @@ class Answer:
 
 
 Unit = int | tuple[int, str]
-"""What runs: a whole block, or (block, attention or mlp) of one that is skipped in part."""
+"""What runs: a whole block, (block, attention or mlp) of one that is skipped in part, or (block,
+which neurons) of one with a narrower MLP."""
+
+
+Layers = Mapping[tuple[int, str], torch.nn.Module]
+"""Blocks with a narrower MLP, whose weights are copies, by their units."""
 
 
 class WhatIf:
@@ -124,13 +129,16 @@ class WhatIf:
             PlanError: A block or its part does not exist, or nothing would be left.
             NotFiniteError: A loss is NaN or infinite.
         """
-        kept = tuple(self._units(self._view.check_skip(skip)))
+        removal = self._view.check_skip(skip)
+        narrow = self._view.narrowed(removal)
+        layers = {_narrow(removal, block): layer for block, layer in narrow.items()}
+        kept = tuple(self._units(removal))
         losses = self._losses.setdefault(kept, [])
         most = self.windows if windows is None else windows
         numbers = range(len(losses), math.ceil(most / len(self._chunks[0])))
         passes = 0
         with out_of_memory_explained("measuring perplexity"):
-            for found, computed in self._chunk_losses(numbers, kept, check):
+            for found, computed in self._chunk_losses(numbers, kept, check, layers):
                 losses.append(found)
                 passes += computed
                 if on_part:
@@ -144,17 +152,23 @@ class WhatIf:
                 yield block, "mlp"
             elif block in removal.mlp:
                 yield block, "attention"
+            elif block in removal.neurons:
+                yield _narrow(removal, block)
             elif block not in removal.drop:
                 yield block
 
     def _chunk_losses(
-        self, numbers: range, kept: tuple[Unit, ...], check: Callable[[], None] | None
+        self,
+        numbers: range,
+        kept: tuple[Unit, ...],
+        check: Callable[[], None] | None,
+        layers: Layers,
     ) -> Iterable[tuple[list[float], int]]:
         """Yield, for each chunk in ``numbers``, its losses and the number of blocks run."""
 
         @torch.inference_mode()
         def losses(number: int) -> tuple[list[float], int]:
-            hidden, computed = self._run(number, kept, check)
+            hidden, computed = self._run(number, kept, check, layers)
             return self._head(hidden, self._chunks[number], check), computed
 
         if self._threads == 1:
@@ -202,7 +216,11 @@ class WhatIf:
         return [value for chunk in self._losses.get(kept, []) for value in chunk]
 
     def _run(
-        self, number: int, kept: tuple[Unit, ...], check: Callable[[], None] | None
+        self,
+        number: int,
+        kept: tuple[Unit, ...],
+        check: Callable[[], None] | None,
+        layers: Layers,
     ) -> tuple[Tensor, int]:
         """Return the last block's output for one chunk, and the number of blocks run."""
         states = self._states[number]
@@ -217,7 +235,11 @@ class WhatIf:
                 check()
             unit = kept[at]
             block, part = unit if isinstance(unit, tuple) else (unit, "")
-            hidden = self._view.run_block(block, hidden, part)
+            layer = layers.get((block, part))
+            if layer is not None:
+                hidden = self._view.call_layer(layer, block, hidden)
+            else:
+                hidden = self._view.run_block(block, hidden, part)
             self._keep(states, kept[: at + 1], hidden)
         return hidden, len(kept) - depth
 
@@ -241,6 +263,11 @@ def _stderr(differences: Sequence[float]) -> float | None:
     if len(differences) < 2:
         return None
     return statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def _narrow(removal: Removal, block: int) -> tuple[int, str]:
+    """Return the unit of a block whose MLP keeps some neurons: which, by order and number."""
+    return block, f"{removal.neurons[block]} of {removal.order}"
 
 
 def _is_dense(prefix: tuple[Unit, ...]) -> bool:

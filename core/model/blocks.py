@@ -8,6 +8,7 @@ differ in biases, in query/key norms and in the blocks that attend within a slid
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from core.checkpoint import families
+from core.checkpoint import families, neurons
 from core.checkpoint.drop import PARTS, Removal, check_removal
 from core.errors import CheckpointError
 
@@ -115,9 +116,14 @@ class BlockView:
         return getattr(self.blocks[block], _MODULE_OF[part]) is not None
 
     def sizes(self) -> list[dict[str, int]]:
-        """Return 1 or 0 heads and intermediate of every block: what it has, for `check_removal`."""
+        """Return 1 or 0 heads, and the MLP neurons of every block, for `check_removal`."""
         return [
-            {"heads": int(self.has(b, "attention")), "intermediate": int(self.has(b, "mlp"))}
+            {
+                "heads": int(self.has(b, "attention")),
+                "intermediate": int(self.blocks[b].mlp.down_proj.in_features)
+                if self.has(b, "mlp")
+                else 0,
+            }
             for b in range(len(self))
         ]
 
@@ -221,9 +227,9 @@ class BlockView:
         """
         whole = skip if isinstance(skip, Removal) else Removal(tuple(int(b) for b in skip))
         lists = (whole.drop, whole.attention, whole.mlp)
-        return check_removal(
-            Removal(*(tuple(sorted({*one})) for one in lists)), self.sizes(), may_be_empty=True
-        )
+        drop, attention, mlp = (tuple(sorted({*one})) for one in lists)
+        ordered = Removal(drop, attention, mlp, tuple(sorted(whole.width)), whole.order)
+        return check_removal(ordered, self.sizes(), may_be_empty=True)
 
     @contextlib.contextmanager
     def skip(self, skip: Removal | Iterable[int]) -> Iterator[PreTrainedModel]:
@@ -247,9 +253,21 @@ class BlockView:
         removal = self.check_skip(skip)
         keep = [i for i in range(len(self)) if i not in removal.drop]
         left = {b: "mlp" for b in removal.attention} | {b: "attention" for b in removal.mlp}
-        return [
-            PartOfLayer(self.blocks[i], left[i]) if i in left else self.blocks[i] for i in keep
-        ], keep
+        layers: list[nn.Module] = []
+        narrow = self.narrowed(removal)
+        for i in keep:
+            layer = self.blocks[i]
+            layers.append(PartOfLayer(layer, left[i]) if i in left else narrow.get(i, layer))
+        return layers, keep
+
+    def narrowed(self, removal: Removal) -> dict[int, nn.Module]:
+        """Return the blocks of ``removal.width`` as they are with the neurons that they keep.
+
+        Raises `PlanError` if the order of the neurons is missing.
+        """
+        width = [size["intermediate"] for size in self.sizes()]
+        found = neurons.kept(removal, width)
+        return {block: narrow_layer(self.blocks[block], kept) for block, kept in found.items()}
 
     @contextlib.contextmanager
     def arranged(self, layers: Sequence[nn.Module], of: Sequence[int]) -> Iterator[PreTrainedModel]:
@@ -304,6 +322,26 @@ class PartOfLayer(nn.Module):
         from core.model.modeling_depthcut import run_part  # it imports four families' code
 
         return run_part(self, hidden_states, *args, **kwargs)
+
+
+def narrow_layer(layer: nn.Module, kept: Sequence[int]) -> nn.Module:
+    """Return a decoder layer whose MLP has only the neurons ``kept``; other weights are shared."""
+    narrow, mlp = copy.copy(layer), copy.copy(layer.mlp)
+    narrow._modules, mlp._modules = dict(layer._modules), dict(layer.mlp._modules)
+    at = torch.tensor(list(kept), device=mlp.down_proj.weight.device)
+    for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        whole = getattr(mlp, name)
+        linear = copy.copy(whole)
+        linear._parameters = dict(whole._parameters)
+        weight = whole.weight.detach().index_select(axis, at)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if axis == 0 and whole.bias is not None:
+            bias = whole.bias.detach().index_select(0, at)
+            linear.bias = nn.Parameter(bias, requires_grad=False)
+        linear.out_features, linear.in_features = weight.shape
+        mlp._modules[name] = linear
+    narrow._modules["mlp"] = mlp
+    return narrow
 
 
 def _cache_for(config: Any, attends: Sequence[bool]) -> None:

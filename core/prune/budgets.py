@@ -17,7 +17,14 @@ from core import outside
 from core.checkpoint.drop import Removal
 from core.errors import DataError, OptionError, PlanError
 from core.prune.set_results import Search
-from core.prune.version_results import OUTPUT_TOKENS, VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.version_results import (
+    MLP_SHARES,
+    OUTPUT_TOKENS,
+    VERSIONS,
+    WHOLE,
+    Budget,
+    VersionRow,
+)
 from core.runs.results import CsvRow
 
 GIB = 2**30
@@ -72,6 +79,7 @@ class Figures:
 class Solution:
     """What every block becomes."""
 
+    library: Library
     choice: Choice
     figures: Figures
     optimal: bool = True
@@ -80,16 +88,7 @@ class Solution:
     @property
     def removal(self) -> Removal:
         """The same as blocks and parts that go."""
-        return removal_of(self.choice)
-
-
-def removal_of(choice: Sequence[str]) -> Removal:
-    """Return what goes if every block becomes the version in ``choice``."""
-
-    def blocks(version: str) -> tuple[int, ...]:
-        return tuple(block for block, name in enumerate(choice) if name == version)
-
-    return Removal(blocks("drop"), blocks("no-attention"), blocks("no-mlp"))
+        return self.library.removal(self.choice)
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,20 @@ class Library:
             weight_bytes=found.rest_weight_bytes + sum(row.weight_bytes for row in rows),
             cache_bytes=sum(row.cache_bytes for row in rows),
         )
+
+    def removal(self, choice: Sequence[str]) -> Removal:
+        """Return what goes if every block becomes the version in ``choice``."""
+
+        def blocks(version: str) -> tuple[int, ...]:
+            return tuple(block for block, name in enumerate(choice) if name == version)
+
+        width = tuple(
+            (block, self.rows[block, version].neurons)
+            for block, version in enumerate(choice)
+            if version in MLP_SHARES
+        )
+        whole = (blocks("drop"), blocks("no-attention"), blocks("no-mlp"))
+        return Removal(*whole, width, self.source if width else "")
 
     def dense(self, output_tokens: int = OUTPUT_TOKENS) -> Figures:
         """Return the whole model's figures, by the same prediction as everything else."""
@@ -263,7 +276,7 @@ def solve(
     if found is None:
         raise PlanError(*program.out_of_reach())
     choice, optimal = found
-    return Solution(choice, library.figures(choice, output_tokens), optimal)
+    return Solution(library, choice, library.figures(choice, output_tokens), optimal)
 
 
 def least(

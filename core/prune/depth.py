@@ -8,16 +8,21 @@ config.json is written last.
 
 from __future__ import annotations
 
+import array
+import dataclasses
 import errno
+import functools
 import itertools
 import json
+import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.checkpoint import config_rules, families, headers, locate, own_code
+from core.checkpoint import config_rules, families, headers, locate, neurons, own_code
 from core.checkpoint.drop import Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorEntry, TensorIndex
 from core.errors import CheckpointError
@@ -85,10 +90,13 @@ def prune(
     record = make_record(
         folder, info, chosen, criterion=criterion, plan=plan, name=name, healing=healing
     )
-    parts = list(_parts(TensorIndex.read(folder), chosen, info.unused_tensors))
+    width = [shape["intermediate"] for shape in info.block_shapes]
+    kept = neurons.kept(chosen, width, info.key)
+    narrow = _Narrow(folder, kept, replaced or {})
+    parts = list(_parts(TensorIndex.read(folder), chosen, info.unused_tensors, narrow))
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, sum(part.size for part in parts))
-        _write_weights(folder, partial, parts, replaced or {}, progress)
+        _write_weights(folder, partial, parts, narrow.replaced, progress)
         staging.copy_companions(folder, partial, progress)
         custom = own_code.copy(config, partial)
         card = model_card.depth_card(record, config, custom_code=custom, imported=info.imported)
@@ -99,6 +107,56 @@ def prune(
         progress.check_cancel()
         staging.publish(partial, target)
     return record
+
+
+_ROWS = ("mlp.gate_proj", "mlp.up_proj")
+_COLUMNS = ("mlp.down_proj",)
+_ITEM = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""Bytes of an element -> code of an array that holds it unchanged."""
+
+
+class _Narrow:
+    """Cuts the tensors of MLPs that keep some neurons: rows of gate and up, columns of down."""
+
+    def __init__(
+        self, folder: Path, kept: Mapping[int, tuple[int, ...]], replaced: Replaced
+    ) -> None:
+        self.folder, self.kept = folder, kept
+        self.replaced: dict[str, Callable[[], bytes]] = dict(replaced)
+
+    def entry(self, entry: TensorEntry) -> TensorEntry:
+        """Return the entry as it will be written; its bytes are then made by `replaced`."""
+        block = families.block_of(entry.name)
+        if block is None or block not in self.kept:
+            return entry
+        module, _, kind = entry.name.removeprefix(f"model.layers.{block}.").rpartition(".")
+        rows = module in _ROWS
+        if not rows and not (module in _COLUMNS and kind == "weight"):
+            return entry
+        count = len(self.kept[block])
+        shape = (count, *entry.shape[1:]) if rows else (*entry.shape[:-1], count)
+        size = (entry.end - entry.start) // entry.shape[0 if rows else -1] * count
+        self.replaced[entry.name] = functools.partial(self._cut, entry, self.kept[block], rows)
+        return dataclasses.replace(entry, shape=shape, end=entry.start + size)
+
+    def _cut(self, entry: TensorEntry, kept: tuple[int, ...], rows: bool) -> bytes:
+        with (self.folder / entry.file).open("rb") as read:
+            read.seek(entry.start)
+            data = read.read(entry.end - entry.start)
+        if rows:
+            size = len(data) // entry.shape[0]
+            return b"".join(data[n * size : (n + 1) * size] for n in kept)
+        code = _ITEM[len(data) // math.prod(entry.shape)]
+        values: Sequence[int] = memoryview(data).cast(code)  # type: ignore[call-overload]
+        width, several = entry.shape[-1], operator.itemgetter(*kept)
+
+        def pick(row: Sequence[int]) -> Sequence[int]:
+            return several(row) if len(kept) > 1 else (row[kept[0]],)
+
+        return b"".join(
+            array.array(code, pick(values[at : at + width])).tobytes()
+            for at in range(0, len(values), width)
+        )
 
 
 def make_record(
@@ -150,6 +208,8 @@ def make_record(
         dropped=tuple(drop),
         attention=removal.attention,
         mlp=removal.mlp,
+        mlp_width={str(block): count for block, count in removal.width},
+        neurons=removal.order,
         without_attention=lacking("attention", "heads"),
         without_mlp=lacking("mlp", "intermediate"),
         kept=keep,
@@ -166,7 +226,9 @@ def make_record(
     )
 
 
-def _parts(index: TensorIndex, removal: Removal, unused: Sequence[str]) -> Iterator[_Part]:
+def _parts(
+    index: TensorIndex, removal: Removal, unused: Sequence[str], narrow: _Narrow
+) -> Iterator[_Part]:
     """Yield the files to write: the source's shards without what is removed, renumbered.
 
     Tensors that the model does not use are left out.
@@ -177,7 +239,10 @@ def _parts(index: TensorIndex, removal: Removal, unused: Sequence[str]) -> Itera
     kept = []
     for shard in index.shards:
         tensors = tuple(
-            (entry.name if block is None else families.renamed(entry.name, number[block]), entry)
+            (
+                entry.name if block is None else families.renamed(entry.name, number[block]),
+                narrow.entry(entry),
+            )
             for entry in shard.tensors
             if (block := families.block_of(entry.name)) not in dropped
             and entry.name not in left_out
@@ -237,7 +302,7 @@ def _write_weights(
 def _write_replaced(write: BinaryIO, entry: TensorEntry, data: bytes) -> None:
     if len(data) != entry.end - entry.start:
         raise CheckpointError(
-            f"{entry.name} has {entry.end - entry.start:,} bytes in the source, but its healed "
+            f"{entry.name} has {entry.end - entry.start:,} bytes in the source, but its new "
             f"weights have {len(data):,}.",
             "Do not change the source during pruning; start again.",
         )

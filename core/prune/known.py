@@ -191,7 +191,7 @@ def healing_rows(
 
     Empty if no plan's blocks were cut and healed yet.
     """
-    healed = {n: found.get(frozenset(r.drop)) for n, r in plans.items() if r and not r.parts}
+    healed = {n: found.get(frozenset(r.drop)) for n, r in plans.items() if r and not r.partial}
     known = {name: healing for name, healing in healed.items() if healing}
     if not known:
         return []
@@ -223,14 +223,18 @@ def _both(before: float | None, after: float | None) -> str:
 
 def labelled(removal: Removal) -> str:
     """Return what is removed as a label: block numbers in removal order, or words with parts."""
-    return removal.text if removal.parts else ", ".join(map(str, removal.drop))
+    return removal.text if removal.partial else ", ".join(map(str, removal.drop))
 
 
 def shortly(removal: Removal) -> str:
     """Return the block numbers, or with parts how many of each, as a label of bounded length."""
-    if not removal.parts:
+    if not removal.partial:
         return labelled(removal)
-    counts = {"block": len(removal.drop), "part": len(removal.parts)}
+    counts = {
+        "block": len(removal.drop),
+        "part": len(removal.parts),
+        "narrower MLP": len(removal.width),
+    }
     return ", ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
 
 
@@ -252,6 +256,7 @@ def rows(
         "blocks dropped": lambda o, q, d: words.block_ranges(d.drop) or "none",
         "without attention": lambda o, q, d: words.block_ranges(d.attention) or "none",
         "without MLP": lambda o, q, d: words.block_ranges(d.mlp) or "none",
+        "narrower MLP": lambda o, q, d: words.block_ranges(d.neurons) or "none",
         "blocks left": lambda o, q, d: f"{o.blocks}",
         "parameters": lambda o, q, d: f"{o.parameters:,}",
         "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
@@ -260,7 +265,11 @@ def rows(
         "key/value cache": lambda o, q, d: size(o.kv_bytes),
         "weights + cache": lambda o, q, d: size(o.total_bytes),
     }
-    for fact, part in (("without attention", "attention"), ("without MLP", "mlp")):
+    for fact, part in (
+        ("without attention", "attention"),
+        ("without MLP", "mlp"),
+        ("narrower MLP", "width"),
+    ):
         if not any(getattr(removal, part) for _, _, removal in columns.values()):
             del facts[fact]
     return [

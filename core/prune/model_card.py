@@ -32,8 +32,9 @@ def depth_card(
     and with no other. ``imported`` is the source's import.json.
     """
     criterion = record.criterion or "chosen by hand"
-    what = ["whole transformer blocks"] if record.dropped or not record.removal.parts else []
+    what = ["whole transformer blocks"] if record.dropped or not record.removal.partial else []
     what += ["attention or MLP of single blocks"] if record.removal.parts else []
+    what += ["MLP neurons of single blocks"] if record.removal.width else []
     lines = [
         *front_matter(record.base_model, "depth-pruning"),
         f"# {shown(record.base_model)} without {record.counted}",
@@ -67,7 +68,9 @@ def _lacking(record: Pruning) -> list[str]:
         ),
         "blocks of the base model without an MLP": record.without_mlp,
     }
-    return [f"| {what} | {_list(blocks)} |" for what, blocks in rows.items() if blocks]
+    found = [f"| {what} | {_list(blocks)} |" for what, blocks in rows.items() if blocks]
+    width = ", ".join(f"{block}: {count:,}" for block, count in record.mlp_width.items())
+    return [*found, *([f"| MLP neurons left, by block of the source | {width} |"] if width else [])]
 
 
 def _healing(found: Healing | None) -> list[str]:

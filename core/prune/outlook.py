@@ -138,6 +138,8 @@ def quality(
     dense model's, as if they were independent. The actual perplexity is usually higher.
     """
     gone = removal if isinstance(removal, Removal) else Removal(tuple(removal))
+    if gone.width:
+        return None  # no run but a budget's has measured narrower MLPs, and that by KL
     wanted, parts = frozenset(gone.drop), frozenset(gone.parts)
     alone = sublayers or {}
     if not gone:

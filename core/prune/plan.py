@@ -10,7 +10,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from core import words
@@ -56,11 +56,16 @@ class Plan:
     """Kept blocks that lose their attention."""
     mlp: tuple[int, ...] = ()
     """Kept blocks that lose their MLP."""
+    mlp_width: dict[int, int] = field(default_factory=dict)
+    """Block -> neurons that its MLP keeps."""
+    neurons: str = ""
+    """The budget run that ranked them."""
 
     @property
     def removal(self) -> Removal:
         """All that goes."""
-        return Removal(self.drop, self.attention, self.mlp)
+        width = tuple(self.mlp_width.items())
+        return Removal(self.drop, self.attention, self.mlp, width, self.neurons)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -101,12 +106,16 @@ class Sizes(Protocol):
     def part_parameters(self, block: int, part: str) -> int:
         """Return the parameters of a block's attention or mlp."""
 
+    def narrowing(self, block: int, neurons: int) -> int:
+        """Return the parameters that go if a block's MLP keeps only ``neurons``."""
+
 
 def parameters_after(info: Sizes, removal: Removal | Sequence[int]) -> int:
     """Return the exact number of parameters left without some blocks, and parts of others."""
     found = removal if isinstance(removal, Removal) else Removal(tuple(removal))
     left = info.parameters - sum(info.block_parameters[block] for block in set(found.drop))
-    return left - sum(info.part_parameters(block, part) for block, part in found.parts)
+    left -= sum(info.part_parameters(block, part) for block, part in found.parts)
+    return left - sum(info.narrowing(block, neurons) for block, neurons in found.width)
 
 
 def choose(
@@ -192,6 +201,8 @@ def _plan(
         drop=removal.drop,
         attention=removal.attention,
         mlp=removal.mlp,
+        mlp_width=removal.neurons,
+        neurons=removal.order,
         keep=tuple(block for block in range(blocks) if block not in removal.drop),
         criterion=name,
         protected=(*range(first), *range(blocks - last, blocks)),

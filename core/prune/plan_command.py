@@ -18,6 +18,7 @@ from core.prune import budgets, plan
 from core.prune import scores as block_scores
 from core.prune.budgets import Limits
 from core.prune.version_results import OUTPUT_TOKENS
+from core.runs import workspace
 from core.runs.progress import StderrProgress
 from core.runs.spec import option
 
@@ -84,7 +85,7 @@ class PlanSpec:
 
 def run(spec: PlanSpec) -> dict[str, Any]:
     """Return the plan as printed: `Plan.to_dict` with the schema version."""
-    folder = block_scores.located(spec.scores)
+    folder = workspace.located(spec.scores)
     if folder is not None and budgets.is_run(folder):
         return _solve(spec, folder)
     if folder is not None:
@@ -132,7 +133,7 @@ def _solve(spec: PlanSpec, folder: Path) -> dict[str, Any]:
                 f"--{name} does not apply to a budget run.",
                 "Give --latency, --tokens-per-s, --memory-gib or --params.",
             )
-    pairs = block_scores.located(spec.pairs) if spec.pairs else None
+    pairs = workspace.located(spec.pairs) if spec.pairs else None
     if spec.pairs and pairs is None:
         raise OptionError(f"--pairs: {spec.pairs} does not exist.", "Give a search run's folder.")
     library = budgets.load(folder, spec.scores, pairs)

@@ -22,6 +22,10 @@ class PlanFile:
     """Blocks that lose their attention."""
     mlp: tuple[int, ...] | None = None
     """Blocks that lose their MLP."""
+    mlp_width: dict[str, int] | None = None
+    """Block -> neurons that its MLP keeps."""
+    neurons: str = ""
+    """The budget run that ranked the neurons."""
     criterion: str | None = None
     protected: tuple[int, ...] = ()
     """Blocks that were not offered for removal."""
@@ -161,6 +165,10 @@ class Pruning(JsonResult):
     """Kept blocks that lost their attention, by their numbers in ``source``."""
     mlp: tuple[int, ...] = ()
     """Kept blocks that lost their MLP."""
+    mlp_width: dict[str, int] = field(default_factory=dict)
+    """Block -> neurons that its MLP kept, of those that this cut made narrower."""
+    neurons: str = ""
+    """The budget run that ranked the neurons."""
     without_attention: tuple[int, ...] = ()
     """Kept blocks that have no attention, earlier cuts included, by the base model's numbers."""
     without_mlp: tuple[int, ...] = ()
@@ -190,14 +198,17 @@ class Pruning(JsonResult):
     @property
     def removal(self) -> Removal:
         """What this cut took, by the numbers of ``source``."""
-        return Removal(self.dropped, self.attention, self.mlp)
+        width = tuple((int(b), n) for b, n in self.mlp_width.items() if b.isdecimal())
+        return Removal(self.dropped, self.attention, self.mlp, width, self.neurons)
 
     @property
     def counted(self) -> str:
         """What this cut took, in numbers: ``2 blocks``, or ``2 blocks and 3 parts of blocks``."""
         count, parts = len(self.dropped), len(self.attention) + len(self.mlp)
-        found = [f"{count} block{'s' * (count != 1)}"] if count or not parts else []
+        narrow = len(self.mlp_width)
+        found = [f"{count} block{'s' * (count != 1)}"] if count or not (parts or narrow) else []
         found += [f"{parts} part{'s' * (parts != 1)} of blocks"] if parts else []
+        found += [f"some neurons of {narrow} MLP{'s' * (narrow != 1)}"] if narrow else []
         return " and ".join(found)
 
     @property

@@ -147,14 +147,6 @@ class BlockScores:
         return tuple(sorted(range(self.blocks), key=lambda block: (scores[block], block)))
 
 
-def located(path: str | Path) -> Path | None:
-    """Return the folder or file that a name means: a path, or a run's id; None if there is none."""
-    given = outside.path_of(str(path))
-    if not outside.exists(given) and outside.is_folder(workspace.default_root() / str(path)):
-        given = workspace.default_root() / str(path)
-    return given if outside.exists(given) else None
-
-
 def load(path: str | Path) -> BlockScores:
     """Read the folder of an importance or search run (or its id), or a CSV of block scores.
 
@@ -165,7 +157,7 @@ def load(path: str | Path) -> BlockScores:
 
     Raises `DataError` if the scores are missing or inconsistent.
     """
-    given = located(path)
+    given = workspace.located(path)
     if given is None:
         raise DataError(
             f"No scores found at {outside.brief(str(path), 200)}.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from core import outside
 from core.checkpoint.drop import PARTS, Removal
 from core.errors import OptionError
 from core.runs.spec import parse_numbers
@@ -65,16 +66,20 @@ def toggle_part(chosen: Removal, block: int, part: str) -> Removal:
     rest = with_drop(chosen, (b for b in chosen.drop if b != block))
     kept = {name: tuple(b for b in getattr(rest, name) if b != block) for name in PARTS}
     if len(gone) == len(PARTS):
-        return Removal((*rest.drop, block), kept["attention"], kept["mlp"])
+        return with_drop(
+            Removal(rest.drop, **kept, width=rest.width, order=rest.order), (*rest.drop, block)
+        )
     kept |= {name: (*kept[name], block) for name in gone}
-    return Removal(rest.drop, kept["attention"], kept["mlp"])
+    width = tuple(one for one in rest.width if one[0] not in kept["mlp"])
+    return Removal(rest.drop, **kept, width=width, order=rest.order)
 
 
 def with_drop(chosen: Removal, drop: Iterable[int]) -> Removal:
     """Return ``chosen`` with ``drop`` as its whole blocks, of which no part is listed any more."""
     blocks = tuple(drop)
-    parts = (tuple(b for b in getattr(chosen, name) if b not in blocks) for name in PARTS)
-    return Removal(blocks, *parts)
+    attention, mlp = (tuple(b for b in getattr(chosen, name) if b not in blocks) for name in PARTS)
+    width = tuple(one for one in chosen.width if one[0] not in blocks)
+    return Removal(blocks, attention, mlp, width, chosen.order)
 
 
 def follow_part(chosen: Removal, part: str, wanted: Iterable[int]) -> Removal:
@@ -134,6 +139,37 @@ def follow(chosen: Sequence[int], wanted: Iterable[int]) -> Blocks:
 def to_text(chosen: Sequence[int]) -> str:
     """Return ``3,5``, the form used in the URL and on the command line."""
     return ",".join(str(b) for b in chosen)
+
+
+def options_of(removal: Removal) -> dict[str, Any]:
+    """Return ``removal`` as options of prune and of the recipe make; empty ones are left out."""
+    found: dict[str, Any] = {
+        "drop": removal.drop,
+        "attention": removal.attention,
+        "mlp": removal.mlp,
+        "mlp_width": tuple(f"{block}:{count}" for block, count in removal.width),
+        "neurons": removal.order if removal.width else "",
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def width_to_text(width: Sequence[tuple[int, int]]) -> str:
+    """Return ``3:768,5:384``, the form of narrower MLPs in the URL and on the command line."""
+    return ",".join(f"{block}:{neurons}" for block, neurons in width)
+
+
+def width_from_text(text: str) -> tuple[tuple[int, int], ...]:
+    """Read ``3:768,5:384``; raises `OptionError` as the command line does."""
+    found = []
+    for item in filter(None, (part.strip() for part in text[:20_000].split(","))):
+        block, _, count = item.partition(":")
+        if not (block.strip().isdecimal() and count.strip().isdecimal() and len(item) < 20):
+            raise OptionError(
+                f"--mlp-width: '{outside.brief(item)}' is not block:neurons.",
+                "Use e.g. 3:768 for 768 neurons of block 3.",
+            )
+        found.append((int(block), int(count)))
+    return tuple(found)
 
 
 def from_text(text: str) -> Blocks:

@@ -19,8 +19,15 @@ VERSIONS = {
     "drop": "dropped",
     "no-attention": "without attention",
     "no-mlp": "without MLP",
+    "mlp75": "with 75 % of the MLP",
+    "mlp50": "with 50 % of the MLP",
+    "mlp25": "with 25 % of the MLP",
 }
 """What else a block can become -> how it is written."""
+
+
+MLP_SHARES = {"mlp75": 0.75, "mlp50": 0.5, "mlp25": 0.25}
+"""Version -> share of the MLP's neurons that it keeps."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class VersionRow(CsvRow):
     """Seconds that the block takes for one more token of every sequence."""
     params: int = 0
     weight_bytes: int = 0
+    neurons: int = 0
+    """Neurons of the MLP."""
     cache_bytes: int = 0
     """Keys and values of all sequences at the run's context."""
 

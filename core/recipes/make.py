@@ -19,6 +19,7 @@ from core.compare.verdict import Contender, Verdict, verdict_of
 from core.errors import OptionError, RunError
 from core.evaluate.estimate import PART, capped
 from core.evaluate.spec import EvaluateSpec
+from core.prune import toggle
 from core.recipes import decision, drop_one, parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step
 from core.recipes.chain import Verdict as Told
@@ -30,7 +31,8 @@ PRUNED, RETRAINED = "pruned", "retrained"
 
 def removal_of(spec: RecipeSpec) -> Removal:
     """Return what the options name; empty if ``--ratio`` chooses."""
-    return Removal(spec.drop, spec.attention, spec.mlp)
+    width = toggle.width_from_text(",".join(spec.mlp_width))
+    return Removal(spec.drop, spec.attention, spec.mlp, width, spec.neurons or "")
 
 
 def check(spec: RecipeSpec) -> None:
@@ -71,7 +73,11 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 
 def _cut(spec: RecipeSpec) -> dict[str, Any]:
-    values = {"checkpoint": spec.checkpoint, **vars(removal_of(spec)), "heal": spec.heal}
+    values = {
+        "checkpoint": spec.checkpoint,
+        **toggle.options_of(removal_of(spec)),
+        "heal": spec.heal,
+    }
     more = {"criterion": spec.criterion} if spec.criterion else {}
     return values | more | ({"calibration": spec.calibration} if spec.heal != "none" else {})
 

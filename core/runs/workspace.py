@@ -171,6 +171,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def located(name: str | Path) -> Path | None:
+    """Return the folder or file that a name means: a path, or a run's id; None if there is none."""
+    given = outside.path_of(str(name))
+    if not outside.exists(given) and outside.is_folder(default_root() / str(name)):
+        given = default_root() / str(name)
+    return given if outside.exists(given) else None
+
+
 def default_root() -> Path:
     """Return the workspace folder: ``$DEPTHCUT_WORKSPACE``, or ``workspace``."""
     return Path(os.environ.get("DEPTHCUT_WORKSPACE") or "workspace")

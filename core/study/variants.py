@@ -63,7 +63,7 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
     # a quantized checkpoint keeps a copy of its source's pruning.json, and cuts nothing itself
     written = WidthPruning() if record.command == "quantize" else cut_of(record.path)
     cut = Cut(
-        written.dropped or (() if written.removal.parts else _asked(record)),
+        written.dropped or (() if written.removal.partial else _asked(record)),
         written.attention,
         written.mlp,
         written.blocks_after,
@@ -109,7 +109,7 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         found = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
         lacking = {f: getattr(written, f) for f in ("without_attention", "without_mlp")}
         found = replace(found, **lacking)
-        by_hand = found.removal.text if found.removal.parts else ", ".join(map(str, gone))
+        by_hand = found.removal.text if found.removal.partial else ", ".join(map(str, gone))
         label = (named if method else f"without {by_hand}") + share
         label += ", healed" if written.healed else ""
         found = replace(found, healed=written.healed)

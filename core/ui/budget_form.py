@@ -38,8 +38,9 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     """Draw the section for checkpoint ``name``; ``first`` and ``last`` blocks are protected."""
     st.subheader("Stay within a budget")
     st.caption(
-        "Measures once what every version of every block costs: dropped, without attention or "
-        "without MLP. Then the best plan for any budget is solved as you move it."
+        "Measures once what every version of every block costs: dropped, without attention, "
+        "without MLP, or with some of its MLP's neurons. Then the best plan for any budget is "
+        "solved as you move it."
     )
     found = known.budget_runs(state.workspace(), info)
     opened = state.form_is_open("budget", not found)
@@ -128,8 +129,8 @@ def _picker(found: list[RunRecord], watched: str) -> RunRecord | None:
 
 
 @st.cache_resource(max_entries=20, show_spinner=False)
-def _library(folder: Path, pairs: Path | None, changed: int) -> Library:
-    return budgets.load(folder, str(folder), pairs)
+def _library(folder: Path, name: str, pairs: Path | None, changed: int) -> Library:
+    return budgets.load(folder, name, pairs)
 
 
 @st.cache_resource(max_entries=2000, show_spinner=False)
@@ -172,7 +173,7 @@ def _solved(
     pairs = search.path if search and counted else None
     try:
         changed = (record.path / VersionRow.FILE).stat().st_mtime_ns
-        library = _library(record.path, pairs, changed)
+        library = _library(record.path, record.id, pairs, changed)
         key = (str(record.path), str(pairs), changed)
         limits = _sliders(library, key, tokens, (first, last))
         solved = _solution(library, key, limits, tokens, (first, last)) if limits.given else None

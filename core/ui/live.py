@@ -19,7 +19,7 @@ from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
 from core.live.replies import Measured, Part, Token, Waiting
-from core.runs.workspace import Workspace
+from core.runs.workspace import Workspace, located
 
 KEPT = 4096
 """Answers that a dashboard caches."""
@@ -168,6 +168,8 @@ def ask_live(question: Question) -> None:
         "skip": sorted(question.skip.drop),
         "attention": sorted(question.skip.attention),
         "mlp": sorted(question.skip.mlp),
+        "mlp_width": [f"{block}:{count}" for block, count in question.skip.width],
+        "neurons": str(located(question.skip.order) or "") if question.skip.width else "",
         **question.text,
     }
     kind = "generate" if "prompt" in question.text else "perplexity"

@@ -10,6 +10,7 @@ import streamlit as st
 from core.checkpoint.drop import Removal
 from core.errors import DepthcutError
 from core.heal import seams
+from core.prune import toggle
 from core.recipes import make
 from core.recipes.results import RecipeSummary
 from core.recipes.retraining import STEPS
@@ -80,7 +81,7 @@ def _options(form: forms.Form, removal: Removal, criterion: str, checkpoint: str
     )  # fmt: skip
     methods = {label: method for method, label in LABELS.items()}
     values: dict[str, Any] = {"name": RECIPE, "checkpoint": checkpoint}
-    values |= {name: blocks for name, blocks in vars(removal).items() if blocks}
+    values |= toggle.options_of(removal)
     if criterion:
         values["criterion"] = criterion
     if repair in HEALS:
@@ -134,8 +135,10 @@ def _same(record: RunRecord, removal: Removal, values: Mapping[str, Any]) -> boo
     def of(name: str, default: Any = ()) -> Any:
         return record.spec.get(name) or default
 
+    named = toggle.options_of(removal)
+    lists = ("drop", "attention", "mlp", "mlp_width")
     blocks: Sequence[tuple[Any, Any]] = [
-        (sorted(of(name)), sorted(getattr(removal, name))) for name in ("drop", "attention", "mlp")
+        (sorted(of(name)), sorted(named.get(name, ()))) for name in lists
     ]
     repairs = [(of(n, "none"), values.get(n, "none")) for n in ("heal", "retrain")]
     return all(one == other for one, other in (*blocks, *repairs))

@@ -27,7 +27,12 @@ _QUERY = {
     "B": {"drop": "b", "attention": "b_attention", "mlp": "b_mlp"},
 }
 """Plan -> list of its removal -> name in the URL."""
-_LISTS = tuple(name for names in _QUERY.values() for name in names.values())
+_WIDTH = {"A": ("width", "neurons"), "B": ("b_width", "b_neurons")}
+"""Plan -> names in the URL of its narrower MLPs and of the budget run that ranked the neurons."""
+_LISTS = (
+    *(name for names in _QUERY.values() for name in names.values()),
+    *(name for names in _WIDTH.values() for name in names),
+)
 _NAMES = (*_LISTS, "plan", "run", "criterion", "text")
 _STATE = "prune_pad"
 ECHO_S = 10.0
@@ -159,8 +164,13 @@ def adopt(record: RunRecord) -> None:
     given = (spec.get(name) for name in ("drop", "attention", "mlp"))
     known = (one if isinstance(one, list) else [] for one in given)
     lists = [tuple(b for b in one if type(b) is int) for one in known]
-    if record.command == "prune" and any(lists):
-        pad.change(Removal(*lists))
+    try:
+        width = toggle.width_from_text(",".join(map(str, spec.get("mlp_width") or ())))
+    except (OptionError, TypeError):
+        width = ()
+    if record.command == "prune" and (any(lists) or width):
+        drop, attention, mlp = lists
+        pad.change(Removal(drop, attention, mlp, width, str(spec.get("neurons") or "")))
     if record.command == "curve":
         pad.run = str(scores or "").rstrip("/").rsplit("/", 1)[-1]
         pad.criterion = str((*(criteria or ()), pad.criterion)[0])
@@ -169,13 +179,18 @@ def adopt(record: RunRecord) -> None:
 def _read(pad: Pad, query: dict[str, str]) -> None:
     pad.seen, pad.error = query, ""
     for plan, names in _QUERY.items():
-        lists = {}
+        lists: dict[str, Any] = {}
         for kind, name in names.items():
             try:
                 lists[kind] = toggle.from_text(query[name])
             except OptionError as error:
                 pad.error = str(error)
-        pad.plans[plan] = Removal(**lists)
+        width, order = (query[name] for name in _WIDTH[plan])
+        try:
+            lists["width"] = toggle.width_from_text(width)
+        except OptionError as error:
+            pad.error = str(error)
+        pad.plans[plan] = Removal(**lists, order=order)
     pad.active = query["plan"] if query["plan"] in PLANS else "A"
     pad.change(pad.removal)
     pad.run = query["run"] or pad.run
@@ -195,6 +210,9 @@ def share(pad: Pad) -> None:
         for plan, names in _QUERY.items()
         for kind, name in names.items()
     }
+    for plan, (width, order) in _WIDTH.items():
+        query[width] = toggle.width_to_text(pad.plans[plan].width)
+        query[order] = pad.plans[plan].order if pad.plans[plan].width else ""
     query |= {
         "plan": pad.active if pad.active != "A" else "",
         "run": pad.run,

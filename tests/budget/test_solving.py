@@ -12,7 +12,7 @@ import pytest
 from core.errors import DepthcutError, OptionError, PlanError
 from core.prune import budgets
 from core.prune.budgets import Library, Limits
-from core.prune.version_results import VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.version_results import WHOLE, Budget, VersionRow
 
 ALL = (WHOLE, "drop", "no-attention", "no-mlp")
 
@@ -28,10 +28,10 @@ def library(seed=0, blocks=5, pairs=False):
             noise = draw.uniform(0.8, 1.2)
             rows[block, version] = VersionRow(
                 block, version, kl, 2.0 + kl, share * noise, share * noise / 50,
-                round(1000 * share), round(4000 * share), 0 if "attention" in version else 600,
+                round(1000 * share), round(4000 * share), 48, 0 if "attention" in version else 600,
             )  # fmt: skip
     summary = Budget(
-        blocks=blocks, measured=tuple(VERSIONS), batch=2, rest_prefill_s=0.5, rest_decode_s=0.02,
+        blocks=blocks, measured=ALL[1:], batch=2, rest_prefill_s=0.5, rest_decode_s=0.02,
         rest_params=700, rest_weight_bytes=2800,
     )  # fmt: skip
     beyond = {pair: draw.uniform(-0.4, 0.6) for pair in itertools.combinations(range(blocks), 2)}

@@ -12,12 +12,13 @@ from core.charts import budget as charts
 from core.checkpoint import headers
 from core.prune import budgets
 from core.prune.budgets import Limits
-from core.prune.version_results import VERSIONS, WHOLE, Budget, VersionRow
+from core.prune.version_results import WHOLE, Budget, VersionRow
 from core.runs import workspace
 
 ROOT = Path(__file__).parents[2]
-SHARE = {WHOLE: 1.0, "drop": 0.0, "no-attention": 0.6, "no-mlp": 0.45}
-KL = {WHOLE: 0.0, "drop": 0.5, "no-attention": 0.1, "no-mlp": 0.25}
+SHARE = {WHOLE: 1.0, "drop": 0.0, "no-attention": 0.6, "no-mlp": 0.45, "mlp50": 0.7}
+KL = {WHOLE: 0.0, "drop": 0.5, "no-attention": 0.1, "no-mlp": 0.25, "mlp50": 0.06}
+NEURONS = {WHOLE: 48, "drop": 0, "no-attention": 48, "no-mlp": 0, "mlp50": 24}
 
 
 class Files:
@@ -45,7 +46,7 @@ def measured(tmp_path, monkeypatch, tiny_gqa):
     info = headers.inspect(tiny_gqa)
     rest = info.parameters - sum(info.block_parameters)
     Budget(
-        checkpoint_key=info.key, blocks=info.blocks, measured=tuple(VERSIONS), batch=1, context=64,
+        checkpoint_key=info.key, blocks=info.blocks, measured=tuple(SHARE)[1:], batch=1, context=64,
         calibration="demo", samples=4, length=32, seed=7, tokens=124, device="cpu", runs=3,
         compute_dtype="float32", timed_dtype="float32", rest_prefill_s=0.1, rest_decode_s=0.001,
         rest_params=rest, rest_weight_bytes=4 * rest,
@@ -54,7 +55,8 @@ def measured(tmp_path, monkeypatch, tiny_gqa):
         VersionRow(
             block, name, (1 + block) * KL[name], 2.0, share, share / 100,
             round(share * info.block_parameters[block]),
-            4 * round(share * info.block_parameters[block]), 0 if "attention" in name else 512,
+            4 * round(share * info.block_parameters[block]), NEURONS[name],
+            0 if "attention" in name else 512,
         )
         for block in range(info.blocks)
         for name, share in SHARE.items()
@@ -78,7 +80,8 @@ def chart_of(at):
 
 def removed(spec):
     parts = {t["name"].split()[0]: t["y"] for t in spec["data"] if "removed" in t["name"]}
-    return {part: [b for b, y in enumerate(ys) if y > 0.5] for part, ys in parts.items()}
+    full = {part: [b for b, y in enumerate(ys) if y > 0.5] for part, ys in parts.items()}
+    return full | {"half": [b for b, y in enumerate(parts["mlp"]) if 0.4 < y < 0.45]}
 
 
 def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, tiny_gqa):
@@ -94,6 +97,7 @@ def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, t
         both = solved.removal
         assert gone["attention"] == sorted({*both.drop, *both.attention})
         assert gone["mlp"] == sorted({*both.drop, *both.mlp})
+        assert gone["half"] == [block for block, _ in both.width]
         shown = {m.label: m.value for m in at.metric}
         assert shown["KL, predicted"] == f"{solved.figures.kl:.4f}"
         assert shown["Parameters"] == f"{solved.figures.params:,}"
@@ -110,7 +114,11 @@ def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, t
     assert not at.exception
     pad = at.session_state["prune_pad"]
     assert pad.removal.ordered == solved.removal.ordered
-    assert any("prune" in c.value and "--criterion budget" in c.value for c in at.code)
+    commands = [c.value for c in at.code if "--criterion budget" in c.value]
+    assert solved.removal.width
+    width = ",".join(f"{block}:24" for block, _ in solved.removal.width)
+    assert any(f"--mlp-width {width} --neurons versions" in c for c in commands)
+    assert at.query_params["width"] == [width]
 
 
 def test_the_figure_says_what_every_block_could_become(measured):
@@ -138,6 +146,6 @@ def test_the_launcher_estimates_and_names_the_command(tmp_path, monkeypatch, tin
     at = open_page(tiny_gqa)
     assert any(c.value.startswith("python -m core budget ") for c in at.code)
     captions = " ".join(c.value for c in at.caption)
-    assert "KL of 15 versions" in captions
+    assert "KL of 30 versions" in captions
     start = next(b for b in at.button if b.key == "budget_start")
     assert not start.disabled

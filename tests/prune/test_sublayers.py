@@ -32,7 +32,8 @@ def silenced(folder, removal):
     gone = {*removal.parts, *((b, part) for b in removal.drop for part in OUTPUTS)}
     for block, part in gone:
         module, name = OUTPUTS[part]
-        getattr(getattr(model.model.layers[block], module), name).weight.data.zero_()
+        for parameter in getattr(getattr(model.model.layers[block], module), name).parameters():
+            parameter.data.zero_()
     return model
 
 
@@ -198,3 +199,76 @@ def test_a_config_with_a_block_of_nothing_is_refused(tiny_gqa, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="gives block 0 neither attention heads nor MLP"):
         headers.inspect(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [("gqa", {"mlp_bias": True, "dtype": "bfloat16"}), ("qwen2", {"shard_bytes": 40_000})],
+)
+def test_a_narrower_mlp_equals_the_original_with_its_neurons_silenced(
+    tiny_dir, tmp_path, variant, fields
+):
+    source, out = tiny_dir(variant, **fields), tmp_path / "out"
+    info = headers.inspect(source)
+    left = {1: [5, 0, 47], 3: [*range(30, 10, -1)]}
+    order = {b: [*n, *(m for m in range(48) if m not in n)] for b, n in left.items()}
+    values = {"checkpoint_key": info.key, "order": {str(b): n for b, n in order.items()}}
+    (tmp_path / "order").mkdir()
+    (tmp_path / "order" / "neurons.json").write_text(json.dumps(values))
+    width = tuple((block, len(kept)) for block, kept in left.items())
+    removal = Removal((0,), (), (2,), width, str(tmp_path / "order"))
+    record = depth.prune(source, removal, out)
+    cut = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True, dtype=torch.float32)
+    naive = silenced(source, removal)
+    for block, kept in left.items():
+        down = naive.model.layers[block].mlp.down_proj.weight.data
+        down[:, [n for n in range(48) if n not in kept]] = 0
+    ids = torch.randint(3, 320, (2, 40), generator=torch.Generator().manual_seed(0))
+    view = BlockView(load_model(source, CPU, torch.float32))
+    with torch.no_grad():
+        expected = naive(ids, use_cache=False).logits
+        torch.testing.assert_close(cut.eval()(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        with view.skip(removal) as skipping:
+            torch.testing.assert_close(skipping(ids).logits, expected, rtol=1e-5, atol=1e-5)
+            wanted = naive.generate(ids[:, :20], **GREEDY)
+            assert skipping.generate(ids[:, :20], **GREEDY).equal(wanted)
+    assert view.blocks[1].mlp.gate_proj.weight.shape[0] == 48  # all is restored
+    assert sum(p.numel() for p in cut.parameters()) == record.parameters_after
+    written = headers.inspect(out)
+    assert (written.parameters, written.dtype) == (record.parameters_after, info.dtype)
+    assert [s["intermediate"] for s in written.block_shapes] == [3, 0, 20, 48]
+    assert analytic.without(info, removal).parameters == record.parameters_after
+    text = WhatIf(view, ids.tolist(), 2**20)
+    whole = text.answer(Removal())
+    there = WhatIf(BlockView(load_model(out, CPU, torch.float32)), ids.tolist(), 2**20)
+    assert text.answer(removal).ppl == pytest.approx(there.answer(Removal()).ppl, rel=1e-5)
+    assert text.answer(Removal()).ppl == whole.ppl
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--mlp-width", "1:24"], "Which MLP neurons to keep is not known"),
+        (["--mlp-width", "1"], "--mlp-width: '1' is not block:neurons"),
+        (["--mlp-width", "1:24", "--neurons", "nowhere"], "nowhere has no order of MLP neurons"),
+        (["--mlp-width", "1:48", "--neurons", "."], "cannot be cut to 48 neurons: it has 48"),
+        (["--mlp-width", "1:9", "--mlp", "1"], "Block 1 loses its MLP, so its MLP cannot keep 9"),
+        (["--mlp-width", "1:9,1:8"], "Block 1 is listed twice"),
+        (["--mlp-width", "9:9"], "Block 9 does not exist"),
+        (["--mlp-width", "1:9", "--neurons", "other"], "were ranked for other weights"),
+        (["--mlp-width", "1:9", "--neurons", "short"], "does not rank the 48 neurons of block 1"),
+    ],
+)
+def test_widths_that_cannot_be_cut(tiny_gqa, tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.chdir(tmp_path)
+    key = headers.inspect(tiny_gqa).key
+    for name, values in {
+        "other": {"checkpoint_key": "x", "order": {"1": [*range(48)]}},
+        "short": {"checkpoint_key": key, "order": {"1": [*range(47)]}},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "neurons.json").write_text(json.dumps(values))
+    for last in ([], ["--dry-run"]):
+        assert main(["prune", str(tiny_gqa), *options, "--out", "x", *last]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "x" / "config.json").exists()
