@@ -2,6 +2,7 @@
 
     python -m bench.budget demo smollm2 --save
     python -m bench.budget DIR DIR --save
+    python -m bench.budget demo --clock cpu --save
 
 A checkpoint is measured first (``python -m core budget``, with its usual options); the folder of a
 finished budget run is read. Every run has timed and measured its own plans for ten latency budgets,
@@ -17,7 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from core.__main__ import main as command_line
+from core.benchmark.generate import Clock
 from core.checkpoint.locate import plain_name
 from core.prune import budgets
 from core.prune.budgets import Limits
@@ -88,15 +92,30 @@ def main() -> None:
     """Measure or read the runs, and print or save the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help="checkpoints, or folders of budget runs")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: this process's own CPU seconds, of one thread, for a machine that others use",
+    )
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
+    if arguments.clock == "cpu":
+        torch.set_num_threads(1)
+        Clock.now = staticmethod(time.process_time)
     lines = [
         "# Budgets: predicted and measured",
         "",
         "Predicted latency adds up blocks that were timed as one version each; predicted KL adds "
         "up blocks that were changed alone. Each plan was then timed and measured whole. Made by "
-        "`python -m bench.budget`.",
+        f"`python -m bench.budget{' --clock cpu' if arguments.clock == 'cpu' else ''}`.",
     ]
+    if arguments.clock == "cpu":
+        lines += [
+            "",
+            "Times are CPU seconds of one thread on a machine that others use at the same time: "
+            "ratios, not speeds.",
+        ]
     with tempfile.TemporaryDirectory() as scratch:
         for number, name in enumerate(arguments.names):
             folder = Path(name)

@@ -17,7 +17,7 @@ from core.runs import workspace
 
 ROOT = Path(__file__).parents[2]
 SHARE = {WHOLE: 1.0, "drop": 0.0, "no-attention": 0.6, "no-mlp": 0.45, "mlp50": 0.7}
-KL = {WHOLE: 0.0, "drop": 0.5, "no-attention": 0.1, "no-mlp": 0.25, "mlp50": 0.06}
+KL = {WHOLE: 0.0, "drop": 0.5, "no-attention": 0.1, "no-mlp": 0.25, "mlp50": 0.02}
 NEURONS = {WHOLE: 48, "drop": 0, "no-attention": 48, "no-mlp": 0, "mlp50": 24}
 
 
@@ -86,7 +86,7 @@ def removed(spec):
 
 def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, tiny_gqa):
     at = open_page(tiny_gqa)
-    library = budgets.load(measured)
+    library = budgets.load(measured, "versions")
     latency = next(s for s in at.slider if s.key and s.key.startswith("budget_latency"))
     least = budgets.least(library, "latency", protect=(1, 1))
     assert latency.min == int(100 * least) + 1
@@ -118,7 +118,7 @@ def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, t
     assert solved.removal.width
     width = ",".join(f"{block}:24" for block, _ in solved.removal.width)
     assert any(f"--mlp-width {width} --neurons versions" in c for c in commands)
-    assert at.query_params["width"] == [width]
+    assert at.query_params["width"] in (width, [width])
 
 
 def test_the_figure_says_what_every_block_could_become(measured):
