@@ -23,7 +23,7 @@ class Removal:
     mlp: tuple[int, ...] = ()
     """Blocks that lose their MLP."""
     width: tuple[tuple[int, int], ...] = ()
-    """(block, neurons) of blocks whose MLP keeps only so many neurons."""
+    """(block, neurons) of blocks whose MLP keeps a number of its neurons."""
     order: str = ""
     """Folder or id of the budget run that ranked the neurons; needed with ``width``."""
 

@@ -46,7 +46,7 @@ class PruneSpec(DeviceOptions):
     )
     mlp: tuple[int, ...] = option((), help="Blocks that lose their MLP, e.g. 7.")
     mlp_width: tuple[str, ...] = option(
-        (), help="Blocks whose MLP keeps only so many neurons, as block:neurons, e.g. 3:768,7:384."
+        (), help="Blocks whose MLP keeps some of its neurons, as block:neurons, e.g. 3:768,7:384."
     )
     neurons: str | None = option(
         None, help="Budget run that ranked the neurons, for --mlp-width. A plan names its own."

@@ -26,7 +26,7 @@ class RecipeSpec(DeviceOptions):
     attention: tuple[int, ...] = option((), help="make: blocks that lose their attention.")
     mlp: tuple[int, ...] = option((), help="make: blocks that lose their MLP.")
     mlp_width: tuple[str, ...] = option(
-        (), help="make: blocks whose MLP keeps only so many neurons, as block:neurons."
+        (), help="make: blocks whose MLP keeps some of its neurons, as block:neurons."
     )
     neurons: str | None = option(None, help="make: budget run that ranked the neurons.")
     criterion: str | None = option(
