@@ -71,7 +71,7 @@ def header(pad: Pad) -> str:
         pad.active = st.session_state["pad_active"] or pad.active
 
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.header("Prune", width="content")
+        st.title("Prune", width="content")
         way = st.segmented_control(
             "What to remove",
             WAYS,

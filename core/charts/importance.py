@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -112,21 +112,29 @@ def _add_clipped(
     log: bool,
 ) -> None:
     """Write the value of every bar that ``top`` clips upright into it, with its rank."""
+    notes: list[dict[str, Any]] = []
     for block, value in enumerate(values):
         if value is None or not value > top:
             continue
         shown = palette.number(value) if math.isfinite(value) else "infinite"
-        figure.add_annotation(
-            x=block,
-            y=math.log10(top) if log else top,
-            yanchor="top",
-            textangle=-90,
-            text=f"#{rank[block]}: {shown}" if block in rank else shown,
-            showarrow=False,
-            font={"size": 12 if len(values) <= 40 else 9, "color": "#FFFFFF", "weight": 700},
-            bgcolor="rgba(0,0,0,0.45)",
-            borderpad=1,
+        notes.append(
+            {
+                "x": block,
+                "y": math.log10(top) if log else top,
+                "yanchor": "top",
+                "textangle": -90,
+                "text": f"#{rank[block]}: {shown}" if block in rank else shown,
+                "showarrow": False,
+                "font": {
+                    "size": 12 if len(values) <= 40 else 9,
+                    "color": "#FFFFFF",
+                    "weight": 700,
+                },
+                "bgcolor": "rgba(0,0,0,0.45)",
+                "borderpad": 1,
+            }
         )
+    figure.update_layout(annotations=[*figure.layout.annotations, *notes])
 
 
 def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:

@@ -254,7 +254,7 @@ def _cards(
 
 def _words(words: Question | None, pad: prune_pad.Pad) -> None:
     """Draw what the pruned model writes."""
-    with st.container(border=True):
+    with st.container(border=True, key="words"):
         if words is None:
             st.caption(
                 "What the pruned model writes appears here once live figures are on."

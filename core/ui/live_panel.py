@@ -29,7 +29,7 @@ from core.ui import forms, prune_pad, say, state
 from core.ui.live import Question, desk, key_of
 from core.ui.say import plain
 
-POLL_S = 0.2
+POLL_S = 0.15
 WINDOW = 128
 """Tokens in a window of the held-out text; fewer if the model's context is shorter."""
 WORDS = 28
