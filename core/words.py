@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 LINE_BREAKS = re.compile(r"[\r\n\t\f\v\x85\u2028\u2029]+")
 _ESCAPED = re.compile(
@@ -45,6 +45,12 @@ def percent(share: float) -> str:
     """Format a share in whole percent; never -0%."""
     text = f"{share:.0%}"
     return "0%" if text == "-0%" else text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in prose: a, b and c."""
+    *first, last = names or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def block_ranges(blocks: Iterable[int]) -> str:

@@ -34,11 +34,14 @@ from core.ui import (
     report,
     say,
     state,
+    verdict,
     widgets,
 )
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
+COSTS = (*choice.COSTS, "tokens_per_s", "speedup", "reserved_mib", "process_mib")
+"""Columns of the table that are estimated if the cost is."""
 
 
 def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
@@ -65,6 +68,13 @@ def csv_of(rows: list[Row]) -> str:
     return pd.DataFrame(flat).to_csv(index=False)
 
 
+def finished(kind: str, newest: str) -> bool:
+    """Whether ``newest`` is a run that has finished since this session last drew the page."""
+    seen = st.session_state.get(f"{kind}_newest")
+    st.session_state[f"{kind}_newest"] = newest
+    return bool(newest) and seen is not None and newest != seen
+
+
 def looked_at(known: Study, settings: Settings) -> Scene:
     """Draw the choice of protocol and benchmark runs; return the scene they select.
 
@@ -72,6 +82,10 @@ def looked_at(known: Study, settings: Settings) -> Scene:
     """
     columns = st.columns(2)
     protocols = {p.label: p for p in ranked(known, settings.evaluation)}
+    evaluated = [q for q in known.quality if q.variant and q.protocol.bos not in ("rows",)]
+    last = max(evaluated, key=lambda q: q.started, default=None)
+    if last and finished("ppl", last.run):
+        st.session_state["ppl_by"] = last.protocol.label
     label = columns[0].selectbox(
         "Perplexity protocol",
         list(protocols) or ["not measured yet"],
@@ -80,10 +94,9 @@ def looked_at(known: Study, settings: Settings) -> Scene:
         help="Perplexities are comparable only for the same text, window and BOS setting.",
     )
     benches = {b.id: b for b in known.benchmarks}
-    newest, seen = next(iter(benches), ""), st.session_state.get("bench_newest")
-    if newest and seen is not None and newest != seen:  # one has finished on this page
+    newest = next(iter(benches), "")
+    if finished("bench", newest):
         st.session_state["bench"] = [newest, *st.session_state.get("bench", ())]
-    st.session_state["bench_newest"] = newest
     chosen = columns[1].multiselect(
         "Benchmark runs",
         list(benches),
@@ -131,12 +144,18 @@ def point_of(scene: Scene, target: float | None) -> tuple[Cell, float | None]:
 
 
 def budget_of(settings: Settings) -> choice.Budget:
-    """Draw the budget fields, which start with the study's targets; empty means no limit."""
+    """Draw the targets, which start with the study's; empty means no limit."""
     columns = st.columns(3)
     wide: dict[str, Any] = {"min_value": 0.0, "bind": ASKED}
     wide |= {"placeholder": "any", "format": "%.4g"}
     memory = columns[0].number_input(
-        "Max memory (GiB)", value=settings.memory_gib, key="gib", step=0.5, **wide
+        "Max memory (GiB)",
+        value=settings.memory_gib,
+        key="gib",
+        step=0.5,
+        **wide,
+        help="Starts with the study's target. Without a target, the variants of one size are "
+        "compared: the size that most of them have.",
     )
     pace = columns[1].number_input(
         "Max ms per token", value=settings.ms_per_token, key="ms", step=1.0, **wide
@@ -163,14 +182,6 @@ def clicked(chart: str) -> None:
     for point in event.get("selection", {}).get("points", []):
         if data := point.get("customdata"):
             choose(str(data[0]))
-
-
-def decide(known: Study, settings: Settings, budget: choice.Budget) -> None:
-    """Draw the verdict on the study, within the limits of the page."""
-    found = verdict_of(known, settings, rates=known_rates(state.workspace()), budget=budget)
-    if found.take:
-        say.bold(found.sentence)
-        say.caption(found.measured_on)
 
 
 def quality_chart(scene: Scene, ratio: float | None, chosen: str) -> None:
@@ -215,8 +226,6 @@ def pareto_chart(
                                    bind=ASKED, required=True, format_func=plain)]  # fmt: skip
     fitting = choice.within(rows, budget)
     best = choice.best(rows, budget)
-    if best and best.key != chosen:
-        st.button("Show this candidate", on_click=choose, args=(best.key,), icon=":material/star:")
     front = choice.frontier(rows, x)
     if not front:
         st.info(
@@ -356,7 +365,9 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
             "Estimated cost, from shapes and this device's rates, scaled by what was measured of "
             "the dense model if it was:"
         )
-        st.dataframe(frame_[guessed].dropna(axis=1, how="all"), hide_index=True)
+        columns = {name: f"{name}, estimated" for name in COSTS}
+        guesses = frame_[guessed].dropna(axis=1, how="all").rename(columns=columns)
+        st.dataframe(guesses, hide_index=True)
     points = [r.row() for r in scene.rows]
     large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
              for v in b.summary.variants if v.largest_batch]  # fmt: skip
@@ -376,6 +387,31 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
         st.dataframe(pd.DataFrame(large), hide_index=True)
 
 
+def ship(known: Study, settings: Settings) -> choice.Budget:
+    """Draw the targets and the verdict under them: what to ship."""
+    st.subheader("What should I ship?")
+    budget = budget_of(settings)
+    rates = known_rates(state.workspace())
+    verdict.draw(verdict_of(known, settings, rates=rates, budget=budget), choose)
+    return budget
+
+
+def measure_more(known: Study, cold: bool) -> None:
+    """Draw the forms that measure: the recipe on depth and width, and a benchmark."""
+    with st.expander(
+        "Create and compare depth and width variants", expanded=cold, icon=":material/balance:"
+    ):
+        compare_launch.recipe_form(known.dense.id)
+        sentence, details = compare_launch.verdict_of(known)
+        if sentence:
+            st.markdown("**Result of the last comparison**")
+            say.paragraph(sentence)
+            say.bullets(details)
+    opened = state.form_is_open("benchmark", cold)
+    with st.expander("Benchmark variants", expanded=opened, icon=":material/timer:"):
+        compare_launch.benchmark_form(known)
+
+
 frame.start("Compare")
 name = state.active_checkpoint()
 state.inspect(name)
@@ -386,33 +422,21 @@ if cold:
     st.info(
         "Nothing has been measured yet. Create variants of one size, or benchmark existing ones."
     )
-with st.expander(
-    "Create and compare depth and width variants", expanded=cold, icon=":material/balance:"
-):
-    compare_launch.recipe_form(known.dense.id)
-opened = state.form_is_open("benchmark", cold)
-with st.expander("Benchmark variants", expanded=opened, icon=":material/timer:"):
-    compare_launch.benchmark_form(known)
-if cold:
+    measure_more(known, cold)
     st.stop()
-sentence, details = compare_launch.verdict_of(known)
-if sentence:
-    say.info(sentence, icon=":material/gavel:")
-    with st.popover("All findings"):
-        say.bullets(details)
 settings = forms.kept(name).settings
+budget = ship(known, settings)
+measure_more(known, cold)
 scene = looked_at(known, settings)
 for problem in scene.problems():
     say.warning(state.names().in_words(problem))
 cell, ratio = point_of(scene, settings.ratio)
-budget = budget_of(settings)
 estimates = st.toggle("Include estimates", not scene.rows, key="estimates", bind=ASKED)
 rows = scene.table(cell, estimates=estimates)
-decide(known, settings, budget)
-findings.of_scene(scene, cell, budget, settings)
-quality_chart(scene, ratio, chosen)
 pareto_chart(scene, rows, budget, chosen, ratio)
 chosen_one(scene, rows, chosen)
+quality_chart(scene, ratio, chosen)
 panels(scene, cell, ratio, estimates)
+findings.of_scene(scene, cell, budget, settings)
 tables(scene, rows)
 report.button(name)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from core.charts import presentation as charts
+from core.charts.checkpoint import parameter_bars
+from core.charts.prune import block_strip
 from core.compare import headline
+from core.compare.answers import examples
 from core.compare.scene import Scene
 from core.compare.verdict import Contender, Verdict
 from core.report import material
-from core.report.build import tiles
-from core.ui import frame, say, state
+from core.report.build import PERPLEXITY, beside, tiles
+from core.study import info_of
+from core.ui import frame, say, state, widgets
 from core.ui.say import plain
 
+MOST_TASKS = 8
+"""Tasks whose answers are counted on the page."""
 LARGE = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
 [data-testid="stMain"] h1 { font-size: 1.3rem; padding: 0; }
-[data-testid="stMain"] p { font-size: 1.45rem; line-height: 1.4; }
+[data-testid="stMain"] :is(p, li) { font-size: 1.45rem; line-height: 1.4; }
+[data-testid="stMain"] :is(th, td), [data-testid="stMain"] :is(th, td) p { font-size: 1.15rem; }
 [data-testid="stMain"] [data-testid="stCaptionContainer"] p { font-size: 1.05rem; }
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] p { font-size: 3.2rem; }
 [data-testid="stSlider"] label { margin-bottom: 1.2rem; }
@@ -36,35 +44,98 @@ def nothing_yet() -> None:
     frame.link("compare", "Or measure variants on the Compare page")
 
 
-def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
-    """Draw the slider, the verdict, the numbers and the chart."""
-    take = found.take
-    names = {f"{one.ratio:.1%}": one for one in sizes}
-    if take:
-        names[f"{take.ratio:.1%}"] = take
-    first = f"{(take or sizes[0]).ratio:.1%}"
+def chosen_size(found: Verdict, sizes: list[Contender]) -> Contender:
+    """Draw the slider of sizes; it starts at the variant to take, or the best option instead."""
+    first = found.take or sizes[0]
+    if not found.pays and found.option:
+        first = found.option
+    names = {f"{one.ratio:.1%}": one for one in (*sizes, first)}
     names = dict(sorted(names.items(), key=lambda pair: pair[1].ratio))
+    start = f"{first.ratio:.1%}"
     if len(names) > 1:
         if st.query_params.get("removed") not in names:
             st.query_params.pop("removed", None)
-        first = st.select_slider(
-            "Parameters removed", list(names), first, key="removed", bind="query-params"
+        start = st.select_slider(
+            "Parameters removed", list(names), start, key="removed", bind="query-params"
         )
-    one = names[first]
-    say.bold(found.sentence if one is take else f"{one.label}: {found.facts(one)}.")
+    return names[start]
+
+
+def figures(one: Contender) -> None:
+    """Draw the large figures."""
     shown = tiles(one)
     for column, (label, (figure, how)) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column.container(border=True):
             st.metric(plain(label), plain(figure))
             say.caption(how)
+
+
+def removed(found: Verdict, one: Contender) -> None:
+    """Draw what was removed: crossed-out blocks, or the size of what is left of each."""
+    dense, own = info_of(found.study.dense), info_of(one.candidate)
+    if one.candidate.kind == "depth" and dense:
+        gone = len(one.candidate.dropped)
+        parts = len(one.candidate.removal.parts)
+        more = f" and {parts} parts of others" if parts else ""
+        say.paragraph(f"What was removed: {gone} of {dense.blocks} blocks{more}.")
+        strip = block_strip(dense.blocks, {"A": one.candidate.removal}, height=130)
+        strip.update_yaxes(visible=False)
+        widgets.chart(strip, key="removed_blocks", alt="Blocks kept, and crossed out: removed.")
+    elif own:
+        say.paragraph("What was removed: heads and neurons of the blocks, which all stay.")
+        widgets.chart(parameter_bars(own), key="removed_parts", alt="What is left of each block.")
+
+
+def questions(found: Verdict, one: Contender) -> None:
+    """Draw in plain words what it answers, and one or two questions with both answers."""
+    if not one.answers:
+        return
+    st.subheader("What it still knows")
+    say.bullets([f"Answers {answers.sentence}." for answers in one.answers[:MOST_TASKS]])
+    for example in examples(found.study, one.answers):
+        with st.container(border=True):
+            say.caption(f"One of the {example.words}")
+            say.paragraph(example.question)
+            columns = st.columns(2)
+            for column, name, answer, right in (
+                (columns[0], "Before", example.before, example.was_right),
+                (columns[1], one.label, example.after, example.is_right),
+            ):
+                with column:
+                    say.caption(name)
+                    say.bold(f"{answer} ({'right' if right else f'wrong: {example.right}'})")
+
+
+def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
+    """Draw the verdict, then what stands behind it."""
+    one = chosen_size(found, sizes)
+    is_verdict = one is found.take or (not found.pays and one is found.option)
+    say.bold(found.headline if is_verdict else f"{one.label}: {found.facts(one)}.")
+    figures(one)
+    if one.ppl:
+        say.caption(PERPLEXITY)
+    if is_verdict:
+        say.paragraph(found.rest)
+    removed(found, one)
+    questions(found, one)
+    st.subheader("Beside the dense model, and others of its size")
+    say.table(pd.DataFrame(beside(found, one)).set_index(""))
+    before = found.before(one)
+    if before and before.ppl and one.ppl and found.dense.ppl:
+        say.paragraph(
+            f"Retraining brought the perplexity from {before.ppl.value:.4g} to "
+            f"{one.ppl.value:.4g}; the dense model has {found.dense.ppl.value:.4g}."
+        )
     if stops := headline.stops(scene):
+        st.subheader("More or less removed, without retraining")
         st.plotly_chart(
             charts.payoff(stops, min(stops, key=lambda s: abs(s.ratio - one.ratio))),
             key="payoff",
             config={"displayModeBar": False},
             alt="Speed, memory and perplexity relative to dense, against the parameters removed.",
         )
-    say.caption(f"{found.measured_on} Hollow markers are estimates; a star is after retraining.")
+        say.caption("Hollow markers are estimates; a star is after retraining.")
+    say.caption(found.measured_on)
 
 
 frame.start("Presentation")

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.evaluate import suites
+from core.evaluate.compare import answer_in_words, paired, right_in_words
 from core.evaluate.questions import MEANS
+from core.evaluate.results import read_samples
 from core.study import Study, Task
 
 SHARES = ("acc", "acc_norm", "exact_match")
@@ -50,6 +52,10 @@ class Answers:
     """The dense model's share, of the same questions."""
     count: int
     """Questions."""
+    metric: str = ""
+    run: str = ""
+    """The run that asked the variant."""
+    dense_run: str = ""
 
     @property
     def words(self) -> str:
@@ -74,7 +80,8 @@ def answers_of(study: Study, variant: str, wanted: Sequence[str] = ()) -> tuple[
     for key, mine in own.items():
         base = dense.get(key)
         if base and mine.samples and mine.samples == base.samples:
-            found.append(Answers(mine.task, mine.value, base.value, mine.samples))
+            runs = {"metric": mine.metric, "run": mine.run, "dense_run": base.run}
+            found.append(Answers(mine.task, mine.value, base.value, mine.samples, **runs))
     names = suites.expand(tuple(wanted))
     chosen = [a for a in found if a.task in names] or found
     return tuple(sorted(chosen, key=lambda a: a.task))
@@ -109,3 +116,68 @@ def in_words(found: Sequence[Answers]) -> str:
         round(sum(getattr(a, n) * a.count for a in found)) for n in ("right", "before")
     )
     return f"{right:,} of {count:,} questions of {len(found)} tasks, {before:,} before"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task, and what both models answered."""
+
+    words: str
+    """What kind of question it is."""
+    question: str
+    right: str
+    before: str
+    """The dense model's answer."""
+    after: str
+
+    @property
+    def was_right(self) -> bool:
+        """Whether the dense model was right."""
+        return self.before == self.right
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the variant is right."""
+        return self.after == self.right
+
+
+SHOWN = 400
+"""Characters of a question that are shown: its end, which asks."""
+
+
+def examples(study: Study, found: Sequence[Answers]) -> list[Example]:
+    """Return up to two questions: the first that both models answer, the first that was lost.
+
+    From the samples that the evaluate runs kept; empty if they kept none.
+    """
+    folders = {record.id: record.path for record in study.runs}
+    both: Example | None = None
+    lost: Example | None = None
+    for one in found:
+        if one.run not in folders or one.dense_run not in folders or (both and lost):
+            continue
+        dense, own = (read_samples(folders[run]) for run in (one.dense_run, one.run))
+        for before, after in paired(dense, own, one.task):
+            text = before.question.strip()
+            made = Example(
+                one.words,
+                _end(text),
+                right_in_words(before),
+                answer_in_words(before, one.metric),
+                answer_in_words(after, one.metric),
+            )
+            if text and made.was_right:
+                both = both or (made if made.is_right else None)
+                lost = lost or (None if made.is_right else made)
+            if both and lost:
+                break
+    return [example for example in (both, lost) if example]
+
+
+def _end(text: str) -> str:
+    """Return the end of a long question, from the beginning of a sentence if it has one."""
+    if len(text) <= SHOWN:
+        return text
+    tail = text[-SHOWN:]
+    start = tail.find(". ")
+    return f"… {tail[start + 2 :] if 0 <= start < SHOWN // 2 else tail.partition(' ')[2]}"

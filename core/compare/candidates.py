@@ -1,7 +1,7 @@
 """Candidates: the checkpoints of a study, and plans whose perplexity is known.
 
 A candidate has a perplexity by one protocol. A checkpoint that was not evaluated by it takes the
-perplexity of a plan that leaves out the same blocks: it is the same model.
+perplexity of a plan, or of another checkpoint, that leaves out the same blocks: the same model.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
     plans = study.plans(protocol) if protocol else ()
     by_blocks = {frozenset(q.drop): q for q in sorted(plans, key=lambda q: q.started)}
     found = [_of_variant(study, v, protocol, by_blocks) for v in study.variants]
+    cut = {frozenset(c.dropped): c.ppl for c in found if is_plain_cut(c) and c.ppl}
+    found = [
+        replace(c, ppl=cut.get(frozenset(c.dropped))) if is_plain_cut(c) and not c.ppl else c
+        for c in found
+    ]
     made = {frozenset(c.dropped) for c in found if is_plain_cut(c)}
     taken: set[str] = set()
     for plan in sorted(plans, key=lambda q: -q.started):

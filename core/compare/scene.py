@@ -142,11 +142,13 @@ def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     have = {(r.id, r.cell) for r in scene.rows}
     known = {c.id: c for c in scene.found}
     twins: dict[tuple[object, Cell], Cost] = {}
+    exact: dict[tuple[object, Cell], Cost] = {}
     bases: dict[Cell, tuple[Cost, Cost]] = {}
     for row in scene.rows:
         shapes = shapes_of(known[row.id], dense) if row.id in known and not row.oom else None
         if shapes:
             twins[_architecture(shapes), row.cell] = row
+            exact[_cut(known[row.id]), row.cell] = row
             if row.id == scene.study.dense.id:
                 guess = measured.estimate(shapes, scene.rates, row.cell, dtype)
                 bases[row.cell] = (row, guess)
@@ -157,6 +159,7 @@ def _guesses(scene: Scene, dtype: str) -> list[Cost]:
             if (candidate.id, cell) not in have and shapes:
                 named = {"id": candidate.id, "variant": candidate.label}
                 if twin := twins.get((_architecture(shapes), cell)):
+                    twin = exact.get((_cut(candidate), cell), twin)
                     rows.append(
                         replace(
                             twin, id=candidate.id, variant=candidate.label, run="", estimated=True
@@ -168,6 +171,13 @@ def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     own = [r for r in scene.rows if r.id == scene.study.dense.id]
     both = measured.with_speedup([*own, *rows], scene.study.dense.id)
     return [r for r in both if r.estimated]
+
+
+def _cut(candidate: Candidate) -> tuple[object, ...]:
+    """Return what was removed, by which retrained versions and their originals are the same."""
+    source = candidate.parent if candidate.retrained else candidate.id
+    removed = candidate.removal.ordered if candidate.kind == "depth" else source
+    return removed, candidate.quantized
 
 
 def _architecture(shapes: Shapes) -> tuple[object, ...]:

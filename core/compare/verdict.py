@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.benchmark.analytic import Rates
@@ -23,10 +23,12 @@ from core.compare.scene import Scene, scene
 from core.compare.speed import NOISY, Speed, speeds_at
 from core.study import Protocol, Study
 from core.study.settings import Settings, same_text, short
-from core.words import percent, size
+from core.words import listed, percent, size
 
-NEAR = 0.03
-"""Ratios this close are the same size: one block of thirty, or less than a block of few."""
+NEAR = 0.02
+"""Ratios this close are the same size."""
+TARGET_NEAR = 0.05
+"""A target for the ratio is met this close to it: blocks are whole."""
 USUAL = 0.2
 """Share of parameters removed that is looked at first: the moderate pruning of the paper."""
 LARGE = 1.5
@@ -36,6 +38,8 @@ SMALLER = 0.98
 """Share of the dense model's memory below which memory counts as saved."""
 ALIKE = 0.01
 """Costs this close are equal, if nothing says how noisy they are."""
+SEEN = 0.005
+"""A noise below this is not written: it would read 0 %."""
 MIB = 2**20
 
 
@@ -166,6 +170,15 @@ class Verdict:
         )
         return [c for c in best if c.ppl or c.speed]
 
+    def best(self, kind: str) -> Contender | None:
+        """Return the best by quality of the group's depth or width variants."""
+        mine = [c for c in self.group if c.candidate.kind == kind and c.ppl]
+        return min(mine, key=_by_quality, default=None)
+
+    def before(self, one: Contender) -> Contender | None:
+        """Return what a retrained variant was before retraining; None if it was not retrained."""
+        return self.of(one.candidate.parent) if one.candidate.retrained else None
+
     def of(self, variant: str) -> Contender | None:
         """Return a checkpoint or plan by its id."""
         return next((c for c in self.found if c.id == variant), None)
@@ -188,34 +201,40 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in a few sentences; empty if nothing was measured."""
+        return f"{self.headline} {self.rest}".strip()
+
+    @property
+    def headline(self) -> str:
+        """The first sentence: what to take and why, or that pruning does not pay."""
         take = self.take
         if take is None:
             return ""
-        named = take.label
         count = sum(c.ppl is not None for c in self.group) if take.ppl else len(self.group)
         others = f"the best of {count} variants {self.words}"
         if count == 1:
             others = f"the only variant {self.words}"
         if self.missed:
             others += ", as none is within the targets"
-        facts = self.facts(take, sized="%" not in self.words)
+        facts = self.facts(take, sized=not self._is_sized)
         if take.ppl is None:
             why = "answers most questions" if self.tasks else "is the fastest"
             if not (self.tasks or self.speed):
                 why = "needs least memory"
-            return f"{named} {why}: {facts}. Its perplexity has not been measured. {self._rest()}"
+            return f"{take.label} {why}: {facts}. Its perplexity has not been measured."
         if not (take.speed or take.memory):
-            return f"{named}, {others}, has the best quality: {facts}. Its cost is unknown."
+            return f"{take.label}, {others}, has the best quality: {facts}. Its cost is unknown."
         if take.pays:
-            return f"Take {named}, {others}: {facts}. {self._rest()}".strip()
-        return (
-            f"Pruning does not pay here: {named}, {others}, {self._why_not(facts)}. {self._rest()}"
-        )
+            return f"Take {take.label}, {others}: {facts}."
+        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(facts)}."
+
+    @property
+    def _is_sized(self) -> bool:
+        """Whether the words on the group express how much was removed."""
+        return "%" in self.words
 
     def _why_not(self, facts: str) -> str:
         take = self.take
         assert take
-        assert take.ppl
         said = []
         if _times(take) >= LARGE:
             said.append(f"has {_times(take):.2f} times the dense perplexity on {self.text}")
@@ -226,18 +245,34 @@ class Verdict:
             said.append("does not save memory")
         return " and ".join(said) + f" ({facts})"
 
-    def _rest(self) -> str:
-        """Return the other winners, and what to do instead if the group does not pay."""
+    @property
+    def rest(self) -> str:
+        """The other winners, and what to do instead if the group does not pay."""
         take = self.take
+        if take is None:
+            return ""
+        winners = {"quality": self.quality, "speed": self.speed, "memory": self.memory,
+                   "tasks": self.tasks}  # fmt: skip
+        named: dict[str, list[str]] = {}
+        for name, one in winners.items():
+            if one:
+                named.setdefault(one.id, []).append(name)
         parts = []
-        for name, winner in (("speed", self.speed), ("memory", self.memory), ("tasks", self.tasks)):
-            if winner and take and winner.id != take.id:
-                parts.append(f"By {name} the best is {winner.label}: {self.facts(winner)}.")
-        winners = {"quality": self.quality, "speed": self.speed, "memory": self.memory}
-        same = [name for name, one in winners.items() if one and take and one.id == take.id]
+        same = [name for name in named.pop(take.id, []) if name != "tasks"]
         if len(same) > 1 and len(self.group) > 1:
-            parts.insert(0, f"It wins by {' and by '.join(same)}.")
-        if take and take.ppl and not take.pays and (take.speed or take.memory):
+            parts.append(f"It wins by {listed(same)}.")
+        for variant, names in named.items():
+            one = self.of(variant)
+            assert one
+            facts = self.facts(one, sized=not self._is_sized)
+            parts.append(f"By {listed(names)} the best is {one.label}: {facts}.")
+        noisy = [c for c in self.group if c.speed and (c.speed.noise or 0.0) > NOISY]
+        if noisy and not self.speed:
+            parts.append(
+                "Speed was measured too noisily to rank it: benchmark again while nothing else is "
+                "running."
+            )
+        if take.ppl and not take.pays and (take.speed or take.memory):
             other = self.option
             parts.append(
                 f"The best option is {other.label}: {self.facts(other)}."
@@ -266,6 +301,10 @@ class Verdict:
 
 
 def _pace(speed: Figure) -> str:
+    if speed.how == "estimated" and (speed.noise or 0.0) > NOISY:
+        return f"speed unclear (measured of its size with a noise of {speed.noise:.0%})"
+    if abs(speed.value - 1) < 0.005 and speed.how == "estimated":
+        return "as fast as dense (estimated)"
     if speed.how == "estimated":
         return f"about {speed.value:.2f} times as fast (estimated)"
     noise = speed.noise or 0.0
@@ -273,7 +312,7 @@ def _pace(speed: Figure) -> str:
         return f"{speed.value:.2f} times as fast, but with a noise of {noise:.0%}"
     if abs(speed.value - 1) <= noise:
         return f"as fast as dense (the difference is within the noise of {noise:.0%})"
-    return f"{speed.value:.2f} times as fast" + (f" (noise {noise:.0%})" if noise else "")
+    return f"{speed.value:.2f} times as fast" + (f" (noise {noise:.0%})" if noise >= SEEN else "")
 
 
 def text_of(protocol: Protocol) -> str:
@@ -379,12 +418,20 @@ def contenders(seen: Scene, cell: Cell, tasks: Sequence[str] = ()) -> list[Conte
     rows = seen.table(cell, estimates=True)
     dense = next(r for r in rows if r.candidate.kind == "dense" and not r.candidate.quantized)
     speeds = _speeds(seen, cell)
+    # what is estimated from a variant of the same size is as noisy as what was measured of that
+    noise = {r.parameters: speeds[r.candidate.label].noise for r in rows
+             if r.candidate.label in speeds}  # fmt: skip
     ordered = [dense, *(r for r in rows if r is not dense and r.candidate.kind != "other")]
-    return [_contender(seen, row, dense, speeds, tasks) for row in ordered]
+    return [_contender(seen, row, dense, speeds, noise, tasks) for row in ordered]
 
 
 def _contender(
-    seen: Scene, row: Outcome, dense: Outcome, speeds: dict[str, Speed], tasks: Sequence[str]
+    seen: Scene,
+    row: Outcome,
+    dense: Outcome,
+    speeds: Mapping[str, Speed],
+    noise: Mapping[int | None, float],
+    tasks: Sequence[str],
 ) -> Contender:
     own = row.candidate
     how = row.kind_of_cost
@@ -392,7 +439,8 @@ def _contender(
     known = how in ("measured", "estimated")
     pace = speeds.get(own.label) if how == "measured" else None
     factor = pace.factor if pace else row.speedup
-    speed = Figure(factor, 1.0, how, pace.noise if pace else None) if known and factor else None
+    unsure = pace.noise if pace else noise.get(row.parameters) if how == "estimated" else None
+    speed = Figure(factor, 1.0, how, unsure) if known and factor else None
     memory = None
     if known and row.memory_mib and (dense.kind_of_cost == "measured" or how == "estimated"):
         memory = Figure(row.memory_mib, dense.memory_mib, how)
@@ -416,15 +464,19 @@ def _group(
     written = [c for c in made if not c.candidate.is_plan]
     made = written or made
     if budget.is_set:
-        fitting = [c for c in made if _within(c, budget) and c.ratio >= (ratio or 0) - NEAR]
+        fitting = [c for c in made if _within(c, budget) and c.ratio >= (ratio or 0) - TARGET_NEAR]
+        # what has the size of a measured one costs what that does; other estimates are kept apart
+        sizes = {c.candidate.parameters for c in made if _is_costed(c)}
+        measured = [c for c in fitting if c.candidate.parameters in sizes]
+        limited = budget.memory_gib is not None or budget.per_token_ms is not None
         if fitting:
-            return fitting, "within the targets", False
+            return measured or fitting if limited else fitting, "within the targets", False
         return _closest(made, ratio), "near the targets", bool(made)
     group = _closest(made, ratio)
     if not group:
         return [], "", False
     middle = statistics.median(c.ratio for c in group)
-    missed = ratio is not None and all(abs(c.ratio - ratio) > NEAR for c in group)
+    missed = ratio is not None and all(abs(c.ratio - ratio) > TARGET_NEAR for c in group)
     return group, f"with about {percent(middle)} of the parameters removed", missed
 
 
@@ -438,13 +490,22 @@ def _closest(made: Sequence[Contender], ratio: float | None) -> list[Contender]:
         return [c for c in made if abs(c.ratio - center) <= NEAR]
 
     def worth(center: float) -> tuple[float, ...]:
-        # a size counts by its variants whose quality is known, then by all of them
+        # a size counts by its variants whose quality and cost are measured, then whose quality is
         here = near(center)
-        counts = (sum(c.ppl is not None for c in here), len(here))
+        known = [c for c in here if c.ppl]
+        counts = (sum(_is_timed(c) for c in known), len(known), len(here))
         away = abs(center - (USUAL if ratio is None else ratio))
         return (*(-n for n in counts), away) if ratio is None else (away, *(-n for n in counts))
 
     return near(min(sizes, key=worth))
+
+
+def _is_timed(one: Contender) -> bool:
+    return one.speed is not None and one.speed.how == "measured"
+
+
+def _is_costed(one: Contender) -> bool:
+    return any(f is not None and f.how == "measured" for f in (one.speed, one.memory))
 
 
 def _within(one: Contender, budget: choice.Budget) -> bool:
@@ -474,10 +535,12 @@ def _by_quality(one: Contender) -> tuple[float, ...]:
 def _least(group: Iterable[Contender], name: str) -> Contender | None:
     """Return the winner by ``speed`` or ``memory``; of equally good ones, the best by quality.
 
-    Equal is what differs by no more than the noise. Estimates only count if nothing is measured.
+    Equal is what differs by no more than the noise. Estimates only count if nothing is measured,
+    and what was measured too noisily does not count.
     """
     known = [(c, figure) for c in group if (figure := getattr(c, name))]
     known = [p for p in known if p[1].how == "measured"] or known
+    known = [p for p in known if (p[1].noise or 0.0) <= NOISY]
     if not known:
         return None
     sign = -1 if name == "speed" else 1

@@ -109,7 +109,7 @@ def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: 
         a, b = before.value(metric), after.value(metric)
         if a is None or b is None or a == b:
             continue
-        choices = tuple(str(c).strip() for c in before.choices or ())
+        choices = _choices(before)
         found.append(
             Flip(
                 task,
@@ -123,6 +123,20 @@ def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: 
             )
         )
     return found
+
+
+def right_in_words(sample: Sample) -> str:
+    """Return the right answer of a question as text."""
+    return _named(sample.target, _choices(sample))
+
+
+def answer_in_words(sample: Sample, metric: str) -> str:
+    """Return a model's answer to a question as text, as ``metric`` scores it."""
+    return _named(_answer(sample, metric), _choices(sample))
+
+
+def _choices(sample: Sample) -> tuple[str, ...]:
+    return tuple(str(c).strip() for c in sample.choices or ())
 
 
 def _answer(sample: Sample, metric: str) -> Any:

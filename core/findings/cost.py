@@ -7,11 +7,11 @@ import math
 from core.benchmark.analytic import memory_bytes, without
 from core.compare.measured import Cell
 from core.compare.speed import speeds_at
-from core.findings.finding import Finding, listed
+from core.findings.finding import Finding
 from core.runs.devices import MIB
 from core.runs.dtypes import computable
 from core.study import Benchmark, Study, Variant, info_of
-from core.words import size
+from core.words import listed, size
 
 CELL: Cell = (1, 12, 128)
 """Batch, input and output tokens for which memory is estimated if nothing was measured."""

@@ -29,9 +29,3 @@ class Finding:
             "evidence": dict(self.evidence),
             "try_next": self.try_next,
         }
-
-
-def listed(names: list[str]) -> str:
-    """Return names as a list in prose: a, b and c."""
-    *first, last = names or [""]
-    return f"{', '.join(first)} and {last}" if first else last

@@ -10,11 +10,12 @@ from typing import Any
 
 from core.criteria import COLUMNS
 from core.findings.certainty import SURE, Certainty, certainty
-from core.findings.finding import Finding, listed
+from core.findings.finding import Finding
 from core.importance.agreement import spearman
 from core.prune.plan import default_protection
 from core.prune.score_results import BlockRow, Importance, SampleRow
 from core.study import criterion_label
+from core.words import listed
 
 SHARE = 0.2
 """Share of blocks assumed to be removed: the paper's moderate pruning."""

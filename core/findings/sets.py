@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from core import words
-from core.findings.finding import Finding, listed
+from core.findings.finding import Finding
 from core.search.results import HeldoutRow, Search, SetRow, by_count
+from core.words import listed
 
 RESAMPLES = 2000
 SEED = 1234

@@ -6,7 +6,8 @@ import time
 
 from core import __version__, words
 from core.compare import answers
-from core.compare.verdict import Contender
+from core.compare.speed import NOISY
+from core.compare.verdict import MIB, SEEN, Contender, Figure, Verdict
 from core.findings import Finding, of_run, of_study
 from core.report import html, sections
 from core.report.material import Material
@@ -31,7 +32,9 @@ def findings_of(material: Material, budget_mib: float | None = None) -> list[Fin
 def tiles(one: Contender) -> dict[str, tuple[str, str]]:
     """Return the large figures of a variant: label -> (figure, its source)."""
     found = {"Removed": (words.percent(one.ratio), "of the parameters, counted")}
-    if one.speed:
+    if one.speed and (one.speed.noise or 0.0) > NOISY:
+        found["Speed"] = ("unclear", f"{one.speed.how} with a noise of {one.speed.noise:.0%}")
+    elif one.speed:
         noise = f", noise {one.speed.noise:.0%}" if one.speed.noise is not None else ""
         found["Speed"] = (f"{one.speed.value:.2f} x", f"dense, {one.speed.how}{noise}")
     if one.memory and one.memory.times:
@@ -44,6 +47,54 @@ def tiles(one: Contender) -> dict[str, tuple[str, str]]:
     return found
 
 
+def beside(found: Verdict, one: Contender) -> list[dict[str, str]]:
+    """Return the table of a variant beside the dense model and the others of its size.
+
+    Before retraining, the best depth and the best width variant. An estimate says so.
+    """
+    others = {"the best depth variant": found.best("depth"), "the best width": found.best("width")}
+    named: list[tuple[Contender, str]] = [(found.dense, "before pruning"), (one, "this variant")]
+    before = found.before(one)
+    named += [(before, "before retraining")] if before else []
+    named += [(other, why) for why, other in others.items() if other]
+    rows: dict[str, dict[str, str]] = {}
+    for variant, why in named:
+        if variant.id not in rows:
+            rows[variant.id] = {"": variant.label, "what it is": why} | _cells(variant)
+    return list(rows.values())
+
+
+def _cells(one: Contender) -> dict[str, str]:
+    def marked(text: str, figure: Figure) -> str:
+        return f"{text}, estimated" if figure.how == "estimated" else text
+
+    unknown = "not measured"
+    is_dense = one.candidate.kind == "dense" and not one.ratio
+    ppl = unknown
+    if one.ppl:
+        ppl = f"{one.ppl.value:.4g}" + ("" if is_dense else f" ({one.ppl.times or 0:.2f} x)")
+    speed = "1.00 x" if is_dense else unknown
+    if one.speed and not is_dense:
+        noise = f" ± {one.speed.noise:.0%}" if (one.speed.noise or 0.0) >= SEEN else ""
+        speed = marked(f"{one.speed.value:.2f} x{noise}", one.speed)
+    memory = marked(words.size(one.memory.value * MIB), one.memory) if one.memory else unknown
+    right = f"{one.accuracy:.0%}" if one.accuracy is not None else unknown
+    return {
+        "parameters removed": words.percent(one.ratio),
+        "perplexity": ppl,
+        "speed": speed,
+        "memory": memory,
+        "right answers": right,
+    }
+
+
+PERPLEXITY = (
+    "Perplexity is the number of words that the model hesitates between at every step, on "
+    "average: lower is better, and twice the dense model's means twice as unsure."
+)
+"""What perplexity means, in a sentence."""
+
+
 def page(material: Material, budget_mib: float | None = None) -> str:
     """Return the whole report as one self-contained HTML page."""
     name = material.study.dense.label
@@ -54,7 +105,9 @@ def page(material: Material, budget_mib: float | None = None) -> str:
     found = material.verdict
     if found.take:
         lead += [html.Paragraph(found.sentence), html.Tiles(tiles(found.take))]
-        lead.append(html.Paragraph(found.measured_on, note=True))
+        table = beside(found, found.take)
+        lead += html.table(table, "Beside the dense model, and others of its size")
+        lead.append(html.Paragraph(f"{found.measured_on} {PERPLEXITY}", note=True))
     chapters = [
         sections.checkpoint(material),
         sections.findings(findings_of(material, budget_mib)),

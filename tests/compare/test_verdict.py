@@ -103,7 +103,7 @@ def shown(page: AppTest) -> str:
     page.run()
     assert not page.exception, page.exception
     return " ".join(
-        e.value for kind in ("markdown", "caption", "info") for e in getattr(page, kind)
+        e.value for kind in ("markdown", "caption", "info", "success") for e in getattr(page, kind)
     )
 
 

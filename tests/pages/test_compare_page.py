@@ -96,8 +96,8 @@ def numbers(values) -> list:
 
 
 def said(page) -> str:
-    return " ".join(e.value for kind in ("markdown", "caption", "warning", "info", "error")
-                    for e in getattr(page, kind))  # fmt: skip
+    kinds = ("markdown", "caption", "warning", "info", "error", "success")
+    return " ".join(e.value for kind in kinds for e in getattr(page, kind))
 
 
 def test_a_redraw_reads_no_headers_that_have_not_changed(prepared, header_reads):
@@ -140,7 +140,7 @@ def test_panels_show_what_points_csv_holds(prepared):
 def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
     page = open_page(prepared / "dense")
     drawn = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
-    quality, pareto = drawn[0], drawn[1]
+    pareto, quality = drawn[0], drawn[1]
     ends = {t["name"]: numbers(t["y"])[-1] for t in quality["data"]}
     assert ends["PPL+"] == PPL["depth"]
     assert ends["FLAP"] == PPL["width"]
@@ -202,13 +202,13 @@ def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
     again = open_page(prepared / "dense", ms="7.0")
     assert "Take PPL+ 21%" in said(again)
     chosen = open_page(prepared / "dense", point="depth")
-    strip = [json.loads(c.proto.spec) for c in chosen.get("plotly_chart")][2]
+    strip = [json.loads(c.proto.spec) for c in chosen.get("plotly_chart")][1]
     assert [d[2] for d in strip["data"][0]["customdata"]].count("dropped") == 2
 
 
 def test_published_figures_are_drawn_over_their_own_dense_only(prepared):
     page = open_page(prepared / "dense", published="FLAP's README")
-    quality = json.loads(page.get("plotly_chart")[0].proto.spec)
+    quality = json.loads(page.get("plotly_chart")[1].proto.spec)
     stars = next(t for t in quality["data"] if t["name"].startswith("published"))
     assert pytest.approx(14.62 / 12.62) in numbers(stars["y"])
     own = next(t for t in quality["data"] if t["name"] == "FLAP")
@@ -275,3 +275,33 @@ def test_a_benchmark_that_has_finished_is_selected(prepared):
     page.run()
     assert widget(page.multiselect, "Benchmark runs").value == ["bench"]
     assert not any("nothing was measured" in c.value for c in page.caption)
+
+
+def test_an_evaluation_that_has_finished_is_selected(prepared):
+    page = open_page(prepared / "dense")
+    usual = widget(page.selectbox, "Perplexity protocol").value
+    assert usual == "demo, windows of 128, BOS once"
+    later = made.run(prepared / "ws", "later", "evaluate", 30, checkpoint=prepared / "dense")
+    columns = ("source", "window", "bos", "tokens", "ppl")
+    workspace.write_csv(later / "perplexity.csv", columns, [("other.txt", 64, "once", 9, 3.0)])
+    page.run()
+    assert not page.exception, page.exception
+    found = widget(page.selectbox, "Perplexity protocol").value
+    assert found == "other.txt, windows of 64, BOS once"
+    widget(page.selectbox, "Perplexity protocol").set_value(usual).run()
+    assert widget(page.selectbox, "Perplexity protocol").value == usual  # until the next one
+
+
+def test_an_estimated_cost_is_marked_wherever_it_is_written(prepared):
+    made.pruned(prepared / "ws", "light", prepared / "dense", [4], 12,
+                headers.inspect(prepared / "dense").parameters)  # fmt: skip
+    page = open_page(prepared / "dense")
+    widget(page.toggle, "Include estimates").set_value(True).run()
+    measured, guessed = (t.value for t in page.dataframe if "kind_of_cost" in t.value)
+    assert set(measured["kind_of_cost"]) == {"measured"}
+    assert set(guessed["kind_of_cost"]) == {"estimated"}
+    assert "memory_mib, estimated" in guessed
+    assert "memory_mib" not in guessed
+    pareto = json.loads(page.get("plotly_chart")[0].proto.spec)
+    front = next(t for t in pareto["data"] if t["name"] == "frontier")
+    assert numbers(front["x"]) == [3000.0, 3100.0, 4000.0]  # without the estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from core.charts import presentation as charts
 from core.checkpoint import headers
 from core.compare.headline import Stop
 from core.runs import workspace
+from core.study import store
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +132,73 @@ def test_the_picture_holds_the_stops_and_hollow_is_estimated():
     assert "open" not in "".join(by_name["perplexity"]["marker"]["symbol"])
     assert by_name["perplexity after retraining"]["y"] == [1.05]
     assert len({t["line"]["dash"] for t in figure["data"] if t.get("line")}) == 3
+
+
+def asked(root, name, at, folder, right):
+    """Write an evaluate run's task: two questions, of which the second is answered as given."""
+    run = made.run(root, name, "evaluate", at, checkpoint=folder)
+    columns = ("task", "metric", "value", "stderr", "samples")
+    workspace.write_csv(run / "tasks.csv", columns, [("arc_easy", "acc", (1 + right) / 2, 0.1, 2)])
+    lines = [
+        {"task": "arc_easy", "index": n, "content": str(n), "metrics": {"acc": float(is_right)},
+         "target": 0, "question": f"Question {n}: what is wet?", "choices": ["water", "sand"],
+         "loglikelihoods": [-1.0, -2.0], "answer": 0 if is_right else 1}
+        for n, is_right in enumerate((True, right))
+    ]  # fmt: skip
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    workspace.write_json(run / "summary.json", {"device": "cpu", "dtype": "float32"})
+
+
+def shown(page):
+    kinds = ("markdown", "caption", "info")
+    return " ".join(e.value for kind in kinds for e in getattr(page, kind))
+
+
+def test_it_shows_what_went_what_is_answered_and_what_it_was_before_retraining(lab):
+    root, dense = lab
+    small, _ = measured(root, dense)
+    cut = root / "cut1"
+    tuned = made.run(root, "tuned", "retrain", 30, checkpoint=cut, method="lora", data="x")
+    made.checkpoint(tuned / "merged", 5)
+    judged(root, "judge-tuned", 31, tuned, 11.0)
+    asked(root, "tasks-dense", 32, dense, True)
+    asked(root, "tasks-tuned", 33, tuned, False)
+    page = open_page(dense, removed=small)
+    text = shown(page)
+    assert "Take without 1 11% + LoRA" in text
+    assert "What was removed: 1 of 6 blocks." in text
+    strip = json.loads(page.get("plotly_chart")[0].proto.spec)
+    assert [d[2] for d in strip["data"][0]["customdata"]].count("dropped") == 1
+    assert "Answers 1 of 2 science questions, 2 before." in text
+    assert "**water (right)**" in text
+    assert "**sand (wrong: water)**" in text
+    assert "Retraining brought the perplexity from 12 to 11; the dense model has 10." in text
+    assert "Perplexity is the number of words that the model hesitates between" in text
+    beside = page.table[0].value
+    assert list(beside["what it is"]) == [
+        "before pruning", "this variant", "before retraining",
+    ]  # fmt: skip
+    assert list(beside["perplexity"]) == ["10", "11 (1.10 x)", "12 (1.20 x)"]
+    assert beside["speed"].tolist()[1] == "1.25 x, estimated"  # its original was measured
+
+
+def test_if_pruning_does_not_pay_it_says_so_and_shows_the_best_option(lab):
+    root, dense = lab
+    measured(root, dense)
+    worse = made.pruned(root, "more", dense, [1, 2, 3], 9, headers.inspect(dense).parameters)
+    judged(root, "judge-more", 13, worse, 90.0)
+    page = open_page(dense)
+    assert "Take without 1 11%" in shown(page)  # the size with costs
+    store.save(replace_ratio(dense, 0.3))
+    page = open_page(dense)
+    text = shown(page)
+    assert "**Pruning does not pay here: without 1, 2, 3" in text
+    assert "The best option is without 1 11%" in text
+    assert tiles(page)["Removed"] == "11%"  # the option's figures
+
+
+def replace_ratio(dense, ratio):
+    """Return the study of ``dense`` with a target for the share to remove."""
+    kept = store.of(str(dense), workspace.Workspace())
+    settings = dataclasses.replace(kept.settings, ratio=ratio)
+    return dataclasses.replace(kept, settings=settings, asked=True)
