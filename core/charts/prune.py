@@ -14,8 +14,13 @@ from core.prune.outlook import Line, Quality
 
 MARKS = {"A": ("star", palette.DROPPED), "B": ("diamond", "#E69F00")}
 """Symbol and colour of the two plans."""
-_COLOURS = {"dropped": palette.DROPPED, "protected": palette.PROTECTED, "kept": palette.KEPT}
-_PATTERNS = {"dropped": "x", "protected": "/", "kept": ""}
+_COLOURS = {
+    "dropped": palette.DROPPED,
+    "protected": palette.PROTECTED,
+    "kept": palette.KEPT,
+    "narrower": palette.KEPT,
+}
+_PATTERNS = {"dropped": "x", "protected": "/", "kept": "", "narrower": "-"}
 
 
 def curve(
@@ -219,6 +224,8 @@ def add_part_rows(
         for block in range(blocks):
             gone = removal.misses(block, part)
             kind = "removed" if gone else _kind(block, protected)
+            if part == "mlp" and block in removal.neurons:
+                kind = f"narrower, {removal.neurons[block]:,} neurons left"
             kinds.append("missing" if block in getattr(lacking, part) else kind)
         figure.add_bar(
             x=list(range(blocks)),
@@ -230,10 +237,10 @@ def add_part_rows(
             showlegend=False,
             customdata=[[b, part, kinds[b]] for b in range(blocks)],
             marker={
-                "color": [_COLOURS.get(_AS.get(k, k), "rgba(0,0,0,0)") for k in kinds],
+                "color": [_COLOURS.get(_look(k), "rgba(0,0,0,0)") for k in kinds],
                 "line": {"width": [1 if k == "missing" else 0 for k in kinds], "color": "#888888"},
                 "pattern": palette.hatch(
-                    [_PATTERNS.get(_AS.get(k, k), "") for k in kinds], solidity=0.2, size=7
+                    [_PATTERNS.get(_look(k), "") for k in kinds], solidity=0.2, size=7
                 ),
             },
             selected={"marker": {"opacity": 1}},
@@ -263,6 +270,10 @@ def add_part_rows(
 
 _AS = {"removed": "dropped"}
 """State of a part -> the state of a block that looks the same."""
+
+
+def _look(kind: str) -> str:
+    return "narrower" if kind.startswith("narrower") else _AS.get(kind, kind)
 
 
 def _kind(block: int, protected: Sequence[int]) -> str:

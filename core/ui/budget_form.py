@@ -311,8 +311,7 @@ def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
         ("Parameters", f"{figures.params:,}", f"{figures.params / dense.params:.2f} x dense"),
     )  # fmt: skip
     for column, (label, value, beside) in zip(columns, shown, strict=True):
-        column.metric(plain(label), value)
-        column.caption(plain(beside))
+        column.metric(plain(label), value, plain(beside), delta_color="off", delta_arrow="off")
 
 
 def _measured(name: str, info: CheckpointInfo, pad: Pad, removal: Removal) -> None:
