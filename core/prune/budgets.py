@@ -256,8 +256,8 @@ def solve(
 
     Raises:
         OptionError: A budget means nothing, or none is given.
-        PlanError: Protection leaves nothing to change, or no choice keeps the budgets; the message
-            says what is the least possible.
+        PlanError: Protection leaves nothing to change, the whole model keeps the budgets, or no
+            choice does; the message then names the least possible.
     """
     check(limits, output_tokens)
     if not limits.given:
@@ -276,6 +276,11 @@ def solve(
     if found is None:
         raise PlanError(*program.out_of_reach())
     choice, optimal = found
+    if set(choice) == {WHOLE}:
+        raise PlanError(
+            "The whole model keeps this budget already: nothing has to go.",
+            "Give a smaller budget.",
+        )
     return Solution(library, choice, library.figures(choice, output_tokens), optimal)
 
 

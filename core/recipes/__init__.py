@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAMES: tuple[str, ...] = (
     "importance",
     "make",
+    "best",
     "drop-one",
     "restore",
     "depth-vs-width",

@@ -159,6 +159,13 @@ def verdict(chain: Chain) -> Told:
     return Told(f"{made.label}: {seen.facts(made)}.", (*more, seen.measured_on), figures)
 
 
+def measured_steps(chain: Chain, names: list[str]) -> dict[str, tuple[Verdict, Contender]]:
+    """Return the verdict and the variant of every step in ``names`` that was measured."""
+    found = decision.of_study(chain.spec.checkpoint, chain.folder)
+    both = {name: _own(chain, found, name) for name in names} if found else {}
+    return {name: one for name, one in both.items() if one}
+
+
 def _own(chain: Chain, found: Verdict, step: str) -> tuple[Verdict, Contender] | None:
     """Return the verdict on what this recipe measured, and the variant of one of its steps."""
     known = found.study

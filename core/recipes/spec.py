@@ -45,6 +45,15 @@ class RecipeSpec(DeviceOptions):
         low=0,
         high=1,
     )
+    latency: float | None = option(
+        None,
+        help="best: most time of a generation, as a share of the dense model's. Default: 0.8 if no "
+        "other budget is given.",
+    )
+    memory_gib: float | None = option(
+        None, help="best: most memory of weights and key/value cache.", unit="GiB"
+    )
+    params: int | None = option(None, help="best: most parameters.", low=1)
     data: str = option(
         "",
         help="Dataset for calibration, training and evaluation (as the recipe needs). One SOURCE "

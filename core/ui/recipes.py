@@ -17,7 +17,7 @@ from core.runs.workspace import RunRecord
 from core.ui import forms, runs, say, state, widgets
 from core.ui.say import plain
 
-OFFERED = ("importance", "drop-one", "restore", "depth-vs-width", "paper-table")
+OFFERED = ("importance", "best", "drop-one", "restore", "depth-vs-width", "paper-table")
 """Recipes on the home page; the retraining recipes are on the Retrain page."""
 
 
@@ -47,8 +47,19 @@ def _card(checkpoint: str, name: str) -> None:
     recipe = recipes.get(name)
     record = latest(checkpoint, name)
     form = forms.of_recipe(name, checkpoint)
-    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint, **form.unseen(RecipeSpec)}
     say.paragraph(recipe.about)
+    values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
+    if name == "best":
+        values["latency"] = form.slider(
+            "latency",
+            "Most latency, times the dense model's",
+            0.3,
+            0.95,
+            0.8,
+            0.05,
+            help="The budget. On the command line, memory or parameters can be limited instead.",
+        )
+    values = {**form.unseen(RecipeSpec), **values}
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
     except DepthcutError as error:

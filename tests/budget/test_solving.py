@@ -133,6 +133,7 @@ def test_budgets_that_only_work_apart_are_named_together():
         (Limits(params=0), {}, "--params must be above 0"),
         (Limits(latency=0.5), {"output_tokens": 0}, "--output-tokens must be at least 1"),
         (Limits(latency=0.5), {"protect": (3, 2)}, "leaves none to change"),
+        (Limits(params=10**9), {}, "The whole model keeps this budget already"),
     ],
 )
 def test_what_means_nothing_is_refused(limits, options, says):

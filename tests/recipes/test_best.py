@@ -1,0 +1,68 @@
+"""Recipe best: one budget becomes a measured variant, and bad budgets are refused at once."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import tiny
+from run_helpers import wait_for
+
+from core.__main__ import main
+from core.checkpoint import headers
+from core.prune.results import Pruning
+from core.recipes.results import RecipeSummary
+from core.runs import jobs
+from core.runs.workspace import read_json
+
+
+def ppl_of(folder):
+    with (folder / "perplexity.csv").open(newline="") as handle:
+        return float(next(csv.DictReader(handle))["ppl"])
+
+
+@pytest.mark.usefixtures("prepared_runs")
+def test_a_budget_becomes_a_variant_with_its_verdict(tiny_gqa, place, tmp_path):
+    texts = tmp_path / "train.txt", tmp_path / "eval.txt"
+    for number, path in enumerate(texts):
+        path.write_text(tiny.text(400, seed=number))
+    limit = round(0.72 * headers.inspect(tiny_gqa).parameters)
+    options = {"name": "best", "checkpoint": str(tiny_gqa), "params": limit, "device": "cpu",
+               "data": ",".join(map(str, texts))}  # fmt: skip
+    record = wait_for(jobs.launch("recipe", options, place), "done", "failed", seconds=200)
+    assert record.state == "done", record.log_tail()
+    found, figures = RecipeSummary.read(record.path), RecipeSummary.read(record.path).figures
+    dense = ppl_of(record.path / "evaluate-dense")
+    for name in ("solved", "healed"):
+        cut = Pruning.read(record.path / name)
+        assert cut.parameters_after <= limit
+        ppl = ppl_of(record.path / f"evaluate-{name}")
+        assert figures[f"{name}_ppl"] == pytest.approx(ppl)
+        assert figures[f"{name}_ppl_over_dense"] == pytest.approx(ppl / dense)
+        assert figures[f"{name}_latency"] > 0
+        assert figures[f"{name}_keeps_budget"]
+    assert Pruning.read(record.path / "solved").criterion == "budget"
+    assert Pruning.read(record.path / "healed").healing.asked == "refit"
+    assert not Pruning.read(record.path / "healed").removal.partial
+    plan = read_json(record.path / "plan-solved" / "plan-solved.json")
+    assert plan["params"] == headers.inspect(record.path / "solved").parameters
+    taken = min(("solved", "healed"), key=lambda name: figures[f"{name}_ppl"])
+    assert figures["taken"] == taken
+    assert found.verdict.startswith(f"Within params {limit:g}, take the variant that was ")
+    assert figures["variant"] == f"{record.id}/{taken}"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--latency", "1.1"), "--latency 1.1 is not below the dense model's"),
+        (("--memory-gib", "0"), "--memory-gib must be above 0"),
+        (("--ratio", "0.2"), "--ratio is not a budget of this recipe"),
+        (("--data", "a,b,c"), "this recipe takes two sources, got 3"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_step(tiny_gqa, tmp_path, capsys, more, sentence):
+    out = tmp_path / "out"
+    assert main(["recipe", "best", str(tiny_gqa), "--out", str(out), *more]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (out / "versions").exists()
