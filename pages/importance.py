@@ -97,11 +97,15 @@ def launcher(name: str, info: CheckpointInfo) -> str:
 
 def perplexity(values: list[float], dense: float | None, note: str) -> None:
     """Draw the perplexity bars with a switch that clips outliers."""
-    st.subheader("Perplexity without each block")
     top = charts.useful_top(values, dense)
-    zoom = bool(top) and st.toggle(
-        "Clip outliers", key="zoom_bars", help="Cuts off the tallest bars."
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader("Perplexity without each block", width="content")
+        zoom = bool(top) and st.toggle(
+            "Clip outliers",
+            True,
+            key="zoom_bars",
+            help="Cuts off the tallest bars, which then carry their value.",
+        )
     figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
     widgets.chart(figure, key="ppl_bars", alt="Perplexity without each block.")
     say.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
@@ -111,8 +115,7 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
     """Draw each calibration row's perplexity without each block."""
     st.subheader("Perplexity by calibration row")
     table = charts.table(samples)
-    ppl = charts.row_perplexity(table)
-    top = charts.useful_top(ppl.to_numpy().ravel().tolist(), None)
+    top = charts.useful_top(charts.row_ratios(table).to_numpy().ravel().tolist(), None)
     zoom = bool(top) and st.toggle(
         "Clip the colour scale",
         value=True,
@@ -120,11 +123,10 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
         help="Blocks that the model cannot do without share the last colour of the scale.",
     )
     figure = charts.sample_heatmap(table, top=top if zoom else None)
-    widgets.chart(figure, key="samples", alt="Perplexity of each row without each block.")
-    say.caption(
-        f"{note} Compare with the dense row at the top: a cell of the same colour means that this "
-        "text hardly needs the block."
+    widgets.chart(
+        figure, key="samples", alt="Perplexity of each row without each block, over its dense one."
     )
+    say.caption(f"{note} 1 means that this row of text does not need the block.")
 
 
 def module_heatmap(weights: Sequence[WeightRow], column: str, title: str, blocks: int) -> None:
@@ -186,6 +188,9 @@ def results(record: RunRecord) -> None:
         st.info("This run did not write any results.")
         return
     note, blocks = known.measured_on(run), charts.table(rows)
+    values = [row.ppl for row in rows if row.ppl is not None]
+    if len(values) == len(rows):
+        perplexity(values, run.dense_ppl, note)
     tiles = st.columns(4)
     if run.dense_ppl:
         tiles[0].metric("Dense perplexity", f"{run.dense_ppl:.4g}", border=True)
@@ -195,9 +200,6 @@ def results(record: RunRecord) -> None:
     if run.text.warning:
         say.warning(run.text.warning)
     findings.show(of_run(record.path))
-    values = [row.ppl for row in rows if row.ppl is not None]
-    if len(values) == len(rows):
-        perplexity(values, run.dense_ppl, note)
     samples, weights = SampleRow.read(record.path), WeightRow.read(record.path)
     angular = AngularRow.read(record.path)
     if samples:
@@ -237,12 +239,32 @@ def results(record: RunRecord) -> None:
     frame.step("prune", "Next: choose blocks to drop")
 
 
+def so_far(record: RunRecord) -> None:
+    """Draw the criteria that a running run has finished; the others follow as they are computed."""
+    run, rows = Importance.read(record.path), BlockRow.read(record.path)
+    if run is None or not rows:
+        return
+    blocks, note = charts.table(rows), known.measured_on(run)
+    done = charts.scored_columns(blocks)
+    st.subheader("Results so far")
+    say.caption(f"{', '.join(charts.LABELS[c] for c in done)}. The run goes on. {note}")
+    for column in sorted(done, key=lambda c: c != "ppl"):
+        if column == "ppl":
+            values = blocks["ppl"].tolist()
+            top = charts.useful_top(values, run.dense_ppl)
+            figure = charts.perplexity_bars(values, run.dense_ppl, log=not top, top=top)
+        else:
+            figure = charts.score_bars(blocks, column)
+        widgets.chart(figure, key=f"so_far_{column}", alt=f"{charts.LABELS[column]} of each block.")
+
+
 def label(record: RunRecord) -> str:
     """Return the label of an importance run in a list."""
     return known.label_of(record, state.names().run(record))
 
 
-frame.start("Importance")
+frame.start("Importance", dense=True)
+st.title("Importance")
 name = state.active_checkpoint()
 info = state.inspect(name)
 found = known.scored_runs(state.workspace(), info)
@@ -250,6 +272,9 @@ opened = state.form_is_open("importance", not found)
 with st.expander("New run", expanded=opened, icon=":material/tune:"):
     watched = launcher(name, info)
 runs.show_all("importance", started=[watched])
+running = next((r for r in state.workspace().runs("importance") if r.id == watched), None)
+if running and running.is_live:
+    st.fragment(so_far, run_every=2)(running)
 if found:
     record = runs.pick("importance", found, "Results of", newest=watched, name=label)
     if record:

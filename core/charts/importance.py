@@ -96,7 +96,7 @@ def perplexity_bars(
     else:
         low, high = min(known), top or max(known)
         room = 0.08 * (high - low) or 0.1 * high
-        figure.update_yaxes(title=title, range=[max(0.0, low - room), high + room])
+        figure.update_yaxes(title=title, range=[max(0.0, low - room), top or high + room])
     figure.update_xaxes(title="block", **palette.counting_axis(len(values)), showgrid=False)
     palette.dress(figure, height, bargap=0.15, clickmode="event+select", dragmode=False)
     if top:
@@ -158,43 +158,57 @@ def row_perplexity(samples: pd.DataFrame) -> pd.DataFrame:
     return table.clip(upper=MOST_NLL).map(math.exp)
 
 
-def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Figure:
-    """Draw perplexity of each calibration row (x) without each block (y; dense on top).
+def row_ratios(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return each row's perplexity without a block over its dense one; without -1, dense.
 
-    Colours are logarithmic. ``top`` ends the scale there, so that the few blocks without which
-    nothing works do not hide the others; hovering tells the value all the same.
+    Rows of text differ far more in perplexity than blocks do, which this takes out.
     """
     perplexity = row_perplexity(samples)
-    logs = perplexity.map(math.log10)
-    names = ["dense" if block < 0 else str(block) for block in perplexity.index]
+    return perplexity.drop(index=-1).div(perplexity.loc[-1], axis=1)
+
+
+def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Figure:
+    """Draw the perplexity of each calibration row (x) without each block (y) over its dense one.
+
+    Colours are logarithmic. ``top`` ends the scale there, so that the few blocks without which
+    nothing works do not hide the others; hovering tells the value all the same. Each cell's
+    customdata is [ratio, perplexity, dense perplexity].
+    """
+    perplexity, ratios = row_perplexity(samples), row_ratios(samples)
+    bases, without = perplexity.loc[[-1]].to_numpy()[0].tolist(), perplexity.drop(index=-1)
+    logs = ratios.map(math.log10)
+    names = [str(block) for block in ratios.index]
     low = float(logs.min().min())
     high = math.log10(top) if top else float(logs.max().max())
-    bar = palette.log_bar("perplexity", low, high, more=bool(top))
+    bar = palette.log_bar("times the row's dense perplexity", low, high, more=bool(top))
     figure = go.Figure(
         go.Heatmap(
             z=logs.to_numpy().tolist(),
             zmin=low,
             zmax=high,
-            customdata=perplexity.to_numpy().tolist(),
-            x=[str(c) for c in perplexity.columns],
+            customdata=[
+                [list(cell) for cell in zip(*row, bases, strict=True)]
+                for row in zip(ratios.to_numpy().tolist(), without.to_numpy().tolist(), strict=True)
+            ],
+            x=[str(c) for c in ratios.columns],
             y=names,
             colorscale=palette.SCALE,
             colorbar=bar,
-            hovertemplate="without block %{y}, row %{x}: %{customdata:,.4g}<extra></extra>",
+            hovertemplate="without block %{y}, row %{x}: %{customdata[0]:,.4g} x dense<br>"
+            "(%{customdata[1]:,.4g}, dense %{customdata[2]:,.4g})<extra></extra>",
         )
     )
-    columns = len(perplexity.columns)
+    columns = len(ratios.columns)
     figure.update_xaxes(
         title="calibration row",
         type="category",
-        tickvals=[str(c) for c in perplexity.columns[:: palette.category_step(columns)]],
+        tickvals=[str(c) for c in ratios.columns[:: palette.category_step(columns)]],
     )
-    step = palette.category_step(len(names))
     figure.update_yaxes(
         title="block left out",
         type="category",
         autorange="reversed",
-        tickvals=[names[0], *names[1 if step == 1 else 1 + step :: step]],
+        tickvals=names[:: palette.category_step(len(names))],
     )
     return palette.dress(figure, min(900, 200 + 17 * len(names)), **palette.BELOW_BAR)
 

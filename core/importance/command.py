@@ -110,20 +110,27 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
-    results = compute(view, batch, spec.metrics, run.progress, rounds=spec.rounds)
+    about: dict[str, Any] = {
+        "calibration": source,
+        "calibration_content": sources.describe(source)["content"],
+        "text": drawn.facts,
+        "tokens": batch.predictions,
+        "compute_dtype": precision.dtype_name(prepared.precision.arithmetic),
+        "versions": _versions(),
+    }
+
+    def write(found: Results, complete: bool = False) -> None:
+        """Write what is known so far, so that pages show each criterion as it comes."""
+        _write(run, found)
+        summary = dataclasses.replace(_summary(spec, info, found), **prepared.facts(), **about)
+        if not complete:  # the rate of a part says nothing about a whole run
+            summary = dataclasses.replace(summary, flops=None, flops_per_s=None)
+        summary.write(run)
+
+    results = compute(view, batch, spec.metrics, run.progress, rounds=spec.rounds, on_part=write)
     if results.dense_ppl is not None:
         run.progress.log(f"Dense perplexity {results.dense_ppl:.4f}.")
-    _write(run, results)
-    dataclasses.replace(
-        _summary(spec, info, results),
-        **prepared.facts(),
-        calibration=source,
-        calibration_content=sources.describe(source)["content"],
-        text=drawn.facts,
-        tokens=batch.predictions,
-        compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
-        versions=_versions(),
-    ).write(run)
+    write(results, complete=True)
 
 
 def _write(run: Run, results: Results) -> None:

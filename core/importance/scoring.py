@@ -79,10 +79,12 @@ def compute(
     progress: Progress = SILENT,
     *,
     rounds: int | None = None,
+    on_part: Callable[[Results], None] | None = None,
 ) -> Results:
     """Compute the ``metrics`` (names of `core.criteria.METRICS`) on a batch of rows.
 
-    ``rounds``: blocks that sleb removes. Raises `OutOfMemoryError` and `NotFiniteError`.
+    ``rounds``: blocks that sleb removes. ``on_part`` gets all that is known after each pass, the
+    cheapest first. Raises `OutOfMemoryError` and `NotFiniteError`.
     """
     from core.importance.greedy import greedy
     from core.importance.sweep import sublayer_perplexity, sweep
@@ -92,13 +94,13 @@ def compute(
     wanted, results = set(metrics), Results(len(view))
     with_ppl = "ppl" in wanted
     ways: dict[str, tuple[set[str], str, Callable[[], Any]]] = {
+        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),
         "sweep": (
             {"ppl", "kl", *SIMILARITY},
             "sweep",
             lambda: sweep(view, batch, progress, perplexity=with_ppl, kl="kl" in wanted),
         ),
         "taylor": ({"taylor"}, "taylor", lambda: taylor(view, batch, progress)),
-        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),
         "sublayers": (
             {"sublayers"},
             "sublayers",
@@ -112,6 +114,8 @@ def compute(
                 began = time.perf_counter()
                 setattr(results, field, way())
                 results.seconds[name] = time.perf_counter() - began
+                if on_part:
+                    on_part(_only(wanted, results))
     return _only(wanted, results)
 
 

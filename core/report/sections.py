@@ -151,10 +151,10 @@ def _block_figures(
 def _samples(samples: Sequence[SampleRow], blocks: int, note: str) -> list[Part]:
     """Draw perplexity by row, and report how much the order depends on the rows."""
     table = importance_charts.table(samples)
-    ppl = importance_charts.row_perplexity(table)
-    top = importance_charts.useful_top(ppl.to_numpy().ravel().tolist(), None)
+    ratios = importance_charts.row_ratios(table)
+    top = importance_charts.useful_top(ratios.to_numpy().ravel().tolist(), None)
     figure = importance_charts.sample_heatmap(table, top=top)
-    words = "Perplexity of each row without each block."
+    words = "Perplexity of each row without each block, as times the row's dense perplexity."
     parts: list[Part] = [html.Figure(figure, words, note)]
     found = certainty(samples, protected_of(blocks))
     if found:

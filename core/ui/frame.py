@@ -91,7 +91,7 @@ DENSE = """<style>
 @media (min-width: 768px) {
   [data-testid="stMainBlockContainer"] { padding: 2.6rem 2rem 4rem; }
 }
-[data-testid="stMain"] h1 { font-size: 2.25rem; padding: 0; }
+[data-testid="stMain"] h1 { font-size: 2.25rem; padding: 0 0 .4rem; }
 [data-testid="stMetric"] > div, [data-testid="stMetric"] { padding: .35rem .5rem; }
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] * { font-size: 1.3rem; }
 [data-testid="stMetricLabel"] *, [data-testid="stMetricDelta"] * {

@@ -51,10 +51,27 @@ def test_sample_heatmap(blocks: int) -> None:
     rows = [(b, s, float(rng.random() + 1)) for b in range(-1, blocks) for s in range(3)]
     figure = charts.sample_heatmap(pd.DataFrame(rows, columns=["block", "sample", "nll"]))
     heat = figure.data[0]
-    assert heat.y[0] == "dense"
+    dense = {sample: nll for block, sample, nll in rows if block < 0}
+    assert list(heat.y) == [str(block) for block in range(blocks)]
     for block, sample, nll in rows:
-        assert heat.customdata[block + 1][sample] == pytest.approx(math.exp(nll))
-        assert 10 ** heat.z[block + 1][sample] == pytest.approx(math.exp(nll))
+        if block < 0:
+            continue
+        ratio = math.exp(nll - dense[sample])
+        wanted = [ratio, math.exp(nll), math.exp(dense[sample])]
+        assert list(heat.customdata[block][sample]) == pytest.approx(wanted)
+        assert 10 ** heat.z[block][sample] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_clipped_bars_carry_their_value(log: bool) -> None:
+    values = [19178.0, 25.0, 22.0, 23.0, 24.0, 31.2]
+    figure = charts.perplexity_bars(values, 12.2, dropped=(5,), log=log, top=30.0)
+    texts = {a.x: a.text for a in figure.layout.annotations if a.textangle}
+    assert texts == {0: "19,178", 5: "#1: 31.2"}
+    end = figure.layout.yaxis.range[1]
+    assert (10**end if log else end) == pytest.approx(30.0)
+    plain = charts.perplexity_bars(values, 12.2, dropped=(5,), log=log)
+    assert not [a for a in plain.layout.annotations if a.textangle]
 
 
 @pytest.mark.parametrize("rows", [False, True])

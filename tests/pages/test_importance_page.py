@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -156,3 +158,52 @@ def test_a_text_is_chosen_with_one_click(here, tiny_gqa):
     assert not page.exception
     assert widget(page.text_input, "Calibration").value == "c4"
     assert any("--calibration c4" in code.value for code in page.code)
+
+
+def test_a_running_runs_criteria_are_shown_as_they_are_finished(here, tiny_gqa, text, monkeypatch):
+    """Each pass leaves its files behind; the page reads them while the run still runs."""
+    from core.importance import command
+    from core.runs import processes, workspace
+
+    seen = []
+    real = command._write
+
+    def write(run, found):
+        real(run, found)
+        rows = pd.read_csv(run.dir / "blocks.csv")
+        seen.append([c for c in ("magnitude", "ppl", "taylor") if rows[c].notna().all()])
+        if seen[-1] == ["magnitude", "ppl"]:
+            partial.append(rows["ppl"].tolist())
+            for name in ("blocks.csv", "summary.json"):
+                source = run.dir / name
+                if source.is_file():
+                    kept[name] = source.read_bytes()
+
+    kept, partial = {}, []
+    monkeypatch.setattr(command, "_write", write)
+    out = score(here, tiny_gqa, text, "whole", "--metrics", "ppl,taylor,magnitude")
+    assert seen[:2] == [["magnitude"], ["magnitude", "ppl"]]
+    assert seen[-1] == ["magnitude", "ppl", "taylor"]
+    final = pd.read_csv(out / "blocks.csv")["ppl"].tolist()
+    assert partial == [pytest.approx(final)]
+
+    # the same files in the folder of a run that is still going on
+    running = here.root / "importance-live"
+    (running / ".run").mkdir(parents=True)
+    for name, content in kept.items():
+        (running / name).write_bytes(content)
+    spec = {"command": "importance", "spec": {"checkpoint": str(tiny_gqa), "out": str(running)}}
+    workspace.write_json(running / ".run" / "spec.json", spec)
+    status = read_run(out).status
+    runner = subprocess.Popen(["sleep", "60"], start_new_session=True)  # killed with its run
+    now = {**status, "state": "running", "finished": None, "pid": runner.pid}
+    now |= {"pid_started": processes.start_time(runner.pid)}
+    now.pop("inode", None)
+    workspace.write_json(running / ".run" / "status.json", now)
+    shutil.rmtree(out)
+    page = open_page(tiny_gqa)
+    assert "Results so far" in [t.value for t in page.subheader]
+    assert bars(page) == pytest.approx(final)
+    line = next(c.value for c in page.caption if "The run goes on" in c.value)
+    assert "ppl" in line.lower() or "perplexity" in line.lower()
+    assert "taylor" not in line.lower()
