@@ -247,7 +247,10 @@ def so_far(record: RunRecord) -> None:
     blocks, note = charts.table(rows), known.measured_on(run)
     done = charts.scored_columns(blocks)
     st.subheader("Results so far")
-    say.caption(f"{', '.join(charts.LABELS[c] for c in done)}. The run goes on. {note}")
+    wanted = [m.replace("-", "_") for m in run.metrics]
+    rest = [charts.LABELS[c] for c in wanted if c in charts.LABELS and c not in done]
+    finished = ", ".join(charts.LABELS[c] for c in done)
+    say.caption(f"Finished: {finished}. Still to come: {', '.join(rest) or 'others'}. {note}")
     for column in sorted(done, key=lambda c: c != "ppl"):
         if column == "ppl":
             values = blocks["ppl"].tolist()

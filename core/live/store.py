@@ -31,9 +31,9 @@ QUICK_S = 0.25
 LEAST_TOKENS, QUICK_TOKENS = 1024, 512
 """The fewest tokens of a perplexity and of a quick one, however slow the model: eight and four
 windows of 128, so that no single window decides the number. Chosen."""
-SMALL = 5e10
-"""Operations that are always worth it: a fraction of a second, and the whole text for a model of a
-million parameters even if the machine was busy when it was loaded."""
+SMALL, QUICK_SMALL = 1.2e11, 1.5e10
+"""Operations that a perplexity and a quick one may always take: about a second and a tenth of one
+on two cores, and all of the demo's text even if the machine was busy when it was loaded."""
 PROBE = {"cpu": 1.4e11, "cuda": 3e13, "mps": 1e12}
 """Operations whose time gives the rate: half a second on one core."""
 PROBE_WINDOW = 64
@@ -68,14 +68,16 @@ class Loaded:
         """Memory of the weights and of the states kept for texts."""
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
-    def tokens_in(self, seconds: float, least: int) -> int:
-        """Return the number of tokens that take this long, at least ``least``.
+    def tokens_in(self, seconds: float, least: int, operations: float = 0.0) -> int:
+        """Return the number of tokens that take this long, or so many operations, if more.
 
-        The rate is measured once, so that all answers of a model are over the same windows.
+        At least ``least``. The rate is measured once, so that all answers of a model are over the
+        same windows.
         """
         if not self.tokens_per_s:
             self.tokens_per_s = self._rate()
-        return max(least, int(SMALL / (2 * self.info.parameters)), int(self.tokens_per_s * seconds))
+        worth = int(operations / (2 * self.info.parameters))
+        return max(least, worth, int(self.tokens_per_s * seconds))
 
     def _rate(self) -> float:
         """Measure the tokens per second of the whole model on tokens of no meaning."""
@@ -102,7 +104,7 @@ class Loaded:
         Questions about the beginning of a text share its states with those about more of it.
         Raises `DataError` or `OptionError` if the text cannot be used.
         """
-        usual = 0 if ask.samples else self.tokens_in(USUAL_S, LEAST_TOKENS)
+        usual = 0 if ask.samples else self.tokens_in(USUAL_S, LEAST_TOKENS, SMALL)
         most = max(ask.tokens or usual, usual)
         how: tuple[Any, ...] = (ask.window, ask.seed)
         if ask.samples is None:
@@ -119,7 +121,7 @@ class Loaded:
         text = self.texts[key]
         wanted = ask.tokens or usual
         if ask.quick and not ask.samples:
-            wanted = self.tokens_in(QUICK_S, QUICK_TOKENS)
+            wanted = self.tokens_in(QUICK_S, QUICK_TOKENS, QUICK_SMALL)
         count = text.windows if ask.samples else max(1, wanted // ask.window)
         return text, min(count, text.windows), self.totals[key]
 

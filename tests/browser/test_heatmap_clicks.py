@@ -97,6 +97,6 @@ def test_a_narrow_column_drops_its_own_block(visit, scored, tiny_dir):
 
     page.get_by_test_id("stSidebar").get_by_role("link", name="Prune", exact=True).click()
     page.get_by_role("heading", name="Create the variant").wait_for()
-    page.get_by_text("--drop 3 ").first.wait_for()
+    page.get_by_text("--drop 3 ").locator("visible=true").first.wait_for()
     page.wait_for_url(lambda url: url.endswith("drop=3") or "drop=3&" in url)
     visitor.check()

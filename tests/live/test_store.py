@@ -79,7 +79,7 @@ def test_a_quick_question_shares_the_text_and_takes_what_the_device_does_at_once
     held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
     ask = {"checkpoint": "x", "source": str(text), "window": 24}
     monkeypatch.setattr(stores, "QUICK_TOKENS", 1)
-    monkeypatch.setattr(stores, "SMALL", 0)
+    monkeypatch.setattr(stores, "QUICK_SMALL", 0)
     held.tokens_per_s = 100 / stores.QUICK_S
     judged, windows, total = held.text(Perplexity(**ask, quick=True), 2**30)
     assert windows == 100 // 24
@@ -102,7 +102,9 @@ def test_windows_that_are_spread_are_the_texts_own_and_more_of_them_go_on_from_f
     folder = tiny_dir("gqa")
     held = Store(CPU, "float32", 100).get(str(folder))
     windows = windows_of(folder, text, 24, "once")
-    for name, value in (("QUICK_TOKENS", 4 * 24), ("LEAST_TOKENS", 9 * 24), ("SMALL", 0)):
+    monkeypatch.setattr(stores, "SMALL", 0)
+    monkeypatch.setattr(stores, "QUICK_SMALL", 0)
+    for name, value in (("QUICK_TOKENS", 4 * 24), ("LEAST_TOKENS", 9 * 24)):
         monkeypatch.setattr(stores, name, value)
     held.tokens_per_s = 1.0
     ask = {"checkpoint": "x", "source": str(text), "window": 24, "spread": True}
@@ -121,12 +123,12 @@ def test_the_rate_decides_how_much_is_evaluated_and_is_measured_once(tiny_dir, m
     from core.live import store as stores
 
     held = Store(CPU, "float32", 100).get(str(tiny_dir("gqa")))
-    monkeypatch.setattr(stores, "SMALL", 0)
     tokens = held.tokens_in(2.0, 1)
     assert tokens == int(2 * held.tokens_per_s) > 100
     monkeypatch.setattr(stores.Loaded, "_rate", lambda _: 1.0)
     assert held.tokens_in(2.0, 1) == tokens
     assert held.tokens_in(0.0, 77) == 77
+    assert held.tokens_in(0.0, 77, 2e3 * held.info.parameters) == 1000
 
 
 def test_states_of_a_text_are_bounded_on_a_cpu(tiny_dir, monkeypatch):
