@@ -69,7 +69,7 @@ class Loaded:
         return self.weight_bytes + sum(text.state_bytes for text in self.texts.values())
 
     def tokens_in(self, seconds: float, least: int, operations: float = 0.0) -> int:
-        """Return the number of tokens that take this long, or so many operations, if more.
+        """Return the number of tokens that take this long, or these operations if that is more.
 
         At least ``least``. The rate is measured once, so that all answers of a model are over the
         same windows.
