@@ -7,11 +7,12 @@ import itertools
 import streamlit as st
 
 from core import words
+from core.retrain import caches
 from core.runs.workspace import RunRecord, begin_draw
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
-from core.ui import frame, job_cards, merging, paging, state
+from core.ui import frame, job_cards, merging, paging, say, state, widgets
 from core.ui.say import plain
 from core.words import size
 
@@ -129,8 +130,32 @@ def variant_row(depth: int, variant: Variant, records: list[RunRecord]) -> None:
             job_cards.manage(variant.record, "tree", records)
 
 
+def kept_distributions() -> None:
+    """Draw what retraining keeps of dense models, and the button that deletes it."""
+    taken = caches.taken(where.root)
+    if not taken.number:
+        return
+    busy = any(r.is_live and r.command == "retrain" for r in where.runs())
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        number = "one set" if taken.number == 1 else f"{taken.number} sets"
+        say.caption(
+            f"Retraining keeps {number} of the dense model's next-token distributions "
+            f"({size(taken.bytes)}), so that runs on the same rows share them. They are written "
+            "again when they are needed."
+        )
+        widgets.action(
+            "Delete them",
+            lambda: caches.delete(where.root),
+            key="delete_teachers",
+            icon=":material/delete:",
+            disabled=busy,
+            help="Not while a retraining runs." if busy else None,
+        )
+
+
 runs_tab, variants_tab = st.tabs(["Runs", "Variants"])
 with runs_tab:
     run_list()
 with variants_tab:
     variant_tree()
+    kept_distributions()

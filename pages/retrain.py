@@ -42,7 +42,7 @@ OPTIONS = {
         ("seed", "merge_dtype", "report_to"),
     ),
     "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
-    "Distillation": (("distil", "kl_weight"),),
+    "Distillation": (("loss", "teacher_top_k"), ("kl_weight", "distil")),
     "Memory and device": (
         ("gradient_checkpointing", "fused", "retry"),
         ("device", "dtype", "dense"),

@@ -14,10 +14,10 @@ from typing import Any
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
-from core.retrain import layers, rows
+from core.retrain import caches, layers, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
-from core.retrain.spec import RetrainSpec, Settings, layout_of, settings_of
+from core.retrain.spec import RetrainSpec, Settings, goal_of, layout_of, settings_of
 from core.runs import devices, dtypes
 from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
@@ -56,7 +56,11 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         spec, settings, info, trainable, device, max(lengths), fused=reason is None
     )
     needed = sum(memory.values())
+    goal = goal_of(spec)
+    read = {row for row in found.train} if goal.is_kept else set()
+    kept = caches.needed_bytes(sum(row.items for row in read), goal.top_k)
     flops = training_flops(spec, info, tokens)
+    flops += 2.0 * info.parameters * sum(len(row.ids) for row in read) * scale
     speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
     warnings = []
     if free is not None and needed > free:
@@ -99,6 +103,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "tokens_per_sequence": mean,
         "device": device,
         "memory_bytes": {**memory, "total": needed},
+        "teacher_disk_bytes": round(kept * scale),
         "free_bytes": free,
         "fits": None if free is None else needed <= free,
         "flops": flops,
@@ -145,7 +150,7 @@ def memory_parts(
         kept = info.hidden * computed * info.blocks + block
     # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
     copies = info.parts["blocks"] * computed if fused and held != computed else 0
-    teacher = info.parameters * computed if spec.distil else 0
+    teacher = info.parameters * computed if goal_of(spec).is_live else 0
     return {
         "weights": info.parameters * held + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),
@@ -210,4 +215,4 @@ def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> floa
     table = 0 if info.tied else info.parts.get("embedding", 0)
     weights = info.parameters - table
     forward = 2.0 * weights * tokens
-    return forward * (2 if spec.method == "lora" else 3) + (forward if spec.distil else 0)
+    return forward * (2 if spec.method == "lora" else 3) + (forward if goal_of(spec).is_live else 0)

@@ -163,11 +163,12 @@ def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
 
 def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return the results of a dry run as label -> text."""
-    free = plan["free_bytes"]
+    free, disk = plan["free_bytes"], plan["teacher_disk_bytes"]
     return {
         "Trainable": f"{count(plan['trainable_parameters'])} ({plan['trainable_share']:.1%})",
         "Memory needed": size(plan["memory_bytes"]["total"]),
         "Memory free": "not known" if free is None else size(free),
+        **({"Disk for the teacher": size(disk)} if disk else {}),
         "Tokens": count(plan["tokens"]),
         "Steps": f"{plan['settings']['steps']:,} x {plan['settings']['batch']}",
         "Time": "not known" if plan["seconds"] is None else f"about {span(plan['seconds'])}",

@@ -92,7 +92,7 @@ def eval_mode(
             model.train(mode)
 
 
-def _parts(
+def parts_of(
     rows: Sequence[Row], device: torch.device, progress: Progress
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Yield row numbers and their batch on ``device``; rows of similar length are batched."""
@@ -115,7 +115,7 @@ def row_losses(
     """Return (sum of NLL in nats, predicted tokens) of each row, computed in eval mode."""
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     with eval_mode([model], device, compute):
-        for chosen, batch in _parts(rows, device, progress):
+        for chosen, batch in parts_of(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             nll = functional.cross_entropy(logits, targets, reduction="none").cpu().double()
             items = [rows[i].items for i in chosen]
@@ -141,7 +141,7 @@ def mean_kl(
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
     total, count = 0.0, 0
     with eval_mode([model, teacher], device, compute):
-        for _, batch in _parts(rows, device, progress):
+        for _, batch in parts_of(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))
             count += len(targets)

@@ -79,7 +79,7 @@ def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
     if not spec.merge or spec.method != "lora" or not adapter.is_dir():
         run.progress.log("This run has finished; there is nothing to resume.")
         return
-    plain = replace(spec, distil=False, retention=False, also=(), questions=0)
+    plain = replace(spec, loss="ce", distil=False, retention=False, also=(), questions=0)
     session = Session(plain, run)
     session.check_same(spec)
     wanted = dtype_name(weights.merged_dtype(spec, session.info.dtype))
@@ -138,7 +138,7 @@ def train(
     lengths = [batches.length(sequence) for sequence in session.sequences]
     settings = session.settings
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
-    micro_batches = MicroBatches(session.sequences, plan, settings.steps)
+    micro_batches = MicroBatches(session.sequences, plan, settings.steps, session.kept)
     trackers = session.spec.report_to
     tracking.prepare(trackers, Path(session.spec.out))
     args = arguments(session.spec, settings, session.checkpoints, session.device)

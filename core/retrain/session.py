@@ -20,16 +20,27 @@ from core.errors import (
 )
 from core.model.loading import load_model, load_tokenizer
 from core.model.memory import free_memory, is_out_of_memory
-from core.model.precision import Precision, decide, resolve_device
-from core.retrain import batches, diagnostics, fused, layers, results, rows, weights
+from core.model.precision import Precision, decide, dtype_name, resolve_device
+from core.retrain import (
+    batches,
+    caches,
+    diagnostics,
+    fused,
+    layers,
+    results,
+    rows,
+    teacher,
+    weights,
+)
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
-from core.retrain.loss import collate, heldout_loss
-from core.retrain.spec import RetrainSpec, layout_of, settings_of
+from core.retrain.loss import heldout_loss
+from core.retrain.spec import RetrainSpec, goal_of, layout_of, settings_of
 from core.retrain.trainer import (
     Objective,
     complete_checkpoints,
+    with_kept,
 )
 from core.runs.dtypes import Purpose
 from core.runs.workspace import read_json, write_json, write_text
@@ -59,7 +70,10 @@ class Session:
         self.fused_layers = 0
         self.findings: list[Finding] = []
         self.dense_loss: float | None = None
+        self.goal = goal_of(spec)
         self.teacher: Any = None
+        self.kept: teacher.Cache | None = None
+        """The dense model's distributions on the training rows, if they are read from disk."""
         self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
         self.before = 0.0
         self.checkpoints = run.book / "checkpoints"
@@ -87,8 +101,9 @@ class Session:
                 self.progress.log(f"Dense model {name} not found; recovery will not be reported.")
                 found = None
         if found is None:
-            if self.spec.distil:
-                raise OptionError("--distil needs the dense model.", "Give it with --dense.")
+            if goal_of(self.spec).kl_weight:
+                what = "--distil" if self.spec.distil else f"--loss {self.spec.loss}"
+                raise OptionError(f"{what} needs the dense model.", "Give it with --dense.")
             return None, None
         vocab = found.info.vocab
         if vocab != self.info.vocab:
@@ -188,15 +203,29 @@ class Session:
         self.progress.log(f"Dense model: held-out loss {self.dense_loss:.4f}.")
         if self.evaluation:
             self.evaluation.measure("dense", model, held.compute, progress=self.progress)
-        if self.spec.distil or self.evaluation:
+        if self.goal.is_kept:
+            self.kept = self._keep(model, held)
+        if self.goal.is_live or self.evaluation:
             self.teacher = model
+
+    def _keep(self, model: Any, held: Precision) -> teacher.Cache:
+        """Return the dense model's distributions on the training rows; computed unless known."""
+        assert self.dense
+        about = self.rows.train, self.goal.top_k
+        folder = caches.root() / teacher.key_of(self.dense, *about, dtype_name(held.arithmetic))
+        found = teacher.find(folder, self.rows.train)
+        if found:
+            self.progress.log("The dense model's distributions on these rows are known.")
+            return found
+        how = self.device, held.compute
+        return teacher.write(folder, model, *about, how, self.progress)
 
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model; a teacher is stored in the precision that it computes in."""
         assert self.dense
         held = self.decide(self.dense.info.dtype)
         # Loaded in that format, not cast to it: a cast would round the rotary frequencies as well.
-        dtype = held.arithmetic if self.spec.distil else held.weights
+        dtype = held.arithmetic if self.goal.is_live else held.weights
         return load_model(self.dense.folder, self.device, dtype), held
 
     def load(self) -> Any:
@@ -210,7 +239,7 @@ class Session:
             self.evaluation.measure(
                 "before", model, self.precision.compute, self.teacher, progress=self.progress
             )
-        if not self.spec.distil:
+        if not self.goal.is_live:
             self.teacher = None
         torch.manual_seed(self.spec.seed)
         if self.spec.method == "lora":
@@ -227,7 +256,7 @@ class Session:
 
     def objective(self) -> Objective:
         """Return the training objective."""
-        return Objective(self.device, self.precision.compute, self.teacher, self.spec.kl_weight)
+        return Objective(self.device, self.precision.compute, self.teacher, self.goal)
 
     # --- memory ---
 
@@ -237,7 +266,7 @@ class Session:
         objective = self.objective()
 
         def fits(count: int) -> bool:
-            batch = collate(longest[-count:])
+            batch = with_kept(longest[-count:], self.kept)
             moved = {
                 k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
             }

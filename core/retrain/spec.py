@@ -24,6 +24,7 @@ RATES = {
     "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
 }
 """Learning rates by size and method: large from the paper, small tuned on the demo."""
+LOSSES = ("ce", "kl", "both")
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
 
@@ -132,13 +133,29 @@ class RetrainSpec(DeviceOptions):
     targets: tuple[str, ...] = option(
         PROJECTIONS, group="LoRA", help="Projections that get an adapter."
     )
+    loss: str = option(
+        "ce",
+        choices=LOSSES,
+        group="distillation",
+        help="ce: cross entropy on the text; kl: KL(dense || trained) alone, so that the model "
+        "learns the dense model's distributions instead of the text; both: their sum.",
+    )
+    teacher_top_k: int = option(
+        128,
+        low=0,
+        unit="tokens",
+        group="distillation",
+        help="For kl and both: the dense model runs once over the training rows, and so many of "
+        "its likeliest next tokens are kept on disk for all runs on these rows; 0: it stays in "
+        "memory and gives whole distributions at every step.",
+    )
     distil: bool = option(
         False,
         group="distillation",
-        help="Also train on the dense model's next-token distributions.",
+        help="The same as --loss both --teacher-top-k 0.",
     )
     kl_weight: float = option(
-        1.0, low=0, group="distillation", help="Weight of KL(dense || trained), added to the loss."
+        1.0, low=0, group="distillation", help="Weight of KL(dense || trained) in the loss 'both'."
     )
     gradient_checkpointing: str = option(
         "auto",
@@ -204,6 +221,46 @@ class RetrainSpec(DeviceOptions):
     dry_run: bool = option(False, help="Estimate memory, tokens and time without training.")
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a step minimises: cross entropy, KL(dense || trained), or both."""
+
+    entropy: bool
+    kl_weight: float
+    """0 without the dense model."""
+    top_k: int
+    """Tokens of the dense model's distributions that are kept; 0: it runs at every step."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the dense model stays in memory for the training."""
+        return self.kl_weight > 0 and self.top_k == 0
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the dense model's distributions are read from disk."""
+        return self.kl_weight > 0 and self.top_k > 0
+
+
+def goal_of(spec: RetrainSpec) -> Goal:
+    """Return what the options say is minimised.
+
+    Raises `OptionError` if they contradict each other.
+    """
+    if spec.distil and spec.loss == "kl":
+        raise OptionError(
+            "--distil adds cross entropy to the divergence, --loss kl leaves it out.",
+            "Give only one of them.",
+        )
+    if spec.distil:
+        return Goal(True, spec.kl_weight, 0)
+    if spec.loss == "ce":
+        return Goal(True, 0.0, 0)
+    if spec.loss == "kl":
+        return Goal(False, 1.0, spec.teacher_top_k)
+    return Goal(True, spec.kl_weight, spec.teacher_top_k)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of a retraining for given data, with every default filled in."""
@@ -240,6 +297,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
         if unknown or not spec.targets:
             what = f"'{unknown[0]}' is not a projection" if unknown else "none is given"
             raise OptionError(f"--targets: {what}.", f"Choose from: {', '.join(PROJECTIONS)}.")
+    goal_of(spec)
     small = parameters < SMALL
     batch = _given(spec.batch, 16 if small else 64)
     if spec.micro_batch is not None and spec.micro_batch > batch:

@@ -25,13 +25,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from core import words
 from core.errors import Cancelled
-from core.retrain import diagnostics, results, tracking
+from core.retrain import diagnostics, results, teacher, tracking
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
 from core.retrain.recovery import Recovery
 from core.retrain.results import Evaluation, Saved, Step
-from core.retrain.spec import RetrainSpec, Settings
+from core.retrain.spec import Goal, RetrainSpec, Settings
 from core.runs.progress import Progress
 from core.runs.workspace import write_json
 
@@ -50,12 +50,20 @@ class Stopped(Exception):
 class MicroBatches(Dataset):
     """All micro-batches of a training in order: ``steps`` times ``accumulation``."""
 
-    def __init__(self, sequences: Sequence[Pack], plan: StepPlan, steps: int) -> None:
-        """Take ``sequences`` in the order of ``plan``."""
+    def __init__(
+        self,
+        sequences: Sequence[Pack],
+        plan: StepPlan,
+        steps: int,
+        kept: teacher.Cache | None = None,
+    ) -> None:
+        """Take ``sequences`` in the order of ``plan``, with what was ``kept`` of the teacher."""
         self._sequences = sequences
         self._plan = plan
         self._count = steps * plan.accumulation
         self._items = [sum(row.items for row in rows) for rows in sequences]
+        self._kept = kept
+        self._get = teacher.read_ahead(self._made, self._count) if kept else self._made
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
@@ -63,32 +71,49 @@ class MicroBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one collated micro-batch and ``items``, the predicted tokens of its whole step."""
+        return self._get(index)
+
+    def _made(self, index: int) -> dict[str, Any]:
         step, part = divmod(index, self._plan.accumulation)
         parts = self._plan.step(step)
-        batch = collate([self._sequences[i] for i in parts[part]])
+        batch = with_kept([self._sequences[i] for i in parts[part]], self._kept)
         return batch | {"items": sum(self._items[i] for chosen in parts for i in chosen)}
+
+
+def with_kept(packs: Sequence[Pack], kept: teacher.Cache | None) -> dict[str, Any]:
+    """Return a collated micro-batch, with the teacher's distributions if some were kept."""
+    return collate(packs) | (kept.of(packs) if kept else {})
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective: the loss, plus KL(teacher || model) if there is a teacher."""
+    """The training objective: cross entropy, KL(teacher || model), or both.
+
+    The teacher's distributions are kept ones, which come with the batch, or those of ``teacher``.
+    """
 
     device: torch.device
     compute: torch.dtype | None = None
     teacher: Any = None
-    kl_weight: float = 0.0
+    goal: Goal = Goal(True, 0.0, 0)
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the objective and the loss alone of a micro-batch, as parts of its step's mean."""
         with autocast(self.device, self.compute):
             logits, targets = predicted_logits(model, batch)
-            loss = functional.cross_entropy(logits, targets, reduction="sum") / batch["items"]
-            if self.teacher is None:
+            with torch.set_grad_enabled(self.goal.entropy):
+                loss = functional.cross_entropy(logits, targets, reduction="sum") / batch["items"]
+            if not self.goal.kl_weight:
                 return loss, loss.detach()
-            with torch.no_grad():
-                wanted, _ = predicted_logits(self.teacher, batch)
-            divergence = kl_sum(logits, wanted) / batch["items"]
-        return loss + self.kl_weight * divergence, loss.detach()
+            divergence = self.goal.kl_weight * self._divergence(logits, batch) / batch["items"]
+        return loss + divergence if self.goal.entropy else divergence, loss.detach()
+
+    def _divergence(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        if self.teacher is None:
+            return teacher.kl_kept(logits, *(batch[name] for name in teacher.NAMES))
+        with torch.no_grad():
+            wanted, _ = predicted_logits(self.teacher, batch)
+        return kl_sum(logits, wanted)
 
 
 class RetrainTrainer(Trainer):

@@ -16,6 +16,7 @@ from core.commands import COMMANDS
 WORDS = {
     "lr": "Learning rate",
     "kl_weight": "KL weight",
+    "teacher_top_k": "Teacher's tokens kept",
     "dtype": "Precision",
     "perplexity": "Perplexity of",
     "limit": "Questions per task",

@@ -222,3 +222,15 @@ def test_variants_are_shown_a_page_at_a_time(root, tiny_gqa):
         f"cut-{n:02d}" for n in range(24, 30)
     ]
     assert "26 to 31 of 31 checkpoints" in text_of(at)
+
+
+def test_kept_distributions_are_shown_and_deleted(root):
+    kept = root / "teachers" / "0123" / "part-00000.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(3_000_000))
+    at = open_page()
+    assert "keeps one set" in text_of(at)
+    assert "3.0 MB" in text_of(at) or "2.9 MiB" in text_of(at)
+    at.button(key="delete_teachers").click().run()
+    assert not kept.parent.parent.exists()
+    assert "distributions" not in text_of(at)

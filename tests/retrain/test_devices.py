@@ -14,7 +14,7 @@ from core.model.precision import Precision
 from core.retrain import layers, weights
 from core.retrain.rows import Row
 from core.retrain.session import Session
-from core.retrain.spec import RetrainSpec, settings_of
+from core.retrain.spec import RetrainSpec, goal_of, settings_of
 from core.retrain.trainer import arguments
 
 
@@ -65,6 +65,7 @@ def test_a_teacher_gives_the_logits_of_stock_transformers(tiny_dir, tmp_path):
         dense=locate.open(str(folder)),
         device=torch.device("cpu"),
         spec=spec,
+        goal=goal_of(spec),
         decide=lambda _: Precision(torch.float32, torch.bfloat16),  # as on an Ampere GPU
     )
     teacher, _ = Session.load_dense(session)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from core.retrain import batches, loss, rows
 from core.retrain.recovery import Recovery
-from core.retrain.spec import RetrainSpec, settings_of
+from core.retrain.spec import Goal, RetrainSpec, settings_of
 from core.retrain.trainer import MicroBatches, Objective, RetrainTrainer, StepWatcher, arguments
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def trained(folder, tmp_path, made, micro, layout="grouped", teacher=None):
         model,
         arguments(spec, settings, tmp_path / f"{micro}{layout}", CPU),
         MicroBatches(packs, plan, 3),
-        Objective(CPU, None, teacher, 0.5),
+        Objective(CPU, None, teacher, Goal(True, 0.5 if teacher else 0.0, 0)),
     )
     callback = watcher(settings)
     callback.trainer = trainer
