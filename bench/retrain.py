@@ -30,6 +30,7 @@ import torch
 from core.model import loading, memory, precision
 from core.retrain import batches, fused, weights
 from core.retrain.loss import heldout_loss
+from core.retrain.recovery import Held
 from core.retrain.rows import Row, prepare
 from core.retrain.spec import SMALL, RetrainSpec, settings_of
 
@@ -114,8 +115,9 @@ def ours(arguments: argparse.Namespace, spec: RetrainSpec, rows: list[Row], devi
         MicroBatches(packs, plan, settings.steps),
         Objective(device, compute),
     )
+    held = Held(1.0)
     watcher = StepWatcher(
-        settings, SILENT, lambda: 1.0, dense=None, before=1.0, clip=spec.clip, memory=lambda: 0.0
+        settings, SILENT, lambda: held, dense=None, before=held, clip=spec.clip, memory=lambda: 0.0
     )
     watcher.trainer = trainer
     trainer.add_callback(watcher)

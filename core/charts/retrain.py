@@ -156,26 +156,32 @@ def curve(
 
 
 def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
-    """Draw the recovered share of the gap at every evaluation, with lines at 0 and 1."""
+    """Draw the recovered shares of loss and KL at every evaluation, with lines at 0 and 1."""
     found = [(e.step, e.recovered) for e in evaluations if e.recovered is not None]
-    figure = go.Figure(
-        go.Scatter(
-            x=[step for step, _ in found],
-            y=[share for _, share in found],
-            mode="lines+markers",
-            cliponaxis=False,
-            marker={"symbol": "diamond", "size": 10, "color": palette.DROPPED},
-            line={"color": palette.DROPPED, "width": 1},
-            hovertemplate="step %{x}: %{y:.1%}<extra></extra>",
-        )
-    )
+    by_kl = [(e.step, e.recovered_kl) for e in evaluations if e.recovered_kl is not None]
+    figure = go.Figure()
+    for name, points, symbol, colour in (
+        ("loss", found, "diamond", palette.DROPPED),
+        ("KL to the dense model", by_kl, "circle", palette.KEPT),
+    ):
+        if points:
+            figure.add_scatter(
+                x=[step for step, _ in points],
+                y=[share for _, share in points],
+                name=name,
+                mode="lines+markers",
+                cliponaxis=False,
+                marker={"symbol": symbol, "size": 10, "color": colour},
+                line={"color": colour, "width": 1},
+                hovertemplate=f"step %{{x}}: %{{y:.1%}}<extra>{name}</extra>",
+            )
     for level, dash in ((0.0, "dot"), (1.0, "dash")):
         figure.add_hline(y=level, line={"dash": dash, "width": 2, "color": palette.PROTECTED})
     figure.update_xaxes(title="step", range=[0, max([total, *(s for s, _ in found), 1]) * 1.03])
     figure.update_yaxes(tickformat=".0%")
     text = "recovered (dashed: dense, dotted: pruned)"
     figure.update_layout(title={"text": text, "font": {"size": palette.FONT_SIZE + 1}})
-    return palette.dress(figure, 230, showlegend=False)
+    return palette.dress(figure, 230, showlegend=len(figure.data) > 1)
 
 
 def recovered_bars(table: pd.DataFrame) -> go.Figure:

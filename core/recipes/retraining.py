@@ -16,7 +16,7 @@ from core.prune.results import Pruning
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Step
 from core.recipes.spec import RecipeSpec
-from core.retrain.recovery import BEYOND, Recovery
+from core.retrain.recovery import BEYOND, Held, Recovery
 from core.retrain.results import Measure, Summary, read_measures
 from core.retrain.spec import RATES, SMALL
 
@@ -74,7 +74,7 @@ def recovered(dense: float | None, before: float | None, after: float | None) ->
     """Return the share of the gap that was closed; None if it is not reported."""
     if before is None or after is None:
         return None
-    return Recovery(dense, before, after).recovered
+    return Recovery(dense, Held(before), Held(after)).recovered
 
 
 def evaluation_rows(chain: Chain, step: str) -> tuple[Measure, ...]:

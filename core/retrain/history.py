@@ -52,6 +52,11 @@ def _parent(record: RunRecord) -> str:
     return str(folder.resolve()) if folder else name
 
 
+def _loss_of(record: RunRecord) -> str:
+    """Return what a retraining minimised: ce, kl or both."""
+    return "both" if record.spec.get("distil") else str(record.spec.get("loss") or "ce")
+
+
 def comparison(records: Iterable[RunRecord], name: Callable[[RunRecord], str]) -> pd.DataFrame:
     """Return one row per retraining, called by ``name``: options, cost and recovery."""
     rows = []
@@ -62,7 +67,9 @@ def comparison(records: Iterable[RunRecord], name: Callable[[RunRecord], str]) -
                 "name": name(record),
                 "state": record.state,
                 "method": record.spec.get("method"),
+                "loss": _loss_of(record),
                 "recovered": found.recovered,
+                "recovered by KL": found.recovered_kl,
                 "dense": found.heldout_loss_dense,
                 "before": found.heldout_loss_before,
                 "after": found.heldout_loss_after,
@@ -95,8 +102,16 @@ def verdict(summary: Summary) -> str:
             f"{fell}; the dense model has {dense:.4f}. The gap of {before - dense:.3f} nats is "
             "too small to report a recovery."
         )
+    told = f"{words.percent(share)} of the gap was recovered. {fell}; the dense model has "
+    told += f"{dense:.4f}."
+    by_kl, first, last = (
+        summary.recovered_kl, summary.heldout_kl_before, summary.heldout_kl_after
+    )  # fmt: skip
+    if by_kl is None or first is None or last is None:
+        return told
     return (
-        f"{words.percent(share)} of the gap was recovered. {fell}; the dense model has {dense:.4f}."
+        f"{told} The KL divergence from the dense model went from {first:.4f} to {last:.4f} nats "
+        f"per token: {words.percent(by_kl)} of it was closed."
     )
 
 

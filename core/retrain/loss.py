@@ -92,7 +92,7 @@ def eval_mode(
             model.train(mode)
 
 
-def parts_of(
+def _parts(
     rows: Sequence[Row], device: torch.device, progress: Progress
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Yield row numbers and their batch on ``device``; rows of similar length are batched."""
@@ -105,6 +105,19 @@ def parts_of(
         progress.check_cancel()
 
 
+def predictions(
+    model: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield row numbers, float32 logits [predicted, vocabulary] and targets, in eval mode."""
+    with eval_mode([model], device, compute):
+        for chosen, batch in _parts(rows, device, progress):
+            yield chosen, *predicted_logits(model, batch)
+
+
 def row_losses(
     model: Any,
     rows: Sequence[Row],
@@ -114,14 +127,17 @@ def row_losses(
 ) -> list[tuple[float, int]]:
     """Return (sum of NLL in nats, predicted tokens) of each row, computed in eval mode."""
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    with eval_mode([model], device, compute):
-        for chosen, batch in parts_of(rows, device, progress):
-            logits, targets = predicted_logits(model, batch)
-            nll = functional.cross_entropy(logits, targets, reduction="none").cpu().double()
-            items = [rows[i].items for i in chosen]
-            for i, part in zip(chosen, nll.split(items), strict=True):
-                result[i] = (float(part.sum()), len(part))
+    for chosen, logits, targets in predictions(model, rows, device, compute, progress):
+        items = [rows[i].items for i in chosen]
+        for i, nll, count in zip(chosen, nll_by_row(logits, targets, items), items, strict=True):
+            result[i] = (nll, count)
     return result
+
+
+def nll_by_row(logits: Tensor, targets: Tensor, items: Sequence[int]) -> list[float]:
+    """Return the sum of the NLL in nats of each row, which has ``items`` predicted tokens."""
+    nll = functional.cross_entropy(logits, targets, reduction="none").cpu().double()
+    return [float(part.sum()) for part in nll.split(list(items))]
 
 
 def heldout_loss(model: Any, rows: Sequence[Row], *how: Any) -> float:
@@ -141,7 +157,7 @@ def mean_kl(
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
     total, count = 0.0, 0
     with eval_mode([model, teacher], device, compute):
-        for _, batch in parts_of(rows, device, progress):
+        for _, batch in _parts(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))
             count += len(targets)

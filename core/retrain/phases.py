@@ -15,8 +15,7 @@ from core.model.precision import dtype_name
 from core.prune.results import Pruning
 from core.retrain import batches, diagnostics, model_card, tracking, weights
 from core.retrain.diagnostics import Finding
-from core.retrain.loss import heldout_loss
-from core.retrain.recovery import Recovery
+from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Data, Heldout, Measure, Merged, Saved, Settings, Summary
 from core.retrain.session import Session, trim_metrics
 from core.retrain.spec import RetrainSpec
@@ -98,7 +97,7 @@ def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
 
 def note_gap(session: Session, *, again: bool) -> None:
     """Report a gap that is too large; ``again``: the metrics already contain the finding."""
-    gap = Recovery(session.dense_loss, session.before, session.before).gap
+    gap = Recovery(session.yardstick.loss, session.before, session.before).gap
     finding = diagnostics.pruned_too_hard(session.spec.method, gap)
     if finding and finding not in session.findings:
         session.note(finding, metric=not again)
@@ -106,21 +105,11 @@ def note_gap(session: Session, *, again: bool) -> None:
 
 def make_watcher(session: Session, model: Any) -> StepWatcher:
     """Return the callback that reports, evaluates and saves."""
-
-    def measure() -> float:
-        return heldout_loss(
-            model,
-            session.rows.heldout,
-            session.device,
-            session.precision.compute,
-            session.progress,
-        )
-
     return StepWatcher(
         session.settings,
         session.progress,
-        measure,
-        dense=session.dense_loss,
+        lambda: session.measure(model),
+        dense=session.yardstick.loss,
         before=session.before,
         clip=session.spec.clip,
         memory=lambda: peak_memory_mib(session.device),
@@ -151,8 +140,10 @@ def train(
     else:
         saved = Saved.read(resume)
         assert saved  # only complete checkpoints are resumed from
-        watcher.best = (saved.best_step, saved.best_loss)
-        watcher.after = (saved.step, saved.heldout_loss or session.before)
+        watcher.best = (saved.best_step, Held(saved.best_loss, saved.best_kl))
+        known = saved.heldout_loss is not None
+        held = Held(saved.heldout_loss or 0.0, saved.heldout_kl) if known else session.before
+        watcher.after = (saved.step, held)
         watcher.training_s = saved.training_s
         trainer.tokens = saved.tokens
         if saved.step >= settings.steps:  # the run ended while writing its results
@@ -192,7 +183,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         kept_step = keep_last_good(session, model, watcher)
     session.findings += watcher.findings
     after = watcher.after[1] if watcher.after else session.before
-    result = Recovery(session.dense_loss, session.before, after)
+    result = Recovery(session.yardstick.loss, session.before, after)
     if not stopped and not watcher.cancelled and result.recovered is not None:
         for finding in (
             diagnostics.pruned_too_hard(
@@ -203,6 +194,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
                 steps=watcher.trainer.state.global_step,
             ),
             diagnostics.beyond_dense(result.gap, result.recovered),
+            diagnostics.adapted(result.recovered, result.recovered_kl),
         ):
             if finding:
                 session.note(finding)
@@ -275,14 +267,14 @@ def evaluate_after(session: Session, model: Any) -> None:
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:
     """Restore the best evaluated state (the start, if nothing was better); return its step."""
-    step, loss = watcher.best
+    step, best = watcher.best
     folder = session.checkpoints / f"checkpoint-{step}"
     if step and Saved.read(folder):
         weights.load_trained(model, folder)
     else:
-        step, loss = 0, session.before
+        step, best = 0, session.before
         weights.reset(model, session.folder)
-    watcher.after = (step, loss)
+    watcher.after = (step, best)
     return step
 
 

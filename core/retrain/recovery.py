@@ -11,18 +11,49 @@ from core.prune.results import perplexity
 SMALLEST_GAP = 0.05
 """Below this gap in nats the recovered share is mostly noise, so it is not reported."""
 
+SMALLEST_KL = 0.02
+"""Below this divergence of the pruned model in nats, the share of it that is closed is noise."""
+
 BEYOND = 1.05
 """Above this recovered share, training added knowledge that the dense model did not have."""
 
 
+ADAPTATION = 0.15
+"""A gain is called adaptation if so much more of the loss than of the divergence came back."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model on the held-out rows, in nats per token."""
+
+    loss: float
+    kl: float | None = None
+    """KL(dense || model) over the dense model's likeliest tokens and all others as one; None
+    without a dense model."""
+
+
 @dataclass(frozen=True)
 class Recovery:
-    """Held-out losses in nats per token of the dense, the pruned and the retrained model."""
+    """The pruned and the retrained model on held-out rows, against the dense one's loss.
+
+    Two measures of what came back: the loss also falls because the model adapts to the training
+    text; the divergence from the dense model does not.
+    """
 
     dense: float | None
-    """None without a dense model to compare with."""
-    before: float
-    after: float
+    """The dense model's loss in nats per token; None without one to compare with."""
+    first: Held
+    last: Held
+
+    @property
+    def before(self) -> float:
+        """Loss of the pruned model."""
+        return self.first.loss
+
+    @property
+    def after(self) -> float:
+        """Loss of the retrained model."""
+        return self.last.loss
 
     @property
     def gap(self) -> float | None:
@@ -39,6 +70,16 @@ class Recovery:
             return None
         return (self.before - self.after) / self.gap
 
+    @property
+    def recovered_kl(self) -> float | None:
+        """Share of the divergence from the dense model that was closed: 1 equals the dense model.
+
+        None if it is not known, or was smaller than `SMALLEST_KL`.
+        """
+        if self.first.kl is None or self.last.kl is None or not self.first.kl >= SMALLEST_KL:
+            return None
+        return 1 - self.last.kl / self.first.kl if math.isfinite(self.last.kl) else None
+
     def summary(self) -> dict[str, Any]:
         """Return losses, perplexities, gap and share for summary.json."""
         named = {"dense": self.dense, "before": self.before, "after": self.after}
@@ -47,4 +88,7 @@ class Recovery:
             **{f"heldout_ppl_{name}": perplexity(value) for name, value in named.items()},
             "gap_nat": self.gap,
             "recovered": self.recovered,
+            "heldout_kl_before": self.first.kl,
+            "heldout_kl_after": self.last.kl,
+            "recovered_kl": self.recovered_kl,
         }

@@ -100,6 +100,11 @@ class Summary(JsonResult):
     """What pruning cost: the loss before less that of the dense model."""
     recovered: float | None = None
     """Share of the gap that was closed; None if it is not reported."""
+    heldout_kl_before: float | None = None
+    """KL(dense || model) in nats per token, over the dense model's likeliest tokens."""
+    heldout_kl_after: float | None = None
+    recovered_kl: float | None = None
+    """Share of the divergence that was closed; None if it is not reported."""
     measured_at_step: int | None = None
     kept_step: int | None = None
     steps: int | None = None
@@ -171,11 +176,13 @@ class Saved(JsonResult):
     step: int
     heldout_loss: float | None = None
     """None if it was not measured at this step."""
+    heldout_kl: float | None = None
     tokens: int = 0
     training_s: float = 0.0
     best_step: int
     best_loss: float = math.inf
     """Lowest held-out loss so far, in nats per token."""
+    best_kl: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +209,8 @@ class Evaluation:
     heldout_loss_dense: float | None = None
     heldout_loss_before: float | None = None
     recovered: float | None = None
+    heldout_kl: float | None = None
+    recovered_kl: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

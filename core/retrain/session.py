@@ -35,7 +35,7 @@ from core.retrain import (
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
-from core.retrain.loss import heldout_loss
+from core.retrain.recovery import Held
 from core.retrain.spec import RetrainSpec, goal_of, layout_of, settings_of
 from core.retrain.trainer import (
     Objective,
@@ -69,13 +69,13 @@ class Session:
         """Why the hand-written layers are not used, None if they are."""
         self.fused_layers = 0
         self.findings: list[Finding] = []
-        self.dense_loss: float | None = None
+        self.yardstick = teacher.Yardstick(self.rows.heldout)
         self.goal = goal_of(spec)
         self.teacher: Any = None
         self.kept: teacher.Cache | None = None
         """The dense model's distributions on the training rows, if they are read from disk."""
         self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
-        self.before = 0.0
+        self.before = Held(0.0)
         self.checkpoints = run.book / "checkpoints"
         self._log_data()
 
@@ -197,10 +197,10 @@ class Session:
         if self.dense is None:
             return
         model, held = self.load_dense()
-        self.dense_loss = heldout_loss(
+        self.yardstick = teacher.yardstick(
             model, self.rows.heldout, self.device, held.compute, self.progress
         )
-        self.progress.log(f"Dense model: held-out loss {self.dense_loss:.4f}.")
+        self.progress.log(f"Dense model: held-out loss {self.yardstick.loss:.4f}.")
         if self.evaluation:
             self.evaluation.measure("dense", model, held.compute, progress=self.progress)
         if self.goal.is_kept:
@@ -231,10 +231,9 @@ class Session:
     def load(self) -> Any:
         """Load the pruned model, measure it, and prepare it for training."""
         model = load_model(self.folder, self.device, self.precision.weights)
-        self.before = heldout_loss(
-            model, self.rows.heldout, self.device, self.precision.compute, self.progress
-        )
-        self.progress.log(f"Pruned model: held-out loss {self.before:.4f}.")
+        self.before = self.measure(model)
+        kl = "" if self.before.kl is None else f", KL to the dense model {self.before.kl:.4f}"
+        self.progress.log(f"Pruned model: held-out loss {self.before.loss:.4f}{kl}.")
         if self.evaluation and not self.evaluation.has("before"):
             self.evaluation.measure(
                 "before", model, self.precision.compute, self.teacher, progress=self.progress
@@ -253,6 +252,11 @@ class Session:
         else:
             self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
         return model
+
+    def measure(self, model: Any) -> Held:
+        """Return loss and divergence of a model in training on the held-out rows."""
+        compute = self.precision.compute
+        return self.yardstick.measure(model, self.device, compute, self.progress)
 
     def objective(self) -> Objective:
         """Return the training objective."""

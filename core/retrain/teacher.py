@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,17 @@ from core.checkpoint.locate import Checkpoint
 from core.errors import OutputError
 from core.retrain import caches
 from core.retrain.batches import Pack
-from core.retrain.loss import eval_mode, parts_of, predicted_logits
+from core.retrain.loss import nll_by_row, predictions
+from core.retrain.recovery import Held
 from core.retrain.rows import Row
 from core.runs import processes
-from core.runs.progress import Progress
+from core.runs.progress import SILENT, Progress
 from core.runs.workspace import read_json, write_json
 
+HELD_K = 128
+"""Tokens kept of the dense model's distributions on held-out rows: 39 MB for 200 rows of 256."""
+LOGITS = 2**25
+"""Logits of which copies are made at once: 128 MiB in float32. Chosen, not measured."""
 PART_BYTES = 2**25
 """Size of a file of the cache, and of what is held in memory while it is written: 32 MiB."""
 VERSION = 1
@@ -83,6 +88,67 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         top.values.clamp_min(smallest).half(),
         others.clamp_min(smallest).half(),
     )
+
+
+def _by_row(
+    rows: Sequence[Row], chosen: Sequence[int], logits: Tensor, k: int
+) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Yield the number of each row of a batch and what is kept of it, on the CPU."""
+    size = max(1, LOGITS // logits.shape[1])
+    parts = zip(*(largest(piece, k) for piece in logits.split(size)), strict=True)
+    counts = [rows[i].items for i in chosen]
+    kept = [torch.cat(part).cpu().split(counts) for part in parts]
+    yield from zip(chosen, zip(*kept, strict=True), strict=True)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The dense model on the held-out rows: what every model of a retraining is compared with."""
+
+    rows: Sequence[Row]
+    loss: float | None = None
+    """In nats per token; None without a dense model."""
+    kept: Sequence[tuple[Tensor, ...]] = ()
+    """What is kept of each row."""
+
+    def measure(
+        self,
+        model: Any,
+        device: torch.device,
+        compute: torch.dtype | None = None,
+        progress: Progress = SILENT,
+    ) -> Held:
+        """Return loss and divergence of ``model`` on these rows, in one pass."""
+        nll, kl = [0.0] * len(self.rows), 0.0
+        items = [row.items for row in self.rows]
+        for chosen, logits, targets in predictions(model, self.rows, device, compute, progress):
+            for i, loss in zip(
+                chosen, nll_by_row(logits, targets, [items[i] for i in chosen]), strict=True
+            ):
+                nll[i] = loss
+            if self.kept:
+                parts = zip(*(self.kept[i] for i in chosen), strict=True)
+                kl += float(kl_kept(logits, *(torch.cat(part).to(device) for part in parts)))
+        return Held(sum(nll) / sum(items), kl / sum(items) if self.kept else None)
+
+
+def yardstick(
+    dense: Any,
+    rows: Sequence[Row],
+    device: torch.device,
+    compute: torch.dtype | None = None,
+    progress: Progress = SILENT,
+) -> Yardstick:
+    """Return what the dense model says on the held-out rows."""
+    kept: list[tuple[Tensor, ...]] = [()] * len(rows)
+    losses, items = [0.0] * len(rows), [row.items for row in rows]
+    for chosen, logits, targets in predictions(dense, rows, device, compute, progress):
+        found = nll_by_row(logits, targets, [items[i] for i in chosen])
+        for loss, (number, pieces) in zip(
+            found, _by_row(rows, chosen, logits, HELD_K), strict=True
+        ):
+            losses[number], kept[number] = loss, pieces
+    return Yardstick(rows, sum(losses) / sum(items), kept)
 
 
 def key_of(dense: Checkpoint, rows: Sequence[Row], k: int, dtype: str) -> str:
@@ -175,15 +241,11 @@ def write(
             )
         writer = _Writer(draft, len(distinct))
         done = 0
-        with eval_mode([model], device, compute):
-            for chosen, batch in parts_of(distinct, device, progress):
-                logits, _ = predicted_logits(model, batch)
-                counts = [distinct[i].items for i in chosen]
-                kept = [piece.cpu().split(counts) for piece in largest(logits, k)]
-                for number, *pieces in zip(chosen, *kept, strict=True):
-                    writer.add(number, pieces)
-                done += len(chosen)
-                progress.step(done, len(distinct), "the dense model reads the training rows")
+        for chosen, logits, _ in predictions(model, distinct, device, compute, progress):
+            for number, pieces in _by_row(distinct, chosen, logits, k):
+                writer.add(number, pieces)
+            done += len(chosen)
+            progress.step(done, len(distinct), "the dense model reads the training rows")
         writer.finish()
         try:
             draft.rename(folder)

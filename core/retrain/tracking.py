@@ -78,4 +78,5 @@ def of_step(step: Step) -> dict[str, Any]:
 def of_evaluation(found: Evaluation) -> dict[str, Any]:
     """Return an evaluation as Trainer logs one: trackers show ``eval_`` under ``eval/``."""
     figures = {"eval_loss": found.heldout_loss, "eval_recovered": found.recovered}
+    figures |= {"eval_kl": found.heldout_kl, "eval_recovered_kl": found.recovered_kl}
     return {name: value for name, value in figures.items() if value is not None}

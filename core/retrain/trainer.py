@@ -29,7 +29,7 @@ from core.retrain import diagnostics, results, teacher, tracking
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
-from core.retrain.recovery import Recovery
+from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Evaluation, Saved, Step
 from core.retrain.spec import Goal, RetrainSpec, Settings
 from core.runs.progress import Progress
@@ -251,10 +251,10 @@ class StepWatcher(TrainerCallback):
         self,
         settings: Settings,
         progress: Progress,
-        measure: Callable[[], float],
+        measure: Callable[[], Held],
         *,
         dense: float | None,
-        before: float,
+        before: Held,
         clip: float,
         memory: Callable[[], float],
         computed: str = "float32",
@@ -262,7 +262,7 @@ class StepWatcher(TrainerCallback):
     ) -> None:
         """Take the settings of one training.
 
-        ``measure`` returns the held-out loss of the model in training; ``computed`` is the format
+        ``measure`` returns the model in training on the held-out rows; ``computed`` is the format
         that a step computes in; ``evaluations_after`` follow the training.
         """
         self.computed, self.evaluations_after = computed, evaluations_after
@@ -275,9 +275,10 @@ class StepWatcher(TrainerCallback):
         self.dense, self.before, self.clip, self.memory = dense, before, clip, memory
         self.watch = diagnostics.Watch(dense)
         self.findings: list[Finding] = []
-        self.after: tuple[int, float] | None = None
-        """Step and held-out loss of the latest evaluation."""
-        self.best: tuple[int, float] = (0, before)
+        self.after: tuple[int, Held] | None = None
+        """Step and result of the latest evaluation."""
+        self.best: tuple[int, Held] = (0, before)
+        """Step and result of the evaluation with the lowest held-out loss."""
         self.cancelled = False
         self.training_s = 0.0
         self.last_loss: float | None = None
@@ -362,15 +363,17 @@ class StepWatcher(TrainerCallback):
         root = Path(args.output_dir)
         newest = root / f"checkpoint-{state.global_step}"
         known = self.after[1] if self.after and self.after[0] == state.global_step else None
-        if known is not None and known < self.best[1]:
+        if known is not None and known.loss < self.best[1].loss:
             self.best = (state.global_step, known)
         saved = Saved(
             step=state.global_step,
-            heldout_loss=known,
+            heldout_loss=known.loss if known else None,
+            heldout_kl=known.kl if known else None,
             tokens=self.trainer.tokens,
             training_s=self.training_s,
             best_step=self.best[0],
-            best_loss=self.best[1],
+            best_loss=self.best[1].loss,
+            best_kl=self.best[1].kl,
         )
         write_json(newest / COMPLETE, saved.to_dict())
         for folder in root.glob("checkpoint-*"):
@@ -378,19 +381,21 @@ class StepWatcher(TrainerCallback):
                 shutil.rmtree(folder, ignore_errors=True)
         self._since = time.perf_counter()
 
-    def evaluate(self, step: int) -> float:
-        """Measure the held-out loss and report it together with the recovered share."""
+    def evaluate(self, step: int) -> None:
+        """Measure held-out loss and divergence, and report them with the recovered shares."""
         began = time.perf_counter()
-        loss = self.measure()
+        held = self.measure()
         self.evaluation_s = time.perf_counter() - began
-        self.after = (step, loss)
-        result = Recovery(self.dense, self.before, loss)
+        self.after = (step, held)
+        loss, result = held.loss, Recovery(self.dense, self.before, held)
         found = Evaluation(
             step=step,
             heldout_loss=loss if math.isfinite(loss) else None,
             heldout_loss_dense=self.dense,
-            heldout_loss_before=self.before,
+            heldout_loss_before=self.before.loss,
             recovered=result.recovered,
+            heldout_kl=held.kl if held.kl is not None and math.isfinite(held.kl) else None,
+            recovered_kl=result.recovered_kl,
         )
         results.report(self.progress, found)
         if self.trainer.args.report_to and step:  # trackers begin with the training
@@ -400,10 +405,11 @@ class StepWatcher(TrainerCallback):
             if result.recovered is None
             else f", {words.percent(result.recovered)} of the gap recovered"
         )
+        if result.recovered_kl is not None:
+            share += f", {words.percent(result.recovered_kl)} of the KL"
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
-        for finding in self.watch.evaluated(step, self.before, loss):
+        for finding in self.watch.evaluated(step, self.before.loss, loss):
             self.note(finding)
-        return loss
 
     def note(self, finding: Finding) -> None:
         """Log a finding and store it."""

@@ -129,12 +129,14 @@ def _tiles(record: RunRecord, log: MetricLog) -> None:
     """Draw the row of metrics."""
     last = log.evaluations[-1] if log.evaluations else None
     share, loss = (last.recovered, last.heldout_loss) if last else (None, None)
+    by_kl = last.recovered_kl if last else None
     now = log.steps[-1] if log.steps else Step(step=0)
     speed, memory, rate = now.tokens_per_s, now.memory_mib, now.lr
     total = record.progress[1] or "?"
     figures = {
         "Step": f"{now.step:,} of {total}",
         "Recovered": "not reported" if share is None else words.percent(share),
+        **({} if by_kl is None else {"Recovered by KL": words.percent(by_kl)}),
         "Held-out loss": "-" if loss is None else f"{loss:.4f}",
         "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
         "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",

@@ -134,3 +134,20 @@ def test_a_loss_that_still_falls_asks_for_a_longer_training():
         found.append(pruned_too_hard("lora", 1.0, 0.12, falling=watch.is_falling(), steps=30).hint)
     assert found[0] == "Train longer: --steps 120, or a larger --lr."
     assert found[1].startswith("Try --method continued")
+
+
+@pytest.mark.parametrize(
+    ("recovered", "by_kl", "found"),
+    [
+        (0.6, 0.13, True),
+        (0.47, 0.29, True),
+        (0.3, 0.25, False),
+        (0.2, 0.4, False),
+        (0.6, None, False),
+    ],
+)
+def test_a_gain_by_adaptation_is_named(recovered, by_kl, found):
+    finding = diagnostics.adapted(recovered, by_kl)
+    assert bool(finding) == found
+    if finding:
+        assert "adaptation to the training text" in finding.message

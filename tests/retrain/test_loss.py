@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.retrain import batches, loss, rows
-from core.retrain.recovery import Recovery
+from core.retrain.recovery import Held, Recovery
 from core.retrain.spec import Goal, RetrainSpec, settings_of
 from core.retrain.trainer import MicroBatches, Objective, RetrainTrainer, StepWatcher, arguments
 
@@ -78,8 +78,9 @@ def test_kl_by_its_definition():
 def watcher(settings, clip=0.0):
     from core.runs.progress import SILENT
 
+    held = Held(1.0)
     return StepWatcher(
-        settings, SILENT, lambda: 1.0, dense=None, before=1.0, clip=clip, memory=lambda: 0.0
+        settings, SILENT, lambda: held, dense=None, before=held, clip=clip, memory=lambda: 0.0
     )
 
 
@@ -150,9 +151,13 @@ def test_distillation_equals_a_plain_loop(tiny_gqa, tiny_dir, tmp_path):
 
 
 def test_recovered_share():
-    assert Recovery(2.0, 3.0, 2.25).recovered == pytest.approx(0.75)
-    assert Recovery(2.0, 3.0, 3.5).recovered == pytest.approx(-0.5)
-    assert Recovery(2.0, 2.04, 2.0).recovered is None  # under 0.05 nats
-    assert Recovery(None, 3.0, 2.0).recovered is None
-    assert Recovery(2.0, 3.0, math.nan).recovered is None
-    assert Recovery(2.0, 3.0, 2.5).summary()["heldout_ppl_after"] == pytest.approx(math.exp(2.5))
+    assert Recovery(2.0, Held(3.0), Held(2.25)).recovered == pytest.approx(0.75)
+    assert Recovery(2.0, Held(3.0), Held(3.5)).recovered == pytest.approx(-0.5)
+    assert Recovery(2.0, Held(2.04), Held(2.0)).recovered is None  # under 0.05 nats
+    assert Recovery(None, Held(3.0), Held(2.0)).recovered is None
+    assert Recovery(2.0, Held(3.0), Held(math.nan)).recovered is None
+    found = Recovery(2.0, Held(3.0, 0.8), Held(2.5, 0.6))
+    assert found.summary()["heldout_ppl_after"] == pytest.approx(math.exp(2.5))
+    assert found.recovered_kl == pytest.approx(0.25)
+    assert Recovery(2.0, Held(3.0, 0.01), Held(2.5, 0.0)).recovered_kl is None
+    assert Recovery(2.0, Held(3.0), Held(2.5)).recovered_kl is None

@@ -256,3 +256,19 @@ def test_packed_rows_find_their_distributions(tiny_gqa, made, tmp_path):
         logits, _ = loss.predicted_logits(model, batch)
     found = teacher.kl_kept(logits, *(batch[name] for name in teacher.NAMES))
     assert float(found) == pytest.approx(0, abs=1e-2)
+
+
+def test_the_divergence_on_held_out_rows_is_that_of_whole_distributions(tiny_dir, made):
+    """Up to what the 128 likeliest of 300 tokens leave out; the loss is the plain one exactly."""
+    dense, other = (
+        AutoModelForCausalLM.from_pretrained(tiny_dir("gqa", seed=seed)).eval() for seed in (0, 3)
+    )
+    held = teacher.yardstick(dense, made, CPU)
+    assert held.loss == loss.heldout_loss(dense, made, CPU)
+    assert held.measure(dense, CPU).kl == pytest.approx(0, abs=1e-4)
+    found = held.measure(other, CPU)
+    assert found.loss == loss.heldout_loss(other, made, CPU)
+    whole = loss.mean_kl(other, dense, made, CPU)
+    assert found.kl == pytest.approx(whole, rel=0.5)
+    assert 0 < found.kl < whole
+    assert teacher.Yardstick(made).measure(other, CPU).kl is None
