@@ -412,6 +412,16 @@ def continued(bench: Bench) -> Outcome:
     return Outcome(outcome.agrees and learned, text + ("" if learned else "; nothing was learned"))
 
 
+def kept(bench: Bench) -> Outcome:
+    """LoRA by KL from distributions read from disk; on the CPU against a teacher in memory."""
+    whole = bench.dense.config.vocab_size  # with all tokens kept, both are the same
+    compare = None
+    if bench.is_cpu:
+        _, live = _train(bench, CPU, "kept-live", loss="kl", teacher_top_k=0)
+        compare = {"loss_after": _loss(live.heldout_loss_after)}
+    return _trained(bench, "kept", NEAR_TRAINED_BFLOAT16, compare, loss="kl", teacher_top_k=whole)
+
+
 def _divergence(dense: Any, model: Any, rows: Sequence[tuple[Any, Any]]) -> float:
     """Return KL(dense || model) per predicted token."""
     total, count = 0.0, 0

@@ -38,6 +38,7 @@ CHECKS = (
     Check("live", "Live what-if perplexity and text"),
     Check("lora", "LoRA, hand-written layers, merged", needs=TRAINING),
     Check("continued", "Continued pretraining with distillation", needs=TRAINING),
+    Check("kept", "LoRA on the dense model's kept distributions", needs=TRAINING),
     Check("importance:bfloat16", "Importance, all metrics, bfloat16"),
     *(
         Check(f"width:{method.name}", f"Width pruning, {method.label}")

@@ -1,4 +1,4 @@
-"""What was kept of dense models on training rows: where it is, and what it takes. No torch.
+"""What was kept of dense models on training rows: its place and its size. No torch.
 
 Written and read by `core.retrain.teacher`.
 """
@@ -22,7 +22,7 @@ def root() -> Path:
 
 
 def needed_bytes(tokens: int, k: int) -> int:
-    """Return the bytes of the distributions of so many predicted tokens: ids, two logarithms."""
+    """Return the bytes that the distributions of ``tokens`` predicted tokens take."""
     return tokens * (6 * k + 2)
 
 

@@ -145,9 +145,9 @@ class RetrainSpec(DeviceOptions):
         low=0,
         unit="tokens",
         group="distillation",
-        help="For kl and both: the dense model runs once over the training rows, and so many of "
-        "its likeliest next tokens are kept on disk for all runs on these rows; 0: it stays in "
-        "memory and gives whole distributions at every step.",
+        help="For kl and both: how many of the dense model's likeliest next tokens are kept on "
+        "disk, for all runs on the same training rows, which it reads once; 0: it stays in memory "
+        "and gives whole distributions at every step.",
     )
     distil: bool = option(
         False,
