@@ -39,6 +39,7 @@ from core.errors import Cancelled, RunError
 from core.prune.results import PlanFile
 from core.recipes.spec import RecipeSpec
 from core.runs import devices, jobs, warm, workspace
+from core.runs import status as statuses
 from core.runs.progress import Progress
 from core.runs.results import CsvRow, JsonResult, from_dict
 from core.runs.spec import DeviceOptions, RunSpec, build, hints_of, to_dict
@@ -165,7 +166,9 @@ class Chain:
 
     def _run_steps(self, steps: list[Step]) -> None:
         for place, step in enumerate(steps):
-            self.progress.step(place * SHARE, len(steps) * SHARE, step.name)
+            self.progress.step(
+                place * SHARE, len(steps) * SHARE, step.name, left_s=statuses.UNKNOWN_S
+            )
             if step.needs and (step.needs in self.failed or step.needs in self.skipped):
                 self.skipped.add(step.name)
                 self.progress.log(f"{step.name}: skipped: requires {step.needs}.")
@@ -243,7 +246,14 @@ class Chain:
                 share = int(SHARE * min(1.0, done / total)) if total else 0
                 waits = f"waiting for {record.device}, behind {record.waiting_for}"
                 text = waits if record.state == "queued" else message or "starting"
-                self.progress.step(place * SHARE + share, count * SHARE, f"{step.name}: {text}")
+                # steps take very different times: only the last one's rest is the recipe's
+                left = record.eta_s if place == count - 1 else None
+                self.progress.step(
+                    place * SHARE + share,
+                    count * SHARE,
+                    f"{step.name}: {text}",
+                    left_s=statuses.UNKNOWN_S if left is None else left,
+                )
                 time.sleep(POLL_S)
                 record = read_run(record.path) or record
         except BaseException:  # cancelled, a signal, or a disk that takes no more of our records

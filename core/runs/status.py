@@ -161,10 +161,15 @@ def took_s(status: Mapping[str, Any]) -> float:
     return max(0.0, finished - created)
 
 
+UNKNOWN_S = -1.0
+"""What a run whose steps take very different times reports as its time left."""
+
+
 def eta_s(status: Mapping[str, Any]) -> float | None:
     """Return the seconds left: as the run itself estimated, else at the pace so far.
 
-    None before the first step. Steps that a resumed run had already completed do not count towards
+    None before the first step, and if the run reports that it cannot estimate them (a negative
+    number, `UNKNOWN_S`). Steps that a resumed run had already completed do not count towards
     the pace.
     """
     step = status.get("progress") or {}
@@ -173,6 +178,8 @@ def eta_s(status: Mapping[str, Any]) -> float | None:
     if since is None or at is None or not is_here(status):
         since, at, now = step.get("since"), step.get("at"), time.time()
     told = step.get("left_s")
+    if told is not None and told < 0:
+        return None
     if told is not None and at:
         return max(0.0, told - max(0.0, now - at))
     if not since or not at or done <= first or total <= 0:

@@ -34,7 +34,7 @@ class Heard(Progress):
     def __init__(self):
         self.steps, self.stop = [], False
 
-    def step(self, done, total, message=""):
+    def step(self, done, total, message="", **more):
         self.steps.append((done, total, message))
         self.check_cancel()
 
@@ -151,8 +151,8 @@ def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
     class Announced(Heard):
         """Lets the announced run grow old once the recipe has been seen to wait for it."""
 
-        def step(self, done, total, message=""):
-            super().step(done, total, message)
+        def step(self, done, total, message="", **more):
+            super().step(done, total, message, **more)
             if message == "one: starting" and (status := read_json(path)) and "pid" not in status:
                 write_json(path, {**status, "created": time.time() - 2 * STARTING_GRACE_S})
 
@@ -216,7 +216,7 @@ def test_no_step_outlives_its_recipe(place, tmp_path, monkeypatch, again):
     """Whatever ends the recipe; a second Ctrl-C while a deaf step may still stop kills it."""
 
     class Broken(Heard):
-        def step(self, done, total, message=""):
+        def step(self, done, total, message="", **more):
             if (record := read_run(made.dir("slow"))) and "work begins" in record.log_tail():
                 raise OSError(5, "the terminal is gone")
 

@@ -64,3 +64,4 @@ def test_what_the_run_says_of_itself_counts(monkeypatch):
     assert status.eta_s({"progress": step}) is None
     assert status.eta_s({"progress": {**step, "left_s": 30.0}}) == 20.0
     assert status.eta_s({"progress": {**step, "left_s": 5.0}}) == 0.0
+    assert status.eta_s({"progress": {**step, "left_s": status.UNKNOWN_S}}) is None
