@@ -419,8 +419,10 @@ def contenders(seen: Scene, cell: Cell, tasks: Sequence[str] = ()) -> list[Conte
     dense = next(r for r in rows if r.candidate.kind == "dense" and not r.candidate.quantized)
     speeds = _speeds(seen, cell)
     # what is estimated from a variant of the same size is as noisy as what was measured of that
-    noise = {r.parameters: speeds[r.candidate.label].noise for r in rows
-             if r.candidate.label in speeds}  # fmt: skip
+    noise: dict[int | None, float] = {}
+    for row in rows:
+        if pace := speeds.get(row.candidate.label):
+            noise[row.parameters] = max(pace.noise, noise.get(row.parameters, 0.0))
     ordered = [dense, *(r for r in rows if r is not dense and r.candidate.kind != "other")]
     return [_contender(seen, row, dense, speeds, noise, tasks) for row in ordered]
 

@@ -52,7 +52,7 @@ def beside(found: Verdict, one: Contender) -> list[dict[str, str]]:
 
     Before retraining, the best depth and the best width variant. An estimate says so.
     """
-    others = {"the best depth variant": found.best("depth"), "the best width": found.best("width")}
+    others = {"the best depth variant": found.best("depth"), "the best width variant": found.best("width")}
     named: list[tuple[Contender, str]] = [(found.dense, "before pruning"), (one, "this variant")]
     before = found.before(one)
     named += [(before, "before retraining")] if before else []
