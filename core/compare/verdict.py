@@ -225,25 +225,29 @@ class Verdict:
             return f"{take.label}, {others}, has the best quality: {facts}. Its cost is unknown."
         if take.pays:
             return f"Take {take.label}, {others}: {facts}."
-        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(facts)}."
+        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(take)}."
 
     @property
     def _is_sized(self) -> bool:
         """Whether the words on the group express how much was removed."""
         return "%" in self.words
 
-    def _why_not(self, facts: str) -> str:
-        take = self.take
-        assert take
+    def _why_not(self, take: Contender) -> str:
+        """Return why a variant does not pay, and its other figures."""
         said = []
-        if _times(take) >= LARGE:
-            said.append(f"has {_times(take):.2f} times the dense perplexity on {self.text}")
+        lost = _times(take) >= LARGE and take.ppl is not None
+        if lost and take.ppl:
+            said.append(
+                f"has a perplexity of {take.ppl.value:.4g} on {self.text}, {_times(take):.2f} "
+                "times the dense model's"
+            )
         if not take.is_faster and take.speed:
             noisy = (take.speed.noise or 0) > NOISY
             said.append("was measured too noisily to call it faster" if noisy else "is not faster")
         if not take.is_smaller and take.memory and not take.is_faster:
             said.append("does not save memory")
-        return " and ".join(said) + f" ({facts})"
+        others = replace(take, ppl=None) if lost else take
+        return f"{listed(said)} ({self.facts(others, sized=not self._is_sized)})"
 
     @property
     def rest(self) -> str:

@@ -30,7 +30,7 @@ class RecipeSummary(JsonResult):
     findings: tuple[str, ...] = ()
     """More sentences."""
     take: str = ""
-    """The variant to take, by the verdict on the whole study; empty if nothing was measured."""
+    """The best variant, by the verdict on the whole study; empty if nothing was measured."""
     figures: dict[str, Any] = field(default_factory=dict)
     """The numbers behind the sentences; each recipe has its own."""
     failed: dict[str, str] = field(default_factory=dict)

@@ -52,11 +52,11 @@ def beside(found: Verdict, one: Contender) -> list[dict[str, str]]:
 
     Before retraining, the best depth and the best width variant. An estimate says so.
     """
-    others = {"the best depth variant": found.best("depth"), "the best width variant": found.best("width")}
+    kinds = {"depth": "the best depth variant", "width": "the best width variant"}
     named: list[tuple[Contender, str]] = [(found.dense, "before pruning"), (one, "this variant")]
     before = found.before(one)
     named += [(before, "before retraining")] if before else []
-    named += [(other, why) for why, other in others.items() if other]
+    named += [(other, why) for kind, why in kinds.items() if (other := found.best(kind))]
     rows: dict[str, dict[str, str]] = {}
     for variant, why in named:
         if variant.id not in rows:

@@ -93,6 +93,8 @@ def _meant(name: str, where: Workspace) -> tuple[Workspace, str]:
         record = read_run(path) if path.is_dir() else None
         if record and record.command in CHAINS:
             return Workspace(path), str(record.spec.get("checkpoint") or "demo")
+        if record and record.command == "import" and _is_used(path, where):
+            return where, name  # a dense checkpoint, wherever it lies
         if record:
             return _home(record, where), _checkpoint_of(record, path)
     if locate.local_folder(name) or locate.is_hub_id(name):
@@ -109,6 +111,13 @@ def _home(record: RunRecord, where: Workspace) -> Workspace:
     above = record.path.resolve().parent
     inside = where.root.resolve() in (above, above.parent if record.parent else above)
     return where if inside else Workspace(record.path.parent)
+
+
+def _is_used(folder: Path, where: Workspace) -> bool:
+    """Whether a run of the workspace works on the checkpoint in ``folder``."""
+    names = {str(r.spec.get("checkpoint") or "") for r in where.runs()}
+    found = (locate.local_folder(name) for name in names if name)
+    return any(one.resolve() == folder.resolve() for one in found if one)
 
 
 def _checkpoint_of(record: RunRecord, path: Path) -> str:

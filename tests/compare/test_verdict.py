@@ -185,7 +185,7 @@ def test_pruning_that_does_not_pay_is_said_with_the_best_option(lab):
     found = lab.verdict()
     assert not found.pays
     assert found.sentence.startswith("Pruning does not pay here: PPL+ 21% + LoRA, the best of 3")
-    assert "2.20 times the dense perplexity on english" in found.sentence
+    assert "has a perplexity of 22 on english, 2.20 times the dense model's" in found.sentence
     assert "No variant of this study pays yet" in found.sentence
     small = made.pruned(lab.root, "small", lab.dense, [3], 5, lab.total)
     lab.paths["small"] = small

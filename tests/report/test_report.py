@@ -287,6 +287,14 @@ def test_a_recipe_folder_has_its_steps_and_its_own_command(lab, tmp_path):
     assert {"chain", "chain/scores", "cut"} <= {r.id for r in everything.runs}
 
 
+def test_an_imported_checkpoint_outside_the_workspace_is_where_it_is_used(lab):
+    where, dense = lab
+    made.run(dense.parent, dense.name, "import", 0, source="model.gguf")
+    found = gather(str(dense), where)
+    assert len(found.study.variants) == 4
+    assert found.verdict.take is not None
+
+
 # ------------------------------------------------------------------------------------- big numbers
 
 
