@@ -21,9 +21,10 @@ from core.search.results import PairRow
 
 
 def budget_runs(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
-    """Return the finished budget runs of exactly these weights, newest first."""
+    """Return finished budget runs of exactly these weights: newest first, steps of recipes last."""
     done = [r for r in where.runs("budget") if r.state == "done"]
-    return [r for r in done if info.key and summary_of(r).checkpoint_key == info.key]
+    own = [r for r in done if info.key and summary_of(r).checkpoint_key == info.key]
+    return sorted(own, key=lambda record: bool(record.parent))
 
 
 def summary_of(record: RunRecord) -> Budget:

@@ -9,6 +9,7 @@ budget, the one with the lower perplexity is taken.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from core.checkpoint import locate
@@ -27,6 +28,9 @@ LATENCY = 0.8
 """The budget if none is given: a share of the dense latency."""
 INPUT = 12
 """Tokens of the prompt, as in the benchmark."""
+TOKENS, LEAST, LENGTH = 56, 8192, 512
+"""Tokens to heal on: per hidden dimension, at least, and in a row. 56 for each of SmolLM2's 576
+dimensions are the 32 k tokens with which the refit was found to hold."""
 SOLVED, HEALED = "solved", "healed"
 WAYS = {SOLVED: "solved for the budget", HEALED: "whole blocks, seams healed"}
 NOISE = 0.05
@@ -103,7 +107,7 @@ def steps(spec: RecipeSpec) -> list[Step]:
         Step(
             HEALED,
             "prune",
-            planned(f"plan-{HEALED}", heal="refit"),
+            planned(f"plan-{HEALED}", heal="refit", **healing_rows(spec)),
             optional=True,
             needs=f"plan-{HEALED}",
         ),
@@ -112,6 +116,13 @@ def steps(spec: RecipeSpec) -> list[Step]:
         parts.evaluated(spec, HEALED, optional=True),
         Step("speed", "benchmark", lambda chain: drop_one.timing(chain, *made(chain))),
     ]
+
+
+def healing_rows(spec: RecipeSpec) -> dict[str, int]:
+    """Return rows and length of the healing text: `TOKENS` per hidden dimension, within reason."""
+    info = locate.open(spec.checkpoint, need="config", need_tokenizer=False).info
+    length = min(LENGTH, info.context or LENGTH)
+    return {"samples": math.ceil(max(LEAST, TOKENS * info.hidden) / length), "length": length}
 
 
 def output_tokens(chain: Chain) -> int:
