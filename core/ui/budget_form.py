@@ -332,10 +332,8 @@ def _live(name: str, info: CheckpointInfo, pad: Pad, removal: Removal, waiting: 
     if asked.error:
         say.warning(asked.error)
     elif asked.ppl is None:
-        waiting = state.names().in_words(asked.waiting)
-        say.caption(
-            f"{waiting[:1].upper()}{waiting[1:]}." if waiting else "Measuring this plan live."
-        )
+        behind = state.names().in_words(asked.waiting)
+        say.caption(f"{behind[:1].upper()}{behind[1:]}." if behind else "Measuring this plan live.")
     else:
         dense = f", {asked.ppl / asked.dense_ppl:.3g} x dense" if asked.dense_ppl else ""
         say.bold(f"Perplexity, measured live: {asked.ppl:.5g}{dense}")
