@@ -55,19 +55,16 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
         with st.expander("Command"):
             st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
         key = f"make_run_{where}"
-
-        def start() -> None:
-            st.session_state[key] = jobs.launch_once("recipe", values, state.workspace()).id
-
-        widgets.action(
+        if st.button(
             "Make it and measure it",
-            start,
             key=f"make_{where}",
             type="primary",
             icon=":material/rocket_launch:",
             help="Prunes, repairs, merges, evaluates and benchmarks in one run, beside the dense "
             "model. A run that was stopped can be resumed.",
-        )
+        ):
+            record = runs.launch_once("recipe", values)
+            st.session_state[key] = record.id if record else ""
         _results(checkpoint, removal, values, st.session_state.get(key, ""))
 
 

@@ -34,6 +34,9 @@ def action(label: str, do: Callable[[], object], *, key: str, told: str = "", **
     It is done before anything is drawn: a fragment that redraws the page because its run has just
     ended would otherwise swallow a click that arrives with it. An expected error is shown instead.
     ``told`` is said once when it is done, in place of drawing the page again.
+
+    Not for what a form asks: ``do`` has the values of the last drawing, and a field that was edited
+    just before the click is not among them.
     """
     kept = f"{key}_outcome"
 
