@@ -20,7 +20,7 @@ PAGES = {
     "home": (REAL, "", 900),
     "checkpoint": (REAL, "checkpoint", 900),
     "importance": (REAL, "importance", 1500),
-    "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 1500),
+    "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 900),
     "width": (REAL, "prune?prune_way=Width", 900),
     "retrain": (DEMO, "retrain?run=restore/lora", 1500),
     "evaluate": (REAL, "evaluate", 1500),
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--width", type=int, default=1400)
+    parser.add_argument("--width", type=int, default=1440)
     parser.add_argument("--pages", nargs="*", choices=tuple(PAGES), default=list(PAGES))
     parser.add_argument(
         "--workspace", default="", help="workspace to use and keep; filled if empty"
