@@ -105,8 +105,8 @@ def main() -> None:
             rows = clicks(url, asked.checkpoint, blocks, asked.scores)
     lines = [
         f"`python -m bench.live_page`, {Path(asked.checkpoint).name}, {os.cpu_count()} cores, "
-        f"{time.strftime('%Y-%m-%d')}; each block is removed in addition to those above it. Load: the "
-        "machine's average over the last minute, of which this accounts for 2 at most.",
+        f"{time.strftime('%Y-%m-%d')}; each block is removed in addition to those above it. "
+        "Load: the machine's average over the last minute, of which this accounts for 2 at most.",
         "",
         "| block | first s | tokens | last s | tokens | processor s | process MiB | load |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
