@@ -24,6 +24,7 @@ from core.prune.toggle import to_text
 from core.study import Study, info_of, study
 from core.study.settings import Settings
 from core.ui import (
+    budget_form,
     compare_launch,
     export,
     findings,
@@ -436,6 +437,7 @@ rows = scene.table(cell, estimates=estimates)
 pareto_chart(scene, rows, budget, chosen, ratio)
 chosen_one(scene, rows, chosen)
 quality_chart(scene, ratio, chosen)
+budget_form.compared(known.dense.info)
 panels(scene, cell, ratio, estimates)
 findings.of_scene(scene, cell, budget, settings)
 tables(scene, rows)

@@ -16,12 +16,13 @@ from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.prune import budgets
 from core.prune.budgets import GIB, Library, Limits, Solution
+from core.prune.plan import default_protection
 from core.prune.plan_command import PlanSpec
 from core.prune.version_results import OUTPUT_TOKENS, PlanCheck, VersionRow
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, live_panel, prune_pad, runs, say, state, widgets
+from core.ui import forms, frame, live_panel, prune_pad, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -50,6 +51,25 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     record = _picker(found, watched)
     if record:
         st.fragment(_solved)(name, info, pad, record, first, last)
+
+
+def compared(info: CheckpointInfo | None) -> None:
+    """Draw the frontier of the newest budget run of a dense model; nothing without one."""
+    found = known.budget_runs(state.workspace(), info) if info else []
+    if not found or info is None:
+        return
+    record, protect = found[0], default_protection(info.blocks)
+    st.subheader("Plans that a budget would give")
+    try:
+        changed = (record.path / VersionRow.FILE).stat().st_mtime_ns
+        library = _library(record.path, record.id, None, changed)
+        key = (str(record.path), "", changed)
+        _frontier(library, key, record.path, None, OUTPUT_TOKENS, protect)
+    except (DepthcutError, OSError) as error:
+        say.warning(str(error))
+        return
+    say.caption(known.measured_on(library.summary))
+    frame.link("prune", "Choose a budget")
 
 
 def _launcher(name: str, info: CheckpointInfo) -> str:

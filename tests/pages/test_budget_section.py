@@ -149,3 +149,20 @@ def test_the_launcher_estimates_and_names_the_command(tmp_path, monkeypatch, tin
     assert "KL of 30 versions" in captions
     start = next(b for b in at.button if b.key == "budget_start")
     assert not start.disabled
+
+
+def test_compare_draws_the_frontier(measured, tiny_gqa):
+    def page(folder):
+        from core.checkpoint import headers
+        from core.ui import budget_form
+
+        budget_form.compared(headers.inspect(folder))
+
+    at = AppTest.from_function(page, default_timeout=60, kwargs={"folder": str(tiny_gqa)}).run()
+    spec = json.loads(at.get("plotly_chart")[0].proto.spec)
+    line = next(t for t in spec["data"] if t.get("name") == "solved, predicted")
+    library = budgets.load(measured, "versions")
+    for share, kl in zip(line["x"], line["y"], strict=True):
+        solved = budgets.solve(library, Limits(latency=share + 1e-9), protect=(1, 1))
+        assert solved.figures.kl == pytest.approx(kl)
+    assert any("No plan of this run was measured whole" in c.value for c in at.caption)
