@@ -72,31 +72,34 @@ class Answers:
 def answers_of(study: Study, variant: str, wanted: Sequence[str] = ()) -> tuple[Answers, ...]:
     """Return what a variant answers on the tasks that the dense model was asked in the same way.
 
+    With as many questions, the most that both were asked.
     ``wanted``: tasks or presets; if none of them was asked, all that were. Means and tasks that
     are not scored by right answers are left out.
     """
     own, dense = _newest(study, variant), _newest(study, study.dense.id)
-    found = []
+    most: dict[str, Answers] = {}
     for key, mine in own.items():
         base = dense.get(key)
-        if base and mine.samples and mine.samples == base.samples:
+        count = mine.samples or 0
+        if base and count > (most[mine.task].count if mine.task in most else 0):
             runs = {"metric": mine.metric, "run": mine.run, "dense_run": base.run}
-            found.append(Answers(mine.task, mine.value, base.value, mine.samples, **runs))
+            most[mine.task] = Answers(mine.task, mine.value, base.value, count, **runs)
+    found = list(most.values())
     names = suites.expand(tuple(wanted))
     chosen = [a for a in found if a.task in names] or found
     return tuple(sorted(chosen, key=lambda a: a.task))
 
 
-def _newest(study: Study, variant: str) -> Mapping[tuple[str, str, str], Task]:
-    """Return the newest score of each task by its own metric and prompting."""
-    by_task: dict[tuple[str, str], dict[str, Task]] = {}
+def _newest(study: Study, variant: str) -> Mapping[tuple[str, str, str, int | None], Task]:
+    """Return the newest score of each task by its own metric, prompting and number of questions."""
+    by_task: dict[tuple[str, str, int | None], dict[str, Task]] = {}
     for row in sorted(study.tasks, key=lambda t: t.started):
         if row.variant == variant and row.metric in SHARES and row.task not in MEANS.values():
-            by_task.setdefault((row.task, row.prompting), {})[row.metric] = row
+            by_task.setdefault((row.task, row.prompting, row.samples), {})[row.metric] = row
     found = {}
-    for (task, prompting), rows in by_task.items():
+    for (task, prompting, samples), rows in by_task.items():
         metric = suites.metric_of(task, list(rows))
-        found[task, metric, prompting] = rows[metric]
+        found[task, metric, prompting, samples] = rows[metric]
     return found
 
 

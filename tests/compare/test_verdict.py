@@ -59,14 +59,18 @@ class Lab:
                                                       "heldout": held})  # fmt: skip
         self.paths = {"dense": self.dense, "cut": cut, "wide": wide, "tuned": tuned}
 
-    def evaluated(self, name: str, ppl: float, right: float | None = None, at: float = 10) -> None:
+    def evaluated(
+        self, name: str, ppl: float, right: float | None = None, at: float = 10, questions: int = 50
+    ) -> None:
         run = made.run(self.root, f"judged-{name}-{at}", "evaluate", at,
                        checkpoint=self.paths[name])  # fmt: skip
         columns = ("source", "window", "bos", "tokens", "ppl")
         workspace.write_csv(run / "perplexity.csv", columns, [("english", 128, "once", 999, ppl)])
         if right is not None:
             columns = ("task", "metric", "value", "stderr", "samples")
-            workspace.write_csv(run / "tasks.csv", columns, [("arc_easy", "acc", right, 0.04, 50)])
+            workspace.write_csv(
+                run / "tasks.csv", columns, [("arc_easy", "acc", right, 0.04, questions)]
+            )
 
     def timed(self, **costs: tuple[float, float]) -> None:
         rows = [
@@ -200,7 +204,9 @@ def test_tasks_are_counted_in_plain_words_and_chance_makes_no_winner(lab):
     found = lab.verdict()
     assert "answers 41 of 50 science questions, 44 before" in found.sentence
     assert found.tasks is found.quality  # one question more is chance
-    lab.evaluated("wide", 11.0, 0.2, at=11)
+    lab.evaluated("dense", 10.0, 0.5, at=12, questions=20)  # fewer do not replace more
+    assert "answers 41 of 50 science questions, 44 before" in lab.verdict().sentence
+    lab.evaluated("wide", 11.0, 0.2, at=13)
     assert lab.verdict().tasks.label == "PPL+ 21%"
 
 
