@@ -92,8 +92,9 @@ def _options(form: forms.Form, removal: Removal, criterion: str, checkpoint: str
     else:
         form.drawn.setdefault("steps", ("Training steps", None, False))
     unseen = form.unseen(RecipeSpec)
-    if repair not in HEALS:
+    if repair not in HEALS:  # it is not read then
         unseen.pop("calibration", None)
+        form.drawn.pop("calibration", None)
     return unseen | values
 
 
