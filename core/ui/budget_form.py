@@ -291,8 +291,10 @@ def _sliders(
             start,
             format="%d%%",
             key=widget,
-            help=f"Most {label.lower()}, in percent of the dense model's. The least possible is "
-            f"{lowest}; at 100 there is no such budget.",
+            help=plain(
+                f"Most {label.lower()}, in percent of the dense model's. The least possible is "
+                f"{lowest}; at 100 there is no such budget."
+            ),
         )
         limit = share / PERCENT * dense
         found[name] = None if share >= PERCENT else limit
@@ -331,7 +333,9 @@ def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
         ("Parameters", f"{figures.params:,}", f"{figures.params / dense.params:.2f} x dense"),
     )  # fmt: skip
     for column, (label, value, beside) in zip(columns, shown, strict=True):
-        column.metric(plain(label), value, plain(beside), delta_color="off", delta_arrow="off")
+        column.metric(
+            plain(label), plain(value), plain(beside), delta_color="off", delta_arrow="off"
+        )
 
 
 def _measured(name: str, info: CheckpointInfo, pad: Pad, removal: Removal) -> None:

@@ -53,7 +53,7 @@ def action(label: str, do: Callable[[], object], *, key: str, told: str = "", **
     if outcome:
         say.error(outcome)
     elif outcome is not None and told:
-        st.toast(told)
+        st.toast(plain(told))
     elif outcome is not None:
         st.rerun()
 
