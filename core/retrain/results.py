@@ -33,6 +33,8 @@ class Settings:
     weight_decay: float | None = None
     beta2: float | None = None
     eval_every: int | None = None
+    sparing: bool | None = None
+    """Whether evaluations were left out that would have taken more than their share of time."""
     layout: str = ""
 
 

@@ -179,7 +179,8 @@ class RetrainSpec(DeviceOptions):
     eval_every: int | None = option(
         None,
         low=1,
-        help="Steps between evaluations, each with a checkpoint. Default: 10% of all steps.",
+        help="Steps between evaluations, each with a checkpoint. Default: 10% of all steps, with "
+        "as few evaluations as keep them below a tenth of the training time.",
     )
     retention: bool = option(
         False,
@@ -275,6 +276,9 @@ class Settings:
     weight_decay: float
     beta2: float
     eval_every: int
+    """Steps between checkpoints, and between evaluations."""
+    sparing: bool
+    """Whether evaluations are left out that would take more than their share of the time."""
     layout: str
 
 
@@ -320,6 +324,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
         weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),
         beta2=0.95 if continued else 0.999,
         eval_every=_given(spec.eval_every, max(1, steps // 10)),
+        sparing=spec.eval_every is None,
         layout=layout_of(spec),
     )
 

@@ -36,6 +36,8 @@ from core.runs.progress import Progress
 from core.runs.workspace import write_json
 
 COMPLETE = Saved.FILE
+EVALUATION_SHARE = 0.1
+"""Most of the training time that evaluations take unless their interval is given."""
 
 
 class Stopped(Exception):
@@ -241,7 +243,11 @@ def time_left(
     """
     every = settings.eval_every
     evaluations = settings.steps // every - (step - 1) // every + (settings.steps % every > 0)
-    return (settings.steps - step) * step_s + (evaluations + after) * evaluation_s
+    training_s = (settings.steps - step) * step_s
+    during_s = evaluations * evaluation_s
+    if settings.sparing:  # the last one always takes place
+        during_s = min(during_s, evaluation_s + EVALUATION_SHARE * training_s)
+    return training_s + during_s + after * evaluation_s
 
 
 class StepWatcher(TrainerCallback):
@@ -268,6 +274,8 @@ class StepWatcher(TrainerCallback):
         self.computed, self.evaluations_after = computed, evaluations_after
         self.evaluation_s = 0.0
         """What the latest evaluation took."""
+        self.evaluations_s = 0.0
+        """What all evaluations of this process after the first have taken."""
         self._begun: tuple[int, float] | None = None
         """Steps taken and seconds trained after this process's first step, which warms up."""
         self.trainer: RetrainTrainer
@@ -348,7 +356,7 @@ class StepWatcher(TrainerCallback):
             self.cancelled = True
         stop = any(f.stop for f in self.findings)
         last = step >= self.settings.steps
-        if not self.cancelled and (stop or last or step % self.settings.eval_every == 0):
+        if not self.cancelled and (stop or last or self._is_time_to_evaluate(step)):
             try:
                 self.evaluate(step)
             except Cancelled:
@@ -386,6 +394,7 @@ class StepWatcher(TrainerCallback):
         began = time.perf_counter()
         held = self.measure()
         self.evaluation_s = time.perf_counter() - began
+        self.evaluations_s += self.evaluation_s if step else 0.0
         self.after = (step, held)
         loss, result = held.loss, Recovery(self.dense, self.before, held)
         found = Evaluation(
@@ -410,6 +419,13 @@ class StepWatcher(TrainerCallback):
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
         for finding in self.watch.evaluated(step, self.before.loss, loss):
             self.note(finding)
+
+    def _is_time_to_evaluate(self, step: int) -> bool:
+        """Whether an evaluation is due and, unless its interval was given, takes its share."""
+        if step % self.settings.eval_every:
+            return False
+        taken = self.evaluations_s + self.evaluation_s
+        return not self.settings.sparing or taken <= EVALUATION_SHARE * self.training_s
 
     def note(self, finding: Finding) -> None:
         """Log a finding and store it."""

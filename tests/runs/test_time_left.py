@@ -26,6 +26,29 @@ def test_a_retraining_counts_its_evaluations(steps, every):
         assert trainer.time_left(step, settings, 2.0, 9.0, after=3) == left + 27.0
 
 
+def test_evaluations_take_at_most_a_tenth_of_the_time_by_default():
+    trainer = pytest.importorskip("core.retrain.trainer")
+    spec = RetrainSpec(checkpoint="x", data="x", out="x", steps=100)
+    settings = settings_of(spec, 1000)
+    assert settings.eval_every == 10
+    before = trainer.Held(3.0)
+    watcher = trainer.StepWatcher(
+        settings, Progress(), lambda: trainer.Held(2.0), dense=None, before=before, clip=0.0,
+        memory=lambda: 0.0,
+    )  # fmt: skip
+    watcher.evaluation_s, made = 9.0, []  # a step takes 2 s
+    for step in range(1, 101):
+        watcher.training_s = 2.0 * step
+        if step < 100 and watcher._is_time_to_evaluate(step):
+            made.append(step)
+            watcher.evaluations_s += 9.0
+    assert made == [50, 90]
+    # 140 s of training; at most 14 s of evaluations on the way, then the last one
+    assert trainer.time_left(30, settings, 2.0, 9.0) == 140.0 + 9.0 + 14.0
+    # evaluations that take little all take place
+    assert trainer.time_left(30, settings, 2.0, 0.1) == pytest.approx(140.0 + 0.8)
+
+
 def test_a_benchmark_weighs_its_points_and_says_when_the_limit_is_too_short():
     assert point_s(1.0, runs=15, limit_s=None) == 15.0
     assert point_s(1.0, runs=15, limit_s=5.0) == 5.0
