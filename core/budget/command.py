@@ -244,6 +244,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
         dense_prefill_s=timed.dense.prefill,
         dense_decode_s=timed.dense.decode,
         seconds=round(costs.seconds, 4),
+        noise=round(timed.noise, 4),
         timing_seconds=round(timed.seconds, 4),
         flops=flops,
         flops_per_s=flops / costs.seconds if costs.seconds > 0 else None,

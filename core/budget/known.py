@@ -9,6 +9,7 @@ from pathlib import Path
 from core.checkpoint.headers import CheckpointInfo
 from core.prune.set_results import Search
 from core.prune.version_results import (
+    NOISY,
     ROUGH,
     VERSIONS,
     WHOLE,
@@ -52,11 +53,23 @@ def label_of(record: RunRecord, name: str) -> str:
 def measured_on(found: Budget) -> str:
     """Return the line under a budget's figures: what KL and times were measured on."""
     text = Path(found.calibration or "").name
+    varying = f", steps vary by {found.noise:.0%}" if found.noise is not None else ""
     return (
         f"Measured one block at a time: KL on {text}, {found.samples} x {found.length} tokens, "
         f"seed {found.seed} ({found.tokens:,} predictions), {found.compute_dtype}; times on "
         f"{found.device}, {found.timed_dtype}, batch {found.batch}, {found.context:,} tokens of "
-        f"prompt, median of {found.runs}." + "".join(f" {note}" for note in found.text.notes)
+        f"prompt, median of {found.runs}{varying}."
+        + "".join(f" {note}" for note in found.text.notes)
+    )
+
+
+def noise_in_words(found: Budget) -> str:
+    """Return a warning if the times of a run vary too much to be relied on; else empty."""
+    if found.noise is None or found.noise <= NOISY:
+        return ""
+    return (
+        f"Times of the same step varied by {found.noise:.0%}, so this machine was busy: measure "
+        "the versions again when nothing else is running."
     )
 
 

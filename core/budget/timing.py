@@ -52,6 +52,9 @@ class Timing:
     """(block, version) -> the block's own time; dropped blocks take none."""
     seconds: float
     """What timing took."""
+    noise: float = 0.0
+    """How much steps of one kind vary: the middle half of their times, as a share of the median;
+    the median over all kinds."""
 
 
 @dataclass
@@ -66,6 +69,11 @@ class _Stack:
 
     def median(self) -> Seconds:
         return Seconds(statistics.median(self.prompts), statistics.median(self.steps))
+
+    def spread(self) -> float:
+        """Return the width of the middle half of the steps' times, as a share of their median."""
+        low, middle, high = statistics.quantiles(self.steps, n=4)
+        return (high - low) / middle if middle > 0 else 0.0
 
 
 def version_of(layer: Any, version: str) -> nn.Module:
@@ -223,4 +231,5 @@ def _apart(
         sum(r.prefill * w for r, w in zip(rests, weights, strict=True)) / sum(weights),
         sum(r.decode * w for r, w in zip(rests, weights, strict=True)) / sum(weights),
     )
-    return Timing(rest, stacks[-1, WHOLE].median(), of, seconds)
+    noise = statistics.median(stack.spread() for stack in stacks.values())
+    return Timing(rest, stacks[-1, WHOLE].median(), of, seconds, noise)

@@ -88,6 +88,8 @@ class PlanCheck(CsvRow):
 
 OUTPUT_TOKENS = 128
 """Tokens of a generation whose latency is meant, unless told otherwise: the benchmark's."""
+NOISY = 0.3
+"""Variation of timed steps from which on times are called noisy. A convention."""
 ROUGH = 0.2
 """Median error from which on predicted latencies are called rough. A convention."""
 
@@ -149,6 +151,8 @@ class Budget(JsonResult):
     dense_prefill_s: float | None = None
     """The whole model's, as measured."""
     dense_decode_s: float | None = None
+    noise: float | None = None
+    """How much the timed steps vary: the middle half, as a share of the median."""
     seconds: float = 0.0
     """Time spent on measuring kl."""
     timing_seconds: float = 0.0

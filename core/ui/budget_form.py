@@ -210,6 +210,8 @@ def _solved(
     _figures(library, choice, tokens)
     if solved and not solved.optimal:
         say.warning(f"A better plan may exist: the solver stopped after {budgets.SOLVE_S:g} s.")
+    if noisy := known.noise_in_words(library.summary):
+        say.warning(noisy)
     say.caption(known.measured_on(library.summary))
     _frontier(library, key, record.path, solved, tokens, (first, last))
     if not solved:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.__main__ import main
-from core.budget import measure, timing, versions
+from core.budget import known, measure, timing, versions
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.checkpoint.neurons import NeuronOrder
@@ -128,6 +128,7 @@ def test_times_are_taken_apart(monkeypatch, tiny_dir):
         assert found.of[block, "no-attention"].prefill == pytest.approx(mlp)
         assert found.of[block, "mlp75"].prefill == pytest.approx(0.6 + 0.75 * mlp)
         assert found.of[block, "drop"].prefill == 0
+    assert found.noise == pytest.approx(0)
     assert {shape for shape, _ in shapes} == {(2, 7)}
     assert [layer.self_attn.layer_idx for layer in view.blocks] == [0, 1, 2, 3, 4]
     assert not any(isinstance(layer, PartOfLayer) for layer in view.blocks)
@@ -217,3 +218,14 @@ def test_what_cannot_be_measured_is_refused(tiny_gqa, tmp_path, capsys):
     ):
         assert main(argv) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_told():
+    quiet, busy = timing._Stack([], []), timing._Stack([], [])
+    quiet.steps = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 9.0]
+    busy.steps = [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert quiet.spread() < 0.1  # one disturbed step does not count
+    assert busy.spread() == pytest.approx(0.75)
+    assert "varied by 75%" in known.noise_in_words(Budget(noise=busy.spread()))
+    assert not known.noise_in_words(Budget(noise=0.1))
+    assert not known.noise_in_words(Budget())
