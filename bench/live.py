@@ -10,6 +10,7 @@ states. With ``--threads 1``, processor seconds are what an idle core would take
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from pathlib import Path
@@ -66,7 +67,8 @@ def main() -> None:
     plain = [timed(model, (block,), room=0, quick=True) for block in found]
     lines = [
         f"`python -m bench.live {asked.checkpoint} --threads {asked.threads}`, {store.device}, "
-        f"{model.view.dtype}, torch {torch.__version__}; windows of 128 tokens.",
+        f"{model.view.dtype}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} at the end; "
+        "windows of 128 tokens.",
         "",
         "| text | windows | without block | wall s | processor s |",
         "| --- | --- | --- | ---: | ---: |",

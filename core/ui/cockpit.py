@@ -169,7 +169,7 @@ def accuracy(found: Facts) -> Card:
     if known.value is None:
         return Card("Task accuracy", "not measured", f"{known.dense:.1%} dense, {count}", note)
     beside = f"{known.dense:.1%} dense, {count}" if found.removal else count
-    return Card("Task accuracy, measured", f"{known.value:.1%}", beside, note)
+    return Card("Accuracy, measured", f"{known.value:.1%}", beside, note)
 
 
 def speed(found: Facts) -> Card:
@@ -178,7 +178,7 @@ def speed(found: Facts) -> Card:
     real = found.study and found.removal and measured.speed_of(
         found.study, found.removal, batch, dtype
     )  # fmt: skip
-    if real:
+    if real and real.speed.is_known:
         both = (real.tokens_per_s, real.dense_tokens_per_s)
         return Card(
             "Speed, measured",
@@ -187,6 +187,8 @@ def speed(found: Facts) -> Card:
             f"Measured on {real.device} in {real.dtype}: batch {batch}, {real.input_tokens} tokens "
             f"in, {real.output_tokens} out; {real.speed}.",
         )
+    if real and not found.rates:
+        return Card("Speed", "unclear", "measured, but too noisy", f"{real.speed}.")
     if not found.rates:
         return Card("Speed", UNKNOWN, "device not measured yet", "Measure this device below.")
     cell = (batch, prune_cost.INPUT, prune_cost.OUTPUT)

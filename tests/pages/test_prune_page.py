@@ -300,3 +300,25 @@ def test_bars_beyond_the_axis_carry_their_value(scored, tiny_gqa):
     assert texts[0] == "#1: 90"
     assert texts[4] == "20"
     assert 2 not in texts
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.6])
+def test_a_measured_speed_is_shown_unless_it_is_too_noisy(noise):
+    from core.compare.plan import MeasuredSpeed
+    from core.compare.speed import Speed
+    from core.ui import cockpit
+
+    real = MeasuredSpeed(Speed(1.25, noise), 80.0, 64.0, 12, 128, "cpu", "float32", "bench")
+    facts = SimpleNamespace(
+        study=object(), removal=Removal((1,)), rates=None, asked={"batch": 1, "dtype": "float32"}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cockpit.measured, "speed_of", lambda *_: real)
+        card = cockpit.speed(facts)
+    if noise < 0.1:
+        assert (card.title, card.value) == ("Speed, measured", "1.25 x dense")
+        assert card.beside == "80, dense 64 tokens/s"
+        assert "128 out" in card.note
+    else:
+        assert (card.title, card.value) == ("Speed", "unclear")
+        assert "too noisy" in card.note
