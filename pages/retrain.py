@@ -42,12 +42,15 @@ OPTIONS = {
         ("seed", "merge_dtype", "report_to"),
     ),
     "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
+    "Partial fine-tuning": (("last", "seams"),),
     "Distillation": (("loss", "teacher_top_k"), ("kl_weight", "distil")),
     "Memory and device": (
         ("gradient_checkpointing", "fused", "retry"),
         ("device", "dtype", "dense"),
     ),
 }
+ONLY = {"LoRA": "lora", "Partial fine-tuning": "partial"}
+"""Options that only one method has."""
 
 
 def choose_variant(form: forms.Form) -> str:
@@ -89,12 +92,12 @@ def settings(form: forms.Form) -> dict[str, Any]:
     st.caption(
         "LoRA trains small adapters and is enough after moderate pruning; continued pretraining "
         "trains all weights on packed text, for severe pruning; full fine-tuning trains all "
-        "weights on individual rows."
+        "weights on individual rows, and partial fine-tuning only the last blocks."
     )
     values |= form.fields(RetrainSpec, ("steps", "lr", "merge"), {"merge": True})
     with st.expander("All options"):
         for title, rows in OPTIONS.items():
-            if title == "LoRA" and values["method"] != "lora":
+            if ONLY.get(title, values["method"]) != values["method"]:
                 continue
             say.bold(title)
             for row in rows:

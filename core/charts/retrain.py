@@ -24,6 +24,7 @@ METHODS = {
     "lora": ("#0072B2", "circle", ""),
     "continued": ("#D55E00", "square", "/"),
     "full": ("#009E73", "diamond", "x"),
+    "partial": ("#CC79A7", "triangle-up", "\\"),
 }
 """Colour, symbol and pattern of each method."""
 

@@ -8,13 +8,14 @@ floating-point operations divided by a speed, which the result states.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
-from core.retrain import caches, layers, rows
+from core.retrain import caches, layers, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import RetrainSpec, Settings, goal_of, layout_of, settings_of
@@ -50,16 +51,17 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     mean = sum(lengths) / len(lengths)
     tokens = round(mean * settings.steps * settings.batch)
     device, free = devices.free_bytes(spec.device)
-    trainable = trainable_parameters(spec, info)
+    blocks = partial.blocks_of(spec, info.blocks, checkpoint.folder)
+    trainable = trainable_parameters(spec, info, blocks)
     reason = layers.why_stock(spec, info.parameters, checkpoint.config)
     memory = memory_parts(
-        spec, settings, info, trainable, device, max(lengths), fused=reason is None
+        spec, settings, info, trainable, device, max(lengths), fused=reason is None, first=blocks[0]
     )
     needed = sum(memory.values())
     goal = goal_of(spec)
     read = {row for row in found.train} if goal.is_kept else set()
     kept = caches.needed_bytes(sum(row.items for row in read), goal.top_k)
-    flops = training_flops(spec, info, tokens)
+    flops = training_flops(spec, info, tokens, blocks[0])
     flops += 2.0 * info.parameters * sum(len(row.ids) for row in read) * scale
     speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
     warnings = []
@@ -115,8 +117,16 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     }
 
 
-def trainable_parameters(spec: RetrainSpec, info: CheckpointInfo) -> int:
-    """Return the number of trained parameters: all, or rank x (in + out) of every adapter."""
+def trainable_parameters(
+    spec: RetrainSpec, info: CheckpointInfo, blocks: Sequence[int] = ()
+) -> int:
+    """Return the number of trained parameters: all, or rank x (in + out) of every adapter.
+
+    Partial fine-tuning trains ``blocks``, and the output matrix unless it is the embedding.
+    """
+    if spec.method == "partial":
+        head = 0 if info.tied else info.parts.get("head", 0)
+        return sum(info.block_parameters[block] for block in blocks) + head
     if spec.method != "lora":
         return info.parameters
     return sum(
@@ -136,8 +146,12 @@ def memory_parts(
     longest: int,
     *,
     fused: bool,
+    first: int = 0,
 ) -> dict[str, int]:
-    """Return the bytes for each purpose with the longest micro-batch."""
+    """Return the bytes for each purpose with the longest micro-batch.
+
+    ``first`` is the first block that is trained: those below it keep nothing.
+    """
     held, computed = _widths(spec, info, device)
     lora = spec.method == "lora"
     tokens = settings.micro_batch * longest
@@ -145,7 +159,7 @@ def memory_parts(
         block = fused_block(spec, info, device, held, computed)
     else:
         block = stock_block(spec, info, computed)
-    kept = block * info.blocks
+    kept = block * (info.blocks - first)
     if layers.recomputes(spec, info.parameters):
         kept = info.hidden * computed * info.blocks + block
     # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
@@ -207,12 +221,15 @@ def _widths(spec: RetrainSpec, info: CheckpointInfo, device: str) -> tuple[int, 
     return dtypes.BYTES[found.weights], dtypes.BYTES[found.arithmetic]
 
 
-def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int) -> float:
+def training_flops(spec: RetrainSpec, info: CheckpointInfo, tokens: int, first: int = 0) -> float:
     """Return floating-point operations: per parameter and token 2 forward and 2 to 4 backward.
 
     LoRA needs no gradients of frozen weights, so its backward pass costs as much as the forward.
+    Below block ``first``, the first that is trained, there is none.
     """
     table = 0 if info.tied else info.parts.get("embedding", 0)
     weights = info.parameters - table
     forward = 2.0 * weights * tokens
-    return forward * (2 if spec.method == "lora" else 3) + (forward if goal_of(spec).is_live else 0)
+    frozen = sum(info.block_parameters[:first])
+    backward = 2.0 * (weights - frozen) * tokens * (1 if spec.method == "lora" else 2)
+    return forward + backward + (forward if goal_of(spec).is_live else 0)

@@ -27,6 +27,7 @@ from core.retrain import (
     diagnostics,
     fused,
     layers,
+    partial,
     results,
     rows,
     teacher,
@@ -65,6 +66,10 @@ class Session:
         self.rows = rows.prepare(spec, encoder, vocab=self.info.vocab, context=self.info.context)
         self.sequences = batches.sequences(self.rows.train, layout_of(spec), spec.cutoff, spec.seed)
         self.settings = settings_of(spec, len(self.sequences), self.info.parameters)
+        self.trained: tuple[int, ...] = ()
+        """The blocks that partial fine-tuning trains."""
+        if spec.method == "partial":
+            self.trained = partial.trained_blocks(spec, self.info.blocks, self.folder)
         self.why_stock = layers.why_stock(spec, self.info.parameters, checkpoint.config)
         """Why the hand-written layers are not used, None if they are."""
         self.fused_layers = 0
@@ -243,6 +248,8 @@ class Session:
         torch.manual_seed(self.spec.seed)
         if self.spec.method == "lora":
             model = weights.with_adapters(model, self.spec)
+        elif self.spec.method == "partial":
+            weights.train_part(model, self.trained)
         else:
             model.requires_grad_(True)
         if layers.recomputes(self.spec, self.info.parameters):

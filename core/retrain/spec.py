@@ -15,18 +15,24 @@ from core.runs.spec import DeviceOptions, option
 
 Number = TypeVar("Number", int, float)
 
-METHODS = ("lora", "continued", "full")
+METHODS = ("lora", "continued", "full", "partial")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SMALL = 100_000_000
 """Models with fewer parameters than this get larger learning rates and smaller batches."""
 RATES = {
-    "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3},
-    "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5},
+    "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3, "partial": 1e-3},
+    "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5, "partial": 1e-4},
 }
-"""Learning rates by size and method: large from the paper, small tuned on the demo."""
+"""Learning rates by size and method: large from the paper, small tuned on the demo; that of partial
+fine-tuning on large models is a guess between LoRA and full."""
 LOSSES = ("ce", "kl", "both")
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
-LABELS = {"lora": "LoRA", "continued": "Continued pretraining", "full": "Full fine-tuning"}
+LABELS = {
+    "lora": "LoRA",
+    "continued": "Continued pretraining",
+    "full": "Full fine-tuning",
+    "partial": "Partial fine-tuning",
+}
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -42,7 +48,8 @@ class RetrainSpec(DeviceOptions):
         "lora",
         choices=METHODS,
         help="lora: train small adapters; continued: train all weights on packed text; full: train "
-        "all weights on the rows as they are.",
+        "all weights on the rows as they are; partial: train only the last blocks and the output "
+        "matrix (if it is not the embedding).",
     )
     data: str = option(help=f"Text or instructions to train on: {SOURCE_HELP}")
     out: str = option(help="Run directory to write.")
@@ -132,6 +139,12 @@ class RetrainSpec(DeviceOptions):
     )
     targets: tuple[str, ...] = option(
         PROJECTIONS, group="LoRA", help="Projections that get an adapter."
+    )
+    last: int = option(3, low=1, group="partial", help="Blocks at the end that are trained.")
+    seams: bool = option(
+        False,
+        group="partial",
+        help="Also train the block before each place where blocks were removed.",
     )
     loss: str = option(
         "ce",

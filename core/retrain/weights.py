@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def train_part(model: Any, blocks: Iterable[int]) -> None:
+    """Let only some blocks train, and the output matrix unless it is the embedding as well."""
+    model.requires_grad_(False)
+    for block in blocks:
+        model.model.layers[block].requires_grad_(True)
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        model.lm_head.requires_grad_(True)
 
 
 def load_trained(model: Any, folder: Path) -> None:
