@@ -34,7 +34,7 @@ def _before_seams(folder: Path, blocks: int) -> set[int]:
     kept = cut.original_blocks if cut else ()
     if len(kept) != blocks:
         raise OptionError(
-            f"--seams: the pruning.json of {folder} does not say which blocks were removed.",
+            f"--seams: the pruning.json of {folder} does not name the blocks that were removed.",
             "Leave --seams out, or give a checkpoint that Depthcut pruned by blocks.",
         )
     pairs = enumerate(zip(kept, kept[1:], strict=False))

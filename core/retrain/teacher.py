@@ -189,24 +189,17 @@ class Cache:
 def find(folder: Path, rows: Sequence[Row]) -> Cache | None:
     """Return the cache in ``folder``, None if it is missing, incomplete or damaged."""
     marker = read_json(folder / caches.COMPLETE) or {}
-    places, sizes = marker.get("places"), marker.get("bytes")
     distinct = list(dict.fromkeys(rows))
-    if not isinstance(places, list) or not isinstance(sizes, list) or len(places) != len(distinct):
-        return None
-    for number, size in enumerate(sizes):
-        file = folder / _part(number)
-        if not file.is_file() or file.stat().st_size != size:
-            return None
-    found: dict[Row, Place] = {}
-    for row, place in zip(distinct, places, strict=True):
-        part, start, count = place
-        found[row] = (int(part), int(start), int(count))
-        if count != row.items:
-            return None
     try:
-        parts = [safe_open(folder / _part(number), "pt") for number in range(len(sizes))]
-    except (OSError, SafetensorError):
+        places = [(int(part), int(start), int(count)) for part, start, count in marker["places"]]
+        files = [folder / _part(number) for number in range(len(marker["bytes"]))]
+        whole = [file.stat().st_size for file in files] == marker["bytes"]
+        if not whole or [count for *_, count in places] != [row.items for row in distinct]:
+            return None
+        parts = [safe_open(file, "pt") for file in files]
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError):
         return None
+    found = dict(zip(distinct, places, strict=True))
     return Cache(found, parts)
 
 

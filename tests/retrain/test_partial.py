@@ -24,7 +24,7 @@ def test_the_last_blocks_and_those_before_the_seams(pruned, dense, tmp_path):
     assert partial.trained_blocks(spec_of(last=1, seams=True), 3, pruned) == (0, 1, 2)
     assert partial.trained_blocks(spec_of(last=9), 3, pruned) == (0, 1, 2)
     assert partial.blocks_of(spec_of(method="full"), 3, pruned) == (0, 1, 2)
-    with pytest.raises(OptionError, match="does not say which blocks were removed"):
+    with pytest.raises(OptionError, match="does not name the blocks that were removed"):
         partial.trained_blocks(spec_of(seams=True), 5, dense)
     depth.prune(dense, (0, 4), tmp_path / "ends")
     with pytest.raises(OptionError, match="no block of .* stands before"):

@@ -272,3 +272,9 @@ def test_the_divergence_on_held_out_rows_is_that_of_whole_distributions(tiny_dir
     assert found.kl == pytest.approx(whole, rel=0.5)
     assert 0 < found.kl < whole
     assert teacher.Yardstick(made).measure(other, CPU).kl is None
+
+
+@pytest.mark.parametrize("marker", ['{"places": 3, "bytes": []}', '{"places": [[0]]}', "[]", "{"])
+def test_a_damaged_marker_is_no_cache(made, tmp_path, marker):
+    (tmp_path / caches.COMPLETE).write_text(marker)
+    assert teacher.find(tmp_path, made) is None
