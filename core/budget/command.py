@@ -114,7 +114,8 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
     groups = counting.grouped(sets, _most(spec, info, dtype) - 1)
     passes = _passes(info, groups)
     flops = _flops(info, spec, passes, len(sets))
-    rate = pace.flops_per_s("budget", spec.device) or pace.flops_per_s("importance", spec.device)
+    like = spec.device, info.parameters
+    rate = pace.flops_per_s("budget", *like) or pace.flops_per_s("importance", *like)
     stacks = len(blocks_as.kinds(info)) * (1 + len({WHOLE, *named} - {"drop"}))
     timings = stacks * (spec.runs + 1)
     prompt = sum(block_flops(info, b, spec.batch, context) for b in range(info.blocks))
@@ -247,6 +248,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
         noise=round(timed.noise, 4),
         timing_seconds=round(timed.seconds, 4),
         flops=flops,
+        parameters=info.parameters,
         flops_per_s=flops / costs.seconds if costs.seconds > 0 else None,
         **prepared.facts(),
         compute_dtype=dtype,

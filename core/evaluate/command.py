@@ -58,7 +58,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     ]
     parts = [part["flops"] for part in (*texts, *asked)]
     flops = None if None in parts else sum(parts)
-    rate = pace.flops_per_s("evaluate", spec.device)
+    rate = pace.flops_per_s("evaluate", spec.device, info.parameters)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
     return {

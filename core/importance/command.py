@@ -61,7 +61,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     _check_length(spec, info.context)
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
-    seconds = work.seconds(rows.flops, spec.device)
+    seconds = work.seconds(rows.flops, spec.device, info.parameters)
     return {
         "blocks": info.blocks,
         "metrics": list(spec.metrics),
@@ -168,6 +168,7 @@ def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: Result
         seed=spec.seed,
         seconds={name: round(value, 4) for name, value in results.seconds.items()},
         flops=flops,
+        parameters=info.parameters,
         flops_per_s=flops / spent if spent > 0 and flops > 0 else None,
     )
 

@@ -93,7 +93,7 @@ def estimate(
     return Work(flops, (weights + extra) / MIB)
 
 
-def seconds(flops: float, device: str) -> float | None:
-    """Return the time at the rate of the last finished run of this workspace, or None."""
-    rate = pace.flops_per_s("importance", device)
+def seconds(flops: float, device: str, parameters: int) -> float | None:
+    """Return the time at the rate of a run of this workspace on a model of that size, or None."""
+    rate = pace.flops_per_s("importance", device, parameters)
     return flops / rate if rate else None

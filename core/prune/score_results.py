@@ -42,6 +42,7 @@ class Importance(JsonResult):
     flops: float | None = None
     """Estimated operations of all passes."""
     flops_per_s: float | None = None
+    parameters: int | None = None
     """The rate that later estimates use."""
     device: str | None = None
     dtype: str | None = None

@@ -113,6 +113,7 @@ class Search(JsonResult):
     """Why a method ended early, in words; empty if all came to their end."""
     flops: float | None = None
     flops_per_s: float | None = None
+    parameters: int | None = None
     device: str | None = None
     dtype: str | None = None
     compute_dtype: str = ""

@@ -160,6 +160,7 @@ class Budget(JsonResult):
     flops: float | None = None
     """Operations of measuring kl."""
     flops_per_s: float | None = None
+    parameters: int | None = None
     device: str | None = None
     dtype: str | None = None
     compute_dtype: str = ""

@@ -176,7 +176,8 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     samples = samples_of(spec, info)
     ledger, passes = rehearsal.rehearse(task, _methods(spec), info.blocks, most, *_healing(spec))
     flops = rehearsal.flops(info, ledger, samples, spec.length)
-    rate = pace.flops_per_s("search", spec.device) or pace.flops_per_s("importance", spec.device)
+    like = spec.device, info.parameters
+    rate = pace.flops_per_s("search", *like) or pace.flops_per_s("importance", *like)
     return {
         "blocks": info.blocks,
         "counts": list(task.counts),
@@ -338,6 +339,7 @@ def run(spec: SearchSpec, run: Run) -> None:
         seconds=round(ledger.seconds, 4),
         stopped=stopped,
         flops=flops,
+        parameters=info.parameters,
         flops_per_s=flops / ledger.seconds if ledger.seconds > 0 else None,
         **prepared.facts(),
         compute_dtype=dtype,

@@ -167,7 +167,7 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
         "samples": rows or None,
         "length": tokens or None,
         "flops": flops,
-        "seconds": work.seconds(flops, spec.device) if flops else None,
+        "seconds": work.seconds(flops, spec.device, info.parameters) if flops else None,
     }
 
 

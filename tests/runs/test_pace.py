@@ -1,0 +1,29 @@
+"""The rate that estimates use: of the run whose model is nearest in size, then of the newest."""
+
+from __future__ import annotations
+
+from core.runs import pace
+from core.runs.workspace import write_json
+
+
+def make(root, name, created, rate, parameters=None, device="cpu", state="done"):
+    write_json(root / name / ".run" / "spec.json", {"command": "evaluate", "spec": {}, "argv": []})
+    write_json(root / name / ".run" / "status.json", {"state": state, "created": created})
+    summary = {"flops_per_s": rate, "parameters": parameters, "device": device}
+    write_json(root / name / "summary.json", summary)
+
+
+def test_a_model_of_like_size_counts_more_than_a_newer_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
+    assert pace.flops_per_s("evaluate", "cpu", 10**8) is None
+    make(tmp_path, "real", 1.0, 6e10, 134_000_000)
+    make(tmp_path, "pruned", 2.0, 5e10, 113_000_000)
+    make(tmp_path, "demo", 3.0, 4e9, 2_000_000)
+    make(tmp_path, "old", 4.0, 1e9)
+    make(tmp_path, "card", 5.0, 1e13, 134_000_000, device="cuda:0")
+    make(tmp_path, "failed", 6.0, 1.0, 134_000_000, state="failed")
+    assert pace.flops_per_s("evaluate", "cpu", 134_000_000) == 5e10  # as large, and newer
+    assert pace.flops_per_s("evaluate", "cpu", 2_200_000) == 4e9
+    assert pace.flops_per_s("evaluate", "cuda", 7_000_000_000) == 1e13
+    assert pace.flops_per_s("evaluate", "auto", 134_000_000) == 1e13
+    assert pace.flops_per_s("search", "cpu", 134_000_000) is None
