@@ -130,7 +130,9 @@ def test_replies_go_over_the_wire_as_before():
     waiting = replies.to_event(replies.Waiting(why="loading demo"))
     assert waiting == {"event": "waiting", "for": "loading demo"}
     part = replies.Part(ppl=2.5, windows=8, of=210)
-    assert replies.to_event(part) == {"event": "part", "ppl": 2.5, "windows": 8, "of": 210}
+    assert replies.to_event(part) == {
+        "event": "part", "ppl": 2.5, "windows": 8, "of": 210, "dense_ppl": None, "stderr": None
+    }  # fmt: skip
     whole = replies.Measured(ppl=2.5, windows=210, of=210, device="cpu")
     event = json.loads(json.dumps(replies.to_event(whole)))
     assert event["event"] == "done"
