@@ -24,7 +24,7 @@ from core.model.blocks import BlockView
 from core.model.tokens import embedded
 from core.runs.devices import MIB
 
-USUAL_S = 2.0
+USUAL_S = 1.2
 """Seconds that a perplexity may take by default, for the rate measured when a model was loaded."""
 QUICK_S = 0.25
 """The same for a quick one, so that its figure is on the page within half a second."""

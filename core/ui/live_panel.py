@@ -34,7 +34,7 @@ WINDOW = 128
 """Tokens in a window of the held-out text; fewer if the model's context is shorter."""
 WORDS = 28
 """Tokens that the pruned model writes: two lines."""
-ROWS_S = 1.5
+ROWS_S = 1.0
 """The scores' own rows are measured unasked if the live model needs no longer for them."""
 
 
