@@ -61,8 +61,6 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         where = form.fields(command.ImportanceSpec, ("join", "device", "dtype"))
     form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
-    live = [r for r in state.workspace().runs("importance") if r.is_live]
-    same = [r for r in live if r.spec.get("checkpoint") == name]
     problem = ""
     try:
         spec = build(command.ImportanceSpec, {**values, "out": "DIR"})
@@ -81,18 +79,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         problem = str(error)
     if problem:
         say.error(problem)
-    pressed = st.button(
-        "Score the blocks",
-        type="primary",
-        icon=":material/play_arrow:",
-        disabled=bool(problem or same),
-    )
-    if pressed:
-        record = runs.launch_once("importance", values)
-        if record:
-            st.session_state["importance_run"] = record.id
-            st.rerun()
-    return same[0].id if same else st.session_state.get("importance_run", "")
+    return runs.launcher("importance", values, "Score the blocks", ":material/play_arrow:", problem)
 
 
 def perplexity(values: list[float], dense: float | None, note: str) -> None:

@@ -93,20 +93,7 @@ def _launcher(name: str, info: CheckpointInfo) -> str:
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    live = [r for r in state.workspace().runs("budget") if r.is_live]
-    same = [r for r in live if r.spec.get("checkpoint") == name]
-    if st.button(
-        "Measure",
-        type="primary",
-        icon=":material/tune:",
-        key="budget_start",
-        disabled=bool(problem or same),
-    ):
-        record = runs.launch_once("budget", values)
-        if record:
-            st.session_state["budget_run"] = record.id
-            st.rerun()
-    return same[0].id if same else st.session_state.get("budget_run", "")
+    return runs.launcher("budget", values, "Measure", ":material/tune:", problem)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner=False)

@@ -33,6 +33,23 @@ def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
         return None
 
 
+def launcher(command: str, values: dict[str, Any], label: str, icon: str, problem: str) -> str:
+    """Draw the button that starts a run of a form; return the run to watch, "" if there is none.
+
+    It is disabled by a ``problem`` and while such a run of the same checkpoint is live.
+    """
+    name, kept = values["checkpoint"], f"{command}_run"
+    live = [r for r in state.workspace().runs(command) if r.is_live]
+    same = [r for r in live if r.spec.get("checkpoint") == name]
+    disabled = bool(problem or same)
+    if st.button(label, type="primary", icon=icon, key=f"{command}_start", disabled=disabled) and (
+        record := launch_once(command, values)
+    ):
+        st.session_state[kept] = record.id
+        st.rerun()
+    return same[0].id if same else str(st.session_state.get(kept, ""))
+
+
 def show(run_id: str) -> None:
     """Draw a run's progress, cancel button, log and command; nothing for an empty id.
 

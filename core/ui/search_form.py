@@ -113,20 +113,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    live = [r for r in state.workspace().runs("search") if r.is_live]
-    same = [r for r in live if r.spec.get("checkpoint") == name]
-    if st.button(
-        "Search",
-        type="primary",
-        icon=":material/search:",
-        key="search_start",
-        disabled=bool(problem or same),
-    ):
-        record = runs.launch_once("search", values)
-        if record:
-            st.session_state["search_run"] = record.id
-            st.rerun()
-    return same[0].id if same else st.session_state.get("search_run", "")
+    return runs.launcher("search", values, "Search", ":material/search:", problem)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner=False)

@@ -36,3 +36,17 @@ def execute(**options):
 
 def summary(folder):
     return json.loads((folder / "summary.json").read_text())
+
+
+def dies_after(patch, step):
+    """Have a training killed when ``step`` has ended."""
+    from core.retrain import trainer
+
+    usual = trainer.StepWatcher.on_step_end
+
+    def dying(self, args, state, control, **kwargs):
+        usual(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise SystemExit(9)
+
+    patch.setattr(trainer.StepWatcher, "on_step_end", dying)

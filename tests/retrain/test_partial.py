@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from retrain_helpers import execute, summary
+from retrain_helpers import dies_after, execute, summary
 from safetensors.torch import load_file
 
 from core.errors import OptionError
 from core.prune import depth
-from core.retrain import estimate, partial, trainer
+from core.retrain import estimate, partial
 from core.retrain.spec import RetrainSpec
 
 
@@ -74,16 +74,9 @@ def test_the_estimate_counts_what_trains(run):
 
 def test_resuming_gives_the_same_weights(run, tmp_path, monkeypatch):
     options, out = run
-    step_end = trainer.StepWatcher.on_step_end
-
-    def dying(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            raise SystemExit(9)
-
     again = {**options, "out": str(tmp_path / "again")}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.StepWatcher, "on_step_end", dying)
+        dies_after(patch, 3)
         assert execute(**again) == 1
     assert execute(**again, resume=True) == 0
     one, other = weights(out / "merged"), weights(tmp_path / "again" / "merged")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrain_helpers import execute, summary
+from retrain_helpers import dies_after, execute, summary
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -205,16 +205,9 @@ def test_training_on_kept_distributions(options, root, tmp_path, monkeypatch):
     assert len([line for line in lines if "event" not in line]) == 4
 
     monkeypatch.setattr(teacher, "write", pytest.fail)
-    step_end = trainer.StepWatcher.on_step_end
-
-    def dying(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            raise SystemExit(9)
-
     again = {**options, "out": str(tmp_path / "again")}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.StepWatcher, "on_step_end", dying)
+        dies_after(patch, 3)
         assert execute(**again) == 1
     assert execute(**again, resume=True) == 0
     one, other = adapter(tmp_path / "run"), adapter(tmp_path / "again")
