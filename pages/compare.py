@@ -96,12 +96,14 @@ def looked_at(known: Study, settings: Settings) -> Scene:
     )
     benches = {b.id: b for b in known.benchmarks}
     newest = next(iter(benches), "")
+    usual: list[str] | None = [b.id for b in comparable(known.benchmarks)]
     if finished("bench", newest):
         st.session_state["bench"] = [newest, *st.session_state.get("bench", ())]
+        usual = None  # a widget whose value was just set has no default
     chosen = columns[1].multiselect(
         "Benchmark runs",
         list(benches),
-        default=[b.id for b in comparable(known.benchmarks)],
+        default=usual,
         key="bench",
         bind=ASKED,
         format_func=lambda run: compare_view.run_label(

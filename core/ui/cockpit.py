@@ -250,7 +250,7 @@ def _cards(
     say.caption(line_of(found, live) or "No perplexity is known yet.")
     live_panel.errors(found.known.info, live)
     _words(live.words, pad)
-    if waiting and live.done:
+    if waiting and live.done and state.is_drawn_alone():
         st.rerun()  # so that the table and the curve include the answers
 
 
