@@ -15,6 +15,7 @@ from typing import Any
 from core.checkpoint import locate
 from core.compare.verdict import Contender
 from core.errors import DepthcutError, OptionError, RunError
+from core.heal.command import SAMPLES
 from core.prune import budgets
 from core.prune.budgets import Limits
 from core.prune.plan import protection
@@ -119,10 +120,16 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 
 def healing_rows(spec: RecipeSpec) -> dict[str, int]:
-    """Return rows and length of the healing text: `TOKENS` per hidden dimension, within reason."""
+    """Return length and, if more than usual are needed, rows of the healing text.
+
+    They come to `TOKENS` per hidden dimension. The usual number of rows may be fewer if the text is
+    short; a larger one, which wide models need, may not.
+    """
     info = locate.open(spec.checkpoint, need="config", need_tokenizer=False).info
-    length = min(LENGTH, info.context or LENGTH)
-    return {"samples": math.ceil(max(LEAST, TOKENS * info.hidden) / length), "length": length}
+    tokens, longest = max(LEAST, TOKENS * info.hidden), min(LENGTH, info.context or LENGTH)
+    if tokens > SAMPLES * longest:
+        return {"samples": math.ceil(tokens / longest), "length": longest}
+    return {"length": math.ceil(tokens / SAMPLES)}
 
 
 def output_tokens(chain: Chain) -> int:

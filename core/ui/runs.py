@@ -42,9 +42,9 @@ def launcher(command: str, values: dict[str, Any], label: str, icon: str, proble
     live = [r for r in state.workspace().runs(command) if r.is_live]
     same = [r for r in live if r.spec.get("checkpoint") == name]
     disabled = bool(problem or same)
-    if st.button(label, type="primary", icon=icon, key=f"{command}_start", disabled=disabled) and (
-        record := launch_once(command, values)
-    ):
+    if st.button(
+        plain(label), type="primary", icon=icon, key=f"{command}_start", disabled=disabled
+    ) and (record := launch_once(command, values)):
         st.session_state[kept] = record.id
         st.rerun()
     return same[0].id if same else str(st.session_state.get(kept, ""))

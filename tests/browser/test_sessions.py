@@ -34,7 +34,8 @@ def wait_for_address(visitor, drop):
 
 def see(visitor, text):
     """Wait until the page says ``text``."""
-    visitor.page.get_by_test_id("stMain").get_by_text(text).first.wait_for()
+    found = visitor.page.get_by_test_id("stMain").get_by_text(text)
+    found.locator("visible=true").first.wait_for()  # commands also stand in closed expanders
 
 
 def runs_of(server, command):

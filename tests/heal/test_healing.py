@@ -212,7 +212,7 @@ def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(tiny.text(), encoding="utf-8")
     argv = ["prune", str(source), "--drop", "2,3", "--heal", "refit", "--calibration", str(text)]
-    argv += ["--length", "24", "--device", "cpu"]
+    argv += ["--length", "24", "--device", "cpu", "--dtype", "float32"]
     assert main([*argv, "--samples", "4", "--out", str(out)]) == 2
     assert "at least 640 tokens" in capsys.readouterr().err
     assert main([*argv, "--samples", "40", "--out", str(out), "--overwrite"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,7 +12,9 @@ from run_helpers import wait_for
 from core.__main__ import main
 from core.checkpoint import headers
 from core.prune.results import Pruning
+from core.recipes import best
 from core.recipes.results import RecipeSummary
+from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.workspace import read_json
 
@@ -66,3 +69,14 @@ def test_bad_input_is_one_sentence_before_any_step(tiny_gqa, tmp_path, capsys, m
     assert main(["recipe", "best", str(tiny_gqa), "--out", str(out), *more]) == 2
     assert sentence in capsys.readouterr().err
     assert not (out / "versions").exists()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [(32, {"length": 64}), (576, {"length": 252}), (4096, {"samples": 448, "length": 512})],
+)
+def test_healing_asks_for_more_rows_only_where_it_must(monkeypatch, hidden, expected):
+    info = SimpleNamespace(hidden=hidden, context=2048)
+    monkeypatch.setattr(best.locate, "open", lambda *_, **__: SimpleNamespace(info=info))
+    spec = RecipeSpec(name="best", checkpoint="x", out="y")
+    assert best.healing_rows(spec) == expected
