@@ -117,6 +117,7 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
         # of the trained and of the written model
         evaluations_after=2 * (session.spec.merge or session.spec.method != "lora")
         + 2 * bool(session.evaluation),
+        evaluation_s=session.evaluation_s,
     )
 
 

@@ -81,6 +81,8 @@ class Session:
         """The dense model's distributions on the training rows, if they are read from disk."""
         self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
         self.before = Held(0.0)
+        self.evaluation_s = 0.0
+        """What measuring the pruned model took."""
         self.checkpoints = run.book / "checkpoints"
         self._log_data()
 
@@ -236,7 +238,9 @@ class Session:
     def load(self) -> Any:
         """Load the pruned model, measure it, and prepare it for training."""
         model = load_model(self.folder, self.device, self.precision.weights)
+        began = time.monotonic()
         self.before = self.measure(model)
+        self.evaluation_s = time.monotonic() - began
         kl = "" if self.before.kl is None else f", KL to the dense model {self.before.kl:.4f}"
         self.progress.log(f"Pruned model: held-out loss {self.before.loss:.4f}{kl}.")
         if self.evaluation and not self.evaluation.has("before"):

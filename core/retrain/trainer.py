@@ -265,14 +265,16 @@ class StepWatcher(TrainerCallback):
         memory: Callable[[], float],
         computed: str = "float32",
         evaluations_after: int = 0,
+        evaluation_s: float = 0.0,
     ) -> None:
         """Take the settings of one training.
 
         ``measure`` returns the model in training on the held-out rows; ``computed`` is the format
-        that a step computes in; ``evaluations_after`` follow the training.
+        that a step computes in; ``evaluations_after`` follow the training, and one has taken
+        ``evaluation_s``.
         """
         self.computed, self.evaluations_after = computed, evaluations_after
-        self.evaluation_s = 0.0
+        self.evaluation_s = evaluation_s
         """What the latest evaluation took."""
         self.evaluations_s = 0.0
         """What all evaluations of this process after the first have taken."""
@@ -390,11 +392,16 @@ class StepWatcher(TrainerCallback):
         self._since = time.perf_counter()
 
     def evaluate(self, step: int) -> None:
-        """Measure held-out loss and divergence, and report them with the recovered shares."""
-        began = time.perf_counter()
-        held = self.measure()
-        self.evaluation_s = time.perf_counter() - began
-        self.evaluations_s += self.evaluation_s if step else 0.0
+        """Measure held-out loss and divergence, and report them with the recovered shares.
+
+        Before the first step, the model is what it was when it was loaded and measured.
+        """
+        held = self.before
+        if step:
+            began = time.perf_counter()
+            held = self.measure()
+            self.evaluation_s = time.perf_counter() - began
+            self.evaluations_s += self.evaluation_s
         self.after = (step, held)
         loss, result = held.loss, Recovery(self.dense, self.before, held)
         found = Evaluation(
