@@ -22,10 +22,10 @@ PAGES = {
     "importance": (REAL, "importance", 1500),
     "prune": (REAL, "prune?drop=4,5,12,13,14,16,17,18", 900),
     "width": (REAL, "prune?prune_way=Width", 900),
-    "retrain": (DEMO, "retrain?run=restore/lora", 1500),
+    "retrain": (REAL, "retrain?run=lora-depth-ppl", 1500),
     "evaluate": (REAL, "evaluate", 1500),
     "compare": (REAL, "compare", 1700),
-    "playground": (DEMO, "playground", 900),
+    "playground": (REAL, "playground", 900),
     "presentation": (REAL, "presentation", 900),
     "jobs": (REAL, "jobs", 700),
 }
