@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,12 +91,28 @@ def answers_of(study: Study, variant: str, wanted: Sequence[str] = ()) -> tuple[
     return tuple(sorted(chosen, key=lambda a: a.task))
 
 
+def _by_variant(study: Study) -> Mapping[str, list[Task]]:
+    """Return the scores of each variant that are shares of right answers, the oldest first."""
+    for tasks, index in tuple(_kept):
+        if tasks is study.tasks:
+            return index
+    found: dict[str, list[Task]] = {}
+    for row in sorted(study.tasks, key=lambda t: t.started):
+        if row.metric in SHARES and row.task not in MEANS.values():
+            found.setdefault(row.variant, []).append(row)
+    _kept.append((study.tasks, found))
+    return found
+
+
+_kept: deque[tuple[Sequence[Task], Mapping[str, list[Task]]]] = deque(maxlen=16)
+"""The scores by variant of the studies seen last."""
+
+
 def _newest(study: Study, variant: str) -> Mapping[tuple[str, str, str, int | None], Task]:
     """Return the newest score of each task by its own metric, prompting and number of questions."""
     by_task: dict[tuple[str, str, int | None], dict[str, Task]] = {}
-    for row in sorted(study.tasks, key=lambda t: t.started):
-        if row.variant == variant and row.metric in SHARES and row.task not in MEANS.values():
-            by_task.setdefault((row.task, row.prompting, row.samples), {})[row.metric] = row
+    for row in _by_variant(study).get(variant, ()):
+        by_task.setdefault((row.task, row.prompting, row.samples), {})[row.metric] = row
     found = {}
     for (task, prompting, samples), rows in by_task.items():
         metric = suites.metric_of(task, list(rows))

@@ -9,7 +9,7 @@ import streamlit as st
 from core.errors import DepthcutError
 from core.runs import devices, warm
 from core.runs.workspace import Workspace, begin_draw
-from core.study import study
+from core.study import info_of, study
 from core.ui import access, again, runs, say, state
 from core.ui.say import plain
 
@@ -82,7 +82,8 @@ def _prepare(checkpoint: str) -> None:
 def _read_ahead(where: Workspace, checkpoint: str) -> None:
     if checkpoint:
         with contextlib.suppress(DepthcutError, OSError):  # the page that needs it says so
-            study(where, checkpoint)
+            for variant in study(where, checkpoint).variants:
+                info_of(variant)
     if devices.resolve("auto") == "cpu":
         warm.keep()
 
