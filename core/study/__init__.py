@@ -10,6 +10,7 @@ Perplexities are comparable only within one `Protocol`: the same text, window an
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,7 @@ __all__ = [
 KEPT = 16
 """Studies that are kept: a few for each session, which looks at one or two at a time."""
 _kept: dict[tuple[Path, str], tuple[object, Study]] = {}
+_reading: dict[tuple[Path, str], threading.Lock] = {}
 
 
 def study(where: Workspace, name: str) -> Study:
@@ -60,14 +62,15 @@ def study(where: Workspace, name: str) -> Study:
     """
     records = [r for r in where.runs() if r.state == "done"]
     key, state = (where.root.absolute(), name), state_of(records, name)
-    kept = _kept.get(key)
-    if kept and kept[0] == state:
-        return kept[1]
-    found = gather(records, name)
-    while len(_kept) >= KEPT:
-        _kept.pop(next(iter(_kept)), None)
-    _kept[key] = (state, found)
-    return found
+    with _reading.setdefault(key, threading.Lock()):  # sessions that come together read it once
+        kept = _kept.get(key)
+        if kept and kept[0] == state:
+            return kept[1]
+        found = gather(records, name)
+        while len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = (state, found)
+        return found
 
 
 def gather(records: Sequence[RunRecord], name: str) -> Study:
