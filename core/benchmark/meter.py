@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def tensor_peak(work: Callable[[], object], before: Callable[[], object] | None 
     """
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    gc.collect()  # tensors of earlier work that are freed meanwhile would count as freed by this
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         if before:
             before()

@@ -135,6 +135,7 @@ def test_a_refusal_passes_on_the_templates_reason(tokenizer):
     ],
 )  # fmt: skip
 def test_foreign_code_is_bounded(source, reason, monkeypatch):
-    monkeypatch.setattr(chat_sandbox, "RENDER_S", 0.2)
+    # short only if the time is what ends it: a busy machine must not end the others
+    monkeypatch.setattr(chat_sandbox, "RENDER_S", 0.2 if reason == "longer" else 20.0)
     with pytest.raises(DataError, match=reason):
         chat.ChatTemplate(source, {}).render(TALK)
