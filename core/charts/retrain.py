@@ -181,8 +181,10 @@ def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
     figure.update_xaxes(title="step", range=[0, max([total, *(s for s, _ in found), 1]) * 1.03])
     figure.update_yaxes(tickformat=".0%")
     text = "recovered (dashed: dense, dotted: pruned)"
+    if by_kl:
+        text = "recovered: loss (diamonds), KL to dense (circles)"
     figure.update_layout(title={"text": text, "font": {"size": palette.FONT_SIZE + 1}})
-    return palette.dress(figure, 230, showlegend=len(figure.data) > 1)
+    return palette.dress(figure, 230, showlegend=False)
 
 
 def recovered_bars(table: pd.DataFrame) -> go.Figure:
