@@ -25,7 +25,7 @@ PAGES = {
     "retrain": (REAL, "retrain?run=lora-depth-ppl", 1500),
     "evaluate": (REAL, "evaluate", 1500),
     "compare": (REAL, "compare", 1700),
-    "playground": (DEMO, "playground", 900),
+    "playground": (REAL, "playground", 900),
     "presentation": (REAL, "presentation", 900),
     "jobs": (REAL, "jobs", 700),
 }

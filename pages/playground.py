@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.compare.verdict import verdict_of
 from core.errors import DepthcutError
 from core.live import client
 from core.live import columns as playground_columns
@@ -19,7 +20,7 @@ from core.live.protocol import Sampling
 from core.live.replies import Begun
 from core.prune import toggle
 from core.runs.spec import build
-from core.study import Variant
+from core.study import Variant, study
 from core.ui import forms, frame, prune_pad, say, state
 from core.ui.say import plain
 
@@ -32,6 +33,20 @@ STYLE = """<style>
 </style>"""
 
 
+def beside_dense(name: str, known: Sequence[Variant]) -> str:
+    """Return the column that stands beside dense at first: the plan under way, or the best variant.
+
+    The best is what the verdict takes; without one, the variant made last.
+    """
+    pad = prune_pad.plan_elsewhere()
+    made = [v for v in known[1:] if v.record]
+    if pad.drop or not made:
+        return f"skip:{toggle.to_text(pad.drop or (0,))}"
+    take = verdict_of(study(state.workspace(), name), forms.kept(name).settings).take
+    best = next((v for v in made if take and v.id == take.id), made[-1])
+    return f"run:{best.record.id if best.record else best.id}"
+
+
 def chooser(name: str) -> list[Column]:
     """Draw the choice of columns, which is kept in the URL; return the columns."""
     known = playground_columns.variants(state.workspace(), name)
@@ -39,7 +54,8 @@ def chooser(name: str) -> list[Column]:
     skip = toggle.to_text(pad.drop or (0,))
     kept_codes = st.session_state.get("playground_kept_columns", "")
     asked = playground_columns.from_address(st.query_params.get("columns", "") or kept_codes)
-    codes = ["dense", f"skip:{skip}", *(f"run:{v.record.id}" for v in known[1:] if v.record)]
+    runs = (f"run:{v.record.id}" for v in known[1:] if v.record)
+    codes = ["dense", beside_dense(name, known), f"skip:{skip}", *runs]
     codes = list(dict.fromkeys([*codes, *(c for c in asked if c.startswith("skip:"))]))
     choices = {code: found for code in codes if (found := _column(code, name, known))}
     if "playground_columns" not in st.session_state:
