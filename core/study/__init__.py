@@ -49,7 +49,7 @@ __all__ = [
 KEPT = 16
 """Studies that are kept: a few for each session, which looks at one or two at a time."""
 _kept: dict[tuple[Path, str], tuple[object, Study]] = {}
-_reading: dict[tuple[Path, str], threading.Lock] = {}
+_reading = threading.Lock()
 
 
 def study(where: Workspace, name: str) -> Study:
@@ -62,15 +62,22 @@ def study(where: Workspace, name: str) -> Study:
     """
     records = [r for r in where.runs() if r.state == "done"]
     key, state = (where.root.absolute(), name), state_of(records, name)
-    with _reading.setdefault(key, threading.Lock()):  # sessions that come together read it once
-        kept = _kept.get(key)
-        if kept and kept[0] == state:
-            return kept[1]
+    if kept := _kept_as(key, state):
+        return kept
+    with _reading:  # sessions that come together read it once
+        if kept := _kept_as(key, state):
+            return kept
         found = gather(records, name)
         while len(_kept) >= KEPT:
             _kept.pop(next(iter(_kept)), None)
         _kept[key] = (state, found)
         return found
+
+
+def _kept_as(key: tuple[Path, str], state: object) -> Study | None:
+    """Return the study that was kept, if nothing it was read from has changed."""
+    kept = _kept.get(key)
+    return kept[1] if kept and kept[0] == state else None
 
 
 def gather(records: Sequence[RunRecord], name: str) -> Study:
