@@ -114,8 +114,8 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
         clip=session.spec.clip,
         memory=lambda: peak_memory_mib(session.device),
         computed=dtype_name(session.precision.arithmetic),
-        # of the trained and of the written model
-        evaluations_after=2 * (session.spec.merge or session.spec.method != "lora")
+        # of the written model, and of the trained one on further text
+        evaluations_after=(session.spec.merge or session.spec.method != "lora")
         + 2 * bool(session.evaluation),
         evaluation_s=session.evaluation_s,
     )
@@ -214,7 +214,9 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
         evaluate_after(session, model)
     if (spec.merge or spec.method != "lora") and not watcher.cancelled:
         try:
-            merged = write_merged(session, model, steps)
+            at, held = watcher.after or (0, session.before)
+            known = held.loss if at == steps and not stopped else None
+            merged = write_merged(session, model, steps, known)
         except Cancelled:
             raise
         except Exception as error:
@@ -230,8 +232,13 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     shutil.rmtree(session.checkpoints, ignore_errors=True)
 
 
-def write_merged(session: Session, model: Any, steps: int) -> Merged:
-    """Write merged/ and return how it differs from the trained ``model``, which is freed."""
+def write_merged(
+    session: Session, model: Any, steps: int, trained_loss: float | None = None
+) -> Merged:
+    """Write merged/ and return how it differs from the trained ``model``, which is freed.
+
+    ``trained_loss`` is its held-out loss, if it was measured just now.
+    """
     spec = session.spec
     merged = weights.merge_and_save(
         model,
@@ -241,6 +248,7 @@ def write_merged(session: Session, model: Any, steps: int) -> Merged:
         rows=session.rows.heldout,
         device=session.device,
         compute=session.precision.compute,
+        trained_loss=trained_loss,
         card=lambda config, custom: model_card.merged_card(
             spec,
             config,

@@ -117,19 +117,22 @@ def merge_and_save(
     device: torch.device,
     compute: torch.dtype | None,
     card: Callable[[Mapping[str, Any], bool], str] | None = None,
+    trained_loss: float | None = None,
 ) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
     ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
     the precision of the training and then rounded once to ``dtype``. For the measurement,
     transformers loads the written folder again. ``card`` makes the model card of the config and
-    whether the checkpoint comes with Depthcut's modelling code.
+    whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` is the model's
+    loss on ``rows``, if it is known.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
     """
     model.eval()
-    trained_loss = heldout_loss(model, rows, device, compute)
+    if trained_loss is None:
+        trained_loss = heldout_loss(model, rows, device, compute)
     trained = _logits(model, rows, device)
     trained_in = next(model.parameters()).dtype
     whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
