@@ -12,9 +12,10 @@ from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.neurons import NeuronOrder
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
-from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError
 from core.importance import passes as counting
+from core.importance.drawing import drawn_rows
 from core.importance.estimate import block_flops, head_flops
 from core.prune.budgets import Library
 from core.prune.version_results import (
@@ -177,17 +178,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
     named, context = _checked(spec, info)
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
-    drawn = sample(
-        source,
-        tokenizer,
-        spec.samples,
-        spec.length,
-        spec.seed,
-        join=spec.join,
-        chat=chat.for_text(spec.chat_template, tokenizer),
-    )
-    for note in drawn.facts.notes:
-        run.progress.log(note)
+    drawn = drawn_rows(spec, source, tokenizer, spec.samples, spec.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
     view = BlockView(prepared.load(run.progress.log))

@@ -17,9 +17,10 @@ from core.checkpoint.drop import PARTS, Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
-from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError, PlanError
 from core.heal import seams
+from core.importance.drawing import drawn_rows
 from core.prune import depth, toggle
 from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
@@ -176,18 +177,10 @@ def _heal(
     folder, length = checkpoint.folder, length_of(spec, checkpoint.info)
     source = text_of(spec.calibration, folder)
     tokenizer = loading.load_tokenizer(folder)
-    drawn = sample(
-        source,
-        tokenizer,
-        spec.samples or SAMPLES,
-        length,
-        spec.seed,
-        or_fewer=spec.samples is None,
-        join=spec.join,
-        chat=chat.for_text(spec.chat_template, tokenizer),
+    few = spec.samples is None
+    drawn = drawn_rows(
+        spec, source, tokenizer, spec.samples or SAMPLES, length, run.progress, or_fewer=few
     )
-    for note in drawn.facts.notes:
-        run.progress.log(note)
     seams.check_tokens(checkpoint.info.hidden, len(drawn.rows), len(drawn.rows) * length)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     entries = TensorIndex.read(folder).entries

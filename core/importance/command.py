@@ -10,9 +10,10 @@ from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import text_of
 from core.criteria import DEFAULT_METRICS, METRICS
 from core.data import sources
-from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.importance.drawing import drawn_rows
 from core.importance.scoring import Results, compute
 from core.prune.score_results import (
     AngularRow,
@@ -96,17 +97,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     _check_length(spec, info.context)
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
-    drawn = sample(
-        source,
-        tokenizer,
-        spec.samples,
-        spec.length,
-        spec.seed,
-        join=spec.join,
-        chat=chat.for_text(spec.chat_template, tokenizer),
-    )
-    for note in drawn.facts.notes:
-        run.progress.log(note)
+    drawn = drawn_rows(spec, source, tokenizer, spec.samples, spec.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)

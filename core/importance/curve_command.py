@@ -14,8 +14,9 @@ from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import AUTO, text_of
 from core.criteria import SUBLAYERS
 from core.data import sources
-from core.data.calibration import JOINS, sample
+from core.data.calibration import JOINS
 from core.errors import OptionError, PlanError
+from core.importance.drawing import drawn_rows
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
 from core.runs import workspace
@@ -107,19 +108,9 @@ def run(spec: CurveSpec, run: Run) -> None:
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
     plans = _plans(spec, info, scores.load(spec.scores))
-    text = _text(spec, folder)
+    asked = _text(spec, folder)
     tokenizer = loading.load_tokenizer(folder)
-    drawn = sample(
-        text.source,
-        tokenizer,
-        text.samples,
-        text.length,
-        text.seed,
-        join=text.join,
-        chat=chat.for_text(text.chat_template, tokenizer),
-    )
-    for note in drawn.facts.notes:
-        run.progress.log(note)
+    drawn = drawn_rows(asked, asked.source, tokenizer, asked.samples, asked.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
@@ -143,11 +134,11 @@ def run(spec: CurveSpec, run: Run) -> None:
         dense_ppl=values[0],
         protected=plans[0].protected if plans else (),
         drops={plan_key(p.criterion, len(p.drop)): p.drop for p in plans},
-        calibration=text.source,
-        samples=text.samples,
-        length=text.length,
-        seed=text.seed,
-        calibration_content=sources.describe(text.source)["content"],
+        calibration=asked.source,
+        samples=asked.samples,
+        length=asked.length,
+        seed=asked.seed,
+        calibration_content=sources.describe(asked.source)["content"],
         text=drawn.facts,
         tokens=batch.predictions,
         compute_dtype=precision.dtype_name(prepared.precision.arithmetic),

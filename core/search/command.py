@@ -11,9 +11,10 @@ from core.checkpoint import chat, locate
 from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
-from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import DataError, OptionError, PlanError
 from core.heal import seams
+from core.importance.drawing import drawn_rows
 from core.prune import plan
 from core.runs import devices, dtypes, pace
 from core.runs.spec import DeviceOptions, option
@@ -229,18 +230,8 @@ def run(spec: SearchSpec, run: Run) -> None:
     source = text_of(spec.calibration, folder)
     template = chat.for_text(spec.chat_template, tokenizer)
     samples, heals = samples_of(spec, info), spec.heal != "none"
-    drawn = sample(
-        source,
-        tokenizer,
-        samples,
-        spec.length,
-        spec.seed,
-        join=spec.join,
-        chat=template,
-    )
+    drawn = drawn_rows(spec, source, tokenizer, samples, spec.length, run.progress)
     other_rows, other_words = heldout(source, tokenizer, drawn, spec.length, spec.seed, template)
-    for note in drawn.facts.notes:
-        run.progress.log(note)
     if not other_rows:
         run.progress.log("There are no held-out rows: the text has no more of this length.")
     prepared = loading.prepare(spec, checkpoint, "blocks")

@@ -11,8 +11,9 @@ from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
-from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP, sample
+from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.importance import estimate as work
+from core.importance.drawing import drawn_rows
 from core.prune import depth
 from core.prune.results import Calibration, Pruning
 from core.runs.dtypes import DTYPE_BYTES
@@ -272,19 +273,9 @@ def _select(
         length = length_of(spec, plan)
         source = text_of(spec.calibration, prepared.folder)
         tokenizer = loading.load_tokenizer(prepared.folder)
-        drawn = sample(
-            source,
-            tokenizer,
-            spec.samples or plan.method.samples,
-            length,
-            spec.seed,
-            or_fewer=spec.samples is None,
-            join=spec.join,
-            chat=chat.for_text(spec.chat_template, tokenizer),
-        )
+        few, wanted = spec.samples is None, spec.samples or plan.method.samples
+        drawn = drawn_rows(spec, source, tokenizer, wanted, length, run.progress, or_fewer=few)
         rows = drawn.rows
-        for note in drawn.facts.notes:
-            run.progress.log(note)
         text = Calibration(
             **sources.describe(source),
             samples=len(rows),
