@@ -251,7 +251,7 @@ class Verdict:
         if not take.is_smaller and take.memory and not take.is_faster:
             said.append("does not save memory")
         others = replace(take, ppl=None) if lost else take
-        return f"{listed(said)} ({self.facts(others, sized=not self._is_sized)})"
+        return f"{listed(said)}; {self.facts(others, sized=not self._is_sized)}"
 
     @property
     def rest(self) -> str:
