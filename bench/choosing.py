@@ -1,0 +1,613 @@
+"""Ways of choosing what goes, and of healing it, on real text: ``python -m bench.choosing FOLDER``.
+
+For 8, 6 and 4 of SmolLM2's 30 blocks (and for 4, 3 and 2 of the demo's 14): the sets that every way
+of choosing takes, each as it is and healed, and the width methods at the same size. Calibration is
+on C4 rows; perplexity is measured on texts that chose nothing. Runs of the product are kept in
+FOLDER, and so is every row, as JSON: started again, the script measures only what is missing. It
+writes docs/results/choosing.md after each row; a dash stands for what has not been measured.
+
+    python -m bench.choosing DIR --only quality          about 45 minutes of one core
+    python -m bench.choosing DIR --only latency          on a quiet machine
+    python -m bench.choosing DIR --only tasks --questions 100
+
+The texts and questions come from ../shared/real and are not part of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.smollm2 import REAL, ROOT, TASKS, Proof
+from core.benchmark.results import Point
+from core.benchmark.results import Summary as Benchmark
+from core.checkpoint import locate
+from core.data.calibration import sample
+from core.data.evaluation import token_stream, windows_of
+from core.evaluate.perplexity import window_losses
+from core.evaluate.results import Score
+from core.heal.healing import applied, heal
+from core.importance.branches import Batch, losses_without, make_batch
+from core.model import loading
+from core.model.blocks import BlockView
+from core.prune.score_results import BlockRow
+from core.prune.set_results import SetRow
+from core.runs.workspace import read_json, write_json
+from core.search.methods import METHODS
+from core.words import block_ranges
+
+PAGE = ROOT / "docs" / "results" / "choosing.md"
+ONE_SHOT = {"ppl": "PPL+", "taylor": "Taylor+", "block_influence": "Block Influence"}
+WIDTH = {"llm-pruner": "LLM-Pruner", "flap": "FLAP", "wanda-sp": "Wanda-sp"}
+BASE = "PPL+"
+FIRST, LAST = 4, 2
+"""Protected blocks of PPL+ and Taylor+, as in the paper; on the demo the product's defaults."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is measured on one checkpoint."""
+
+    name: str
+    counts: tuple[int, ...]
+    """The most important first."""
+    protect: tuple[int, int]
+    search: tuple[str, ...]
+    """Options of the search for sets as they are."""
+    healed_search: tuple[str, ...]
+    """Options of the search for sets by what they cost after healing."""
+    heal_rows: tuple[int, int]
+    """Rows and tokens per row that repairs are fitted on, a quarter of them held out."""
+
+
+SMOLLM2 = Model(
+    "SmolLM2-135M-Instruct",
+    (8, 6, 4),
+    (FIRST, LAST),
+    ("--samples", "8", "--length", "64"),
+    ("--length", "256"),
+    (64, 256),
+)
+DEMO = Model(
+    "demo",
+    (4, 3, 2),
+    (1, 1),
+    ("--samples", "10", "--length", "128", "--protect-first", "1", "--protect-last", "1"),
+    ("--length", "128", "--protect-first", "1", "--protect-last", "1"),
+    (64, 128),
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text that chose nothing, in windows."""
+
+    name: str
+    window: int
+    rows: list[list[int]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.window}"
+
+
+@dataclass
+class Bench(Proof):
+    """The folder of one checkpoint: runs of the product, rows of the table."""
+
+    model: Model = SMOLLM2
+    calibration: str = ""
+    page: Callable[[], None] = lambda: None
+    _loaded: BlockView | None = None
+    _heal_batch: Batch | None = None
+    _texts: list[Text] = field(default_factory=list)
+
+    def checkpoint(self, name: str) -> Path:
+        if name == "dense":
+            given = self.args.checkpoint if self.model is SMOLLM2 else "demo"
+            return locate.open(given or str(self.at("smollm2"))).folder
+        return self.at(name)
+
+    def save(self) -> None:
+        self.page()
+
+    @property
+    def view(self) -> BlockView:
+        """The dense model, in float32."""
+        if self._loaded is None:
+            self._loaded = BlockView(self.load(self.checkpoint("dense")))
+        return self._loaded
+
+    def load(self, folder: Path) -> Any:
+        return loading.load_model(folder, torch.device("cpu"), torch.float32)
+
+    @property
+    def tokenizer(self) -> Any:
+        return loading.load_tokenizer(self.checkpoint("dense"))
+
+    @property
+    def heal_batch(self) -> Batch:
+        """The rows that repairs are fitted on."""
+        if self._heal_batch is None:
+            rows, length = self.model.heal_rows
+            drawn = sample(self.calibration, self.tokenizer, rows, length, 1234)
+            self._heal_batch = make_batch(drawn.rows, self.view)
+        return self._heal_batch
+
+    @property
+    def texts(self) -> list[Text]:
+        """Texts that chose nothing."""
+        if not self._texts:
+            tokenizer = self.tokenizer
+            for name, source, sizes in sources(self):
+                stream = token_stream(source, tokenizer)
+                for window in sizes:
+                    wanted = max(2, self.args.windows * 128 // window)
+                    rows = windows_of([stream], window, "once", tokenizer.bos_token_id)[:wanted]
+                    self._texts.append(Text(name, window, rows))
+        return self._texts
+
+    # rows of the table
+
+    def record(self, key: str) -> dict[str, Any]:
+        return read_json(self.at("rows") / f"{key}.json") or {}
+
+    def keep(self, key: str, values: dict[str, Any]) -> None:
+        (self.at("rows")).mkdir(parents=True, exist_ok=True)
+        write_json(self.at("rows") / f"{key}.json", values)
+        self.save()
+
+
+def sources(bench: Bench) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return (name, SOURCE, windows) of the texts that choose nothing; writes what they need."""
+    if bench.model is DEMO:
+        return [("demo", "demo", (128,))]
+    boolq = bench.at("boolq.txt")
+    if not boolq.is_file():
+        lines = (REAL / "tasks" / "boolq.jsonl").read_text().splitlines()
+        passages = list(dict.fromkeys(json.loads(line)["passage"] for line in lines))
+        random.Random(1234).shuffle(passages)
+        boolq.write_text("\n\n".join(passages[:200]))
+    wikitext = bench.at("wikitext.txt")
+    if not wikitext.is_file():
+        wikitext.write_text((REAL / "wikitext2_test.txt").read_text()[:400_000])
+    return [
+        ("WikiText-2", str(wikitext), (128, 2048)),
+        ("C4", str(bench.at("rest.jsonl")), (128,)),
+        ("BoolQ passages", str(boolq), (128,)),
+    ]
+
+
+def split_c4(bench: Bench) -> str:
+    """Write the rows that choose and those that do not; return the SOURCE of the first."""
+    if bench.model is DEMO:
+        return "demo"
+    lines = (REAL / "text" / "c4_300.jsonl").read_text().splitlines()
+    for name, some in (("fit.jsonl", lines[:200]), ("rest.jsonl", lines[200:])):
+        if not bench.at(name).is_file():
+            bench.at(name).write_text("\n".join(some) + "\n")
+    return str(bench.at("fit.jsonl"))
+
+
+# choosing
+
+
+def choose(bench: Bench) -> None:
+    """Run the product's commands that choose sets: one run for each kind of choice."""
+    dense, counts = str(bench.checkpoint("dense")), ",".join(map(str, sorted(bench.model.counts)))
+    text = ("--calibration", bench.calibration, "--device", "cpu")
+    bench.run("scores", "importance", dense, "--metrics", "ppl,taylor,block-influence", *text)
+    for methods in ("one-shot,greedy", "one-shot,greedy,pairs,evolve", "beam"):
+        name = f"search-{methods.split(',')[-1]}"
+        if methods.split(",")[-1] in bench.args.methods.split(","):
+            bench.run(name, "search", dense, "--counts", counts, "--methods", methods,
+                      *bench.model.search, *text)  # fmt: skip
+    if "healed" in bench.args.methods.split(","):
+        bench.run("search-healed", "search", dense, "--counts", counts, "--methods",
+                  "greedy,evolve", "--heal", "refit", *bench.model.healed_search,
+                  *text)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A set of blocks, who chose it, and how long that took."""
+
+    label: str
+    drop: tuple[int, ...]
+    seconds: float | None = None
+
+
+def choices(bench: Bench, count: int) -> Iterator[Choice]:
+    """Yield what every way of choosing takes, as far as the runs are there."""
+    first, last = bench.model.protect
+    rows = BlockRow.read(bench.at("scores"))
+    summary = read_json(bench.at("scores") / "summary.json") or {}
+    for name, label in ONE_SHOT.items():
+        free = rows[first : len(rows) - last]
+        order = sorted(free, key=lambda row: (getattr(row, name) or math.inf, row.block))
+        drop = tuple(sorted(row.block for row in order[:count]))
+        seconds = (summary.get("seconds") or {}).get(name)
+        if len(drop) == count:
+            yield Choice(label, drop, seconds)
+    for name in METHODS:
+        for run in ("search-greedy", "search-evolve", "search-beam"):
+            found = [r for r in SetRow.read(bench.at(run)) if (r.method, r.count) == (name, count)]
+            if found:
+                label = "one-shot, KL" if name == "one-shot" else f"{name}, KL"
+                yield Choice(label, tuple(sorted(found[0].blocks)), found[0].seconds)
+                break
+    for row in SetRow.read(bench.at("search-healed")):
+        if row.count == count:
+            label = f"{row.method}, KL after healing"
+            yield Choice(label, tuple(sorted(row.blocks)), row.seconds)
+
+
+# measuring
+
+
+def key_of(drop: Sequence[int], how: str) -> str:
+    return f"drop-{'-'.join(map(str, sorted(drop)))}-{how}"
+
+
+def losses(bench: Bench, drop: Sequence[int]) -> dict[str, list[float]]:
+    """Return the mean loss of every window of every text without ``drop``."""
+    found = {}
+    for text in bench.texts:
+        batch = make_batch(text.rows, bench.view)
+        result = losses_without(bench.view, batch, [frozenset(drop)])
+        assert result is not None
+        found[text.label] = result.sample_nll[0]
+    return found
+
+
+def measure(bench: Bench, drop: Sequence[int], how: str) -> None:
+    """Measure the model without ``drop``, as it is (``plain``) or healed, unless that is done."""
+    key = key_of(drop, how)
+    if bench.record(key):
+        return
+    print(time.strftime("%H:%M:%S"), bench.model.name, key, flush=True)
+    values: dict[str, Any] = {"drop": sorted(drop), "how": how}
+    began = time.process_time()
+    if how == "plain":
+        values["nll"] = losses(bench, drop)
+    else:
+        found = heal(bench.view, drop, bench.heal_batch, how)
+        values |= {"heal_s": time.process_time() - began, "kl_before": found.kl_before,
+                   "kl_after": found.kl_after, "fit_tokens": found.tokens}  # fmt: skip
+        with applied(bench.view, found):
+            values["nll"] = losses(bench, drop)
+    bench.keep(key, values | {"cpu_s": time.process_time() - began})
+
+
+def quality(bench: Bench) -> None:
+    """Measure every choice, as it is and healed, and the width methods: 8 blocks first."""
+    measure(bench, (), "plain")
+    for count in bench.model.counts:
+        found = list(choices(bench, count))
+        for how in ("plain", bench.args.heal):
+            for choice in found:
+                measure(bench, choice.drop, how)
+        width(bench, count)
+
+
+def width(bench: Bench, count: int) -> None:
+    """Prune by width to the size that ``count`` blocks leave, and measure."""
+    base = next((c for c in choices(bench, count) if c.label == BASE), None)
+    if base is None:
+        return
+    dense = bench.checkpoint("dense")
+    info = locate.open(str(dense)).info
+    each = (info.parameters - size_without(bench, base.drop)) // count
+    for method in WIDTH:
+        name = f"width-{method}-{count}"
+        rows = () if method == "llm-pruner" else ("--samples", "128")
+        done = bench.run(name, "width", str(dense), "--method", method, "--params",
+                         str(info.parameters - count * each), "--calibration", bench.calibration,
+                         *rows, "--device", "cpu")  # fmt: skip
+        if not done or bench.record(name):
+            continue
+        began = time.process_time()
+        model = bench.load(bench.at(name))
+        nll = {t.label: list(window_losses(model, t.rows).nll) for t in bench.texts}
+        seconds = read_json(bench.at(name) / ".run" / "status.json") or {}
+        bench.keep(name, {"nll": nll, "cpu_s": time.process_time() - began,
+                          "choose_s": seconds.get("seconds"),
+                          "params": locate.open(str(bench.at(name))).info.parameters})  # fmt: skip
+
+
+def size_without(bench: Bench, drop: Sequence[int]) -> int:
+    """Return the parameters that are left without ``drop``."""
+    from core.prune.plan import parameters_after
+
+    return parameters_after(locate.open(str(bench.checkpoint("dense"))).info, drop)
+
+
+# tasks and latency: variants are written by the product
+
+
+def variants(bench: Bench) -> list[tuple[str, str]]:
+    """Write the variants of the largest count that matter; return (name, label)."""
+    count = bench.model.counts[0]
+    found = [("dense", "dense")]
+    best = best_of(bench, count)
+    for choice in choices(bench, count):
+        if choice.label in (BASE, "Taylor+", best):
+            for how in ("none", bench.args.heal):
+                name = f"depth-{hashlib.sha1(str(choice.drop).encode()).hexdigest()[:8]}-{how}"
+                rows, length = bench.model.heal_rows
+                more = ("--samples", str(rows), "--length", str(length), "--calibration",
+                        bench.calibration, "--device", "cpu") if how != "none" else ()  # fmt: skip
+                drop = ",".join(map(str, choice.drop))
+                bench.run(name, "prune", str(bench.checkpoint("dense")), "--drop", drop, "--heal",
+                          how, *more)  # fmt: skip
+                found.append((name, choice.label + (f", {how}" if how != "none" else "")))
+    return found + [(f"width-{m}-{count}", label) for m, label in WIDTH.items()]
+
+
+def best_of(bench: Bench, count: int) -> str:
+    """Return the label of the choice with the least KL on calibration rows held out from fits."""
+    found = {
+        choice.label: record["kl_after"]
+        for choice in choices(bench, count)
+        if (record := bench.record(key_of(choice.drop, bench.args.heal)))
+    }
+    return min(found, key=lambda label: found[label], default="")
+
+
+def tasks(bench: Bench) -> None:
+    """Ask the six tasks of the variants that matter."""
+    if bench.model is DEMO:
+        return
+    for name, _ in variants(bench):
+        for task in TASKS:
+            bench.run(f"tasks-{name}-{task}", "evaluate", str(bench.checkpoint(name)), "--tasks",
+                      task, "--task-dir", str(REAL / "tasks"), "--allow-task-code", "--limit",
+                      str(bench.args.questions))  # fmt: skip
+
+
+def latency(bench: Bench) -> None:
+    """Time the variants that matter; on a quiet machine."""
+    folders = [str(bench.checkpoint(name)) for name, _ in variants(bench)]
+    bench.run("benchmark", "benchmark", *folders, "--batch-sizes", "1", "--output-tokens", "32",
+              "--time-limit-s", str(bench.args.seconds))  # fmt: skip
+
+
+# the page
+
+
+def interval(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a ratio of perplexities: paired bootstrap over windows."""
+    apart = [a - b for a, b in zip(ours, base, strict=True)]
+    draw, size = random.Random(1234), len(apart)
+    means = sorted(
+        math.exp(statistics.fmean(draw.choices(apart, k=size))) for _ in range(RESAMPLES)
+    )
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _cells(bench: Bench, record: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """Return perplexities, each with its ratio to the base's and the ratio's interval."""
+    cells = []
+    for label in labels(bench):
+        nll = (record.get("nll") or {}).get(label)
+        if not nll:
+            cells.append("-")
+            continue
+        ppl = math.exp(statistics.fmean(nll))
+        against = (base.get("nll") or {}).get(label)
+        if not against or record is base or len(against) != len(nll):
+            cells.append(f"{ppl:.1f}")
+            continue
+        low, high = interval(nll, against)
+        ratio = ppl / math.exp(statistics.fmean(against))
+        cells.append(f"{ppl:.1f} ({ratio:.2f}, {low:.2f}-{high:.2f})")
+    return cells
+
+
+def labels(bench: Bench) -> list[str]:
+    return list((bench.record(key_of((), "plain")).get("nll")) or {})
+
+
+def rows_of(bench: Bench, count: int) -> Iterator[tuple[str, Choice | None, dict[str, Any]]]:
+    """Yield (label, choice, record) of every row of one count."""
+    for how in ("plain", bench.args.heal):
+        for choice in choices(bench, count):
+            healed = "" if how == "plain" else f", {how}"
+            yield choice.label + healed, choice, bench.record(key_of(choice.drop, how))
+    for method, label in WIDTH.items():
+        yield f"width: {label}", None, bench.record(f"width-{method}-{count}")
+
+
+def table(bench: Bench, count: int) -> list[str]:
+    """Return the table of one count."""
+    base = next((r for label, _, r in rows_of(bench, count) if label == BASE), {})
+    head = ["chosen by", "blocks dropped", "seconds to choose", "to heal", *labels(bench)]
+    lines = [_row(head), _row(["---"] * len(head))]
+    dense = bench.record(key_of((), "plain"))
+    lines.append(_row(["dense", "", "", "", *_cells(bench, dense, {})]))
+    for label, choice, record in rows_of(bench, count):
+        drop = block_ranges(choice.drop) if choice else ""
+        spent = _seconds(choice.seconds if choice else record.get("choose_s"))
+        cells = _cells(bench, record, base)
+        lines.append(_row([label, drop, spent, _seconds(record.get("heal_s")), *cells]))
+    return lines
+
+
+def aims(bench: Bench) -> list[str]:
+    """Return how far the aims for the largest count are met."""
+    count, found = bench.model.counts[0], labels(bench)
+    rows = {label: r["nll"] for label, _, r in rows_of(bench, count) if r.get("nll")}
+    best = f"{best_of(bench, count)}, {bench.args.heal}"
+    if best not in rows or BASE not in rows:
+        return ["Not measured yet."]
+    ppl = {k: {t: math.exp(statistics.fmean(n[t])) for t in found} for k, n in rows.items()}
+    lines = [
+        f"The choice with the least KL on calibration rows, {best}, against one-shot {BASE} as it "
+        "is (aim: at most 0.5) and against LLM-Pruner (aim: below 1):",
+        "",
+        _row(["text", f"{BASE}", "ratio", "LLM-Pruner", "ratio"]),
+        _row(["---"] * 5),
+    ]
+    pruner = ppl.get(f"width: {WIDTH['llm-pruner']}", {})
+    for text in found:
+        against = [ppl[BASE][text], pruner.get(text)]
+        cells = []
+        for a in against:
+            cells += [f"{a:.1f}", f"{ppl[best][text] / a:.2f}"] if a else ["-", "-"]
+        lines.append(_row([text, *cells]))
+    return lines
+
+
+def section(bench: Bench) -> list[str]:
+    """Return everything that was measured on one checkpoint."""
+    info = locate.open(str(bench.checkpoint("dense"))).info
+    sizes = {t: len(n) for t, n in (bench.record(key_of((), "plain")).get("nll") or {}).items()}
+    rows, length = bench.model.heal_rows
+    lines = [
+        f"## {bench.model.name}, {info.blocks} blocks",
+        "",
+        f"Repairs are fitted on {rows} x {length} calibration tokens, a quarter of them held out; "
+        "windows evaluated: " + "; ".join(f"{t}: {n}" for t, n in sizes.items()) + ".",
+        "",
+    ]
+    lines += ["### Against the aims", "", *aims(bench), ""]
+    for count in bench.model.counts:
+        share = 1 - size_without(bench, tuple(range(1, count + 1))) / info.parameters
+        lines += [f"### {count} blocks removed ({share:.1%} of the parameters)", ""]
+        lines += [*table(bench, count), ""]
+    if bench.model is not DEMO:
+        lines += ["### Tasks", "", *task_table(bench), ""]
+    lines += ["### Latency", "", *latency_table(bench), ""]
+    commands = list(dict.fromkeys(bench.commands))
+    return [*lines, "### Commands", "", "```", *commands, "```", ""]
+
+
+def task_table(bench: Bench) -> list[str]:
+    lines = [
+        f"Accuracy in %, 0-shot, the first {bench.args.questions} questions of each task (standard "
+        "error about 5 points each, 2 of the mean).",
+        "",
+        _row(["variant", *TASKS, "mean"]),
+        _row(["---"] * (len(TASKS) + 2)),
+    ]
+    bench.recording = True
+    for name, label in variants(bench):
+        values = []
+        for task in TASKS:
+            metric = "acc_norm" if task in ("arc_challenge", "openbookqa") else "acc"
+            rows = Score.read(bench.at(f"tasks-{name}-{task}"))
+            values.append(next((100 * r.value for r in rows if r.metric == metric), None))
+        full = [v for v in values if v is not None]
+        mean = f"{statistics.fmean(full):.1f}" if len(full) == len(TASKS) else "-"
+        lines.append(_row([label, *("-" if v is None else f"{v:.0f}" for v in values), mean]))
+    return lines
+
+
+def latency_table(bench: Bench) -> list[str]:
+    lines = [
+        "transformers on a CPU, 12 tokens in, 32 out, batch 1.",
+        "",
+        _row(["variant", "tokens/s relative to dense"]),
+        _row(["---", "---"]),
+    ]
+    summary = Benchmark.read(bench.at("benchmark"))
+    by_path = {entry.path: entry.name for entry in summary.variants} if summary else {}
+    points = {p.variant: p for p in Point.read(bench.at("benchmark"))}
+    speeds = {}
+    bench.recording = True
+    for name, label in variants(bench):
+        point = points.get(by_path.get(str(bench.checkpoint(name)), ""))
+        speeds[label] = point.tokens_per_s if point else None
+    dense = speeds.get("dense")
+    for label, speed in speeds.items():
+        lines.append(_row([label, f"{speed / dense:.2f}x" if speed and dense else "-"]))
+    return lines
+
+
+def page(benches: Sequence[Bench]) -> str:
+    lines = [
+        "# Choosing and healing: measured",
+        "",
+        "Written by `python -m bench.choosing DIR` (part of `make proof`). For each number of "
+        "removed blocks: perplexity without training on texts that chose nothing; in brackets, "
+        f"relative to one-shot {BASE} without healing, with the 95 % bootstrap interval over "
+        "windows. Width methods have the same number of parameters. Seconds are those of one "
+        "thread on a machine that others used at the same time: orders of magnitude. A dash stands "
+        "for what has not been measured.",
+        "",
+    ]
+    for bench in benches:
+        was = bench.recording
+        lines += section(bench)
+        bench.recording = was
+    return "\n".join(lines).rstrip() + "\n"
+
+
+STEPS: dict[str, Callable[[Bench], None]] = {
+    "choose": choose,
+    "quality": quality,
+    "tasks": tasks,
+    "latency": latency,
+}
+
+
+def main() -> None:
+    """Measure what is missing, and write the page after each row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--checkpoint", default="", help="SmolLM2. Default: imported if missing.")
+    parser.add_argument("--only", default="choose,quality,tasks", help=f"Of {', '.join(STEPS)}.")
+    parser.add_argument("--models", default="smollm2,demo")
+    parser.add_argument("--methods", default="greedy,evolve,beam,healed")
+    parser.add_argument("--heal", default="refit")
+    parser.add_argument("--windows", type=int, default=24, help="Of 128 tokens, for each text.")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--seconds", type=int, default=300)
+    args = parser.parse_args()
+    if not REAL.is_dir():
+        raise SystemExit(f"Skipped: {REAL}, with the texts and questions, is not there.")
+    benches: list[Bench] = []
+
+    def write() -> None:
+        PAGE.write_text(page(benches), encoding="utf-8")
+
+    for name, model in (("smollm2", SMOLLM2), ("demo", DEMO)):
+        folder = (args.folder / name).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, args, model=model)
+        benches.append(bench)
+        if model is SMOLLM2 and not args.checkpoint:
+            bench.run("smollm2", "import", "smollm2")
+        bench.calibration = split_c4(bench)
+    for bench in benches:
+        bench.page = write
+    for step, function in STEPS.items():
+        for name, bench in zip(("smollm2", "demo"), benches, strict=True):
+            bench.recording = step not in args.only.split(",") or name not in args.models.split(",")
+            if not bench.recording:
+                function(bench)
+    write()
+
+
+if __name__ == "__main__":
+    main()
