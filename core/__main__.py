@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from core import __version__, commands, noise
 from core.errors import DepthcutError, OptionError
+from core.runs import processes
 from core.runs.spec import add_arguments, from_namespace
 
 
@@ -119,6 +120,7 @@ def _print_json(value: dict[str, Any] | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     noise.silence()
+    processes.share_cores()
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except DepthcutError as error:

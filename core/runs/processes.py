@@ -8,19 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The checkout."""
 
 
+def share_cores(env: MutableMapping[str, str] = os.environ) -> None:
+    """Have OpenMP's idle threads sleep instead of spinning; before torch is imported.
+
+    By default an idle thread spins for up to milliseconds, on a core that another process could
+    use: with one thread a core, two processes side by side took 23 times as long as one alone, and
+    2.6 times when they slept. A policy that the user has set stays.
+    """
+    if "GOMP_SPINCOUNT" not in env:
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def environment(*added: Mapping[str, str], **more: str) -> dict[str, str]:
     """Return this process's environment with ``added`` and ``more``, and with our code importable.
 
-    A process may then run in any folder.
+    A process may then run in any folder, and shares the cores with others (`share_cores`).
     """
     env = dict(os.environ)
+    share_cores(env)
     for values in (*added, more):
         env |= values
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), env.get("PYTHONPATH"))))
