@@ -1,10 +1,11 @@
 """The shipping path in a real browser: ``python -m bench.walk [demo|smollm2] [--save]``.
 
-Opens a checkpoint, scores its blocks, chooses a cut of about 20 %, makes and measures it with LoRA,
-makes a width variant of the same size with FLAP, evaluates and benchmarks it, compares, exports a
-GGUF file and downloads the report, as a user would with mouse and keyboard. Counts clicks and typed
-fields, times every step (most of it is the machine's work), and keeps a screenshot of each. With
-``--save`` the table goes to docs/results/walk_NAME.md.
+Opens a checkpoint, scores its blocks, chooses a cut of about 20 %, makes and measures it with LoRA
+beside a width variant of the same size (FLAP), compares, downloads the report and exports a GGUF
+file, as a user would with mouse and keyboard. Counts clicks and typed fields, times every step
+(most of it is the machine's work), and keeps a screenshot of each. With ``--save`` the table goes
+to docs/results/walk_NAME.md and the pictures of smollm2 to docs/img/walk. ``--rehearsal`` trains
+for a few steps and asks few questions, to see that the path is open; it saves nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +24,19 @@ from typing import Any
 from bench.dashboard import ROOT, chromium, serve, settled, workspace
 from core.runs.workspace import RunRecord, Workspace
 
-WAIT_S = 3600.0
+WAIT_S = 4 * 3600.0
 """For a run; a failed one ends the walk at once."""
 REAL = ROOT.parent / "shared" / "real"
-ALPACA = REAL / "text" / "alpaca_999.jsonl"
+ALPACA, TASKS = REAL / "text" / "alpaca_999.jsonl", REAL / "tasks"
+ASKED = ("piqa", "arc_easy")
+"""Tasks that are chosen for SmolLM2."""
+QUESTIONS = {False: "200", True: "5"}
+"""Of each task; in a rehearsal."""
+STEPS = "4"
+"""Of training in a rehearsal; the page's own number otherwise."""
 OPEN = {"demo": "Load the demo", "smollm2": "SmolLM2-135M"}
-PAGES = ("Importance", "Prune", "Evaluate", "Compare")
+IMAGES = ROOT / "docs" / "img" / "walk"
+MOST_CLICKS, MOST_TYPED = 15, 3
 
 
 @dataclass
@@ -105,11 +114,17 @@ class Walk:
         self.settle()
         self.visited.append(self.page.url.split("?")[0].rsplit("/", 1)[-1] or "home")
 
-    def choose(self, label: str, option: str) -> None:
-        """Pick an option of a select box: one click opens it, one chooses."""
-        box = self.page.get_by_role("combobox", name=label).first
-        self.click(box)
-        self.click(self.page.get_by_role("option", name=option).first)
+    def tick(self, label: str) -> None:
+        """Tick a checkbox."""
+        self.click(self.page.get_by_test_id("stCheckbox").filter(has_text=label).first)
+
+    def several(self, label: str, options: Sequence[str]) -> None:
+        """Pick options of a list: one click opens it, one more chooses each."""
+        self.click(self.page.get_by_role("combobox", name=label).first)
+        for option in options:
+            self.click(self.page.get_by_role("option", name=option, exact=True).first)
+        self.page.keyboard.press("Escape")
+        self.settle()
 
     def type(self, label: str, text: str) -> None:
         """Type into a field."""
@@ -136,50 +151,43 @@ class Walk:
         raise SystemExit(f"No {command} run has finished within {WAIT_S:.0f} s.")
 
 
-def walk(user: Walk, name: str) -> None:
+def walk(user: Walk, name: str, rehearsal: bool) -> None:
     """Go the whole way."""
     page = user.page
     with user.step("Open the checkpoint"):
         user.button(OPEN[name], exact=False)
         page.get_by_text("Active checkpoint").nth(1).wait_for(timeout=WAIT_S * 1000)
-        if name != "demo" and ALPACA.is_file():
+        user.settle()
+    with user.step("Say what the study is on"):
+        if name == "smollm2":
             user.type("Training data", str(ALPACA))
-        user.button("Use these settings")
+            user.type("Folder of custom tasks", str(TASKS))
+            user.several("Tasks", ASKED)
+            user.type("Questions per task", QUESTIONS[rehearsal])
+            user.tick("Allow these tasks to run Python code")
+        else:
+            user.button("Use these settings")
     with user.step("Score the blocks"):
         user.link("Score the blocks")
         user.button("Score the blocks")
         user.wait("importance")
     with user.step("Choose a cut of about 20 %"):
-        user.turn_to("Prune")
+        user.link("Next: choose blocks to drop")
         user.click(page.get_by_role("button", name=re.compile(r"^\d+ blocks: ")).last)
-    with user.step("Make it and measure it, with LoRA"):
+    with user.step("Make and measure it, with LoRA and beside FLAP"):
+        if rehearsal:
+            user.type("Training steps", STEPS)
         user.button("Make it and measure it")
         user.wait("recipe")
-    with user.step("FLAP at the same size"):
-        user.click(page.get_by_test_id("stMain").get_by_text("Width", exact=True).first)
-        user.choose("Method", "FLAP")
-        user.choose("How much", "Match a variant")
-        user.button("Create the narrower variant")
-        user.wait("width")
-    with user.step("Evaluate it"):
-        user.turn_to("Evaluate")
-        user.click(page.get_by_text("New run").first)
-        user.choose("Checkpoints", "FLAP")
-        page.keyboard.press("Escape")
-        user.button("Evaluate")
-        user.wait("evaluate", 0)
-    with user.step("Benchmark all, and compare"):
-        user.turn_to("Compare")
-        user.click(page.get_by_text("Benchmark variants").first)
-        user.button("Benchmark")
-        user.wait("benchmark")
+    with user.step("Compare"):
+        user.link("Next: compare")
+        page.get_by_text("FLAP").first.wait_for()
     with user.step("The report"):
         with page.expect_download() as download:
             user.button("Report")
         download.value.save_as(user.pictures / "report.html")
     with user.step("Export a GGUF file"):
-        user.turn_to("Prune")
-        user.click(page.get_by_text("Export", exact=True).first)
+        user.click(page.get_by_test_id("stMain").get_by_text("Export", exact=True).first)
         user.button("Export", -1)
         user.wait("export")
 
@@ -195,9 +203,9 @@ def lines_of(user: Walk, name: str) -> list[str]:
         f"# From a checkpoint to a smaller one in the browser: {name}",
         "",
         f"`python -m bench.walk {name} --save`: headless Chromium, {os.cpu_count()} cores, no GPU. "
-        f"{clicks} clicks and {typed} typed fields; {seconds / 60:.1f} minutes, of which "
-        f"{waited / 60:.1f} were spent waiting for runs. Pages visited twice: "
-        f"{', '.join(twice) or 'none'}. The aim is at most 15 clicks and 3 typed fields.",
+        f"{clicks} clicks and {typed} typed fields (aims: at most {MOST_CLICKS} and {MOST_TYPED}); "
+        f"{seconds / 60:.1f} minutes, of which {waited / 60:.1f} were spent waiting for runs. "
+        f"Pages in order: {', '.join(user.visited)}; visited twice: {', '.join(twice) or 'none'}.",
         "",
         "| step | clicks | typed | seconds | of these, waiting for runs |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -215,7 +223,10 @@ def main() -> None:
     parser.add_argument("--workspace", default="", help="workspace to use and keep")
     parser.add_argument("--pictures", type=Path, default=Path("/tmp/depthcut-walk"))
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--rehearsal", action="store_true", help="few steps, few questions")
     asked = parser.parse_args()
+    if asked.save and asked.rehearsal:
+        parser.error("a rehearsal saves nothing")
     asked.pictures.mkdir(parents=True, exist_ok=True)
     with workspace(asked.workspace) as folder, serve() as url:
         size = {"width": 1440, "height": 900}
@@ -227,7 +238,7 @@ def main() -> None:
             user = Walk(page, Workspace(folder), asked.pictures)
             user.arrived()
             try:
-                walk(user, asked.checkpoint)
+                walk(user, asked.checkpoint, asked.rehearsal)
             except Exception:
                 page.screenshot(path=str(asked.pictures / "broken.png"), full_page=True)
                 raise
@@ -235,6 +246,10 @@ def main() -> None:
     print(text)
     if asked.save:
         (ROOT / "docs" / "results" / f"walk_{asked.checkpoint}.md").write_text(text)
+        if asked.checkpoint == "smollm2":
+            IMAGES.mkdir(parents=True, exist_ok=True)
+            for picture in sorted(asked.pictures.glob("[0-9]*.png")):
+                shutil.copy(picture, IMAGES)
 
 
 if __name__ == "__main__":

@@ -294,8 +294,7 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
                 on_click="ignore",
             )  # fmt: skip
         if found.folder:
-            with st.expander("Runs in", icon=":material/dns:"):
-                export.runs_in(found.folder, "chosen")
+            export.of_folder(found.folder.absolute(), "chosen")
 
 
 def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> None:
@@ -390,13 +389,18 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
         st.dataframe(pd.DataFrame(large), hide_index=True)
 
 
-def ship(known: Study, settings: Settings) -> choice.Budget:
-    """Draw the targets and the verdict under them: what to ship."""
+def ship(known: Study, settings: Settings) -> tuple[choice.Budget, str]:
+    """Draw the targets and the verdict under them: what to ship, which is returned as well."""
     st.subheader("What should I ship?")
     budget = budget_of(settings)
     rates = known_rates(state.workspace())
-    verdict.draw(verdict_of(known, settings, rates=rates, budget=budget), choose)
-    return budget
+    found = verdict_of(known, settings, rates=rates, budget=budget)
+    verdict.draw(found, choose)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        report.button(known.dense.id)
+        frame.link("presentation", "Present it")
+        frame.link("playground", "Try it")
+    return budget, found.take.id if found.take else ""
 
 
 def measure_more(known: Study, cold: bool) -> None:
@@ -428,7 +432,8 @@ if cold:
     measure_more(known, cold)
     st.stop()
 settings = forms.kept(name).settings
-budget = ship(known, settings)
+budget, take = ship(known, settings)
+chosen = chosen or take
 measure_more(known, cold)
 scene = looked_at(known, settings)
 for problem in scene.problems():
@@ -443,4 +448,3 @@ budget_form.compared(known.dense.info)
 panels(scene, cell, ratio, estimates)
 findings.of_scene(scene, cell, budget, settings)
 tables(scene, rows)
-report.button(name)

@@ -70,7 +70,8 @@ def options(form: forms.Form) -> dict[str, Any]:
     )  # fmt: skip
     columns = st.columns([2, 1, 1])
     tasks = form.several(
-        "tasks", "Tasks", view.task_choices(), at=columns[0], free=True, placeholder="none",
+        "tasks", "Tasks", view.task_choices(form.value("task_dir", "")), at=columns[0], free=True,
+        placeholder="none",
         help="Presets (paper, demo, reasoning, domains), or type any task that lm-eval knows.",
     )  # fmt: skip
     folder = form.text(

@@ -405,6 +405,8 @@ with right:
 with outcome:
     cockpit.draw(name, pad, known, asked, rows)
 keyboard_pad(pad, known)
+chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
+make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 kept_blocks = {
     plan: (removal.units / 2, known.quality(removal))
     for plan, removal in pad.plans.items()
@@ -429,8 +431,6 @@ comparison(pad, known, name, protected, asked)
 live_panel.details(name, info, pad, rows)
 search_form.draw(name, info, pad, first, last)
 budget_form.draw(name, info, pad, first, last)
-chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
-make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 creator(pad, known, name, first, last)
 export.of_study(name, pad.made)
 prune_pad.share(pad)

@@ -91,18 +91,21 @@ def find(names: Iterable[str], task_dir: str = "") -> tuple[Place, ...]:
 
 def catalog(task_dir: str = "") -> dict[str, Place]:
     """Return every known task, group and tag by name."""
-    found = dict(_builtin())
-    folders = [DEMO_TASKS]
-    if task_dir:
-        folder = outside.path_of(task_dir)
-        if not folder.is_dir():
-            raise OptionError(
-                f"--task-dir: no such folder: '{task_dir}'.", "Give a folder of YAML tasks."
-            )
-        folders.append(folder)
-    for folder in folders:
-        found |= _scan(folder.resolve(), local=True)
-    return found
+    own_tasks = own(task_dir) if task_dir else {}
+    return {**_builtin(), **_scan(DEMO_TASKS, local=True), **own_tasks}
+
+
+def own(task_dir: str) -> dict[str, Place]:
+    """Return the tasks, groups and tags of a user's folder by name.
+
+    Raises `OptionError` if there is no such folder.
+    """
+    folder = outside.path_of(task_dir)
+    if not folder.is_dir():
+        raise OptionError(
+            f"--task-dir: no such folder: '{task_dir}'.", "Give a folder of YAML tasks."
+        )
+    return _scan(folder.resolve(), local=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.errors import OptionError
 from core.evaluate import by_content, compare, suites
 from core.evaluate.by_content import Cell, Evaluated, Measure
 from core.evaluate.compare import Delta, Flip
@@ -135,9 +137,13 @@ def chances() -> dict[str, float]:
     return {f"demo_{skill}": value for skill, value in CHANCE.items()}
 
 
-def task_choices() -> list[str]:
-    """Return the choices of the task field: presets, then their tasks."""
-    return [*suites.PRESETS, *dict.fromkeys(t for tasks in suites.PRESETS.values() for t in tasks)]
+def task_choices(task_dir: str = "") -> list[str]:
+    """Return the choices of the task field: a user's own tasks, presets, then their tasks."""
+    own: Iterable[str] = ()
+    with contextlib.suppress(OptionError):
+        own = suites.own(task_dir) if task_dir else ()
+    of_presets = (task for tasks in suites.PRESETS.values() for task in tasks)
+    return list(dict.fromkeys((*own, *suites.PRESETS, *of_presets)))
 
 
 def calibration_runs(where: Workspace, name: str) -> list[RunRecord]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import OptionError
+from core.evaluate import suites
 from core.evaluate.suites import DEMO_TASKS, Place, named_in
 
 MOST_BYTES = 4 << 20
@@ -48,6 +49,18 @@ def check(places: Sequence[Place], *, allowed: bool) -> None:
             f"Task '{name}' would run Python code: {what} in {file}{more}.",
             "Read that code, and add --allow-task-code if you trust it.",
         )
+
+
+def check_own(tasks: Sequence[str], task_dir: str, *, allowed: bool) -> None:
+    """Raise `OptionError` as `check` does, for those of ``tasks`` that are in a user's folder.
+
+    Tasks from elsewhere are not looked for: reading the index of lm-eval's takes seconds. Also
+    raises if there is no such folder.
+    """
+    if task_dir:
+        own = suites.own(task_dir)
+        asked = suites.expand(tasks)
+        check([own[name] for name in asked if name in own], allowed=allowed)
 
 
 def is_trusted(folder: Path) -> bool:

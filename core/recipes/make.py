@@ -2,7 +2,9 @@
 
 What "Make it and measure it" runs on the Prune and Compare pages. ``--drop`` (or ``--attention``,
 ``--mlp``) names what goes; with ``--ratio`` instead, the blocks are scored and the cheapest by
-perplexity go. The dense model is evaluated and timed beside the variant, in the same way.
+perplexity go. With ``--width`` a width variant of the same size is made too. The dense model, the
+variant before and after retraining, and the width variant are evaluated in the same way, and timed
+in one benchmark.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ from core.compare import answers
 from core.compare.scene import scene
 from core.compare.verdict import Contender, Verdict, verdict_of
 from core.errors import OptionError, RunError
+from core.evaluate import suites, task_code
 from core.evaluate.estimate import PART, capped
 from core.evaluate.spec import EvaluateSpec
 from core.prune import toggle
-from core.recipes import decision, drop_one, parts, retraining, texts
+from core.recipes import decision, depth_vs_width, drop_one, parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step
 from core.recipes.chain import Verdict as Told
 from core.recipes.spec import RecipeSpec
 from core.retrain.spec import LABELS
+from core.width import methods
 
-PRUNED, RETRAINED = "pruned", "retrained"
+PRUNED, RETRAINED, NARROWED = "pruned", "retrained", "narrower"
 
 
 def removal_of(spec: RecipeSpec) -> Removal:
@@ -36,7 +40,16 @@ def removal_of(spec: RecipeSpec) -> Removal:
 
 
 def check(spec: RecipeSpec) -> None:
-    """Raise an error for a removal, healing or text that cannot be carried out."""
+    """Raise an error for a removal, healing, text or task that cannot be carried out."""
+    check_plan(spec)
+    suites.find(suites.expand(spec.tasks), spec.task_dir)
+
+
+def check_plan(spec: RecipeSpec) -> None:
+    """Raise an error as `check` does, but look for tasks in the user's own folder alone.
+
+    The index of lm-eval's tasks takes seconds to read, which a page cannot wait for.
+    """
     info = locate.open(spec.checkpoint, need="config", need_tokenizer=False).info
     removal = removal_of(spec)
     if removal and spec.ratio is not None:
@@ -52,6 +65,8 @@ def check(spec: RecipeSpec) -> None:
             "Nothing to remove was named.", "Add --drop 3,5, --attention, --mlp or --ratio 0.2."
         )
     texts.given_apart(spec)
+    if spec.tasks:
+        task_code.check_own(spec.tasks, spec.task_dir, allowed=spec.allow_task_code)
 
 
 def final(spec: RecipeSpec) -> str:
@@ -63,13 +78,23 @@ def steps(spec: RecipeSpec) -> list[Step]:
     """Prune and heal, retrain and merge if asked to, then evaluate and time beside dense."""
     found = _choosing(spec)
     named = ["dense", PRUNED]
+    compared = [final(spec)]
     if spec.retrain != "none":
         found.append(Step(RETRAINED, "retrain", _training, leaves="merged/config.json"))
         named.append(RETRAINED)
+    if spec.width != "none":
+        found.append(Step(NARROWED, "width", _narrowed, optional=True))
+        named.append(NARROWED)
+        compared.append(NARROWED)
     found += [_evaluated(name) for name in named]
     if spec.tasks:
-        found += [_asked(name) for name in ("dense", final(spec))]
-    return [*found, Step("speed", "benchmark", lambda chain: drop_one.timing(chain, final(spec)))]
+        found += [_asked(name) for name in ("dense", *compared)]
+
+    def timing(chain: Chain) -> dict[str, Any]:
+        there = [name for name in compared if name not in chain.failed]
+        return drop_one.timing(chain, *there)
+
+    return [*found, Step("speed", "benchmark", timing)]
 
 
 def _cut(spec: RecipeSpec) -> dict[str, Any]:
@@ -104,6 +129,21 @@ def _training(chain: Chain) -> dict[str, Any]:
     return {**values, "dense": spec.checkpoint, "merge": spec.retrain == "lora"}
 
 
+def _narrowed(chain: Chain) -> dict[str, Any]:
+    """Return the options of the width variant that has the size of the pruned one."""
+    spec, method = chain.spec, methods.get(chain.spec.width)
+    more: dict[str, Any] = {"calibration": spec.calibration} if method.samples else {}
+    if method.samples > depth_vs_width.SAMPLES:
+        more["samples"] = depth_vs_width.SAMPLES
+    match = chain.dir(PRUNED)
+    return {"checkpoint": spec.checkpoint, "method": spec.width, "match": match, **more}
+
+
+def _needs(name: str) -> dict[str, Any]:
+    """Return how a step depends on the variant ``name``: the width one may fail on its own."""
+    return {"optional": True, "needs": NARROWED} if name == NARROWED else {}
+
+
 def _evaluated(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -115,7 +155,7 @@ def _evaluated(name: str) -> Step:
         asked = capped(EvaluateSpec(out="", max_tokens=PART, **values), folder)
         return values | {"max_tokens": asked.max_tokens}
 
-    return Step(f"evaluate-{name}", "evaluate", options)
+    return Step(f"evaluate-{name}", "evaluate", options, **_needs(name))
 
 
 def _asked(name: str) -> Step:
@@ -127,7 +167,7 @@ def _asked(name: str) -> Step:
         asked = {"tasks": spec.tasks, "task_dir": spec.task_dir, "limit": spec.limit}
         return {"checkpoint": parts.folder_of(chain, name), **asked, **code}
 
-    return Step(f"tasks-{name}", "evaluate", options, optional=True)
+    return Step(f"tasks-{name}", "evaluate", options, **{"optional": True, **_needs(name)})
 
 
 def verdict(chain: Chain) -> Told:
@@ -141,20 +181,17 @@ def verdict(chain: Chain) -> Told:
     more = []
     if spec.retrain != "none" and (before := _own(chain, found, PRUNED)):
         more.append(_recovered(before[1], made, LABELS[spec.retrain]))
+    beside = _own(chain, found, NARROWED) if spec.width != "none" else None
+    if beside:
+        more.append(_beside(*beside))
     more += [f"{a.sentence[:1].upper()}{a.sentence[1:]}." for a in made.answers]
     more += [f"{step} failed: {why}" for step, why in chain.failed.items()]
     figures = {
-        "variant": made.id,
-        "label": made.label,
-        "ratio": made.ratio,
-        "ppl": made.ppl.value if made.ppl else None,
+        **_figures(made),
         "ppl_dense": made.ppl.dense if made.ppl else None,
-        "speedup": made.speed.value if made.speed else None,
-        "noise": made.speed.noise if made.speed else None,
-        "memory_mib": made.memory.value if made.memory else None,
         "memory_over_dense": made.memory.times if made.memory else None,
-        "right_answers": made.accuracy,
         "right_answers_dense": (answers.mean(made.answers) or (None, None))[1],
+        "width": _figures(beside[1]) if beside else None,
     }
     return Told(f"{made.label}: {seen.facts(made)}.", (*more, seen.measured_on), figures)
 
@@ -180,6 +217,25 @@ def _own(chain: Chain, found: Verdict, step: str) -> tuple[Verdict, Contender] |
     own = verdict_of(known, found.settings, seen=seen)
     made = own.of(variant.id)
     return (own, made) if made else None
+
+
+def _beside(seen: Verdict, one: Contender) -> str:
+    """Return the sentence on the width variant."""
+    tuned = "" if one.candidate.retrained else ", not retrained"
+    return f"{one.label}, of the same size{tuned}: {seen.facts(one, sized=False)}."
+
+
+def _figures(one: Contender) -> dict[str, Any]:
+    return {
+        "variant": one.id,
+        "label": one.label,
+        "ratio": one.ratio,
+        "ppl": one.ppl.value if one.ppl else None,
+        "speedup": one.speed.value if one.speed else None,
+        "noise": one.speed.noise if one.speed else None,
+        "memory_mib": one.memory.value if one.memory else None,
+        "right_answers": one.accuracy,
+    }
 
 
 def _recovered(before: Contender, after: Contender, method: str) -> str:

@@ -9,6 +9,7 @@ from core.data.calibration import JOIN_HELP, JOINS
 from core.heal import seams
 from core.retrain.spec import METHODS
 from core.runs.spec import DeviceOptions, option
+from core.width.methods import NAMES as WIDTH_METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,12 @@ class RecipeSpec(DeviceOptions):
     calibration: str = option("auto", help="make: text to heal on, and to score with --ratio.")
     retrain: str = option(
         "none", choices=("none", *METHODS), help="make: retrain the variant with this method."
+    )
+    width: str = option(
+        "none",
+        choices=("none", *WIDTH_METHODS),
+        help="make: also make a width variant of the same size with this method, and evaluate and "
+        "time it in the same run.",
     )
     ratio: float | None = option(
         None,

@@ -19,6 +19,8 @@ from core import outside
 from core.checkpoint.vocabulary import default_text, text_of
 from core.data import hub, readers, sources
 from core.errors import DataError, OptionError
+from core.evaluate import task_code
+from core.runs import flags
 from core.runs.spec import DeviceOptions, build, option
 
 TEXTS = ("calibration", "evaluation", "training")
@@ -46,6 +48,14 @@ class Settings(DeviceOptions):
     tasks: tuple[str, ...] = option(
         (), help="lm-eval tasks or presets (paper, demo, reasoning, domains). Empty: none."
     )
+    task_dir: str = option(
+        "", help="Folder with your own tasks as lm-eval YAML files; they can then be chosen."
+    )
+    allow_task_code: bool = option(
+        False,
+        help="Let these tasks run the Python code that their YAML files name, with your rights. "
+        "Read that code first.",
+    )
     limit: int | None = option(None, help="Questions per task. Empty: all.", low=1, high=1_000_000)
     ratio: float | None = option(
         None, help="Share of all parameters to remove. Empty: no target.", low=0.001, high=0.95
@@ -64,7 +74,8 @@ class Settings(DeviceOptions):
 
 
 NAMES = (
-    *TEXTS, "tasks", "limit", "ratio", "ms_per_token", "memory_gib", "device", "dtype",
+    *TEXTS, "tasks", "task_dir", "allow_task_code", "limit", "ratio", "ms_per_token", "memory_gib",
+    "device", "dtype",
 )  # fmt: skip
 
 
@@ -108,9 +119,17 @@ def options_of(settings: Settings, command: str) -> dict[str, Any]:
     if command in CALIBRATED:
         return {"calibration": settings.calibration, **where}
     if command == "evaluate":
-        measured = {"tasks": settings.tasks, "limit": settings.limit}
-        return {"perplexity": (settings.evaluation,), **measured, **where}
+        return {"perplexity": (settings.evaluation,), **_asked(settings), **where}
     return {"data": settings.training, **where} if command == "retrain" else where
+
+
+def _asked(settings: Settings) -> dict[str, Any]:
+    """Return the options of a command that asks tasks."""
+    found: dict[str, Any] = {"tasks": settings.tasks, "limit": settings.limit}
+    if settings.task_dir:
+        found["task_dir"] = settings.task_dir
+        found["allow_task_code"] = settings.allow_task_code
+    return found
 
 
 SIZED = ("restore", "depth-vs-width", "calibration", "ablation", "stability", "domain", "cpt-lora")
@@ -129,7 +148,7 @@ def recipe_options(settings: Settings, name: str) -> dict[str, Any]:
     if name == WHOLE:
         both = dict.fromkeys((settings.training, settings.evaluation))
         found |= {"data": ",".join(both), "calibration": settings.calibration}
-        return found | {"tasks": settings.tasks, "limit": settings.limit}
+        return found | _asked(settings)
     if name in APART:
         both = dict.fromkeys((settings.calibration, settings.evaluation))
         found["data"] = ",".join(both)
@@ -138,7 +157,7 @@ def recipe_options(settings: Settings, name: str) -> dict[str, Any]:
     if name in SIZED and settings.ratio is not None:
         found["ratio"] = settings.ratio
     if name == "paper-table":
-        found |= {"tasks": settings.tasks, "limit": settings.limit}
+        found |= _asked(settings)
     return found
 
 
@@ -150,6 +169,10 @@ def problems(settings: Settings) -> list[str]:
             _check(getattr(settings, name))
         except DataError as error:
             found.append(f"{name.capitalize()}: {error}")
+    try:
+        task_code.check_own(settings.tasks, settings.task_dir, allowed=settings.allow_task_code)
+    except OptionError as error:
+        found.append(flags.in_words(str(error)))
     shared = [
         words
         for words, other in (

@@ -21,6 +21,9 @@ HEAD = "depthcut_study"
 """The key that says what the file is; its value is the format's version."""
 NAMED = "checkpoint"
 MOST_BYTES = 64 * 1024
+CONSENT = "allow_task_code"
+"""Consent is given on a page: a file from elsewhere neither grants nor carries it."""
+SHARED = tuple(name for name in NAMES if name != CONSENT)
 _FIX = "Save the settings of a study on the home page for an example."
 
 
@@ -28,7 +31,8 @@ def to_yaml(settings: Settings, checkpoint: str) -> str:
     """Return the settings as YAML."""
     import yaml
 
-    values = {HEAD: VERSION, NAMED: checkpoint, **settings.to_dict()}
+    found = settings.to_dict()
+    values = {HEAD: VERSION, NAMED: checkpoint, **{name: found[name] for name in SHARED}}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -51,17 +55,17 @@ def from_yaml(data: bytes, folder: Path) -> tuple[Settings, str]:
     checkpoint = found.pop(NAMED, "")
     if not isinstance(checkpoint, str):
         raise InputError(f"{NAMED}: {outside.brief(checkpoint)} is not a name.", _FIX)
-    unknown = [name for name in found if name not in NAMES]
+    unknown = [name for name in found if name not in SHARED]
     if unknown:
         raise InputError(
-            f"Unknown setting: {outside.brief(unknown[0])}.", f"Settings: {', '.join(NAMES)}."
+            f"Unknown setting: {outside.brief(unknown[0])}.", f"Settings: {', '.join(SHARED)}."
         )
     start = dataclasses.asdict(study_settings.defaults(folder))
     try:
         settings = build(Settings, {**start, **found})
     except OptionError as error:
         text, hint = error.message, error.hint
-        for name in NAMES:
+        for name in SHARED:
             text = text.replace(flag_of(name) + ":", f"{name}:")
         raise InputError(text, hint) from None
     return study_settings.resolved(settings, folder), checkpoint

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from core.checkpoint.drop import Removal
+from core.compare.verdict import NEAR
 from core.errors import DepthcutError
 from core.heal import seams
 from core.prune import toggle
+from core.prune.plan import parameters_after
 from core.recipes import make
 from core.recipes.results import RecipeSummary
 from core.recipes.retraining import STEPS
@@ -20,13 +23,18 @@ from core.runs import jobs
 from core.runs.flags import in_words
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, runs, say, state, widgets
+from core.study import study
+from core.ui import export, forms, frame, report, runs, say, state, widgets
+from core.ui.say import plain
+from core.width.methods import METHODS
 
 RECIPE = "make"
 PLAIN = "Nothing"
 HEALS = {f"Heal ({name})": name for name in seams.CHOICES if name != "none"}
 REPAIRS = (PLAIN, *HEALS, *LABELS.values())
 """What may follow the cut: closed-form healing, or retraining by one of its methods."""
+WIDTH = "flap"
+"""The width variant that is made too unless another is chosen: the paper's strongest baseline."""
 
 
 def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> None:
@@ -47,7 +55,7 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
         values = _options(form, removal, criterion, checkpoint)
         try:
             spec = build(RecipeSpec, {**values, "out": "DIR"})
-            make.check(spec)
+            make.check_plan(spec)
         except DepthcutError as error:
             say.error(in_words(str(error)))
             return
@@ -61,7 +69,7 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
             type="primary",
             icon=":material/rocket_launch:",
             help="Prunes, repairs, merges, evaluates and benchmarks in one run, beside the dense "
-            "model. A run that was stopped can be resumed.",
+            "model and the width variant. A run that was stopped can be resumed.",
         ):
             record = runs.launch_once("recipe", values)
             st.session_state[key] = record.id if record else ""
@@ -70,7 +78,7 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
 
 def _options(form: forms.Form, removal: Removal, criterion: str, checkpoint: str) -> dict[str, Any]:
     """Draw how the cut is repaired; return the recipe's options."""
-    columns = st.columns([2, 1], vertical_alignment="bottom")
+    columns = st.columns([2, 1, 2], vertical_alignment="bottom")
     repair = form.select(
         "repair", "After the cut", REPAIRS, LABELS["lora"], columns[0],
         help="Healing is in closed form and takes seconds to minutes. Retraining takes longer and "
@@ -91,11 +99,35 @@ def _options(form: forms.Form, removal: Removal, criterion: str, checkpoint: str
         )  # fmt: skip
     else:
         form.drawn.setdefault("steps", ("Training steps", None, False))
+    labels = {name: method.label for name, method in METHODS.items()}
+    # two fields, so that a choice made for one case does not stay in the other
+    known = _narrower(checkpoint, removal)
+    field, usual = ("more_width", "none") if known else ("width", WIDTH)
+    values["width"] = form.select(
+        field, "Compare with a width variant", (*labels, "none"), usual, columns[2],
+        format_func=lambda name: plain(labels.get(name, "none")),
+        help="Also makes a variant of the same size from narrower blocks, not retrained, and "
+        "evaluates and benchmarks it in the same run. None by default if this study has one.",
+    )  # fmt: skip
+    form.drawn.setdefault("width", (field, None, False))
     unseen = form.unseen(RecipeSpec)
-    if repair not in HEALS:  # it is not read then
+    narrowed = METHODS.get(values["width"])
+    if repair not in HEALS and not (narrowed and narrowed.samples):  # it is not read then
         unseen.pop("calibration", None)
         form.drawn.pop("calibration", None)
     return unseen | values
+
+
+def _narrower(checkpoint: str, removal: Removal) -> bool:
+    """Whether the study has a width variant of the size that the removal leaves."""
+    try:
+        info = state.describe(checkpoint)
+        ratio = 1 - parameters_after(info, removal) / info.parameters
+        known = study(state.workspace(), checkpoint).variants
+    except DepthcutError:
+        return False
+    mine = (v for v in known if v.kind == "width" and v.folder and not v.retrained)
+    return any(abs((v.ratio or 0.0) - ratio) <= NEAR for v in mine)
 
 
 def _results(checkpoint: str, removal: Removal, values: Mapping[str, Any], started: str) -> None:
@@ -121,6 +153,21 @@ def _results(checkpoint: str, removal: Removal, values: Mapping[str, Any], start
     say.success(found.verdict)
     with st.expander("More on this result"):
         say.bullets([state.names().in_words(line) for line in found.findings])
+    for step, why in found.failed.items():
+        say.warning(f"{step} failed: {why}")
+    _onwards(checkpoint, newest)
+
+
+def _onwards(checkpoint: str, record: RunRecord) -> None:
+    """Draw what comes after a finished run: comparing, presenting, reporting and exporting."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        frame.step("compare", "Next: compare")
+        frame.link("presentation", "Present it")
+        frame.link("playground", "Try it")
+        report.button(checkpoint, "make")
+    tuned = record.spec.get("retrain", "none") != "none"
+    folder = Path(make.RETRAINED, "merged") if tuned else Path(make.PRUNED)
+    export.of_folder((record.path / folder).absolute(), "made")
 
 
 def _is_of(record: RunRecord, checkpoint: str) -> bool:

@@ -154,19 +154,24 @@ def _form(checkpoint: str, settings: Settings) -> None:
         strict=True,
     ):
         form.source(name, label, column, help=HELP[name])
-    columns = st.columns([2, 1, 1, 1])
+    columns = st.columns([1, 2, 1])
+    folder = form.text(
+        "task_dir", "Folder of custom tasks", at=columns[0], placeholder="none",
+        help=HELP["task_dir"],
+    )  # fmt: skip
     form.several(
-        "tasks", "Tasks", tables.task_choices(), at=columns[0], free=True, placeholder="none",
+        "tasks", "Tasks", tables.task_choices(folder), at=columns[1], free=True, placeholder="none",
         help=HELP["tasks"],
     )  # fmt: skip
     form.number(
-        "limit", "Questions per task", 1, at=columns[1], placeholder="all", help=HELP["limit"]
+        "limit", "Questions per task", 1, at=columns[2], placeholder="all", help=HELP["limit"]
     )
-    form.text("device", "Device", "auto", at=columns[2], help=HELP["device"])
-    form.select(
-        "dtype", "Precision", ("auto", *COMPUTED), "auto", at=columns[3], help=HELP["dtype"]
-    )
-    columns = st.columns(3)
+    if folder.strip():
+        form.switch(
+            "allow_task_code", "Allow these tasks to run Python code", box=True,
+            help=HELP["allow_task_code"],
+        )  # fmt: skip
+    columns = st.columns([2, 2, 2, 1.5, 1.5])
     more: dict[str, Any] = {"whole": False, "placeholder": "no target", "format": "%g"}
     form.number(
         "percent", "Remove (% of the parameters)", 0.1, 95, at=columns[0], step=5.0,
@@ -180,3 +185,7 @@ def _form(checkpoint: str, settings: Settings) -> None:
         "memory_gib", "Max memory (GiB)", 0.001, 1e6, at=columns[2], step=0.5,
         help=HELP["memory_gib"], **more,
     )  # fmt: skip
+    form.text("device", "Device", "auto", at=columns[3], help=HELP["device"])
+    form.select(
+        "dtype", "Precision", ("auto", *COMPUTED), "auto", at=columns[4], help=HELP["dtype"]
+    )

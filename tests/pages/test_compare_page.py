@@ -140,7 +140,7 @@ def test_panels_show_what_points_csv_holds(prepared):
 def test_quality_and_pareto_hold_each_measured_perplexity(prepared):
     page = open_page(prepared / "dense")
     drawn = [json.loads(chart.proto.spec) for chart in page.get("plotly_chart")]
-    pareto, quality = drawn[0], drawn[1]
+    pareto, quality = drawn[0], drawn[2]  # between them: the variant to take
     ends = {t["name"]: numbers(t["y"])[-1] for t in quality["data"]}
     assert ends["PPL+"] == PPL["depth"]
     assert ends["FLAP"] == PPL["width"]
@@ -208,7 +208,7 @@ def test_a_budget_picks_another_and_the_address_keeps_it(prepared):
 
 def test_published_figures_are_drawn_over_their_own_dense_only(prepared):
     page = open_page(prepared / "dense", published="FLAP's README")
-    quality = json.loads(page.get("plotly_chart")[1].proto.spec)
+    quality = json.loads(page.get("plotly_chart")[2].proto.spec)
     stars = next(t for t in quality["data"] if t["name"].startswith("published"))
     assert pytest.approx(14.62 / 12.62) in numbers(stars["y"])
     own = next(t for t in quality["data"] if t["name"] == "FLAP")

@@ -72,6 +72,25 @@ def test_settings_are_asked_once_and_carried_to_every_page(here, tiny_gqa, tmp_p
     assert origin(at) == "From the study: calibration english, device cpu, precision auto."
 
 
+def test_the_study_s_own_tasks_are_offered_and_carried(here, tiny_gqa, tmp_path):
+    (tmp_path / "own.yaml").write_text("task: own_task\ncustom_dataset: !function load.load\n")
+    home = open_page(tiny_gqa)
+    assert not home.checkbox  # nothing could run code
+    field(home.text_input, "Folder of custom tasks").set_value(str(tmp_path)).run()
+    tasks = field(home.multiselect, "Tasks")
+    assert tasks.options[0] == "own_task"
+    tasks.set_value(["own_task"]).run()
+    assert any("Task 'own_task' would run Python code" in w.value for w in home.warning)
+    field(home.checkbox, "Allow these tasks to run Python code").check().run()
+    assert not home.warning
+    at = open_page(tiny_gqa, "evaluate")
+    shown = command(at, "evaluate")
+    assert f"--tasks own_task --task-dir {tmp_path} --allow-task-code" in shown
+    at.query_params["drop"] = "2"
+    at.switch_page("pages/prune.py").run()
+    assert f"--tasks own_task --task-dir {tmp_path} --allow-task-code" in command(at, "recipe make")
+
+
 def test_a_change_for_one_run_survives_and_can_be_undone(here, tiny_gqa):
     at = open_page(tiny_gqa, "importance")
     field(at.text_input, "Calibration").set_value("c4").run()

@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 from core.__main__ import main
 from core.benchmark import results as benchmark
 from core.errors import RunError
+from core.prune.results import Pruning
 from core.recipes import make
 from core.recipes.chain import Chain, Step
 from core.recipes.results import RecipeSummary
@@ -23,6 +24,7 @@ from core.runs import jobs, workspace
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import read_run
+from core.width.results import WidthPruning
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -38,7 +40,8 @@ def test_a_variant_is_made_and_measured_and_a_killed_chain_goes_on(tiny_gqa, pla
     for number, path in enumerate(texts):
         path.write_text(tiny.text(300, seed=number))
     options = {"name": "make", "checkpoint": str(tiny_gqa), "drop": (2,), "retrain": "lora",
-               "steps": 120, "data": ",".join(map(str, texts)), "device": "cpu"}  # fmt: skip
+               "steps": 120, "data": ",".join(map(str, texts)), "device": "cpu",
+               "width": "flap"}  # fmt: skip
     record = jobs.launch("recipe", options, place)
     step = record.path / "retrained"
     wait_until(lambda: any((step / ".run" / "checkpoints").glob("checkpoint-[1-9]*")), 90)
@@ -61,25 +64,36 @@ def test_a_variant_is_made_and_measured_and_a_killed_chain_goes_on(tiny_gqa, pla
     assert figures["ppl"] == pytest.approx(ppl["retrained"])
     assert figures["ppl_dense"] == pytest.approx(ppl["dense"])
     points = {p.variant: p for p in benchmark.Point.read(record.path / "speed")}
-    slow, fast = (p.latency_s_p50 for p in points.values())
+    slow, fast, other = (p.latency_s_p50 for p in points.values())
+    assert figures["width"]["speedup"] == pytest.approx(slow / other, rel=0.01)
     assert figures["speedup"] == pytest.approx(slow / fast, rel=0.01)
     assert found.verdict.startswith("without 2 ")
     assert "+ LoRA: " in found.verdict
     times = ppl["retrained"] / ppl["dense"]
     assert f"on eval.txt, {times:.2f} times dense" in found.verdict
     assert f"perplexity was {ppl['pruned']:.4g}" in found.findings[0]
-    assert found.take == figures["label"]  # the only variant of this study
+    assert found.take == figures["label"]
+    narrow, flap = figures["width"], WidthPruning.read(record.path / "narrower")
+    assert flap.method == "flap"
+    assert flap.target.parameters == Pruning.read(record.path / "pruned").parameters_after
+    assert narrow["variant"] == f"{record.id}/narrower"
+    assert narrow["ppl"] == float(
+        rows_of(record.path / "evaluate-narrower" / "perplexity.csv")[0]["ppl"]
+    )
+    assert any(line.startswith("FLAP ") and "not retrained" in line for line in found.findings)
 
 
 def test_a_ratio_chooses_the_blocks_and_the_steps_know_their_options(tiny_gqa, tmp_path):
     spec = RecipeSpec(name="make", checkpoint=str(tiny_gqa), ratio=0.2, heal="linear",
-                      retrain="full", tasks=("demo",), out=str(tmp_path))  # fmt: skip
+                      retrain="full", width="wanda-sp", tasks=("demo",),
+                      out=str(tmp_path))  # fmt: skip
     chain = Chain(spec, tmp_path, SILENT)
     make.check(spec)
     steps = make.steps(spec)
     assert [s.name for s in steps] == [
-        "scores", "plan-pruned", "pruned", "retrained", "evaluate-dense", "evaluate-pruned",
-        "evaluate-retrained", "tasks-dense", "tasks-retrained", "speed",
+        "scores", "plan-pruned", "pruned", "retrained", "narrower", "evaluate-dense",
+        "evaluate-pruned", "evaluate-retrained", "evaluate-narrower", "tasks-dense",
+        "tasks-retrained", "tasks-narrower", "speed",
     ]  # fmt: skip
     for step in steps:
         if step.command != "retrain":
@@ -87,6 +101,10 @@ def test_a_ratio_chooses_the_blocks_and_the_steps_know_their_options(tiny_gqa, t
             values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
             entry = jobs.commands.get(step.command)
             build(entry.spec_class, values | ({"out": "x"} if entry.is_run else {}))
+    speed = steps[-1].values
+    assert len(speed(chain)["checkpoints"]) == 3
+    chain.failed["narrower"] = "too small"
+    assert len(speed(chain)["checkpoints"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -146,6 +164,7 @@ def test_the_button_starts_the_chain_with_the_study_s_values(page, tiny_gqa, pla
     line = next(c.value for c in at.code if "recipe make" in c.value)
     assert "--drop 2,3" in line
     assert "--data english" in line
+    assert "--width flap" in line
     assert ("--criterion ppl" in line) is (page == "compare")  # by hand on the other
     asked = []
 

@@ -54,6 +54,28 @@ def test_settings_become_options_of_every_recipe():
     assert {spec.device for spec in specs.values()} == {"cpu"}
 
 
+def test_a_folder_of_tasks_goes_wherever_tasks_are_asked(tmp_path):
+    (tmp_path / "own.yaml").write_text("task: own\ncustom_dataset: !function load.load\n")
+    asked = settings.Settings(tasks=("own", "demo"), task_dir=str(tmp_path))
+    (sentence,) = settings.problems(asked)
+    assert sentence.startswith("Task 'own' would run Python code: !function load")
+    assert "--" not in sentence
+    trusted = dataclasses.replace(asked, allow_task_code=True)
+    assert settings.problems(trusted) == []
+    for options in (settings.options_of(trusted, "evaluate"),
+                    settings.recipe_options(trusted, "make"),
+                    settings.recipe_options(trusted, "paper-table")):  # fmt: skip
+        assert (options["task_dir"], options["allow_task_code"]) == (str(tmp_path), True)
+    assert "task_dir" not in settings.options_of(settings.Settings(), "evaluate")
+    (sentence,) = settings.problems(dataclasses.replace(asked, task_dir="no/such"))
+    assert sentence.startswith("'Folder of custom tasks': no such folder: 'no/such'")
+
+    text = sharing.to_yaml(trusted, "x").encode()  # consent is not carried by a file
+    assert sharing.from_yaml(text, tmp_path)[0] == asked
+    with pytest.raises(InputError, match="Unknown setting: allow_task_code"):
+        sharing.from_yaml(text + b"allow_task_code: true\n", tmp_path)
+
+
 def test_text_that_was_seen_before_is_one_sentence(tmp_path):
     text, copy, other = (tmp_path / name for name in ("a.txt", "copy.txt", "other.txt"))
     text.write_text("Ann sees the ball.\n")
