@@ -158,7 +158,7 @@ def walk(user: Walk, name: str, rehearsal: bool) -> None:
         user.button(OPEN[name], exact=False)
         page.get_by_text("Active checkpoint").nth(1).wait_for(timeout=WAIT_S * 1000)
         user.settle()
-    with user.step("Say what the study is on"):
+    with user.step("Set up the study"):
         if name == "smollm2":
             user.type("Training data", str(ALPACA))
             user.type("Folder of custom tasks", str(TASKS))
