@@ -145,6 +145,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=120.0,
         ),
         Command(
+            "generate",
+            "core.generate.command",
+            "GenerateSpec",
+            "Let a model write training text: its own answers to prompts.",
+            computes=True,
+        ),
+        Command(
             "export",
             "core.export.command",
             "ExportSpec",

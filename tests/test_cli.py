@@ -236,6 +236,7 @@ def test_light_commands_import_no_torch(tmp_path, tiny_gqa):
         "evaluate": ["--perplexity", text, "--window", "32"],
         "export": ["--format", "gguf"],
         "quantize": ["--bits", "8"],
+        "generate": ["--prompts", text, "--max-tokens", "9", "--prompt-tokens", "4"],
     }
     for name, command in commands.COMMANDS.items():
         if "dry_run" in command.spec_class.__dataclass_fields__:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import tempfile
 import time
@@ -95,15 +94,6 @@ def prompt_ids(tokenizer: Any, vocab: int, input_tokens: int) -> list[int]:
         ids = [text[n % len(text)] for n in range(input_tokens)]
         check_ids([ids], vocab)
     return ids
-
-
-def cache_name(model: Any) -> str:
-    """Return how ``model`` names its key/value cache, as an argument and in its output.
-
-    transformers renamed ``past_key_values`` to ``cache``; the model itself says which it takes.
-    """
-    takes = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in takes else "past_key_values"
 
 
 def timed(model: PreTrainedModel, ids: torch.Tensor, config: Any) -> tuple[float, float]:

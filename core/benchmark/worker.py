@@ -248,7 +248,7 @@ class Visit:
         """
         import torch
 
-        from core.benchmark.generate import cache_name
+        from core.model.caching import cache_name
 
         cache, name = None, cache_name(self.model)
         with torch.inference_mode():
@@ -267,6 +267,7 @@ class Visit:
         import torch
 
         from core.benchmark import generate
+        from core.model.caching import cache_name
 
         whole = ids[:, :1].repeat(1, cache[0].get_seq_length() + 1 if cache[0] else 1)
         with torch.inference_mode():
@@ -274,7 +275,7 @@ class Visit:
                 whole,
                 attention_mask=torch.ones_like(whole),
                 generation_config=generate.force_length(self.model, 2),
-                **{generate.cache_name(self.model): cache[0]},
+                **{cache_name(self.model): cache[0]},
             )
         return True
 

@@ -66,7 +66,7 @@ def saved_folder(path: Path) -> Path:
     """Return the folder of one split: ``path``, its split ``train``, or its only one."""
     if not is_saved(path):
         raise DataError(
-            f"{path} is a folder, but not one written by save_to_disk of datasets.",
+            f"{path} is a folder, but not one written by save_to_disk of datasets or by generate.",
             "Give a file in it, or hub:FOLDER for a folder of data files.",
         )
     if not outside.is_file(path / SPLITS):

@@ -5,6 +5,7 @@ demo                                bundled: stories and instructions, generated
 english                             bundled: general English, calibration and held-out documents
 FILE                                .txt, .json, .jsonl, .csv, .tsv or .parquet, each also .gz
 FOLDER                              written by ``save_to_disk`` of datasets; FOLDER/SPLIT
+RUN                                 the folder of a ``generate`` run: text that a model wrote
 hub:NAME[/CONFIG][:SPLIT][:FIELD]   a dataset on the Hub, through ``datasets``
 c4 | wikitext2 | ptb                presets; ptb is no longer on the Hub: give a file
 
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from core import outside
-from core.data import english, hub
+from core.data import english, generated, hub
 from core.data.columns import Row, Unusable, as_instruction, as_messages, layout_of, plain_text
 from core.data.readers import file_rows, source_file
 from core.errors import DataError
@@ -139,6 +140,8 @@ def _raw(source: str, stream: bool) -> tuple[Iterator[Mapping[str, Any]], str]:
     if name.startswith("hub:"):
         return hub.hub_rows(name, stream=stream), field or hub.split_name(name)[3]
     path = outside.path_of(name)
+    if generated.is_generated(path):
+        return file_rows(path / generated.FILE), field
     if outside.is_folder(path):
         return hub.saved_rows(path), field
     return file_rows(source_file(name)), field
@@ -225,6 +228,8 @@ def describe(source: str) -> dict[str, str]:
     if name.startswith("hub:"):
         return {"source": name + tail, "content": "as downloaded" + tail}
     path = outside.path_of(name)
+    if generated.is_generated(path):
+        return {"source": path.name + tail, "content": _sha256(path / generated.FILE) + tail}
     if outside.is_folder(path):
         state = hub.saved_folder(path) / hub.STATE
         return {"source": path.name + tail, "content": f"{_sha256(state)}{tail}"}
@@ -240,8 +245,9 @@ def _sha256(path: Any) -> str:
 def stamp(source: str) -> str:
     """Return a string that changes whenever a source's file does; empty for other sources."""
     path = outside.path_of(split_field(source)[0])
+    name = generated.FILE if generated.is_generated(path) else hub.STATE
     try:
-        state = (path / hub.STATE if outside.is_folder(path) else path).stat()
+        state = (path / name if outside.is_folder(path) else path).stat()
     except OSError:
         return ""
     return f"{state.st_mtime_ns} {state.st_size}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.checkpoint.chat import ChatTemplate, Messages
-from core.data import sources
+from core.data import generated, sources
 from core.data.columns import as_instruction, as_messages
 from core.data.templates import prompt_of
 from core.errors import DataError, OptionError
@@ -104,19 +104,28 @@ def chat_row(messages: Messages, encoder: Encoder, template: ChatTemplate) -> Ro
 
 
 def template_of(spec: RetrainSpec, kind: str, source: str, encoder: Encoder) -> str:
+    """Return how rows of ``kind`` are written, as `template_for` does."""
+    return template_for(spec.template, kind, source, encoder)
+
+
+def template_for(choice: str, kind: str, source: str, encoder: Encoder) -> str:
     """Return how rows of ``kind`` are written: chat, alpaca or plain; empty for text and ids.
+
+    ``choice`` is the option; auto keeps the layout of prompts that a model has answered.
 
     Raises `OptionError` for a chat template that the tokenizer does not have.
     """
     if kind not in ("instruction", "messages"):
         return ""
-    if spec.template == "chat" and encoder.chat is None:
+    if choice == "chat" and encoder.chat is None:
         raise OptionError(
             "--template chat: the tokenizer has no chat template.",
             "Use --template plain or alpaca, or a checkpoint whose tokenizer has one.",
         )
-    if spec.template != "auto":
-        return spec.template
+    if choice != "auto":
+        return choice
+    if (written := generated.template_of(source)) in ("alpaca", "plain"):
+        return written
     if encoder.chat is not None:
         return "chat"
     return "plain" if source == "demo" or kind == "messages" else "alpaca"

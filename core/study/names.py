@@ -155,6 +155,11 @@ def _retrained(called: Names, record: RunRecord) -> str:
     return f"{RETRAINED.get(method, method)} of {called.of_spec(record)} on {text}"
 
 
+def _generated(called: Names, record: RunRecord) -> str:
+    text = source(record.spec.get("prompts"), record.spec.get("checkpoint"))
+    return f"Answers of {called.of_spec(record)} on {text}"
+
+
 def _on_text(what: str) -> Callable[[Names, RunRecord], str]:
     def name(called: Names, record: RunRecord) -> str:
         text = source(record.spec.get("calibration"), record.spec.get("checkpoint"))
@@ -206,6 +211,7 @@ _KINDS: dict[str, Callable[[Names, RunRecord], str]] = {
     "width": Names.variant,
     "quantize": Names.variant,
     "retrain": _retrained,
+    "generate": _generated,
     "evaluate": _evaluation,
     "benchmark": _benchmark,
     "export": _export,

@@ -29,6 +29,7 @@ PAGES = {
     "quantize": "pages/prune.py",
     "evaluate": "pages/evaluate.py",
     "retrain": "pages/retrain.py",
+    "generate": "pages/retrain.py",
     "live": "pages/playground.py",
     "benchmark": "pages/compare.py",
 }

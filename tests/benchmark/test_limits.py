@@ -9,6 +9,7 @@ import torch
 
 from core.benchmark import command, generate, protocol, worker
 from core.benchmark.protocol import Cell, CellResult
+from core.model import caching
 
 
 def visit(limit, error):
@@ -113,7 +114,7 @@ def test_the_cache_goes_by_the_name_that_the_model_takes(name):
     space = {}
     exec(f"def forward(input_ids, {name}=None, use_cache=None, **more): ...", space)
     model = SimpleNamespace(forward=space["forward"])
-    assert generate.cache_name(model) == name
+    assert caching.cache_name(model) == name
     taken = []
 
     def call(ids, *, use_cache, logits_to_keep, **held):

@@ -1,0 +1,1 @@
+"""Training text that a model writes itself: its own answers to the prompts of a dataset."""
