@@ -31,11 +31,15 @@ def criterion_label(criterion: str, protected: bool = False) -> str:
     return label + ("+" if name in PLUS and (protected or criterion.endswith("+")) else "")
 
 
-def width_label(method: str) -> str:
-    """Return the label of a width method; random controls are marked as width."""
+def width_label(method: str, variant: str = "") -> str:
+    """Return the label of a width method; controls are marked as width.
+
+    ``variant``: what differs from the method's usual way, e.g. ``vector, MLP only``.
+    """
     known = METHODS.get(method)
     label = known.label if known else method.capitalize()
-    return label if known and known.samples else f"{label} width"
+    label = label if known and known.samples else f"{label} width"
+    return f"{label}, {variant}" if variant else label
 
 
 @dataclass(frozen=True)

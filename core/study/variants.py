@@ -97,8 +97,8 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         found = replace(base, retrained=method, **kept)
     elif record.command == "width":
         method = str(written.method or record.spec.get("method") or "width")
-        named = width_label(method)
-        label = f"{named}{share}"
+        named = width_label(method, written.variant)
+        label = width_label(method) + share + (f", {written.variant}" if written.variant else "")
         found = replace(base, kind="width", method=method, method_label=named)
         found = replace(found, cut_in=allowed_blocks(written))
     else:

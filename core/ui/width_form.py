@@ -21,7 +21,7 @@ from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import chat_note, forms, runs, say, state
-from core.width import command, methods
+from core.width import command, extent, methods, ways
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
 
@@ -94,19 +94,21 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
         "Blocks",
         at=columns[0],
         placeholder="the method's default",
-        help="first:end, e.g. 4:30 for blocks 4 to 29. Empty: all but the protected first and last "
-        "blocks (LLM-Pruner and the controls) or all blocks (FLAP, Wanda-sp).",
+        help="first:end, e.g. 4:30 for blocks 4 to 29, or a list such as 3,5,8-12. Empty: all but "
+        "the protected first and last blocks (LLM-Pruner and the controls) or all blocks (FLAP, "
+        "Wanda-sp).",
     )
     values["layers"] = layers.strip() or None
-    if chosen == "llm-pruner":
-        values["order"] = form.select(
-            "order",
-            "Order",
-            command.ORDERS,
-            "first",
-            at=columns[1],
-            help="Order of the Taylor expansion; first is the cheapest.",
-        )
+    values["parts"] = form.select(
+        "parts",
+        "What to cut",
+        extent.PARTS,
+        "both",
+        at=columns[1],
+        format_func=_PARTS.__getitem__,
+        help="Heads belong to the attention, neurons to the MLP. Fewer neurons alone leave the "
+        "key/value cache as it is.",
+    )
     if method.samples:
         values["calibration"] = form.text(
             "calibration", "Calibration", at=columns[2], help=SOURCE_HELP
@@ -133,9 +135,126 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
                 help=chat.HELP,
             )
             columns[1].caption(chat_note.CALIBRATION)
+    with st.expander(say.plain(_shown(method))):
+        values |= _variant(form, method, info, str(values["parts"]))
     with st.expander("Device, precision and seed"):
         values |= form.fields(WidthSpec, ("device", "dtype", "seed"))
     form.origin()
+    return values
+
+
+_PARTS = {"both": "Heads and neurons", "attention": "Heads only", "mlp": "Neurons only"}
+_ORDERS = {
+    "first": "First order",
+    "second": "Second order",
+    "mixed": "First and second order",
+    "vector": "Vector (sum of a channel)",
+}
+_RANKINGS = {"block": "Within each block", "global": "Over all blocks"}
+_METRICS = {
+    "wifv": "WIFV: fluctuation, weighted",
+    "wifn": "WIFN: norm, weighted",
+    "ifv": "IFV: fluctuation",
+}
+_STRUCTURES = {
+    "al-am": "AL-AM: all ranked together",
+    "al-mm": "AL-MM: heads given, ranked over blocks",
+    "ul-mm": "UL-MM: heads given, blocks alike",
+    "ul-um": "UL-UM: one ratio, blocks alike",
+}
+MULTIPLES = (None, 32, 64, 128, 256)
+"""Multiples to round widths to that the page offers."""
+
+
+def _shown(method: methods.Method) -> str:
+    """Return the title of the section on the method's variants."""
+    if method.name == "wanda-sp":
+        return "Separate blocks for attention and MLP, rounding"
+    return f"Variants of {method.label}, separate blocks for attention and MLP, rounding"
+
+
+def _variant(
+    form: forms.Form, method: methods.Method, info: CheckpointInfo, parts: str
+) -> dict[str, Any]:
+    """Draw the options of the method's variants, of blocks for each part, and of rounding."""
+    values: dict[str, Any] = {}
+    columns = st.columns(3, vertical_alignment="top")
+    if method.name == "llm-pruner":
+        values["order"] = form.select(
+            "order",
+            "Taylor expansion",
+            ways.ORDERS,
+            "first",
+            at=columns[0],
+            format_func=_ORDERS.__getitem__,
+            help="First order is the cheapest. The vector variant sums a channel's first-order "
+            "terms before it takes the absolute value; the others sum absolute values.",
+        )
+    if method.ranks:
+        values["ranking"] = form.select(
+            "ranking",
+            "Ranking",
+            ways.RANKINGS,
+            "block",
+            at=columns[1],
+            format_func=_RANKINGS.__getitem__,
+            help="Over all blocks, every head and every neuron counts as one unit, the ratio is "
+            "the share of all units, and each block gets its own shape.",
+        )
+    if method.name == "flap":
+        values["metric"] = form.select(
+            "metric",
+            "Metric",
+            ways.METRICS,
+            "wifv",
+            at=columns[0],
+            format_func=_METRICS.__getitem__,
+            help="Fluctuation: squared deviation of an input from its mean, over the calibration "
+            "tokens. WIFV and WIFN weight it, or the norm, with the output projection.",
+        )
+        values["structure"] = form.select(
+            "structure",
+            "Structure",
+            ways.STRUCTURES,
+            "al-am",
+            at=columns[1],
+            format_func=_STRUCTURES.__getitem__,
+            help="Whether the scores decide how much each block and each part loses. Where the "
+            "number of heads is given, neurons make up the rest of the ratio.",
+        )
+        if str(values["structure"]).endswith("-mm"):
+            heads = sum(int(shape["kv_heads"]) - 1 for shape in info.block_shapes)
+            values["remove_heads"] = form.number(
+                "remove_heads",
+                "Heads to remove",
+                0,
+                max(heads, 0),
+                info.blocks if heads >= info.blocks else 0,
+                at=columns[2],
+                help="Over all blocks together. With grouped-query attention a key/value head and "
+                "its query heads count as one.",
+            )
+    columns = st.columns(3, vertical_alignment="top")
+    for column, part, label in ((0, "attention", "attention"), (1, "mlp", "MLP")):
+        if parts in ("both", part):
+            given = form.text(
+                f"{part}_layers",
+                f"Blocks whose {label} is cut",
+                at=columns[column],
+                placeholder="as above",
+                help="Written as above. Empty: the blocks above.",
+            )
+            values[f"{part}_layers"] = given.strip() or None
+    values["round_to"] = form.select(
+        "round_to",
+        "Round widths to",
+        MULTIPLES,
+        None,
+        at=columns[2],
+        format_func=lambda n: "no rounding" if n is None else f"multiples of {n}",
+        help="For tensor cores and quantizers: neurons, and the channels of all heads together, "
+        "become a multiple of this, or stay as they are.",
+    )
     return values
 
 
@@ -150,7 +269,8 @@ def _amount(form: forms.Form, amount: str, info: CheckpointInfo, share: float) -
             0.2,
             0.01,
             help="Share of heads and neurons removed from each pruned block; for FLAP, the share "
-            "of their parameters over all pruned blocks together.",
+            "of their parameters over all pruned blocks together (with UL-UM of heads and "
+            "neurons); for a ranking over all blocks, the share of all heads and neurons.",
         )
         st.caption(
             "A share of heads and neurons, not of all parameters: match a variant to compare at "
@@ -241,9 +361,10 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
     else:
         columns[1].metric("Weights", f"{after * _width(plan):,.1f} MiB")
     if plan.counts is None:
-        st.caption(
-            "FLAP distributes the cut over the blocks by its scores: each block gets its own "
-            "shape, and the exact number of parameters is known once the scores are computed."
+        say.caption(
+            f"{plan.method.label} distributes the cut over the blocks by its scores: each block "
+            "gets its own shape, and the exact number of parameters is known once the scores are "
+            "computed."
         )
         return
     st.caption(f"The method's own ratio: {plan.ratio:.6g}. Kept in each block:")

@@ -1,15 +1,18 @@
 """Number of heads and neurons that a ratio leaves in each block, and the ratio for a target.
 
 The ratio is the one that the method's paper defines: the share of units in every pruned block
-(FLAP: of the attention and MLP parameters of the pruned blocks taken together). METHODS, section 2.
-No torch here.
+(FLAP: of the attention and MLP parameters of the pruned blocks taken together; a global ranking: of
+the units of all pruned blocks taken together). METHODS, section 2. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from core.errors import PlanError
+from core.width.extent import Extent
 from core.width.units import BlockUnits, Counts
 
 MOST = 1 - 1e-9
@@ -42,6 +45,109 @@ def _at_least_one(unit: BlockUnits, groups_removed: int, neurons_removed: int) -
 
 
 COUNTING = {"channels": channel_counts, "units": unit_counts}
+
+
+def manual_counts(units: Sequence[BlockUnits], ratio: float, heads: int) -> Counts:
+    """Return what FLAP's structures with a given number of heads keep of ``units``, in total.
+
+    ``heads`` groups go, and the neurons that bring what is removed to ``ratio`` of the units'
+    parameters, rounded down; a neuron of every block is kept.
+    """
+    first, blocks = units[0], len(units)
+    total = sum(u.groups * u.group_parameters + u.neurons * u.neuron_parameters for u in units)
+    remove = ratio * total - heads * first.group_parameters
+    groups, neurons = sum(u.groups for u in units), sum(u.neurons for u in units)
+    gone = min(max(0, int(remove / first.neuron_parameters)), neurons - blocks)
+    return Counts(groups - heads, neurons - gone)
+
+
+def check_heads(units: Sequence[BlockUnits], heads: int, ratio: float | None, alike: bool) -> None:
+    """Raise `PlanError` if ``heads`` groups cannot be removed, or not within ``ratio``.
+
+    ``alike``: every block loses as many.
+    """
+    first, blocks = units[0], len(units)
+    spare = sum(u.groups for u in units) - blocks
+    if alike:
+        spare = blocks * (min(u.groups for u in units) - 1)
+    if heads > spare:
+        raise PlanError(
+            f"--remove-heads {heads} is more than the {spare} heads that {blocks} blocks can lose, "
+            "as each keeps one.",
+            f"Use {spare} or fewer; with grouped-query attention a key/value head counts as one.",
+        )
+    if alike and heads % blocks:
+        raise PlanError(
+            f"--remove-heads {heads} cannot be divided evenly over {blocks} blocks.",
+            f"Use a multiple of {blocks}, or --structure al-mm, which divides them by score.",
+        )
+    if ratio is None:
+        return
+    total = sum(u.groups * u.group_parameters + u.neurons * u.neuron_parameters for u in units)
+    share = heads * first.group_parameters / total
+    if share > ratio:
+        raise PlanError(
+            f"--remove-heads {heads} alone removes {share:.4f} of the parameters of attention and "
+            f"MLP, more than --ratio {ratio:g}.",
+            "Remove fewer heads, or raise the ratio.",
+        )
+    neurons = sum(u.neurons for u in units) - blocks
+    most = share + neurons * first.neuron_parameters / total
+    if ratio > most:
+        raise PlanError(
+            f"--ratio {ratio:g} is out of reach with --remove-heads {heads}: without all neurons "
+            f"but one in each block it is {most:.4f}.",
+            "Remove more heads, or lower the ratio.",
+        )
+
+
+def widths(unit: BlockUnits, part: str, round_to: int | None) -> tuple[int, ...]:
+    """Return the numbers of units that a part of a block may keep, ascending.
+
+    Those whose width is a multiple of ``round_to``, and all units. The attention's width is that of
+    its output projection's input, the MLP's its number of neurons.
+    """
+    count, width = (unit.groups, unit.group_width) if part == "attention" else (unit.neurons, 1)
+    step = (round_to or 1) // math.gcd(round_to or 1, width)
+    found = range(step, count + 1, step)
+    return (*found, *([count] if count % step else []))
+
+
+def rounded(unit: BlockUnits, part: str, kept: int, round_to: int | None) -> int:
+    """Return the number of units closest to ``kept`` that a part may keep; of two, the larger."""
+    if not round_to:
+        return max(1, kept)
+    allowed = widths(unit, part, round_to)
+    return min(allowed, key=lambda n: (abs(n - kept), -n))
+
+
+def fitted(unit: BlockUnits, counts: Counts, extent: Extent, round_to: int | None) -> Counts:
+    """Return ``counts`` rounded, and all units of a part that may not be cut."""
+    groups, neurons = unit.all.counts
+    if unit.block in extent.attention:
+        groups = rounded(unit, "attention", counts.groups, round_to)
+    if unit.block in extent.mlp:
+        neurons = rounded(unit, "mlp", counts.neurons, round_to)
+    return Counts(groups, neurons)
+
+
+def check_rounding(units: Sequence[BlockUnits], extent: Extent, round_to: int) -> None:
+    """Raise `PlanError` if a part that may be cut has no width that is a multiple."""
+    for part, blocks in (("attention", extent.attention), ("mlp", extent.mlp)):
+        for block in blocks:
+            unit = units[block]
+            allowed = widths(unit, part, round_to)
+            if len(allowed) > 1 or (part == "attention" and unit.groups == 1):
+                continue
+            if part == "attention":
+                what = f"{unit.groups} heads of {unit.group_width} channels in the attention"
+            else:
+                what = f"{unit.neurons:,} neurons in the MLP"
+            other = "mlp" if part == "attention" else "attention"
+            raise PlanError(
+                f"--round-to {round_to} leaves nothing to cut from the {what} of block {block}.",
+                f"Use a smaller multiple, or leave this part whole with --parts {other}.",
+            )
 
 
 @dataclass(frozen=True)

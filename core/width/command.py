@@ -19,7 +19,7 @@ from core.prune.results import Calibration, Pruning
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import DeviceOptions, option
-from core.width import methods
+from core.width import extent, methods, ways
 from core.width import plan as planning
 from core.width.plan import WidthPlan
 from core.width.results import BlockCut, Target, WidthPruning
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from core.runs.run import Run
     from core.width.selection import Selection
 
-ORDERS = ("first", "second", "mixed")
 UNKNOWN_BEFORE = (
     "bias_compensation", "rescued", "calibration", "device", "dtype", "peak_memory_mib",
 )  # fmt: skip
@@ -56,13 +55,59 @@ class WidthSpec(DeviceOptions):
     )
     layers: str | None = option(
         None,
-        help="Blocks to prune as first:end, e.g. 4:30 for blocks 4-29. Default: all but the "
-        "protected first and last (llm-pruner, magnitude, random) or all (flap, wanda-sp).",
+        help="Blocks to prune: first:end, e.g. 4:30 for blocks 4-29, or a list such as 3,5,8-12. "
+        "Default: all but the protected first and last (llm-pruner, magnitude, random) or all "
+        "(flap, wanda-sp).",
+    )
+    parts: str = option(
+        "both",
+        choices=extent.PARTS,
+        help="What to cut: heads and neurons (both), heads only (attention), or neurons only "
+        "(mlp).",
+    )
+    attention_layers: str | None = option(
+        None, help="Blocks whose attention is pruned, if other than --layers; written the same way."
+    )
+    mlp_layers: str | None = option(
+        None, help="Blocks whose MLP is pruned, if other than --layers; written the same way."
+    )
+    round_to: int | None = option(
+        None,
+        low=2,
+        high=1024,
+        help="Round the widths that are cut to a multiple of this, e.g. 128 for tensor cores and "
+        "quantizers: neurons, and the channels of all heads together.",
     )
     order: str = option(
         "first",
-        choices=ORDERS,
-        help="Order of llm-pruner's Taylor expansion; first is the cheapest.",
+        choices=ways.ORDERS,
+        help="llm-pruner: order of its Taylor expansion (first is the cheapest), or vector: the "
+        "absolute value of each channel's sum.",
+    )
+    ranking: str = option(
+        "block",
+        choices=ways.RANKINGS,
+        help="llm-pruner, magnitude, random: rank the units of each block, or those of all blocks "
+        "together (global; --ratio is then the share of all units).",
+    )
+    metric: str = option(
+        "wifv",
+        choices=ways.METRICS,
+        help="flap: weighted fluctuation of the inputs (wifv), their weighted norm (wifn), or the "
+        "fluctuation alone (ifv).",
+    )
+    structure: str = option(
+        "al-am",
+        choices=ways.STRUCTURES,
+        help="flap: a share per block by scores (al) or the same for all (ul); heads and neurons "
+        "ranked together (am), with one ratio (um), or with --remove-heads (mm).",
+    )
+    remove_heads: int | None = option(
+        None,
+        low=0,
+        high=1_000_000,
+        help="flap with al-mm or ul-mm: heads to remove over all blocks, with grouped-query "
+        "attention key/value heads; neurons make up the rest of the ratio.",
     )
     calibration: str = option("auto", help=f"Text to calibrate on: {SOURCE_HELP}")
     samples: int | None = option(
@@ -108,6 +153,17 @@ def make_plan(
         params=spec.params,
         match=match,
         layers=spec.layers,
+        attention_layers=spec.attention_layers,
+        mlp_layers=spec.mlp_layers,
+        parts=spec.parts,
+        ways=ways.Ways(
+            order=spec.order,
+            ranking=spec.ranking,
+            metric=spec.metric,
+            structure=spec.structure,
+            heads=spec.remove_heads,
+            round_to=spec.round_to,
+        ),
     )
     return plan, aim
 
@@ -146,7 +202,6 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "dry_run": True,
         "out": spec.out,
         "kind": plan.kind,
-        "layers": list(plan.blocks),
         "blocks": None if plan.counts is None else shapes(plan, plan.counts),
         "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
@@ -163,7 +218,7 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
     elif method.name == "llm-pruner":
         flops = work.taylor_flops(info, rows, tokens)
     else:
-        flops = once * (2 if method.counting == "units" else 1)
+        flops = once * (2 if method.name == "wanda-sp" else 1)  # which runs every block twice
     return {
         "samples": rows or None,
         "length": tokens or None,
@@ -173,14 +228,27 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
 
 
 def criterion_of(spec: WidthSpec) -> str:
-    """Return a short description of the criterion that scores the units."""
+    """Return a short description of the criterion that scores the units, and its ranking."""
+    order = "the channels' sums (vector)" if spec.order == "vector" else f"{spec.order} order"
+    ranked = "ranked over all blocks" if spec.ranking == "global" else "block-wise"
+    structure = spec.structure.upper()
     return {
-        "llm-pruner": f"Taylor, {spec.order} order, block-wise",
-        "flap": "WIFV, adaptive (AL-AM), bias compensation",
+        "llm-pruner": f"Taylor, {order}, {ranked}",
+        "flap": f"{spec.metric.upper()}, {STRUCTURES[spec.structure]} ({structure}), "
+        "bias compensation",
         "wanda-sp": "weight times input norm, layer by layer",
-        "magnitude": "L2 norm of the unit",
+        "magnitude": f"L2 norm of the unit{', ' + ranked if spec.ranking == 'global' else ''}",
         "random": f"random, seed {spec.seed}",
     }[spec.method]
+
+
+STRUCTURES = {
+    "al-am": "adaptive",
+    "al-mm": "adaptive, the number of heads given",
+    "ul-mm": "all blocks alike, the number of heads given",
+    "ul-um": "all blocks and parts alike",
+}
+"""FLAP's structures in words."""
 
 
 def shapes(plan: WidthPlan, counts: Any) -> list[dict[str, int]]:
@@ -209,7 +277,7 @@ def _sized(
         aim = replace(aim, difference=over, relative_difference=over / aim.parameters)
     common = {field.name: getattr(base, field.name) for field in fields(base)}
     return replace(
-        WidthPruning(**common),
+        _used(WidthPruning(**common), plan),
         method=plan.method.name,
         label=plan.method.label,
         method_ratio=ratio,
@@ -217,7 +285,40 @@ def _sized(
         parameters_after=after,
         ratio=1 - after / before,
         target=aim,
+        layers=plan.blocks,
+        attention_layers=plan.extent.attention,
+        mlp_layers=plan.extent.mlp,
+        variant=_variant(plan),
     )
+
+
+def _used(record: WidthPruning, plan: WidthPlan) -> WidthPruning:
+    """Return the record with those of the method's options that have an effect on it."""
+    chosen, name = plan.ways, plan.method.name
+    record = replace(record, round_to=chosen.round_to)
+    if name == "llm-pruner":
+        record = replace(record, order=chosen.order)
+    if plan.method.ranks:
+        record = replace(record, ranking=chosen.ranking)
+    if name == "flap":
+        record = replace(
+            record,
+            metric=chosen.metric,
+            structure=chosen.structure,
+            remove_heads=chosen.heads,
+        )
+    return record
+
+
+def _variant(plan: WidthPlan) -> str:
+    """Return what differs from the method's usual way, for names; empty if nothing does."""
+    found = list(plan.ways.differing(plan.method))
+    attention, mlp = plan.extent.attention, plan.extent.mlp
+    if plan.extent.parts != "both":
+        found.append("MLP only" if mlp else "attention only")
+    elif attention != mlp:
+        found.append(f"attention of {len(attention)} and MLP of {len(mlp)} blocks")
+    return ", ".join(found)
 
 
 def run(spec: WidthSpec, run: Run) -> None:
@@ -227,23 +328,21 @@ def run(spec: WidthSpec, run: Run) -> None:
 
     method = methods.get(spec.method)
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
-    folder, info = checkpoint.folder, checkpoint.info
-    plan, aim = make_plan(spec, info, run.progress)
+    plan, aim = make_plan(spec, checkpoint.info, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     selection, text = _select(spec, run, plan, prepared)
     base = _start(spec, checkpoint)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
-    after = planning.parameters_left(info, plan.units, counts, biases=bool(selection.biases))
+    after = plan.left(counts)
     record = replace(
         _sized(base, plan, aim, after, selection.ratio),
-        layers=tuple(plan.blocks),
         bias_compensation=bool(selection.biases),
         rescued=tuple(selection.rescued),
         calibration=text,
         **prepared.facts(),
         blocks=_dropped(plan, selection, shapes(plan, counts)),
     )
-    write(folder, run.dir, plan, selection, record, run.progress)
+    write(checkpoint.folder, run.dir, plan, selection, record, run.progress)
     run.progress.log(_sentence(record, run.dir))
 
 
@@ -285,7 +384,7 @@ def _select(
         )
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(rows, view) if rows else None
-    job = Job(view, plan, batch, spec.order, spec.seed, run.progress)
+    job = Job(view, plan, batch, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
         return plan.method.load().select(job), text
 

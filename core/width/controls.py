@@ -5,22 +5,21 @@ from __future__ import annotations
 import torch
 
 from core.model.blocks import MODULES
-from core.width.selection import Job, Selection, UnitScores, keep_best, sum_by_unit
+from core.width.ranking import choose
+from core.width.selection import Job, Selection, UnitScores, sum_by_unit
 from core.width.units import BlockUnits
 
 
 def select(job: Job) -> Selection:
     """Keep the units with the largest L2 norm, or those drawn by the seed."""
-    assert job.plan.counts is not None
     is_random = job.plan.method.name == "random"
     draw = torch.Generator().manual_seed(job.seed)
-    keep = {}
+    scores = {}
     for done, block in enumerate(job.plan.blocks, start=1):
         unit = job.plan.units[block]
-        found = random_scores(unit, draw) if is_random else magnitudes(job, unit)
-        keep[block] = keep_best(found, job.plan.counts[block], block)
+        scores[block] = random_scores(unit, draw) if is_random else magnitudes(job, unit)
         job.progress.step(done, len(job.plan.blocks), f"Scores, block {block}")
-    return Selection(keep, job.plan.ratio)
+    return choose(job, scores)
 
 
 def magnitudes(job: Job, unit: BlockUnits) -> UnitScores:

@@ -23,13 +23,15 @@ class Method:
     module: str
     about: str
     counting: Literal["channels", "units", "adaptive"]
-    """What --ratio is a share of; see core.width.allocation."""
+    """What --ratio is a share of, by default; see core.width.ways and core.width.allocation."""
     protects: bool
     """Skips the first and last blocks by default; --layers overrides this."""
     samples: int = 0
     """Calibration rows in the paper; 0 if the scores use the weights alone."""
     length: int = 0
     """Tokens per row in the paper."""
+    ranks: bool = False
+    """Can rank the units of all blocks together (--ranking global)."""
     biases: bool = False
     """Compensates for the removed units with biases of the output projections."""
 
@@ -45,9 +47,10 @@ METHODS: dict[str, Method] = {
             "llm-pruner",
             "LLM-Pruner",
             "core.width.llm_pruner",
-            "Gradient times weight (Ma et al., arXiv 2305.11627), block-wise.",
+            "Gradient times weight (Ma et al., arXiv 2305.11627), heads and neurons of blocks.",
             counting="channels",
             protects=True,
+            ranks=True,
             samples=10,
             length=64,
         ),
@@ -80,6 +83,7 @@ METHODS: dict[str, Method] = {
             "L2 norm of the weights, a control; counted as in LLM-Pruner.",
             counting="channels",
             protects=True,
+            ranks=True,
         ),
         Method(
             "random",
@@ -88,6 +92,7 @@ METHODS: dict[str, Method] = {
             "Random units, a control; counted as in LLM-Pruner.",
             counting="channels",
             protects=True,
+            ranks=True,
         ),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core import words
 from core.checkpoint.imported import Imported
 from core.prune.model_card import (
     ancestry,
@@ -47,6 +48,7 @@ def width_card(
         f"| the method's own ratio | {record.method_ratio:.6g} |",
         fact("calibrated on", calibrated_on),
         parameters(record),
+        *_extent(record),
         *origin(imported),
         f"| what each block keeps | {'; '.join(kept)} |",
         "",
@@ -54,3 +56,22 @@ def width_card(
         *runs_in(config),
     ]
     return "\n".join(lines)
+
+
+def _extent(record: WidthPruning) -> list[str]:
+    """Return the table's rows on the blocks that could be cut, and on rounding."""
+    attention, mlp = record.attention_layers, record.mlp_layers
+    if attention == mlp:
+        rows = [("blocks that could be cut", _blocks(attention))]
+    else:
+        rows = [
+            ("blocks whose attention could be cut", _blocks(attention)),
+            ("blocks whose MLP could be cut", _blocks(mlp)),
+        ]
+    if record.round_to:
+        rows.append(("widths rounded to multiples of", str(record.round_to)))
+    return [fact(*row) for row in rows]
+
+
+def _blocks(numbers: tuple[int, ...] | None) -> str:
+    return words.block_ranges(numbers or ()) or "none"

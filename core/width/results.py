@@ -46,6 +46,24 @@ class WidthPruning(Pruning):
     target: Target | None = None
     layers: tuple[int, ...] | None = None
     """Blocks that the method might cut, by their numbers in ``source``."""
+    attention_layers: tuple[int, ...] | None = None
+    """Those whose attention it might cut; None in old records: ``layers``."""
+    mlp_layers: tuple[int, ...] | None = None
+    """Those whose MLP it might cut."""
+    round_to: int | None = None
+    """Widths that were cut are multiples of it."""
+    order: str = ""
+    """LLM-Pruner's order: first, second, mixed or vector."""
+    ranking: str = ""
+    """block or global: whose units were ranked together."""
+    metric: str = ""
+    """FLAP's metric: wifv, wifn or ifv."""
+    structure: str = ""
+    """FLAP's structure: al-am, al-mm, ul-mm or ul-um."""
+    remove_heads: int | None = None
+    """Heads to remove, as given for al-mm and ul-mm."""
+    variant: str = ""
+    """What of all this differs from the method's usual way, in words; empty if nothing does."""
     bias_compensation: bool = False
     rescued: tuple[str, ...] = ()
     """Blocks' parts that kept their best unit instead of losing all, as ``3 attention``."""

@@ -25,8 +25,6 @@ class Job:
     plan: WidthPlan
     batch: Batch | None = None
     """Calibration rows; None for methods that use the weights alone."""
-    order: str = "first"
-    """Order of LLM-Pruner's Taylor expansion: first, second or mixed."""
     seed: int = 1234
     """Seed of the random control."""
     progress: Progress = SILENT
@@ -62,15 +60,20 @@ class Selection:
     """Parts that would be empty and so kept their best unit, e.g. ``3 attention``."""
 
 
-def sum_by_unit(parts: Mapping[str, Tensor], unit: BlockUnits) -> UnitScores:
-    """Sum non-negative elementwise scores of a block's seven projections per unit.
+def sum_by_unit(
+    parts: Mapping[str, Tensor], unit: BlockUnits, *, vector: bool = False
+) -> UnitScores:
+    """Sum elementwise scores of a block's seven projections per unit.
 
     ``parts``: name within the block (e.g. ``mlp.up_proj.weight``) -> a tensor of that weight's
     shape. A group sums the rows of its key/value head in k and v, the rows of its own contiguous
-    query heads in q and their columns in o.
+    query heads in q and their columns in o. ``vector`` takes the absolute value of every row's or
+    column's sum first.
     """
     rows = {name: parts[f"{name}.weight"].sum(1) for name in _OUT_ROWS}
     columns = {name: parts[f"{name}.weight"].sum(0) for name in _IN_COLUMNS}
+    if vector:
+        rows, columns = ({n: v.abs() for n, v in found.items()} for found in (rows, columns))
     groups = by_group(rows["self_attn.q_proj"], unit) + by_group(columns["self_attn.o_proj"], unit)
     for name in ("self_attn.k_proj", "self_attn.v_proj"):
         groups = groups + rows[name].view(unit.groups, unit.head_dim).sum(1)

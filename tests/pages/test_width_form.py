@@ -114,12 +114,59 @@ def test_without_a_variant_there_is_nothing_to_match(form):
 
 @pytest.mark.parametrize(
     ("layers", "sentence"),
-    [("4:9", "has blocks 0 to 4"), ("x", "'x' is not a range"), ("3:3", "'Blocks: 3:3' is empty")],
+    [
+        ("4:9", "has blocks 0 to 4"),
+        ("x", "'x' is not a block or a range"),
+        ("3:3", "'Blocks: 3:3' is empty"),
+    ],
 )
 def test_layers_outside_the_model_are_one_sentence(form, layers, sentence):
     form.text_input(key="in_width_layers").set_value(layers).run()
     assert sentence in form.error[0].value
     assert create(form).disabled
+
+
+def choose(at, label, value):
+    next(
+        w for w in (*at.selectbox, *at.text_input, *at.number_input) if w.label == label
+    ).set_value(value).run()
+    assert not at.exception, at.exception
+
+
+def test_variants_of_llm_pruner_reach_the_command(form, tiny_gqa, capsys):
+    form.slider(key="in_width_ratio").set_value(0.5).run()
+    choose(form, "Taylor expansion", "vector")
+    choose(form, "What to cut", "mlp")
+    assert "Blocks whose attention is cut" not in [w.label for w in form.text_input]
+    choose(form, "Blocks whose MLP is cut", "1,3-4")
+    options = ["--parts", "mlp", "--mlp-layers", "1,3-4", "--order", "vector"]
+    said = dry(capsys, tiny_gqa, "--method", "llm-pruner", "--ratio", "0.5", *options)
+    assert f"--ratio 0.5 {' '.join(options)}" in command(form)
+    assert metric(form, "Parameters left") == f"{said['parameters_after']:,}"
+    choose(form, "Ranking", "global")
+    assert "LLM-Pruner distributes the cut" in " ".join(c.value for c in form.caption)
+    choose(form, "Blocks whose MLP is cut", "9")
+    assert form.error[0].value.startswith("'Blocks whose MLP is cut: 9' goes beyond the model")
+    assert create(form).disabled
+
+
+def test_structures_of_flap_ask_for_heads_where_they_need_them(form, tiny_gqa, capsys):
+    choose(form, "Method", "flap")
+    form.slider(key="in_width_ratio").set_value(0.5).run()
+    labels = [w.label for w in form.number_input]
+    assert "Heads to remove" not in labels
+    assert "Taylor expansion" not in [w.label for w in form.selectbox]
+    choose(form, "Metric", "wifn")
+    choose(form, "Structure", "ul-mm")
+    options = ["--metric", "wifn", "--structure", "ul-mm", "--remove-heads", "5"]
+    said = dry(capsys, tiny_gqa, "--method", "flap", "--ratio", "0.5", *options)
+    assert " ".join(options) in command(form)
+    assert metric(form, "Parameters left") == f"{said['parameters_after']:,}"
+    choose(form, "Heads to remove", 4)
+    assert "'Heads to remove: 4' cannot be divided evenly" in form.error[0].value
+    choose(form, "Round widths to", 128)
+    choose(form, "Heads to remove", 5)
+    assert "'Round widths to: 128' leaves nothing to cut" in form.error[0].value
 
 
 @pytest.mark.usefixtures("prepared_runs")

@@ -71,6 +71,18 @@ def test_variants_are_named_by_how_they_were_made(here, tmp_path):
     assert found.find("first").ratio == pytest.approx(2 * 7744 / total)
 
 
+def test_a_width_variant_is_named_by_what_differs_from_the_usual_way(here, tmp_path):
+    dense = tmp_path / "dense"
+    total = headers.inspect(dense).parameters
+    for number, said in enumerate(("WIFN, UL-UM", "MLP only")):
+        folder = made.checkpoint(made.run(here.root, f"w{number}", "width", 9, checkpoint=dense))
+        record = {"method": "flap", "parameters_after": total // 2, "variant": said}
+        workspace.write_json(folder / "pruning.json", record)
+    found = {v.id: v for v in studies.study(here, str(dense)).variants}
+    assert (found["w0"].label, found["w0"].series) == ("FLAP 50%, WIFN, UL-UM", "FLAP, WIFN, UL-UM")
+    assert (found["w1"].label, found["w1"].series) == ("FLAP 50%, MLP only", "FLAP, MLP only")
+
+
 def test_blocks_that_a_method_might_cut_go_by_their_dense_numbers(here, tmp_path):
     dense = tmp_path / "dense"
     again = {"dropped": [1], "dropped_original": [2], "original_blocks": [0, 3, 5]}

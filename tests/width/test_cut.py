@@ -42,6 +42,14 @@ def own(folder):
     return load_model(folder, CPU, torch.float32)
 
 
+def _means(source, text, dense):
+    """Inputs' means of the dense model on the rows that the ``width`` fixture calibrates on."""
+    from core.data.calibration import calibration_rows
+
+    given = calibration_rows(text, load_tokenizer(source), 6, 9, 1234)
+    return {key: x.mean(0) for key, x in naive.inputs_of(dense, given).items()}
+
+
 @pytest.mark.parametrize("variant", ["mha", "gqa", "qwen2", "qwen3", "mistral", "tied"])
 @pytest.mark.parametrize("method", METHODS)
 def test_cutting_equals_masking(tiny_dir, width, record_of, text, variant, method):
@@ -50,12 +58,7 @@ def test_cutting_equals_masking(tiny_dir, width, record_of, text, variant, metho
     record = record_of(out)
     dense = naive.load(source)
     head_dim = headers.inspect(source).head_dim
-    means = None
-    if method == "flap":
-        from core.data.calibration import calibration_rows
-
-        given = calibration_rows(text, load_tokenizer(source), 6, 9, 1234)
-        means = {key: x.mean(0) for key, x in naive.inputs_of(dense, given).items()}
+    means = _means(source, text, dense) if method == "flap" else None
     before = logits(dense)
     expected = logits(naive.masked(dense, record, head_dim, means))
     got = own(out)
@@ -63,6 +66,42 @@ def test_cutting_equals_masking(tiny_dir, width, record_of, text, variant, metho
     assert (expected - before).abs().max() > 0.05
     assert sum(p.numel() for p in got.parameters()) == record["parameters_after"]
     assert record["parameters_after"] < record["parameters_before"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [
+        ("llm-pruner", {"order": "vector"}, "vector"),
+        ("llm-pruner", {"ranking": "global", "parts": "mlp"}, "global, MLP only"),
+        ("wanda-sp", {"parts": "attention"}, "attention only"),
+        ("magnitude", {"attention_layers": "1", "mlp_layers": "2,4"}, "attention of 1 and MLP of"),
+        ("flap", {"metric": "wifn", "structure": "ul-um"}, "WIFN, UL-UM"),
+        ("flap", {"metric": "ifv", "round_to": 16}, "IFV, multiples of 16"),
+        ("flap", {"structure": "al-mm", "remove_heads": 3, "params": 40_000}, "AL-MM"),
+    ],
+)
+def test_cutting_a_variant_equals_masking(tiny_gqa, width, record_of, text, method, options, named):
+    out = width(tiny_gqa, method, **({"ratio": 0.5} if "params" not in options else {}), **options)
+    record = record_of(out)
+    assert record["variant"].startswith(named)
+    for name, value in options.items():
+        if name in ("order", "ranking", "metric", "structure", "remove_heads", "round_to"):
+            assert record[name] == value
+    dense = naive.load(tiny_gqa)
+    means = _means(tiny_gqa, text, dense) if method == "flap" else None
+    before, got = logits(dense), own(out)
+    expected = logits(naive.masked(dense, record, 8, means))
+    torch.testing.assert_close(logits(got), expected, rtol=1e-5, atol=1e-5)
+    assert (expected - before).abs().max() > 0.01
+    assert sum(p.numel() for p in got.parameters()) == record["parameters_after"]
+    for entry in record["blocks"]:
+        assert not entry["dropped_heads"] or entry["block"] in record["attention_layers"]
+        assert not entry["dropped_neurons"] or entry["block"] in record["mlp_layers"]
+        assert entry["neurons"] % (record["round_to"] or 1) == 0
+    card = (out / "README.md").read_text()
+    assert f"| criterion | {record['criterion']} |" in card
+    assert "could be cut" in card
+    assert ("widths rounded to multiples of | 16" in card) == (record["round_to"] == 16)
 
 
 @pytest.mark.parametrize("method", METHODS)

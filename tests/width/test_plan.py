@@ -11,7 +11,9 @@ from core.__main__ import main
 from core.checkpoint import headers, locate
 from core.errors import OptionError, PlanError
 from core.runs.device_lock import DeviceLock
-from core.width import methods, plan
+from core.width import allocation, methods, plan
+from core.width.units import units_of
+from core.width.ways import Ways
 
 ROOT = Path(__file__).parents[2]
 UNIFORM = ("llm-pruner", "wanda-sp", "magnitude", "random")
@@ -141,7 +143,22 @@ def test_every_block_keeps_a_head_and_a_neuron():
         ({"ratio": -0.1}, OptionError, r"--ratio must be at least 0 and below 1, got -0\.1"),
         ({"ratio": 0.2, "layers": "4:99"}, OptionError, "has blocks 0 to 13"),
         ({"ratio": 0.2, "layers": "5:5"}, OptionError, "5:5 is empty"),
-        ({"ratio": 0.2, "layers": "4-9"}, OptionError, "'4-9' is not a range"),
+        ({"ratio": 0.2, "layers": "4..9"}, OptionError, "'4..9' is not a block or a range"),
+        ({"ratio": 0.2, "layers": ","}, OptionError, "--layers , is empty"),
+        ({"ratio": 0.2, "mlp_layers": "3,14"}, OptionError, "--mlp-layers 3,14 goes beyond"),
+        (
+            {"ratio": 0.2, "parts": "mlp", "attention_layers": "3"},
+            OptionError,
+            "--attention-layers 3 has no effect with --parts mlp",
+        ),
+        ({"ratio": 0.2, "ways": Ways(metric="ifv")}, OptionError, "--metric ifv has no effect on"),
+        ({"ratio": 0.2, "ways": Ways(heads=3)}, OptionError, "--remove-heads 3 has no effect here"),
+        ({"ratio": 0.2, "ways": Ways(round_to=512)}, PlanError, "from the 2 heads of 64 channels"),
+        (
+            {"ratio": 0.2, "ways": Ways(round_to=512), "parts": "mlp"},
+            PlanError,
+            "--round-to 512 leaves nothing to cut from the 256 neurons in the MLP of block 4",
+        ),
         ({}, PlanError, "--match must be given. Got none"),
         ({"ratio": 0.2, "params": 9}, PlanError, "--match must be given. Got --ratio and --params"),
         ({"params": 10_000_000}, PlanError, "is not smaller than the model's 2,222,464 parameters"),
@@ -152,6 +169,82 @@ def test_bad_amounts_are_one_sentence(options, kind, sentence):
     info = locate.open("demo").info
     with pytest.raises(kind, match=sentence):
         plan.make(info, methods.get("llm-pruner"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"structure": "al-mm"}, "--structure al-mm needs the number of heads"),
+        ({"structure": "al-mm", "heads": 15}, "--remove-heads 15 is more than the 14 heads"),
+        ({"structure": "ul-mm", "heads": 6}, "cannot be divided evenly over 14 blocks"),
+        ({"structure": "al-mm", "heads": 14}, r"alone removes 0\.1[0-9]* of the parameters"),
+        ({"structure": "al-mm", "heads": 0, "ratio": 0.9}, "--ratio 0.9 is out of reach"),
+        ({"structure": "ul-mm", "heads": 14, "parts": "mlp"}, "only the MLP may be cut"),
+        ({"order": "vector"}, "--order vector has no effect on flap"),
+        ({"ranking": "global"}, "--ranking global has no effect on flap"),
+        ({"structure": "al-mm", "heads": 0, "params": 5}, "28 heads and one neuron in each of 14"),
+    ],
+)
+def test_bad_variants_of_flap_are_one_sentence(options, sentence):
+    info = locate.open("demo").info
+    fields = ("order", "ranking", "structure", "heads")
+    ways = Ways(**{k: options[k] for k in fields if k in options})
+    rest = {k: v for k, v in options.items() if k not in fields}
+    if "params" not in rest:
+        rest.setdefault("ratio", 0.1)
+    with pytest.raises((OptionError, PlanError), match=sentence):
+        plan.make(info, methods.get("flap"), ways=ways, **rest)
+
+
+def test_any_list_of_blocks_for_each_part(llama_7b, capsys):
+    options = ("--method", "llm-pruner", "--ratio", "0.25")
+    chosen = ("--attention-layers", "4:30", "--mlp-layers", "3,5,8-10")
+    said = dry(capsys, "width", llama_7b, *options, *chosen)
+    assert said["attention_layers"] == list(range(4, 30))
+    assert said["mlp_layers"] == [3, 5, 8, 9, 10]
+    assert said["layers"] == list(range(3, 30))
+    assert said["variant"] == "attention of 26 and MLP of 5 blocks"
+    heads = {b["block"] for b in said["blocks"] if b["heads"] == 24}
+    neurons = {b["block"] for b in said["blocks"] if b["neurons"] == 8256}
+    assert heads == set(range(4, 30))
+    assert neurons == {3, 5, 8, 9, 10}
+    head, neuron = 4 * 128 * 4096, 3 * 4096
+    assert said["parameters_after"] == 6_738_415_616 - 26 * 8 * head - 5 * 2752 * neuron
+    only = dry(capsys, "width", llama_7b, *options, "--parts", "mlp", "--layers", "4:30")
+    assert only["parameters_after"] == 6_738_415_616 - 26 * 2752 * neuron
+    assert (only["variant"], only["attention_layers"]) == ("MLP only", [])
+
+
+def test_rounded_widths_of_llama_7b(llama_7b, capsys):
+    options = ("--method", "wanda-sp", "--ratio", "0.2", "--round-to", "256")
+    said = dry(capsys, "width", llama_7b, *options)
+    block = said["blocks"][0]  # 26 heads of 128 and 8807 neurons without rounding
+    assert (block["heads"], block["neurons"]) == (26, 8704)
+    assert said["round_to"] == 256
+    assert said["variant"] == "multiples of 256"
+
+
+def test_a_part_keeps_a_multiple_or_its_full_width():
+    unit = units_of(locate.open("demo").info)[0]  # 2 groups of 64 channels, 256 neurons
+    assert allocation.widths(unit, "attention", 128) == (2,)
+    assert allocation.widths(unit, "attention", 64) == (1, 2)
+    assert allocation.widths(unit, "mlp", 96) == (96, 192, 256)
+    kept = [allocation.rounded(unit, "mlp", n, 96) for n in (1, 143, 144, 223, 224, 256)]
+    assert kept == [96, 96, 192, 192, 256, 256]
+    assert allocation.rounded(unit, "mlp", 0, None) == 1
+
+
+@pytest.mark.parametrize("method", UNIFORM)
+def test_a_target_is_met_as_nearly_as_rounding_allows(method):
+    info = locate.open("demo").info
+    wanted = round(0.8 * info.parameters)
+    made = plan.make(info, methods.get(method), params=wanted, ways=Ways(round_to=32))
+    assert all(c.neurons % 32 == 0 for c in made.counts.values())
+    reached = {
+        plan.make(info, methods.get(method), ratio=step / 500, ways=Ways(round_to=32)).parameters
+        for step in range(500)
+    }
+    assert abs(made.parameters - wanted) == min(abs(r - wanted) for r in reached)
 
 
 @pytest.mark.parametrize(
