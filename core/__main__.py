@@ -48,6 +48,14 @@ def _parser(command: commands.Command) -> argparse.ArgumentParser:
             action="store_true",
             help="Replace a finished run's results in --out.",
         )
+    if command.goes_elsewhere:
+        parser.add_argument("--on", metavar="PLACE", help="Where to run: a place of places.yaml.")
+        parser.add_argument("--gpus", type=int, help="GPUs of the job, with --on.")
+        parser.add_argument("--nodes", type=int, help="Nodes of the job, with --on.")
+        parser.add_argument("--time", help="Time limit of the job, with --on.")
+        parser.add_argument(
+            "--detach", action="store_true", help="Return when the run has been handed over."
+        )
     parser.add_argument("--workspace", help="Folder of the runs. Default: workspace.")
     return parser
 
@@ -83,16 +91,37 @@ def _dispatch(argv: list[str]) -> int:
         _print_json(command.load().run(spec))
         return 0
     module = command.load()
+    on = _asked_place(command, namespace)
     if hasattr(module, "names_file") and module.names_file(spec):
+        if on:
+            raise OptionError("--on needs a folder as --out, not a file.", "Give a folder.")
         _print_json(module.write_file(spec))
         return 0
     if getattr(spec, "out", None) == "":  # only for commands whose --out has a default
         from core.runs.workspace import Workspace
 
         spec = dataclasses.replace(spec, out=str(Workspace().new_dir(command.name)))
+    if on:
+        from core.places import foreground
+
+        replace = bool(getattr(namespace, "overwrite", False))
+        return foreground.execute(command, spec, on, overwrite=replace, detach=namespace.detach)
     from core.runs.run import execute
 
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
+
+
+def _asked_place(command: commands.Command, namespace: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line asks of another place; nothing if the run stays here."""
+    if not command.goes_elsewhere:
+        return {}
+    asked = {key: getattr(namespace, key) for key in ("gpus", "nodes", "time")}
+    more = [f"--{key}" for key, value in asked.items() if value is not None]
+    more += ["--detach"] if namespace.detach else []
+    if more and not namespace.on:
+        raise OptionError(f"{more[0]} is for runs at another place.", "Add --on PLACE.")
+    asked = {key: value for key, value in asked.items() if value}
+    return {"place": namespace.on, **asked} if namespace.on else {}
 
 
 def _with_device(command: commands.Command, spec: Any, found: dict[str, Any]) -> dict[str, Any]:

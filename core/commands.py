@@ -30,6 +30,8 @@ class Command:
     """Option with which a command computes that otherwise needs no device; ``none`` is without."""
     is_run: bool = True
     """Creates a run directory; other commands print JSON and write no files of their own."""
+    stays: bool = False
+    """Only makes sense on the machine that asks for it."""
     grace_s: float = 20.0
     """How long a cancelled run may take to stop by itself before it is killed."""
 
@@ -40,6 +42,11 @@ class Command:
     def is_light(self, options: Mapping[str, Any]) -> bool:
         """Whether `computes_if` is off, so that the options on device and text do nothing."""
         return bool(self.computes_if) and options.get(self.computes_if, "none") == "none"
+
+    @property
+    def goes_elsewhere(self) -> bool:
+        """Whether its runs can go to another place."""
+        return self.is_run and not self.stays
 
     def load(self) -> ModuleType:
         """Import the command's module."""
@@ -163,6 +170,7 @@ COMMANDS: dict[str, Command] = {
             "LiveSpec",
             "Keep models loaded and answer at once for any set of skipped blocks.",
             computes=True,
+            stays=True,
         ),
         Command(
             "recipe",
@@ -190,6 +198,13 @@ COMMANDS: dict[str, Command] = {
             "core.report.command",
             "ReportSpec",
             "Export a study as one self-contained HTML file, and as a zip.",
+            is_run=False,
+        ),
+        Command(
+            "places",
+            "core.places.command",
+            "PlacesSpec",
+            "List the places that runs can go to, and test one.",
             is_run=False,
         ),
         Command(

@@ -6,10 +6,12 @@
     │   ├── CheckpointError  a checkpoint is missing, damaged or unsupported
     │   ├── DataError        text or score data is missing, too short, or malformed
     │   ├── PlanError        the requested blocks cannot be chosen or dropped
-    │   └── OutputError      the output folder exists, or cannot be written
+    │   ├── OutputError      the output folder exists, or cannot be written
+    │   └── PlaceError       a place for runs is unknown, refuses, or lacks what runs need
     ├── RunError             exit status 1: the work itself failed
     │   ├── NotFiniteError   NaN or infinity in weights, activations or losses
     │   └── OutOfMemoryError the device has too little memory for the request
+    ├── Unreachable          exit status 1: a place cannot be reached at the moment
     └── Cancelled            exit status 130
 
 Every error states what is wrong (with the value) and carries a hint: what to do next.
@@ -65,6 +67,14 @@ class PlanError(InputError):
 
 class OutputError(InputError):
     """The output folder already exists, or cannot be written."""
+
+
+class PlaceError(InputError):
+    """A place for runs is unknown, refuses, or lacks what runs need."""
+
+
+class Unreachable(DepthcutError):
+    """A place cannot be reached at the moment; trying again later may help."""
 
 
 class RunError(DepthcutError):

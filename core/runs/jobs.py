@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import importlib
 import os
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, warm, workspace
 from core.runs import status as statuses
-from core.runs.run import DETACHED, KILLED, busy, refuse_link, save_spec
+from core.runs.run import DETACHED, KILLED, ON, busy, refuse_link, save_spec
 from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
 from core.runs.warm import Template
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
@@ -36,6 +37,25 @@ class Launcher(Protocol):
 
     def kill(self, record: RunRecord) -> bool:
         """Kill a run's process at once; return False if it was not running."""
+
+
+def launcher_at(
+    on: Mapping[str, Any], root: Path | None = None, *, again: bool = False
+) -> Launcher:
+    """Return the launcher of what a launch asks for: a place by its name, or this machine.
+
+    ``again`` follows a run that may still be going on there. Raises `PlaceError` for an unknown
+    place.
+    """
+    if not on.get("place"):
+        return LocalLauncher(root=root)
+    module = importlib.import_module("core.places.launcher")
+    return module.PlaceLauncher(dict(on), root or Workspace().root, again=again)
+
+
+def launcher_of(record: RunRecord) -> Launcher:
+    """Return the launcher of a run that exists."""
+    return launcher_at(record.on, again=True)
 
 
 class LocalLauncher:
@@ -58,6 +78,7 @@ class LocalLauncher:
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process and write its pid and start time to launch.json."""
         env = processes.environment({DETACHED: str(folder)}, PYTHONUNBUFFERED="1")
+        env.pop(ON, None)  # a step is started where its recipe is
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
         with (
@@ -116,16 +137,19 @@ def launch(
     values: Any,
     where: Workspace | None = None,
     launcher: Launcher | None = None,
+    on: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Start a run of ``command`` in a new folder of the workspace and return its record.
 
-    ``values`` is a spec, or a dictionary of options without ``out``.
+    ``values`` is a spec, or a dictionary of options without ``out``; ``on`` asks for another place
+    than this machine (`launcher_at`).
     """
     where = where or Workspace()
     entry, values = _checked(command, values)
+    launcher = launcher or launcher_at(on or {}, where.root)
     folder = where.new_dir(command)
     spec = build(entry.spec_class, {**values, "out": str(folder)})
-    return launch_in(folder, command, spec, launcher or LocalLauncher(root=where.root))
+    return launch_in(folder, command, spec, launcher, on)
 
 
 def launch_once(
@@ -133,6 +157,7 @@ def launch_once(
     values: Any,
     where: Workspace | None = None,
     launcher: Launcher | None = None,
+    on: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Start a run as `launch` does, or return the one that the same wish has just started.
 
@@ -146,9 +171,10 @@ def launch_once(
         for record in where.runs(command):
             age = statuses.age_s(record.status)
             fresh = record.is_live or (age is not None and age < TWICE_S)
-            if fresh and not record.parent and {**record.spec, "out": ""} == wish:
+            same = {**record.spec, "out": ""} == wish and record.on == dict(on or {})
+            if fresh and not record.parent and same:
                 return record
-        return launch(command, values, where, launcher)
+        return launch(command, values, where, launcher, on)
 
 
 def _wish(spec: RunSpec) -> dict[str, Any]:
@@ -187,7 +213,11 @@ def _one_launch(folder: Path) -> Iterator[None]:
 
 
 def launch_in(
-    folder: Path, command: str, spec: RunSpec, launcher: Launcher | None = None
+    folder: Path,
+    command: str,
+    spec: RunSpec,
+    launcher: Launcher | None = None,
+    on: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Start a run in a given folder, creating it if necessary; see `launch`.
 
@@ -206,8 +236,8 @@ def launch_in(
             raise busy(folder, f" ({found.command}, {found.state})")
         before = workspace.read_json(folder / BOOKKEEPING / "status.json") or {}
         status = _announce(folder, before)
-        save_spec(folder, commands.get(command), spec)
-        launcher = launcher or LocalLauncher(root=Workspace().root)
+        save_spec(folder, commands.get(command), spec, on=on)
+        launcher = launcher or launcher_at(on or {})
         _start(launcher, command, spec, folder, status)
     record = read_run(folder)
     assert record is not None
@@ -270,6 +300,8 @@ def restart(record: RunRecord, launcher: Launcher | None = None, **changes: obje
     folder = record.path.absolute()
     spec = build(entry.spec_class, {**record.spec, **changes, **again, "out": str(folder)})
     cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
+    if record.place:
+        launcher = launcher or launcher_at(record.on, again=record.state == "lost")
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     refuse_link(folder)
     with _one_launch(folder / BOOKKEEPING):
@@ -277,7 +309,7 @@ def restart(record: RunRecord, launcher: Launcher | None = None, **changes: obje
         if now and now.is_live:
             return now
         status = _announce(folder, record.status)
-        save_spec(folder, entry, spec, cwd)
+        save_spec(folder, entry, spec, cwd, record.on)
         _start(launcher, record.command, spec, folder, status)
     started = read_run(record.path)
     assert started is not None
@@ -316,9 +348,11 @@ def cancel(
 
     if not _until(ended, grace_s):
         current = read_run(record.path)
-        if current is None or not (launcher or LocalLauncher()).kill(current):
+        if current is None or not (launcher or launcher_of(record)).kill(current):
             return current or record
     current = read_run(record.path)
+    if current is not None and current.place:  # the process that follows it records the end
+        return current
     if current is None or (current.state != "lost" and not _has_no_process(current)):
         return current or record
     book = current.path / BOOKKEEPING

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,10 +31,19 @@ from core.runs.workspace import BOOKKEEPING
 
 DETACHED = "DEPTHCUT_DETACHED"
 """Environment variable of a detached run: the ``--out`` it was started for."""
+ON = "DEPTHCUT_ON"
+"""Environment variable of a run at another place (`core.places`): what its launch asked for."""
+JOB = "DEPTHCUT_JOB"
+"""Environment variable of a run that SLURM started: the number of its job."""
+CONTINUES = "DEPTHCUT_CONTINUES"
+"""How many further jobs may continue such a run after its time limit."""
+NO_LOCK = "DEPTHCUT_NO_DEVICE_LOCK"
+"""Set where a scheduler hands out devices, so that runs do not wait for each other's locks."""
 STATUS_EVERY_S = 0.25
 KILLED = "Killed: the run did not stop within the grace period."
 GONE = "The run's folder was deleted."
 HUNG_UP = "Cancelled: the terminal or the connection was closed."
+TIME_LIMIT = "Stopped before the time limit of its job; completed results were kept."
 RESERVE = "reserve"
 """A file in the bookkeeping that is given up at the end, so that a full disk can be recorded."""
 RESERVE_BYTES = 64 * 1024
@@ -223,7 +232,14 @@ class Run:
         """Why this run stops, in one sentence."""
         if self.is_gone():
             return GONE
-        return HUNG_UP if self._stop_signal == signal.SIGHUP else "Cancelled."
+        return _WHY.get(self._stop_signal, "Cancelled.")
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether this run stops for its job's time limit, and another job continues it."""
+        left = os.environ.get(CONTINUES, "")
+        more = left.isdigit() and int(left) > 0 and hasattr(self.spec, "resume")
+        return self._stop_signal == signal.SIGUSR1 and more and not self.is_gone()
 
     def stop_signal(self, number: int, _: Any = None) -> None:
         """Handle a signal to stop: at the next step; a second SIGTERM or SIGINT stops at once.
@@ -231,7 +247,7 @@ class Run:
         A closing terminal sends SIGHUP more than once: the shell passes it on, then the kernel.
         """
         if self._stop_signal:
-            if number == signal.SIGHUP:
+            if number in (signal.SIGHUP, signal.SIGUSR1):
                 return
             raise KeyboardInterrupt
         self._stop_signal = number
@@ -246,6 +262,9 @@ class Run:
         """
         owner = {"run": str(self.dir), "command": self.command.name, "since": time.time()}
         lock = DeviceLock(device, owner)
+        if os.environ.get(NO_LOCK):
+            self.write_status(state="running", device=device, waiting_for="")
+            return lock
         logged = ""
 
         def on_wait(ahead: str) -> None:
@@ -307,6 +326,15 @@ class Run:
                 if self.device_lock:
                     self.device_lock.release()
 
+    def hand_over(self) -> None:
+        """Leave the run to the job that continues it: it waits, and has no process."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._ended.set()
+                self.status.update(state="queued", pid=None, device="", continues=True)
+                self.give_up_reserve()
+                self._put_status()
+
     def _put_final_status(self) -> None:
         """Write the status; on a full disk into the old file, which needs no new space."""
         try:
@@ -318,6 +346,9 @@ class Run:
             with (self.book / "status.json").open("r+", encoding="utf-8") as handle:
                 handle.write(text)
                 handle.truncate()
+
+
+_WHY: dict[int, str] = {signal.SIGHUP: HUNG_UP, signal.SIGUSR1: TIME_LIMIT}
 
 
 def is_detached(folder: Path) -> bool:
@@ -366,7 +397,9 @@ def _is_own(folder: Path, record: workspace.RunRecord | None) -> bool:
     """Whether the run that ``folder`` announces is the one this process was started for."""
     if record is None or not record.is_live:
         return False
-    pid = record.status.get("pid")
+    pid, job = record.status.get("pid"), os.environ.get(JOB)
+    if job and record.status.get("job") == job and is_detached(folder):
+        return True  # SLURM has started the job again
     return pid == os.getpid() or (pid is None and is_detached(folder))
 
 
@@ -399,7 +432,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _clear(folder: Path, status: dict[str, Any]) -> None:
+def clear(folder: Path, status: dict[str, Any]) -> None:
     """Remove an earlier run's results in ``folder``, so that they do not mix with ours."""
     for name in status.get("files") or []:
         if path := workspace.own_file(folder, name):
@@ -437,18 +470,19 @@ def _open(run: Run, *, resume: bool) -> None:
     born = statuses.born(run.book)
     if run.detached:  # the run began when it was announced
         born |= {key: before[key] for key in ("created", "clock") if key in before}
-    run.write_status(state="running", **born, files=old, **processes.identity())
+    job = {"job": os.environ[JOB]} if run.detached and os.environ.get(JOB) else {}
+    run.write_status(state="running", **born, files=old, **processes.identity(), **job)
     run.reserve()
     try:
         if not run.detached:  # a page may have asked a detached run to stop while it started
             (run.book / "cancel").unlink(missing_ok=True)
         if not resume:
             (run.book / "metrics.jsonl").unlink(missing_ok=True)
-            _clear(run.dir, before)
+            clear(run.dir, before)
         (run.book / "heartbeat").touch()
     except OSError as error:
         raise workspace.cannot_write(run.dir, error) from error
-    save_spec(run.dir, run.command, run.spec)
+    save_spec(run.dir, run.command, run.spec, on=_asked_of_place() if run.detached else None)
     run.opened()
     if old and not resume:
         run.write_status(files=[])
@@ -474,6 +508,9 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
     except (Cancelled, KeyboardInterrupt):
         run.give_up_reserve()
         run.log(run.why_cancelled, plain=True)
+        if run.is_continued:
+            run.hand_over()
+            return Cancelled.exit_status
         run.finish("cancelled", error=run.why_cancelled)
         return Cancelled.exit_status
     except BaseException as error:
@@ -498,6 +535,8 @@ def _signals(run: Run) -> Iterator[None]:
     routed = {signal.SIGTERM, signal.SIGINT}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         routed.add(signal.SIGHUP)
+    if os.environ.get(JOB):  # SLURM's notice that the time limit is near
+        routed.add(signal.SIGUSR1)
     old = {number: signal.signal(number, run.stop_signal) for number in routed}
     try:
         yield
@@ -506,12 +545,38 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def save_spec(folder: Path, command: Command, spec: RunSpec, cwd: Path | None = None) -> None:
-    """Write spec.json: the command, its options, the equivalent argv and the start folder."""
-    argv = ["python", "-m", "core", command.name, *to_arguments(spec)]
-    value = {"command": command.name, "spec": to_dict(spec), "argv": argv}
+def save_spec(
+    folder: Path,
+    command: Command,
+    spec: RunSpec,
+    cwd: Path | None = None,
+    on: Mapping[str, Any] | None = None,
+) -> None:
+    """Write spec.json: the command, its options, the equivalent argv and the start folder.
+
+    ``on`` is what a launch asked of another place.
+    """
+    argv = ["python", "-m", "core", command.name, *to_arguments(spec), *place_words(on or {})]
+    value: dict[str, Any] = {"command": command.name, "spec": to_dict(spec), "argv": argv}
     value["cwd"] = str(cwd or os.getcwd())
+    if on:
+        value["on"] = dict(on)
     workspace.write_json(folder / BOOKKEEPING / "spec.json", value)
+
+
+def place_words(on: Mapping[str, Any]) -> list[str]:
+    """Return the options of the command line that ask for a place."""
+    flags = {"place": "--on", "gpus": "--gpus", "nodes": "--nodes", "time": "--time"}
+    return [word for key, flag in flags.items() if on.get(key) for word in (flag, str(on[key]))]
+
+
+def _asked_of_place() -> dict[str, Any] | None:
+    """Return what the launch of this process asked of its place, if it was started at one."""
+    try:
+        found = json.loads(os.environ.get(ON) or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _print_json(value: dict[str, Any]) -> None:

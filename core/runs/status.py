@@ -87,6 +87,7 @@ _STATUS: dict[str, Callable[[Any], Any]] = {
     "waiting_for": _text,
     "error": _text,
     "hint": _text,
+    "job": _text,
     "files": _names,
     "progress": _progress,
 }

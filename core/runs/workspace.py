@@ -215,6 +215,8 @@ class RunRecord:
     """What the user noted about it."""
     damage: tuple[str, str] = ("", "")
     """What is wrong with the record itself, and what to do about it."""
+    on: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What its launch asked of another place: place (its name), gpus, nodes, time; mostly empty."""
 
     @property
     def id(self) -> str:
@@ -235,6 +237,8 @@ class RunRecord:
     def error(self) -> str:
         """What went wrong, in one sentence; empty if nothing did."""
         lost = "The process exited without reporting a reason." if self.state == "lost" else ""
+        if lost and self.place:
+            lost = f"The process that followed this run at {self.place} has ended."
         return str(self.damage[0] or self.status.get("error") or lost)
 
     @property
@@ -243,6 +247,8 @@ class RunRecord:
         if self.damage[0]:
             return self.damage[1]
         lost = "It may have been killed or run out of memory: check its log, then restart it."
+        if self.place:
+            lost = "It may still be going on there: restart it to follow it again."
         return str(self.status.get("hint") or (lost if self.state == "lost" else ""))
 
     @property
@@ -254,6 +260,20 @@ class RunRecord:
     def waiting_for(self) -> str:
         """The runs ahead of a queued run."""
         return str(self.status.get("waiting_for") or "")
+
+    @property
+    def place(self) -> str:
+        """The name of the place where the run is, was or will be; empty for this machine."""
+        return str(self.on.get("place") or "")
+
+    def place_facts(self) -> dict[str, Any]:
+        """Return what is known of a run at another place, read from its place.json.
+
+        ``node`` (the machine), ``job``, ``waiting`` (why SLURM has not started it), ``trouble``
+        (what is wrong with the connection) and ``folder``; all are text and may be missing.
+        """
+        found = read_json(self.path / BOOKKEEPING / "place.json") if self.place else None
+        return {key: value for key, value in (found or {}).items() if value not in ("", None)}
 
     @property
     def started(self) -> float:
@@ -416,6 +436,7 @@ def read_run(path: Path) -> RunRecord | None:
         given=given,
         remarks=remarks,
         damage=_damage(book, spec, status, state),
+        on=on if isinstance(on := spec.get("on"), dict) else {},
     )
 
 

@@ -237,7 +237,7 @@ def test_who_dies_while_starting_a_run_leaves_no_new_options_with_an_old_end(pla
     done = wait_for(jobs.launch("wait", {"steps": 1, "pause": 0.0}, place), "done")
     command = commands.get("wait")
 
-    def dies(*_):
+    def dies(*_, **__):
         raise SystemExit(9)
 
     monkeypatch.setattr(jobs, "save_spec", dies)

@@ -89,7 +89,7 @@ def test_death_while_an_earlier_result_is_cleared_never_leaves_a_finished_run(
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "_clear", dies)
+        patch.setattr(runs, "clear", dies)
         with pytest.raises(SystemExit):
             execute(*wait_command(out, steps=2), overwrite=True)
     left = read_run(out)

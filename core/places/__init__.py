@@ -1,0 +1,1 @@
+"""Where a run goes: this machine, a SLURM cluster, or another machine over SSH."""
