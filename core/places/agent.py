@@ -207,7 +207,7 @@ def kill(ask: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make(ask: Mapping[str, Any]) -> dict[str, Any]:
-    """Create folders and say which of the runs at ``ask['runs']`` have ended well there."""
+    """Create folders and return which of the runs at ``ask['runs']`` have ended well there."""
     for name in ask["folders"]:
         Path(name).mkdir(parents=True, exist_ok=True)
     ended = []

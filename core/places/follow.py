@@ -544,7 +544,7 @@ class Follower:
                 self.trouble(error, PAUSES_S[min(tries - 1, len(PAUSES_S) - 1)])
 
     def trouble(self, error: DepthcutError, pause_s: float) -> None:
-        """Say what is wrong with the connection, and wait before the next attempt."""
+        """Log what is wrong with the connection, and wait before the next attempt."""
         if str(error) != self.facts.get("trouble"):
             self.log(str(error))
             self.note(trouble=str(error))

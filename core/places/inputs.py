@@ -1,4 +1,4 @@
-"""What a run reads, and where that lies at a place: the workspace there mirrors the one here.
+"""What a run reads, and its paths at a place: the workspace there mirrors the one here.
 
 A run of this workspace keeps its id below the folder there; any other file or folder goes to
 ``inputs/NAME-HASH``. So a run that was made there need not be sent again, and ids of runs mean the

@@ -1,4 +1,4 @@
-"""SLURM through its stock commands: sbatch, squeue, sacct and scancel, run where they are.
+"""SLURM through its stock commands: sbatch, squeue, sacct and scancel.
 
 This part runs on the machine from which jobs are submitted, which may be another one than the
 dashboard's; it needs the standard library only.
