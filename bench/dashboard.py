@@ -95,7 +95,18 @@ def workspace(keep: str = "") -> Iterator[Path]:
 @contextlib.contextmanager
 def serve(cwd: Path = ROOT) -> Iterator[str]:
     """Start the dashboard on the current workspace and yield its URL."""
-    port = free_port()
+    process, url = start(cwd)
+    try:
+        answers(f"{url}/_stcore/health")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def start(cwd: Path = ROOT, port: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the dashboard's process; return it and its URL, which answers a little later."""
+    port = port or free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py")),
@@ -105,16 +116,11 @@ def serve(cwd: Path = ROOT) -> Iterator[str]:
         cwd=cwd,
         stdout=subprocess.DEVNULL,
     )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _answers(f"{url}/_stcore/health")
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+    return process, f"http://127.0.0.1:{port}"
 
 
-def _answers(url: str) -> None:
+def answers(url: str) -> None:
+    """Wait until an address answers."""
     for _ in range(240):
         with contextlib.suppress(OSError):
             urllib.request.urlopen(url, timeout=1)

@@ -1,0 +1,382 @@
+"""Random actions against a workspace of demo runs: ``python -m bench.havoc --minutes 30 [--save]``.
+
+Launches, doubles a launch, queues, cancels, kills (SIGKILL) runs, the live model's process and the
+dashboard, deletes, renames, restarts, asks the live model and turns pages in a real browser, all in
+random order (``--seed``). Then the dust settles: every run that was killed, cancelled or lost is
+restarted and must end well, and nothing may be left over: no process, no ticket in the device's
+queue, no temporary file or folder, no lost run, no page that broke. With ``--save`` the tally goes
+to docs/results/havoc.md. The exit status is 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.dashboard import ROOT, answers, chromium, settled, start, workspace
+from core.checkpoint import locate
+from core.errors import DepthcutError
+from core.live import client
+from core.runs import device_lock, jobs, processes
+from core.runs.workspace import MAKERS, RunRecord, Workspace, read_run
+
+MARK = "DEPTHCUT_HAVOC"
+"""Environment variable that every process of ours carries, so that leaked ones can be found."""
+PAGES = ("", "importance", "prune", "width", "retrain", "evaluate", "benchmark", "compare", "jobs")
+MOST_LIVE = 5
+"""Runs at once; one computes, the others queue."""
+MOST_RUNS = 60
+SETTLE_S = 1800.0
+TIMEOUT_S = 240.0
+"""For a page on a loaded machine."""
+SMALL: dict[str, Any] = {"samples": 4, "length": 32}
+ENDED = ("done", "failed", "cancelled", "lost")
+
+
+@dataclass
+class Havoc:
+    """What has been done to a workspace, and what went wrong."""
+
+    where: Workspace
+    random: random.Random
+    page: Any
+    done: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[str] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+    dashboard: Any = None
+    url: str = ""
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def runs(self, *states: str) -> list[RunRecord]:
+        """Return runs of the workspace; live ones without states, but not the live model."""
+        found = [r for r in self.where.runs() if not r.parent and r.command != "live"]
+        return (
+            [r for r in found if r.state in states] if states else [r for r in found if r.is_live]
+        )
+
+    def made(self, *commands: str) -> list[RunRecord]:
+        """Return finished runs of these commands."""
+        return [r for r in self.runs("done") if r.command in commands]
+
+    def fault(self, what: str) -> None:
+        """Note something that must not happen."""
+        self.wrong.append(what)
+        print(f"WRONG: {what}", flush=True)
+
+    # -- actions ---------------------------------------------------------------------------------
+
+    def wish(self) -> tuple[str, dict[str, Any]]:
+        """Return a random command with its options."""
+        pick, seed = self.random, self.random.randrange(10**6)
+        drop = tuple(sorted(pick.sample(range(1, 7), pick.randint(1, 3))))
+        cuts = [r.id for r in self.made("prune")]
+        scores = [r.id for r in self.made("importance")]
+        wishes: list[tuple[str, dict[str, Any]]] = [
+            ("importance", {"checkpoint": "demo", "seed": seed, **SMALL}),
+            ("search", {"checkpoint": "demo", "counts": (1, 2), "seed": seed, **SMALL}),
+            ("prune", {"checkpoint": "demo", "drop": drop}),
+            ("prune", {"checkpoint": "demo", "drop": drop, "heal": "scale", "seed": seed}),
+            ("width", {"checkpoint": "demo", "method": "magnitude", "ratio": 0.2}),
+            ("evaluate", {"checkpoint": "demo", "perplexity": ("demo",), "max_tokens": 512}),
+        ]
+        if scores:
+            named = {"checkpoint": "demo", "scores": pick.choice(scores), "counts": (1, 2)}
+            wishes.append(("curve", named))
+        if cuts:
+            cut = pick.choice(cuts)
+            few = {"steps": 6, "batch": 4, "holdout": 16, "seed": seed, "merge": True}
+            wishes += [
+                ("retrain", {"checkpoint": cut, "data": "demo", **few}),
+                ("evaluate", {"checkpoint": cut, "tasks": ("demo",), "limit": 20}),
+                ("quantize", {"checkpoint": cut, "bits": 8}),
+            ]
+        return pick.choice(wishes)
+
+    def launch(self) -> None:
+        """Start a run; it queues behind the one that computes."""
+        if len(self.runs()) < MOST_LIVE and len(self.where.runs()) < MOST_RUNS:
+            self.known.add(jobs.launch(*self.wish(), self.where).id)
+
+    def launch_twice(self) -> None:
+        """Wish the same from two threads at one moment: one run must start."""
+        if len(self.runs()) >= MOST_LIVE or len(self.where.runs()) >= MOST_RUNS:
+            return
+        command, values = self.wish()
+        before = {r.id for r in self.where.runs()}
+        found: list[str] = []
+
+        def click() -> None:
+            found.append(jobs.launch_once(command, values, self.where).id)
+
+        clicks = [threading.Thread(target=click) for _ in range(2)]
+        for one in clicks:
+            one.start()
+        for one in clicks:
+            one.join()
+        self.known |= set(found)
+        new = {r.id for r in self.where.runs()} - before
+        if len(set(found)) != 1 or len(new) > 1:
+            self.fault(f"two clicks on {command} gave {sorted(found)}")
+
+    def cancel(self) -> None:
+        """Ask a run to stop."""
+        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
+            jobs.request_cancel(record)
+
+    def kill(self) -> None:
+        """Kill a run's process; a moment later it must count as ended."""
+        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
+            if jobs.LocalLauncher().kill(record):
+                now = read_run(record.path)
+                if now is None or now.is_live:
+                    self.fault(f"{record.id} still counts as {now and now.state} after SIGKILL")
+
+    def restart(self) -> None:
+        """Restart a run that has not ended well."""
+        ended = self.runs("lost", "cancelled", "failed")
+        if ended and len(self.runs()) < MOST_LIVE:
+            jobs.restart(self.random.choice(ended))
+
+    def delete(self) -> None:
+        """Delete a finished run that nothing builds on, once there are many."""
+        ended = self.runs(*ENDED)
+        if len(ended) < 12:
+            return
+        record = self.random.choice(ended)
+        self.where.delete(record)
+        self.deleted.add(record.id)
+        if record.path.exists():
+            self.fault(f"{record.id} is still there after it was deleted")
+
+    def rename(self) -> None:
+        """Give a run a name of its own."""
+        for record in self.random.sample(self.runs(*ENDED)[:5], min(1, len(self.runs(*ENDED)))):
+            name = f"run {self.random.randrange(1000)}"
+            if self.where.rename(record, name).name != name:
+                self.fault(f"{record.id} was not renamed")
+
+    def ask_live(self) -> None:
+        """Ask the live model for a perplexity; it may have been killed a moment ago."""
+        if self.runs():
+            return  # the live model would wait for the device
+        record = client.ensure(self.where, {"checkpoint": "demo"})
+        self.known.add(record.id)
+        skip = sorted(self.random.sample(range(1, 7), 2))
+        asked = {"checkpoint": "demo", "skip": skip, "source": "demo", "window": 32}
+        with contextlib.suppress(client.LiveGone):
+            found = client.answer(record, "perplexity", asked)
+            if not getattr(found, "ppl", 0) > 1:
+                self.fault(f"the live model answered {found}")
+
+    def kill_live(self) -> None:
+        """Kill the live model's process."""
+        if (record := client.running(self.where)) is not None:
+            jobs.LocalLauncher().kill(record)
+
+    def kill_dashboard(self) -> None:
+        """Kill the dashboard and start it again at the same address."""
+        os.kill(self.dashboard.pid, signal.SIGKILL)
+        self.dashboard.wait()
+        self.open(int(self.url.rpartition(":")[2]))
+
+    def turn_page(self) -> None:
+        """Open a random page in the browser; nothing on it may be broken."""
+        name = self.random.choice(PAGES)
+        self.page.goto(f"{self.url}/{name}", timeout=TIMEOUT_S * 1000)
+        self.page.get_by_test_id("stMain").wait_for(timeout=TIMEOUT_S * 1000)
+        settled(self.page)
+        for broken in self.page.get_by_test_id("stException").all():
+            self.fault(f"page {name or 'home'}: {broken.inner_text()[:200]}")
+
+    def reload(self) -> None:
+        """Reload the page while it may still be drawn."""
+        self.page.reload(timeout=TIMEOUT_S * 1000, wait_until="commit")
+        self.page.reload(timeout=TIMEOUT_S * 1000)
+
+    # -- the whole -------------------------------------------------------------------------------
+
+    def open(self, port: int | None = None) -> None:
+        """Start the dashboard."""
+        self.dashboard, self.url = start(ROOT, port)
+        answers(f"{self.url}/_stcore/health")
+
+    def go(self, minutes: float) -> None:
+        """Perform random actions for a while."""
+        weights: dict[Callable[[], None], int] = {
+            self.launch: 12, self.launch_twice: 4, self.cancel: 4, self.kill: 5, self.restart: 5,
+            self.delete: 3, self.rename: 1, self.ask_live: 4, self.kill_live: 2,
+            self.kill_dashboard: 1, self.turn_page: 6, self.reload: 2,
+        }  # fmt: skip
+        until = time.monotonic() + 60 * minutes
+        while time.monotonic() < until:
+            (act,) = self.random.choices(list(weights), list(weights.values()))
+            name = act.__name__.replace("_", " ")
+            try:
+                act()
+                self.done[name] += 1
+            except DepthcutError as error:  # a refusal in one sentence is a right answer
+                self.done["refused"] += 1
+                print(f"{name}: {error}", flush=True)
+            except Exception as error:
+                self.fault(f"{name}: {type(error).__name__}: {str(error)[:300]}")
+            time.sleep(self.random.uniform(0, 2))
+
+    def settle(self) -> None:
+        """Stop the live model, let all runs end, restart what has not ended well."""
+        for record in self.where.runs("live"):
+            if record.is_live:
+                client.stop(record)
+        again = [r for r in self.where.runs() if not r.parent and r.command != "live"]
+        again = [r for r in again if r.state in ("lost", "cancelled")]
+        self.await_all()
+        for record in again:
+            current = read_run(record.path)
+            if current is None:
+                self.fault(f"{record.id} has vanished")
+            elif current.state in ("lost", "cancelled"):
+                jobs.restart(current)
+                self.done["restarted at the end"] += 1
+                self.await_all()
+                ended = read_run(record.path)
+                if ended is None or ended.state != "done":
+                    self.fault(f"{record.id} ended as {ended and (ended.state, ended.error)}")
+
+    def await_all(self) -> None:
+        """Wait until no run is live."""
+        until = time.monotonic() + SETTLE_S
+        while live := self.runs():
+            if time.monotonic() > until:
+                self.fault(f"still live: {', '.join(r.id for r in live)}")
+                return
+            time.sleep(0.5)
+
+    def look(self, temporary: Path) -> None:
+        """Look for anything that is left over or missing."""
+        records = {r.id: r for r in self.where.runs() if not r.parent}
+        for lost in sorted(self.known - self.deleted - set(records)):
+            self.fault(f"run {lost} is not listed any more")
+        for record in records.values():
+            if record.state == "failed":
+                self.fault(f"{record.id} failed: {record.error}")
+            if record.state == "done" and record.command in MAKERS:
+                with self.noting(f"the checkpoint of {record.id}"):
+                    locate.open(str(record.path), need_weights=True)
+        for path in sorted(self.where.root.rglob(".*")):
+            if path.name.endswith(".tmp") or path.name.startswith(".deleted-"):
+                self.fault(f"left over: {path.relative_to(self.where.root)}")
+        lock = device_lock.DeviceLock("cpu")
+        if (holder := lock.holder()) or lock.waiting():
+            self.fault(f"the device is still held by {holder}, waiting: {lock.waiting()}")
+        for left in sorted(temporary.iterdir()):
+            if not left.name.startswith("torchinductor_"):  # torch's own cache, always there
+                self.fault(f"temporary: {left.name}")
+
+    @contextlib.contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Note an error in the block as a fault."""
+        try:
+            yield
+        except Exception as error:
+            self.fault(f"{what}: {error}")
+
+
+def ours() -> list[int]:
+    """Return the processes, other than this one and its browser's, that carry our mark."""
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                environ = (folder / "environ").read_bytes().split(b"\0")
+                names = (folder / "cmdline").read_bytes()
+                if mark in environ and b"core" in names:
+                    found.append(int(folder.name))
+    return [pid for pid in found if processes.is_alive(pid, None)]
+
+
+def words(havoc: Havoc, minutes: float, seed: int) -> str:
+    """Return the page for docs/results."""
+    acts = sum(v for k, v in havoc.done.items() if k not in ("refused", "restarted at the end"))
+    lines = [
+        "# Random actions",
+        "",
+        f"`python -m bench.havoc --minutes {minutes:g} --seed {seed} --save`: {acts} random actions"
+        f" on a workspace of demo runs within {minutes:g} minutes, on {os.cpu_count()} cores"
+        " without a GPU. Runs, the live model's process and the dashboard are killed with SIGKILL.",
+        "",
+        "| action | times |",
+        "| --- | ---: |",
+        *(f"| {name} | {times} |" for name, times in havoc.done.most_common()),
+        "",
+    ]
+    states = collections.Counter(r.state for r in havoc.where.runs() if not r.parent)
+    ends = ", ".join(f"{n} {state}" for state, n in states.most_common())
+    lines.append(f"Runs at the end: {ends}; {len(havoc.deleted)} deleted on the way.")
+    if havoc.wrong:
+        lines += ["", "What was wrong:", "", *(f"- {one}" for one in havoc.wrong)]
+    else:
+        lines += [
+            "",
+            "Nothing was wrong: every run that was killed or cancelled ended well after a restart,"
+            " no run was lost from the list, no page broke, and nothing was left over: no process,"
+            " no ticket in the device's queue, no temporary file or folder.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run for a while and tell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save", action="store_true")
+    given = parser.parse_args()
+    os.environ[MARK] = f"{os.getpid()}-{time.monotonic_ns()}"
+    with tempfile.TemporaryDirectory() as base:
+        temporary, locks = Path(base) / "tmp", Path(base) / "locks"
+        temporary.mkdir()
+        locks.mkdir(mode=0o700)
+        os.environ["DEPTHCUT_LOCK_DIR"] = str(locks)
+        with workspace(f"{base}/workspace") as folder, chromium() as browser:
+            os.environ["TMPDIR"] = str(temporary)
+            tempfile.tempdir = None
+            havoc = Havoc(Workspace(folder), random.Random(given.seed), browser.new_page())
+            havoc.open()
+            try:
+                havoc.go(given.minutes)
+                havoc.settle()
+            finally:
+                havoc.dashboard.terminate()
+                havoc.dashboard.wait()
+            for _ in range(60):  # a template ends once it notices that its dashboard has gone
+                if not (left := ours()):
+                    break
+                time.sleep(0.5)
+            for pid in left:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                havoc.fault(f"process {pid} is left: {command}")
+                os.kill(pid, signal.SIGKILL)
+            havoc.look(temporary)
+            text = words(havoc, given.minutes, given.seed)
+    print(text)
+    if given.save:
+        (ROOT / "docs" / "results" / "havoc.md").write_text(text, encoding="utf-8")
+    return 1 if havoc.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
