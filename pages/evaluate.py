@@ -25,6 +25,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
+from core.study import settings as study_settings
 from core.ui import chat_note, forms, frame, paging, runs, say, state, widgets
 from core.ui.say import plain
 
@@ -157,6 +158,9 @@ def launcher(known: Study) -> None:
         problem = str(error)
     if problem:
         say.error(problem)
+    for text in next(iter(specs.values())).perplexity if specs else ():
+        if seen := study_settings.seen_before(text, form.kept.settings):
+            say.warning(seen)
     form.origin()
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(

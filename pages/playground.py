@@ -21,6 +21,7 @@ from core.live.replies import Begun
 from core.prune import toggle
 from core.runs.spec import build
 from core.study import Variant, study
+from core.study.settings import options_of
 from core.ui import forms, frame, prune_pad, say, state
 from core.ui.say import plain
 
@@ -270,6 +271,7 @@ if pressed and not busy:
     st.session_state[SESSION] = Session(
         [(c.title, {**asked, "checkpoint": c.checkpoint, "skip": list(c.skip)}) for c in columns],
         state.workspace(),
+        on=options_of(forms.kept(name).settings, "live"),
     ).start()
     st.rerun()
 results(prompt, differences)

@@ -387,7 +387,7 @@ left, right = st.columns([13, 10], gap="medium")
 with left:
     columns = st.columns([1.7, 1.3, 1.1, 1.1], vertical_alignment="bottom")
     with columns[0]:
-        known, rows = live_panel.with_answers(scores_picker(pad, info))
+        known, rows = live_panel.with_answers(name, scores_picker(pad, info))
     live_panel.ask(name, info, pad, rows)  # the sooner it is asked, the sooner it is there
     first, last = planner(form, pad, known, columns)
     protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))

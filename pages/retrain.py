@@ -14,6 +14,7 @@ from core.retrain.spec import RetrainSpec, settings_of
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
+from core.study.settings import Settings, seen_before
 from core.ui import (
     chat_note,
     export,
@@ -89,6 +90,9 @@ def settings(form: forms.Form) -> dict[str, Any]:
     """Draw all options except the checkpoint, and return them."""
     values = form.fields(RetrainSpec, ("method", "data"))
     form.offer("data")
+    evaluation = form.kept.settings.evaluation
+    if seen := seen_before(evaluation, Settings(training=values["data"])):
+        say.warning(seen)
     st.caption(
         "LoRA trains small adapters and is enough after moderate pruning; continued pretraining "
         "trains all weights on packed text, for severe pruning; full fine-tuning trains all "

@@ -21,7 +21,7 @@ from core.errors import DepthcutError, RunError
 from core.live import protocol
 from core.live.protocol import Contact, LiveGone
 from core.live.replies import LAST, Done, Reply, Status, from_event
-from core.runs import jobs
+from core.runs import devices, jobs
 from core.runs.workspace import RunRecord, Workspace, cannot_write, read_run
 
 START_S = 120.0
@@ -53,6 +53,9 @@ def ensure(
     on_wait: Callable[[str], None] | None = None,
 ) -> RunRecord:
     """Return a live run that is listening; start one if there is none.
+
+    One that runs on another device or in another precision than ``values`` ask for is stopped
+    first; ``auto``, or nothing, takes any.
 
     ``on_wait`` gets the reason for waiting and may raise to give up. Time in the device's queue
     does not count towards ``patience_s``.
@@ -93,7 +96,28 @@ def _one(where: Workspace, values: dict[str, Any] | None) -> RunRecord:
     with handle:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        return running(where) or jobs.launch("live", values or {}, where)
+        found = running(where)
+        if found and _is_elsewhere(found, values or {}):
+            stop(found)
+            found = None
+        return found or jobs.launch("live", values or {}, where)
+
+
+def _is_elsewhere(record: RunRecord, values: dict[str, Any]) -> bool:
+    """Whether a live run has not the device or the precision that is asked for."""
+    device, dtype = (str(values.get(name) or "auto") for name in ("device", "dtype"))
+    if dtype not in ("auto", record.spec.get("dtype", "auto")):
+        return True
+    if device == "auto":
+        return False
+    return _device(device) != _device(str(record.spec.get("device") or "auto"))
+
+
+def _device(name: str) -> str:
+    try:
+        return devices.resolve(name)
+    except DepthcutError:
+        return name
 
 
 def events(

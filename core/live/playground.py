@@ -45,9 +45,17 @@ class Session:
     """Columns to generate, one after another."""
 
     def __init__(
-        self, columns: list[tuple[str, dict[str, Any]]], where: Workspace, ask: Asker | None = None
+        self,
+        columns: list[tuple[str, dict[str, Any]]],
+        where: Workspace,
+        ask: Asker | None = None,
+        on: dict[str, Any] | None = None,
     ) -> None:
-        """Generate ``columns``: pairs of a title and the values of a `protocol.Generate`."""
+        """Generate ``columns``: pairs of a title and the values of a `protocol.Generate`.
+
+        ``on``: device and dtype of the live model, if it matters.
+        """
+        self._on = on or {}
         self.outputs = [Output(title) for title, _ in columns]
         self._questions = [values for _, values in columns]
         self._where, self._ask = where, ask or self._ask_live
@@ -119,7 +127,7 @@ class Session:
                 raise _Stopped
 
         try:
-            record = client.ensure(self._where, {}, on_wait=wait)
+            record = client.ensure(self._where, self._on, on_wait=wait)
         except _Stopped:
             return
         yield from client.events(record, "generate", question, stop=stop)

@@ -30,19 +30,21 @@ def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
     chain.run(steps)
     found = recipe.verdict(chain)
     study = decision.of_study(spec.checkpoint, run.dir)
-    more = (study.sentence,) if study and study.sentence not in found.sentence else ()
+    then = study.sentence if study and study.sentence not in found.sentence else ""
     result = RecipeSummary(
         recipe=spec.name,
         title=recipe.title,
         checkpoint=spec.checkpoint,
         verdict=found.sentence,
-        findings=(*found.findings, *more),
+        findings=found.findings,
+        study=then,
         take=study.take.label if study and study.take else "",
         figures=dict(found.figures),
         failed=chain.failed,
         steps=tuple(StepTime(s.name, s.command, chain.seconds(s.name)) for s in steps),
     )
     result.write(run)
-    for line in (result.verdict, *result.findings):
-        run.progress.log(line)
+    for line in (result.verdict, *result.findings, result.study):
+        if line:
+            run.progress.log(line)
     return result.to_dict()

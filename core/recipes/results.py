@@ -28,9 +28,12 @@ class RecipeSummary(JsonResult):
     verdict: str = ""
     """The result in one sentence."""
     findings: tuple[str, ...] = ()
-    """More sentences."""
+    """More sentences on what it measured itself."""
+    study: str = ""
+    """The verdict on the whole study when it ended: later runs may change it. Empty if that is the
+    recipe's own, or if nothing was measured."""
     take: str = ""
-    """The best variant, by the verdict on the whole study; empty if nothing was measured."""
+    """The best variant by that verdict; empty if nothing was measured."""
     figures: dict[str, Any] = field(default_factory=dict)
     """The numbers behind the sentences; each recipe has its own."""
     failed: dict[str, str] = field(default_factory=dict)

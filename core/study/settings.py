@@ -173,20 +173,25 @@ def problems(settings: Settings) -> list[str]:
         task_code.check_own(settings.tasks, settings.task_dir, allowed=settings.allow_task_code)
     except OptionError as error:
         found.append(flags.in_words(str(error)))
+    return [*found, *filter(None, [seen_before(settings.evaluation, settings)])]
+
+
+def seen_before(evaluation: str, settings: Settings) -> str:
+    """Return a sentence if an evaluation text has a part in calibration or training, else ""."""
     shared = [
         words
         for words, other in (
             ("the calibration text", settings.calibration),
             ("the training data", settings.training),
         )
-        if same_text(settings.evaluation, other)
+        if same_text(evaluation, other)
     ]
-    if shared:
-        found.append(
-            f"The evaluation text {short(settings.evaluation)} is also {' and '.join(shared)}, so "
-            "perplexity on it says little about other text: choose another evaluation text."
-        )
-    return found
+    if not shared:
+        return ""
+    return (
+        f"The evaluation text {short(evaluation)} is also {' and '.join(shared)}, so perplexity on "
+        "it says little about other text: choose another evaluation text."
+    )
 
 
 def short(source: str) -> str:

@@ -132,5 +132,5 @@ def verdict_of(known: Study) -> tuple[str, list[str]]:
         asked = record.spec.get("name") == RECIPE and record.spec.get("checkpoint") in names
         if asked and record.state == "done":
             found = RecipeSummary.read(record.path) or RecipeSummary()
-            return found.verdict, list(found.findings)
+            return f"Measured on {runs.day(record)}: {found.verdict}", list(found.findings)
     return "", []

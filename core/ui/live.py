@@ -21,6 +21,8 @@ from core.live import client
 from core.live.replies import Measured, Part, Token, Waiting
 from core.runs.workspace import Workspace, located
 
+ON = ("device", "dtype")
+"""What a question's text may ask of the live model itself."""
 KEPT = 4096
 """Answers that a dashboard caches."""
 
@@ -29,7 +31,8 @@ KEPT = 4096
 class Question:
     """One set of blocks evaluated on one text, and the progress of its answer.
 
-    A ``text`` with a ``prompt`` is continued instead.
+    A ``text`` with a ``prompt`` is continued instead. Its ``device`` and ``dtype``, if it has them,
+    are those of the live model.
     """
 
     checkpoint: str
@@ -158,8 +161,10 @@ def ask_live(question: Question) -> None:
         if question.stop.is_set():
             raise _Superseded
 
+    on = {name: question.text[name] for name in ON if name in question.text}
+    started = {"checkpoint": question.checkpoint, **on}
     try:
-        record = client.ensure(Workspace(), {"checkpoint": question.checkpoint}, on_wait=wait)
+        record = client.ensure(Workspace(), started, on_wait=wait)
     except _Superseded:
         return
     began = time.perf_counter()
@@ -170,7 +175,7 @@ def ask_live(question: Question) -> None:
         "mlp": sorted(question.skip.mlp),
         "mlp_width": [f"{block}:{count}" for block, count in question.skip.width],
         "neurons": str(located(question.skip.order) or "") if question.skip.width else "",
-        **question.text,
+        **{name: value for name, value in question.text.items() if name not in ON},
     }
     kind = "generate" if "prompt" in question.text else "perplexity"
     for reply in client.events(record, kind, values, stop=question.stop):

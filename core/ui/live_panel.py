@@ -25,6 +25,7 @@ from core.prune import known as prune_view
 from core.prune.outlook import CurvePoint
 from core.prune.score_results import Importance
 from core.runs.workspace import RunRecord, read_run
+from core.study import settings as study_settings
 from core.ui import forms, prune_pad, say, state
 from core.ui.live import Question, desk, key_of
 from core.ui.say import plain
@@ -85,7 +86,15 @@ def rows_of(run: Importance) -> dict[str, Any] | None:
     }
 
 
-def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, Any] | None]:
+def on(name: str) -> dict[str, Any]:
+    """Return the device and precision that the study sets for the live model; auto is left out."""
+    wanted = study_settings.options_of(forms.kept(name).settings, "live")
+    return {key: value for key, value in wanted.items() if value != "auto"}
+
+
+def with_answers(
+    name: str, known: prune_view.Known
+) -> tuple[prune_view.Known, dict[str, Any] | None]:
     """Return ``known`` with every set that the live model has measured on the scores' own rows.
 
     Also returns these rows as the text of a question; None if there are no scores.
@@ -95,6 +104,7 @@ def with_answers(known: prune_view.Known) -> tuple[prune_view.Known, dict[str, A
     rows = rows_of(Importance.read(state.workspace().root / known.run) or Importance())
     if rows is None:
         return known, None
+    rows |= on(name)
     points = tuple(
         CurvePoint("live", len(skip.drop), ppl, skip.drop, "live", skip.parts)
         for skip, ppl in desk().answers(known.info, rows)
@@ -124,6 +134,7 @@ def held_out(name: str, info: CheckpointInfo, pad: prune_pad.Pad) -> dict[str, A
         "window": min(WINDOW, info.context or WINDOW),
         "spread": True,
         "paired": True,
+        **on(name),
     }
 
 
@@ -137,7 +148,7 @@ def ask(
     whole = held_out(name, info, pad)
     quick = {**whole, "quick": True}
     prompt = forms.Form("curve", name).value("prompt") or usual_prompt(name)
-    words = {"prompt": prompt, "max_tokens": WORDS, "temperature": 0.0}
+    words = {"prompt": prompt, "max_tokens": WORDS, "temperature": 0.0, **on(name)}
     texts = [quick, whole, words, *([rows] if rows else [])]
     desk().give_up(_owner(), [key_of(info, text, removal) for text in texts])
 

@@ -150,7 +150,7 @@ def _results(checkpoint: str, removal: Removal, values: Mapping[str, Any], start
         )
         return
     found = RecipeSummary.read(newest.path) or RecipeSummary()
-    say.success(found.verdict)
+    say.success(f"Measured on {runs.day(newest)}: {found.verdict}")
     with st.expander("More on this result"):
         say.bullets([state.names().in_words(line) for line in found.findings])
     for step, why in found.failed.items():

@@ -15,6 +15,7 @@ from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import forms, runs, say, state, widgets
+from core.ui import verdict as present
 from core.ui.say import plain
 
 OFFERED = ("importance", "best", "drop-one", "restore", "depth-vs-width", "paper-table")
@@ -90,8 +91,10 @@ def verdict(record: RunRecord) -> None:
     for step, why in found.failed.items():
         say.warning(f"{step} failed: {why}")
     say.caption(
-        f"Measured by the run {state.names().run(record)}; the Jobs page lists every step as a run."
+        f"Measured by the run {state.names().run(record)} on {runs.day(record)}; the Jobs page "
+        "lists every step as a run."
     )
+    present.present(str(record.spec.get("checkpoint") or ""))
 
 
 def _table(record: RunRecord) -> None:

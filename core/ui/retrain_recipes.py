@@ -84,7 +84,7 @@ def _result(record: RunRecord) -> None:
     """Draw a recipe's verdict, its table and a chart of one measure."""
     found = RecipeSummary.read(record.path) or RecipeSummary()
     table = pd.read_csv(record.path / "table.csv").rename(columns=EARLIER)
-    say.bold(found.verdict)
+    say.bold(f"Measured on {runs.day(record)}: {found.verdict}")
     for line in found.findings:
         say.caption(line)
     measures = [m for m in TITLES if m in set(table["measure"])]

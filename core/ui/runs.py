@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def _view(run_id: str, was_live: bool) -> None:
         with st.expander("Log and command"):
             st.code(shlex.join(record.argv), language="bash", wrap_lines=True)
             st.code(record.log_tail(15) or "nothing yet", language=None)
+
+
+def day(record: RunRecord) -> str:
+    """Return the date and time at which a run ended, or began if it has not."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished or record.started))
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from core.charts import search as charts
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.findings import Finding, of_search
+from core.prune import target
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.runs.workspace import RunRecord, read_run
@@ -73,9 +74,11 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     given = form.text(
         "counts",
         "Numbers of blocks to remove",
+        _around(form.kept.settings.ratio, info),
         at=left,
         placeholder=f"1-{max(1, info.blocks // 4)}",
-        help="e.g. 1-8 or 2,4,6. Empty: up to a quarter of the blocks.",
+        help="e.g. 1-8 or 2,4,6. Starts around the study's target. Empty: up to a quarter of the "
+        "blocks.",
     )
     values["objective"] = form.select(
         "objective",
@@ -114,6 +117,14 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
         problem = str(error)
         say.error(problem)
     return runs.launcher("search", values, "Search", ":material/search:", problem)
+
+
+def _around(ratio: float | None, info: CheckpointInfo) -> str:
+    """Return the numbers of blocks around the study's target; empty without one."""
+    if not ratio:
+        return ""
+    low, high = target.counts_for(info.block_parameters, info.parameters, ratio)
+    return f"{low}-{high}" if high > low else str(low)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner=False)

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from core.benchmark.results import known_rates
 from core.compare import answers
 from core.compare.speed import NOISY
-from core.compare.verdict import SEEN, Contender, Figure, Verdict
-from core.ui import say
+from core.compare.verdict import SEEN, Contender, Figure, Verdict, verdict_of
+from core.errors import DepthcutError
+from core.study import study
+from core.ui import forms, frame, say, state
 from core.ui.say import plain
 
 
@@ -26,6 +29,23 @@ def draw(found: Verdict, choose: Callable[[str], None]) -> None:
         say.paragraph(found.rest)
     cards(found, choose)
     say.caption(found.measured_on)
+
+
+def present(checkpoint: str) -> None:
+    """Draw the first sentence of the present verdict on a checkpoint's study, and a link to it.
+
+    Beside the results of a run, which later runs may have overtaken.
+    """
+    where = state.workspace()
+    try:
+        known = study(where, checkpoint)
+    except DepthcutError:
+        return
+    found = verdict_of(known, forms.kept(checkpoint).settings, rates=known_rates(where))
+    if found.headline:
+        say.paragraph(f"Verdict on the whole study, with everything measured so far: "
+                      f"{found.headline}")  # fmt: skip
+        frame.link("compare", "See all on the Compare page")
 
 
 def cards(found: Verdict, choose: Callable[[str], None]) -> None:

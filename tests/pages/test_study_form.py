@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -9,9 +10,10 @@ import pytest
 import study_helpers as made
 from streamlit.testing.v1 import AppTest
 
+from core.checkpoint import locate
 from core.runs.workspace import read_run
 from core.study import store
-from core.ui import again
+from core.ui import again, live_panel
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -153,3 +155,39 @@ def test_the_checkpoints_of_a_run_are_found_again(here, tiny_gqa):
     run = made.run(here.root, "earlier", "evaluate", 2, checkpoint=cut, limit=3)
     values = again._values(read_run(run), str(tiny_gqa))
     assert values == {"limit": 3, "checkpoints": ["cut"]}
+
+
+def test_text_that_was_seen_before_is_named_where_it_is_used(here, tiny_gqa, tmp_path):
+    text = tmp_path / "held.txt"
+    text.write_text("Ann sees the red ball.\n" * 40)
+    home = open_page(tiny_gqa)
+    field(home.text_input, "Evaluation text").set_value(str(text)).run()
+    at = open_page(tiny_gqa, "evaluate")
+    assert not at.warning
+    field(home.text_input, "Calibration text").set_value(str(text)).run()
+    at.run()
+    assert "held.txt is also the calibration text" in at.warning[0].value
+    at = open_page(tiny_gqa, "retrain")
+    assert not at.warning
+    field(at.text_input, "Data").set_value(str(text)).run()
+    assert "held.txt is also the training data" in at.warning[0].value
+
+
+def test_a_search_starts_around_the_study_s_target(here, tiny_gqa):
+    home = open_page(tiny_gqa)
+    field(home.number_input, "Remove (% of the parameters)").set_value(20.0).run()
+    at = open_page(tiny_gqa, "prune")
+    counts = field(at.text_input, "Numbers of blocks to remove").value
+    info = locate.open(str(tiny_gqa)).info
+    low, _, high = counts.partition("-")
+    share = [int(n) * info.block_parameters[0] / info.parameters for n in (low, high or low)]
+    assert share[0] <= 0.2 <= share[1]
+    assert f"--counts {low}" in command(at, "search")
+
+
+def test_live_figures_are_asked_for_on_the_study_s_device(here, tiny_gqa):
+    assert live_panel.on(str(tiny_gqa)) == {}
+    kept = store.of(str(tiny_gqa), here)
+    asked = dataclasses.replace(kept.settings, device="cpu", dtype="float32")
+    store.save(dataclasses.replace(kept, settings=asked, asked=True))
+    assert live_panel.on(str(tiny_gqa)) == {"device": "cpu", "dtype": "float32"}
