@@ -27,7 +27,7 @@ from core.runs.workspace import RunRecord, Workspace
 WAIT_S = 4 * 3600.0
 """For a run; a failed one ends the walk at once."""
 REAL = ROOT.parent / "shared" / "real"
-ALPACA, TASKS = REAL / "text" / "alpaca_999.jsonl", REAL / "tasks"
+"""Instructions to train on, and tasks with their questions, of SmolLM2's study."""
 ASKED = ("piqa", "arc_easy")
 """Tasks that are chosen for SmolLM2."""
 QUESTIONS = {False: "200", True: "5"}
@@ -151,7 +151,7 @@ class Walk:
         raise SystemExit(f"No {command} run has finished within {WAIT_S:.0f} s.")
 
 
-def walk(user: Walk, name: str, rehearsal: bool) -> None:
+def walk(user: Walk, name: str, real: Path, rehearsal: bool) -> None:
     """Go the whole way."""
     page = user.page
     with user.step("Open the checkpoint"):
@@ -160,8 +160,8 @@ def walk(user: Walk, name: str, rehearsal: bool) -> None:
         user.settle()
     with user.step("Set up the study"):
         if name == "smollm2":
-            user.type("Training data", str(ALPACA))
-            user.type("Folder of custom tasks", str(TASKS))
+            user.type("Training data", str(real / "text" / "alpaca_999.jsonl"))
+            user.type("Folder of custom tasks", str(real / "tasks"))
             user.several("Tasks", ASKED)
             user.type("Questions per task", QUESTIONS[rehearsal])
             user.tick("Allow these tasks to run Python code")
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--workspace", default="", help="workspace to use and keep")
     parser.add_argument("--pictures", type=Path, default=Path("/tmp/depthcut-walk"))
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--real", type=Path, default=REAL, help="folder of text/ and tasks/")
     parser.add_argument("--rehearsal", action="store_true", help="few steps, few questions")
     asked = parser.parse_args()
     if asked.save and asked.rehearsal:
@@ -238,7 +239,7 @@ def main() -> None:
             user = Walk(page, Workspace(folder), asked.pictures)
             user.arrived()
             try:
-                walk(user, asked.checkpoint, asked.rehearsal)
+                walk(user, asked.checkpoint, asked.real.absolute(), asked.rehearsal)
             except Exception:
                 page.screenshot(path=str(asked.pictures / "broken.png"), full_page=True)
                 raise

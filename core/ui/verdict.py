@@ -12,7 +12,7 @@ from core.compare.speed import NOISY
 from core.compare.verdict import SEEN, Contender, Figure, Verdict, verdict_of
 from core.errors import DepthcutError
 from core.study import study
-from core.ui import forms, frame, say, state
+from core.ui import forms, say, state
 from core.ui.say import plain
 
 
@@ -36,6 +36,8 @@ def present(checkpoint: str) -> None:
 
     Beside the results of a run, which later runs may have overtaken.
     """
+    from core.ui import frame  # it needs this module
+
     where = state.workspace()
     try:
         known = study(where, checkpoint)
