@@ -7,6 +7,7 @@ floating-point operations divided by a speed, which the result states.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -165,13 +166,17 @@ def memory_parts(
     # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
     copies = info.parts["blocks"] * computed if fused and held != computed else 0
     teacher = info.parameters * computed if goal_of(spec).is_live else 0
+    whole = spec.dtype == "float16"
     return {
         "weights": info.parameters * held + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),
         "optimiser": 2 * trainable * (4 if lora else held),
         "activations": round(tokens * kept) + copies,
-        # Logits, their float32 copy and its gradient; less if few tokens have a loss.
-        "logits": tokens * info.vocab * (computed + 8),
+        # Logits, their float32 copy, its log-softmax and two gradients; at once only in float16.
+        "logits": round(
+            min(4 * tokens * info.vocab, math.inf if whole else layers.PIECE_BYTES)
+            * (4 + computed / 4)
+        ),
         "teacher": teacher,
     }
 

@@ -5,7 +5,7 @@ a layer of some hundred small operations, and autograd keeps a tensor for each. 
 this costs more than the matrix products. Here a whole layer with its LoRA adapters is one
 operation: gradients are accumulated in place, adapters add to the output of the projection that
 they adapt, and dropout draws one random number per dropped element. Only attention itself uses
-torch's own kernel and its backward pass.
+torch's own kernel and its backward pass, except over short rows (`core.retrain.short_attention`).
 
 `install` replaces the ``forward`` of the layers it supports and leaves all other models unchanged.
 Parameters, their names and the saved files stay the same, and so do the results, up to rounding.
@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from core.model.arithmetic import rotate
+from core.retrain import short_attention
 from core.retrain.layers import unsupported
 from core.retrain.loss import causal_of
 from core.retrain.spec import PROJECTIONS
@@ -411,13 +412,17 @@ def _rms_norm_backward(
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """Return x [batch, tokens, heads, size] with rotary phases, or the gradient of that x."""
-    return rotate(x, cos, sin, torch.empty_like(x), back=back)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return rotate(x, cos, sin, out, back=back)
 
 
 def _attention(
     ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, config: _LayerConfig
 ) -> Tensor:
-    """Return attention [batch x tokens, heads x size]; its autograd graph is kept in ``ctx``."""
+    """Return attention [batch x tokens, heads x size]; ``ctx`` keeps what its backward reads."""
+    if config.needs_grad and short_attention.suits(query):
+        attended, ctx.attention = short_attention.forward(query, key, value, mask, config.scaling)
+        return attended
     parts = [part.transpose(1, 2).detach() for part in (query, key, value)]
     groups = parts[0].shape[1] // parts[1].shape[1]
     with torch.set_grad_enabled(config.needs_grad):
@@ -443,5 +448,7 @@ def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     #   dQ = c dS K      dK = c dS^T Q
     # Query heads that share keys and values add up their dK and dV. torch's kernel computes this:
     # it keeps O and the log-sum-exp of each row of S, and recomputes P from them block by block.
+    if isinstance(ctx.attention, short_attention.Saved):
+        return short_attention.backward(ctx.attention, grad)
     *parts, attended = ctx.attention
     return tuple(part.transpose(1, 2) for part in torch.autograd.grad(attended, parts, grad))

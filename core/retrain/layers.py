@@ -14,6 +14,9 @@ from core.retrain.spec import RetrainSpec
 
 LARGE = 1_000_000_000
 """Above this number of parameters, gradient checkpointing is on by default."""
+PIECE_BYTES = 24 * 2**20
+"""Float32 logits of which the loss is computed at once (`core.retrain.head`): from 32 MiB on,
+glibc returns such memory to the system every time."""
 
 
 def recomputes(spec: RetrainSpec, parameters: int) -> bool:

@@ -59,6 +59,12 @@ def causal_of(model: Any) -> Any:
 
 def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return float32 logits [predicted tokens, vocabulary] and their targets."""
+    states, targets = predicted_states(model, batch)
+    return causal_of(model).lm_head(states).float(), targets
+
+
+def predicted_states(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return what the output matrix is applied to [predicted tokens, size], and the targets."""
     causal = causal_of(model)
     positions = batch.get("position_ids")
     extra = {} if positions is None else {"position_ids": positions}
@@ -66,7 +72,7 @@ def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]
     hidden = causal.model(input_ids=batch["input_ids"], use_cache=False, **extra)[0]
     targets = batch["labels"][:, 1:]
     where = targets != IGNORED
-    return causal.lm_head(hidden[:, :-1][where]).float(), targets[where]
+    return hidden[:, :-1][where], targets[where]
 
 
 def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
@@ -113,9 +119,11 @@ def predictions(
     progress: Progress = SILENT,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield row numbers, float32 logits [predicted, vocabulary] and targets, in eval mode."""
-    with eval_mode([model], device, compute):
+    with eval_mode([model], device, None):
         for chosen, batch in _parts(rows, device, progress):
-            yield chosen, *predicted_logits(model, batch)
+            with autocast(device, compute):  # ended before the caller computes with the logits
+                found = predicted_logits(model, batch)
+            yield chosen, *found
 
 
 def row_losses(

@@ -25,10 +25,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from core import words
 from core.errors import Cancelled
-from core.retrain import diagnostics, results, teacher, tracking
+from core.retrain import diagnostics, head, results, teacher, tracking
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
-from core.retrain.loss import autocast, collate, kl_sum, predicted_logits
+from core.retrain.loss import autocast, causal_of, collate, kl_sum, predicted_states
 from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Evaluation, Saved, Step
 from core.retrain.spec import Goal, RetrainSpec, Settings
@@ -102,20 +102,44 @@ class Objective:
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the objective and the loss alone of a micro-batch, as parts of its step's mean."""
         with autocast(self.device, self.compute):
-            logits, targets = predicted_logits(model, batch)
-            with torch.set_grad_enabled(self.goal.entropy):
-                loss = functional.cross_entropy(logits, targets, reduction="sum") / batch["items"]
-            if not self.goal.kl_weight:
-                return loss, loss.detach()
-            divergence = self.goal.kl_weight * self._divergence(logits, batch) / batch["items"]
-        return loss + divergence if self.goal.entropy else divergence, loss.detach()
+            states, targets = predicted_states(model, batch)
+            wanted = self._wanted(batch)
 
-    def _divergence(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+            def of(logits: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+                return self._losses(logits, targets[piece], wanted(piece), batch["items"])
+
+            output = causal_of(model).lm_head
+            found = head.in_pieces(states, output, of, self.compute)
+            if found is None:
+                found = of(output(states).float(), slice(None))
+        return found[0], found[1].detach()
+
+    def _losses(
+        self, logits: Tensor, targets: Tensor, wanted: Any, items: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the objective and the loss alone of some tokens of a step of ``items`` tokens."""
+        with torch.set_grad_enabled(self.goal.entropy and torch.is_grad_enabled()):
+            loss = functional.cross_entropy(logits, targets, reduction="sum") / items
+        if not self.goal.kl_weight:
+            return loss, loss
+        kl = kl_sum(logits, wanted) if self.goal.is_live else teacher.kl_kept(logits, *wanted)
+        divergence = self.goal.kl_weight * kl / items
+        return loss + divergence if self.goal.entropy else divergence, loss
+
+    def _wanted(self, batch: dict[str, Any]) -> Callable[[slice], Any]:
+        """Return the teacher's logits, or what was kept of them, as a function of the tokens."""
+        if not self.goal.kl_weight:
+            return lambda piece: None
         if self.teacher is None:
-            return teacher.kl_kept(logits, *(batch[name] for name in teacher.NAMES))
+            return lambda piece: [batch[name][piece] for name in teacher.NAMES]
         with torch.no_grad():
-            wanted, _ = predicted_logits(self.teacher, batch)
-        return kl_sum(logits, wanted)
+            states, _ = predicted_states(self.teacher, batch)
+
+        def logits(piece: slice) -> Tensor:
+            with torch.no_grad(), autocast(self.device, self.compute):
+                return causal_of(self.teacher).lm_head(states[piece]).float()
+
+        return logits
 
 
 class RetrainTrainer(Trainer):

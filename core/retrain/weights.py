@@ -122,10 +122,10 @@ def merge_and_save(
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
     ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
-    the precision of the training and then rounded once to ``dtype``. For the measurement,
-    transformers loads the written folder again. ``card`` makes the model card of the config and
-    whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` is the model's
-    loss on ``rows``, if it is known.
+    the precision of the training, or that of ``dtype`` if it is wider, and then rounded to it. For
+    the measurement, transformers loads the written folder again. ``card`` makes the model card of
+    the config and whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` is
+    the model's loss on ``rows``, if it is known.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
@@ -135,6 +135,9 @@ def merge_and_save(
         trained_loss = heldout_loss(model, rows, device, compute)
     trained = _logits(model, rows, device)
     trained_in = next(model.parameters()).dtype
+    if dtype.itemsize > trained_in.itemsize:  # so that the sum with the adapter is not rounded
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
     whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
     for weight in whole.parameters():  # not the rotary frequencies, which stay float32
         weight.data = weight.data.to(dtype)

@@ -20,6 +20,10 @@ same number on the same device.
   weights, losses and gradients are checked for values that are not finite.
 - Older GPUs compute in float32.
 
+Training follows the same rule. What is trained (adapters, or all weights) and the optimiser's state
+are float32 whatever is computed in, and a GPU that computes in bfloat16 trains in it for any
+checkpoint. On one core of a Zen 4, LoRA on SmolLM2 in bfloat16 takes a third of float32's time.
+
 Gradients are not computed in float16 unless asked: small ones become zero there. Training and
 Taylor scores take float32 instead (`for_gradients`). A training with ``--dtype float16`` scales its
 loss, and the weights that it trains are float32: steps smaller than float16 resolves would be lost.
@@ -87,10 +91,10 @@ def choose(
         widened = purpose == "blocks" and on_cpu
         return Formats(asked, _computed(asked, on_cpu, native) if widened else asked)
     if purpose in ("training", "adapters"):
-        # The CPU trains in float32: the optimiser's small steps need it, and it is the fastest.
-        if on_cpu or "bfloat16" not in native:
-            return Formats("float32", "float32")
         frozen = _computed(declared, on_cpu, native)
+        # What is trained is float32: an optimiser's steps are smaller than 16 bits resolve.
+        if "bfloat16" not in native or (on_cpu and frozen == "float32"):
+            return Formats("float32", "float32")
         return Formats(frozen if purpose == "adapters" else "float32", "bfloat16")
     computed = _computed(declared, on_cpu, native)
     if purpose == "blocks" and on_cpu and declared == "bfloat16":

@@ -68,7 +68,9 @@ def test_an_explicit_precision_is_taken(asked, device):
     ("device", "declared", "whole", "adapters"),
     [
         (CPU_PLAIN, "bfloat16", ("float32", "float32"), ("float32", "float32")),
-        (CPU_BF16, "bfloat16", ("float32", "float32"), ("float32", "float32")),
+        (CPU_BF16, "bfloat16", ("float32", "bfloat16"), ("bfloat16", "bfloat16")),
+        (CPU_BF16, "float16", ("float32", "float32"), ("float32", "float32")),
+        (CPU_BF16, "float32", ("float32", "float32"), ("float32", "float32")),
         (TURING, "bfloat16", ("float32", "float32"), ("float32", "float32")),
         (AMPERE, "bfloat16", ("float32", "bfloat16"), ("bfloat16", "bfloat16")),
         (AMPERE, "float16", ("float32", "bfloat16"), ("bfloat16", "bfloat16")),
