@@ -25,6 +25,11 @@ def run(spec: RetrainSpec, run: Run) -> None:
     from core.retrain.phases import retrain
 
     tracking.check(spec.report_to)
+    if spec.lr_range_test:
+        from core.retrain.rates import range_test
+
+        range_test(_with_text(spec), run)
+        return
     retrain(_with_text(spec), run)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -150,6 +151,33 @@ class Measure(CsvRow):
     after: float | None = None
     items: int | None = None
     """Tokens or questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate(CsvRow):
+    """One row of rates.csv: a learning rate, and the held-out rows after a few steps with it."""
+
+    FILE: ClassVar[str] = "rates.csv"
+
+    rate: float
+    heldout_loss: float
+    """In nats per token."""
+    heldout_kl: float | None = None
+    recovered: float | None = None
+    """Share of the loss gap that was closed."""
+    recovered_kl: float | None = None
+    """Share of the divergence that was closed."""
+
+    @classmethod
+    def best(cls, rows: Sequence[Rate], *, by_kl: bool) -> Rate | None:
+        """Return the row with the lowest loss, or divergence; None if all of them diverged."""
+        wanted = [row.heldout_kl if by_kl else row.heldout_loss for row in rows]
+        known = [
+            (value, row)
+            for value, row in zip(wanted, rows, strict=True)
+            if value is not None and math.isfinite(value)
+        ]
+        return min(known, key=lambda pair: pair[0])[1] if known else None
 
 
 class OldMeasure(Measure):

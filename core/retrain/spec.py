@@ -25,6 +25,13 @@ RATES = {
 }
 """Learning rates by size and method: large from the paper, small tuned on the demo; that of partial
 fine-tuning on large models is a guess between LoRA and full."""
+RANGES = {
+    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "weights": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+}
+"""Learning rates that --lr-range-test tries: for adapters, and for the model's own weights."""
+RANGE_STEPS, RANGE_SEQUENCES, RANGE_ROWS = 12, 8, 24
+"""Most steps and sequences a step of each rate, and most held-out rows that it is measured on."""
 LOSSES = ("ce", "kl", "both")
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {
@@ -230,6 +237,11 @@ class RetrainSpec(DeviceOptions):
         choices=TRACKERS,
         help="Also show the training in these experiment trackers, whose packages must be "
         "installed.",
+    )
+    lr_range_test: bool = option(
+        False,
+        help="Instead of training, take up to 12 steps of up to 8 sequences at each of five "
+        "learning rates, all from the same start, and suggest one.",
     )
     resume: bool = option(False, help="Continue from the last checkpoint in --out.")
     dry_run: bool = option(False, help="Estimate memory, tokens and time without training.")

@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from core import words
 from core.errors import Cancelled
@@ -36,6 +42,8 @@ from core.runs.progress import Progress
 from core.runs.workspace import write_json
 
 COMPLETE = Saved.FILE
+SCHEDULES = {"constant": "constant_with_warmup"}
+"""transformers' names of schedules that it calls otherwise."""
 EVALUATION_SHARE = 0.1
 """Most of the training time that evaluations take unless their interval is given."""
 
@@ -231,7 +239,6 @@ def arguments(
     """Return Trainer's arguments for one device; `StepWatcher` drives the steps."""
     # Fused AdamW updates all weights in one pass instead of several.
     fused = device.type in ("cuda", "cpu") and torch.__version__ >= "2.4"
-    schedules = {"constant": "constant_with_warmup"}
     return OneDevice(
         device,
         output_dir=str(folder),
@@ -239,7 +246,7 @@ def arguments(
         per_device_train_batch_size=1,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.lr,
-        lr_scheduler_type=schedules.get(spec.schedule, spec.schedule),
+        lr_scheduler_type=SCHEDULES.get(spec.schedule, spec.schedule),
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.beta2,
@@ -254,6 +261,13 @@ def arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+    )
+
+
+def schedule_of(name: str, optimiser: Any, warmup: int, steps: int) -> Any:
+    """Return the schedule that Trainer has for ``name`` of the options."""
+    return get_scheduler(
+        SCHEDULES.get(name, name), optimiser, num_warmup_steps=warmup, num_training_steps=steps
     )
 
 
