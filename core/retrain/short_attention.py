@@ -1,9 +1,10 @@
 """Attention over short rows in bfloat16 on a CPU, as plain matrix products.
 
 torch's own kernel for the CPU is written for long rows: with rows of 64 to 512 tokens, products of
-whole score matrices take 0.1 to 0.8 times as long (forward and backward, measured on one Zen 4 core). The probabilities are computed again
-in the backward pass instead of kept, as torch's kernel does. Scores are rounded to bfloat16, which
-torch's kernel keeps in float32, so this one is for training only; evaluations take torch's.
+whole score matrices take 0.1 to 0.8 times as long (forward and backward, measured on one Zen 4
+core). The probabilities are computed again in the backward pass instead of kept, as torch's kernel
+does. Scores are rounded to bfloat16, which torch's kernel keeps in float32, so this one is for
+training only; evaluations take torch's.
 """
 
 from __future__ import annotations
