@@ -150,6 +150,9 @@ def _summary(
             kind=session.rows.kind,
             template=session.rows.template,
             rows=len(session.rows.train),
+            cut=session.rows.cut,
+            dropped=session.rows.dropped,
+            sequences=steps * batch,
         ),
         heldout=Heldout(
             **session.rows.heldout_data,
