@@ -135,7 +135,7 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
                 help=chat.HELP,
             )
             columns[1].caption(chat_note.CALIBRATION)
-    with st.expander(say.plain(_shown(method))):
+    with st.expander("Variants of the method, blocks of each part, rounding"):
         values |= _variant(form, method, info, str(values["parts"]))
     with st.expander("Device, precision and seed"):
         values |= form.fields(WidthSpec, ("device", "dtype", "seed"))
@@ -164,13 +164,6 @@ _STRUCTURES = {
 }
 MULTIPLES = (None, 32, 64, 128, 256)
 """Multiples to round widths to that the page offers."""
-
-
-def _shown(method: methods.Method) -> str:
-    """Return the title of the section on the method's variants."""
-    if method.name == "wanda-sp":
-        return "Separate blocks for attention and MLP, rounding"
-    return f"Variants of {method.label}, separate blocks for attention and MLP, rounding"
 
 
 def _variant(
