@@ -20,6 +20,7 @@ from core.ui import (
     export,
     forms,
     frame,
+    generate_form,
     prune_pad,
     retrain_live,
     retrain_recipes,
@@ -219,6 +220,7 @@ one, several, recipes = st.tabs(["Retrain", "Side by side", "Recipes"])
 with one:
     with st.expander("New run", expanded=not made or again, icon=":material/tune:"):
         started = launcher()
+    generate_form.show()
     record = runs.pick("retrain", made, "Run", newest=started)
     if record:
         shown = record.id

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from core.retrain.spec import RetrainSpec
 from core.runs import processes, warm
-from core.runs.spec import to_arguments
+from core.runs.spec import Spec, to_arguments
 from core.runs.workspace import Workspace
 
 KEPT = 12
@@ -88,13 +87,13 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", errors="replace")
 
 
-def ask(known: dict[str, DryRun], spec: RetrainSpec, where: Workspace) -> DryRun:
+def ask(known: dict[str, DryRun], spec: Spec, where: Workspace, command: str = "retrain") -> DryRun:
     """Return the dry run of ``spec``, started if necessary; ``known`` is the session's store.
 
     Sessions with the same settings share one. Of a session's dry runs only the newest keeps
     running: processes of older ones are ended, unless another session waits for them.
     """
-    arguments = to_arguments(spec)
+    arguments = [command, *to_arguments(spec)]
     key = json.dumps(arguments)
     with _asking:
         found = known.get(key)
@@ -131,6 +130,6 @@ def _start(arguments: list[str], where: Workspace) -> DryRun:
     output, errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
     with Path(os.devnull).open("rb") as nothing:
         streams = (nothing.fileno(), output.fileno(), errors.fileno())
-        argv = [*warm.MODULE, "core", "retrain", *arguments, "--dry-run"]
+        argv = [*warm.MODULE, "core", *arguments, "--dry-run"]
         process = warm.start(warm.kept(), argv, streams=streams, env=env)
     return DryRun(process, output, errors)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import outside
-from core.data import hub, readers
+from core.data import generated, hub, readers
 from core.errors import DataError
 from core.runs import workspace
 from core.runs.workspace import Workspace
@@ -39,7 +39,7 @@ class Listing:
     """The folder above it, if that may be listed, and the other roots."""
     folders: tuple[Path, ...]
     sources: tuple[Path, ...]
-    """Text files, and datasets that ``save_to_disk`` has written."""
+    """Text files, datasets that ``save_to_disk`` has written, and texts that a model wrote."""
     left_out: int = 0
     """Entries beyond `MOST_ENTRIES`."""
 
@@ -83,7 +83,7 @@ def listing(folder: Path, where: Workspace) -> Listing:
     paths = [folder / name for name in names]
     paths = [path for path in paths if _is_below(path, starts)]
     folders = [path for path in paths if outside.is_folder(path)]
-    saved = [path for path in folders if hub.is_saved(path)]
+    saved = [p for p in folders if hub.is_saved(p) or generated.is_generated(p)]
     files = [
         p for p in paths if outside.is_file(p) and readers.kind_of_file(p) in readers.FILE_KINDS
     ]

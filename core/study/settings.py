@@ -120,6 +120,8 @@ def options_of(settings: Settings, command: str) -> dict[str, Any]:
         return {"calibration": settings.calibration, **where}
     if command == "evaluate":
         return {"perplexity": (settings.evaluation,), **_asked(settings), **where}
+    if command == "generate":
+        return {"prompts": settings.training, **where}
     return {"data": settings.training, **where} if command == "retrain" else where
 
 

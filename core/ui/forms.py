@@ -31,6 +31,8 @@ from core.ui.say import plain
 
 _UNSAVED, _TURNS, _STUDY = "study_unsaved", "form_turns", "form_study"
 _ABSENT: Any = object()
+WRITTEN_FOR = ("retrain", "data")
+"""The form and field for which texts that a model wrote are offered."""
 SHOWN = 60
 """Characters of a value in the line on its origin."""
 
@@ -340,7 +342,8 @@ class Form:
             st.session_state[key] = written
             self.keep(field, written, self.base.get(field))
 
-        text_choice.offer(key, folder, take, brief=brief)
+        more = text_choice.written() if (self.command, field) == WRITTEN_FOR else None
+        text_choice.offer(key, folder, take, brief=brief, more=more)
 
     def fields(
         self, spec_class: type, names: tuple[str, ...], defaults: Mapping[str, Any] | None = None

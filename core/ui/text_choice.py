@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import streamlit as st
 
 from core.checkpoint.vocabulary import default_text
+from core.data import generated
 from core.errors import DepthcutError
 from core.study import places
 from core.ui import say, state
@@ -24,13 +25,20 @@ FILES = "files"
 _OPEN, _AT, _ERROR, _DONE = "files_open", "files_at", "files_error", "files_done"
 
 
-def offer(key: str, folder: Path, take: Callable[[str], None], *, brief: bool = False) -> None:
+def offer(
+    key: str,
+    folder: Path,
+    take: Callable[[str], None],
+    *,
+    brief: bool = False,
+    more: Mapping[str, str] | None = None,
+) -> None:
     """Draw the bundled and preset texts, and files, for the text field ``key``.
 
     A click calls ``take``. ``folder`` is the checkpoint's; ``brief`` draws a single button, whose
-    dialog has all of them.
+    dialog has all of them. ``more`` are other sources to offer, with their labels.
     """
-    texts, offered = _texts(folder), f"{key}_offered"
+    texts, offered = {**_texts(folder), **(more or {})}, f"{key}_offered"
     if brief:
         about = "Choose a text, a file of the server or an upload"
         if st.button("", icon=":material/folder_open:", key=offered, help=about):
@@ -63,6 +71,13 @@ def _texts(folder: Path) -> dict[str, str]:
     """Return the sources offered for the checkpoint in ``folder``, with their labels."""
     usual = default_text(folder)
     return {name: label for name, label in TEXTS.items() if name != "demo" or name == usual}
+
+
+def written(most: int = 4) -> dict[str, str]:
+    """Return the newest texts that models of this workspace wrote, with their labels."""
+    done = [r for r in state.workspace().runs("generate") if r.state == "done"]
+    found = [r for r in done if generated.is_generated(r.path)][:most]
+    return {str(r.path): state.names().run(r) for r in found}
 
 
 @st.dialog("Choose a text", width="medium")
