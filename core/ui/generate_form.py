@@ -119,8 +119,8 @@ def _outlook(spec: GenerateSpec) -> str:
     retrain_live.row(view.tiles(plan))
     how = f", prompts in the layout {plan['template']}" if plan["template"] else ""
     say.caption(
-        f"Estimated for {plan['device']}: {plan['format']} rows of {plan['prompts']}{how}, if every "
-        "answer takes all its tokens."
+        f"Estimated for {plan['device']}: {plan['format']} rows of {plan['prompts']}{how}, if "
+        "every answer takes all its tokens."
     )
     for note in plan["notes"]:
         say.caption(note)
