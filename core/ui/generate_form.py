@@ -39,7 +39,7 @@ def show() -> None:
 
 def _inside(name: str) -> None:
     st.caption(
-        "The variant then learns to say what the dense model says. Published for Llama-3.1-8B-"
+        "The variant then learns the dense model's own answers. Published for Llama-3.1-8B-"
         "Instruct with 26 of 32 blocks: 91.2 % of the dense model's quality, against 81.7 % with "
         "the dataset's answers (arXiv 2410.09982). An answer that fails the check is replaced by "
         "the reference."
