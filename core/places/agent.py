@@ -61,7 +61,9 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
         words, env, ask["modules"], resumes=bool(ask["resumes"]), submitted=["sbatch", *given]
     )
     path = book / "job.sh"
-    path.write_text(text, encoding="utf-8")
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)  # the environment may hold what others must not read
     return {"attached": False, "job": slurm.submit(given, str(path))}
 
 
@@ -285,6 +287,7 @@ def main() -> int:
     """Carry out one action; an expected error is an answer, not an exit status."""
     action = sys.argv[1]
     ask = json.loads(sys.stdin.read())
+    os.environ.update(ask.pop("environment", {}))
     try:
         if action == "watch":
             Watch(ask).run(_say)

@@ -130,14 +130,17 @@ class Site:
                         f"{self.code}/.whole"])  # fmt: skip
 
     def agent(self, action: str) -> list[str]:
-        """Return the command here that runs the agent there."""
-        words = [f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
-        return self.shell.argv(["env", *words])
+        """Return the words that run the agent there."""
+        return ["env", f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
+
+    def given(self, values: Mapping[str, Any]) -> bytes:
+        """Return the input of the agent: values, and the environment, which is no argument."""
+        own = {k: v for k, v in self.place.environment.items() if k != "PYTHONPATH"}
+        return json.dumps({**values, "environment": own}).encode()
 
     def ask(self, action: str, seconds: float = shell.ANSWER_S, **given: Any) -> dict[str, Any]:
         """Have the agent do something and return its answer; its errors are raised here."""
-        words = [f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
-        told = self.shell.ask(["env", *words], json.dumps(given).encode(), seconds)
+        told = self.shell.ask(self.agent(action), self.given(given), seconds)
         try:
             found = json.loads(told.decode().strip().splitlines()[-1])
         except (ValueError, IndexError):
@@ -409,7 +412,7 @@ class Follower:
             "poll_s": float(os.environ.get("DEPTHCUT_SLURM_POLL") or 5.0),
             "shared": self.shared,
         }
-        with _Lines(site.agent("watch"), json.dumps(asked).encode()) as lines:
+        with _Lines(site.shell.argv(site.agent("watch")), site.given(asked)) as lines:
             while True:
                 self.check(stop=False)
                 line = lines.next(TICK_S)

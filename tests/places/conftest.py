@@ -140,3 +140,36 @@ def box(place, sshd, tmp_path):
     there = tmp_path / "there"
     place_file.write({"box": sshd.place("box", there)}, place.root)
     return sshd.place("box", there)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A real SLURM of two nodes on loopback."""
+    import slurm_cluster as loopback
+
+    if problem := loopback.missing():
+        pytest.skip(f"runs through SLURM are NOT tested: {problem}")
+    found = loopback.Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        found.start()
+    except RuntimeError as error:
+        pytest.skip(f"runs through SLURM are NOT tested: {error}")
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def slurm(place, cluster, monkeypatch):
+    """The workspace ``place`` knows this cluster as ``farm``; all its jobs are gone at the end."""
+    monkeypatch.setenv("DEPTHCUT_SLURM_POLL", "0.3")
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    values = {"kind": "slurm", "python": sys.executable, "requeue": 2,
+              "environment": {"PYTHONPATH": str(MACHINERY)}}  # fmt: skip
+    farm = place_file.from_dict("farm", values)
+    place_file.write({"farm": farm}, place.root)
+    yield cluster
+    cluster.ask("scancel", "-f", "--user=" + getpass.getuser())
+    deadline = time.monotonic() + 20
+    while cluster.ask("squeue", "-h") and time.monotonic() < deadline:
+        time.sleep(0.1)
