@@ -238,7 +238,8 @@ class Run:
     def is_continued(self) -> bool:
         """Whether this run stops for its job's time limit, and another job continues it."""
         left = os.environ.get(CONTINUES, "")
-        more = left.isdigit() and int(left) > 0 and hasattr(self.spec, "resume")
+        more = left.isdigit() and int(left) > 0
+        more = more and (hasattr(self.spec, "resume") or self.command.name in workspace.CHAINS)
         return self._stop_signal == signal.SIGUSR1 and more and not self.is_gone()
 
     def stop_signal(self, number: int, _: Any = None) -> None:

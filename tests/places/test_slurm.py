@@ -127,7 +127,7 @@ def test_before_its_time_limit_a_run_stops_and_the_next_job_continues(slurm, pla
     assert "Stopped before the time limit of its job" in again.log_tail()
     go.touch()
     wait_for(record, "done")
-    assert state_of(slurm, record) == "COMPLETED"
+    wait_until(lambda: state_of(slurm, record) == "COMPLETED")
 
 
 def test_without_continuing_the_time_limit_ends_a_run_cleanly(slurm, place):
