@@ -134,7 +134,7 @@ class Site:
         return ["env", f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
 
     def given(self, values: Mapping[str, Any]) -> bytes:
-        """Return the input of the agent: values, and the environment, which is no argument."""
+        """Return the input of the agent: values and the environment, kept off command lines."""
         own = {k: v for k, v in self.place.environment.items() if k != "PYTHONPATH"}
         return json.dumps({**values, "environment": own}).encode()
 
