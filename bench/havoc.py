@@ -274,7 +274,7 @@ class Havoc:
                 self.fault(f"{record.id} failed: {record.error}")
             if record.state == "done" and record.command in MAKERS:
                 with self.noting(f"the checkpoint of {record.id}"):
-                    locate.open(str(record.path), need_weights=True)
+                    locate.open(str(record.path), need="weights")
         for path in sorted(self.where.root.rglob(".*")):
             if path.name.endswith(".tmp") or path.name.startswith(".deleted-"):
                 self.fault(f"left over: {path.relative_to(self.where.root)}")
