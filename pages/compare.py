@@ -13,7 +13,7 @@ from core.benchmark.results import known_rates
 from core.charts import compare as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, published
+from core.compare import choice, compiled, published
 from core.compare import scene as compare_view
 from core.compare.measured import Cell, Row, comparable
 from core.compare.outcomes import Outcome
@@ -341,6 +341,29 @@ def panels(scene: Scene, cell: Cell, ratio: float | None, estimates: bool) -> No
     say.caption(compare_view.accuracy(scene.runs))
 
 
+def compiled_steps(known: Study, scene: Scene, cell: Cell) -> None:
+    """Draw the series with compiled steps beside the eager one, if one was measured."""
+    for sentence in compiled.failures(scene.runs):
+        say.warning(sentence)
+    rows = compiled.rows(known, scene.runs, cell)
+    if not rows:
+        return
+    st.subheader("Eager and compiled")
+    batch, given, made = cell
+    say.caption(
+        f"{compiled.HOW} Batch {batch}, {given} tokens in, {made} out. {measured_on(scene)}"
+    )
+    shape = {
+        name: st.column_config.NumberColumn(format="%.2fx") for name in rows[0] if "over" in name
+    }
+    shape |= {
+        name: st.column_config.NumberColumn(format="%.1f")
+        for name in rows[0]
+        if name.startswith(("tokens/s", "compiling"))
+    }
+    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=shape)
+
+
 def measured_on(scene: Scene) -> str:
     """Return the caption of every cost chart."""
     if not scene.runs:
@@ -446,5 +469,6 @@ chosen_one(scene, rows, chosen)
 quality_chart(scene, ratio, chosen)
 budget_form.compared(known.dense.info)
 panels(scene, cell, ratio, estimates)
+compiled_steps(known, scene, cell)
 findings.of_scene(scene, cell, budget, settings)
 tables(scene, rows)

@@ -16,6 +16,7 @@ from core.benchmark import analytic, protocol, results
 from core.benchmark.duration import Work
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.results import (
+    CompiledPoint,
     Largest,
     MeasuredVariant,
     Point,
@@ -71,6 +72,11 @@ class BenchmarkSpec(DeviceOptions):
     largest_batch: bool = option(
         True, help="Find the largest batch that fits, on a GPU or under a memory limit."
     )
+    compile: bool = option(
+        False,
+        help="Also measure with a static cache and steps compiled by torch.compile (CUDA: graphs), "
+        "as a series of its own in compiled.csv.",
+    )
     random_weights: bool = option(False, help="Use random weights; config.json is enough.")
     rates_only: bool = option(
         False, help="Only measure the device's rates, for estimates; no checkpoint is loaded."
@@ -87,6 +93,9 @@ class Variant:
     folder: Path
     info: CheckpointInfo
     results: dict[Cell, list[CellResult]] = field(default_factory=dict)
+    compiled: dict[Cell, list[CellResult]] = field(default_factory=dict)
+    """The second series, if one is measured."""
+    uncompiled: str = ""
     loaded: dict[str, Any] = field(default_factory=dict)
     largest: Largest | None = None
 
@@ -141,6 +150,7 @@ def _work(
         warmup=spec.warmup,
         visits=spec.visits,
         point_limit_s=limit_s,
+        compiled=spec.compile,
     )
 
 
@@ -166,12 +176,13 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
             )
     order = protocol.visit_order([v.name for v in variants], spec.visits)
     limit = limit_of(spec, devices.resolve(spec.device))
-    points = len(variants) * len(grid) * spec.visits
+    series = 1 + spec.compile
+    points = len(variants) * len(grid) * spec.visits * series
     rates = results.known_rates(Workspace())
     work = _work(spec, variants, grid, limit / points if limit and points else None, rates)
     return {
         "order": [name for _, name in order],
-        "generations": len(variants) * len(grid) * (spec.runs + spec.warmup),
+        "generations": len(variants) * len(grid) * (spec.runs + spec.warmup) * series,
         "time_limit_s": spec.time_limit_s,
         "seconds": round(work.total_s, 1),
         "least_s": round(work.least_s, 1),
@@ -228,7 +239,7 @@ class Session:
         """Workers are forked from it, if there is one."""
         self.variants = variants_of(spec)
         self.grid = protocol.cells(spec.batch_sizes, spec.output_tokens)
-        self.total = len(self.variants) * len(self.grid) * spec.visits
+        self.total = len(self.variants) * len(self.grid) * spec.visits * (1 + spec.compile)
         self.done = 0
         self.skipped: list[Skipped] = []
         self.order: list[str] = []
@@ -278,16 +289,16 @@ class Session:
             return None
         return analytic.mean_rates(self.measured_rates)
 
-    def visit(self, visit: int, variant: Variant) -> None:
+    def visit(self, visit: int, variant: Variant, *, compiled: bool = False) -> None:
         """Measure one variant once, restarting the worker if the system killed it."""
         spec = self.spec
-        known_full = {c for c, rs in variant.results.items() if any(r.oom for r in rs)}
-        left = [
-            c for c in self.grid if visit == 0 or (c in variant.results and c not in known_full)
-        ]
+        known = variant.compiled if compiled else variant.results
+        known_full = {c for c, rs in known.items() if any(r.oom for r in rs)}
+        left = [c for c in self.grid if visit == 0 or (c in known and c not in known_full)]
         self._pass_over(variant, [c for c in self.grid if c not in left])
-        find = self.finds_largest and visit == 0
-        self.order.append(variant.name)
+        find = self.finds_largest and visit == 0 and not compiled
+        if not compiled:
+            self.order.append(variant.name)
         warmup = max(1, protocol.share(spec.warmup, spec.visits, visit)) if spec.warmup else 0
         while left:
             request = self.request(
@@ -296,8 +307,11 @@ class Session:
                 warmup=warmup,
                 runs=protocol.share(spec.runs, spec.visits, visit),
                 find_largest=find,
-                count_tensors=visit == 0 and not spec.memory_limit_mib,
-                measure_rates=variant is self.variants[0] and not spec.memory_limit_mib,
+                count_tensors=visit == 0 and not spec.memory_limit_mib and not compiled,
+                measure_rates=variant is self.variants[0]
+                and not spec.memory_limit_mib
+                and not compiled,
+                compiled=compiled,
             )
             killed_at = self._listen(request, visit, variant, left)
             if killed_at is None:
@@ -308,11 +322,11 @@ class Session:
                 for c in left
                 if c.batch_size >= full.batch_size and c.output_tokens >= full.output_tokens
             ]
-            self._skip(variant, [c for c in larger if c != full])
+            self._skip(variant, [c for c in larger if c != full], noted=not compiled)
             left = [c for c in left if c not in larger]
 
-    def _skip(self, variant: Variant, cells: list[Cell]) -> None:
-        for cell in cells:
+    def _skip(self, variant: Variant, cells: list[Cell], *, noted: bool = True) -> None:
+        for cell in cells if noted else ():
             self.skipped.append(
                 Skipped(
                     variant=variant.name,
@@ -334,6 +348,7 @@ class Session:
     ) -> Cell | None:
         """Process one worker's events; return the cell at which it was killed, if it was."""
         spec, current, cell = self.spec, None, None
+        compiled = bool(request.get("compiled"))
         for event in _talk(request, self.progress, self.template):
             kind = event.pop("event")
             if kind in ("cell", "result", "skipped", "tensors"):
@@ -341,19 +356,26 @@ class Session:
                 current = cell if kind == "cell" else None
             if kind == "loaded":
                 variant.loaded = event
+            elif kind == "uncompiled":
+                variant.uncompiled = event["reason"]
+                self.progress.log(f"{variant.name} with compiled steps: {variant.uncompiled}")
+                self._pass_over(variant, left)
+                left.clear()
+                return None
             elif kind == "cell":
                 assert cell is not None
                 what = f"batch {cell.batch_size}, {cell.output_tokens} tokens"
-                label = f"{variant.name}, visit {visit + 1} of {spec.visits}: {what}"
+                series = " compiled" if compiled else ""
+                label = f"{variant.name}{series}, visit {visit + 1} of {spec.visits}: {what}"
                 left_s = self.work.left_s(time.monotonic() - self.began, self.skipped_s)
                 self.progress.step(self.done, self.total, label, left_s=left_s)
             elif kind == "skipped":
                 assert cell is not None
-                self._skip(variant, [cell])
+                self._skip(variant, [cell], noted=not compiled)
                 left.remove(cell)
             elif kind == "result":
                 assert cell is not None
-                self._take(variant, CellResult(cell, visit, **_tuples(event)))
+                self._take(variant, CellResult(cell, visit, **_tuples(event)), compiled=compiled)
                 left.remove(cell)
             elif kind == "tensors":
                 assert cell is not None
@@ -364,7 +386,7 @@ class Session:
             elif kind == "largest":
                 variant.largest = Largest(**event)
             elif kind == "failed" and event["oom"]:
-                return self._nothing_fits(variant, visit, left)
+                return self._nothing_fits(variant, visit, left, compiled=compiled)
             elif kind == "failed":
                 error = DepthcutError(event["message"], event["hint"])
                 error.exit_status = event["status"]
@@ -378,26 +400,29 @@ class Session:
                     )
                 if current is None:
                     if left:
-                        return self._nothing_fits(variant, visit, left)
+                        return self._nothing_fits(variant, visit, left, compiled=compiled)
                     continue
-                self._take(variant, CellResult(current, visit, oom=True))
+                self._take(variant, CellResult(current, visit, oom=True), compiled=compiled)
                 return current
         left.clear()
         return None
 
-    def _nothing_fits(self, variant: Variant, visit: int, left: list[Cell]) -> Cell | None:
+    def _nothing_fits(
+        self, variant: Variant, visit: int, left: list[Cell], *, compiled: bool
+    ) -> Cell | None:
         """Record that the weights alone do not fit."""
         self.progress.log(f"{variant.name}: the weights alone do not fit.")
         first = left[0]
-        self._take(variant, CellResult(first, visit, oom=True))
-        self._skip(variant, left[1:])
+        self._take(variant, CellResult(first, visit, oom=True), compiled=compiled)
+        self._skip(variant, left[1:], noted=not compiled)
         left.clear()
-        if variant.largest is None:
+        if variant.largest is None and not compiled:
             variant.largest = Largest(batch_size=0, fails_at=1)
         return first
 
-    def _take(self, variant: Variant, result: CellResult) -> None:
-        variant.results.setdefault(result.cell, []).append(result)
+    def _take(self, variant: Variant, result: CellResult, *, compiled: bool = False) -> None:
+        held = variant.compiled if compiled else variant.results
+        held.setdefault(result.cell, []).append(result)
         self.work.finish(variant.name, [result.cell])
         self.done += 1
         cell = result.cell
@@ -406,7 +431,7 @@ class Session:
             self.progress.log(f"{variant.name}, batch {cell.batch_size}: {why}.")
             return
         self.progress.metric(
-            variant=variant.name,
+            variant=f"{variant.name}, compiled" if compiled else variant.name,
             visit=result.visit,
             **dataclasses.asdict(cell),
             latency_s=protocol.percentile(result.latencies_s, 0.5),
@@ -435,6 +460,18 @@ def _points(session: Session, rates: analytic.Rates | None) -> list[Point]:
                 / MIB,
             )
             found.append(made)
+    return found
+
+
+def _compiled_points(session: Session) -> list[CompiledPoint]:
+    """Return the rows of compiled.csv."""
+    found = []
+    for variant in session.variants:
+        for cell in (c for c in session.grid if c in variant.compiled):
+            visits = variant.compiled[cell]
+            made = protocol.point(variant.name, session.spec.input_tokens, visits)
+            slowest = max((r.compile_s for r in visits if r.compile_s), default=None)
+            found.append(CompiledPoint(**{**vars(made), "compile_s": slowest}))
     return found
 
 
@@ -475,6 +512,7 @@ def run(spec: BenchmarkSpec, run: Run) -> dict[str, Any]:
         sampling=Sampling(top_k=protocol.TOP_K, top_p=protocol.TOP_P),
         seed=spec.seed,
         random_weights=spec.random_weights,
+        compiled=spec.compile,
         runs_asked=spec.runs,
         warmup_asked=spec.warmup,
         order=tuple(session.order),
@@ -495,6 +533,11 @@ def _measure(session: Session, run: Run) -> analytic.Rates | None:
     for visit, name in order:
         session.visit(visit, next(v for v in session.variants if v.name == name))
         write(session, run, None)
+    for visit, name in order if session.spec.compile else ():
+        variant = next(v for v in session.variants if v.name == name)
+        if not variant.uncompiled:
+            session.visit(visit, variant, compiled=True)
+            CompiledPoint.write(run, _compiled_points(session))
     return session.rates()
 
 
@@ -509,6 +552,7 @@ def _measured(variant: Variant, spec: BenchmarkSpec) -> MeasuredVariant:
         weight_bytes=variant.loaded.get("weight_bytes"),
         capacity_mib=variant.loaded.get("capacity_mib"),
         largest_batch=variant.largest,
+        uncompiled=variant.uncompiled,
     )
 
 

@@ -17,6 +17,9 @@ LEAST = 3
 """Generations of a point at a visit, whatever the limit: one to warm up, and two that count."""
 START_S = 5.0
 """A visit's process and its model, roughly."""
+COMPILE_S = 40.0
+"""Compiling a model's steps at a visit, roughly; a later visit finds most of it in torch's cache.
+Measured: 75 s of a model of 14 blocks at first, on one busy core."""
 
 
 def generation_s(info: CheckpointInfo, rates: Rates | None, tokens: int, cell: Cell) -> float:
@@ -49,8 +52,12 @@ class Work:
         warmup: int,
         visits: int,
         point_limit_s: float | None = None,
+        compiled: bool = False,
     ) -> None:
-        """Estimate every point; ``runs`` and ``warmup`` are those of all visits together."""
+        """Estimate every point; ``runs`` and ``warmup`` are those of all visits together.
+
+        ``compiled``: every point is measured a second time, with compiled steps.
+        """
         self._one = {
             (name, cell): generation_s(info, rates, input_tokens, cell)
             for name, info in variants
@@ -62,8 +69,10 @@ class Work:
             for key, one in self._one.items()
         }
         self.visits = visits
-        self.total_s = visits * sum(self._part.values())
-        self.least_s = visits * sum(LEAST * one for one in self._one.values())
+        series = 1 + compiled
+        self.total_s = visits * series * sum(self._part.values())
+        self.total_s += visits * COMPILE_S * len(variants) * compiled
+        self.least_s = visits * series * sum(LEAST * one for one in self._one.values())
         """What the shortest possible measurement generates, without starting processes."""
         self.done_s = 0.0
 

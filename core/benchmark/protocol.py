@@ -42,6 +42,8 @@ class CellResult:
     oom: bool = False
     limit: Limit = ""
     """What it ran into if it did not fit."""
+    compile_s: float | None = None
+    """Of compiled steps: seconds of the first generation, which compiles and is not counted."""
 
 
 def visit_order(variants: Sequence[str], visits: int) -> list[tuple[int, str]]:

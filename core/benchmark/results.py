@@ -79,6 +79,19 @@ class Point(CsvRow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompiledPoint(Point):
+    """One row of compiled.csv: a point generated with a static cache and compiled steps.
+
+    A second series beside the points of points.csv, never mixed with them. Nothing is estimated.
+    """
+
+    FILE: ClassVar[str] = "compiled.csv"
+
+    compile_s: float | None = None
+    """Seconds of the slowest first generation, which compiles; it is not among the timed runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimedRun(CsvRow):
     """One row of runs.csv: one timed generation."""
 
@@ -129,6 +142,8 @@ class MeasuredVariant:
     capacity_mib: float | None = None
     """Memory of the device, or the limit that was set."""
     largest_batch: Largest | None = None
+    uncompiled: str = ""
+    """Why it could not be measured with compiled steps, if that was asked for and failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +185,8 @@ class Summary(JsonResult):
     sampling: Sampling | None = None
     seed: int | None = None
     random_weights: bool = False
+    compiled: bool = False
+    """Whether a second series was measured with a static cache and compiled steps."""
     runs_asked: int | None = None
     warmup_asked: int | None = None
     order: tuple[str, ...] = ()

@@ -2,7 +2,8 @@
 
 Reads one JSON request (`Request`) from the first line of standard input and exits when that pipe
 closes; writes one JSON event per line: ``loaded``, ``cell``, ``run``, ``result``, ``skipped``,
-``tensors``, ``largest``, ``rates``, ``failed``. All other output goes to standard error.
+``tensors``, ``largest``, ``rates``, ``uncompiled``, ``failed``. All other output goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Request:
     """Also count the memory of tensors at every point if the device does not report it (CPU)."""
     find_largest: bool = False
     measure_rates: bool = False
+    compiled: bool = False
+    """Generate with a static cache and compiled steps; a point's first generation compiles."""
 
 
 Emit = Callable[..., None]
@@ -144,8 +147,14 @@ class Visit:
         from core.benchmark.utilisation import UtilisationSampler
 
         request, ids = self.request, self.prompts(cell.batch_size)
-        config = generate.force_length(self.model, cell.output_tokens)
+        compiled = request.compiled
+        config = generate.force_length(self.model, cell.output_tokens, compiled=compiled)
         limit = request.cell_limit_s or float("inf")
+        compile_s = None
+        if compiled:
+            began = time.perf_counter()
+            generate.timed(self.model, ids, config)
+            compile_s = time.perf_counter() - began
         began = time.perf_counter()
         for _ in range(request.warmup):
             generate.timed(self.model, ids, config)
@@ -169,6 +178,7 @@ class Visit:
             "first_tokens_s": [f for _, f in times],
             **dataclasses.asdict(peaks),
             "utilisation_pct": sampler.samples,
+            "compile_s": compile_s,
         }
 
     def fits(self, work: Callable[[], Any]) -> tuple[bool, Any]:
@@ -348,7 +358,17 @@ def work(request: Request, emit: Emit) -> None:
 
     if request.cells:
         visit = Visit(request, emit)
-        largest = visit.cells()
+        try:
+            largest = visit.cells()
+        except DepthcutError:
+            raise
+        except Exception as error:
+            if not request.compiled:
+                raise
+            # a compiler that is missing, or a model that it cannot take, must not end the run
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            emit("uncompiled", reason=f"{type(error).__name__}: {reason.strip()}"[:300])
+            return
         if request.count_tensors and visit.device.type == "cpu":
             visit.tensors()
         if request.find_largest:

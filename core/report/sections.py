@@ -14,7 +14,7 @@ from core.charts import importance as importance_charts
 from core.charts import retrain as retrain_charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, published
+from core.compare import choice, compiled, published
 from core.compare.scene import accuracy
 from core.findings import Finding
 from core.findings.certainty import certainty
@@ -370,6 +370,9 @@ def cost(material: Material) -> Section:
         words = "Filled: measured cost; hollow: estimated. Arrows: retraining."
         parts.append(html.Figure(figure, "Perplexity against time per token.", words))
     parts += _cost_table(material, cell)
+    batch, given, made = cell
+    words = f"{compiled.HOW} Batch {batch}, {given} tokens in, {made} out; measured"
+    parts += html.table(compiled.rows(material.study, scene.runs, cell), words)
     said = accuracy(scene.runs)
     return Section("cost", title, [*parts, html.Paragraph(said, note=True)] if said else parts)
 

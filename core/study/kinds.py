@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import outside
-from core.benchmark.results import Point, Summary, TimedRun
+from core.benchmark.results import CompiledPoint, Point, Summary, TimedRun
 from core.checkpoint import headers, locate
 from core.checkpoint.drop import Removal
 from core.criteria import LABELS
@@ -214,6 +214,8 @@ class Benchmark:
     """Ids of the measured variants by their names in this run."""
     missing: tuple[str, ...] = ()
     """Names of measured variants whose checkpoint has since been deleted."""
+    compiled: tuple[CompiledPoint, ...] = ()
+    """The second series, with a static cache and compiled steps, if one was measured."""
 
     def variant_of(self, point: Point | TimedRun) -> str:
         """Return the id of a row's variant; empty if its checkpoint is gone."""

@@ -81,7 +81,8 @@ def benchmarks(
         others |= {v.id: v for v in beside.values()}
         ids |= {name: v.id for name, v in beside.items()}
         points = benchmark.Point.read(record.path)
-        found.append(Benchmark(record, summary, points, ids, tuple(missing)))
+        compiled = benchmark.CompiledPoint.read(record.path) if summary.compiled else ()
+        found.append(Benchmark(record, summary, points, ids, tuple(missing), compiled))
     return found, list(others.values())
 
 

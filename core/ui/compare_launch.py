@@ -40,6 +40,12 @@ def benchmark_form(known: Study) -> None:
     limit = form.number("time_limit_s", "Time limit (s)", 1, 86400, 90, columns[2])
     device = form.text("device", "Device", "auto", columns[3])
     dtype = form.select("dtype", "Precision", ("auto", *COMPUTED), "auto", columns[4])
+    twice = form.switch(
+        "compile",
+        "Also measure compiled steps",
+        help="A second series with a static cache and steps compiled by torch.compile, which a "
+        "CUDA GPU replays as graphs. Compiling takes up to a minute for each variant and visit.",
+    )
     form.origin()
     try:
         values = {
@@ -49,6 +55,7 @@ def benchmark_form(known: Study) -> None:
             "time_limit_s": float(limit),
             "device": device,
             "dtype": dtype,
+            "compile": twice,
         }
         spec = build(benchmark.BenchmarkSpec, {**values, "out": "DIR"})
         if not (picked and spec.batch_sizes and spec.output_tokens):

@@ -7,9 +7,10 @@ import json
 import statistics
 
 import pytest
+import torch
 
 from core.__main__ import main
-from core.benchmark import analytic
+from core.benchmark import analytic, command, worker
 from core.checkpoint import headers
 from core.runs import warm
 from core.runs.device_lock import DeviceLock
@@ -137,3 +138,60 @@ def test_too_long_for_the_context_is_one_sentence(tmp_path, tiny_dir, capsys):
     folder = str(tiny_dir("gqa"))
     assert main(["benchmark", folder, "--out", str(tmp_path / "x"), "--output-tokens", "300"]) == 2
     assert "312 tokens" in capsys.readouterr().err
+
+
+def compiled_of(out):
+    with (out / "compiled.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Have the workers' work done here, so that a test can say what compiling does."""
+
+    def talk(request, progress, template=None):
+        told = []
+        worker.work(worker.Request(**request), lambda kind, **values: told.append((kind, values)))
+        yield from ({"event": kind, **json.loads(json.dumps(values))} for kind, values in told)
+        yield {"event": "ended", "status": 0}
+
+    monkeypatch.setattr(command, "_talk", talk)
+
+
+def test_compiled_steps_are_a_series_of_their_own(
+    bench, tmp_path, tiny_dir, monkeypatch, in_process
+):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    one, two = tiny_dir("gqa"), narrowed(tiny_dir("gqa"), tmp_path / "flap")
+    points, _, summary = bench(
+        one, two, "--batch-sizes", "1,2", "--output-tokens", "6", "--runs", "4",
+        "--warmup", "2", "--compile",
+    )  # fmt: skip
+    rows = compiled_of(tmp_path / "out")
+    assert [(r["variant"], r["batch_size"], r["visits"], r["runs"]) for r in rows] == [
+        (p["variant"], p["batch_size"], "2", "4") for p in points
+    ]
+    assert len(compiled) >= 2
+    assert all(float(r["compile_s"]) > 0 and float(r["latency_s_p50"]) > 0 for r in rows)
+    assert all(float(p["latency_s_p50"]) > 0 and p["runs"] == "4" for p in points)
+    assert summary["compiled"]
+    assert summary["order"] == ["gqa", "flap", "flap", "gqa"]
+    assert not any(v["uncompiled"] for v in summary["variants"])
+
+
+def test_a_model_that_cannot_be_compiled_keeps_its_eager_points(
+    bench, tmp_path, tiny_dir, monkeypatch, in_process
+):
+    def refuse(step, **_):
+        raise RuntimeError("\nNo working C++ compiler was found.\nA long traceback")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    points, _, summary = bench(
+        tiny_dir("gqa"), "--batch-sizes", "1", "--output-tokens", "6", "--runs", "4",
+        "--warmup", "2", "--compile",
+    )  # fmt: skip
+    assert float(points[0]["latency_s_p50"]) > 0
+    failed = summary["variants"][0]["uncompiled"]
+    assert failed == "RuntimeError: No working C++ compiler was found."
+    assert compiled_of(tmp_path / "out") == []
