@@ -139,9 +139,9 @@ def kept_distributions() -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         number = "one set" if taken.number == 1 else f"{taken.number} sets"
         say.caption(
-            f"Retraining keeps {number} of the dense model's next-token distributions "
-            f"({size(taken.bytes)}), so that runs on the same rows share them. They are written "
-            "again when they are needed."
+            f"Retraining keeps {number} of the dense model's next-token distributions or of frozen "
+            f"blocks' states ({size(taken.bytes)}), so that runs on the same rows share them. They "
+            "are written again when they are needed."
         )
         widgets.action(
             "Delete them",

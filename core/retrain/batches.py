@@ -42,6 +42,11 @@ def length(sequence: Pack) -> int:
     return sum(len(row.ids) for row in sequence)
 
 
+def takes_few(steps: int, batch: int, sequences: int) -> bool:
+    """Whether a training takes less than half of its sequences."""
+    return 2 * steps * batch < sequences
+
+
 class StepPlan:
     """Which sequences each optimiser step takes; depends only on the seed and the step.
 

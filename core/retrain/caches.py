@@ -1,6 +1,6 @@
-"""What was kept of dense models on training rows: its place and its size. No torch.
+"""What models left on training rows, kept on disk: its place and its size. No torch.
 
-Written and read by `core.retrain.teacher`.
+Written and read by `core.retrain.row_cache`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ def root() -> Path:
 def needed_bytes(tokens: int, k: int) -> int:
     """Return the bytes that the distributions of ``tokens`` predicted tokens take."""
     return tokens * (6 * k + 2)
+
+
+def has_room(need: int) -> bool:
+    """Whether ``need`` bytes are at most a quarter of the free disk space of the workspace."""
+    place = root()
+    while not place.is_dir():
+        place = place.parent
+    return 4 * need <= shutil.disk_usage(place).free
 
 
 @dataclass(frozen=True)

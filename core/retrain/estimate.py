@@ -16,7 +16,7 @@ from typing import Any
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
-from core.retrain import caches, layers, partial, rows
+from core.retrain import batches, caches, layers, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import RetrainSpec, Settings, goal_of, layout_of, settings_of
@@ -61,9 +61,11 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     needed = sum(memory.values())
     goal = goal_of(spec)
     read = {row for row in found.train} if goal.is_kept else set()
+    few = batches.takes_few(settings.steps, settings.batch, count)
+    share = scale * (settings.steps * settings.batch / count if few else 1.0)
     kept = caches.needed_bytes(sum(row.items for row in read), goal.top_k)
     flops = training_flops(spec, info, tokens, blocks[0])
-    flops += 2.0 * info.parameters * sum(len(row.ids) for row in read) * scale
+    flops += 2.0 * info.parameters * sum(len(row.ids) for row in read) * share
     speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
     warnings = []
     if free is not None and needed > free:
@@ -106,7 +108,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "tokens_per_sequence": mean,
         "device": device,
         "memory_bytes": {**memory, "total": needed},
-        "teacher_disk_bytes": round(kept * scale),
+        "teacher_disk_bytes": round(kept * share),
         "free_bytes": free,
         "fits": None if free is None else needed <= free,
         "flops": flops,

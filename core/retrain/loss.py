@@ -64,15 +64,33 @@ def predicted_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]
 
 
 def predicted_states(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return what the output matrix is applied to [predicted tokens, size], and the targets."""
-    causal = causal_of(model)
+    """Return what the output matrix is applied to [predicted tokens, size], and the targets.
+
+    If the batch has ``states``, the blocks below its ``first`` have computed them already.
+    """
+    base = causal_of(model).model
     positions = batch.get("position_ids")
     extra = {} if positions is None else {"position_ids": positions}
     # With a cache, transformers does not separate packed rows.
-    hidden = causal.model(input_ids=batch["input_ids"], use_cache=False, **extra)[0]
+    if "states" in batch:
+        with _from_block(base, batch["first"]):
+            hidden = base(inputs_embeds=batch["states"], use_cache=False, **extra)[0]
+    else:
+        hidden = base(input_ids=batch["input_ids"], use_cache=False, **extra)[0]
     targets = batch["labels"][:, 1:]
     where = targets != IGNORED
     return hidden[:, :-1][where], targets[where]
+
+
+@contextlib.contextmanager
+def _from_block(base: Any, first: int) -> Iterator[None]:
+    """Let a model of transformers begin with block ``first``."""
+    layers = base.layers
+    base.layers = layers[first:]
+    try:
+        yield
+    finally:
+        base.layers = layers
 
 
 def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,7 +116,12 @@ def eval_mode(
             model.train(mode)
 
 
-def _parts(
+def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors on ``device``."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def parts(
     rows: Sequence[Row], device: torch.device, progress: Progress
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Yield row numbers and their batch on ``device``; rows of similar length are batched."""
@@ -107,7 +130,7 @@ def _parts(
         count = max(1, TOKENS_AT_ONCE // len(rows[order[-1]].ids))
         chosen, order = order[-count:], order[:-count]
         batch = collate([(rows[i],) for i in chosen])
-        yield chosen, {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        yield chosen, moved(batch, device)
         progress.check_cancel()
 
 
@@ -117,10 +140,16 @@ def predictions(
     device: torch.device,
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
+    below: Any = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield row numbers, float32 logits [predicted, vocabulary] and targets, in eval mode."""
+    """Yield row numbers, float32 logits [predicted, vocabulary] and targets, in eval mode.
+
+    ``below``: what is kept of the rows for the blocks that train (`core.retrain.states.Below`).
+    """
     with eval_mode([model], device, None):
-        for chosen, batch in _parts(rows, device, progress):
+        for chosen, batch in parts(rows, device, progress):
+            if below:
+                batch |= moved(below.of([(rows[i],) for i in chosen]), device)
             with autocast(device, compute):  # ended before the caller computes with the logits
                 found = predicted_logits(model, batch)
             yield chosen, *found
@@ -165,7 +194,7 @@ def mean_kl(
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
     total, count = 0.0, 0
     with eval_mode([model, teacher], device, compute):
-        for _, batch in _parts(rows, device, progress):
+        for _, batch in parts(rows, device, progress):
             logits, targets = predicted_logits(model, batch)
             total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))
             count += len(targets)

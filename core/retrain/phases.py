@@ -128,7 +128,9 @@ def train(
     lengths = [batches.length(sequence) for sequence in session.sequences]
     settings = session.settings
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
-    micro_batches = MicroBatches(session.sequences, plan, settings.steps, session.kept)
+    micro_batches = MicroBatches(
+        session.sequences, plan, settings.steps, session.kept, session.below
+    )
     trackers = session.spec.report_to
     tracking.prepare(trackers, Path(session.spec.out))
     args = arguments(session.spec, settings, session.checkpoints, session.device)

@@ -17,6 +17,7 @@ import torch
 from core.model.memory import peak_memory_mib
 from core.model.precision import dtype_name
 from core.retrain import batches
+from core.retrain.loss import moved
 from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Data, Heldout, Rate, Settings, Summary
 from core.retrain.session import Session
@@ -33,12 +34,20 @@ def range_test(spec: RetrainSpec, run: Run) -> None:
     Raises `InputError` for anything that the training itself would refuse.
     """
     session = Session(replace(spec, retention=False, also=(), questions=0, lr=None), run)
-    steps = min(RANGE_STEPS, session.settings.steps)
-    batch = min(RANGE_SEQUENCES, session.settings.batch)
+    settings = session.settings
+    steps, batch = min(RANGE_STEPS, settings.steps), min(RANGE_SEQUENCES, settings.batch)
     lengths = [batches.length(sequence) for sequence in session.sequences]
     plan = batches.StepPlan(lengths, batch, 1, spec.seed)
     taken = [[session.sequences[i] for i in plan.indices(step)] for step in range(steps)]
     read = [row for packs in taken for pack in packs for row in pack]
+    session.sequences = [pack for packs in taken for pack in packs]
+    session.settings = replace(
+        settings,
+        steps=steps,
+        batch=batch,
+        micro_batch=min(batch, settings.micro_batch),
+        warmup=-(-steps * settings.warmup // settings.steps),
+    )
     session.rows = replace(session.rows, train=read, heldout=session.rows.heldout[:RANGE_ROWS])
     session.yardstick = replace(session.yardstick, rows=session.rows.heldout)
     session.measure_dense()
@@ -61,7 +70,7 @@ def range_test(spec: RetrainSpec, run: Run) -> None:
         )
         run.progress.log(f"Learning rate {rate:g}: held-out loss {held.loss:.4f}.")
     Rate.write(run, rows)
-    _summary(session, rows, trials, steps, batch).write(run)
+    _summary(session, rows, trials).write(run)
     run.progress.step(len(rates), len(rates), "learning rates tried")
 
 
@@ -93,17 +102,16 @@ class _Trials:
         optimiser = torch.optim.AdamW(
             weights, rate, (0.9, settings.beta2), weight_decay=settings.weight_decay
         )
-        warmup = -(-len(self.taken) * settings.warmup // max(1, settings.steps))
-        schedule = schedule_of(session.spec.schedule, optimiser, warmup, len(self.taken))
+        schedule = schedule_of(session.spec.schedule, optimiser, settings.warmup, settings.steps)
         objective = session.objective()
         self.model.train()
         began = time.perf_counter()
         for packs in self.taken:
             items = sum(row.items for pack in packs for row in pack)
             for at in range(0, len(packs), settings.micro_batch):
-                made = with_kept(packs[at : at + settings.micro_batch], session.kept)
-                moved = {k: v.to(session.device) for k, v in made.items() if torch.is_tensor(v)}
-                objective(self.model, moved | {"items": items})[0].backward()
+                micro = packs[at : at + settings.micro_batch]
+                made = moved(with_kept(micro, session.kept, session.below), session.device)
+                objective(self.model, made | {"items": items})[0].backward()
             torch.nn.utils.clip_grad_norm_(weights, session.spec.clip or torch.inf)
             optimiser.step()
             schedule.step()
@@ -113,9 +121,7 @@ class _Trials:
         return session.measure(self.model)
 
 
-def _summary(
-    session: Session, rows: list[Rate], trials: _Trials, steps: int, batch: int
-) -> Summary:
+def _summary(session: Session, rows: list[Rate], trials: _Trials) -> Summary:
     spec, taken = session.spec, session.settings
     best = Rate.best(rows, by_kl=not session.goal.entropy)
     held = Held(best.heldout_loss, best.heldout_kl) if best else session.before
@@ -126,10 +132,10 @@ def _summary(
         checkpoint=spec.checkpoint,
         dense=session.dense_name,
         **result.summary(),
-        steps=steps,
+        steps=taken.steps,
         settings=Settings(
-            steps=steps,
-            batch=batch,
+            steps=taken.steps,
+            batch=taken.batch,
             micro_batch=taken.micro_batch,
             lr=best.rate if best else None,
             warmup=taken.warmup,
@@ -152,7 +158,7 @@ def _summary(
             rows=len(session.rows.train),
             cut=session.rows.cut,
             dropped=session.rows.dropped,
-            sequences=steps * batch,
+            sequences=len(session.sequences),
         ),
         heldout=Heldout(
             **session.rows.heldout_data,

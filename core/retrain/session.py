@@ -29,13 +29,16 @@ from core.retrain import (
     layers,
     partial,
     results,
+    row_cache,
     rows,
+    states,
     teacher,
     weights,
 )
 from core.retrain.diagnostics import Finding
 from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
+from core.retrain.loss import moved
 from core.retrain.recovery import Held
 from core.retrain.spec import RetrainSpec, goal_of, layout_of, settings_of
 from core.retrain.trainer import (
@@ -59,7 +62,7 @@ class Session:
         self.started = time.monotonic()
         self.device = resolve_device(spec.device)
         checkpoint = locate.open(spec.checkpoint, run.progress)
-        self.folder, self.info = checkpoint.folder, checkpoint.info
+        self.checkpoint, self.folder, self.info = checkpoint, checkpoint.folder, checkpoint.info
         self.precision = self.decide(self.info.dtype)
         self.dense_name, self.dense = self._find_dense()
         encoder = ModelTokenizer(load_tokenizer(self.folder), config_eos(self.folder))
@@ -77,8 +80,10 @@ class Session:
         self.yardstick = teacher.Yardstick(self.rows.heldout)
         self.goal = goal_of(spec)
         self.teacher: Any = None
-        self.kept: teacher.Cache | None = None
+        self.kept: row_cache.Cache | None = None
         """The dense model's distributions on the training rows, if they are read from disk."""
+        self.below: states.Below | None = None
+        """What enters the first trained block, if it is read from disk."""
         self.evaluation = EvaluationTable(spec, self.rows, encoder, self.device)
         self.before = Held(0.0)
         self.evaluation_s = 0.0
@@ -146,7 +151,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
-            "retention", "also", "questions", "fused",
+            "retention", "also", "questions", "fused", "keep_states",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {
@@ -215,17 +220,49 @@ class Session:
         if self.goal.is_live or self.evaluation:
             self.teacher = model
 
-    def _keep(self, model: Any, held: Precision) -> teacher.Cache:
+    def _keep(self, model: Any, held: Precision) -> row_cache.Cache:
         """Return the dense model's distributions on the training rows; computed unless known."""
         assert self.dense
-        about = self.rows.train, self.goal.top_k
+        about = self.taken_rows(), self.goal.top_k
         folder = caches.root() / teacher.key_of(self.dense, *about, dtype_name(held.arithmetic))
-        found = teacher.find(folder, self.rows.train)
+        found = teacher.find(folder, about[0])
         if found:
             self.progress.log("The dense model's distributions on these rows are known.")
             return found
         how = self.device, held.compute
         return teacher.write(folder, model, *about, how, self.progress)
+
+    def taken_rows(self) -> list[rows.Row]:
+        """Return the training rows that the steps take; all of them if these are half or more."""
+        settings, lengths = self.settings, [batches.length(pack) for pack in self.sequences]
+        if not batches.takes_few(settings.steps, settings.batch, len(lengths)):
+            return self.rows.train
+        plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, self.spec.seed)
+        taken = {i for step in range(settings.steps) for i in plan.indices(step)}
+        return [row for i in sorted(taken) for row in self.sequences[i]]
+
+    def _states(self, model: Any) -> states.Below | None:
+        """Return what enters the first trained block, computed unless known; None if not kept."""
+        first = self.trained[0] if self.trained else 0
+        kinds = set(getattr(model.config, "layer_types", None) or ())
+        if not first or self.spec.keep_states == "off" or len(kinds) > 1:
+            return None
+        held = self.precision
+        read = [*self.taken_rows(), *self.rows.heldout]
+        about = dtype_name(held.weights), dtype_name(held.arithmetic), str(self.fused_layers > 0)
+        folder = caches.root() / states.key_of(self.checkpoint, read, first, about)
+        found = states.find(folder, read, first)
+        if found:
+            self.progress.log("The states below the first trained block are known.")
+            return found
+        settings = self.settings
+        tokens = sum(len(row.ids) for row in dict.fromkeys(read))
+        need = tokens * self.info.hidden * held.weights.itemsize
+        once = settings.steps * settings.batch <= len(self.sequences)
+        if once or not caches.has_room(need):
+            return None
+        how = self.device, held.compute
+        return states.write(folder, model, read, first, need, how, self.progress)
 
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model; a teacher is stored in the precision that it computes in."""
@@ -237,6 +274,7 @@ class Session:
 
     def load(self) -> Any:
         """Load the pruned model, measure it, and prepare it for training."""
+        self.below = None
         model = load_model(self.folder, self.device, self.precision.weights)
         began = time.monotonic()
         self.before = self.measure(model)
@@ -262,12 +300,13 @@ class Session:
             self.fused_layers = fused.install(model)
         else:
             self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
+        self.below = self._states(model)
         return model
 
     def measure(self, model: Any) -> Held:
         """Return loss and divergence of a model in training on the held-out rows."""
         compute = self.precision.compute
-        return self.yardstick.measure(model, self.device, compute, self.progress)
+        return self.yardstick.measure(model, self.device, compute, self.progress, self.below)
 
     def objective(self) -> Objective:
         """Return the training objective."""
@@ -281,14 +320,11 @@ class Session:
         objective = self.objective()
 
         def fits(count: int) -> bool:
-            batch = with_kept(longest[-count:], self.kept)
-            moved = {
-                k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-            }
+            batch = moved(with_kept(longest[-count:], self.kept, self.below), self.device)
             items = sum(row.items for rows_ in longest[-count:] for row in rows_)
             try:
                 model.train()
-                objective(model, moved | {"items": items})[0].backward()
+                objective(model, batch | {"items": items})[0].backward()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -153,6 +153,14 @@ class RetrainSpec(DeviceOptions):
         group="partial",
         help="Also train the block before each place where blocks were removed.",
     )
+    keep_states: str = option(
+        "auto",
+        choices=("auto", "off"),
+        group="partial",
+        help="auto: if rows are read more than once, what the blocks below the first trained one "
+        "make of them is kept on disk, so that later epochs compute only the blocks above; at most "
+        "a quarter of the free space is used. off: compute all blocks at every step.",
+    )
     loss: str = option(
         "ce",
         choices=LOSSES,

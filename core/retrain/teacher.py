@@ -2,18 +2,13 @@
 
 For every predicted token the k likeliest next tokens, their log-probabilities and the log of the
 remaining probability are kept, so training costs no second model (Minitron, arXiv 2407.14679; here
-only the likeliest tokens). A cache is a folder of the workspace named after what it depends on (the
-dense model's weights and config, the rows, k, the precision), so all runs on the same rows share
-it and none is used for others. It gets that name once it is complete.
+only the likeliest tokens). A cache (`core.retrain.row_cache`) is named after what it depends on
+(the dense model's weights and config, the rows, k, the precision), so all runs on the same rows
+share it and none is used for others.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,35 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from core.checkpoint.locate import Checkpoint
-from core.errors import OutputError
-from core.retrain import caches
-from core.retrain.batches import Pack
+from core.retrain import caches, row_cache
 from core.retrain.loss import nll_by_row, predictions
 from core.retrain.recovery import Held
 from core.retrain.rows import Row
-from core.runs import processes
 from core.runs.progress import SILENT, Progress
-from core.runs.workspace import read_json, write_json
 
 HELD_K = 128
 """Tokens kept of the dense model's distributions on held-out rows: 39 MB for 200 rows of 256."""
 LOGITS = 2**25
 """Logits of which copies are made at once: 128 MiB in float32. Chosen, not measured."""
-PART_BYTES = 2**25
-"""Size of a file of the cache, and of what is held in memory while it is written: 32 MiB."""
-VERSION = 1
+VERSION = 2
 NAMES = ("teacher_ids", "teacher_logp", "teacher_rest")
 """Likeliest tokens [predicted, k], their log-probabilities [predicted, k], the rest [predicted]."""
 SMALLEST = 1e-7
 """Least probability outside the kept tokens: what float32 can tell from 0."""
 
-Place = tuple[int, int, int]
-"""Number of the file, first entry and number of entries of a row."""
+KIND = row_cache.Kind(
+    "The dense model's distributions",
+    NAMES,
+    lambda row: row.items,
+    "keep fewer tokens (--teacher-top-k)",
+)
 
 
 def kl_kept(logits: Tensor, ids: Tensor, logp: Tensor, rest: Tensor) -> Tensor:
@@ -117,11 +108,16 @@ class Yardstick:
         device: torch.device,
         compute: torch.dtype | None = None,
         progress: Progress = SILENT,
+        below: Any = None,
     ) -> Held:
-        """Return loss and divergence of ``model`` on these rows, in one pass."""
+        """Return loss and divergence of ``model`` on these rows, in one pass.
+
+        ``below``: as for `core.retrain.loss.predictions`.
+        """
         nll, kl = [0.0] * len(self.rows), 0.0
         items = [row.items for row in self.rows]
-        for chosen, logits, targets in predictions(model, self.rows, device, compute, progress):
+        how = device, compute, progress, below
+        for chosen, logits, targets in predictions(model, self.rows, *how):
             for i, loss in zip(
                 chosen, nll_by_row(logits, targets, [items[i] for i in chosen]), strict=True
             ):
@@ -153,54 +149,13 @@ def yardstick(
 
 def key_of(dense: Checkpoint, rows: Sequence[Row], k: int, dtype: str) -> str:
     """Return the name of the cache: a hash of everything that it depends on."""
-    digest = hashlib.sha256()
-    config = {
-        name: value
-        for name, value in dense.config.items()
-        if name not in ("transformers_version", "_name_or_path")
-    }
-    about = {"version": VERSION, "weights": dense.info.key, "k": k, "dtype": dtype}
-    digest.update(json.dumps({**about, "config": config}, sort_keys=True, default=str).encode())
-    for row in rows:
-        for part in (row.ids, row.labels):
-            digest.update(len(part).to_bytes(4, "little"))
-            digest.update(array("q", part).tobytes())
-    return digest.hexdigest()[:32]
+    about = {"version": VERSION, "k": k, "dtype": dtype}
+    return row_cache.key_of(dense.info, dense.config, rows, about)
 
 
-@dataclass(frozen=True)
-class Cache:
-    """A complete cache, read a micro-batch at a time."""
-
-    rows: dict[Row, Place]
-    parts: Sequence[Any]
-    """The open files: they can be read even if the cache is deleted meanwhile."""
-
-    def of(self, batch: Sequence[Pack]) -> dict[str, Tensor]:
-        """Return what was kept of the rows of a micro-batch, in the order of its predictions."""
-        found = [self._read(self.rows[row]) for pack in batch for row in pack]
-        return {name: torch.cat([one[name] for one in found]) for name in NAMES}
-
-    def _read(self, place: Place) -> dict[str, Tensor]:
-        part, start, count = place
-        return {name: self.parts[part].get_slice(name)[start : start + count] for name in NAMES}
-
-
-def find(folder: Path, rows: Sequence[Row]) -> Cache | None:
+def find(folder: Path, rows: Sequence[Row]) -> row_cache.Cache | None:
     """Return the cache in ``folder``, None if it is missing, incomplete or damaged."""
-    marker = read_json(folder / caches.COMPLETE) or {}
-    distinct = list(dict.fromkeys(rows))
-    try:
-        places = [(int(part), int(start), int(count)) for part, start, count in marker["places"]]
-        files = [folder / _part(number) for number in range(len(marker["bytes"]))]
-        whole = [file.stat().st_size for file in files] == marker["bytes"]
-        if not whole or [count for *_, count in places] != [row.items for row in distinct]:
-            return None
-        parts = [safe_open(file, "pt") for file in files]
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError):
-        return None
-    found = dict(zip(distinct, places, strict=True))
-    return Cache(found, parts)
+    return row_cache.find(folder, rows, KIND)
 
 
 def write(
@@ -210,7 +165,7 @@ def write(
     k: int,
     how: tuple[torch.device, torch.dtype | None],
     progress: Progress,
-) -> Cache:
+) -> row_cache.Cache:
     """Run ``model`` over the rows and keep what it predicts in ``folder``.
 
     ``how``: the device, and the precision of autocast (None: that of the weights).
@@ -218,89 +173,15 @@ def write(
     Raises:
         OutputError: the disk has no room for it, or it cannot be written.
     """
-    device, compute = how
     distinct = list(dict.fromkeys(rows))
     need = caches.needed_bytes(sum(row.items for row in distinct), k)
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-    _clean(folder.parent)
-    try:
-        draft.mkdir(parents=True)
-        free = shutil.disk_usage(draft).free
-        if free < need:
-            raise OutputError(
-                f"The dense model's distributions take {need / 2**20:,.0f} MiB, but "
-                f"{folder.parent} has {free / 2**20:,.0f} MiB free.",
-                "Free space there, train on fewer rows, or keep fewer tokens (--teacher-top-k).",
-            )
-        writer = _Writer(draft, len(distinct))
-        done = 0
-        for chosen, logits, _ in predictions(model, distinct, device, compute, progress):
-            for number, pieces in _by_row(distinct, chosen, logits, k):
-                writer.add(number, pieces)
-            done += len(chosen)
-            progress.step(done, len(distinct), "the dense model reads the training rows")
-        writer.finish()
-        try:
-            draft.rename(folder)
-        except OSError:  # another run was first, or an unusable one is in the way
-            if not find(folder, rows):
-                shutil.rmtree(folder, ignore_errors=True)
-                draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    found = find(folder, rows)
-    if found is None:
-        raise OutputError(f"{folder} cannot be read back.", "Check that disk, then start again.")
-    return found
 
+    def made() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        for chosen, logits, _ in predictions(model, distinct, *how, progress):
+            yield from _by_row(distinct, chosen, logits, k)
 
-class _Writer:
-    """Collects rows and writes a file whenever `PART_BYTES` have come together."""
-
-    def __init__(self, folder: Path, rows: int) -> None:
-        self.folder = folder
-        self.places: list[Place] = [(0, 0, 0)] * rows
-        self.sizes: list[int] = []
-        self.held: list[Sequence[Tensor]] = []
-        self.entries = self.bytes = 0
-
-    def add(self, number: int, pieces: Sequence[Tensor]) -> None:
-        """Keep what was predicted in row ``number``."""
-        count = len(pieces[0])
-        self.places[number] = (len(self.sizes), self.entries, count)
-        self.held.append(pieces)
-        self.entries += count
-        self.bytes += sum(piece.nbytes for piece in pieces)
-        if self.bytes >= PART_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what has come together."""
-        if not self.held:
-            return
-        parts = zip(*self.held, strict=True)
-        tensors = {name: torch.cat(part) for name, part in zip(NAMES, parts, strict=True)}
-        file = self.folder / _part(len(self.sizes))
-        save_file(tensors, file)
-        self.sizes.append(file.stat().st_size)
-        self.held, self.entries, self.bytes = [], 0, 0
-
-    def finish(self) -> None:
-        """Write the rest, and the marker that makes the cache one."""
-        self.flush()
-        write_json(self.folder / caches.COMPLETE, {"places": self.places, "bytes": self.sizes})
-
-
-def _part(number: int) -> str:
-    return f"part-{number:05d}.safetensors"
-
-
-def _clean(folder: Path) -> None:
-    """Delete what processes that no longer run left unfinished."""
-    for draft in folder.glob("*.*") if folder.is_dir() else ():
-        owner = draft.suffix[1:]
-        if owner.isdecimal() and processes.start_time(int(owner)) is None:
-            shutil.rmtree(draft, ignore_errors=True)
+    doing = "the dense model reads the training rows"
+    return row_cache.write(folder, rows, KIND, need, made(), progress, doing)
 
 
 def read_ahead(make: Callable[[int], Any], count: int) -> Callable[[int], Any]:

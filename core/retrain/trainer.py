@@ -31,7 +31,7 @@ from transformers import (
 
 from core import words
 from core.errors import Cancelled
-from core.retrain import diagnostics, head, results, teacher, tracking
+from core.retrain import diagnostics, head, results, row_cache, states, teacher, tracking
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, causal_of, collate, kl_sum, predicted_states
@@ -65,15 +65,20 @@ class MicroBatches(Dataset):
         sequences: Sequence[Pack],
         plan: StepPlan,
         steps: int,
-        kept: teacher.Cache | None = None,
+        kept: row_cache.Cache | None = None,
+        below: states.Below | None = None,
     ) -> None:
-        """Take ``sequences`` in the order of ``plan``, with what was ``kept`` of the teacher."""
+        """Take ``sequences`` in the order of ``plan``, with what was ``kept`` of the teacher.
+
+        ``below``: the states that enter the first trained block.
+        """
         self._sequences = sequences
         self._plan = plan
         self._count = steps * plan.accumulation
         self._items = [sum(row.items for row in rows) for rows in sequences]
-        self._kept = kept
-        self._get = teacher.read_ahead(self._made, self._count) if kept else self._made
+        self._kept, self._below = kept, below
+        reads = kept is not None or below is not None
+        self._get = teacher.read_ahead(self._made, self._count) if reads else self._made
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
@@ -86,13 +91,15 @@ class MicroBatches(Dataset):
     def _made(self, index: int) -> dict[str, Any]:
         step, part = divmod(index, self._plan.accumulation)
         parts = self._plan.step(step)
-        batch = with_kept([self._sequences[i] for i in parts[part]], self._kept)
+        batch = with_kept([self._sequences[i] for i in parts[part]], self._kept, self._below)
         return batch | {"items": sum(self._items[i] for chosen in parts for i in chosen)}
 
 
-def with_kept(packs: Sequence[Pack], kept: teacher.Cache | None) -> dict[str, Any]:
-    """Return a collated micro-batch, with the teacher's distributions if some were kept."""
-    return collate(packs) | (kept.of(packs) if kept else {})
+def with_kept(
+    packs: Sequence[Pack], kept: row_cache.Cache | None, below: states.Below | None = None
+) -> dict[str, Any]:
+    """Return a collated micro-batch, with what was kept on disk of the teacher and of states."""
+    return collate(packs) | (kept.of(packs) if kept else {}) | (below.of(packs) if below else {})
 
 
 @dataclass(frozen=True)
@@ -110,16 +117,16 @@ class Objective:
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the objective and the loss alone of a micro-batch, as parts of its step's mean."""
         with autocast(self.device, self.compute):
-            states, targets = predicted_states(model, batch)
+            hidden, targets = predicted_states(model, batch)
             wanted = self._wanted(batch)
 
             def of(logits: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
                 return self._losses(logits, targets[piece], wanted(piece), batch["items"])
 
             output = causal_of(model).lm_head
-            found = head.in_pieces(states, output, of, self.compute)
+            found = head.in_pieces(hidden, output, of, self.compute)
             if found is None:
-                found = of(output(states).float(), slice(None))
+                found = of(output(hidden).float(), slice(None))
         return found[0], found[1].detach()
 
     def _losses(
@@ -140,12 +147,13 @@ class Objective:
             return lambda piece: None
         if self.teacher is None:
             return lambda piece: [batch[name][piece] for name in teacher.NAMES]
+        whole = {name: value for name, value in batch.items() if name != "states"}
         with torch.no_grad():
-            states, _ = predicted_states(self.teacher, batch)
+            found, _ = predicted_states(self.teacher, whole)
 
         def logits(piece: slice) -> Tensor:
             with torch.no_grad(), autocast(self.device, self.compute):
-                return causal_of(self.teacher).lm_head(states[piece]).float()
+                return causal_of(self.teacher).lm_head(found[piece]).float()
 
         return logits
 

@@ -6,11 +6,15 @@ import pytest
 import torch
 from retrain_helpers import dies_after, execute, summary
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from core.checkpoint import locate
 from core.errors import OptionError
 from core.prune import depth
-from core.retrain import estimate, partial
+from core.retrain import caches, estimate, partial, states
+from core.retrain.rows import Row
 from core.retrain.spec import RetrainSpec
+from core.runs.progress import SILENT
 
 
 def spec_of(**options):
@@ -70,6 +74,71 @@ def test_the_estimate_counts_what_trains(run):
         whole["memory_bytes"]["activations"] / 3, rel=1e-6
     )
     assert plan["flops"] < whole["flops"]
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of the caches, empty."""
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    return tmp_path / "workspace" / caches.FOLDER
+
+
+@pytest.mark.parametrize("layout", ["grouped", "packed"])
+def test_kept_states_train_as_all_blocks_do(run, kept, tmp_path, monkeypatch, layout):
+    options = {**run[0], "steps": 40, "layout": layout, "loss": "kl", "teacher_top_k": 0}
+    calls = []
+    usual = states.write
+    monkeypatch.setattr(states, "write", lambda *given: (calls.append(1), usual(*given))[1])
+    for name, keep in (("kept", "auto"), ("again", "auto"), ("off", "off")):
+        assert execute(**options, keep_states=keep, out=str(tmp_path / name)) == 0
+    assert calls == [1]  # shared by both runs
+    assert len(list(kept.iterdir())) == 1
+    one, again, other = (weights(tmp_path / n / "merged") for n in ("kept", "again", "off"))
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert torch.equal(one[name], again[name])
+    found = [summary(tmp_path / name)["heldout_loss_after"] for name in ("kept", "off")]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_states_are_what_enters_the_block_and_are_kept_for_these_rows_alone(
+    pruned, kept, monkeypatch
+):
+    model = AutoModelForCausalLM.from_pretrained(pruned).eval()
+    made = [Row(tuple(ids), tuple(ids)) for ids in ([5, 9, 30, 7], [8, 6], [40, 41, 42])]
+    entered = {}
+    model.model.layers[2].register_forward_pre_hook(
+        lambda _, given: entered.update(x=given[0].clone())
+    )
+    folder = kept / "key"
+    cpu = torch.device("cpu")
+    found = states.write(folder, model, made, 2, 1, (cpu, None), SILENT)
+    assert len(model.model.layers) == 3
+    batch = found.of([(made[0],), (made[1], made[2])])
+    assert batch["states"].shape == (2, 5, model.config.hidden_size)
+    assert batch["states"][0, 4].abs().max() == 0
+    for at, row in (((0, 0), made[0]), ((1, 0), made[1]), ((1, 2), made[2])):
+        with torch.no_grad():
+            model(input_ids=torch.tensor([row.ids]), use_cache=False)
+        mine = batch["states"][at[0], at[1] : at[1] + len(row.ids)]
+        torch.testing.assert_close(mine, entered["x"][0], rtol=1e-5, atol=1e-6)
+    opened = locate.open(str(pruned))
+    keys = {
+        states.key_of(opened, rows, first, about)
+        for rows in (made, made[:2], made[::-1])
+        for first in (1, 2)
+        for about in (["float32"], ["bfloat16"])
+    }
+    assert len(keys) == 12
+    assert states.find(folder, made, 2)
+    assert states.find(folder, made[:2], 2) is None
+
+
+def test_states_that_are_used_once_or_do_not_fit_are_not_kept(run, kept, tmp_path, monkeypatch):
+    assert execute(**run[0], out=str(tmp_path / "once")) == 0
+    monkeypatch.setattr(caches, "has_room", lambda _: False)
+    assert execute(**{**run[0], "steps": 40}, out=str(tmp_path / "full")) == 0
+    assert not kept.exists()
 
 
 def test_resuming_gives_the_same_weights(run, tmp_path, monkeypatch):

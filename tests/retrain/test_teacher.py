@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from core.checkpoint import locate
 from core.errors import OptionError, OutputError
-from core.retrain import batches, caches, loss, session, teacher, trainer
+from core.retrain import batches, caches, loss, row_cache, session, teacher, trainer
 from core.retrain.rows import IGNORED, Row
 from core.retrain.spec import RetrainSpec, goal_of
 from core.runs.progress import SILENT
@@ -48,7 +48,7 @@ def kept(folder, model, made, k):
 
 
 def test_what_is_kept_is_what_the_model_says(tiny_gqa, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "PART_BYTES", 900)  # several files
+    monkeypatch.setattr(row_cache, "PART_BYTES", 900)  # several files
     monkeypatch.setattr(loss, "TOKENS_AT_ONCE", 40)
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa).eval()
     cache = kept(tmp_path / "teachers" / "key", model, made, 8)
@@ -116,15 +116,15 @@ def test_only_the_same_rows_of_the_same_model_share_a_cache(tiny_dir, made):
 
 
 def test_an_interrupted_or_damaged_cache_is_not_trusted(tiny_gqa, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "PART_BYTES", 1000)
+    monkeypatch.setattr(row_cache, "PART_BYTES", 1000)
     model = AutoModelForCausalLM.from_pretrained(tiny_gqa).eval()
     folder = tmp_path / "teachers" / "key"
-    usual = teacher.save_file
-    monkeypatch.setattr(teacher, "save_file", lambda *_: (_ for _ in ()).throw(SystemExit(9)))
+    usual = row_cache.save_file
+    monkeypatch.setattr(row_cache, "save_file", lambda *_: (_ for _ in ()).throw(SystemExit(9)))
     with pytest.raises(SystemExit):
         kept(folder, model, made, 8)
     assert teacher.find(folder, made) is None
-    monkeypatch.setattr(teacher, "save_file", usual)
+    monkeypatch.setattr(row_cache, "save_file", usual)
     # kill -9 leaves the draft; the next one who writes deletes it
     stale = folder.with_name("key.4194000")
     stale.mkdir(parents=True)
@@ -218,6 +218,12 @@ def test_training_on_kept_distributions(options, root, tmp_path, monkeypatch):
     caches.delete(root)
     assert not (root / caches.FOLDER).exists()
     assert caches.taken(root).number == 0
+
+
+def test_only_the_rows_of_a_short_training_are_read(options, root):
+    assert execute(**{**options, "steps": 2, "batch": 3, "eval_every": 2}) == 0
+    (cache,) = (root / caches.FOLDER).iterdir()
+    assert len(json.loads((cache / caches.COMPLETE).read_text())["places"]) == 6
 
 
 def test_kept_distributions_train_as_a_live_teacher_does(options, tmp_path, dense):
