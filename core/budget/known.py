@@ -39,7 +39,12 @@ def with_pairs(where: Workspace, info: CheckpointInfo) -> RunRecord | None:
         found = Search.read(record.path) if record.state == "done" else None
         if not found or not info.key or found.checkpoint_key != info.key:
             continue
-        if found.objective == "kl" and found.heal == "none" and PairRow.read(record.path):
+        if (
+            found.objective == "kl"
+            and found.heal == "none"
+            and found.units == "block"
+            and PairRow.read(record.path)
+        ):
             return record
     return None
 

@@ -43,6 +43,12 @@ class Removal:
         return (*((b, "attention") for b in self.attention), *((b, "mlp") for b in self.mlp))
 
     @property
+    def touched(self) -> tuple[int, ...]:
+        """Every block that goes or loses something, in ascending order."""
+        narrow = (block for block, _ in self.width)
+        return tuple(sorted({*self.drop, *self.attention, *self.mlp, *narrow}))
+
+    @property
     def units(self) -> int:
         """Number of parts of blocks that go; a whole block has two."""
         return 2 * len(self.drop) + len(self.attention) + len(self.mlp)

@@ -17,11 +17,13 @@ import numpy as np
 
 from core import words
 from core.findings.finding import Finding
-from core.search.results import HeldoutRow, Search, SetRow, by_count
+from core.search.results import HeldoutRow, Search, SetRow, by_count, units_in
 from core.words import listed
 
 RESAMPLES = 2000
 SEED = 1234
+Key = tuple[str, frozenset[Any]]
+"""How a set was healed, and its blocks or parts."""
 INTERVAL = (0.025, 0.975)
 """A 95 % interval."""
 FEWEST = 6
@@ -34,7 +36,7 @@ class Difference:
     """What another method's set costs on held-out text beyond the set that a search prefers."""
 
     count: int
-    """Blocks removed."""
+    """Blocks, or parts of blocks, removed."""
     chosen: tuple[str, ...]
     """Methods that found the set with the lowest cost on the calibration rows."""
     others: tuple[str, ...]
@@ -59,14 +61,16 @@ def differences(
     Sets that were not measured on the held-out rows are left out. With fewer than two rows there
     is nothing to resample, and the result is empty.
     """
-    table: dict[tuple[str, tuple[int, ...]], dict[int, tuple[int, float]]] = {}
+    table: dict[Key, dict[int, tuple[int, float]]] = {}
     for row in rows:
-        blocks = tuple(int(b) for b in row.drop.split() if b.isdecimal())
         cost = row.kl if objective == "kl" else row.nll
-        table.setdefault((row.heal, blocks), {})[row.row] = (row.tokens, cost)
+        table.setdefault((row.heal, frozenset(units_in(row.drop))), {})[row.row] = (
+            row.tokens,
+            cost,
+        )
     found: list[Difference] = []
     for count, best in by_count(sets).items():
-        methods: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        methods: dict[Key, list[str]] = {}
         for one in sets:
             if one.count == count:
                 methods.setdefault(_key(one), []).append(one.method)
@@ -78,8 +82,8 @@ def differences(
     return found
 
 
-def _key(row: SetRow) -> tuple[str, tuple[int, ...]]:
-    return row.heal, tuple(sorted(row.blocks))
+def _key(row: SetRow) -> Key:
+    return row.heal, frozenset(row.units)
 
 
 def _paired(

@@ -215,6 +215,11 @@ def _pairs(folder: Path, budget: Budget) -> dict[tuple[int, int], float]:
             f"The pairs in {folder} were not measured by the KL of the plain cut.",
             "Give a run of search with --objective kl and without --heal.",
         )
+    if search.units != "block":
+        raise DataError(
+            f"The pairs in {folder} are of parts of blocks, not of whole blocks.",
+            "Give a run of search with --units block.",
+        )
     if search.checkpoint_key != budget.checkpoint_key:
         raise DataError(
             f"The pairs in {folder} belong to other weights than the budget run.",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from core.criteria import BUDGET, CONTROLS, SEARCHED, SUBLAYERS
 from core.errors import DataError, PlanError
 from core.prune.budgets import Library, Limits, Solution
 from core.prune.scores import BlockScores, canonical
+from core.prune.set_results import removal_of
 
 
 def unprotected(blocks: int, protected: Container[int]) -> tuple[int, ...]:
@@ -157,6 +157,7 @@ def choose(
     if scores is None and name not in CONTROLS:
         raise DataError(f"The criterion {name} needs scores.", "Give an importance run or a CSV.")
     counts: Sequence[int] = range(1, available + 1)
+    pick: Callable[[int], Removal | tuple[int, ...]]
     if name in SEARCHED:
         assert scores is not None
         sets = _found_sets(scores, name, set(protected))
@@ -168,10 +169,18 @@ def choose(
     requested = _requested(count, ratio, params)
     searched = available < min(blocks - first - last, blocks - 1)
     number = _number(
-        requested, pick, counts, info, first, last, searched=name if name in SEARCHED else searched
+        requested,
+        pick,
+        counts,
+        info,
+        first,
+        last,
+        searched=name if name in SEARCHED else searched,
+        what="part" if name in SEARCHED and scores and scores.part_sets else "block",
     )
+    chosen = pick(number)
     return _plan(
-        Removal(tuple(pick(number))),
+        chosen if isinstance(chosen, Removal) else Removal(chosen),
         name,
         blocks,
         (first, last),
@@ -264,21 +273,11 @@ def _choose_parts(
     available = min(len(free), 2 * blocks - 1)
 
     def pick(number: int) -> Removal:
-        return of_units(free[:number])
+        return removal_of(free[:number])
 
     counts = range(1, available + 1)
     number = _number(requested, pick, counts, info, first, last, what="part")
     return _plan(pick(number), SUBLAYERS, blocks, (first, last), available, requested, scores, info)
-
-
-def of_units(units: Sequence[tuple[int, str]]) -> Removal:
-    """Return the removal of these (block, part) units; both parts of a block are the block."""
-    whole = [block for block, times in Counter(block for block, _ in units).items() if times > 1]
-    return Removal(
-        tuple(whole),
-        tuple(block for block, part in units if part == "attention" and block not in whole),
-        tuple(block for block, part in units if part == "mlp" and block not in whole),
-    )
 
 
 def _blocks(scores: BlockScores | None, info: Sizes | None) -> int:
@@ -363,13 +362,13 @@ def _picker(
     return lambda number: free[:number]
 
 
-def _found_sets(
-    scores: BlockScores, name: str, protected: Container[int]
-) -> dict[int, tuple[int, ...]]:
+def _found_sets(scores: BlockScores, name: str, protected: Container[int]) -> dict[int, Removal]:
     """Return the sets that search found by count; raises `DataError` if all are protected."""
     found = scores.found(name)
     allowed = {
-        count: drop for count, drop in found.items() if not any(b in protected for b in drop)
+        count: gone
+        for count, gone in found.items()
+        if not any(block in protected for block in gone.touched)
     }
     if not allowed:
         raise DataError(
@@ -452,7 +451,7 @@ def _number(
         else "at least one block must remain."
     )
     if isinstance(searched, str):
-        limit = f"It has sets of {words.block_ranges(counts)} blocks"
+        limit = f"It has sets of {words.block_ranges(counts)} {what}s"
         way = "request one of these, or search again with other --counts."
     elif searched:  # the search ended after its rounds; protection has nothing to do with it
         limit = f"Greedy search removed only {available} blocks"
@@ -460,7 +459,7 @@ def _number(
     if kind == "count":
         if isinstance(searched, str) and value not in counts:
             raise PlanError(
-                f"The search has no set of {value} blocks found by {searched}.",
+                f"The search has no set of {value} {what}s found by {searched}.",
                 f"{limit}: {way}",
             )
         if value > available:

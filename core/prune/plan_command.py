@@ -37,7 +37,9 @@ class PlanSpec:
         + ", ".join(block_scores.CRITERIA)
         + ". A budget run needs none.",
     )
-    count: int | None = option(None, help="Number of blocks to drop; of parts, by sublayers.")
+    count: int | None = option(
+        None, help="Number of blocks to drop; of parts, by sublayers or a search for them."
+    )
     ratio: float | None = option(
         None, help="Share of all parameters to remove; the closest number of blocks is used."
     )
@@ -196,7 +198,7 @@ def _info(spec: PlanSpec, checkpoint: str | None, blocks: int) -> headers.Checkp
 def _sentence(choice: plan.Plan) -> str:
     parts = len(choice.attention) + len(choice.mlp)
     text = f"Drop {len(choice.drop)} of {choice.blocks} blocks"
-    if choice.criterion == SUBLAYERS:
+    if parts or choice.criterion == SUBLAYERS:
         text = f"Remove {2 * len(choice.drop) + parts} of {2 * choice.blocks} parts of blocks"
         text += f" ({choice.removal.text})"
     text += (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import outside
-from core.checkpoint.drop import PARTS
+from core.checkpoint.drop import PARTS, Removal
 from core.criteria import COLUMNS, SUBLAYERS
 from core.criteria import NAMES as CRITERIA
 from core.errors import DataError, OptionError
@@ -59,6 +59,8 @@ class BlockScores:
     """The checkpoint that was scored, if the run records it."""
     sets: tuple[SetRow, ...] = ()
     """Sets that search found; all of them keep the blocks in ``protected``."""
+    part_sets: bool = False
+    """Whether these sets are of parts of blocks."""
     protected: tuple[int, int] | None = None
     """How many first and last blocks the search kept."""
     sublayers: Mapping[tuple[int, str], float] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class BlockScores:
             checked.append(value)
         return tuple(checked)
 
-    def found(self, method: str) -> dict[int, tuple[int, ...]]:
+    def found(self, method: str) -> dict[int, Removal]:
         """Return the set that a method of search (or ``best``) found for every count.
 
         Raises `DataError` if it found none.
@@ -117,7 +119,7 @@ class BlockScores:
                 if method != BEST
                 else "Give a run of search.",
             )
-        return {count: row.blocks for count, row in rows.items()}
+        return {count: row.removal for count, row in rows.items()}
 
     def part_order(self) -> tuple[tuple[int, str], ...]:
         """Return (block, attention or mlp) of every part in removal order; ties as blocks run.
@@ -186,9 +188,9 @@ def load(path: str | Path) -> BlockScores:
 
 def _from_search(folder: Path, name: str) -> BlockScores:
     found, rows = Search.read(folder), SetRow.read(folder)
-    sets = tuple(row for row in rows if len(set(row.blocks)) == row.count > 0)
+    sets = tuple(row for row in rows if len(row.units) == row.count > 0)
     blocks = found.blocks if found else 0
-    if not found or not sets or any(max(row.blocks) >= blocks for row in sets):
+    if not found or not sets or any(max(row.removal.touched) >= blocks for row in sets):
         raise DataError(
             f"{name} has no usable sets of blocks, so it is not a finished search.",
             "Run search again, with --resume to continue it.",
@@ -199,6 +201,7 @@ def _from_search(folder: Path, name: str) -> BlockScores:
         {},
         checkpoint=found.checkpoint or None,
         sets=sets,
+        part_sets=found.units != "block",
         protected=(found.protect_first, found.protect_last),
     )
 

@@ -7,15 +7,50 @@ types are here; `core.search.results` has the other files.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from core.checkpoint.drop import PARTS, Removal
 from core.data.facts import TextFacts
 from core.runs.results import CsvRow, JsonResult
 
 BEST = "best"
 """Names the cheapest set of any method."""
+
+
+def written(units: Iterable[Any]) -> str:
+    """Return blocks, or (block, attention or mlp), as in ``3 5`` and ``3.attention 5.mlp``."""
+    return " ".join(".".join(map(str, u)) if isinstance(u, tuple) else str(u) for u in units)
+
+
+def units_in(cell: str) -> tuple[Any, ...]:
+    """Return what `written` wrote; empty if the cell is damaged or names something twice."""
+    found: list[Any] = []
+    for word in cell.split():
+        block, dot, part = word.partition(".")
+        if not block.isdecimal() or len(block) > 6 or (dot and part not in PARTS):
+            return ()
+        found.append((int(block), part) if dot else int(block))
+    return tuple(found) if len(set(found)) == len(found) else ()
+
+
+def removal_of(units: Iterable[Any]) -> Removal:
+    """Return the removal of blocks and of (block, part) units, in this order.
+
+    Both parts of a block are the block.
+    """
+    units = list(units)
+    blocks = [unit for unit in units if not isinstance(unit, tuple)]
+    parts = [unit for unit in units if isinstance(unit, tuple)]
+    times = Counter(block for block, _ in parts)
+    whole = [block for block, number in times.items() if number > 1]
+    return Removal(
+        (*blocks, *whole),
+        tuple(block for block, part in parts if part == "attention" and block not in whole),
+        tuple(block for block, part in parts if part == "mlp" and block not in whole),
+    )
 
 
 @dataclass(frozen=True)
@@ -31,7 +66,8 @@ class SetRow(CsvRow):
     """How the seams were repaired before measuring: none, refit, linear or scale."""
     count: int
     drop: str
-    """Blocks, separated by spaces, in removal order if the method has one; see `blocks`."""
+    """Blocks, or parts of blocks as in ``3.attention 5.mlp``, separated by spaces, in removal order
+    if the method has one; see `removal`."""
     params: int | None = None
     """Parameters left."""
     ratio: float | None = None
@@ -53,10 +89,19 @@ class SetRow(CsvRow):
     unhealed_kl: float | None = None
 
     @property
+    def units(self) -> tuple[Any, ...]:
+        """Blocks, or (block, attention or mlp); empty if the cell is damaged."""
+        return units_in(self.drop)
+
+    @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks of the set; empty if the cell is damaged."""
-        parts = self.drop.split()
-        return tuple(int(p) for p in parts) if all(p.isdecimal() for p in parts) else ()
+        """The blocks of a set of whole blocks; empty for a set of parts."""
+        return tuple(unit for unit in self.units if isinstance(unit, int))
+
+    @property
+    def removal(self) -> Removal:
+        """What goes."""
+        return removal_of(self.units)
 
     @property
     def cost(self) -> float:
@@ -77,7 +122,9 @@ class Search(JsonResult):
     objective: str = "kl"
     methods: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
-    """Numbers of blocks that were asked for; sets.csv has those that were reached."""
+    """Numbers of blocks, or of parts, that were asked for; sets.csv has those that were reached."""
+    units: str = "block"
+    """What goes one at a time: block, or sublayer (the attention or the MLP of a block)."""
     heal: str = "none"
     """How sets were healed before they were compared."""
     heal_best: int | None = None
@@ -128,8 +175,7 @@ def by_count(rows: Iterable[SetRow], method: str = BEST) -> dict[int, SetRow]:
     """
     found: dict[int, SetRow] = {}
     for row in rows:
-        whole = len(set(row.blocks)) == len(row.blocks) == row.count > 0
-        if whole and method in (BEST, row.method):
+        if len(row.units) == row.count > 0 and method in (BEST, row.method):
             before = found.get(row.count)
             if before is None or row.cost < before.cost:
                 found[row.count] = row

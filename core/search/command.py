@@ -24,6 +24,7 @@ from core.search.ledger import NONE, Cost, Drop, Ledger, Tape, TimeUp
 from core.search.methods import METHODS, Task
 from core.search.results import HeldoutRow, PairRow, Search, SetRow
 from core.search.rows import heldout
+from core.search.units import BLOCK, KINDS, Units
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -37,17 +38,25 @@ TAPE = "measured.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec(DeviceOptions):
-    """Search for the sets of blocks whose removal costs least."""
+    """Search for the sets of blocks, or of their parts, whose removal costs least."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
     out: str = option(help="Run directory to write.")
     counts: tuple[int, ...] = option(
-        (), help="Numbers of blocks to remove, e.g. 1-8. Default: up to a quarter.", low=1
+        (),
+        help="Numbers of blocks, or of --units, to remove, e.g. 1-8. Default: up to a quarter.",
+        low=1,
     )
     methods: tuple[str, ...] = option(
         ("one-shot", "greedy", "pairs"),
         help="Methods to run, separated by commas. evolve starts from what the others find.",
         choices=tuple(METHODS),
+    )
+    units: str = option(
+        BLOCK,
+        help="What goes one at a time: block, or sublayer (the attention or the MLP of a block). "
+        "--counts are numbers of these.",
+        choices=KINDS,
     )
     objective: str = option(
         "kl",
@@ -106,22 +115,23 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
     rows are longer than the context, or no method is named.
     """
     first, last = _protection(spec, info)
-    free = tuple(range(first, info.blocks - last))
-    most = min(len(free), info.blocks - 1)
+    units = Units(spec.units, info.blocks)
+    free = units.free(first, last)
+    most = min(len(free), units.total - 1)
     if most < 1:
         raise PlanError(
             f"Protecting the first {first} and last {last} of {info.blocks} blocks leaves none to "
             "remove.",
             "Lower --protect-first or --protect-last.",
         )
-    counts = tuple(sorted(set(spec.counts))) or tuple(range(1, max(1, info.blocks // 4) + 1))
+    counts = tuple(sorted(set(spec.counts))) or tuple(range(1, max(1, units.total // 4) + 1))
     counts = counts if spec.counts else tuple(c for c in counts if c <= most)
     if counts[0] < 1 or counts[-1] > most:
         wrong = counts[0] if counts[0] < 1 else counts[-1]
         raise PlanError(
             f"--counts: {wrong} is out of range.",
             f"With the first {first} and last {last} of {info.blocks} blocks protected, 1 to "
-            f"{most} can be removed.",
+            f"{most} {units.noun}s can be removed.",
         )
     if not spec.methods:
         raise OptionError("--methods is empty.", f"Choose from: {', '.join(METHODS)}.")
@@ -131,12 +141,17 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
             f"Use {info.context} or fewer.",
         )
     if spec.heal != "none":
-        _check_healing(spec, info, free)
+        _check_healing(spec, info, first)
     return Task(free, counts, spec.seed)
 
 
-def _check_healing(spec: SearchSpec, info: CheckpointInfo, free: tuple[int, ...]) -> None:
-    if spec.heal != "scale" and 0 in free:
+def _check_healing(spec: SearchSpec, info: CheckpointInfo, first: int) -> None:
+    if spec.units != BLOCK:
+        raise OptionError(
+            f"--heal {spec.heal} repairs the seams of whole blocks, not of parts.",
+            "Leave out --heal or --units sublayer.",
+        )
+    if spec.heal != "scale" and not first:
         raise PlanError(
             f"--heal {spec.heal}: block 0 may be removed, but the repair changes the block before "
             "a cut, and block 0 has none.",
@@ -175,12 +190,14 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     most = _most(spec, info, dtype)
     samples = samples_of(spec, info)
-    ledger, passes = rehearsal.rehearse(task, _methods(spec), info.blocks, most, *_healing(spec))
+    total = Units(spec.units, info.blocks).total
+    ledger, passes = rehearsal.rehearse(task, _methods(spec), total, most, *_healing(spec))
     flops = rehearsal.flops(info, ledger, samples, spec.length)
     like = spec.device, info.parameters
     rate = pace.flops_per_s("search", *like) or pace.flops_per_s("importance", *like)
     return {
         "blocks": info.blocks,
+        "units": spec.units,
         "counts": list(task.counts),
         "methods": list(_methods(spec)),
         "objective": spec.objective,
@@ -226,6 +243,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
     task, methods = _task(spec, info), _methods(spec)
+    units = Units(spec.units, info.blocks)
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
     template = chat.for_text(spec.chat_template, tokenizer)
@@ -245,6 +263,7 @@ def run(spec: SearchSpec, run: Run) -> None:
             "length": spec.length,
             "seed": spec.seed,
             **({"heal": spec.heal} if heals else {}),
+            **({"units": spec.units} if spec.units != BLOCK else {}),
             "objective": spec.objective,
             "device": str(prepared.device),
             "dtype": dtype,
@@ -257,16 +276,16 @@ def run(spec: SearchSpec, run: Run) -> None:
         run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
-    rehearsed = rehearsal.rehearse(task, methods, info.blocks, tape.most, *_healing(spec))
+    rehearsed = rehearsal.rehearse(task, methods, units.total, tape.most, *_healing(spec))
     expected = rehearsed[0].passes
     progress = Share(run.progress, lambda: ledger.passes, expected)
     entries = TensorIndex.read(folder).entries
     stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
     healer = Healer(view, batch, spec.heal, stored, progress) if heals else None
     ledger = Ledger(
-        Meter(view, batch, progress),
+        Meter(view, batch, progress, units),
         spec.objective,
-        info.blocks,
+        units.total,
         tape.most,
         spec.time_limit_s,
         tape,
@@ -274,26 +293,26 @@ def run(spec: SearchSpec, run: Run) -> None:
         heal_best=spec.heal_best,
     )
     with memory.out_of_memory_explained("searching sets of blocks"):
-        finds = Finds(ledger, info, run.progress, spec.heal)
+        finds = Finds(ledger, info, run.progress, spec.heal, units)
         stopped = _search(task, methods, ledger, finds, progress)
         rows = finds.rows
         others: dict[Drop, Cost] = {}
         if other_rows:
             progress.label = "Held-out rows"
-            held = Meter(view, make_batch(other_rows, view), progress)
-            sets = list(dict.fromkeys(frozenset(row.blocks) for row in rows))
+            held = Meter(view, make_batch(other_rows, view), progress, units)
+            sets = list(dict.fromkeys(finds.sets.values()))
             if healer:
                 others = healer.measured(sets, held)
             else:
-                book = Ledger(held, spec.objective, info.blocks, tape.most)
+                book = Ledger(held, spec.objective, units.total, tape.most)
                 book.values(sets)
                 others = book.costs
-            HeldoutRow.write(run, _by_row(held.rows, spec.heal))
+            HeldoutRow.write(run, _by_row(held.rows, spec.heal, units))
     if stopped:
         run.progress.log(stopped)
-    SetRow.write(run, [_with_heldout(row, others) for row in rows])
+    SetRow.write(run, [_with_heldout(row, others.get(finds.set_of(row))) for row in rows])
     if "pairs" in methods:
-        PairRow.write(run, _pairs(task.free, ledger))
+        PairRow.write(run, _pairs(task.free, ledger, units))
     flops = rehearsal.flops(info, ledger, len(drawn.rows), spec.length)
     held_out = seams.is_held_out(torch.arange(len(drawn.rows)))
     lengths = batch.lengths.cpu()
@@ -307,6 +326,7 @@ def run(spec: SearchSpec, run: Run) -> None:
         objective=spec.objective,
         methods=methods,
         counts=task.counts,
+        units=spec.units,
         protect_first=first,
         protect_last=last,
         heal=spec.heal,
@@ -360,21 +380,22 @@ def _search(task: Task, methods: Sequence[str], ledger: Ledger, finds: Finds, sh
     return ""
 
 
-def _with_heldout(row: SetRow, others: dict[Drop, Cost]) -> SetRow:
-    cost = others.get(frozenset(row.blocks))
+def _with_heldout(row: SetRow, cost: Cost | None) -> SetRow:
     return replace(row, heldout_nll=cost.nll, heldout_kl=cost.kl) if cost else row
 
 
-def _by_row(found: dict[Drop, list[tuple[int, float, float]]], heal: str) -> list[HeldoutRow]:
+def _by_row(
+    found: dict[Drop, list[tuple[int, float, float]]], heal: str, units: Units
+) -> list[HeldoutRow]:
     """Return rows of heldout_rows.csv."""
     return [
-        HeldoutRow(heal, " ".join(map(str, sorted(drop))), row, *values)
+        HeldoutRow(heal, units.written(sorted(drop)), row, *values)
         for drop, rows in found.items()
         for row, values in enumerate(rows)
     ]
 
 
-def _pairs(free: Sequence[int], ledger: Ledger) -> list[PairRow]:
+def _pairs(free: Sequence[int], ledger: Ledger, units: Units) -> list[PairRow]:
     """Return every pair that was measured; the interaction needs both blocks alone too."""
     rows: list[PairRow] = []
     for a in free:
@@ -385,5 +406,16 @@ def _pairs(free: Sequence[int], ledger: Ledger) -> list[PairRow]:
             alone = [ledger.costs.get(frozenset({block})) for block in (a, b)]
             single = [c.by(ledger.objective) for c in alone if c]
             beyond = both.by(ledger.objective) - sum(single) + ledger.dense
-            rows.append(PairRow(a, b, both.nll, both.kl, beyond if len(single) == 2 else None))
+            first, second = ((u, "") if units.kind == BLOCK else units.of(u) for u in (a, b))
+            rows.append(
+                PairRow(
+                    first[0],
+                    second[0],
+                    both.nll,
+                    both.kl,
+                    beyond if len(single) == 2 else None,
+                    first[1],
+                    second[1],
+                )
+            )
     return rows

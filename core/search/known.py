@@ -10,12 +10,18 @@ from core.checkpoint.headers import CheckpointInfo
 from core.prune.results import perplexity
 from core.runs.workspace import RunRecord, Workspace
 from core.search.results import Search, SetRow
+from core.search.units import BLOCK
 
 
 def searches(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
     """Return the finished searches of exactly these weights, newest first."""
     done = [r for r in where.runs("search") if r.state == "done"]
     return [r for r in done if info.key and _summary(r).checkpoint_key == info.key]
+
+
+def of_blocks(where: Workspace, info: CheckpointInfo) -> list[RunRecord]:
+    """Return the finished searches for whole blocks, newest first."""
+    return [r for r in searches(where, info) if _summary(r).units == BLOCK]
 
 
 def _summary(record: RunRecord) -> Search:
@@ -26,7 +32,8 @@ def label_of(record: RunRecord, name: str) -> str:
     """Label of a search called ``name`` in a list, with its methods and its calibration text."""
     found = _summary(record)
     healed = f", healed by {found.heal}" if found.heal != "none" else ""
-    return f"{name}: {', '.join(found.methods)}{healed}; {_calibration(found)}"
+    parts = "" if found.units == BLOCK else "parts of blocks, "
+    return f"{name}: {parts}{', '.join(found.methods)}{healed}; {_calibration(found)}"
 
 
 def _calibration(found: Search) -> str:
@@ -66,7 +73,7 @@ def cells(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
             "removed": row.count,
             "method": row.method,
             **({"healed": row.heal} if healed else {}),
-            "blocks dropped": ", ".join(map(str, sorted(row.blocks))),
+            **_dropped(row),
             **({"KL, not healed": row.unhealed_kl} if healed else {}),
             "KL, calibration": row.kl,
             "KL, held-out": row.heldout_kl,
@@ -78,3 +85,10 @@ def cells(rows: Sequence[SetRow], found: Search) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _dropped(row: SetRow) -> dict[str, str]:
+    """Return the cell that names what goes."""
+    if row.removal.partial or not row.blocks:
+        return {"dropped": row.removal.text}
+    return {"blocks dropped": ", ".join(map(str, sorted(row.blocks)))}

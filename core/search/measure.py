@@ -15,6 +15,7 @@ from core.importance.branches import Batch, losses_without, states_without
 from core.model.blocks import BlockView
 from core.runs.progress import Progress
 from core.search.ledger import NONE, Cost, Drop, Group, Healed
+from core.search.units import BLOCK, SUBLAYER, Units
 
 
 class Share(Progress):
@@ -81,9 +82,12 @@ class Healer:
 class Meter:
     """Measures groups of sets on one batch; keeps the dense model's last states to compare with."""
 
-    def __init__(self, view: BlockView, batch: Batch, progress: Progress) -> None:
-        """Measure ``view`` on ``batch``."""
+    def __init__(
+        self, view: BlockView, batch: Batch, progress: Progress, units: Units | None = None
+    ) -> None:
+        """Measure ``view`` on ``batch``; sets are of ``units``, by default whole blocks."""
         self.view, self.batch, self.progress = view, batch, progress
+        self.units = units or Units(BLOCK, len(view))
         self.dense: Tensor | None = None
         self.rows: dict[Drop, list[tuple[int, float, float]]] = {}
         """Predictions, mean NLL and mean KL of every row, for the sets measured so far."""
@@ -99,7 +103,13 @@ class Meter:
             self.dense = states_without(self.view, self.batch, [NONE], self.progress)[0]
         began = time.perf_counter()
         losses = losses_without(
-            self.view, self.batch, sets, self.progress, want_kl=True, dense=self.dense
+            self.view,
+            self.batch,
+            self.units.sets(sets),
+            self.progress,
+            sublayers=self.units.kind == SUBLAYER,
+            want_kl=True,
+            dense=self.dense,
         )
         assert losses is not None
         self.dense = losses.dense

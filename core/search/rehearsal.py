@@ -73,6 +73,9 @@ def _made_up(worth: Sequence[float], drop: Drop) -> Cost:
 
 
 def flops(info: CheckpointInfo, ledger: Ledger, rows: int, tokens: int) -> float:
-    """Return the operations of a search: its block passes, and the head once for every set."""
-    each = sum(block_flops(info, b, rows, tokens) for b in range(info.blocks)) / info.blocks
+    """Return the operations of a search: its passes, and the head once for every set.
+
+    A pass through a part of a block counts as half a block, whichever part it is.
+    """
+    each = sum(block_flops(info, b, rows, tokens) for b in range(info.blocks)) / ledger.blocks
     return ledger.passes * each + len(ledger.costs) * head_flops(info, rows, tokens)

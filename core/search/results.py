@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from core.prune.set_results import BEST, Search, SetRow, by_count
+from core.prune.set_results import BEST, Search, SetRow, by_count, units_in
 from core.runs.results import CsvRow, from_dict
 from core.runs.workspace import BOOKKEEPING, json_lines
 
@@ -26,6 +26,7 @@ __all__ = [
     "by_count",
     "found_so_far",
     "interactions",
+    "units_in",
 ]
 
 
@@ -42,6 +43,9 @@ class PairRow(CsvRow):
     kl: float | None = None
     interaction: float | None = None
     """What the pair costs beyond the sum of both alone, by the objective, in nats."""
+    part_a: str = ""
+    """attention or mlp if parts of blocks were searched; both can be of one block."""
+    part_b: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class HeldoutRow(CsvRow):
     heal: str
     """How the set was healed, as in sets.csv."""
     drop: str
-    """Blocks in ascending order, separated by spaces; empty for the dense model."""
+    """Blocks or parts in ascending order, as in sets.csv; empty for the dense model."""
     row: int
     tokens: int
     """Predictions in the row."""

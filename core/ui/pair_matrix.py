@@ -18,7 +18,7 @@ NAMED = 3
 def draw(info: CheckpointInfo) -> None:
     """Draw the interactions that a search of these weights measured; a click takes both blocks."""
     st.subheader("Pairs of blocks")
-    found = {r.id: r for r in known.searches(state.workspace(), info) if PairRow.read(r.path)}
+    found = {r.id: r for r in known.of_blocks(state.workspace(), info) if PairRow.read(r.path)}
     if not found:
         st.caption(
             "Unknown so far: a search with the method pairs on the Prune page measures what every "

@@ -250,9 +250,9 @@ def clicked(key: str, blocks: int) -> None:
         pad.error = ""
 
 
-def take_set(blocks: toggle.Blocks, method: str = "", heal: str = "none") -> None:
-    """Make ``blocks`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
-    take_removal(Removal(blocks), method)
+def take_set(removal: Removal, method: str = "", heal: str = "none") -> None:
+    """Make ``removal`` the plan being edited; ``method`` of search found it, healed by ``heal``."""
+    take_removal(removal, method)
     if heal != "none":
         forms.put(state.current_checkpoint(), "prune", {"heal": heal})
 

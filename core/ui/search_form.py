@@ -20,6 +20,7 @@ from core.runs.workspace import RunRecord, read_run
 from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import HeldoutRow, Search, SetRow, found_so_far
+from core.search.units import BLOCK, SUBLAYER, Units
 from core.ui import findings, forms, prune_pad, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
@@ -35,6 +36,10 @@ OBJECTIVES = {
     "nll": "loss on the text (perplexity)",
 }
 
+UNITS = {
+    BLOCK: "whole blocks",
+    SUBLAYER: "attention or MLP of blocks",
+}
 HEALS = {
     "none": "no: sets as they are",
     "refit": "refit",
@@ -70,15 +75,25 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     values: dict[str, Any] = {"checkpoint": name}
     values |= form.fields(SearchSpec, ("methods",))
     problem = ""
-    left, middle, right = st.columns(3)
+    far_left, left, middle, right = st.columns(4)
+    values["units"] = form.select(
+        "units",
+        "Remove",
+        list(UNITS),
+        BLOCK,
+        at=far_left,
+        format_func=UNITS.__getitem__,
+        help="What goes one at a time. Without its attention, a block has no key/value cache.",
+    )
+    units = Units(values["units"], info.blocks)
     given = form.text(
-        "counts",
-        "Numbers of blocks to remove",
-        _around(form.kept.settings.ratio, info),
+        "counts" if units.kind == BLOCK else "part_counts",
+        f"Numbers of {units.noun}s to remove",
+        _around(form.kept.settings.ratio, info) if units.kind == BLOCK else "",
         at=left,
-        placeholder=f"1-{max(1, info.blocks // 4)}",
+        placeholder=f"1-{max(1, units.total // 4)}",
         help="e.g. 1-8 or 2,4,6. Starts around the study's target. Empty: up to a quarter of the "
-        "blocks.",
+        f"{units.noun}s.",
     )
     values["objective"] = form.select(
         "objective",
@@ -97,7 +112,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
         at=right,
         format_func=HEALS.__getitem__,
         help="Sets are compared by what they cost after their seams were healed. Far slower: of "
-        "the sets that a method compares, only the cheapest few are healed.",
+        "the sets that a method compares, only the cheapest few are healed. Whole blocks only.",
     )
     values |= form.fields(SearchSpec, ("calibration", "samples", "length", "seed"))
     form.offer("calibration")
@@ -263,6 +278,7 @@ def _columns() -> dict[str, Any]:
     number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     return {
         "blocks dropped": text(width="medium"),
+        "dropped": text(width="large"),
         "KL, calibration": number(format="%.4f", help="KL(dense || pruned), nats per token."),
         "KL, not healed": number(format="%.4f", help="On the same tokens as KL, calibration."),
         "KL, held-out": number(format="%.4f", help="The same on text that chose nothing."),
@@ -282,6 +298,8 @@ def take(key: str, rows: tuple[SetRow, ...]) -> None:
     if not lines or not 0 <= lines[0] < len(rows):
         return
     row = rows[lines[0]]
-    prune_pad.take_set(row.blocks, row.method, row.heal)
+    prune_pad.take_set(row.removal, row.method, row.heal)
     st.session_state["search_turn"] = int(st.session_state.get("search_turn", 0)) + 1
-    st.toast(plain(f"The plan now drops blocks {words.block_ranges(row.blocks)}."))
+    gone = row.removal
+    what = gone.text if gone.partial else f"blocks {words.block_ranges(gone.drop)}"
+    st.toast(plain(f"The plan now drops {what}."))

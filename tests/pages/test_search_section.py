@@ -16,7 +16,7 @@ from core.findings import of_search
 from core.findings.sets import differences
 from core.runs import workspace
 from core.search import command, known
-from core.search.results import Found, HeldoutRow, PairRow, SetRow, found_so_far
+from core.search.results import Found, HeldoutRow, PairRow, Search, SetRow, found_so_far
 from core.ui import prune_pad, search_form
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +112,11 @@ def test_the_estimate_and_the_command_are_those_of_the_dry_run(searched, tiny_gq
     spec = command.SearchSpec(checkpoint=str(tiny_gqa), out="x", counts=(1, 2))
     passes = command.dry_run(spec)["total_passes"]
     assert f"in {passes:,} block passes" in " ".join(c.value for c in at.caption)
+    at.selectbox(key="in_search_units").set_value("sublayer").run()
+    shown = next(c.value for c in at.code if " search " in c.value)
+    assert "--units sublayer" in shown
+    assert "--counts" not in shown
+    at.selectbox(key="in_search_units").set_value("block").run()
     at.text_input(key="in_search_counts").set_value("9").run()
     assert "'Numbers of blocks': 9 is out of range" in " ".join(e.value for e in at.error)
     assert at.button(key="search_start").disabled
@@ -127,6 +132,12 @@ def test_a_click_takes_the_set_into_the_plan(monkeypatch):
     search_form.take("t", rows)
     assert pad.drop == (1, 2)
     assert pad.found == ("one-shot", Removal((1, 2)))
+    parts = row("greedy", "3.attention 2.attention 2.mlp 1.mlp", 0.2, 4)
+    kept["t"] = {"selection": {"rows": [0], "cells": []}}
+    search_form.take("t", (parts,))
+    assert pad.removal == Removal((2,), (3,), (1,))
+    assert known.cells([parts], Search(units="sublayer"))[0]["dropped"] == pad.removal.text
+    pad.change(Removal((1, 2)))
     point = {"customdata": [3, 1, "words"]}
     kept["m"] = {"selection": {"points": [point]}}
     prune_pad.pair_clicked("m")

@@ -1,0 +1,62 @@
+"""What a search removes one at a time: whole blocks, or the attention and the MLP of blocks.
+
+The methods know numbers only. With sublayers, unit 2 b is the attention of block b and 2 b + 1 its
+MLP: rising numbers in order of computation. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from core.checkpoint.drop import PARTS, Removal
+from core.prune.set_results import removal_of, written
+
+BLOCK, SUBLAYER = "block", "sublayer"
+KINDS = (BLOCK, SUBLAYER)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a model of ``blocks`` blocks."""
+
+    kind: str
+    blocks: int
+
+    @property
+    def each(self) -> int:
+        """Units per block."""
+        return len(PARTS) if self.kind == SUBLAYER else 1
+
+    @property
+    def total(self) -> int:
+        """Units of the model."""
+        return self.each * self.blocks
+
+    @property
+    def noun(self) -> str:
+        """What one unit is called."""
+        return "part" if self.kind == SUBLAYER else "block"
+
+    def free(self, first: int, last: int) -> tuple[int, ...]:
+        """Return the units of all but the ``first`` and ``last`` blocks."""
+        return tuple(range(self.each * first, self.each * (self.blocks - last)))
+
+    def of(self, unit: int) -> Any:
+        """Return a unit as `losses_without` takes it: a block, or (block, attention or mlp)."""
+        if self.kind == BLOCK:
+            return unit
+        return unit // self.each, tuple(PARTS)[unit % self.each]
+
+    def sets(self, drops: Iterable[frozenset[int]]) -> list[frozenset[Any]]:
+        """Return sets of units as `losses_without` takes them."""
+        return [frozenset(map(self.of, drop)) for drop in drops]
+
+    def written(self, drop: Iterable[int]) -> str:
+        """Return units as the cell ``drop`` of sets.csv names them."""
+        return written(map(self.of, drop))
+
+    def removal(self, drop: Iterable[int]) -> Removal:
+        """Return what these units are; both parts of a block are the block."""
+        return removal_of(map(self.of, drop))
