@@ -28,7 +28,7 @@ WAIT_S = 4 * 3600.0
 """For a run; a failed one ends the walk at once."""
 REAL = ROOT.parent / "shared" / "real"
 """Instructions to train on, and tasks with their questions, of SmolLM2's study."""
-ASKED = ("piqa", "arc_easy")
+ASKED = ("arc_easy", "piqa")
 """Tasks that are chosen for SmolLM2."""
 QUESTIONS = {False: "200", True: "5"}
 """Of each task; in a rehearsal."""

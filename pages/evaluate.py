@@ -203,13 +203,14 @@ def estimated(found: list[dict[str, Any]]) -> None:
     flops = [one["flops"] for one in found]
     seconds = [one["seconds"] for one in found]
     memory = max(one["memory_mib"] for one in found)
-    time = f"about {sum(seconds):.0f} s, " if all(seconds) else ""
+    time = f"about {runs.duration(sum(seconds))}, " if all(seconds) else ""
     work = (
         f"{sum(flops) / 1e9:,.0f} GFLOP, "
         if all(f is not None for f in flops)
         else "operation count unknown until the data is loaded, "
     )
-    st.caption(f"Estimated: {time}{work}up to {memory:,.0f} MiB of memory.")
+    origin = f" Time at {found[0]['seconds_from']}." if time else ""
+    say.caption(f"Estimated: {time}{work}up to {memory:,.0f} MiB of memory.{origin}")
 
 
 def downloaded(name: str, rows: list[dict[str, Any]]) -> None:

@@ -69,10 +69,11 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         else:
             estimate = command.dry_run(spec)
             seconds = estimate["seconds"]
-            time = f"about {seconds:.0f} s, " if seconds else ""
+            time = f"about {runs.duration(seconds)}, " if seconds else ""
             st.caption(
                 f"Estimated: {time}{estimate['flops'] / 1e9:,.0f} GFLOP, "
                 f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."
+                + (f" Time at {estimate['seconds_from']}." if seconds else "")
             )
             st.code(jobs.command_line("importance", spec), "bash", wrap_lines=True)
     except DepthcutError as error:

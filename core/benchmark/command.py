@@ -138,10 +138,15 @@ def _work(
     variants: Sequence[Variant],
     grid: Sequence[Cell],
     limit_s: float | None,
-    rates: analytic.Rates | None,
-) -> Work:
-    """Return the visits in estimated seconds."""
-    return Work(
+    device: str,
+) -> tuple[Work, bool]:
+    """Return the visits in estimated seconds, and whether the device's rates were ever measured.
+
+    Rates in the variants' precision count before others of the same device.
+    """
+    where, dtype = Workspace(), variants[0].dtype(spec) if variants else ""
+    rates = results.known_rates(where, device, dtype) or results.known_rates(where, device)
+    work = Work(
         [(v.name, v.info) for v in variants],
         grid,
         rates=rates,
@@ -152,6 +157,7 @@ def _work(
         point_limit_s=limit_s,
         compiled=spec.compile,
     )
+    return work, rates is not None
 
 
 def limit_of(spec: BenchmarkSpec, device: str) -> float | None:
@@ -175,19 +181,20 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
                 {"variant": variant.name, **dataclasses.asdict(cell), "dtype": dtype, **mib}
             )
     order = protocol.visit_order([v.name for v in variants], spec.visits)
-    limit = limit_of(spec, devices.resolve(spec.device))
+    device = devices.resolve(spec.device)
+    limit = limit_of(spec, device)
     series = 1 + spec.compile
     points = len(variants) * len(grid) * spec.visits * series
-    rates = results.known_rates(Workspace())
-    work = _work(spec, variants, grid, limit / points if limit and points else None, rates)
+    each = limit / points if limit and points else None
+    work, known = _work(spec, variants, grid, each, device)
     return {
         "order": [name for _, name in order],
         "generations": len(variants) * len(grid) * (spec.runs + spec.warmup) * series,
         "time_limit_s": spec.time_limit_s,
         "seconds": round(work.total_s, 1),
         "least_s": round(work.least_s, 1),
-        "seconds_from": "the rates of the last benchmark in this workspace"
-        if rates
+        "seconds_from": "this device's rates in the last benchmark of this workspace"
+        if known
         else "assumed rates",
         "points": rows,
         "kind": "estimated",
@@ -249,8 +256,7 @@ class Session:
         limit = limit_of(spec, device)
         parts = self.total + self.finds_largest * len(self.variants)
         self.cell_limit_s = limit / parts if limit else None
-        rates = results.known_rates(Workspace())
-        self.work = _work(spec, self.variants, self.grid, self.cell_limit_s, rates)
+        self.work, _ = _work(spec, self.variants, self.grid, self.cell_limit_s, device)
         self.began, self.skipped_s = time.monotonic(), 0.0
 
     def request(self, variant: Variant, **changes: Any) -> dict[str, Any]:

@@ -221,12 +221,14 @@ def accuracy(points: Iterable[Point]) -> Accuracy:
 def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | None:
     """Return the rates of a device in a dtype from the workspace's newest benchmark run.
 
-    Without a device or a dtype, the newest of any. None if nothing was measured: any benchmark run
-    measures the rates, and ``--rates-only`` measures nothing else.
+    Without a device or a dtype, the newest of any; of several GPUs, any counts. None if nothing was
+    measured: any benchmark run measures the rates, and ``--rates-only`` measures nothing else.
     """
+    kind = device.partition(":")[0]
     for record in where.runs("benchmark"):
         found = Summary.read(record.path)
         rates = found.rates if found else None
-        if found and rates and device in ("", found.device) and dtype in ("", rates.dtype):
+        same = found is not None and kind in ("", found.device.partition(":")[0])
+        if rates and same and dtype in ("", rates.dtype):
             return rates
     return None

@@ -14,7 +14,7 @@ from core.evaluate import estimate as work
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model, check_template, with_texts
-from core.runs import dtypes, pace
+from core.runs import dtypes
 from core.runs.progress import InParts
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     ]
     parts = [part["flops"] for part in (*texts, *asked)]
     flops = None if None in parts else sum(parts)
-    rate = pace.flops_per_s("evaluate", spec.device, info.parameters)
+    rate, origin = work.rate(spec.device, info.parameters)
+    seconds = [p["flops"] / rate if p["flops"] and rate else None for p in texts]
+    seconds += [work.task_s(info, t, spec, folder, rate) for t in tasks]
+    known = [one for one in seconds if one is not None]
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
     return {
@@ -70,9 +73,9 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "prompting": spec.prompting.label,
         "flops": flops,
         "memory_mib": round(memory, 1),
-        "seconds": flops / rate if flops and rate else None,
+        "seconds": work.START_S + sum(known) if len(known) == len(seconds) else None,
         "kind": "estimated",
-        "seconds_from": "the rate of the last run in this workspace" if flops and rate else None,
+        "seconds_from": origin if len(known) == len(seconds) else None,
     }
 
 

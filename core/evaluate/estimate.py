@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.demo import DATA
 from core.evaluate import suites
+from core.evaluate.results import Summary
 from core.evaluate.spec import EvaluateSpec, with_texts
 from core.evaluate.suites import DEMO
 from core.importance.estimate import block_flops, head_flops
+from core.runs import pace
 from core.runs.devices import MIB
+from core.runs.workspace import Workspace
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved if that is too much."""
@@ -74,6 +78,53 @@ def task_flops(
     return once * (1 + ((info.blocks + 1) / 2 if each_block else 0))
 
 
+START_S = 3.0
+"""A process that imports torch and loads a small model, roughly."""
+
+
+def rate(device: str, parameters: int) -> tuple[float | None, str | None]:
+    """Return the operations per second to expect of an evaluation, and where they are from."""
+    return pace.expected(("evaluate", "importance", "search"), device, parameters)
+
+
+def question_s(task: str, device: str, parameters: int) -> float | None:
+    """Return the seconds per question of a task in earlier runs on a device; None without one.
+
+    In proportion to the model's parameters; the run whose model is nearest in size counts, and of
+    those the newest. Of a task of ``--task-dir`` only its name is compared.
+    """
+    best, found = math.inf, None
+    for record in Workspace().runs("evaluate"):
+        summary = Summary.read(record.path) if record.state == "done" else None
+        if not summary or not summary.parameters or not pace.is_on(summary.device, device):
+            continue
+        apart = abs(math.log(summary.parameters / parameters))
+        for one in summary.tasks:
+            asked = max((row.samples or 0 for row in one.rows), default=0)
+            own = one.task == task and not one.reused_from and one.seconds and asked
+            if own and apart < best - pace.NEAR:
+                best = apart
+                found = one.seconds / asked * parameters / summary.parameters
+    return found
+
+
+def task_s(
+    info: CheckpointInfo, task: str, spec: EvaluateSpec, folder: Path, per_s: float | None
+) -> float | None:
+    """Return the estimated seconds of a task: as earlier, else from its operations.
+
+    ``per_s``: operations per second of this device; None if unknown.
+    """
+    count = spec.limit or USUAL_QUESTIONS
+    if not spec.each_block and (one := question_s(task, spec.device, info.parameters)):
+        return one * count
+    flops = task_flops(info, task, spec.limit, folder, each_block=spec.each_block)
+    if flops is None:
+        flops = forward_flops(info, count, QUESTION_TOKENS)
+        flops *= 1 + (info.blocks + 1) / 2 if spec.each_block else 1
+    return flops / per_s if per_s else None
+
+
 USUAL_TOKENS, USUAL_QUESTIONS, QUESTION_TOKENS = 300_000, 1000, 100
 """A text that is not on this machine, a task, and a question with its choices, roughly."""
 
@@ -93,16 +144,33 @@ def capped(spec: EvaluateSpec, folder: Path) -> EvaluateSpec:
 
 
 def weights(spec: EvaluateSpec, info: CheckpointInfo, folder: Path) -> list[float]:
-    """Return what each text, each task, and each task without every block takes, in tokens."""
+    """Return what each text, each task, and each task without every block takes.
+
+    In seconds of earlier runs on this device, if they have asked all the tasks; else in tokens.
+    """
     found: list[float] = []
-    for source in spec.perplexity:
-        tokens = text_tokens(source, folder) or USUAL_TOKENS
-        found += [min(tokens, spec.max_tokens or tokens)] * len(spec.window)
     names = suites.expand(spec.tasks)
+    per_s, _ = rate(spec.device, info.parameters)
+    seconds = {name: question_s(name, spec.device, info.parameters) for name in names}
+    if per_s and not spec.each_block and all(seconds.values()):
+        a_token = forward_flops(info, 1, spec.window[0]) / spec.window[0] / per_s
+        counts = [spec.limit or USUAL_QUESTIONS] * len(names)
+        asked = [(seconds[name] or 0.0) * n for name, n in zip(names, counts, strict=True)]
+        return [*(a_token * tokens for tokens in _text_weights(spec, folder)), *asked]
+    found += _text_weights(spec, folder)
     each = (spec.limit or USUAL_QUESTIONS) * QUESTION_TOKENS
     found += [each] * len(names)
     if spec.each_block:
         found += [each * (info.blocks + 1) / 2] * len(names)
+    return found
+
+
+def _text_weights(spec: EvaluateSpec, folder: Path) -> list[float]:
+    """Return the tokens of every text, once for each window."""
+    found: list[float] = []
+    for source in spec.perplexity:
+        tokens = text_tokens(source, folder) or USUAL_TOKENS
+        found += [min(tokens, spec.max_tokens or tokens)] * len(spec.window)
     return found
 
 

@@ -74,7 +74,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
         "memory_mib": round(rows.memory_mib, 1),
         "seconds": seconds,
         "kind": "estimated",
-        "seconds_from": "the rate of the last run in this workspace" if seconds else None,
+        "seconds_from": work.origin(spec.device, info.parameters) if seconds else None,
     }
 
 

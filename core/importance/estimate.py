@@ -9,6 +9,9 @@ from core.runs import pace
 from core.runs.devices import MIB
 from core.runs.dtypes import BYTES, computable
 
+COMMANDS = ("importance", "search", "evaluate")
+"""Whose rates tell that of scoring, the nearest first."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -94,6 +97,14 @@ def estimate(
 
 
 def seconds(flops: float, device: str, parameters: int) -> float | None:
-    """Return the time at the rate of a run of this workspace on a model of that size, or None."""
-    rate = pace.flops_per_s("importance", device, parameters)
+    """Return the time at the rate of a run of this workspace on a model of that size, or None.
+
+    On a CPU on which nothing has run yet, at an assumed rate (`origin`).
+    """
+    rate, _ = pace.expected(COMMANDS, device, parameters)
     return flops / rate if rate else None
+
+
+def origin(device: str, parameters: int) -> str | None:
+    """Return where the rate of `seconds` is from, in words."""
+    return pace.expected(COMMANDS, device, parameters)[1]

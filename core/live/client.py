@@ -110,14 +110,7 @@ def _is_elsewhere(record: RunRecord, values: dict[str, Any]) -> bool:
         return True
     if device == "auto":
         return False
-    return _device(device) != _device(str(record.spec.get("device") or "auto"))
-
-
-def _device(name: str) -> str:
-    try:
-        return devices.resolve(name)
-    except DepthcutError:
-        return name
+    return devices.meant(device) != devices.meant(str(record.spec.get("device") or "auto"))
 
 
 def events(

@@ -83,6 +83,19 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
+class Expected:
+    """The estimated seconds of every step by name, and where the rates are from."""
+
+    seconds: Mapping[str, float]
+    origin: str
+
+    @property
+    def total(self) -> float:
+        """Of all steps together."""
+        return sum(self.seconds.values())
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A chain of steps and the verdict at its end."""
 
@@ -93,13 +106,24 @@ class Recipe:
     verdict: Callable[[Chain], Verdict]
     check: Callable[[RecipeSpec], None] | None = None
     """Raises an error for options that it cannot use, before any step starts."""
+    expected: Callable[[RecipeSpec], Expected | None] | None = None
+    """Returns what its steps take; it is asked again before every step."""
 
 
 class Chain:
     """The steps of one recipe in one folder."""
 
-    def __init__(self, spec: RecipeSpec, folder: Path, progress: Progress) -> None:
-        """Bind ``spec`` to ``folder``; ``progress`` reports on all steps together."""
+    def __init__(
+        self,
+        spec: RecipeSpec,
+        folder: Path,
+        progress: Progress,
+        expected: Callable[[RecipeSpec], Expected | None] | None = None,
+    ) -> None:
+        """Bind ``spec`` to ``folder``; ``progress`` reports on all steps together.
+
+        ``expected``: the recipe's, for the time left.
+        """
         self.spec = spec
         self.folder = folder
         self.progress = progress
@@ -107,6 +131,11 @@ class Chain:
         """Optional steps that failed -> reason."""
         self.skipped: set[str] = set()
         """Steps that were skipped because a step they need failed or was skipped itself."""
+        self._expected = expected
+        self._weights: Mapping[str, float] = {}
+        """What share of the whole every step is, in any unit: as was expected at first."""
+        self._left: Mapping[str, float] = {}
+        """The seconds that every step is expected to take, by the newest rates."""
         self._until_done = contextlib.ExitStack()
         self._templates: list[Template | None] = []
         """What the steps are forked from: empty before the first one, None if they cannot be."""
@@ -166,15 +195,14 @@ class Chain:
 
     def _run_steps(self, steps: list[Step]) -> None:
         for place, step in enumerate(steps):
-            self.progress.step(
-                place * SHARE, len(steps) * SHARE, step.name, left_s=statuses.UNKNOWN_S
-            )
+            self._expect()
+            self._report(steps, place, 0.0, step.name, None)
             if step.needs and (step.needs in self.failed or step.needs in self.skipped):
                 self.skipped.add(step.name)
                 self.progress.log(f"{step.name}: skipped: requires {step.needs}.")
                 continue
             try:
-                self._run_step(step, place, len(steps))
+                self._run_step(steps, place)
             except RunError as error:
                 if not step.optional:
                     raise
@@ -182,7 +210,36 @@ class Chain:
                 self.progress.log(error.message)
         self.progress.step(len(steps) * SHARE, len(steps) * SHARE, "done")
 
-    def _run_step(self, step: Step, place: int, count: int) -> None:
+    def _expect(self) -> None:
+        """Ask what the steps take; the first answer decides how far the recipe is."""
+        found = self._expected(self.spec) if self._expected else None
+        self._left = found.seconds if found else {}
+        self._weights = self._weights or self._left
+
+    def _report(
+        self, steps: Sequence[Step], place: int, share: float, message: str, eta_s: float | None
+    ) -> None:
+        """Report that of the step at ``place`` this ``share`` is done and ``eta_s`` are left."""
+        weights = [self._weights.get(step.name, 0.0) for step in steps]
+        whole = sum(weights)
+        if not whole:  # steps take very different times: only the last one's rest is the recipe's
+            weights, whole = [1.0] * len(steps), float(len(steps))
+            left = eta_s if place == len(steps) - 1 else None
+        else:
+            own = self._left.get(steps[place].name, 0.0)
+            here = own * (1 - share) if eta_s is None else eta_s
+            left = here + sum(self._left.get(step.name, 0.0) for step in steps[place + 1 :])
+        done = sum(weights[:place]) + share * weights[place]
+        total = len(steps) * SHARE
+        self.progress.step(
+            round(total * done / whole),
+            total,
+            message,
+            left_s=statuses.UNKNOWN_S if left is None else left,
+        )
+
+    def _run_step(self, steps: Sequence[Step], place: int) -> None:
+        step = steps[place]
         entry = commands.get(step.command)
         values = dict(step.values(self) if callable(step.values) else step.values)
         known = hints_of(entry.spec_class)
@@ -206,7 +263,7 @@ class Chain:
         found = record if record and record.is_live and same else None
         if found:
             self.progress.log(f"{step.name}: resuming the run found in progress.")
-            found = self._watch(step, found, place, count)
+            found = self._watch(steps, place, found)
         if found is None or found.state == "lost":  # killed with its launcher, or before it
             self.progress.check_cancel()
             try:
@@ -216,7 +273,7 @@ class Chain:
             except BaseException:  # a second signal
                 self._stop(step)
                 raise
-            found = self._watch(step, record, place, count)
+            found = self._watch(steps, place, record)
         if found.state == "cancelled":
             raise Cancelled(f"Step {step.name} was cancelled.", "Run the recipe again to continue.")
         if found.state != "done":
@@ -238,22 +295,16 @@ class Chain:
             self._templates.append(self._until_done.enter_context(made))
         return jobs.LocalLauncher(root=root, template=self._templates[0])
 
-    def _watch(self, step: Step, record: RunRecord, place: int, count: int) -> RunRecord:
+    def _watch(self, steps: Sequence[Step], place: int, record: RunRecord) -> RunRecord:
         """Follow a step until it ends; return its last record. Cancelling the recipe cancels it."""
+        step = steps[place]
         try:
             while record.is_live:
                 done, total, message = record.progress
-                share = int(SHARE * min(1.0, done / total)) if total else 0
+                share = min(1.0, done / total) if total else 0.0
                 waits = f"waiting for {record.device}, behind {record.waiting_for}"
                 text = waits if record.state == "queued" else message or "starting"
-                # steps take very different times: only the last one's rest is the recipe's
-                left = record.eta_s if place == count - 1 else None
-                self.progress.step(
-                    place * SHARE + share,
-                    count * SHARE,
-                    f"{step.name}: {text}",
-                    left_s=statuses.UNKNOWN_S if left is None else left,
-                )
+                self._report(steps, place, share, f"{step.name}: {text}", record.eta_s)
                 time.sleep(POLL_S)
                 record = read_run(record.path) or record
         except BaseException:  # cancelled, a signal, or a disk that takes no more of our records

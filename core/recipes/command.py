@@ -25,7 +25,7 @@ def check(spec: RecipeSpec) -> None:
 def run(spec: RecipeSpec, run: Run) -> dict[str, Any]:
     """Carry out the unfinished steps, then write and return the verdict."""
     recipe = recipes.get(spec.name)
-    chain = Chain(spec, run.dir, run.progress)
+    chain = Chain(spec, run.dir, run.progress, recipe.expected)
     steps = recipe.steps(spec)
     chain.run(steps)
     found = recipe.verdict(chain)

@@ -23,8 +23,8 @@ from core.evaluate import suites, task_code
 from core.evaluate.estimate import PART, capped
 from core.evaluate.spec import EvaluateSpec
 from core.prune import toggle
-from core.recipes import decision, depth_vs_width, drop_one, parts, retraining, texts
-from core.recipes.chain import Chain, Recipe, Step
+from core.recipes import decision, depth_vs_width, drop_one, duration, parts, retraining, texts
+from core.recipes.chain import Chain, Expected, Recipe, Step
 from core.recipes.chain import Verdict as Told
 from core.recipes.spec import RecipeSpec
 from core.retrain.spec import LABELS
@@ -95,6 +95,16 @@ def steps(spec: RecipeSpec) -> list[Step]:
         return drop_one.timing(chain, *there)
 
     return [*found, Step("speed", "benchmark", timing)]
+
+
+def expected(spec: RecipeSpec) -> Expected | None:
+    """Return the estimated seconds of every step; None if they cannot be estimated."""
+    names: dict[str, str] = {}
+    for step in steps(spec):
+        kind, _, variant = step.name.partition("-")
+        work = {"importance": "scores", "benchmark": "speed"}.get(step.command, step.command)
+        names[step.name] = f"{kind}:{variant}" if step.command == "evaluate" else work
+    return duration.of_make(spec, removal_of(spec), names)
 
 
 def _cut(spec: RecipeSpec) -> dict[str, Any]:
@@ -255,4 +265,5 @@ RECIPE = Recipe(
     steps,
     verdict,
     check,
+    expected,
 )

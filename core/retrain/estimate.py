@@ -8,7 +8,6 @@ floating-point operations divided by a speed, which the result states.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,20 +15,21 @@ from typing import Any
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
-from core.retrain import batches, caches, layers, partial, rows
+from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import RetrainSpec, Settings, goal_of, layout_of, settings_of
 from core.runs import devices, dtypes
+from core.runs import pace as common
 from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
 """Source rows to tokenise; the counts of a larger source are extrapolated from them."""
+SPARING_SHARE = 0.1
+"""Of the training time, for evaluations during it (`core.retrain.trainer.EVALUATION_SHARE`)."""
 SHOWN_ROWS = 8
 """Training rows to show before a launch."""
-CPU_FLOPS_PER_CORE = 1.5e10
-"""Assumed speed of small models in float32 on one core; reported with the time."""
 
 
 def estimate(spec: RetrainSpec) -> dict[str, Any]:
@@ -66,7 +66,12 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     kept = caches.needed_bytes(sum(row.items for row in read), goal.top_k)
     flops = training_flops(spec, info, tokens, blocks[0])
     flops += 2.0 * info.parameters * sum(len(row.ids) for row in read) * share
-    speed = CPU_FLOPS_PER_CORE * (os.cpu_count() or 1) if device == "cpu" else None
+    once = 2.0 * info.parameters * sum(len(row.ids) for row in found.heldout)
+    flops += evaluation_flops(spec, settings, once, flops)
+    speed = pace.flops_per_s(spec.method, spec.device, info.parameters)
+    origin = common.MEASURED if speed else None
+    if speed is None:
+        speed, origin = common.expected((), spec.device, info.parameters)
     warnings = []
     if free is not None and needed > free:
         warnings.append(
@@ -114,10 +119,24 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "flops": flops,
         "seconds": flops / speed if speed else None,
         "assumed_flops_per_s": speed,
+        "seconds_from": origin if speed else None,
         "sample": rows.preview(longest, encoder),
         "samples": [rows.preview(row, encoder) for row in found.train[:SHOWN_ROWS]],
         "warnings": warnings,
     }
+
+
+def evaluation_flops(spec: RetrainSpec, settings: Settings, once: float, training: float) -> float:
+    """Return the operations of all evaluations, of which one takes ``once``.
+
+    Of the dense model, of the pruned one, during training (as many as its share of the ``training``
+    allows, but at least one), and of the merged checkpoint.
+    """
+    during = settings.steps // settings.eval_every + (settings.steps % settings.eval_every > 0)
+    meanwhile = during * once
+    if settings.sparing:
+        meanwhile = min(meanwhile, once + SPARING_SHARE * training)
+    return (2 + (spec.method == "lora" and spec.merge)) * once + meanwhile
 
 
 def trainable_parameters(

@@ -43,6 +43,14 @@ def resolve(name: str) -> str:
     return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
 
 
+def meant(name: str) -> str:
+    """Return the device that ``name`` means, as `resolve` does; an unknown name as it is."""
+    try:
+        return resolve(name)
+    except OptionError:
+        return name
+
+
 def _best() -> str:
     build = torch_build.installed()
     if build.kind == "cuda":

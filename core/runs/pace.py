@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from core.runs import devices
 from core.runs.results import JsonResult
 from core.runs.workspace import Workspace
 
+CPU_FLOPS_PER_CORE = 1.5e10
+"""Assumed speed of small models on one core, until something has been measured here."""
+MEASURED = "the rate of the last run in this workspace"
+ASSUMED = "an assumed rate, as nothing has been measured here yet"
 NEAR = 0.2
 """Models whose sizes differ by less than about a fifth compute alike; the newer run counts."""
 
@@ -26,17 +33,40 @@ def flops_per_s(command: str, device: str, parameters: int) -> float | None:
 
     Of several, the run whose model is nearest in size to ``parameters`` counts, and of those the
     newest: a small model spends most of its time on other things than operations, so its rate is
-    many times lower. ``device`` is as ``--device`` has it; auto takes any. None if there is no run.
+    many times lower. ``device`` is as ``--device`` has it; rates of another kind of device do not
+    count. None if there is no run.
     """
     best, rate = math.inf, None
     for record in Workspace().runs(command):
         if record.state != "done":
             continue
         found = _Pace.read(record.path) or _Pace()
-        if not found.flops_per_s or (device != "auto" and not found.device.startswith(device)):
+        if not (found.flops_per_s and is_on(found.device, device)):
             continue
         # runs of earlier versions did not record the size
         apart = abs(math.log((found.parameters or 1) / parameters))
         if apart < best - NEAR:
             best, rate = apart, found.flops_per_s
     return rate
+
+
+def is_on(measured: str, wanted: str) -> bool:
+    """Whether a run's device is of the kind that ``--device WANTED`` means."""
+    return measured.partition(":")[0] == devices.meant(wanted).partition(":")[0]
+
+
+def measured(commands: Iterable[str], device: str, parameters: int) -> float | None:
+    """Return the operations per second of the first of these commands that has finished runs."""
+    rates = (flops_per_s(command, device, parameters) for command in commands)
+    return next((rate for rate in rates if rate), None)
+
+
+def expected(
+    commands: Iterable[str], device: str, parameters: int
+) -> tuple[float | None, str | None]:
+    """Return the rate to estimate with and where it is from: measured, or assumed on a CPU."""
+    if rate := measured(commands, device, parameters):
+        return rate, MEASURED
+    if devices.meant(device) == "cpu":
+        return CPU_FLOPS_PER_CORE * (os.cpu_count() or 1), ASSUMED
+    return None, None

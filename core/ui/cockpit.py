@@ -81,7 +81,7 @@ def facts(name: str, known: Known, pad: prune_pad.Pad, asked: Mapping[str, Any])
         removal,
         found,
         asked,
-        known_rates(state.workspace(), dtype=asked["dtype"]),
+        known_rates(state.workspace(), prune_cost.device_of(name), asked["dtype"]),
     )
 
 

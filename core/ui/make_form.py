@@ -37,6 +37,14 @@ WIDTH = "flap"
 """The width variant that is made too unless another is chosen: the paper's strongest baseline."""
 
 
+STEPS_IN_WORDS = {
+    make.PRUNED: "the cut",
+    make.RETRAINED: "retraining",
+    make.NARROWED: "the width variant",
+    "speed": "the benchmark",
+}
+
+
 def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> None:
     """Draw the options, the command, the button, and the card or the result of its runs.
 
@@ -59,6 +67,7 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
         except DepthcutError as error:
             say.error(in_words(str(error)))
             return
+        _duration(spec)
         form.origin()
         with st.expander("Command"):
             st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
@@ -116,6 +125,20 @@ def _options(form: forms.Form, removal: Removal, criterion: str, checkpoint: str
         unseen.pop("calibration", None)
         form.drawn.pop("calibration", None)
     return unseen | values
+
+
+def _duration(spec: RecipeSpec) -> None:
+    """Draw how long the whole chain will take, and its longest step."""
+    found = make.expected(spec)
+    if found is None:
+        st.caption("Time: unknown until a scoring or an evaluation has finished on this device.")
+        return
+    longest = max(found.seconds, key=lambda name: found.seconds[name])
+    what = STEPS_IN_WORDS.get(longest, longest.replace("-", " of "))
+    say.caption(
+        f"Estimated time: about {runs.duration(found.total)}, of which "
+        f"{runs.duration(found.seconds[longest])} for {what}; at {found.origin}."
+    )
 
 
 def _narrower(checkpoint: str, removal: Removal) -> bool:

@@ -14,8 +14,8 @@ from core.benchmark.results import known_rates
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
-from core.runs import jobs
-from core.ui import runs, say, state
+from core.runs import devices, jobs
+from core.ui import forms, runs, say, state
 
 INPUT, OUTPUT = 12, 128
 """Prompt length of the paper and its shorter output length, in tokens."""
@@ -66,6 +66,11 @@ def rows(
     ]
 
 
+def device_of(name: str) -> str:
+    """Return the device that the study of a checkpoint computes on."""
+    return devices.meant(forms.kept(name).settings.device)
+
+
 def draw(
     name: str,
     info: CheckpointInfo,
@@ -76,7 +81,8 @@ def draw(
 ) -> None:
     """Draw the table; if the device's rates are unknown, offer to measure them."""
     st.subheader("Estimated cost of the plans")
-    rates = known_rates(state.workspace(), dtype=dtype)
+    device = device_of(name)
+    rates = known_rates(state.workspace(), device, dtype)
     say.table(pd.DataFrame(rows(info, plans, rates, batch, dtype, context)).set_index(""))
     if rates:
         say.caption(
@@ -85,7 +91,8 @@ def draw(
         )
         return
     values: dict[str, Any] = {"checkpoints": (name,), "rates_only": True, "dtype": dtype}
-    say.caption(f"Times are unknown: this device has not been measured in {dtype} yet.")
+    values["device"] = forms.kept(name).settings.device
+    say.caption(f"Times are unknown: {device} has not been measured in {dtype} yet.")
     command = jobs.command_line("benchmark", BenchmarkSpec(**values, out="DIR"))
     st.code(command, "bash", wrap_lines=True)
     if st.button("Measure this device", icon=":material/speed:"):

@@ -16,12 +16,12 @@ from core.__main__ import main
 from core.benchmark import results as benchmark
 from core.errors import RunError
 from core.prune.results import Pruning
-from core.recipes import make
-from core.recipes.chain import Chain, Step
+from core.recipes import duration, make
+from core.recipes.chain import Chain, Expected, Step
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs, workspace
-from core.runs.progress import SILENT
+from core.runs.progress import SILENT, Progress
 from core.runs.spec import build
 from core.runs.workspace import read_run
 from core.width.results import WidthPruning
@@ -178,3 +178,48 @@ def test_the_button_starts_the_chain_with_the_study_s_values(page, tiny_gqa, pla
     ((command, spec),) = asked
     assert (command, spec.name, spec.drop, spec.retrain) == ("recipe", "make", (2, 3), "lora")
     assert jobs.command_line(command, spec) == line
+
+
+def test_every_step_has_a_duration_which_follows_what_was_measured(tiny_gqa, place, tmp_path):
+    text = tmp_path / "train.jsonl"
+    text.write_text('{"text": "Ann sees the ball."}\n' * 30)
+    options = {"checkpoint": str(tiny_gqa), "name": "make", "out": "x", "device": "cpu",
+               "width": "flap", "retrain": "lora", "data": f"{text},english"}  # fmt: skip
+    for more in ({"drop": (2,), "heal": "linear"}, {"ratio": 0.2, "tasks": ("demo",)}):
+        spec = RecipeSpec(**options, **more)
+        found = make.expected(spec)
+        assert list(found.seconds) == [s.name for s in make.steps(spec)]
+        assert all(seconds > 0 for seconds in found.seconds.values())
+        assert "assumed" in found.origin
+    slow = RecipeSpec(**options, ratio=0.2, steps=4000)
+    long, short = (
+        one.seconds["retrained"] - duration.START_S for one in (make.expected(slow), found)
+    )
+    assert long > 40 * short
+    book = made.run(place.root, "earlier", "evaluate", 1)
+    summary = {"flops_per_s": 1e3, "parameters": 30_000, "device": "cpu"}
+    workspace.write_json(book / "summary.json", summary)
+    again = make.expected(spec)
+    assert "last run" in again.origin
+    assert again.seconds["evaluate-dense"] > 100 * found.seconds["evaluate-dense"]
+    assert make.expected(RecipeSpec(**{**options, "device": "cuda"}, ratio=0.2)) is None
+    assert make.expected(RecipeSpec(**{**options, "checkpoint": "no/such"}, ratio=0.2)) is None
+
+
+def test_a_chain_knows_the_time_left_from_what_its_steps_take(place, tmp_path):
+    told = []
+
+    class Told(Progress):
+        def step(self, done, total, message="", *, left_s=None):
+            told.append((done / total, message, left_s))
+
+    spec = RecipeSpec(name="importance", out=str(tmp_path))
+    jobs.save_spec(tmp_path, jobs.commands.get("recipe"), spec)
+    asked = iter([{"one": 10.0, "two": 30.0}, {"one": 10.0, "two": 60.0}])
+    chain = Chain(spec, tmp_path, Told(), lambda _: Expected(next(asked), "rates"))
+    chain.run([Step(name, "wait", {"steps": 1, "pause": 0.01}) for name in ("one", "two")])
+    first = told[0]
+    second = next(t for t in told if t[1] == "two")
+    assert first == (0.0, "one", 40.0)
+    assert second == (0.25, "two", 60.0)  # of the first answer's whole; the time by the newest
+    assert told[-1][0] == 1.0

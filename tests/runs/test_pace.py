@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.runs import pace
+from core.runs import devices, pace
 from core.runs.workspace import write_json
 
 
@@ -25,5 +25,10 @@ def test_a_model_of_like_size_counts_more_than_a_newer_run(tmp_path, monkeypatch
     assert pace.flops_per_s("evaluate", "cpu", 134_000_000) == 5e10  # as large, and newer
     assert pace.flops_per_s("evaluate", "cpu", 2_200_000) == 4e9
     assert pace.flops_per_s("evaluate", "cuda", 7_000_000_000) == 1e13
+    assert pace.flops_per_s("evaluate", "auto", 134_000_000) == 5e10  # what auto means here
+    monkeypatch.setattr(devices, "_best", lambda: "cuda:0")
     assert pace.flops_per_s("evaluate", "auto", 134_000_000) == 1e13
+    assert pace.flops_per_s("evaluate", "cuda:1", 134_000_000) == 1e13  # as fast as its neighbour
+    assert pace.flops_per_s("evaluate", "tpu", 134_000_000) is None
+    assert pace.measured(("search", "evaluate"), "cpu", 134_000_000) == 5e10
     assert pace.flops_per_s("search", "cpu", 134_000_000) is None
