@@ -83,7 +83,7 @@ START_S = 3.0
 
 
 def rate(device: str, parameters: int) -> tuple[float | None, str | None]:
-    """Return the operations per second to expect of an evaluation, and where they are from."""
+    """Return the operations per second to expect of an evaluation, and their origin."""
     return pace.expected(("evaluate", "importance", "search"), device, parameters)
 
 

@@ -64,7 +64,7 @@ def measured(commands: Iterable[str], device: str, parameters: int) -> float | N
 def expected(
     commands: Iterable[str], device: str, parameters: int
 ) -> tuple[float | None, str | None]:
-    """Return the rate to estimate with and where it is from: measured, or assumed on a CPU."""
+    """Return the rate to estimate with and its origin: measured, or assumed on a CPU."""
     if rate := measured(commands, device, parameters):
         return rate, MEASURED
     if devices.meant(device) == "cpu":
