@@ -15,7 +15,7 @@ from core.checkpoint.vocabulary import default_text
 from core.data.calibration import SOURCE_HELP
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
-from core.evaluate import by_content, command
+from core.evaluate import by_content, command, generation
 from core.evaluate import estimate as work
 from core.evaluate import tables as view
 from core.evaluate.by_content import Evaluated, Measure
@@ -300,6 +300,54 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
         downloaded("flips.csv", rows)
 
 
+def written(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
+    """Draw what checkpoints wrote in tasks: how varied it is, and every question's raw text."""
+    names = generation.tasks_of(evaluated, chosen)
+    if not names:
+        return
+    st.subheader("Text that they wrote")
+    rows = generation.table(evaluated, chosen)
+    shares = ("repeated 4-grams", "more than dense")
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True,
+        column_config={name: st.column_config.NumberColumn(format="percent") for name in shares}
+        | {"words": st.column_config.NumberColumn("words per text", format="%.1f")}
+        | {f"distinct-{n}": st.column_config.NumberColumn(format="%.3f") for n in (1, 2, 3)},
+    )  # fmt: skip
+    say.caption(
+        f"Measured on the generated text before the task's filters. {evaluated[0].variant.label} "
+        "is the yardstick: text that repeats more, or varies less, than its text for the same "
+        "questions has lost something that right answers do not count."
+    )
+    downloaded("written.csv", rows)
+    columns = st.columns(3)
+    task = columns[0].selectbox("Task", names, key="written_task", bind=ASKED)
+    folders = {
+        one.variant.label: folder
+        for one in evaluated
+        if (folder := generation.folder_of(one, chosen, task))
+    }
+    first = columns[1].selectbox("Left", list(folders), key="written_left")
+    others = [name for name in folders if name != first] or [first]
+    second = columns[2].selectbox("Right", others, key="written_right")
+    left, right = (
+        {text.index: text for text in generation.texts(folders[name], task)}
+        for name in (first, second)
+    )
+    for index in paging.page_of([*left], "written", "questions", SHOWN):
+        one, other = left[index], right.get(index)
+        marks = [generation.mark(text) for text in (one, other) if text]
+        with st.expander(plain(f"Question {index}: {' / '.join(marks)}")):
+            st.text(one.question if len(one.question) < 700 else "…" + one.question[-700:])
+            st.text(f"correct: {one.target.strip()}")
+            for column, name, text in zip(
+                st.columns(2), (first, second), (one, other), strict=True
+            ):
+                with column:
+                    say.caption(f"{name}: {generation.mark(text) if text else 'not asked'}")
+                    st.code(text.generated if text else "", language=None, wrap_lines=True)
+
+
 def default_pair(known: Study) -> str:
     """Return the two texts that are compared if none are named."""
     if default_text(folder_of(known)) == "demo":
@@ -399,6 +447,7 @@ if not empty:
     chosen = by_content.measures(measured, limit)
     overview(measured, chosen)
     flipped(measured, chosen)
+    written(measured, chosen)
 else:
     st.info("Nothing has been measured for this checkpoint yet. Start a run above.")
 skills(known)

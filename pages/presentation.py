@@ -88,11 +88,13 @@ def removed(found: Verdict, one: Contender) -> None:
 
 def questions(found: Verdict, one: Contender) -> None:
     """Draw in plain words what it answers, and one or two questions with both answers."""
-    if not one.answers:
+    if not (one.answers or one.written):
         return
     st.subheader("What it still knows")
-    say.bullets([f"Answers {answers.sentence}." for answers in one.answers[:MOST_TASKS]])
-    for example in examples(found.study, one.answers):
+    said = [f"Answers {answers.sentence}." for answers in one.answers[:MOST_TASKS]]
+    said += [f"Writes the answer to {answers.sentence}." for answers in one.written[:MOST_TASKS]]
+    say.bullets(said)
+    for example in examples(found.study, one.answers or one.written):
         with st.container(border=True):
             say.caption(f"One of the {example.words}")
             say.paragraph(example.question)

@@ -15,6 +15,8 @@ from core.study import Study, Task
 
 SHARES = ("acc", "acc_norm", "exact_match")
 """Metrics that are the share of right answers."""
+FLEXIBLE = "exact_match,flexible-extract"
+"""Of a written answer, preferred: it looks at the answer, whatever its layout."""
 WORDS = {
     "arc_easy": "science questions",
     "arc_challenge": "hard science questions",
@@ -26,6 +28,9 @@ WORDS = {
     "winogrande": "pronouns to resolve",
     "copa": "questions on cause and effect",
     "gsm8k": "school maths problems",
+    "lambada_openai": "last words of passages",
+    "arithmetic": "sums and products",
+    "demo_open": "open questions about stories",
     "logiqa": "logic puzzles",
     "commonsense_qa": "questions of common sense",
     "medmcqa": "medical exam questions",
@@ -57,6 +62,8 @@ class Answers:
     run: str = ""
     """The run that asked the variant."""
     dense_run: str = ""
+    is_written: bool = False
+    """Whether the model writes the answer itself, instead of choosing one of several."""
 
     @property
     def words(self) -> str:
@@ -74,8 +81,8 @@ def answers_of(study: Study, variant: str, wanted: Sequence[str] = ()) -> tuple[
     """Return what a variant answers on the tasks that the dense model was asked in the same way.
 
     With as many questions, the most that both were asked.
-    ``wanted``: tasks or presets; if none of them was asked, all that were. Means and tasks that
-    are not scored by right answers are left out.
+    ``wanted``: tasks or presets; if none of them was asked, all that were. Written answers are
+    always among them. Means and tasks that are not scored by right answers are left out.
     """
     own, dense = _newest(study, variant), _newest(study, study.dense.id)
     most: dict[str, Answers] = {}
@@ -83,11 +90,16 @@ def answers_of(study: Study, variant: str, wanted: Sequence[str] = ()) -> tuple[
         base = dense.get(key)
         count = mine.samples or 0
         if base and count > (most[mine.task].count if mine.task in most else 0):
-            runs = {"metric": mine.metric, "run": mine.run, "dense_run": base.run}
-            most[mine.task] = Answers(mine.task, mine.value, base.value, count, **runs)
+            most[mine.task] = Answers(
+                mine.task, mine.value, base.value, count, metric=mine.metric, run=mine.run,
+                dense_run=base.run, is_written=mine.is_written,
+            )  # fmt: skip
     found = list(most.values())
     names = suites.expand(tuple(wanted))
-    chosen = [a for a in found if a.task in names] or found
+    chosen = [a for a in found if a.task in names]
+    if chosen:
+        chosen += [a for a in found if a.is_written and a not in chosen]
+    chosen = chosen or found
     return tuple(sorted(chosen, key=lambda a: a.task))
 
 
@@ -98,7 +110,7 @@ def _by_variant(study: Study) -> Mapping[str, list[Task]]:
             return index
     found: dict[str, list[Task]] = {}
     for row in sorted(study.tasks, key=lambda t: t.started):
-        if row.metric in SHARES and row.task not in MEANS.values():
+        if row.metric.partition(",")[0] in SHARES and row.task not in MEANS.values():
             found.setdefault(row.variant, []).append(row)
     _kept.append((study.tasks, found))
     return found
@@ -115,9 +127,19 @@ def _newest(study: Study, variant: str) -> Mapping[tuple[str, str, str, int | No
         by_task.setdefault((row.task, row.prompting, row.samples), {})[row.metric] = row
     found = {}
     for (task, prompting, samples), rows in by_task.items():
-        metric = suites.metric_of(task, list(rows))
+        metric = FLEXIBLE if FLEXIBLE in rows else suites.metric_of(task, list(rows))
         found[task, metric, prompting, samples] = rows[metric]
     return found
+
+
+def chosen(found: Sequence[Answers]) -> tuple[Answers, ...]:
+    """Return those that were chosen among given ones."""
+    return tuple(a for a in found if not a.is_written)
+
+
+def written(found: Sequence[Answers]) -> tuple[Answers, ...]:
+    """Return those that the model wrote itself."""
+    return tuple(a for a in found if a.is_written)
 
 
 def mean(found: Sequence[Answers]) -> tuple[float, float] | None:
@@ -149,16 +171,10 @@ class Example:
     before: str
     """The dense model's answer."""
     after: str
-
-    @property
-    def was_right(self) -> bool:
-        """Whether the dense model was right."""
-        return self.before == self.right
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the variant is right."""
-        return self.after == self.right
+    was_right: bool
+    """Whether the dense model was right."""
+    is_right: bool
+    """Whether the variant is right."""
 
 
 SHOWN = 400
@@ -177,14 +193,16 @@ def examples(study: Study, found: Sequence[Answers]) -> list[Example]:
         if one.run not in folders or one.dense_run not in folders or (both and lost):
             continue
         dense, own = (read_samples(folders[run]) for run in (one.dense_run, one.run))
-        for before, after in paired(dense, own, one.task):
+        for before, after in paired(dense, own, one.task, one.metric):
             text = before.question.strip()
             made = Example(
                 one.words,
                 _end(text),
-                right_in_words(before),
-                answer_in_words(before, one.metric),
-                answer_in_words(after, one.metric),
+                right_in_words(before).strip(),
+                answer_in_words(before, one.metric).strip(),
+                answer_in_words(after, one.metric).strip(),
+                before.value(one.metric) == 1,
+                after.value(one.metric) == 1,
             )
             if text and made.was_right:
                 both = both or (made if made.is_right else None)

@@ -71,6 +71,9 @@ class Contender:
     candidate: Candidate
     ppl: Figure | None = None
     answers: tuple[Answers, ...] = ()
+    """On tasks whose answers are chosen among given ones."""
+    written: tuple[Answers, ...] = ()
+    """On tasks whose answers the model writes itself; never part of the mean."""
     speed: Figure | None = None
     """Times as fast as the dense model; ``dense`` is 1."""
     memory: Figure | None = None
@@ -298,6 +301,8 @@ class Verdict:
             said.append(f"perplexity {one.ppl.value:.4g} on {self.text}{times}")
         if one.answers:
             said.append(f"answers {answers.in_words(one.answers)}")
+        if one.written:
+            said.append(f"writes the answer to {answers.in_words(one.written)}")
         if one.speed:
             said.append(_pace(one.speed))
         if one.memory and one.memory.times:
@@ -470,7 +475,15 @@ def _contender(
     if known and row.memory_mib and (dense.kind_of_cost == "measured" or how == "estimated"):
         memory = Figure(row.memory_mib, dense.memory_mib, how)
     said = () if own.is_plan else answers.answers_of(seen.study, own.id, tasks)
-    return Contender(own, ppl, said, speed, memory, row.per_token_ms if known else None)
+    return Contender(
+        own,
+        ppl,
+        answers.chosen(said),
+        answers.written(said),
+        speed,
+        memory,
+        row.per_token_ms if known else None,
+    )
 
 
 def _speeds(seen: Scene, cell: Cell) -> dict[str, Speed]:

@@ -50,12 +50,17 @@ def _error_of_mean(values: Sequence[float]) -> float | None:
 
 
 def paired(
-    first: Iterable[Sample], second: Iterable[Sample], task: str
+    first: Iterable[Sample], second: Iterable[Sample], task: str, metric: str = ""
 ) -> list[tuple[Sample, Sample]]:
-    """Return the samples of ``task`` that both have: same index, filter and question."""
+    """Return the samples of ``task`` that both have: same index, filter and question.
+
+    A ``metric`` that names its filter (``exact_match,strict-match``) has only that one's samples.
+    """
+    wanted = metric.partition(",")[2]
 
     def by_question(samples: Iterable[Sample]) -> dict[tuple[int, str, str], Sample]:
-        return {(s.index, s.filter, s.content): s for s in samples if s.task == task}
+        mine = (s for s in samples if s.task == task and wanted in ("", s.filter))
+        return {(s.index, s.filter, s.content): s for s in mine}
 
     before, after = by_question(first), by_question(second)
     return [(before[key], after[key]) for key in before if key in after]
@@ -69,7 +74,7 @@ def task_delta(
     None if they have no questions in common, or if the metric is not a number for each question.
     """
     values = []
-    for before, after in paired(first, second, task):
+    for before, after in paired(first, second, task, metric):
         a, b = before.value(metric), after.value(metric)
         if a is None or b is None:
             return None
@@ -105,7 +110,7 @@ class Flip:
 def flips(first: Iterable[Sample], second: Iterable[Sample], task: str, metric: str) -> list[Flip]:
     """Return the questions whose value of ``metric`` (1 right, 0 wrong) differs."""
     found = []
-    for before, after in paired(first, second, task):
+    for before, after in paired(first, second, task, metric):
         a, b = before.value(metric), after.value(metric)
         if a is None or b is None or a == b:
             continue

@@ -119,8 +119,11 @@ class Sample:
     """Text that was generated, before the task's filters; None if none was."""
 
     def value(self, metric: str) -> float | None:
-        """Return the question's own value of a metric; None if it is not a number."""
-        found = self.metrics.get(metric)
+        """Return the question's own value of a metric; None if it is not a number.
+
+        The metric may name its filter, as ``exact_match,strict-match`` does.
+        """
+        found = self.metrics.get(metric.partition(",")[0])
         return found if isinstance(found, (int, float)) else None
 
 
@@ -201,6 +204,8 @@ class Asked:
     """Identifies the task: a hash of a local task's files, or lm-eval's version."""
     task_versions: dict[str, Any] = dataclasses.field(default_factory=dict)
     shots: dict[str, int] = dataclasses.field(default_factory=dict)
+    output_types: dict[str, str] = dataclasses.field(default_factory=dict)
+    """lm-eval's, by task: multiple_choice, loglikelihood or generate_until, ..."""
     limit: int | None = None
     """Maximum questions per task; None for all."""
     prompting: Prompting = Prompting()

@@ -35,9 +35,17 @@ PAPER = {
 DEMO = tuple(f"demo_{skill}" for skill in SKILLS)
 """The demo world's questions, one task per skill; shipped in `DEMO_TASKS`."""
 
+OPEN = "demo_open"
+"""The demo's questions, answered in the model's own words."""
+WRITTEN = ("generate_until", "loglikelihood")
+"""Output types of lm-eval whose answer the model writes, token by token: of the second it is
+compared with what greedy decoding would write, as for LAMBADA."""
+_WRITTEN_METRICS = ("exact_match", "flexible_match")
+
 PRESETS: dict[str, tuple[str, ...]] = {
     "paper": tuple(PAPER),
     "demo": DEMO,
+    "generation": ("gsm8k", "lambada_openai"),
     "reasoning": ("gsm8k", "logiqa", "copa", "commonsense_qa", "bbh_zeroshot"),
     "domains": ("mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_other", "sciq",
                 "medmcqa", "pubmedqa"),
@@ -70,6 +78,16 @@ def metric_of(task: str, metrics: Sequence[str]) -> str:
     """Return the metric of a task: the paper's, or the first that lm-eval reports."""
     wanted = PAPER.get(task, "")
     return wanted if wanted in metrics else metrics[0]
+
+
+def is_written(task: str, metric: str, output_type: str = "") -> bool:
+    """Whether a model writes the answer to a task itself, instead of choosing one of several.
+
+    Runs of earlier versions did not record the type; then the metric decides.
+    """
+    if output_type:
+        return output_type in WRITTEN
+    return metric.partition(",")[0] in _WRITTEN_METRICS or task.startswith("lambada")
 
 
 def find(names: Iterable[str], task_dir: str = "") -> tuple[Place, ...]:

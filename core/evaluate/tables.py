@@ -143,7 +143,7 @@ def task_choices(task_dir: str = "") -> list[str]:
     with contextlib.suppress(OptionError):
         own = suites.own(task_dir) if task_dir else ()
     of_presets = (task for tasks in suites.PRESETS.values() for task in tasks)
-    return list(dict.fromkeys((*own, *suites.PRESETS, *of_presets)))
+    return list(dict.fromkeys((*own, *suites.PRESETS, suites.OPEN, *of_presets)))
 
 
 def calibration_runs(where: Workspace, name: str) -> list[RunRecord]:

@@ -47,6 +47,7 @@ class TaskResult:
     versions: dict[str, Any]
     """Version of every task definition."""
     shots: dict[str, int]
+    output_types: dict[str, str]
     seconds: float
     batch: int
 
@@ -255,7 +256,14 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
                         f"checkpoint's context has {self.max_length}.",
                         "Leave this task out.",
                     )
+            self.total, self.done = len(requests), 0
             return super().generate_until(requests, disable_tqdm=True)
+
+        def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+            found = super()._model_generate(context, *args, **kwargs)
+            self.done += len(context)
+            progress.step(min(self.done, self.total), self.total, self.label)
+            return found
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             self.done += len(inps)
@@ -316,6 +324,7 @@ def ask(
         samples=samples,
         versions=dict(found["versions"]),
         shots={task: int(n) for task, n in found["n-shot"].items() if task in named},
+        output_types={task: str(loaded["tasks"][task].OUTPUT_TYPE) for task in named},
         seconds=round(time.perf_counter() - began, 3),
         batch=lm.batch_size_per_gpu,
     )

@@ -4,8 +4,8 @@ Pure functions from tables to `Finding`: nothing is measured again or loaded, an
 
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
 of_search(folder)         a search: whether its methods differ on held-out text beyond noise
-of_study(study, ...)      the verdict; variants: large drop in quality, too much memory, gains
-                          below noise
+of_study(study, ...)      the verdict; variants: large drop in quality, generation lost while the
+                          mean is kept, too much memory, gains below noise
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.compare.measured import Cell
-from core.compare.verdict import protocol_of
+from core.compare.verdict import protocol_of, verdict_of
 from core.findings.cost import CELL, gain_below_noise, memory_too_large
 from core.findings.decision import decision
 from core.findings.finding import Finding
+from core.findings.generation import generation_lost
 from core.findings.quality import large_drop
 from core.findings.scores import of_run
 from core.findings.sets import of_search
@@ -53,6 +54,7 @@ def of_study(
     found = (
         decision(study, settings),
         large_drop(study, protocol),
+        generation_lost(verdict_of(study, settings)),
         memory_too_large(study, budget_mib, where, cell or CELL) if budget_mib else None,
         gain_below_noise(study, bench, cell) if bench else None,
     )

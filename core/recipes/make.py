@@ -194,7 +194,7 @@ def verdict(chain: Chain) -> Told:
     beside = _own(chain, found, NARROWED) if spec.width != "none" else None
     if beside:
         more.append(_beside(*beside))
-    more += [f"{a.sentence[:1].upper()}{a.sentence[1:]}." for a in made.answers]
+    more += [f"{a.sentence[:1].upper()}{a.sentence[1:]}." for a in (*made.answers, *made.written)]
     more += [f"{step} failed: {why}" for step, why in chain.failed.items()]
     figures = {
         **_figures(made),

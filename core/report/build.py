@@ -44,6 +44,8 @@ def tiles(one: Contender) -> dict[str, tuple[str, str]]:
     if one.accuracy is not None:
         before = (answers.mean(one.answers) or (0.0, 0.0))[1]
         found["Right answers"] = (f"{one.accuracy:.0%}", f"{before:.0%} before, measured")
+    if share := answers.mean(one.written):
+        found["Written answers"] = (f"{share[0]:.0%}", f"right; {share[1]:.0%} before, measured")
     return found
 
 
@@ -79,12 +81,14 @@ def _cells(one: Contender) -> dict[str, str]:
         speed = marked(f"{one.speed.value:.2f} x{noise}", one.speed)
     memory = marked(words.size(one.memory.value * MIB), one.memory) if one.memory else unknown
     right = f"{one.accuracy:.0%}" if one.accuracy is not None else unknown
+    written = answers.mean(one.written)
     return {
         "parameters removed": words.percent(one.ratio),
         "perplexity": ppl,
         "speed": speed,
         "memory": memory,
         "right answers": right,
+        "written answers": f"{written[0]:.0%}" if written else unknown,
     }
 
 

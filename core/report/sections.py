@@ -16,6 +16,7 @@ from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, compiled, published
 from core.compare.scene import accuracy
+from core.evaluate import generation
 from core.findings import Finding
 from core.findings.certainty import certainty
 from core.findings.scores import protected_of
@@ -303,6 +304,13 @@ def quality(material: Material) -> Section:
     if rows:
         words = "Task scores (measured), with the difference from dense and its standard error"
         parts += html.table(rows, words)
+    rows = _written(known)
+    if rows:
+        words = (
+            "Text written in tasks (measured): length, repetition and distinct-n, beside the dense "
+            "model"
+        )
+        parts += html.table(rows, words)
     return Section(
         "quality", "Quality", parts or [html.Paragraph("No quality has been measured yet.")]
     )
@@ -335,6 +343,26 @@ def _tasks(known: Study) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda r: (str(r["task"]), str(r["variant"])))
+
+
+def _written(known: Study) -> list[dict[str, Any]]:
+    """Return length, repetition and distinct-n of what models wrote, by task and variant."""
+    folders = {record.id: record.path for record in known.runs}
+    newest = {
+        (t.task, t.prompting, t.variant): folders[t.run]
+        for t in sorted(known.tasks, key=lambda t: t.started)
+        if t.is_written and t.run in folders
+    }
+    rows = []
+    for task, how in dict.fromkeys((task, how) for task, how, _ in newest):
+        dense = None
+        for v in known.variants:
+            folder = newest.get((task, how, v.id))
+            found = generation.diversity(folder, task) if folder else None
+            if found:
+                rows.append(generation.row(v.label, task, found, dense))
+                dense = found if v.id == known.dense.id else dense
+    return rows
 
 
 # ------------------------------------------------------------------------------------------- cost

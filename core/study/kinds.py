@@ -201,6 +201,8 @@ class Task:
     started: float = 0.0
     prompting: str = ""
     """How the task was asked, in words; empty for the task's own way. Only equal ones compare."""
+    is_written: bool = False
+    """Whether the model writes the answer itself, instead of choosing one of several."""
 
 
 @dataclass(frozen=True)

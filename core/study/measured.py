@@ -12,6 +12,7 @@ from core.benchmark import results as benchmark
 from core.checkpoint.headers import file_state
 from core.errors import DepthcutError
 from core.evaluate import results as evaluate
+from core.evaluate.suites import is_written
 from core.prune.plan import choose, unprotected
 from core.prune.score_results import Curve, CurveRow, Importance
 from core.prune.scores import BlockScores, load
@@ -168,11 +169,13 @@ def _part(text: evaluate.Text) -> str:
 
 def _tasks(record: RunRecord, summary: evaluate.Summary, variant: Variant) -> list[Task]:
     how = {row.task: asked.prompting.label for asked in summary.tasks for row in asked.rows}
+    kinds = {task: kind for asked in summary.tasks for task, kind in asked.output_types.items()}
     usual = next(iter(how.values()), "")  # of all tasks of a run, so also of a preset's mean
     return [
         Task(
             variant.id, row.task, row.metric, row.value, row.stderr, row.samples,
             record.id, record.started, how.get(row.task, usual),
+            is_written(row.task, row.metric, kinds.get(row.task, "")),
         )
         for row in evaluate.Score.read(record.path)
         if row.task

@@ -83,6 +83,8 @@ def lines(found: Verdict, one: Contender) -> list[str]:
         said.append(f"perplexity {one.ppl.value:.4g} ({one.ppl.times or 0:.2f} x dense)")
     if one.answers:
         said.append(f"answers {answers.in_words(one.answers)}")
+    if one.written:
+        said.append(f"writes the answer to {answers.in_words(one.written)}")
     if one.speed:
         noise = f" ± {one.speed.noise:.0%}" if (one.speed.noise or 0.0) >= SEEN else ""
         noisy = ", too noisy to tell" if (one.speed.noise or 0.0) > NOISY else ""

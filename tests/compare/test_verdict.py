@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from core.checkpoint import headers
 from core.compare.candidates import Candidate
 from core.compare.choice import Budget
 from core.compare.verdict import Figure, Verdict, protocol_of, verdict_of, whole_scene
+from core.evaluate import generation
 from core.findings import of_study
 from core.recipes import command as recipe_command
 from core.recipes.chain import Recipe
@@ -231,3 +233,71 @@ def test_a_study_without_measurements_has_no_verdict(tmp_path, monkeypatch):
     assert found.sentence == ""
     assert whole_scene(found.study, settings).protocol is None
     assert isinstance(found.dense.candidate, Candidate)
+
+
+def write(lab, name, chosen, written, at):
+    """An evaluation of multiple choice and of written answers, with the raw text of the latter."""
+    run = made.run(lab.root, f"asked-{name}-{at}", "evaluate", at, checkpoint=lab.paths[name])
+    columns = ("task", "metric", "value", "stderr", "samples")
+    rows = [
+        ("arc_easy", "acc", chosen, 0.02, 400),
+        ("gsm8k", "exact_match,strict-match", 0.0, 0.0, 100),
+        ("gsm8k", "exact_match,flexible-extract", written, 0.04, 100),
+    ]
+    workspace.write_csv(run / "tasks.csv", columns, rows)
+    text = "It is 7. " + ("So it is 7. " * 8 if written < 0.3 else "Seven pears are left for us.")
+    common = {"task": "gsm8k", "index": 0, "content": "q", "target": "7", "question": "How many?"}
+    lines = [
+        {**common, "filter": which, "metrics": {"exact_match": right}, "generated": [text],
+         "answer": "7"}
+        for which, right in (("strict-match", 0.0), ("flexible-extract", 1.0))
+    ]  # fmt: skip
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_written_answers_stand_beside_the_mean_and_never_in_it(disagreeing):
+    lab = disagreeing
+    write(lab, "dense", 0.80, 0.50, 30)
+    write(lab, "wide", 0.78, 0.10, 31)
+    found = lab.verdict()
+    one = found.quality
+    assert (one.label, one.accuracy) == ("LLM-Pruner 21%", 0.78)
+    assert [(a.task, a.metric, a.right) for a in one.written] == [
+        ("gsm8k", "exact_match,flexible-extract", 0.10)
+    ]
+    said = (
+        "answers 312 of 400 science questions, 320 before; writes the answer to 10 of 100 school "
+        "maths problems, 50 before"
+    )
+    assert said in found.facts(one)
+    compare, presented = opened("compare", lab), opened("presentation", lab)
+    for words in said.split("; "):
+        assert words in compare
+    assert "Writes the answer to 10 of 100 school maths problems, 50 before." in presented
+    finding = next(f for f in of_study(found.study) if f.key == "generation-lost")
+    assert finding.sentence.startswith("LLM-Pruner 21% keeps its choices but not its own words")
+    assert finding.evidence["right written answers, dense"] == 0.5
+    report = build.page(gather(str(lab.dense)))
+    assert "keeps its choices but not its own words" in report
+    assert "Text written in tasks (measured)" in report
+    assert "repeated 4-grams" in report
+    # its text repeats itself, that of the dense model does not
+    repeated = [
+        generation.diversity(lab.root / f"asked-{name}", "gsm8k").repetition
+        for name in ("dense-30", "wide-31")
+    ]
+    assert repeated[0] == 0.0
+    assert repeated[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("chosen", "written"),
+    [(0.60, 0.10), (0.80, 0.45), (0.80, 0.42)],
+    ids=["the choices are lost too", "kept", "within chance"],
+)
+def test_generation_is_lost_only_if_the_mean_is_kept_and_chance_does_not_explain_it(
+    disagreeing, chosen, written
+):
+    write(disagreeing, "dense", 0.80, 0.50, 30)
+    write(disagreeing, "wide", chosen, written, 31)
+    assert not any(f.key == "generation-lost" for f in of_study(disagreeing.verdict().study))

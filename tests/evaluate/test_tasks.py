@@ -17,7 +17,7 @@ import pytest
 from core.__main__ import main
 from core.demo import CHECKPOINT, DATA
 from core.errors import OptionError
-from core.evaluate import questions, suites
+from core.evaluate import generation, questions, suites
 from core.evaluate.results import BlockCost, Score, read_samples
 from core.runs.workspace import read_json
 
@@ -45,6 +45,51 @@ metric_list:
 metadata:
   version: 2.0
 """
+
+
+SUMS = """
+task: sums
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: " "
+generation_kwargs:
+  until: ["."]
+  max_gen_toks: 12
+  do_sample: false
+filter_list:
+  - name: strict-match
+    filter:
+      - {{function: regex, regex_pattern: "^ (\\\\w+) nuts$"}}
+      - {{function: take_first}}
+  - name: flexible-extract
+    filter:
+      - {{function: regex, regex_pattern: "(one|two|three|four|five|six)", group_select: -1}}
+      - {{function: take_first}}
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+"""Strict and flexible match as GSM8K has them, over the demo's words and local JSON lines."""
+
+
+def add_sums(folder):
+    """Add the task ``sums`` to a folder."""
+    data = folder / "sums.jsonl"
+    rows = [
+        {"question": f"Anna had {n} nuts in a bag. Then Anna had", "answer": n}
+        for n in ("two", "three", "four", "five")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text(SUMS.format(data=data))
 
 
 @pytest.fixture
@@ -123,6 +168,40 @@ def test_equals_the_command_line_of_lm_eval(tmp_path, local_tasks):
             assert ours.metrics["acc"] == theirs["acc"]
     assert summary["tasks"][0]["limit"] == LIMIT
     assert {"lm-eval", "datasets", "transformers"} <= set(summary["versions"])
+
+
+def test_written_answers_equal_the_command_line_of_lm_eval(tmp_path, local_tasks):
+    tasks = ["demo_open", "sums"]
+    add_sums(local_tasks)
+    rows, samples, summary = evaluate(
+        "demo", tmp_path / "out", "--tasks", ",".join(tasks), "--limit", LIMIT,
+        "--task-dir", local_tasks, "--dtype", "float32",
+    )  # fmt: skip
+    both = tmp_path / "both"
+    shutil.copytree(local_tasks, both / "local")
+    shutil.copytree(suites.DEMO_TASKS, both / "demo" / "tasks")
+    shutil.copytree(DATA, both / "demo" / "data")
+    results, own = harness(CHECKPOINT, tmp_path, tasks, "--include_path", both, "--limit", LIMIT)
+    assert [(r["task"], r["metric"]) for r in rows] == [
+        ("demo_open", "exact_match"), ("demo_open", "flexible_match"),
+        ("sums", "exact_match,strict-match"), ("sums", "exact_match,flexible-extract"),
+    ]  # fmt: skip
+    for row in rows:
+        name, _, which = row["metric"].partition(",")
+        assert float(row["value"]) == results[row["task"]][f"{name},{which or 'none'}"]
+    kinds = {k: v for asked in summary["tasks"] for k, v in asked["output_types"].items()}
+    assert kinds == dict.fromkeys(tasks, "generate_until")
+    for task in tasks:
+        ours = {(s.index, s.filter): s for s in samples if s.task == task}
+        assert len(ours) == len(own[task])
+        for theirs in own[task]:
+            mine = ours[theirs["doc_id"], theirs["filter"]]
+            assert mine.generated == tuple(theirs["resps"][0])
+            assert mine.metrics == {name: theirs[name] for name in theirs["metrics"]}
+    found = generation.texts(tmp_path / "out", "sums")
+    assert [text.index for text in found] == [0, 1, 2, 3]
+    assert set(found[0].right) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    assert found[0].generated == ours[0, "strict-match"].generated[0]
 
 
 def test_demo_accuracy_is_what_the_demo_documents():
