@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from core import outside
 from core.checkpoint import chat, locate
 from core.checkpoint import neurons as neuron_order
-from core.checkpoint.drop import PARTS, Removal, check_removal
+from core.checkpoint.drop import Removal, check_removal
 from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
@@ -59,7 +59,8 @@ class PruneSpec(DeviceOptions):
     heal: str = option(
         "none",
         choices=seams.CHOICES,
-        help="Closed-form repair of the seams: refit (down projection before each seam), linear "
+        help="Closed-form repair of the seams: refit (the projection before each seam; also where "
+        "parts of blocks go), linear "
         "(ReplaceMe), scale (Prune&Comp), or auto, the best of them. Only what lowers the "
         "held-out KL to the dense model is kept. The options on text, device and precision are "
         "for healing.",
@@ -90,7 +91,7 @@ def run(spec: PruneSpec, run: Run) -> None:
     heals = spec.heal != "none"
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=heals)
     removal, plan = selection(spec, checkpoint.info)
-    healing, replaced = _heal(spec, run, checkpoint, removal.drop) if heals else (None, {})
+    healing, replaced = _heal(spec, run, checkpoint, removal) if heals else (None, {})
     record = depth.prune(
         checkpoint.folder,
         removal,
@@ -122,8 +123,8 @@ def check_healing(
     spec: PruneSpec, info: CheckpointInfo, removal: Removal
 ) -> tuple[seams.Seam, ...]:
     """Return the seams; raises an error if they cannot be healed with this many tokens."""
-    _check_whole(info, removal)
-    found = seams.check_seams(spec.heal, removal.drop)
+    _check_whole(info)
+    found = seams.check_seams(spec.heal, removal)
     if spec.length is not None and info.context and spec.length > info.context:
         raise OptionError(
             f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
@@ -134,21 +135,8 @@ def check_healing(
     return found
 
 
-def _check_whole(info: CheckpointInfo, removal: Removal) -> None:
-    """Raise `PlanError` if a part of a block is missing after the cut, or before it."""
-    if removal.width:
-        raise PlanError(
-            f"Healing repairs the seams of whole blocks; the MLP of block {removal.width[0][0]} "
-            "is made narrower.",
-            "Leave out --heal, or remove whole blocks only.",
-        )
-    if removal.parts:
-        block, part = removal.parts[0]
-        raise PlanError(
-            f"Healing repairs the seams of whole blocks; of block {block} only the {PARTS[part]} "
-            "is removed.",
-            "Leave out --heal, or remove whole blocks only.",
-        )
+def _check_whole(info: CheckpointInfo) -> None:
+    """Raise `PlanError` if a part of a block is missing before the cut."""
     for block, shape in enumerate(info.block_shapes):
         if not all(shape.values()):
             raise PlanError(
@@ -163,7 +151,7 @@ def length_of(spec: PruneSpec, info: CheckpointInfo) -> int:
 
 
 def _heal(
-    spec: PruneSpec, run: Run, checkpoint: locate.Checkpoint, drop: tuple[int, ...]
+    spec: PruneSpec, run: Run, checkpoint: locate.Checkpoint, removal: Removal
 ) -> tuple[Healing, depth.Replaced]:
     """Load the model, heal the cut, and return the record and the replaced tensors' bytes."""
     from safetensors.torch import save
@@ -188,7 +176,7 @@ def _heal(
     view = BlockView(prepared.load(run.progress.log))
     with memory.out_of_memory_explained("healing the cut"):
         found = heal(
-            view, drop, make_batch(drawn.rows, view), spec.heal, run.progress, stored=stored
+            view, removal, make_batch(drawn.rows, view), spec.heal, run.progress, stored=stored
         )
     run.progress.log(
         f"Healing by {spec.heal}: held-out KL to the dense model {found.kl_before:.4f} to "
@@ -256,6 +244,7 @@ def _planned_healing(spec: PruneSpec, info: CheckpointInfo, removal: Removal) ->
     return {
         "heal": spec.heal,
         "seams": [[seam.first, seam.end - 1] for seam in found],
+        "removed": [seam.removed for seam in found],
         "samples": spec.samples or SAMPLES,
         "length": length_of(spec, info),
     }

@@ -4,7 +4,8 @@ A seam is a run of removed blocks. Its target is the dense stream that enters th
 Three repairs, each fitted on the stream that the model with the lower seams healed puts out:
 
 - ``refit``: the whole down projection of the block before the seam, against its own input, by
-  weighted ridge regression towards the old weights.
+  weighted ridge regression towards the old weights. If parts of blocks go, the output projection of
+  the part before them: a down projection, or that of an attention whose MLP goes.
 - ``linear``: a linear map of that block's MLP output, folded into its down projection (ReplaceMe,
   arXiv 2505.02819), with a ridge towards the identity.
 - ``scale``: the stream grows with depth, so after a cut it is too small. Every output projection
@@ -19,18 +20,27 @@ which others attend to, is fitted badly.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.checkpoint.drop import PARTS, Removal
 from core.errors import CheckpointError, NotFiniteError
 from core.heal.divergence import Apart, apart
 from core.heal.ridge import ALPHAS, Normal, wide
-from core.heal.seams import METHODS, Seam, check_seams, check_tokens, is_held_out
+from core.heal.seams import (
+    Seam,
+    check_seams,
+    check_tokens,
+    is_held_out,
+    methods_for,
+    parts_of,
+)
 from core.importance.branches import Batch, states_without
 from core.importance.forward import FastBlock, Scratch, is_plain
 from core.importance.taylor import pieces
@@ -42,6 +52,8 @@ from core.runs.progress import SILENT, Progress
 Make = Callable[[], Tensor]
 """Makes one replaced tensor, in the format it is stored in."""
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
+FIELDS = ("o", "down")
+"""The same of a `FastBlock`."""
 NEVER = Apart(math.inf, math.inf)
 """What a repair that could not be made counts as."""
 
@@ -73,7 +85,7 @@ class Repair:
 
 def heal(
     view: BlockView,
-    drop: Iterable[int],
+    drop: Removal | Iterable[int],
     batch: Batch,
     method: str,
     progress: Progress = SILENT,
@@ -84,9 +96,10 @@ def heal(
 
     Args:
         view: The dense model.
-        drop: Blocks that go.
+        drop: Blocks that go, or with refit and auto parts of blocks too.
         batch: Calibration rows; every fourth row is held out from the fit.
-        method: refit, linear, scale, or auto: each of them is tried, and the best by KL kept.
+        method: refit, linear, scale, or auto: each of them is tried, and the best by KL kept (of
+            parts, refit alone).
         progress: Updated after every block.
         stored: Formats that tensors are stored in, by name. Default: that of the model.
 
@@ -99,8 +112,8 @@ def heal(
         CheckpointError: A block is not a plain decoder layer.
         NotFiniteError: The model's states are NaN or infinite.
     """
-    dropped = frozenset(view.check_skip(drop).drop)
-    seams = check_seams(method, dropped)
+    removal = view.check_skip(drop)
+    seams, methods = check_seams(method, removal), methods_for(method, removal)
     check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
     for block, layer in enumerate(view.blocks):
         if not is_plain(layer):
@@ -110,10 +123,10 @@ def heal(
             )
     with torch.no_grad():
         rows = _Rows.split(batch)
-        start = _Reference.of(view, dropped, rows.held_out, progress)
+        start = _Reference.of(view, removal, rows.held_out, progress)
         found = [
-            _Walk(view, dropped, rows, start, stored or {}, name, progress).heal(seams)
-            for name in (METHODS if method == "auto" else (method,))
+            _Walk(view, removal, rows, start, stored or {}, name, progress).heal(seams)
+            for name in methods
         ]
     best = min(found, key=lambda repair: repair.kl_after)
     kept = any(seam.kept for seam in best.seams)
@@ -167,8 +180,12 @@ class _Reference:
     pruned: Apart
 
     @staticmethod
-    def of(view: BlockView, drop: frozenset[int], rows: Batch, progress: Progress) -> _Reference:
-        dense, pruned = states_without(view, rows, [frozenset(), drop], progress)
+    def of(view: BlockView, removal: Removal, rows: Batch, progress: Progress) -> _Reference:
+        units: frozenset[Any] = frozenset(removal.drop)
+        if removal.partial:
+            units = frozenset((part // 2, tuple(PARTS)[part % 2]) for part in parts_of(removal))
+        sets, partial = [frozenset(), units], removal.partial
+        dense, pruned = states_without(view, rows, sets, progress, sublayers=partial)
         found = [apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned)]
         if not math.isfinite(found[1].kl):
             raise NotFiniteError(
@@ -183,14 +200,15 @@ class _Walk:
     def __init__(
         self,
         view: BlockView,
-        drop: frozenset[int],
+        removal: Removal,
         rows: _Rows,
         reference: _Reference,
         stored: Mapping[str, torch.dtype],
         method: str,
         progress: Progress,
     ) -> None:
-        self.view, self.drop, self.rows, self.reference = view, drop, rows, reference
+        self.view, self.rows, self.reference = view, rows, reference
+        self.gone, self.partial = parts_of(removal), removal.partial
         self.stored, self.method, self.progress = stored, method, progress
         self.dtype, self.scratch = arithmetic_of(view.dtype, view.device), Scratch()
         self.valid = rows.all.valid
@@ -207,13 +225,13 @@ class _Walk:
         at = 0
         for seam in seams:
             if self.method == "scale":
-                self._advance(at, seam.first)
+                self._advance(at, seam.low)
                 self._to_target(seam)
                 self._rescale(seam)
             else:
-                self._advance(at, seam.first - 1)
+                self._advance(at, seam.low - 1)
                 self._fit(seam)
-            at = seam.end
+            at = seam.high
         fitted = int(self.valid[: self.rows.fitted].sum())
         return Repair(
             self.method,
@@ -229,27 +247,27 @@ class _Walk:
             {},
         )
 
-    # running blocks
+    # running parts of blocks: 2 b is the attention of block b, 2 b + 1 its MLP
 
-    def _advance(self, first: int, end: int) -> None:
-        """Run kept blocks on both streams."""
-        for block in range(first, end):
+    def _advance(self, low: int, high: int) -> None:
+        """Run kept parts on both streams."""
+        for block, parts in _by_block(range(low, high)):
             function = self._prepared(block)
-            self._run(function, self.dense)
-            self._run(self._scaled(function), self.healed)
+            self._run(function, parts, self.dense)
+            self._run(self._scaled(function), parts, self.healed)
             self._tell(block)
 
     def _to_target(self, seam: Seam) -> None:
-        """Run the removed blocks on the dense stream."""
-        for block in range(seam.first, seam.end):
-            self._run(self._prepared(block), self.dense)
+        """Run the removed parts on the dense stream."""
+        for block, parts in _by_block(range(seam.low, seam.high)):
+            self._run(self._prepared(block), parts, self.dense)
             self._tell(block)
 
     def _apart_above(self, seam: Seam, held: Tensor) -> Apart:
         """Compare the stream ``held`` with the dense one, with the seams above still open."""
-        for block in range(seam.end, len(self.view)):
-            if block not in self.drop:
-                self._run(self._scaled(self._prepared(block)), held)
+        left = (part for part in range(seam.high, 2 * len(self.view)) if part not in self.gone)
+        for block, parts in _by_block(left):
+            self._run(self._scaled(self._prepared(block)), parts, held)
         reference, check = self.reference, self.progress.check_cancel
         return apart(self.view, reference.dense, held, reference.rows, check)
 
@@ -277,10 +295,11 @@ class _Walk:
         prefix = f"model.layers.{block}.{path}"
         return (f"{prefix}.weight", module.weight), (f"{prefix}.bias", module.bias)
 
-    def _run(self, function: FastBlock, hidden: Tensor) -> None:
+    def _run(self, function: FastBlock, parts: Sequence[int], hidden: Tensor) -> None:
+        """Apply the attention (0), the MLP (1) or both to ``hidden``, in place."""
         for piece in pieces(hidden, self.view, self.progress):
-            function.attention_(piece)
-            function.mlp_(piece)
+            for part in parts:
+                (function.mlp_ if part else function.attention_)(piece)
 
     def _tell(self, block: int) -> None:
         total = len(self.view)
@@ -315,7 +334,7 @@ class _Walk:
             self.factor = before
             return
         for block in range(seam.end, len(self.view)):
-            if block in self.drop:
+            if 2 * block in self.gone:
                 continue
             for path in OUTPUTS:
                 for name, tensor in self._named(block, path):
@@ -334,7 +353,16 @@ class _Walk:
         before, kept = self.now.kl, after.kl < self.now.kl
         kl = after.kl if math.isfinite(after.kl) else None
         self.found.append(
-            HealedSeam(seam.first, seam.end - 1, kept, before, kl, alpha=alpha, scale=scale)
+            HealedSeam(
+                seam.first,
+                seam.end - 1,
+                kept,
+                before,
+                kl,
+                alpha=alpha,
+                scale=scale,
+                removed=seam.removed if self.partial else "",
+            )
         )
         if kept:
             self.now = after
@@ -343,49 +371,46 @@ class _Walk:
     # refit and linear
 
     def _fit(self, seam: Seam) -> None:
-        """Fit the repair of the block before a seam, and keep it if the KL falls."""
-        block, fitted = seam.first - 1, self.rows.fitted
+        """Fit the repair of the part before a seam, and keep it if the KL falls."""
+        (block, part), fitted = divmod(seam.low - 1, 2), self.rows.fitted
         function = self._prepared(block)
-        self._run(function, self.dense)
-        for piece in pieces(self.healed, self.view, self.progress):
-            function.attention_(piece)
+        self._run(function, [part], self.dense)
         self._tell(block)
         del function
         self._to_target(seam)
         function = self._prepared(block)
-        (name, _), (bias_name, _) = self._named(block, OUTPUTS[1])
-        system = self._system(function)
-        for x, residual, share in self._tokens(function, slice(0, fitted)):
+        (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])
+        system = self._system(function, part)
+        for x, residual, share in self._tokens(function, part, slice(0, fitted)):
             system.add(x, residual, share)
         if not system.is_finite():
             raise NotFiniteError(
                 f"NaN or infinity in the stream around blocks {seam.first} to {seam.end - 1}.",
                 not_finite_hint(self.dtype),
             )
-        alpha, change = self._best(function, system)
+        alpha, change = self._best(function, part, system)
         if alpha is None or change is None:
             self._note(seam, NEVER)
-            self._mlp(function, self.healed)
+            self._run(function, [part], self.healed)
             return
-        made = self._new_weights(function.block, change)
+        made = self._new_weights(block, part, change)
         made = {key: self._rounded(key, tensor) for key, tensor in made.items()}
-        old = function.down
+        field = FIELDS[part]
+        old = getattr(function, field)
         new_bias = made.get(bias_name)
-        function.down = (
-            made[name].to(self.dtype),
-            old[1] if new_bias is None else new_bias.to(self.dtype),
-        )
+        bias = old[1] if new_bias is None else new_bias.to(self.dtype)
+        setattr(function, field, (made[name].to(self.dtype), bias))
         held = self.healed[fitted:].clone()
-        self._mlp(function, held)
+        self._run(function, [part], held)
         if self._note(seam, self._apart_above(seam, held), alpha=alpha):
             self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
         else:
-            function.down = old
-        self._mlp(function, self.healed)
+            setattr(function, field, old)
+        self._run(function, [part], self.healed)
 
-    def _new_weights(self, block: int, change: Tensor) -> dict[str, Tensor]:
-        """Return the block's down projection with the solution of the regression in it."""
-        (name, weight), (bias_name, bias) = self._named(block, OUTPUTS[1])
+    def _new_weights(self, block: int, part: int, change: Tensor) -> dict[str, Tensor]:
+        """Return the part's output projection with the solution of the regression in it."""
+        (name, weight), (bias_name, bias) = self._named(block, OUTPUTS[part])
         kind = change.dtype
         if self.method == "refit":
             return {name: weight.to(kind) + change.t()}
@@ -393,21 +418,20 @@ class _Walk:
         made = {name: turn @ weight.to(kind)}
         return made if bias is None else made | {bias_name: turn @ bias.to(kind)}
 
-    def _mlp(self, function: FastBlock, hidden: Tensor) -> None:
-        for piece in pieces(hidden, self.view, self.progress):
-            function.mlp_(piece)
-
-    def _system(self, function: FastBlock) -> Normal:
-        hidden, inner = function.down[0].shape
+    def _system(self, function: FastBlock, part: int) -> Normal:
+        hidden, inner = getattr(function, FIELDS[part])[0].shape
         return Normal(inner if self.method == "refit" else hidden, hidden, self.view.device)
 
-    def _tokens(self, function: FastBlock, rows: slice) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _tokens(
+        self, function: FastBlock, part: int, rows: slice
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features, what the repair should add to the stream, and weights, chunk by chunk.
 
-        `healed` holds the stream between attention and MLP of the block before the seam.
+        `healed` holds the stream before the part that is repaired: the attention or the MLP of
+        ``function``.
         """
         kind = wide(self.view.device)
-        (_, weight), (_, bias) = self._named(function.block, OUTPUTS[1])
+        (_, weight), (_, bias) = self._named(function.block, OUTPUTS[part])
         weight = weight.detach().to(kind)
         seen: list[Tensor] = []
         function.observe = lambda name, value: seen.append(value.to(kind, copy=True))
@@ -418,7 +442,7 @@ class _Walk:
             mask = self.valid[at : at + len(middle)]
             at += len(middle)
             seen.clear()
-            function.mlp_(middle.clone())
+            (function.mlp_ if part else function.attention_)(middle.clone())
             inner = seen[0][mask.flatten()]
             output = inner @ weight.t()
             if bias is not None:
@@ -432,14 +456,16 @@ class _Walk:
                 yield output, residual, torch.ones_like(wanted[:, 0])
         function.observe = None
 
-    def _best(self, function: FastBlock, system: Normal) -> tuple[float | None, Tensor | None]:
+    def _best(
+        self, function: FastBlock, part: int, system: Normal
+    ) -> tuple[float | None, Tensor | None]:
         """Return the ridge with the least weighted error on the held-out rows, and its solution."""
         solved = {alpha: system.solve(alpha) for alpha in ALPHAS}
         device, kind = self.view.device, wide(self.view.device)
         changes = {a: d.to(device=device, dtype=kind) for a, d in solved.items() if d is not None}
         errors = dict.fromkeys(changes, 0.0)
         held = slice(self.rows.fitted, len(self.healed))
-        for x, residual, share in self._tokens(function, held):
+        for x, residual, share in self._tokens(function, part, held):
             for alpha, change in changes.items():
                 missed = (residual - x @ change).square().mean(-1)
                 errors[alpha] += float((share * missed).sum())
@@ -447,6 +473,12 @@ class _Walk:
             return None, None
         alpha = min(errors, key=lambda a: errors[a])
         return alpha, changes[alpha]
+
+
+def _by_block(parts: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield (block, its parts) of rising numbers of parts."""
+    for block, some in itertools.groupby(parts, lambda part: part // 2):
+        yield block, [part % 2 for part in some]
 
 
 def _constant(tensor: Tensor) -> Make:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from core.checkpoint.drop import PARTS, Removal
 from core.errors import DataError, PlanError
+from core.prune.set_results import removal_of
 
 METHODS = ("refit", "linear", "scale")
 CHOICES = ("none", *METHODS, "auto")
@@ -18,32 +20,84 @@ HELD_OUT = 4
 
 @dataclass(frozen=True)
 class Seam:
-    """A run of removed blocks that follow one another."""
+    """A run of removed blocks, or parts of blocks, that follow one another.
 
-    first: int
-    """The first block that goes."""
-    end: int
-    """The block after the last that goes; the number of blocks if the cut is at the end."""
+    Parts are numbered in order of computation: 2 b is the attention of block b, 2 b + 1 its MLP.
+    """
+
+    low: int
+    """The first part that goes."""
+    high: int
+    """The part after the last that goes."""
+
+    @property
+    def first(self) -> int:
+        """The first block that goes or loses a part."""
+        return self.low // 2
+
+    @property
+    def end(self) -> int:
+        """The block after the last that goes or loses a part."""
+        return (self.high + 1) // 2
+
+    @property
+    def removed(self) -> str:
+        """What goes, in words."""
+        parts = range(self.low, self.high)
+        return removal_of((part // 2, tuple(PARTS)[part % 2]) for part in parts).text
 
 
-def seams_of(drop: Iterable[int]) -> tuple[Seam, ...]:
+def parts_of(removal: Removal) -> frozenset[int]:
+    """Return the numbers of all parts that go."""
+    whole = {part for block in removal.drop for part in (2 * block, 2 * block + 1)}
+    some = {2 * block for block in removal.attention} | {2 * block + 1 for block in removal.mlp}
+    return frozenset(whole | some)
+
+
+def seams_of(drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
     """Return the seams of a cut, from the bottom up."""
+    removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
     found: list[Seam] = []
-    for block in sorted(set(drop)):
-        if found and found[-1].end == block:
-            found[-1] = Seam(found[-1].first, block + 1)
+    for part in sorted(parts_of(removal)):
+        if found and found[-1].high == part:
+            found[-1] = Seam(found[-1].low, part + 1)
         else:
-            found.append(Seam(block, block + 1))
+            found.append(Seam(part, part + 1))
     return tuple(found)
 
 
-def check_seams(method: str, drop: Iterable[int]) -> tuple[Seam, ...]:
-    """Return the seams of a cut; raises `PlanError` if ``method`` cannot heal one of them."""
-    seams = seams_of(drop)
-    if method != "scale" and seams and seams[0].first == 0:
+def methods_for(method: str, removal: Removal) -> tuple[str, ...]:
+    """Return the methods to try; raises `PlanError` if the cut is of parts and ``method`` not.
+
+    Only refit knows what to do with a part of a block; auto then tries it alone.
+    """
+    if not removal.partial:
+        return METHODS if method == "auto" else (method,)
+    if removal.width:
         raise PlanError(
-            f"--heal {method}: the cut begins at block 0. The repair changes the MLP of the block "
-            "before the cut, and there is none.",
+            f"Healing repairs the seams of blocks and of their parts; the MLP of block "
+            f"{removal.width[0][0]} is made narrower.",
+            "Leave out --heal, or remove blocks and parts only.",
+        )
+    if method not in ("refit", "auto"):
+        block, part = removal.parts[0]
+        raise PlanError(
+            f"--heal {method} repairs the seams of whole blocks; of block {block} only the "
+            f"{PARTS[part]} is removed.",
+            "Use --heal refit, or remove whole blocks only.",
+        )
+    return ("refit",)
+
+
+def check_seams(method: str, drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
+    """Return the seams of a cut; raises `PlanError` if ``method`` cannot heal one of them."""
+    removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
+    methods_for(method, removal)
+    seams = seams_of(removal)
+    if method != "scale" and seams and seams[0].low == 0:
+        raise PlanError(
+            f"--heal {method}: the cut begins at block 0. The repair changes what comes before the "
+            "cut, and there is none.",
             "Keep block 0, or use --heal scale, which changes the blocks after the cut.",
         )
     return seams

@@ -162,14 +162,20 @@ def losses_without(
 
 
 def states_without(
-    view: BlockView, batch: Batch, sets: Sequence[frozenset[int]], check: Progress = SILENT
+    view: BlockView,
+    batch: Batch,
+    sets: Sequence[frozenset[Any]],
+    check: Progress = SILENT,
+    *,
+    sublayers: bool = False,
 ) -> list[Tensor]:
     """Return the last block's output without each of ``sets``, in one pass.
 
-    Each is [rows, tokens, hidden], before the final norm; equal sets share one tensor.
+    Each is [rows, tokens, hidden], before the final norm; equal sets share one tensor. Units are
+    those of `losses_without`.
     """
     with torch.inference_mode():
-        walk = _Walk(view, batch, sets, check, sublayers=False)
+        walk = _Walk(view, batch, sets, check, sublayers)
         for block in range(len(view)):
             walk.run(block, None, "Block")
     slot_of = {member: slot for slot, members in enumerate(walk.members) for member in members}

@@ -80,10 +80,11 @@ def _healing(found: Healing | None) -> list[str]:
     parts = []
     for seam in found.seams:
         blocks = f"{seam.first}" if seam.first == seam.last else f"{seam.first}-{seam.last}"
+        blocks = seam.removed or f"blocks {blocks}"
         how = [f"alpha {seam.alpha:g}"] if seam.alpha is not None else []
         how += [f"factor {seam.scale:.4g}"] if seam.scale is not None else []
         kept = "kept" if seam.kept else "not kept: the KL did not fall"
-        parts.append(f"blocks {blocks}: {', '.join([*how, kept])}")
+        parts.append(f"{blocks}: {', '.join([*how, kept])}")
     done = found.method if found.method != "none" else "no repair lowered the KL"
     text = found.calibration
     return [

@@ -89,6 +89,8 @@ class HealedSeam:
     """Strength of the ridge; None for scale."""
     scale: float | None = None
     """What the output projections above are divided by; None for refit and linear."""
+    removed: str = ""
+    """What goes there, in words, if it is not whole blocks alone."""
 
 
 def perplexity(nll: float | None) -> float | None:

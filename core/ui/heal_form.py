@@ -20,7 +20,7 @@ from core.ui.say import plain
 
 ABOUT = {
     "none": "Copies the kept weights unchanged; needs no device.",
-    "refit": "Refits the down projection before each seam by least squares.",
+    "refit": "Refits the projection before each seam by least squares; parts of blocks too.",
     "linear": "Folds one linear map into that projection (ReplaceMe).",
     "scale": "Corrects the size of the stream after each seam (Prune&Comp).",
     "auto": "Tries all three and keeps the one with the lowest held-out KL.",
@@ -63,12 +63,15 @@ def problem_of(values: dict[str, Any], info: CheckpointInfo) -> str:
         found = command.check_healing(spec, info, command.named(spec))
     except DepthcutError as error:
         return str(error)
-    names = "; ".join(words.block_ranges(range(s.first, s.end)) for s in found)
+    partial = command.named(spec).partial
+    names = "; ".join(
+        s.removed if partial else words.block_ranges(range(s.first, s.end)) for s in found
+    )
     rows, length = spec.samples or command.SAMPLES, command.length_of(spec, info)
     seam = "Seam" if len(found) == 1 else "Seams"
     say.caption(
-        f"{seam} at blocks {names}, healed on {rows} rows of {length} tokens, a quarter of them "
-        "held out."
+        f"{seam} at {'' if partial else 'blocks '}{names}, healed on {rows} rows of {length} "
+        "tokens, a quarter of them held out."
     )
     return ""
 

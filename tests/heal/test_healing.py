@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from core.__main__ import main
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.commands import COMMANDS
 from core.data.calibration import calibration_rows
 from core.errors import DataError, PlanError
@@ -204,6 +205,89 @@ def test_what_cannot_be_healed(model, ids):
         DataError, match=r"at least 640 tokens \(20 for each of 32 .* 4 rows have 96"
     ):
         heal(view, (2,), make_batch(ids[:4].tolist(), view), "refit")
+
+
+@contextlib.contextmanager
+def silent(model, removal):
+    """Make the parts in ``removal`` add nothing to the stream."""
+    kept = []
+    for block, layer in enumerate(model.model.layers):
+        for part, linear in (("attention", layer.self_attn.o_proj), ("mlp", layer.mlp.down_proj)):
+            if removal.misses(block, part):
+                kept += [(p, p.detach().clone()) for p in linear.parameters()]
+    with torch.no_grad():
+        for parameter, _ in kept:
+            parameter.zero_()
+        yield
+        for parameter, value in kept:
+            parameter.copy_(value)
+
+
+def test_seams_of_parts_equal_plain_least_squares(model, ids):
+    """The MLP before an attention that goes is refitted, and the attention before an MLP."""
+    view, removal = BlockView(model), Removal((4,), (2,), (5,))
+    repair = heal(view, removal, make_batch(ids.tolist(), view), "auto")
+    assert [(s.first, s.last) for s in repair.seams] == [(2, 2), (4, 4), (5, 5)]
+    assert repair.tried.keys() == {"refit"}
+    healed = copy.deepcopy(model)
+    below = [Removal(), Removal((), (2,)), Removal((4,), (2,))]
+    places = [(1, "mlp.down_proj"), (3, "mlp.down_proj"), (5, "self_attn.o_proj")]
+    targets = [(2, "middle"), (5, "in"), (6, "in")]
+    for seam, gone, (block, path), (after, where) in zip(
+        repair.seams, below, places, targets, strict=True
+    ):
+        linear = healed.model.layers[block].get_submodule(path)
+        target = seen(model, after, ids[~HELD])[where].flatten(0, 1)
+        inputs = {}
+        hook = linear.register_forward_pre_hook(
+            lambda module, given, inputs=inputs: inputs.update(x=given[0].double())
+        )
+        with silent(healed, gone):
+            before = seen(healed, block, ids[~HELD])["middle" if "mlp" in path else "in"]
+        hook.remove()
+        x, weight = inputs["x"].flatten(0, 1), linear.weight.double()
+        y = target - before.flatten(0, 1) - linear.bias.double()
+        share = target.square().mean(-1).rsqrt()[:, None]
+        ridge = math.sqrt(seam.alpha * float((x * share).square().sum(0).mean()))
+        system = torch.cat([x * share, ridge * torch.eye(x.shape[1]).double()])
+        wanted = torch.linalg.lstsq(system, torch.cat([y * share, ridge * weight.t()])).solution.t()
+        if seam.kept:
+            got = repair.tensors[f"model.layers.{block}.{path}.weight"]()
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+            with torch.no_grad():
+                linear.weight.copy_(got)
+    assert any(seam.kept for seam in repair.seams)
+    dense = log_p(model, ids[HELD])
+    for name, one in (("kl_before", model), ("kl_after", healed)):
+        with silent(one, removal):
+            found = log_p(one, ids[HELD])
+        assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
+    assert repair.kl_after < repair.kl_before
+
+
+def test_prune_heals_a_cut_of_parts(tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    source, text, out = tiny_dir("gqa"), tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(tiny.text(), encoding="utf-8")
+    argv = ["prune", str(source), "--attention", "2", "--mlp", "3", "--calibration", str(text)]
+    argv += ["--length", "24", "--samples", "40", "--device", "cpu", "--dtype", "float32"]
+    assert main([*argv, "--heal", "scale", "--out", str(out)]) == 2
+    assert "of block 2 only the attention is removed" in capsys.readouterr().err
+    assert main([*argv, "--heal", "auto", "--out", str(out), "--overwrite"]) == 0
+    record = Pruning.read(out)
+    assert (record.healed, record.healing.kl_after < record.healing.kl_before) == ("refit", True)
+    assert "attention of 2: alpha" in (out / "README.md").read_text().split("healed seams")[1]
+
+    # the written model, by its own code, is the dense one with these parts silent and healed
+    model = loading.load_model(source, torch.device("cpu"), torch.float32)
+    rows = calibration_rows(str(text), loading.load_tokenizer(source), 40, 24, 1234)
+    view = BlockView(model)
+    batch = make_batch(rows, view)
+    repair = heal(view, Removal((), (2,), (3,)), batch, "refit")
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True)
+    with applied(view, repair), silent(model, Removal((), (2,), (3,))):
+        wanted = log_p(model, batch.ids)
+    torch.testing.assert_close(log_p(stock.eval(), batch.ids), wanted, rtol=0, atol=1e-5)
 
 
 def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):

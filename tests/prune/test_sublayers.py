@@ -174,7 +174,7 @@ def test_plan_takes_the_cheapest_parts(tiny_gqa, tmp_path, capsys):
     [
         (["--drop", "1", "--attention", "1"], "Block 1 is dropped whole"),
         (["--attention", "9"], "Block 9 does not exist"),
-        (["--attention", "1", "--heal", "refit"], "of block 1 only the attention is removed"),
+        (["--attention", "1", "--heal", "linear"], "of block 1 only the attention is removed"),
     ],
 )
 def test_command_refuses_in_one_sentence(tiny_gqa, tmp_path, capsys, options, message):

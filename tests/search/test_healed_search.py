@@ -111,9 +111,9 @@ def test_block_passes_of_healing_are_those_that_run(tiny_dir, monkeypatch, metho
         parts.append(len(hidden))
         attention(self, hidden)
 
-    def apart(*arguments):
+    def apart(*arguments, **options):
         monkeypatch.setattr(healing.FastBlock, "attention_", attention)
-        found = dense(*arguments)
+        found = dense(*arguments, **options)
         monkeypatch.setattr(healing.FastBlock, "attention_", counted)
         return found
 
