@@ -31,14 +31,14 @@ STEPS, BATCH, CUTOFF = 30, 4, 256
 HELD_ROWS, HELD_CHARACTERS = 16, 1000
 KL = ("--loss", "kl")
 WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "lora-ce": ("LoRA, cross entropy", ("--method", "lora", "--lr", "1e-3")),
+    "lora-ce": ("LoRA, cross entropy", ("--method", "lora", "--lr", "3e-3")),
     "lora-kl": ("LoRA, KL", ("--method", "lora", "--lr", "3e-3", *KL)),
     "partial-ce": ("partial, cross entropy", ("--method", "partial", "--lr", "3e-4")),
     "partial-kl": ("partial, KL", ("--method", "partial", "--lr", "3e-4", *KL)),
     "full-kl": ("all weights, KL", ("--method", "full", "--lr", "3e-4", *KL)),
     "lora-own": ("LoRA, cross entropy on the dense model's text", ("--method", "lora", "--lr",
-                                                                  "1e-3")),
-    "lora-both": ("LoRA, cross entropy and KL", ("--method", "lora", "--lr", "1e-3", "--loss",
+                                                                  "3e-3")),
+    "lora-both": ("LoRA, cross entropy and KL", ("--method", "lora", "--lr", "3e-3", "--loss",
                                                   "both")),
 }  # fmt: skip
 """Label and options of each way, with the best learning rate of `bench.rates`."""
@@ -105,6 +105,8 @@ def options(proof: Proof, data: Path, seed: int = SEEDS[0]) -> list[str]:
 
 def train(proof: Proof, ways: tuple[str, ...] = tuple(WAYS), seed: int = SEEDS[0]) -> None:
     for name in ways:
+        if name not in proof.args.ways.split(","):
+            continue
         data = proof.at("text") / "train.jsonl"
         if name == "lora-own":
             data = proof.at("own")
@@ -382,6 +384,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--ways", default=",".join(WAYS), help="Ways of retraining to carry out.")
     parser.add_argument("--only", default=USUAL, help=f"Parts: {', '.join(PARTS)}.")
     args = parser.parse_args()
     proof = begun(Recovering, args)

@@ -18,7 +18,7 @@ from core.recipes.chain import Chain, Step
 from core.recipes.spec import RecipeSpec
 from core.retrain.recovery import BEYOND, Held, Recovery
 from core.retrain.results import Measure, Summary, read_measures
-from core.retrain.spec import RATES, SMALL
+from core.retrain.spec import rate_of
 
 QUARTER = 0.25
 STEPS = 40
@@ -57,7 +57,7 @@ def options(chain: Chain, method: str, **more: Any) -> dict[str, Any]:
         "method": method,
         "data": texts.data_of(chain.spec),
         "steps": steps,
-        "lr": RATES["small" if info.parameters < SMALL else "large"][method],
+        "lr": rate_of(method, info.parameters),
         "cutoff": min(256, info.context),
         "eval_every": max(1, steps // 4),
         **more,

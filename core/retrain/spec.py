@@ -17,14 +17,25 @@ Number = TypeVar("Number", int, float)
 
 METHODS = ("lora", "continued", "full", "partial")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMALL = 100_000_000
-"""Models with fewer parameters than this get larger learning rates and smaller batches."""
+TINY, SMALL = 100_000_000, 1_000_000_000
+"""Models with fewer parameters than these get larger learning rates, and smaller batches."""
 RATES = {
-    "small": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3, "partial": 1e-3},
+    "tiny": {"lora": 3e-3, "continued": 1e-3, "full": 1e-3, "partial": 1e-3},
+    "small": {"lora": 3e-3, "continued": 3e-4, "full": 3e-4, "partial": 3e-4},
     "large": {"lora": 1e-4, "continued": 1e-4, "full": 2e-5, "partial": 1e-4},
 }
-"""Learning rates by size and method: large from the paper, small tuned on the demo; that of partial
-fine-tuning on large models is a guess between LoRA and full."""
+"""Learning rates by size and method. Tiny: tuned on the demo (2 M parameters). Small: measured on
+SmolLM2 with 113 M parameters (docs/results/retrain_defaults.md), where the paper's 1e-4 brings back
+next to nothing in a short training. Large: from the paper, partial a guess between LoRA and full.
+"""
+
+
+def rate_of(method: str, parameters: int) -> float:
+    """Return the learning rate for a model of this size."""
+    size = "tiny" if parameters < TINY else "small" if parameters < SMALL else "large"
+    return RATES[size][method]
+
+
 RANGES = {
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "weights": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
@@ -107,21 +118,21 @@ class RetrainSpec(DeviceOptions):
         None,
         low=0,
         group="training",
-        help="Peak learning rate. Default: the paper's 1e-4 (full: 2e-5); below 1e8 parameters "
-        "3e-3 for lora, else 1e-3.",
+        help="Peak learning rate. Default: the paper's 1e-4 (full: 2e-5); below 1e9 parameters "
+        "3e-3 for lora, else 3e-4, below 1e8 1e-3 (measured, docs/results/retrain_defaults.md).",
     )
     batch: int | None = option(
         None,
         low=1,
         group="training",
         help="Sequences per optimiser step. Default: the paper's 64 (it uses 512 for continued "
-        "pretraining); below 1e8 parameters 16.",
+        "pretraining); below 1e9 parameters 16.",
     )
     micro_batch: int | None = option(
         None,
         low=1,
         group="training",
-        help="Sequences computed at once. Default: up to 4; below 1e8 parameters up to 8.",
+        help="Sequences computed at once. Default: up to 4; below 1e9 parameters up to 8.",
     )
     warmup: int | None = option(
         None,
@@ -352,7 +363,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
         batch=batch,
         micro_batch=micro,
         accumulation=-(-batch // micro),
-        lr=_given(spec.lr, RATES["small" if small else "large"][spec.method]),
+        lr=_given(spec.lr, rate_of(spec.method, parameters)),
         warmup=_given(spec.warmup, min(100, steps // 10)),
         weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),
         beta2=0.95 if continued else 0.999,

@@ -174,5 +174,13 @@ def test_the_papers_defaults():
     assert (continued.beta2, continued.weight_decay, continued.layout) == (0.95, 0.1, "packed")
     assert (lora.lr, continued.lr) == (1e-4, 1e-4)
     assert settings_of(spec("c", "d", steps=20), 10).warmup == 2
-    small = settings_of(spec("c", "d"), 100, parameters=2_000_000)
-    assert (small.lr, small.batch) == (3e-3, 16)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "lora", "full", "batch"),
+    [(2_000_000, 3e-3, 1e-3, 16), (113_000_000, 3e-3, 3e-4, 16), (7_000_000_000, 1e-4, 2e-5, 64)],
+)
+def test_defaults_by_size(parameters, lora, full, batch):
+    found = settings_of(spec("c", "d"), 100, parameters)
+    assert (found.lr, found.batch) == (lora, batch)
+    assert settings_of(spec("c", "d", method="full"), 100, parameters).lr == full
