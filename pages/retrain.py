@@ -43,8 +43,8 @@ OPTIONS = {
         ("schedule", "weight_decay", "clip", "eval_every"),
         ("seed", "merge_dtype", "report_to"),
     ),
-    "LoRA": (("rank", "alpha", "dropout"), ("targets",)),
-    "Partial fine-tuning": (("last", "seams"),),
+    "LoRA": (("rank", "alpha", "dropout", "quantized_base"), ("targets",)),
+    "Partial fine-tuning": (("last", "seams", "keep_states"),),
     "Distillation": (("loss", "teacher_top_k"), ("kl_weight", "distil")),
     "Memory and device": (
         ("gradient_checkpointing", "fused", "retry"),

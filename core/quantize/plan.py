@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.checkpoint import quantized
 from core.checkpoint.headers import CheckpointInfo
@@ -72,6 +72,12 @@ class Plan:
     def parameters(self) -> int:
         """Elements of the quantized weights."""
         return sum(m.rows * m.columns for m in self.matrices)
+
+    @property
+    def quantized_bytes(self) -> int:
+        """The quantized weights in memory, with their scales."""
+        scales = sum(m.rows * (m.columns // self.group if self.group else 1) for m in self.matrices)
+        return self.parameters + _GROUP_BYTES * scales
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,8 @@ def make(info: CheckpointInfo, bits: int, group: int | None) -> Plan:
     before = info.stored_bytes
     count = sum(m.rows * m.columns for m in found)
     width = (before / info.parameters) if info.parameters else 0
-    scales = sum(m.rows * (m.columns // group if group else 1) for m in found)
-    after = round(before - count * width) + count + _GROUP_BYTES * scales
-    return Plan(bits, group, found, before, after, note)
+    plan = Plan(bits, group, found, before, 0, note)
+    return replace(plan, bytes_after=round(before - count * width) + plan.quantized_bytes)
 
 
 def _described(wrong: tuple[Misfit, ...], group: int) -> str:

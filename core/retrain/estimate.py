@@ -15,10 +15,15 @@ from typing import Any
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
+<<<<<<< HEAD
 from core.retrain import batches, caches, layers, pace, partial, rows
+=======
+from core.quantize import plan as quantize_plan
+from core.retrain import batches, caches, layers, partial, rows
+>>>>>>> 577d2dd (LoRA on a base in 8 or 4 bits; merging takes the weights as they were before)
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
-from core.retrain.spec import RetrainSpec, Settings, goal_of, layout_of, settings_of
+from core.retrain.spec import RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
 from core.runs import devices, dtypes
 from core.runs import pace as common
 from core.runs.devices import MIB
@@ -188,8 +193,12 @@ def memory_parts(
     copies = info.parts["blocks"] * computed if fused and held != computed else 0
     teacher = info.parameters * computed if goal_of(spec).is_live else 0
     whole = spec.dtype == "float16"
+    frozen = info.parameters * held
+    if bits := base_bits(spec):
+        plan = quantize_plan.make(info, bits, None)
+        frozen += plan.quantized_bytes - plan.parameters * held
     return {
-        "weights": info.parameters * held + (4 * trainable if lora else 0),
+        "weights": frozen + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),
         "optimiser": 2 * trainable * (4 if lora else held),
         "activations": round(tokens * kept) + copies,

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from core.model.arithmetic import rotate
+from core.model.quantized_weights import is_quantized
 from core.retrain import short_attention
 from core.retrain.layers import unsupported
 from core.retrain.loss import causal_of
@@ -178,7 +179,7 @@ def _forward(
     # y  = x2 + down(silu(gate(n2)) * up(n2))    with n2 = norm2(x2)
     ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
     norm1, norm2, *rest = weights
-    rest = [None if tensor is None else tensor.to(compute) for tensor in rest]
+    rest = [_held(tensor, compute) for tensor in rest]
     projections = [rest[at : at + 4] for at in range(0, len(rest), 4)]
     q, k, v, o, gate, up, down = projections
     configs = config.configs
@@ -278,11 +279,22 @@ def _project(
     ``x`` is [tokens, inputs], the results [tokens, outputs] and [tokens, rank].
     """
     weight, bias, a, b = weights
+    weight = _widened(weight, x.dtype)
     out = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
     if not config.adapted:
         return out, None
     lora_hidden = _dropped(x, dropout_mask) @ a.t()
     return out.addmm_(lora_hidden, b.t(), alpha=config.scale), lora_hidden
+
+
+def _held(tensor: Tensor | None, compute: torch.dtype) -> Tensor | None:
+    """Return a weight in ``compute``; quantized ones stay as they are until they are used."""
+    return tensor if tensor is None or is_quantized(tensor) else tensor.to(compute)
+
+
+def _widened(weight: Any, compute: torch.dtype) -> Tensor:
+    """Return a weight as a plain tensor; a quantized one is widened for this use alone."""
+    return weight.dequantize().to(compute) if is_quantized(weight) else weight
 
 
 def _project_backward(
@@ -307,6 +319,7 @@ def _project_backward(
         results[0] = grad.t() @ x
         results[1] = None if bias is None else grad.sum(0)
     if needs_x:
+        weight = _widened(weight, grad.dtype)
         grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
     if config.adapted:
         grad_hidden = (grad @ b).mul_(config.scale)

@@ -12,9 +12,11 @@ from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
 from core.model.loading import load_model
 from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
 from core.model.precision import dtype_name
+from core.model.quantized_weights import is_quantized
 from core.prune.results import Pruning
 from core.retrain import batches, diagnostics, model_card, tracking, weights
 from core.retrain.diagnostics import Finding
+from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Data, Heldout, Measure, Merged, Saved, Settings, Summary
 from core.retrain.session import Session, trim_metrics
@@ -87,12 +89,18 @@ def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
         run.progress.log(f"merged/ exists already, in {wanted}.")
         return
     run.progress.step(0, 1, "merging the adapter")
-    model = load_model(session.folder, session.device, session.precision.weights)
-    model = weights.with_adapters(model, spec)
-    weights.load_trained(model, adapter)
+    model = adapted(session, adapter)
     merged = write_merged(session, model, earlier.steps or 0)
     replace(earlier, merged=merged).write(run)
     run.progress.step(1, 1, "merged")
+
+
+def adapted(session: Session, adapter: Path) -> Any:
+    """Return the pruned model in its own precision with the adapters in a folder."""
+    model = load_model(session.folder, session.device, session.precision.weights)
+    model = weights.with_adapters(model, session.spec)
+    weights.load_trained(model, adapter)
+    return model
 
 
 def note_gap(session: Session, *, again: bool) -> None:
@@ -241,7 +249,19 @@ def write_merged(
 
     ``trained_loss`` is its held-out loss, if it was measured just now.
     """
-    spec = session.spec
+    spec, logits = session.spec, None
+    if any(map(is_quantized, model.parameters())):
+        rows, how = session.rows.heldout, (session.device, session.precision.compute)
+        if trained_loss is None:
+            trained_loss = heldout_loss(model, rows, *how)
+        logits = weights.logits_of(model.eval(), rows, session.device)
+        model.to("meta")
+        free_memory(session.device)
+        model = adapted(session, session.run.path("adapter"))
+        session.progress.log(
+            f"The adapters were trained on an {spec.quantized_base} base; they are merged into the "
+            "weights as they were before it was quantized."
+        )
     merged = weights.merge_and_save(
         model,
         session.folder,
@@ -251,6 +271,7 @@ def write_merged(
         device=session.device,
         compute=session.precision.compute,
         trained_loss=trained_loss,
+        trained_logits=logits,
         card=lambda config, custom: model_card.merged_card(
             spec,
             config,
@@ -321,6 +342,7 @@ def write_results(
         loss_last_step=watcher.last_loss,
         trainable_parameters=trainable,
         parameters=session.info.parameters,
+        quantized_base=spec.quantized_base,
         fused=session.fused_layers > 0,
         not_fused_because=session.why_stock,
         tokens=trainer.tokens,

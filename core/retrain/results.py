@@ -116,6 +116,8 @@ class Summary(JsonResult):
     """Training loss."""
     trainable_parameters: int | None = None
     parameters: int | None = None
+    quantized_base: str = "none"
+    """What the frozen weights were held in while adapters trained: int8, int4, or as they are."""
     fused: bool | None = None
     """Whether the hand-written layers computed it; None in runs of earlier versions."""
     not_fused_because: str | None = None

@@ -21,6 +21,7 @@ from core.errors import (
 from core.model.loading import load_model, load_tokenizer
 from core.model.memory import free_memory, is_out_of_memory
 from core.model.precision import Precision, decide, dtype_name, resolve_device
+from core.quantize import plan as quantize_plan
 from core.retrain import (
     batches,
     caches,
@@ -40,7 +41,7 @@ from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
 from core.retrain.loss import moved
 from core.retrain.recovery import Held
-from core.retrain.spec import RetrainSpec, goal_of, layout_of, settings_of
+from core.retrain.spec import RetrainSpec, base_bits, goal_of, layout_of, settings_of
 from core.retrain.trainer import (
     Objective,
     complete_checkpoints,
@@ -287,6 +288,8 @@ class Session:
             )
         if not self.goal.is_live:
             self.teacher = None
+        if bits := base_bits(self.spec):
+            weights.quantize_base(model, quantize_plan.make(self.info, bits, None))
         torch.manual_seed(self.spec.seed)
         if self.spec.method == "lora":
             model = weights.with_adapters(model, self.spec)

@@ -44,6 +44,7 @@ RANGES = {
 RANGE_STEPS, RANGE_SEQUENCES, RANGE_ROWS = 12, 8, 24
 """Most steps and sequences a step of each rate, and most held-out rows that it is measured on."""
 LOSSES = ("ce", "kl", "both")
+BASES = ("none", "int8", "int4")
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {
     "lora": "LoRA",
@@ -157,6 +158,14 @@ class RetrainSpec(DeviceOptions):
     )
     targets: tuple[str, ...] = option(
         PROJECTIONS, group="LoRA", help="Projections that get an adapter."
+    )
+    quantized_base: str = option(
+        "none",
+        choices=BASES,
+        group="LoRA",
+        help="Hold the frozen weights of the blocks in 8 or 4 bits while the adapters train "
+        "(QLoRA), for less memory; here 4 bits take one byte as well. Merging adds the adapters to "
+        "the weights as they were before.",
     )
     last: int = option(3, low=1, group="partial", help="Blocks at the end that are trained.")
     seams: bool = option(
@@ -287,6 +296,11 @@ class Goal:
         return self.kl_weight > 0 and self.top_k > 0
 
 
+def base_bits(spec: RetrainSpec) -> int | None:
+    """Return the bits that the frozen weights are held in; None if they are not quantized."""
+    return {"int8": 8, "int4": 4}.get(spec.quantized_base)
+
+
 def goal_of(spec: RetrainSpec) -> Goal:
     """Return what the options say is minimised.
 
@@ -345,6 +359,11 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
         if unknown or not spec.targets:
             what = f"'{unknown[0]}' is not a projection" if unknown else "none is given"
             raise OptionError(f"--targets: {what}.", f"Choose from: {', '.join(PROJECTIONS)}.")
+    if spec.quantized_base != "none" and spec.method != "lora":
+        raise OptionError(
+            f"--quantized-base needs frozen weights, but --method {spec.method} trains them.",
+            "Use --method lora.",
+        )
     goal_of(spec)
     small = parameters < SMALL
     batch = _given(spec.batch, 16 if small else 64)

@@ -12,11 +12,13 @@ import torch
 
 from core.checkpoint import headers, own_code
 from core.errors import CheckpointError
+from core.model import quantized_weights
 from core.model.loading import load_model
 from core.model.memory import free_memory
 from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
 from core.prune.staging import copy_companions
+from core.quantize.plan import Plan
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.results import Merged
 from core.retrain.rows import Row
@@ -45,6 +47,17 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def quantize_base(model: Any, plan: Plan) -> None:
+    """Round the weights of ``plan`` in a loaded model, as quantizing its checkpoint would."""
+    quantized_weights.require()
+    from core.quantize.torchao_tensors import quantize
+
+    for matrix in plan.matrices:
+        module = model.get_submodule(matrix.name.removesuffix(".weight"))
+        rounded = quantize(module.weight, plan.bits, plan.group)
+        module.weight = torch.nn.Parameter(rounded, requires_grad=False)
 
 
 def train_part(model: Any, blocks: Iterable[int]) -> None:
@@ -118,14 +131,16 @@ def merge_and_save(
     compute: torch.dtype | None,
     card: Callable[[Mapping[str, Any], bool], str] | None = None,
     trained_loss: float | None = None,
+    trained_logits: list[torch.Tensor] | None = None,
 ) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
     ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
     the precision of the training, or that of ``dtype`` if it is wider, and then rounded to it. For
     the measurement, transformers loads the written folder again. ``card`` makes the model card of
-    the config and whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` is
-    the model's loss on ``rows``, if it is known.
+    the config and whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` and
+    ``trained_logits`` are those of what was trained on ``rows``, if they are known; it may differ
+    from ``model``, e.g. if its base was quantized.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
@@ -133,7 +148,7 @@ def merge_and_save(
     model.eval()
     if trained_loss is None:
         trained_loss = heldout_loss(model, rows, device, compute)
-    trained = _logits(model, rows, device)
+    trained = trained_logits or logits_of(model, rows, device)
     trained_in = next(model.parameters()).dtype
     if dtype.itemsize > trained_in.itemsize:  # so that the sum with the adapter is not rounded
         for weight in model.parameters():
@@ -162,7 +177,7 @@ def merge_and_save(
     del whole, model, write
     free_memory(device)
     again = load_model(folder, device, dtype)
-    gaps = [(a - b).abs() for a, b in zip(trained, _logits(again, rows, device), strict=True)]
+    gaps = [(a - b).abs() for a, b in zip(trained, logits_of(again, rows, device), strict=True)]
     return Merged(
         dtype=dtype_name(dtype),
         trained_in=dtype_name(trained_in),
@@ -180,7 +195,8 @@ def merged_dtype(spec: RetrainSpec, declared: str) -> torch.dtype:
     return DTYPES.get(name, torch.float32)
 
 
-def _logits(model: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
+def logits_of(model: Any, rows: Sequence[Row], device: torch.device) -> list[torch.Tensor]:
+    """Return the logits [tokens, vocabulary] of the first rows, on the CPU."""
     with torch.no_grad():
         return [
             model(input_ids=collate([(row,)])["input_ids"].to(device), use_cache=False)
