@@ -15,12 +15,8 @@ from typing import Any
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.data.sources import BUNDLED
-<<<<<<< HEAD
-from core.retrain import batches, caches, layers, pace, partial, rows
-=======
 from core.quantize import plan as quantize_plan
-from core.retrain import batches, caches, layers, partial, rows
->>>>>>> 577d2dd (LoRA on a base in 8 or 4 bits; merging takes the weights as they were before)
+from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
