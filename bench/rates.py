@@ -49,7 +49,7 @@ def page(proof: Rates) -> list[str]:
     ]
     if told:
         lines += [
-            f"{told.device}, {told.compute_dtype}, {told.tokens or 0:,} tokens at each rate; "
+            f"{told.device}, {told.compute_dtype}, {told.settings.steps} steps at each rate; "
             f"{told.heldout.rows} held-out rows, {told.heldout.tokens or 0:,} predicted tokens. "
             f"There the dense model's loss is {told.heldout_loss_dense or 0:.3f} nats per token, "
             f"the pruned one's {told.heldout_loss_before or 0:.3f}; its KL from the dense one "

@@ -142,7 +142,7 @@ def _summary(session: Session, rows: list[Rate], trials: _Trials) -> Summary:
             layout=taken.layout,
         ),
         parameters=session.info.parameters,
-        tokens=trials.tokens,
+        tokens=len(rows) * trials.tokens,
         training_s=trials.seconds,
         tokens_per_s=len(rows) * trials.tokens / trials.seconds,
         seconds=time.monotonic() - session.started,
