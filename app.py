@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.prune import known
 from core.study import lineage
-from core.ui import doctor, frame, recipes, state, study_form
+from core.ui import doctor, frame, places_form, recipes, state, study_form
 from core.ui.say import code, plain
 from core.words import size
 
@@ -25,6 +25,7 @@ if not name:
     st.subheader("Start here")
     state.picker()
     doctor.panel()
+    places_form.panel()
     st.stop()
 
 info = state.inspect(name)
@@ -70,3 +71,4 @@ with st.expander("Another checkpoint"):
     state.picker()
 
 doctor.panel()
+places_form.panel()

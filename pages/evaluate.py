@@ -26,7 +26,7 @@ from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
 from core.study import settings as study_settings
-from core.ui import chat_note, forms, frame, paging, runs, say, state, widgets
+from core.ui import chat_note, forms, frame, paging, run_on, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -133,6 +133,7 @@ def launcher(known: Study) -> None:
         format_func=lambda one: plain(labels.get(one, one)),
         help="Each checkpoint is a separate run; the runs queue for the device.",
     )  # fmt: skip
+    on = run_on.choose("evaluate", name)
     problem, specs = "", {}
     try:
         values = options(form)
@@ -152,7 +153,7 @@ def launcher(known: Study) -> None:
         else:
             estimated(estimates)
             say_parts(known, next(iter(specs.values())))
-            lines = [jobs.command_line("evaluate", spec) for spec in specs.values()]
+            lines = [jobs.command_line("evaluate", spec, on) for spec in specs.values()]
             st.code("\n".join(lines), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
@@ -174,7 +175,7 @@ def launcher(known: Study) -> None:
         started = []
         for spec in specs.values():
             options_of = {k: getattr(spec, k) for k in spec.__dataclass_fields__ if k != "out"}
-            record = runs.launch_once("evaluate", options_of)
+            record = runs.launch_once("evaluate", options_of, on)
             started += [record.id] if record else []
         st.session_state["eval_started"] = started
         st.rerun()
@@ -388,9 +389,10 @@ def calibration(known: Study) -> None:
     except DepthcutError as error:
         say.error(str(error))
         return
-    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    on = run_on.choose("recipe calibration", name)
+    st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     if pressed:
-        started = runs.launch_once("recipe", values)
+        started = runs.launch_once("recipe", values, on)
         st.session_state["grid_started"] = started.id if started else ""
         st.rerun()
     runs.show_all(

@@ -32,6 +32,7 @@ from core.ui import (
     frame,
     pair_matrix,
     prune_pad,
+    run_on,
     runs,
     say,
     state,
@@ -61,6 +62,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         where = form.fields(command.ImportanceSpec, ("join", "device", "dtype"))
     form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
+    on = run_on.choose("importance", name)
     problem = ""
     try:
         spec = build(command.ImportanceSpec, {**values, "out": "DIR"})
@@ -75,12 +77,13 @@ def launcher(name: str, info: CheckpointInfo) -> str:
                 f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."
                 + (f" Time at {estimate['seconds_from']}." if seconds else "")
             )
-            st.code(jobs.command_line("importance", spec), "bash", wrap_lines=True)
+            st.code(jobs.command_line("importance", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
     if problem:
         say.error(problem)
-    return runs.launcher("importance", values, "Score the blocks", ":material/play_arrow:", problem)
+    icon = ":material/play_arrow:"
+    return runs.launcher("importance", values, "Score the blocks", icon, problem, on)
 
 
 def perplexity(values: list[float], dense: float | None, note: str) -> None:

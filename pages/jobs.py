@@ -7,6 +7,7 @@ import itertools
 import streamlit as st
 
 from core import words
+from core.places.place import HERE
 from core.retrain import caches
 from core.runs.workspace import RunRecord, begin_draw
 from core.study import Variant
@@ -46,6 +47,12 @@ def run_list() -> None:
     kinds = filters[1].pills(
         "Command", commands, selection_mode="multi", key="jobs_commands", format_func=plain
     )
+    places = sorted({r.place for r in records if r.place})
+    at = (
+        filters[0].multiselect("Place", [HERE, *places], key="jobs_places", format_func=plain)
+        if places
+        else []
+    )
     tags = sorted({tag for r in records for tag in r.remarks.tags})
     tagged = filters[2].multiselect("Tags", tags, key="jobs_tags", format_func=plain)
     words = filters[3].text_input("Search", key="jobs_text", placeholder="name, tag or note")
@@ -55,6 +62,7 @@ def run_list() -> None:
         for r in records
         if (not wanted or r.state in wanted)
         and (not kinds or r.command in kinds)
+        and (not at or (r.place or HERE) in at)
         and set(tagged) <= set(r.remarks.tags)
         and (r.remarks.starred or not starred)
         and (not words or has_text(r, words))

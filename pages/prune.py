@@ -30,6 +30,7 @@ from core.ui import (
     make_form,
     prune_cost,
     prune_pad,
+    run_on,
     runs,
     say,
     search_form,
@@ -289,9 +290,10 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
     spec = CurveSpec(**values, out="DIR")
     with st.expander("Measure this curve"):
         st.caption("Removes the blocks one by one and measures after each removal, in one run.")
-        st.code(jobs.command_line("curve", spec), language="bash", wrap_lines=True)
+        on = run_on.choose("curve", name)
+        st.code(jobs.command_line("curve", spec, on), language="bash", wrap_lines=True)
         if st.button("Measure the curve", icon=":material/play_arrow:"):
-            record = runs.launch_once("curve", values)
+            record = runs.launch_once("curve", values, on)
             pad.curve = record.id if record else pad.curve
     runs.show_all("curve", started=[pad.curve])
 
@@ -362,11 +364,13 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
     values |= heal_form.choose(name)
     if not problem and (problem := heal_form.problem_of(values, known.info)):
         say.error(problem)
-    st.code(jobs.command_line("prune", PruneSpec(**values, out="DIR")), "bash", wrap_lines=True)
+    on = run_on.choose("prune", name)
+    spec = PruneSpec(**values, out="DIR")
+    st.code(jobs.command_line("prune", spec, on), "bash", wrap_lines=True)
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)
     ):
-        record = runs.launch_once("prune", values)
+        record = runs.launch_once("prune", values, on)
         pad.made = record.id if record else pad.made
     runs.show_all("prune", started=[pad.made])
     heal_form.result(pad.made)

@@ -24,6 +24,7 @@ from core.ui import (
     prune_pad,
     retrain_live,
     retrain_recipes,
+    run_on,
     runs,
     say,
     state,
@@ -169,19 +170,20 @@ def launcher() -> str:
         "This tokenizer has a chat template: instructions and messages are written with it, and "
         "the loss covers the assistant's answers alone, unless you choose another template.",
     )
+    on = run_on.choose("retrain", name)
     problem = ""
     try:
         spec = build(RetrainSpec, {**values, "out": "DIR"})
         settings_of(spec, 1)
         problem = outlook(spec)
-        st.code(jobs.command_line("retrain", spec), "bash", wrap_lines=True)
+        st.code(jobs.command_line("retrain", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
     if st.button(
         "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
     ):
-        record = runs.launch_once("retrain", values)
+        record = runs.launch_once("retrain", values, on)
         if record:
             st.session_state["retrain_started"] = record.id
             st.rerun()

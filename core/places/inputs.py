@@ -21,12 +21,12 @@ from core.runs.workspace import BOOKKEEPING, read_run
 
 READS = (
     *("source", "checkpoint", "checkpoints", "dense", "match", "scores", "plan", "neurons"),
-    *("calibration", "data", "holdout_data", "also", "perplexity", "task_dir"),
+    *("calibration", "data", "holdout_data", "also", "perplexity", "prompts", "task_dir"),
 )
 """Options that name something to read."""
 OTHERS = (
     *("mlp_width", "criterion", "criteria", "tasks", "system_instruction", "layers", "targets"),
-    *("repo",),
+    *("repo", "attention_layers", "mlp_layers"),
 )
 """Options whose text never names something to read."""
 

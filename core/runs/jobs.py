@@ -20,7 +20,7 @@ from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, warm, workspace
 from core.runs import status as statuses
-from core.runs.run import DETACHED, KILLED, ON, busy, refuse_link, save_spec
+from core.runs.run import DETACHED, KILLED, ON, busy, place_words, refuse_link, save_spec
 from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
 from core.runs.warm import Template
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
@@ -364,12 +364,21 @@ def cancel(
     return read_run(record.path) or record
 
 
+def kill_now(record: RunRecord) -> None:
+    """End a run at once; one at another place is only asked for, so that no page waits for it."""
+    if record.place and record.is_live:
+        importlib.import_module("core.places.launcher").request(record)
+    else:
+        cancel(record, grace_s=0)
+
+
 def _has_no_process(record: RunRecord) -> bool:
     """Whether a run of this machine was announced, but no process was started for it (yet)."""
     here = statuses.is_here(record.status)
     return here and record.is_live and not workspace.owner_of(record.path, record.status)
 
 
-def command_line(command: str, spec: Spec) -> str:
-    """Return the shell command that is equivalent to a page's form."""
-    return shlex.join(["python", "-m", "core", command, *to_arguments(spec)])
+def command_line(command: str, spec: Spec, on: Mapping[str, Any] | None = None) -> str:
+    """Return the shell command that is equivalent to a page's form; ``on`` is its place."""
+    words = [*to_arguments(spec), *place_words(on or {})]
+    return shlex.join(["python", "-m", "core", command, *words])

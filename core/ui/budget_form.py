@@ -22,7 +22,7 @@ from core.prune.version_results import OUTPUT_TOKENS, PlanCheck, VersionRow
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, frame, live_panel, prune_pad, runs, say, state, widgets
+from core.ui import forms, frame, live_panel, prune_pad, run_on, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -85,15 +85,16 @@ def _launcher(name: str, info: CheckpointInfo) -> str:
     with st.expander("Timings, short rows, device and precision"):
         values |= form.fields(BudgetSpec, ("runs", "join", "device", "dtype"))
     form.origin()
+    on = run_on.choose("budget", name)
     problem = ""
     try:
         spec = build(BudgetSpec, {**values, "out": "DIR"})
         say.caption(_estimate(_rehearsed(spec)))
-        st.code(jobs.command_line("budget", spec), "bash", wrap_lines=True)
+        st.code(jobs.command_line("budget", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    return runs.launcher("budget", values, "Measure", ":material/tune:", problem)
+    return runs.launcher("budget", values, "Measure", ":material/tune:", problem, on)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner=False)

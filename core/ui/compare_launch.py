@@ -17,7 +17,7 @@ from core.runs import jobs
 from core.runs.dtypes import COMPUTED
 from core.runs.spec import build, parse_numbers
 from core.study import Study
-from core.ui import forms, runs, say, state
+from core.ui import forms, run_on, runs, say, state
 from core.ui.say import plain
 
 RECIPE = "depth-vs-width"
@@ -80,9 +80,10 @@ def benchmark_form(known: Study) -> None:
         )
     with st.popover("Memory per point"):
         st.dataframe(pd.DataFrame(plan["points"]), hide_index=True)
-    st.code(jobs.command_line("benchmark", spec), "bash", wrap_lines=True)
+    on = run_on.choose("benchmark", state.current_checkpoint())
+    st.code(jobs.command_line("benchmark", spec, on), "bash", wrap_lines=True)
     if st.button("Benchmark", type="primary", icon=":material/timer:", key="run_benchmark"):
-        record = runs.launch_once("benchmark", values)
+        record = runs.launch_once("benchmark", values, on)
         st.session_state["benchmark_run"] = record.id if record else ""
     runs.show_all(
         "benchmark",
@@ -121,9 +122,10 @@ def recipe_form(name: str) -> None:
     except DepthcutError as error:
         say.error(str(error))
         return
-    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    on = run_on.choose(f"recipe {RECIPE}", name)
+    st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):
-        record = runs.launch_once("recipe", values)
+        record = runs.launch_once("recipe", values, on)
         st.session_state["compare_recipe"] = record.id if record else ""
     runs.show_all(
         "recipe",

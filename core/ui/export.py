@@ -25,7 +25,7 @@ from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.study import study
-from core.ui import merging, runs, say, state
+from core.ui import merging, run_on, runs, say, state
 from core.ui.say import plain
 from core.words import size
 
@@ -258,7 +258,8 @@ def _launch(command: str, spec_class: type[Any], values: dict[str, Any], key: st
     except DepthcutError as error:
         problem = str(error)
         (say.error if values.get("repo") else say.info)(problem)
-    st.code(jobs.command_line(command, spec), "bash", wrap_lines=True)
+    on = run_on.choose(command, str(values["checkpoint"])) if command == "quantize" else {}
+    st.code(jobs.command_line(command, spec, on), "bash", wrap_lines=True)
     if st.button(
         "Quantize" if command == "quantize" else "Export",
         key=f"start_{key}",
@@ -266,7 +267,7 @@ def _launch(command: str, spec_class: type[Any], values: dict[str, Any], key: st
         icon=":material/ios_share:",
         disabled=bool(problem),
     ):
-        record = runs.launch_once(command, values)
+        record = runs.launch_once(command, values, on)
         st.session_state[f"export_run_{key}"] = record.id if record else ""
 
 

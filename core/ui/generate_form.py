@@ -15,7 +15,7 @@ from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.study import study
-from core.ui import forms, paging, retrain_live, runs, say, state
+from core.ui import forms, paging, retrain_live, run_on, runs, say, state
 from core.ui.say import plain
 
 TITLE = "Let the dense model write the training text"
@@ -78,15 +78,17 @@ def _launcher(name: str) -> str:
         values |= form.fields(GenerateSpec, ("format", "template", "prompt_tokens"))
         values |= form.fields(GenerateSpec, ("batch", "seed", "device", "dtype"))
     form.origin()
+    on = run_on.choose("generate", str(values["checkpoint"]))
     problem = ""
     try:
         spec = build(GenerateSpec, {**values, "out": "DIR"})
         problem = _outlook(spec)
-        st.code(jobs.command_line("generate", spec), "bash", wrap_lines=True)
+        st.code(jobs.command_line("generate", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    return runs.launcher("generate", values, "Write the text", ":material/play_arrow:", problem)
+    icon = ":material/play_arrow:"
+    return runs.launcher("generate", values, "Write the text", icon, problem, on)
 
 
 def _dry_runs() -> dict[str, dry_run.DryRun]:

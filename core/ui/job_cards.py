@@ -44,7 +44,7 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
         with buttons.container(horizontal=True, horizontal_alignment="right"):
             _actions(record, among)
         runs.progress(record)
-        if record.damage[0]:
+        if record.damage[0] or record.state == "lost" and record.place:
             say.warning(f"{record.error} {record.hint}")
         elif record.state == "lost":
             st.warning(
@@ -67,8 +67,19 @@ def _when(record: RunRecord) -> str:
         parts.append(f"for {runs.duration(record.seconds)}")
     if record.device:
         parts.append(f"on {record.device}")
+    if record.place:
+        parts.append(_where(record))
     parts.append(record.id)
     return " · ".join(parts)
+
+
+def _where(record: RunRecord) -> str:
+    """Return at which place, machine and job a run is or was."""
+    facts = record.place_facts()
+    more = [str(facts.get("nodes") or facts.get("node") or "")]
+    more += [f"job {facts['job']}"] if facts.get("job") else []
+    text = ", ".join(part for part in more if part)
+    return f"at {record.place}" + (f" ({text})" if text else "")
 
 
 def _actions(record: RunRecord, among: list[RunRecord]) -> None:
@@ -85,7 +96,7 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
         if (record.path / BOOKKEEPING / "cancel").exists():
             widgets.action(
                 "Kill now",
-                lambda: jobs.cancel(record, grace_s=0),
+                lambda: jobs.kill_now(record),
                 key=f"kill_{record.id}",
                 icon=":material/dangerous:",
             )

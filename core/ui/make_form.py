@@ -24,7 +24,7 @@ from core.runs.flags import in_words
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.study import study
-from core.ui import export, forms, frame, report, runs, say, state, widgets
+from core.ui import export, forms, frame, report, run_on, runs, say, state, widgets
 from core.ui.say import plain
 from core.width.methods import METHODS
 
@@ -69,8 +69,9 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
             return
         _duration(spec)
         form.origin()
+        on = run_on.choose(f"recipe {RECIPE} {where}", checkpoint)
         with st.expander("Command"):
-            st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+            st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
         key = f"make_run_{where}"
         if st.button(
             "Make it and measure it",
@@ -80,7 +81,7 @@ def draw(checkpoint: str, removal: Removal, where: str, criterion: str = "") -> 
             help="Prunes, repairs, merges, evaluates and benchmarks in one run, beside the dense "
             "model and the width variant. A run that was stopped can be resumed.",
         ):
-            record = runs.launch_once("recipe", values)
+            record = runs.launch_once("recipe", values, on)
             st.session_state[key] = record.id if record else ""
         _results(checkpoint, removal, values, st.session_state.get(key, ""))
 

@@ -14,7 +14,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, runs, say, state, widgets
+from core.ui import forms, run_on, runs, say, state, widgets
 from core.ui import verdict as present
 from core.ui.say import plain
 
@@ -67,13 +67,14 @@ def _card(checkpoint: str, name: str) -> None:
         say.error(str(error))
         return
     form.origin()
-    st.code(jobs.command_line("recipe", spec), language="bash", wrap_lines=True)
+    on = run_on.choose(f"recipe {name}", checkpoint)
+    st.code(jobs.command_line("recipe", spec, on), language="bash", wrap_lines=True)
     again = "Run it again" if record and record.state == "done" else "Run the recipe"
     live = record is not None and record.is_live
     if st.button(
         again, key=f"recipe_{name}", icon=":material/play_arrow:", type="primary", disabled=live
     ):
-        started = runs.launch_once("recipe", values)
+        started = runs.launch_once("recipe", values, on)
         record = started or record
     if record and record.state == "done":
         verdict(record)

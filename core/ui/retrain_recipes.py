@@ -15,7 +15,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, runs, say, state, widgets
+from core.ui import forms, run_on, runs, say, state, widgets
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora")
 TITLES = {
@@ -71,10 +71,11 @@ def _launcher(name: str) -> str:
     except DepthcutError as error:
         say.error(str(error))
         return ""
-    st.code(jobs.command_line("recipe", spec), "bash", wrap_lines=True)
+    on = run_on.choose(f"recipe {name}", checkpoint)
+    st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     key = f"recipe_{name}"
     if st.button("Run the recipe", icon=":material/play_arrow:"):
-        record = runs.launch_once("recipe", values)
+        record = runs.launch_once("recipe", values, on)
         if record:
             st.session_state[key] = record.id
     return str(st.session_state.get(key, ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,31 @@ from core.ui.say import plain
 STOPPING = "Cancel requested; the run will stop at its next step."
 
 
-def launch_once(command: str, values: dict[str, Any]) -> RunRecord | None:
+def launch_once(
+    command: str, values: dict[str, Any], on: Mapping[str, Any] | None = None
+) -> RunRecord | None:
     """Start a run, or return the one that the same wish has just started; errors are shown.
+
+    ``on`` asks for another place than this machine.
 
     A fast second click runs the script again with the button still pressed, and another tab may
     show the same button: see `core.runs.jobs.launch_once`.
     """
     try:
-        return jobs.launch_once(command, values, state.workspace())
+        return jobs.launch_once(command, values, state.workspace(), on=on)
     except DepthcutError as error:
         say.error(str(error))
         return None
 
 
-def launcher(command: str, values: dict[str, Any], label: str, icon: str, problem: str) -> str:
+def launcher(
+    command: str,
+    values: dict[str, Any],
+    label: str,
+    icon: str,
+    problem: str,
+    on: Mapping[str, Any] | None = None,
+) -> str:
     """Draw the button that starts a run of a form; return the run to watch, "" if there is none.
 
     It is disabled by a ``problem`` and while such a run of the same checkpoint is live.
@@ -45,7 +56,7 @@ def launcher(command: str, values: dict[str, Any], label: str, icon: str, proble
     disabled = bool(problem or same)
     if st.button(
         plain(label), type="primary", icon=icon, key=f"{command}_start", disabled=disabled
-    ) and (record := launch_once(command, values)):
+    ) and (record := launch_once(command, values, on)):
         st.session_state[kept] = record.id
         st.rerun()
     return same[0].id if same else str(st.session_state.get(kept, ""))
@@ -119,7 +130,12 @@ def duration(seconds: float) -> str:
 
 def progress(record: RunRecord) -> None:
     """Draw the progress of a live run, or what it is waiting for; nothing if it has ended."""
-    if record.state == "queued":
+    facts = record.place_facts() if record.is_live else {}
+    if facts.get("trouble"):
+        say.warning(f"{facts['trouble']} The run is not affected; trying again.")
+    if record.state == "queued" and not record.waiting_for and record.place:
+        say.info(str(facts.get("waiting") or f"Waiting in the queue of {record.place}."))
+    elif record.state == "queued":
         say.info(f"Waiting for {record.device or 'the device'}, behind {ahead(record)}.")
     elif record.is_live:
         message = state.names().in_words(record.progress[2])
@@ -130,7 +146,8 @@ def line(record: RunRecord) -> None:
     """Draw a live run in the sidebar: its name, how far it is, and the time left."""
     say.paragraph(state.names().run(record))
     if record.state == "queued":
-        say.caption(f"queued behind {ahead(record)}")
+        behind = ahead(record) or record.place
+        say.caption(f"queued {'behind' if record.waiting_for else 'at'} {behind}")
         return
     done = f"{share(record):.0%}" if record.progress[1] else record.state
     st.progress(share(record), text=plain(f"{done}{left(record)}"))

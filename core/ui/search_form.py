@@ -21,7 +21,7 @@ from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import HeldoutRow, Search, SetRow, found_so_far
 from core.search.units import BLOCK, SUBLAYER, Units
-from core.ui import findings, forms, prune_pad, runs, say, state, widgets
+from core.ui import findings, forms, prune_pad, run_on, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -123,15 +123,16 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
         values |= form.fields(SearchSpec, names)
     form.origin()
     values |= {"protect_first": first, "protect_last": last}
+    on = run_on.choose("search", str(values["checkpoint"]))
     try:
         values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
         spec = build(SearchSpec, {**values, "out": "DIR"})
         say.caption(_estimate(_rehearsed(spec)))
-        st.code(jobs.command_line("search", spec), "bash", wrap_lines=True)
+        st.code(jobs.command_line("search", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    return runs.launcher("search", values, "Search", ":material/search:", problem)
+    return runs.launcher("search", values, "Search", ":material/search:", problem, on)
 
 
 def _around(ratio: float | None, info: CheckpointInfo) -> str:

@@ -20,7 +20,7 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import chat_note, forms, runs, say, state
+from core.ui import chat_note, forms, run_on, runs, say, state
 from core.width import command, extent, methods, ways
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
@@ -48,15 +48,16 @@ def draw(name: str, info: CheckpointInfo) -> None:
         say.error(problem)
     if spec and plan:
         _outlook(spec, plan)
+    on = run_on.choose("width", name)
     if spec:
-        st.code(jobs.command_line("width", spec), "bash", wrap_lines=True)
+        st.code(jobs.command_line("width", spec, on), "bash", wrap_lines=True)
     if st.button(
         "Create the narrower variant",
         type="primary",
         icon=":material/width:",
         disabled=bool(problem),
     ):
-        record = runs.launch_once("width", values)
+        record = runs.launch_once("width", values, on)
         if record:
             st.session_state["width_made"] = record.id
     runs.show_all("width", started=[st.session_state.get("width_made", "")])
