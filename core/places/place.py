@@ -243,7 +243,7 @@ def find(name: str, root: Path | None = None) -> Place:
     return found[name]
 
 
-def write(places: Mapping[str, Place], root: Path | None = None) -> None:
+def save(places: Mapping[str, Place], root: Path | None = None) -> None:
     """Write a workspace's places; raises `OutputError` if that is impossible."""
     import yaml
 

@@ -19,6 +19,7 @@ from core.ui import say, state, widgets
 from core.ui.say import plain
 
 NEW = "A new one"
+_KINDS = {"ssh": "another machine over SSH", "slurm": "SLURM"}
 _LABELS = {
     "host": "Host",
     "user": "User",
@@ -144,7 +145,7 @@ def _outcome(name: str, waiting: bool) -> None:
 
 
 def _keep(places: dict[str, Place]) -> None:
-    place_file.write(places, state.workspace().root)
+    place_file.save(places, state.workspace().root)
 
 
 def _form(known: dict[str, Place]) -> None:
@@ -161,7 +162,7 @@ def _form(known: dict[str, Place]) -> None:
         ("ssh", "slurm"),
         index=("ssh", "slurm").index(start.kind),
         key=f"place_kind_{turn}",
-        format_func={"ssh": "another machine over SSH", "slurm": "SLURM"}.get,
+        format_func=lambda kind: plain(_KINDS[kind]),
         horizontal=True,
     )
     groups = [*_REACH, *_THERE, *(_JOB if kind == "slurm" else ())]

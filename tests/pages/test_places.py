@@ -36,7 +36,7 @@ def widget(elements, start):
 
 
 def put(root, **places):
-    place_file.write({n: place_file.from_dict(n, v) for n, v in places.items()}, root)
+    place_file.save({n: place_file.from_dict(n, v) for n, v in places.items()}, root)
 
 
 def test_a_place_is_added_changed_and_removed_on_the_home_page(here):

@@ -138,7 +138,7 @@ def sshd(sshd_program, tmp_path):
 def box(place, sshd, tmp_path):
     """The workspace ``place`` knows one other machine, ``box``: this one over SSH."""
     there = tmp_path / "there"
-    place_file.write({"box": sshd.place("box", there)}, place.root)
+    place_file.save({"box": sshd.place("box", there)}, place.root)
     return sshd.place("box", there)
 
 
@@ -167,7 +167,7 @@ def slurm(place, cluster, monkeypatch):
     values = {"kind": "slurm", "python": sys.executable, "requeue": 2,
               "environment": {"PYTHONPATH": str(MACHINERY)}}  # fmt: skip
     farm = place_file.from_dict("farm", values)
-    place_file.write({"farm": farm}, place.root)
+    place_file.save({"farm": farm}, place.root)
     yield cluster
     cluster.ask("scancel", "-f", "--user=" + getpass.getuser())
     deadline = time.monotonic() + 20

@@ -39,7 +39,7 @@ def test_a_file_is_read_and_written(tmp_path):
         "ada@gpu.example over SSH",
         "SLURM (partition gpu, gpu:a100:1)",
     ]
-    place_file.write(found, tmp_path)
+    place_file.save(found, tmp_path)
     assert place_file.read(tmp_path) == found
     assert place_file.find("farm", tmp_path).with_ask({"place": "farm", "gpus": 2}).gpus == 2
     with pytest.raises(PlaceError, match=r"Unknown place 'moon'\. Places: box, farm\."):

@@ -98,7 +98,7 @@ def test_a_running_job_is_cancelled_or_killed(slurm, place):
 
 def test_what_sbatch_refuses_is_told_in_its_own_words(slurm, place):
     farm = place_file.find("farm", place.root)
-    place_file.write({"farm": farm.with_ask({"gpus": 9})}, place.root)
+    place_file.save({"farm": farm.with_ask({"gpus": 9})}, place.root)
     failed = wait_for(jobs.launch("wait", {"steps": 1}, place, on=ON), "failed")
     assert "farm: SLURM refused the job: " in failed.error
     assert "Requested node configuration is not available" in failed.error
@@ -174,7 +174,7 @@ def test_a_place_is_tested_with_sbatch(slurm, place):
     assert "to start at" in done.stdout
     assert "slurm-wlm" in done.stdout
     farm = place_file.from_dict("farm", {"kind": "slurm", "partition": "nowhere"})
-    place_file.write({"farm": farm}, place.root)
+    place_file.save({"farm": farm}, place.root)
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "nvalid partition" in done.stderr
@@ -184,7 +184,7 @@ def test_jobs_are_submitted_over_ssh(slurm, place, sshd, tmp_path):
     there = tmp_path / "there"
     farm = sshd.place("farm", there, kind="slurm", partition="wide")
     more = {**farm.environment, **slurm.env}
-    place_file.write({"farm": sshd.place("farm", there, kind="slurm", partition="wide",
+    place_file.save({"farm": sshd.place("farm", there, kind="slurm", partition="wide",
                                          environment=more)}, place.root)  # fmt: skip
     record = jobs.launch("wait", {"steps": 3, "pause": 0.2}, place, on=ON)
     wait_until(lambda: job_of(record))
@@ -198,7 +198,7 @@ def test_jobs_are_submitted_over_ssh(slurm, place, sshd, tmp_path):
 def test_a_machine_without_slurm_is_one_sentence(place, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     values = {"kind": "slurm", "python": sys.executable}
-    place_file.write({"farm": place_file.from_dict("farm", values)}, place.root)
+    place_file.save({"farm": place_file.from_dict("farm", values)}, place.root)
     (tmp_path / "env").symlink_to("/usr/bin/env")
     failed = wait_for(jobs.launch("wait", {"steps": 1}, place, on=ON), "failed")
     assert "sbatch is not installed on the machine that submits jobs" in failed.error

@@ -167,7 +167,7 @@ def test_inputs_are_sent_once_and_results_name_them_as_they_are_here(box, place,
     ],
 )
 def test_a_place_that_cannot_be_used_is_one_sentence(change, sentence, box, place, sshd):
-    place_file.write({"box": sshd.place("box", Path(box.folder), **change)}, place.root)
+    place_file.save({"box": sshd.place("box", Path(box.folder), **change)}, place.root)
     record = jobs.launch("wait", {"steps": 1}, place, on=ON)
     failed = wait_for(record, "failed")
     assert sentence in failed.error
