@@ -53,7 +53,7 @@ _JOB = (
 
 
 class Test:
-    """A test of a place, in a process of its own."""
+    """A test of a place, in a separate process."""
 
     def __init__(self, name: str) -> None:
         """Start it."""
