@@ -35,6 +35,7 @@ from core.ui import (
     run_on,
     runs,
     say,
+    score_import,
     state,
     widgets,
 )
@@ -277,4 +278,5 @@ else:
     st.info(
         "This checkpoint has not been scored yet. Start a run above; it takes seconds on the demo."
     )
+score_import.draw(name, info)
 pair_matrix.draw(info)

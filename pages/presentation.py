@@ -34,13 +34,11 @@ LARGE = """<style>
 
 
 def nothing_yet() -> None:
-    """Draw the commands that produce something to present."""
+    """Draw how to get something to present."""
     st.info(
-        "There is nothing to present yet. Run the recipe depth-vs-width (or drop-one) on this "
-        "checkpoint: it drops blocks, evaluates the result and measures speed and memory."
+        "There is nothing to present yet: no variant of this checkpoint has been made and measured."
     )
-    for recipe in ("drop-one", "depth-vs-width"):
-        st.code(f"python -m core recipe {recipe} {name} --out {state.workspace().root / recipe}")
+    frame.step("prune", "Make one and measure it")
     frame.link("compare", "Or measure variants on the Compare page")
 
 

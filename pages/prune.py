@@ -33,6 +33,7 @@ from core.ui import (
     run_on,
     runs,
     say,
+    score_import,
     search_form,
     state,
     widgets,
@@ -46,21 +47,26 @@ PAD_PX = 290
 """Height of the bars, so that the whole cockpit fits a screen of 1440 x 900."""
 
 
-def scores_picker(pad: Pad, info: headers.CheckpointInfo) -> Known:
-    """Draw the choice of this checkpoint's importance runs; return what the chosen one measured."""
+def scores_picker(name: str, pad: Pad, info: headers.CheckpointInfo) -> Known:
+    """Draw the choice of scores: importance runs, then imported files; return the chosen one's."""
     found = {r.id: r for r in prune_view.scored_runs(state.workspace(), info)}
-    if not found:
+    files = score_import.files(name)
+    labels = {r.id: prune_view.label_of(r, state.names().run(r)) for r in found.values()}
+    labels |= {run: f"imported: {path.name}" for run, path in files.items()}
+    if not labels:
         frame.link("importance", "Score the blocks")
         return Known(info)
-    if st.session_state.get("pad_run") not in found:
-        st.session_state["pad_run"] = pad.run if pad.run in found else next(iter(found))
+    if st.session_state.get("pad_run") not in labels:
+        st.session_state["pad_run"] = pad.run if pad.run in labels else next(iter(labels))
     pad.run = st.selectbox(
         "Scores",
-        list(found),
+        list(labels),
         key="pad_run",
-        format_func=lambda run: prune_view.label_of(found[run], state.names().run(found[run])),
-        help="Importance run whose scores rank the blocks.",
+        format_func=lambda run: plain(labels[run]),
+        help="Importance run, or imported file, whose scores rank the blocks.",
     )
+    if pad.run in files:
+        return score_import.known(info, pad.run, files[pad.run])
     return prune_view.known(state.workspace(), info, found[pad.run])
 
 
@@ -223,6 +229,8 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
     )
     if known.has_ppl:
         say.caption(f"Bars: perplexity without each block. {known.note}")
+    elif known.note:
+        say.caption(known.note)
 
 
 def keyboard_pad(pad: Pad, known: Known) -> None:
@@ -391,7 +399,7 @@ left, right = st.columns([13, 10], gap="medium")
 with left:
     columns = st.columns([1.7, 1.3, 1.1, 1.1], vertical_alignment="bottom")
     with columns[0]:
-        known, rows = live_panel.with_answers(name, scores_picker(pad, info))
+        known, rows = live_panel.with_answers(name, scores_picker(name, pad, info))
     live_panel.ask(name, info, pad, rows)  # the sooner it is asked, the sooner it is there
     first, last = planner(form, pad, known, columns)
     protected = (*range(first), *range(max(first, info.blocks - last), info.blocks))

@@ -199,7 +199,25 @@ def _imported(called: Names, record: RunRecord) -> str:
 
 def _recipe(called: Names, record: RunRecord) -> str:
     name = str(record.spec.get("name") or "").replace("-", " ")
-    return f"Recipe {name} on {called.of_spec(record)}"
+    if name != "make":
+        return f"Recipe {name} on {called.of_spec(record)}"
+    return f"{_made(record)} of {called.of_spec(record)}, made and measured"
+
+
+def _made(record: RunRecord) -> str:
+    """Return what recipe make makes: which blocks go, and what repairs the cut."""
+    spec = record.spec
+    blocks = [b for b in spec.get("drop") or () if type(b) is int]
+    parts = [b for n in ("attention", "mlp", "mlp_width") for b in spec.get(n) or ()]
+    if blocks or parts:
+        count = f"{len(blocks)} {'block' if len(blocks) == 1 else 'blocks'}" if blocks else ""
+        what = "without " + " and ".join(filter(None, [count, f"{len(parts)} parts" * bool(parts)]))
+    else:
+        ratio = spec.get("ratio")
+        what = f"{ratio:.0%} smaller" if isinstance(ratio, float) else "a smaller one"
+    healed, tuned = str(spec.get("heal") or "none"), str(spec.get("retrain") or "none")
+    repair = RETRAINED.get(tuned, "") if tuned != "none" else "healed" * (healed != "none")
+    return f"{what} + {repair}" if repair else what
 
 
 _KINDS: dict[str, Callable[[Names, RunRecord], str]] = {

@@ -15,8 +15,11 @@ from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
 from core.charts import importance as charts
+from core.checkpoint import locate
+from core.prune import imported
 from core.runs.device_lock import DeviceLock
-from core.runs.workspace import read_run
+from core.runs.workspace import Workspace, read_run
+from core.study import store
 
 APP = str(Path(__file__).parents[2] / "app.py")
 ARGUMENTS = ["--samples", "4", "--length", "24", "--metrics", "ppl,magnitude"]
@@ -209,3 +212,22 @@ def test_a_running_runs_criteria_are_shown_as_they_are_finished(here, tiny_gqa, 
     assert "perplexity without it" in finished
     assert "magnitude" in finished
     assert "Taylor" in rest
+
+
+def test_imported_scores_are_shown_and_rank_blocks(tiny_gqa, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "ws"))
+    where = Workspace()
+    blocks = locate.open(str(tiny_gqa)).info.blocks
+    rows = "".join(f"{b},{(b * 3) % blocks}\n" for b in range(blocks))
+    study = store.of(str(tiny_gqa), where).key
+    imported.keep("taylor.csv", f"block,score\n{rows}".encode(), "taylor", blocks, where, study)
+    at = AppTest.from_file(APP, default_timeout=90).switch_page("pages/importance.py")
+    at.query_params["model"] = str(tiny_gqa)
+    at.run()
+    assert not at.exception, at.exception
+    assert any("Imported from taylor.csv: measured elsewhere" in c.value for c in at.caption)
+    at.switch_page("pages/prune.py").run()
+    assert not at.exception, at.exception
+    picker = next(s for s in at.selectbox if s.label == "Scores")
+    assert picker.options == ["imported: taylor.csv"]
+    assert "taylor" in next(s for s in at.selectbox if s.label == "Criterion").options

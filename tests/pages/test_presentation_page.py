@@ -76,8 +76,9 @@ def tiles(page):
 def test_without_measurements_it_says_what_to_run(lab):
     page = open_page(lab[1])
     assert "nothing to present yet" in page.info[0].value
-    assert any("recipe depth-vs-width" in c.value for c in page.code)
-    assert any("recipe drop-one" in c.value for c in page.code)
+    links = [link.proto.label for link in page.main if link.type == "page_link"]
+    assert "Make one and measure it" in " ".join([*links, str(page.main)])
+    assert not page.code
     assert not page.select_slider
 
 
