@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from core import commands, outside
 from core.errors import Cancelled, DepthcutError, PlaceError, RunError, Unreachable
-from core.places import inputs, shell
+from core.places import inputs, shell, slurm
 from core.places import place as place_file
 from core.places.place import Place
 from core.places.shell import Ssh
@@ -283,6 +283,8 @@ class Follower:
         if self.place.is_slurm:
             self.write(state="queued", device="", waiting_for="", continues=False)
         margin = max(self.place.signal_s, int(self.command.grace_s) + 15)
+        limit = slurm.seconds(self.place.time)
+        margin = min(margin, limit // 4) if limit else margin
         asked: dict[str, Any] = {
             "folder": self.there,
             "command": self.command.name, "words": words,

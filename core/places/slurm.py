@@ -16,7 +16,7 @@ from typing import Any
 from core.errors import PlaceError, Unreachable
 
 ASK_S = 60.0
-LEAST_SIGNAL_S = 30
+LEAST_SIGNAL_S = 10
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 ALIVE = (
     *WAITING,
@@ -90,6 +90,26 @@ class Job:
             f" with exit status {self.exit}" if self.exit else ""
         )
         return f"Job {self.id} {how}."
+
+
+def seconds(limit: str) -> int:
+    """Return a time limit as SLURM writes it in seconds; 0 if it is none or unknown.
+
+    Minutes, minutes:seconds, hours:minutes:seconds, and after days and a dash hours, hours:minutes
+    or hours:minutes:seconds.
+    """
+    days, dash, rest = limit.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in (*parts, *([days] if dash else []))):
+        return 0
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, secs = (numbers + [0, 0])[:3]
+    elif len(numbers) == 3:
+        hours, minutes, secs = numbers
+    else:
+        hours, (minutes, secs) = 0, (numbers + [0])[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs
 
 
 def options(place: Mapping[str, Any], name: str, log: str, margin_s: int) -> list[str]:

@@ -128,4 +128,7 @@ def test_a_job_script_quotes_what_it_is_given():
     assert "--output=/p%%j/l" in given
     assert "--gpus=2" in given
     assert "--signal=B:USR1@60" in given
+    limits = ("30", "30:15", "2:30:15", "1-2", "1-2:30", "1-2:30:15", "UNLIMITED", "")
+    known = [1800, 1815, 9015, 93600, 95400, 95415, 0, 0]
+    assert [slurm.seconds(limit) for limit in limits] == known
     assert from_dict("f", {"kind": "slurm"}).signal_s == 180
