@@ -91,6 +91,7 @@ def heal(
     progress: Progress = SILENT,
     *,
     stored: Mapping[str, torch.dtype] | None = None,
+    kept: Kept | None = None,
 ) -> Repair:
     """Return the repair of ``view`` without the blocks ``drop``; the model is not changed.
 
@@ -102,6 +103,8 @@ def heal(
             parts, refit alone).
         progress: Updated after every block.
         stored: Formats that tensors are stored in, by name. Default: that of the model.
+        kept: The dense streams of this batch, if several cuts are healed on it: the numbers are the
+            same, and only what is above the first seam is computed.
 
     Memory: two streams [rows, tokens, hidden], the states of the held-out rows, one block's
     prepared weights, and the regression's matrix [intermediate, intermediate] (`Normal`).
@@ -123,15 +126,15 @@ def heal(
             )
     with torch.no_grad():
         rows = _Rows.split(batch)
-        start = _Reference.of(view, removal, rows.held_out, progress)
+        start = _Reference.of(view, removal, rows, kept, progress)
         found = [
-            _Walk(view, removal, rows, start, stored or {}, name, progress).heal(seams)
+            _Walk(view, removal, rows, start, stored or {}, name, progress, kept).heal(seams)
             for name in methods
         ]
     best = min(found, key=lambda repair: repair.kl_after)
-    kept = any(seam.kept for seam in best.seams)
+    repaired = any(seam.kept for seam in best.seams)
     tried = {repair.method: repair.kl_after for repair in found}
-    return replace(best, method=best.method if kept else "none", tried=tried)
+    return replace(best, method=best.method if repaired else "none", tried=tried)
 
 
 @contextlib.contextmanager
@@ -180,18 +183,75 @@ class _Reference:
     pruned: Apart
 
     @staticmethod
-    def of(view: BlockView, removal: Removal, rows: Batch, progress: Progress) -> _Reference:
+    def of(
+        view: BlockView, removal: Removal, all_rows: _Rows, kept: Kept | None, progress: Progress
+    ) -> _Reference:
+        rows = all_rows.held_out
+        if kept:
+            dense, gone = kept.states[-1][all_rows.fitted :], parts_of(removal)
+            low = min(gone, default=2 * len(view))
+            pruned = kept.before(low, progress)[all_rows.fitted :].clone()
+            left = (part for part in range(low, 2 * len(view)) if part not in gone)
+            for block, parts in _by_block(left):
+                _run(view, FastBlock(view, block, dense.dtype, kept.scratch), parts, pruned,
+                     progress)  # fmt: skip
+            cut = apart(view, dense, pruned, rows, progress.check_cancel)
+            return _Reference(dense, rows, kept.nll, _finite(cut, dense.dtype))
         units: frozenset[Any] = frozenset(removal.drop)
         if removal.partial:
             units = frozenset((part // 2, tuple(PARTS)[part % 2]) for part in parts_of(removal))
         sets, partial = [frozenset(), units], removal.partial
         dense, pruned = states_without(view, rows, sets, progress, sublayers=partial)
         found = [apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned)]
-        if not math.isfinite(found[1].kl):
-            raise NotFiniteError(
-                "The model's predictions are NaN or infinite.", not_finite_hint(dense.dtype)
-            )
-        return _Reference(dense, rows, found[0].nll, found[1])
+        return _Reference(dense, rows, found[0].nll, _finite(found[1], dense.dtype))
+
+
+def _finite(found: Apart, dtype: torch.dtype) -> Apart:
+    if not math.isfinite(found.kl):
+        raise NotFiniteError("The model's predictions are NaN or infinite.", not_finite_hint(dtype))
+    return found
+
+
+class Kept:
+    """The dense model's streams before every block, kept so that many cuts can be healed.
+
+    Memory: one stream [rows, tokens, hidden] for every block.
+    """
+
+    def __init__(self, view: BlockView, batch: Batch, progress: Progress = SILENT) -> None:
+        """Run ``view`` on ``batch``."""
+        self.view, self.scratch = view, Scratch()
+        rows = _Rows.split(batch)
+        with torch.no_grad():
+            hidden = view.embed(rows.all.ids).to(arithmetic_of(view.dtype, view.device))
+            self.states = [hidden.clone()]
+            """Before every block, and after the last; rows that are fitted on first."""
+            for block in range(len(view)):
+                function = FastBlock(view, block, hidden.dtype, self.scratch)
+                _run(view, function, (0, 1), hidden, progress)
+                self.states.append(hidden.clone())
+            last = hidden[rows.fitted :]
+            self.nll = apart(view, last, last, rows.held_out, progress.check_cancel).nll
+            """Of the held-out tokens, in nats per prediction."""
+
+    def before(self, part: int, progress: Progress) -> Tensor:
+        """Return the stream before a part of a block; it must not be changed."""
+        block, odd = divmod(part, 2)
+        if not odd:
+            return self.states[block]
+        hidden = self.states[block].clone()
+        function = FastBlock(self.view, block, hidden.dtype, self.scratch)
+        _run(self.view, function, (0,), hidden, progress)
+        return hidden
+
+
+def _run(
+    view: BlockView, function: FastBlock, parts: Sequence[int], hidden: Tensor, progress: Progress
+) -> None:
+    """Apply the attention (0), the MLP (1) or both to ``hidden``, in place."""
+    for piece in pieces(hidden, view, progress):
+        for part in parts:
+            (function.mlp_ if part else function.attention_)(piece)
 
 
 class _Walk:
@@ -206,13 +266,15 @@ class _Walk:
         stored: Mapping[str, torch.dtype],
         method: str,
         progress: Progress,
+        kept: Kept | None = None,
     ) -> None:
+        self.kept = kept
         self.view, self.rows, self.reference = view, rows, reference
         self.gone, self.partial = parts_of(removal), removal.partial
         self.stored, self.method, self.progress = stored, method, progress
         self.dtype, self.scratch = arithmetic_of(view.dtype, view.device), Scratch()
         self.valid = rows.all.valid
-        self.dense = view.embed(rows.all.ids).to(self.dtype)
+        self.dense = kept.states[0] if kept else view.embed(rows.all.ids).to(self.dtype)
         self.healed = self.dense.clone()
         self.now = reference.pruned
         """With the repairs kept so far."""
@@ -223,6 +285,9 @@ class _Walk:
 
     def heal(self, seams: tuple[Seam, ...]) -> Repair:
         at = 0
+        if self.kept and seams:
+            at = max(0, seams[0].low - (self.method != "scale"))
+            self.healed = self.kept.before(at, self.progress).clone()
         for seam in seams:
             if self.method == "scale":
                 self._advance(at, seam.low)
@@ -253,12 +318,16 @@ class _Walk:
         """Run kept parts on both streams."""
         for block, parts in _by_block(range(low, high)):
             function = self._prepared(block)
-            self._run(function, parts, self.dense)
+            if not self.kept:
+                self._run(function, parts, self.dense)
             self._run(self._scaled(function), parts, self.healed)
             self._tell(block)
 
     def _to_target(self, seam: Seam) -> None:
         """Run the removed parts on the dense stream."""
+        if self.kept:
+            self.dense = self.kept.before(seam.high, self.progress)
+            return
         for block, parts in _by_block(range(seam.low, seam.high)):
             self._run(self._prepared(block), parts, self.dense)
             self._tell(block)
@@ -296,10 +365,7 @@ class _Walk:
         return (f"{prefix}.weight", module.weight), (f"{prefix}.bias", module.bias)
 
     def _run(self, function: FastBlock, parts: Sequence[int], hidden: Tensor) -> None:
-        """Apply the attention (0), the MLP (1) or both to ``hidden``, in place."""
-        for piece in pieces(hidden, self.view, self.progress):
-            for part in parts:
-                (function.mlp_ if part else function.attention_)(piece)
+        _run(self.view, function, parts, hidden, self.progress)
 
     def _tell(self, block: int) -> None:
         total = len(self.view)
@@ -373,10 +439,9 @@ class _Walk:
     def _fit(self, seam: Seam) -> None:
         """Fit the repair of the part before a seam, and keep it if the KL falls."""
         (block, part), fitted = divmod(seam.low - 1, 2), self.rows.fitted
-        function = self._prepared(block)
-        self._run(function, [part], self.dense)
+        if not self.kept:
+            self._run(self._prepared(block), [part], self.dense)
         self._tell(block)
-        del function
         self._to_target(seam)
         function = self._prepared(block)
         (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])

@@ -103,24 +103,25 @@ def check_seams(method: str, drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
     return seams
 
 
-def passes(method: str, drop: Iterable[int], blocks: int) -> float:
-    """Return the block passes of healing one cut, in units of all rows.
+def passes(method: str, drop: Removal | Iterable[int], blocks: int, *, kept: bool = False) -> float:
+    """Return the block passes of healing one cut, in units of all rows; a part is half a block.
 
     The dense stream runs up to the last seam, the healed one up to the block before it, and above
-    every seam the held-out rows once; so do the dense and the pruned model. The regressions
-    themselves are not counted.
+    every seam the held-out rows once; so do the dense and the pruned model. If the dense streams
+    are ``kept``, only what is above the first seam runs. The regressions are not counted.
     """
-    gone = frozenset(drop)
-    seams = seams_of(gone)
+    removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
+    gone, seams = parts_of(removal), seams_of(removal)
     if not seams:
         return 0.0
-    kept = [block not in gone for block in range(blocks)]
-    dense = seams[-1].end
-    healed = sum(kept[: seams[-1].first])
-    above = sum(sum(kept[seam.end :]) for seam in seams)
-    reference = blocks + sum(kept[seams[0].first :])
+    left = [part not in gone for part in range(2 * blocks)]
+    low = seams[0].low
+    dense = 0 if kept else seams[-1].high
+    healed = sum(left[low if kept else 0 : seams[-1].low])
+    above = sum(sum(left[seam.high :]) for seam in seams)
+    reference = sum(left[low:]) + (0 if kept else 2 * blocks)
     each = dense + healed + above / HELD_OUT
-    return (len(METHODS) if method == "auto" else 1) * each + reference / HELD_OUT
+    return (len(methods_for(method, removal)) * each + reference / HELD_OUT) / 2
 
 
 def is_held_out(row: Any) -> Any:

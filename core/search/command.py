@@ -66,7 +66,7 @@ class SearchSpec(DeviceOptions):
     heal: str = option(
         "none",
         help="Choose sets by what they cost after their seams were healed as by prune --heal: a "
-        "quarter of the calibration rows measures, the others are fitted on.",
+        "quarter of the calibration rows measures, the others are fitted on. Parts: refit only.",
         choices=HEALS,
     )
     heal_best: int = option(
@@ -146,10 +146,10 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
 
 
 def _check_healing(spec: SearchSpec, info: CheckpointInfo, first: int) -> None:
-    if spec.units != BLOCK:
+    if spec.units != BLOCK and spec.heal != "refit":
         raise OptionError(
             f"--heal {spec.heal} repairs the seams of whole blocks, not of parts.",
-            "Leave out --heal or --units sublayer.",
+            "Use --heal refit, or leave --units sublayer out.",
         )
     if spec.heal != "scale" and not first:
         raise PlanError(
@@ -190,9 +190,9 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
     most = _most(spec, info, dtype)
     samples = samples_of(spec, info)
-    total = Units(spec.units, info.blocks).total
-    ledger, passes = rehearsal.rehearse(task, _methods(spec), total, most, *_healing(spec))
-    flops = rehearsal.flops(info, ledger, samples, spec.length)
+    units = Units(spec.units, info.blocks)
+    ledger, passes = rehearsal.rehearse(task, _methods(spec), units, most, *_healing(spec))
+    flops = rehearsal.flops(info, ledger, screened(spec, samples), spec.length, samples)
     like = spec.device, info.parameters
     rate = pace.flops_per_s("search", *like) or pace.flops_per_s("importance", *like)
     return {
@@ -221,7 +221,25 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str) -> int:
     free = devices.free_bytes(spec.device)[1]
-    return rehearsal.states_at_once(info, samples_of(spec, info), spec.length, dtype, free)
+    rows = screened(spec, samples_of(spec, info))
+    return rehearsal.states_at_once(info, rows, spec.length, dtype, free)
+
+
+def _keeps(spec: SearchSpec, info: CheckpointInfo) -> bool:
+    """Whether a quarter of the free memory holds the dense streams of all rows."""
+    stream = samples_of(spec, info) * spec.length * info.hidden * dtypes.BYTES["float32"]
+    free = devices.free_bytes(spec.device)[1]
+    return free is None or (info.blocks + 1) * stream <= free // rehearsal.SHARE_OF_FREE
+
+
+def screened(spec: SearchSpec, samples: int) -> int:
+    """Return the number of rows on which sets are compared as they are.
+
+    With healing, that only decides which sets are healed: `SAMPLES` rows of the held-out quarter.
+    """
+    if spec.heal == "none":
+        return samples
+    return min(SAMPLES, samples // seams.HELD_OUT)
 
 
 def _healing(spec: SearchSpec) -> tuple[str, int]:
@@ -262,7 +280,7 @@ def run(spec: SearchSpec, run: Run) -> None:
             "samples": samples,
             "length": spec.length,
             "seed": spec.seed,
-            **({"heal": spec.heal} if heals else {}),
+            **({"heal": spec.heal, "screened": screened(spec, samples)} if heals else {}),
             **({"units": spec.units} if spec.units != BLOCK else {}),
             "objective": spec.objective,
             "device": str(prepared.device),
@@ -276,14 +294,21 @@ def run(spec: SearchSpec, run: Run) -> None:
         run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
-    rehearsed = rehearsal.rehearse(task, methods, units.total, tape.most, *_healing(spec))
+    rehearsed = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))
     expected = rehearsed[0].passes
     progress = Share(run.progress, lambda: ledger.passes, expected)
     entries = TensorIndex.read(folder).entries
     stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
-    healer = Healer(view, batch, spec.heal, stored, progress) if heals else None
+    healer = (
+        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info))
+        if heals
+        else None
+    )
+    held_out = seams.is_held_out(torch.arange(len(drawn.rows)))
+    some = [r for r, held in zip(drawn.rows, held_out.tolist(), strict=True) if held or not heals]
+    screen = make_batch(some[: screened(spec, len(drawn.rows))], view)
     ledger = Ledger(
-        Meter(view, batch, progress, units),
+        Meter(view, screen, progress, units),
         spec.objective,
         units.total,
         tape.most,
@@ -313,8 +338,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     SetRow.write(run, [_with_heldout(row, others.get(finds.set_of(row))) for row in rows])
     if "pairs" in methods:
         PairRow.write(run, _pairs(task.free, ledger, units))
-    flops = rehearsal.flops(info, ledger, len(drawn.rows), spec.length)
-    held_out = seams.is_held_out(torch.arange(len(drawn.rows)))
+    flops = rehearsal.flops(info, ledger, len(screen.ids), spec.length, len(drawn.rows))
     lengths = batch.lengths.cpu()
     dense = others.get(NONE)
     first, last = _protection(spec, info)
@@ -333,7 +357,7 @@ def run(spec: SearchSpec, run: Run) -> None:
         heal_best=spec.heal_best if heals else None,
         sets_healed=len(ledger.healed),
         fitted_tokens=int(lengths[~held_out].sum()) if heals else 0,
-        dense_nll=ledger.costs[NONE].nll,
+        dense_nll=healer.dense_nll if healer else ledger.costs[NONE].nll,
         dense_heldout_nll=dense.nll if dense else None,
         calibration=source,
         calibration_content=sources.describe(source)["content"],

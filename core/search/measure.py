@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from core.heal.healing import Repair, applied, heal
-from core.heal.seams import passes
+from core.heal.healing import Kept, Repair, applied, heal
 from core.importance.branches import Batch, losses_without, states_without
 from core.model.blocks import BlockView
 from core.runs.progress import Progress
@@ -47,14 +45,36 @@ class Healer:
         method: str,
         stored: Mapping[str, torch.dtype],
         progress: Progress,
+        units: Units | None = None,
+        keep: bool = True,
     ) -> None:
-        """Heal ``view`` by ``method`` on ``batch``; tensors are rounded to the formats stored."""
+        """Heal ``view`` by ``method`` on ``batch``; tensors are rounded to the formats stored.
+
+        With ``keep`` the dense streams are computed once and kept, see `Kept`.
+        """
+        self.keep = keep
         self.view, self.batch, self.method = view, batch, method
         self.stored, self.progress = stored, progress
+        self.units = units or Units(BLOCK, len(view))
+        self.kept: Kept | None = None
+        self.dense_nll: float | None = None
+        """Of the dense model on the rows that repairs are measured on; None before the first."""
 
     def repair(self, drop: Drop) -> Repair:
         """Return the repair of the model without ``drop``."""
-        return heal(self.view, drop, self.batch, self.method, self.progress, stored=self.stored)
+        if self.keep and self.kept is None:
+            self.kept = Kept(self.view, self.batch, self.progress)
+        found = heal(
+            self.view,
+            self.units.removal(drop),
+            self.batch,
+            self.method,
+            self.progress,
+            stored=self.stored,
+            kept=self.kept,
+        )
+        self.dense_nll = found.nll_dense
+        return found
 
     def __call__(self, drop: Drop) -> Healed:
         """Return what ``drop`` costs after healing."""
@@ -63,7 +83,7 @@ class Healer:
         return Healed(
             Cost(found.nll_after, found.kl_after),
             Cost(found.nll_before, found.kl_before),
-            math.ceil(passes(self.method, drop, len(self.view))),
+            self.units.healing(self.method, drop, kept=self.keep),
             time.perf_counter() - began,
         )
 

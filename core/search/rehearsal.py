@@ -7,7 +7,6 @@ and beam depend a little on which blocks go, and evolution on how long it improv
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from core.importance.estimate import block_flops, head_flops
 from core.runs.dtypes import BYTES, computable
 from core.search.ledger import Cost, Drop, Group, Healed, Ledger
 from core.search.methods import CANDIDATES, METHODS, Task
+from core.search.units import Units
 
 STATES_BYTES = 4 * 2**30
 """Most memory for hidden states. Chosen, not measured: more states share little more."""
@@ -37,7 +37,7 @@ def states_at_once(
 def rehearse(
     task: Task,
     methods: Sequence[str],
-    blocks: int,
+    units: Units,
     most: int,
     heal: str = "none",
     heal_best: int = 1,
@@ -45,17 +45,17 @@ def rehearse(
     """Return the ledger after all ``methods``, and the passes of each."""
     task = dataclasses.replace(task, predicted=CANDIDATES)  # more would change the passes little
     draw = random.Random(task.seed)
-    worth = [draw.random() for _ in range(blocks)]
+    worth = [draw.random() for _ in range(units.total)]
 
     def measure(sets: Sequence[Drop]) -> Group:
         costs = tuple(_made_up(worth, drop) for drop in sets)
-        return Group(tuple(sets), costs, counting.shared(range(blocks), sets)[0], 0.0)
+        return Group(tuple(sets), costs, counting.shared(range(units.total), sets)[0], 0.0)
 
     def healed(drop: Drop) -> Healed:
         cost = _made_up(worth, drop)
-        return Healed(cost, cost, math.ceil(seams.passes(heal, drop, blocks)), 0.0)
+        return Healed(cost, cost, units.healing(heal, drop), 0.0)
 
-    ledger = Ledger(measure, "kl", blocks, most, heal_best=heal_best)
+    ledger = Ledger(measure, "kl", units.total, most, heal_best=heal_best)
     if heal != "none":
         ledger.heal = healed
     passes: dict[str, int] = {}
@@ -72,10 +72,16 @@ def _made_up(worth: Sequence[float], drop: Drop) -> Cost:
     return Cost(value, value)
 
 
-def flops(info: CheckpointInfo, ledger: Ledger, rows: int, tokens: int) -> float:
+def flops(
+    info: CheckpointInfo, ledger: Ledger, rows: int, tokens: int, heal_rows: int | None = None
+) -> float:
     """Return the operations of a search: its passes, and the head once for every set.
 
-    A pass through a part of a block counts as half a block, whichever part it is.
+    Sets are measured on ``rows`` and healed on ``heal_rows``. A pass through a part of a block
+    counts as half a block, whichever part it is.
     """
     each = sum(block_flops(info, b, rows, tokens) for b in range(info.blocks)) / ledger.blocks
-    return ledger.passes * each + len(ledger.costs) * head_flops(info, rows, tokens)
+    healing = sum(one.passes for one in ledger.healed.values())
+    work = (ledger.passes - healing) * each + healing * each * (heal_rows or rows) / rows
+    heads = len(ledger.costs) + 4 * len(ledger.healed) * (heal_rows or rows) / seams.HELD_OUT / rows
+    return work + heads * head_flops(info, rows, tokens)

@@ -6,11 +6,13 @@ MLP: rising numbers in order of computation. No torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.drop import PARTS, Removal
+from core.heal import seams
 from core.prune.set_results import removal_of, written
 
 BLOCK, SUBLAYER = "block", "sublayer"
@@ -52,6 +54,11 @@ class Units:
     def sets(self, drops: Iterable[frozenset[int]]) -> list[frozenset[Any]]:
         """Return sets of units as `losses_without` takes them."""
         return [frozenset(map(self.of, drop)) for drop in drops]
+
+    def healing(self, method: str, drop: Iterable[int], *, kept: bool = True) -> int:
+        """Return the passes of healing a cut on all rows; the dense streams are ``kept`` or not."""
+        found = seams.passes(method, self.removal(drop), self.blocks, kept=kept)
+        return math.ceil(self.each * found)
 
     def written(self, drop: Iterable[int]) -> str:
         """Return units as the cell ``drop`` of sets.csv names them."""

@@ -112,7 +112,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
         at=right,
         format_func=HEALS.__getitem__,
         help="Sets are compared by what they cost after their seams were healed. Far slower: of "
-        "the sets that a method compares, only the cheapest few are healed. Whole blocks only.",
+        "the sets that a method compares, only the cheapest few are healed. Of parts, refit alone.",
     )
     values |= form.fields(SearchSpec, ("calibration", "samples", "length", "seed"))
     form.offer("calibration")

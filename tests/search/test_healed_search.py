@@ -118,6 +118,38 @@ def test_block_passes_of_healing_are_those_that_run(tiny_dir, monkeypatch, metho
         return found
 
     monkeypatch.setattr(healing, "states_without", apart)
-    healing.heal(view, drop, make_batch(ids.tolist(), view), method)
+    batch = make_batch(ids.tolist(), view)
+    found = healing.heal(view, drop, batch, method)
     reference = (5 + 3 - 1) / seams.HELD_OUT  # the pruned model shares block 0 with the dense one
     assert sum(parts) / ROWS + reference == pytest.approx(seams.passes(method, drop, 5))
+
+    # with the dense streams kept, the same numbers from fewer passes
+    kept, before = healing.Kept(view, batch), len(parts)
+    again = healing.heal(view, drop, batch, method, kept=kept)
+    ran = sum(parts[before:]) / ROWS
+    assert ran <= seams.passes(method, drop, 5, kept=True) + 1  # attention before a seam
+    assert ran < 0.7 * sum(parts[:before]) / ROWS
+    for name in ("kl_before", "kl_after", "nll_dense", "nll_before", "nll_after"):
+        assert getattr(again, name) == pytest.approx(getattr(found, name), rel=1e-6)
+    assert [seam.kept for seam in again.seams] == [seam.kept for seam in found.seams]
+    for name, make in found.tensors.items():
+        torch.testing.assert_close(again.tensors[name](), make(), rtol=1e-5, atol=1e-7)
+
+
+def test_parts_are_chosen_after_healing(tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    source, text, out = tiny_dir("gqa"), tmp_path / "text.txt", tmp_path / "sets"
+    text.write_text(tiny.text(), encoding="utf-8")
+    how = ["--heal", "refit", "--calibration", str(text), "--length", str(TOKENS)]
+    how += ["--samples", str(ROWS), "--device", "cpu", "--dtype", "float32"]
+    search = ["search", str(source), "--out", str(out), "--units", "sublayer", "--counts", "2"]
+    assert main([*search, "--methods", "greedy", *how]) == 0
+    (row,) = SetRow.read(out)
+    what = []
+    for name in ("drop", "attention", "mlp"):
+        blocks = getattr(row.removal, name)
+        what += [f"--{name}", ",".join(map(str, blocks))] if blocks else []
+    assert main(["prune", str(source), *what, "--out", str(tmp_path / "cut"), *how]) == 0
+    healed = Pruning.read(tmp_path / "cut").healing
+    assert row.kl == pytest.approx(healed.kl_after, rel=1e-6)
+    assert row.unhealed_kl == pytest.approx(healed.kl_before, rel=1e-6)

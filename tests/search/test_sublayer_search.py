@@ -91,7 +91,7 @@ def test_from_search_to_a_plan_of_parts(tiny_dir, tmp_path, monkeypatch, capsys)
     assert "no set of 5 parts found by best" in capsys.readouterr().err
     assert plan.choose(scores.load(out), "greedy", count=2).removal == rows[0].removal
 
-    assert main([*argv, "--heal", "refit", "--dry-run"]) == 2
+    assert main([*argv, "--heal", "scale", "--dry-run"]) == 2
     assert "whole blocks, not of parts" in capsys.readouterr().err
     assert main([*argv[:4], "--counts", "99", "--dry-run", "--out", str(out)]) == 2
     assert "parts can be removed" in capsys.readouterr().err
