@@ -207,6 +207,7 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
             "memory_mib": st.column_config.NumberColumn("peak MiB", format="%.0f"),
         },
     )
+    retrain_live.overlaid(family)
     st.caption(
         "Losses are in nats per predicted token on held-out rows. Compare only runs that were "
         "evaluated on the same held-out rows (column heldout: their predicted tokens)."

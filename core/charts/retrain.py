@@ -7,7 +7,7 @@ drawn, with the extremes kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from core import words
 from core.charts import palette
-from core.retrain.results import Evaluation
+from core.retrain.results import Evaluation, Step
 
 MOST_POINTS = 1500
 """Maximum points drawn per curve; more than a screen has columns."""
@@ -244,3 +244,49 @@ def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
         )
     figure.update_yaxes(title=title)
     return palette.dress(figure, 380, barmode="group")
+
+
+FIELDS = {
+    "training loss": "loss",
+    "held-out loss": "heldout_loss",
+    "recovered": "recovered",
+    "recovered by KL": "recovered_kl",
+}
+"""What runs can be overlaid by -> field of a `Step` or an `Evaluation`."""
+LOOKS = tuple(
+    (colour, dash)
+    for dash in ("solid", "dash", "dot")
+    for colour in (palette.KEPT, palette.DROPPED, palette.ACCENT)
+)
+"""Colour and dash of every overlaid run, in their order."""
+
+
+def overlay(runs: Mapping[str, Sequence[Step] | Sequence[Evaluation]], what: str) -> go.Figure:
+    """Draw one quantity of several runs against the step; ``what`` is one of `FIELDS`.
+
+    The training loss is smoothed and thinned; evaluations are marked.
+    """
+    field, figure = FIELDS[what], go.Figure()
+    for place, (name, rows) in enumerate(runs.items()):
+        colour, dash = LOOKS[place % len(LOOKS)]
+        points = [(r.step, value) for r in rows if (value := getattr(r, field)) is not None]
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        if what == "training loss":
+            values = smooth(values, span_of(len(values)))
+            kept = thin(values)
+            steps, values = [steps[i] for i in kept], [values[i] for i in kept]
+        figure.add_scatter(
+            x=steps,
+            y=values,
+            name=palette.literal(name),
+            mode="lines" if what == "training loss" else "lines+markers",
+            line={"color": colour, "dash": dash, "width": 2},
+            marker={"color": colour, "size": 8},
+            hovertemplate="step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+        )
+    share = what.startswith("recovered")
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(
+        title=what if share else f"{what} (nats per token)", tickformat=".0%" if share else None
+    )
+    return palette.dress(figure, 380, showlegend=True)

@@ -191,5 +191,5 @@ def _tokens(source: str) -> int:
 def _tokens_per_row(source: str, _: str) -> int:
     """Return about how many tokens a row of training data has."""
     rows = [str(row.get("text") or " ".join(map(str, row.values())))
-            for row in islice(sources.rows_of(source, "train"), ROWS)]  # fmt: skip
+            for row in islice(sources.open_rows(source, "train"), ROWS)]  # fmt: skip
     return max(8, round(sum(map(len, rows)) / max(1, len(rows)) / LETTERS_A_TOKEN))

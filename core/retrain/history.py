@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from core import words
+from core import outside, words
 from core.checkpoint import locate
 from core.retrain.results import Merged, Summary
 from core.runs import workspace
@@ -86,6 +86,20 @@ def comparison(records: Iterable[RunRecord], name: Callable[[RunRecord], str]) -
             }
         )
     return pd.DataFrame(rows)
+
+
+def differing(records: Iterable[RunRecord], name: Callable[[RunRecord], str]) -> pd.DataFrame:
+    """Return the options that differ between runs: a row each, a column for every run."""
+    found = list(records)
+    keys = dict.fromkeys(key for r in found for key in r.spec if key not in ("out", "resume"))
+    rows = {}
+    for key in keys:
+        values = [r.spec.get(key) for r in found]
+        if any(value != values[0] for value in values):
+            rows[key.replace("_", " ")] = [
+                "" if v is None else outside.brief(v, 60) for v in values
+            ]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[name(r) for r in found])
 
 
 def verdict(summary: Summary) -> str:

@@ -36,6 +36,37 @@ def show(record: RunRecord) -> None:
     st.fragment(_details, run_every=CURVES_S if live else None)(record.id)
 
 
+def overlaid(records: list[RunRecord]) -> None:
+    """Draw one quantity of several runs over one another, and the settings that they differ in."""
+    by_id = {r.id: r for r in records}
+    if len(by_id) < 2:
+        return
+    called = state.names().run
+    st.subheader("Runs over one another")
+    columns = st.columns([3, 2], vertical_alignment="bottom")
+    chosen = columns[0].multiselect(
+        "Runs",
+        list(by_id),
+        list(by_id)[-3:],
+        key="overlaid_runs",
+        format_func=lambda run: plain(called(by_id[run])),
+    )
+    what = columns[1].selectbox("Quantity", list(charts.FIELDS), 1, key="overlaid_what")
+    picked = [by_id[run] for run in chosen]
+    if not picked:
+        return
+    drawn = {}
+    for record in picked:
+        log = _log(record)
+        log.update()
+        drawn[called(record)] = log.steps if what == "training loss" else log.evaluations
+    widgets.chart(charts.overlay(drawn, what), key="overlay", alt=f"{what} of these runs by step.")
+    differ = history.differing(picked, called)
+    if len(differ):
+        st.caption("Settings that differ")
+        say.table(differ)
+
+
 def _progress(run_id: str, was_live: bool) -> None:
     record = read_run(state.workspace().root / run_id)
     if record is None:

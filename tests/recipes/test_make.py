@@ -168,7 +168,7 @@ def test_the_button_starts_the_chain_with_the_study_s_values(page, tiny_gqa, pla
     assert ("--criterion ppl" in line) is (page == "compare")  # by hand on the other
     asked = []
 
-    def launch(command, values, where):
+    def launch(command, values, where, **_):
         asked.append((command, build(RecipeSpec, {**values, "out": "DIR"})))
         return jobs.launch("wait", {"steps": 1, "pause": 0.01}, where)
 
