@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import streamlit as st
 
 from core import recipes
 from core.charts import evaluate as charts
-from core.checkpoint.vocabulary import default_text
+from core.checkpoint.vocabulary import default_text, text_of
 from core.data.calibration import SOURCE_HELP
 from core.demo.questions import SKILLS
 from core.errors import DepthcutError
@@ -26,6 +26,7 @@ from core.runs import jobs
 from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
 from core.study import settings as study_settings
+from core.study.missing import unevaluated
 from core.ui import chat_note, forms, frame, paging, run_on, runs, say, state, widgets
 from core.ui.say import plain
 
@@ -163,10 +164,24 @@ def launcher(known: Study) -> None:
         if seen := study_settings.seen_before(text, form.kept.settings):
             say.warning(seen)
     form.origin()
+    absent = [] if problem or not specs else unmeasured(known, next(iter(specs.values())))
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(
             "Evaluate", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
         )
+        count = "1 checkpoint" if len(absent) == 1 else f"{len(absent)} checkpoints"
+        rest = bool(absent) and st.button(
+            f"Evaluate the {count} without these results",
+            icon=":material/playlist_play:",
+            key="eval_rest",
+            help="Every checkpoint of this study that was not evaluated in this way yet, the dense "
+            "one too, one after another: each is a run in the queue.",
+        )
+    if rest:
+        base = next(iter(specs.values()))
+        specs = {v.id: replace(base, checkpoint=name_of(v)) for v in absent}
+        pressed = True
+    with st.container(horizontal=True):
         st.checkbox(
             "Ignore cached results", key="eval_fresh",
             help="By default, results already measured for identical inputs are reused.",
@@ -179,6 +194,16 @@ def launcher(known: Study) -> None:
             started += [record.id] if record else []
         st.session_state["eval_started"] = started
         st.rerun()
+
+
+def unmeasured(known: Study, spec: EvaluateSpec) -> list[Variant]:
+    """Return the checkpoints of the study that lack what a run would measure."""
+    texts = [text_of(source, folder_of(known)) for source in spec.perplexity]
+    found = unevaluated(
+        known, texts=texts, windows=spec.window, bos=spec.bos, max_tokens=spec.max_tokens,
+        tasks=spec.tasks, limit=spec.limit, prompting=spec.prompting.label,
+    )  # fmt: skip
+    return list(found)
 
 
 def say_parts(known: Study, spec: EvaluateSpec) -> None:

@@ -22,7 +22,7 @@ from core.prune import toggle
 from core.runs.spec import build
 from core.study import Variant, study
 from core.study.settings import options_of
-from core.ui import forms, frame, prune_pad, say, state
+from core.ui import forms, frame, prune_pad, say, state, token_pair
 from core.ui.say import plain
 
 SESSION, REFRESH_S = "playground_session", 0.2
@@ -275,4 +275,8 @@ if pressed and not busy:
     ).start()
     st.rerun()
 results(prompt, differences)
+shown: Session | None = st.session_state.get(SESSION)
+finished = shown.outputs[0].texts[:1] if shown and not shown.running and not chat else []
+written = "".join([st.session_state.get("playground_shown", ""), *finished]) if finished else ""
+token_pair.show(columns, prompt, written, options_of(forms.kept(name).settings, "live"))
 memory()

@@ -51,6 +51,14 @@ class EvaluateSpec(DeviceOptions):
         help="Evaluate on only the first windows of each text, this many tokens at most. "
         "Default: the whole text.",
     )
+    token_view: int = option(
+        192,
+        low=0,
+        high=2048,
+        unit="tokens",
+        help="Keep the loss of each of the first tokens of every text, and the five likeliest "
+        "tokens in its place; 0: none.",
+    )
     tasks: tuple[str, ...] = option(
         (),
         help="lm-eval tasks, separated by commas, or presets: paper (the seven of Shortened LLaMA "

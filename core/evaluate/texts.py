@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from core.data import sources
 from core.data.evaluation import evaluation_tokens, windows_of
 from core.evaluate import known
+from core.evaluate import token_view as views
 from core.evaluate.results import Text, TextRow, WindowRow, read_windows
+from core.evaluate.token_view import TokenView
 
 if TYPE_CHECKING:
     from core.evaluate.session import Session
@@ -27,6 +30,8 @@ class TextResult:
     ppl: float
     nll: tuple[float, ...] = field(repr=False)
     """Mean loss of every window's predictions, in nats."""
+    view: TokenView | None = field(default=None, repr=False)
+    """Its beginning token by token; None if it was not kept."""
 
 
 def error_of(ppl: float, nll: Sequence[float]) -> float | None:
@@ -64,7 +69,7 @@ def measure(session: Session, source: str, window: int) -> TextResult:
             origin = same.reused_from or record.id
             error = error_of(same.ppl, losses)
             text = replace(same, **common, stderr=error, reused_from=origin)
-            return TextResult(text, same.ppl, losses)
+            return TextResult(text, same.ppl, losses, _kept(session, record.path, windows))
     found = window_losses(session.model, windows, progress, name)
     text = Text(
         **common,
@@ -76,11 +81,38 @@ def measure(session: Session, source: str, window: int) -> TextResult:
         seconds=round(time.perf_counter() - began, 3),
     )
     progress.log(f"{name}, windows of {window}: perplexity {found.ppl:.4f}.")
-    return TextResult(text, found.ppl, found.nll)
+    return TextResult(text, found.ppl, found.nll, _viewed(session, source, windows))
+
+
+def _beginning(session: Session, windows: Sequence[Sequence[int]]) -> list[int]:
+    """Return the first tokens of a text; of windows that each have a BOS only the first."""
+    joined = windows if session.spec.bos == "once" and session.spec.join != "off" else windows[:1]
+    some = session.spec.token_view
+    found = itertools.islice(itertools.chain.from_iterable(joined), min(some, _longest(session)))
+    return list(found)
+
+
+def _longest(session: Session) -> int:
+    return session.info.context or 1 << 30
+
+
+def _viewed(session: Session, source: str, windows: Sequence[Sequence[int]]) -> TokenView | None:
+    """Return the beginning of a text token by token, if it is asked for."""
+    from core.evaluate.token_losses import token_view
+
+    ids = _beginning(session, windows)
+    return token_view(session.model, session.tokenizer, ids, source) if len(ids) > 1 else None
+
+
+def _kept(session: Session, folder: Path, windows: Sequence[Sequence[int]]) -> TokenView | None:
+    """Return what an earlier run kept of the same tokens."""
+    ids = tuple(_beginning(session, windows))
+    return next((view for view in views.read(folder) if view.ids == ids), None)
 
 
 def write(run: Run, results: Sequence[TextResult]) -> None:
-    """Write perplexity.csv and windows.csv."""
+    """Write perplexity.csv, windows.csv, and the texts' beginnings token by token."""
+    views.write(run, {r.view.ids: r.view for r in results if r.view}.values())
     TextRow.write(
         run,
         (

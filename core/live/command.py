@@ -12,7 +12,7 @@ from core.runs import processes
 from core.runs.spec import DeviceOptions, option
 
 if TYPE_CHECKING:
-    from core.live.protocol import Generate, Perplexity
+    from core.live.protocol import Generate, Perplexity, Tokens
     from core.live.server import Job
     from core.live.store import Loaded
     from core.runs.run import Run
@@ -169,6 +169,8 @@ class Resident:
             loaded = self._model(job)
             if job.kind == "perplexity":
                 self._perplexity(job, loaded, job.question)
+            elif job.kind == "tokens":
+                self._tokens(job, loaded, job.question)
             else:
                 self._generate(job, loaded, job.question)
             self.answered += 1
@@ -259,3 +261,8 @@ class Resident:
         result = write(loaded, ask, job.emit, stop)
         self._check(job)
         job.emit(result)
+
+    def _tokens(self, job: Job, loaded: Loaded, ask: Tokens) -> None:
+        from core.live.reading import read
+
+        job.emit(read(loaded, ask))

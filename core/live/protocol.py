@@ -8,8 +8,8 @@ and reads events until a ``done`` or ``error`` event. Closing the connection can
     <- {"event": "part", "ppl": 2.51, "windows": 8, "of": 210}
     <- {"event": "done", "ppl": 2.48, "windows": 210, "of": 210, ...}
 
-Questions are ``perplexity``, ``generate``, ``status``, ``unload`` (free the models) and ``stop``
-(end the process). No torch here.
+Questions are ``perplexity``, ``generate``, ``tokens``, ``status``, ``unload`` (free the models) and
+``stop`` (end the process). No torch here.
 """
 
 from __future__ import annotations
@@ -138,7 +138,21 @@ class Generate(Sampling):
         return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
 
 
-QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate}
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The loss of each token of a text, without some blocks."""
+
+    checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
+    text: str = option(help="Text to read.")
+    skip: tuple[int, ...] = option((), help="Blocks to skip.")
+
+    @property
+    def removal(self) -> Removal:
+        """All that is skipped."""
+        return Removal(self.skip)
+
+
+QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate, "tokens": Tokens}
 """Kinds of question to the model -> the spec of their fields."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from core.evaluate.token_view import TokenView
 from core.runs.results import from_dict
 
 
@@ -92,6 +93,16 @@ class Written(Begun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored(TokenView):
+    """A text token by token."""
+
+    left_out: int = 0
+    """Tokens at the end of the text that were too many."""
+    device: str = ""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """What the live process holds."""
 
@@ -115,10 +126,11 @@ class Done:
     """Done, with nothing to tell."""
 
 
-Reply = Waiting | Part | Measured | Begun | Token | Written | Status | Done
-LAST: dict[str, type[Measured | Written | Status | Done]] = {
+Reply = Waiting | Part | Measured | Begun | Token | Written | Scored | Status | Done
+LAST: dict[str, type[Measured | Written | Scored | Status | Done]] = {
     "perplexity": Measured,
     "generate": Written,
+    "tokens": Scored,
     "status": Status,
     "unload": Status,
     "stop": Done,

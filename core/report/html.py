@@ -89,7 +89,21 @@ class Remark:
     evidence: Sequence[Part]
 
 
-Part = Paragraph | Heading | Table | Tiles | Figure | Code | Remark
+@dataclass(frozen=True)
+class Beside:
+    """Pieces of HTML side by side, each with a title; whoever makes them escapes their text."""
+
+    name: ClassVar[str] = "beside"
+    pieces: Sequence[tuple[str, str]]
+    """Title and HTML."""
+
+    @property
+    def marked(self) -> list[tuple[str, Markup]]:
+        """The pieces, as what a template does not escape again."""
+        return [(title, Markup(piece)) for title, piece in self.pieces]
+
+
+Part = Paragraph | Heading | Table | Tiles | Figure | Code | Remark | Beside
 
 
 @dataclass(frozen=True)

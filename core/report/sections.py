@@ -16,7 +16,8 @@ from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
 from core.compare import choice, compiled, published
 from core.compare.scene import accuracy
-from core.evaluate import generation
+from core.evaluate import generation, token_view
+from core.evaluate.token_view import TokenView
 from core.findings import Finding
 from core.findings.certainty import certainty
 from core.findings.scores import protected_of
@@ -37,6 +38,7 @@ from core.retrain.log import MetricLog
 from core.retrain.results import Summary, read_measures
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.study import Study, info_of
+from core.study.settings import short
 
 MOST_CURVES = 6
 """Retrainings whose curves are drawn; the table lists all of them."""
@@ -311,6 +313,7 @@ def quality(material: Material) -> Section:
             "model"
         )
         parts += html.table(rows, words)
+    parts += _token_views(material)
     return Section(
         "quality", "Quality", parts or [html.Paragraph("No quality has been measured yet.")]
     )
@@ -343,6 +346,43 @@ def _tasks(known: Study) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda r: (str(r["task"]), str(r["variant"])))
+
+
+MOST_VIEWS = 2
+"""Texts that are shown token by token."""
+
+
+def _token_views(material: Material) -> list[Part]:
+    """Return the beginning of texts as the dense model and the best variant read them."""
+    known, take = material.study, material.verdict.take
+    other = take or next((c for c in material.verdict.found[1:]), None)
+    if other is None:
+        return []
+    newest: dict[str, dict[tuple[int, ...], TokenView]] = {}
+    evaluated = {r.id: r for r in known.runs if r.command == "evaluate"}
+    for row in sorted(known.quality, key=lambda q: q.started):
+        if row.run in evaluated and row.variant in (known.dense.id, other.id):
+            views = token_view.read(evaluated[row.run].path)
+            newest.setdefault(row.variant, {}).update({view.ids: view for view in views})
+    dense, own = (list(newest.get(name, {}).values()) for name in (known.dense.id, other.id))
+    parts: list[Part] = []
+    first, second = known.dense.label, other.label
+    for one, view in token_view.pairs(dense, own)[:MOST_VIEWS]:
+        parts.append(html.Heading(f"Token by token: the beginning of {short(view.source)}"))
+        parts.append(html.Paragraph(token_view.summary(one, view, second)))
+        parts.append(
+            html.Beside(
+                (
+                    (f"{first}, by loss", token_view.by_loss(one, view, first, second)),
+                    (f"{second}, by loss", token_view.by_loss(view, one, second, first)),
+                    (
+                        f"{second}, by difference",
+                        token_view.by_difference(one, view, second, first),
+                    ),
+                )
+            )
+        )
+    return [*parts, html.Paragraph(token_view.LEGEND, note=True)] if parts else []
 
 
 def _written(known: Study) -> list[dict[str, Any]]:
