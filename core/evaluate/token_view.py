@@ -36,8 +36,8 @@ BLUE, ORANGE = "0,114,178", "213,94,0"
 
 LEGEND = (
     f"Losses in nats: the darker, the less expected, up to {HIGH:g}. Difference: orange and "
-    "underlined where the second model loses more, blue and dotted where it loses less. Hovering "
-    "over a token shows both losses and the five tokens that each model finds likeliest there."
+    "underlined if the second model loses more, blue and dotted if it loses less. Hovering over a "
+    "token shows both losses and the five tokens that each model finds likeliest there."
 )
 """What colours and hovering mean."""
 
