@@ -27,7 +27,7 @@ from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
 from core.study import settings as study_settings
 from core.study.missing import unevaluated
-from core.ui import chat_note, forms, frame, paging, run_on, runs, say, state, widgets
+from core.ui import chat_note, forms, frame, memory_note, paging, run_on, runs, say, state, widgets
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -139,7 +139,7 @@ def launcher(known: Study) -> None:
     try:
         values = options(form)
         with st.expander("Short rows, device and precision"):
-            values |= form.fields(EvaluateSpec, ("join", "device", "dtype"))
+            values |= form.fields(EvaluateSpec, ("join", "device", "dtype", "memory_limit"))
         if values["tasks"]:
             values |= prompting(known, form)
         values["fresh"] = st.session_state.get("eval_fresh", False)
@@ -237,6 +237,9 @@ def estimated(found: list[dict[str, Any]]) -> None:
     )
     origin = f" Time at {found[0]['seconds_from']}." if time else ""
     say.caption(f"Estimated: {time}{work}up to {memory:,.0f} MiB of memory.{origin}")
+    for one in found:
+        if problem := memory_note.draw(one):
+            say.error(problem)
 
 
 def downloaded(name: str, rows: list[dict[str, Any]]) -> None:

@@ -30,6 +30,7 @@ from core.ui import (
     findings,
     forms,
     frame,
+    memory_note,
     pair_matrix,
     prune_pad,
     run_on,
@@ -60,7 +61,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         st.caption(chat_note.CALIBRATION)
     chosen = form.fields(command.ImportanceSpec, ("metrics",))
     with st.expander("Short rows, device and precision"):
-        where = form.fields(command.ImportanceSpec, ("join", "device", "dtype"))
+        where = form.fields(command.ImportanceSpec, ("join", "device", "dtype", "memory_limit"))
     form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
     on = run_on.choose("importance", name)
@@ -78,6 +79,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
                 f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."
                 + (f" Time at {estimate['seconds_from']}." if seconds else "")
             )
+            problem = "" if on else memory_note.draw(estimate)
             st.code(jobs.command_line("importance", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)

@@ -62,7 +62,15 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     seconds = [p["flops"] / rate if p["flops"] and rate else None for p in texts]
     seconds += [work.task_s(info, t, spec, folder, rate) for t in tasks]
     known = [one for one in seconds if one is not None]
-    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device)
+    dtype = formats.weights
+    rooms = [
+        work.capacity(spec, info, formats, (t["tokens"] or 0) // t["window"], t["window"])
+        for t in texts
+    ]
+    if tasks:
+        work.check_whole(spec, info, formats)
+    room = max(rooms, key=lambda found: found.streamed_bytes, default=None)
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
     return {
         "checkpoint": spec.checkpoint,
@@ -74,6 +82,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "flops": flops,
         "memory_mib": round(memory, 1),
         "seconds": work.START_S + sum(known) if len(known) == len(seconds) else None,
+        **(room.facts() if room else {}),
         "kind": "estimated",
         "seconds_from": origin if len(known) == len(seconds) else None,
     }

@@ -13,13 +13,16 @@ from core.checkpoint.tokenizer import SentencePiece, read_tokenizer
 from core.data import sources
 from core.data.evaluation import evaluation_stream
 from core.demo import DATA
+from core.errors import OptionError
 from core.evaluate import suites
 from core.evaluate.results import Summary
 from core.evaluate.spec import EvaluateSpec, with_texts
 from core.evaluate.suites import DEMO
+from core.importance.capacity import Capacity, Demand, decide, limit_of
 from core.importance.estimate import block_flops, head_flops
-from core.runs import pace
-from core.runs.devices import MIB
+from core.runs import devices, pace
+from core.runs.devices import GIB, MIB
+from core.runs.dtypes import Formats
 from core.runs.workspace import Workspace
 
 ACTIVATIONS_MIB = 128.0
@@ -172,6 +175,36 @@ def _text_weights(spec: EvaluateSpec, folder: Path) -> list[float]:
         tokens = text_tokens(source, folder) or USUAL_TOKENS
         found += [min(tokens, spec.max_tokens or tokens)] * len(spec.window)
     return found
+
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+"""Tokens of the first batch of windows; halved until it fits. A CPU gains nothing from more."""
+
+
+def capacity(
+    spec: EvaluateSpec, info: CheckpointInfo, formats: Formats, windows: int, window: int
+) -> Capacity:
+    """Return how the perplexity of a text in ``windows`` windows runs within the memory."""
+    batch = BATCH_TOKENS.get(devices.resolve(spec.device).partition(":")[0], 2048)
+    # all windows' states, before and after a block, if blocks are read one after another, else
+    # those of a batch alone
+    demand = Demand("windows", 2, prepared=False, resident_states=0, tokens=2 * batch)
+    limit = limit_of(spec.device, spec.memory_limit)
+    return decide(info, formats, spec.device, limit, max(1, windows), window, [demand])
+
+
+def check_whole(spec: EvaluateSpec, info: CheckpointInfo, formats: Formats) -> None:
+    """Raise `OptionError` if the whole model does not fit within --memory-limit."""
+    if spec.memory_limit is None:
+        return
+    found = capacity(spec, info, formats, 1, 2)
+    if found.in_memory_bytes > (found.limit_bytes or 0):
+        what = "Quantized weights need" if info.quantization else "Tasks need"
+        raise OptionError(
+            f"--memory-limit: {spec.memory_limit:g} GiB are too little. {what} the whole model in "
+            f"memory, which needs {found.in_memory_bytes / GIB:.2f} GiB.",
+            "Raise the limit; perplexity alone can be measured with less.",
+        )
 
 
 def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import NotFiniteError, OutOfMemoryError
+from core.evaluate.estimate import BATCH_TOKENS
 from core.model.memory import free_memory, out_of_memory_explained
 from core.model.precision import not_finite_hint
 from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
-"""Tokens of the first batch; halved until it fits. A CPU gains nothing from more."""
+    from core.model.blocks import BlockView
+
 LOGITS = 2**24
 """Maximum number of logits held at a time, in float32: 64 MiB."""
 CPU_ROWS = 512
@@ -95,6 +97,51 @@ def window_losses(
     return WindowLosses(tuple(losses), length, size)
 
 
+@torch.inference_mode()
+def streamed_losses(
+    view: BlockView,
+    windows: Sequence[Sequence[int]],
+    progress: Progress = SILENT,
+    label: str = "Windows",
+    group: int = 0,
+    batch: int | None = None,
+) -> WindowLosses:
+    """Return what `window_losses` does, for a model whose blocks are read one after another.
+
+    Every block serves all windows before the next one is read: the states of ``group`` windows
+    (0: all) are held at once, and each group reads every weight once. The same operations on the
+    same batches as in `window_losses`, and so the same numbers.
+
+    Raises `DataError` and `NotFiniteError` as that does.
+    """
+    check_ids(windows, embedded(view.model))
+    ids = torch.tensor(windows)
+    length = ids.shape[1]
+    size = batch or max(1, BATCH_TOKENS.get(view.device.type, 2048) // length)
+    most = max(size, (group or len(ids)) // size * size)  # groups of whole batches
+    steps = -(-len(ids) // most) * len(view)
+    losses: list[float] = []
+    for number, own in enumerate(ids.split(most)):
+        states = list(view.embed(own.to(view.device)).split(size))  # the table is read once
+        for block in range(len(view)):
+            layer = view.layer(block)
+            for at, hidden in enumerate(states):
+                progress.check_cancel()
+                states[at] = view.call_layer(layer, block, hidden)
+            done = number * len(view) + block + 1
+            progress.step(done, steps, f"{label}: block {block + 1} of {len(view)}")
+        head = partial(F.linear, weight=view.head_weight)
+        for hidden, piece in zip(states, own.split(size), strict=True):
+            normed = view.final_norm(hidden)
+            vocabulary = view.head_weight.shape[0]
+            losses += _head_losses(head, vocabulary, normed, piece.to(view.device))
+    if not all(map(math.isfinite, losses)):
+        raise NotFiniteError(
+            "The loss of a window is NaN or infinite.", not_finite_hint(view.dtype)
+        )
+    return WindowLosses(tuple(losses), length, size)
+
+
 def _losses(model: Any, ids: Tensor) -> list[float]:
     """Return the mean loss of every row of ``ids`` [rows, tokens], in float64 from float32."""
     return head_losses(model, model.model(input_ids=ids, use_cache=False).last_hidden_state, ids)
@@ -105,12 +152,18 @@ def head_losses(model: Any, normed: Tensor, ids: Tensor) -> list[float]:
 
     ``normed`` [rows, tokens, hidden], ``ids`` [rows, tokens]; the logits are computed in chunks.
     """
+    return _head_losses(model.lm_head, model.lm_head.weight.shape[0], normed, ids)
+
+
+def _head_losses(
+    head: Callable[[Tensor], Tensor], vocabulary: int, normed: Tensor, ids: Tensor
+) -> list[float]:
     flat, targets = normed[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    step = max(1, LOGITS // model.lm_head.weight.shape[0])
+    step = max(1, LOGITS // vocabulary)
     if flat.device.type == "cpu":
         step = min(step, CPU_ROWS)
     nll = [
-        F.cross_entropy(model.lm_head(part).float(), wanted, reduction="none")
+        F.cross_entropy(head(part).float(), wanted, reduction="none")
         for part, wanted in zip(flat.split(step), targets.split(step), strict=True)
     ]
     return torch.cat(nll).cpu().double().view(len(ids), -1).mean(1).tolist()

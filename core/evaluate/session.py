@@ -6,11 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.checkpoint import locate
+from core.evaluate import estimate as work
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Asked, Skills, Text
 from core.evaluate.spec import EvaluateSpec, check_model, check_template
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from core.evaluate.perplexity import WindowLosses
+    from core.importance.capacity import Capacity
     from core.runs.run import Run
     from core.runs.workspace import RunRecord
 
@@ -35,15 +40,38 @@ class Session:
         self.earlier = None if spec.fresh else known.Earlier()
         self.tokenizer = loading.load_tokenizer(self.folder)
         self.prepared = loading.prepare(spec, checkpoint)
+        if spec.tasks:  # which run on the whole model: said before any text is measured
+            work.check_whole(spec, self.info, self.prepared.formats)
         self.device, self.dtype = self.prepared.device, self.prepared.dtype
         self._model: Any = None
 
     @property
     def model(self) -> Any:
-        """The loaded model."""
+        """The loaded model, whole. Raises `OptionError` if it does not fit within the memory."""
         if self._model is None:
+            work.check_whole(self.spec, self.info, self.prepared.formats)
             self._model = self.prepared.load(self.run.progress.log)
         return self._model
+
+    def losses(self, windows: Sequence[Sequence[int]], label: str) -> WindowLosses:
+        """Return the losses of windows: by the model in memory, or block by block.
+
+        Raises what `core.evaluate.perplexity.window_losses` and `Capacity.check` raise.
+        """
+        from core.evaluate.perplexity import streamed_losses, window_losses
+        from core.importance.capacity import view_of
+
+        room = self.capacity(len(windows), len(windows[0]))
+        if self._model is not None or room.way == "fits" or self.info.quantization:
+            return window_losses(self.model, windows, self.run.progress, label)
+        view = view_of(self.prepared, room, self.run.progress.log)
+        found = streamed_losses(view, windows, self.run.progress, label, room.group)
+        view.close()
+        return found
+
+    def capacity(self, windows: int, window: int) -> Capacity:
+        """Return how the perplexity of ``windows`` windows runs within the memory."""
+        return work.capacity(self.spec, self.info, self.prepared.formats, windows, window)
 
     def key(self, *libraries: str, **protocol: Any) -> str:
         """Return the key of a result under ``protocol``; versions of ``libraries`` count too."""

@@ -12,14 +12,14 @@ from core.data.calibration import JOINS, SOURCE_HELP
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import OptionError
 from core.evaluate.results import Prompting
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSpec(DeviceOptions):
+class EvaluateSpec(MemoryOptions):
     """Measure a checkpoint: perplexity of texts, accuracy on tasks."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")

@@ -43,8 +43,6 @@ def error_of(ppl: float, nll: Sequence[float]) -> float | None:
 
 def measure(session: Session, source: str, window: int) -> TextResult:
     """Return the perplexity of ``source`` in windows of ``window`` tokens."""
-    from core.evaluate.perplexity import window_losses
-
     began = time.perf_counter()
     bos, progress = session.spec.bos, session.run.progress
     name = Path(source).name
@@ -70,7 +68,7 @@ def measure(session: Session, source: str, window: int) -> TextResult:
             error = error_of(same.ppl, losses)
             text = replace(same, **common, stderr=error, reused_from=origin)
             return TextResult(text, same.ppl, losses, _kept(session, record.path, windows))
-    found = window_losses(session.model, windows, progress, name)
+    found = session.losses(windows, name)
     text = Text(
         **common,
         tokens=found.tokens,
@@ -97,9 +95,14 @@ def _longest(session: Session) -> int:
 
 
 def _viewed(session: Session, source: str, windows: Sequence[Sequence[int]]) -> TokenView | None:
-    """Return the beginning of a text token by token, if it is asked for."""
+    """Return the beginning of a text token by token, if it is asked for.
+
+    None if the model was read block by block, since it takes a pass of the whole model.
+    """
     from core.evaluate.token_losses import token_view
 
+    if not session.is_loaded:
+        return None
     ids = _beginning(session, windows)
     return token_view(session.model, session.tokenizer, ids, source) if len(ids) > 1 else None
 

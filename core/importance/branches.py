@@ -29,7 +29,7 @@ from core.importance.forward import (
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of
 from core.model.tokens import check_ids, embedded
-from core.runs.progress import SILENT, Progress
+from core.runs.progress import SILENT, InParts, Progress
 
 Narrow = Mapping[tuple[int, str], tuple[int, ...]]
 """(block, name of a version) -> the MLP neurons that it keeps."""
@@ -45,6 +45,15 @@ class Batch:
     """Token ids [rows, tokens]."""
     lengths: Tensor
     """True length of each row [rows]."""
+    group: int = 0
+    """Rows whose states are held at once, one pass over the weights for each group; 0: all."""
+
+    @property
+    def groups(self) -> list[Batch]:
+        """The rows in groups, in order; one if all are held at once."""
+        size = self.group or len(self.lengths)
+        parts = zip(self.ids.split(size), self.lengths.split(size), strict=True)
+        return [Batch(ids, lengths) for ids, lengths in parts]
 
     @property
     def predictions(self) -> int:
@@ -58,8 +67,8 @@ class Batch:
         return at[None] < self.lengths[:, None]
 
 
-def make_batch(rows: Sequence[Sequence[int]], view: BlockView) -> Batch:
-    """Return ``rows`` of token ids as a `Batch` on the model's device.
+def make_batch(rows: Sequence[Sequence[int]], view: BlockView, group: int = 0) -> Batch:
+    """Return ``rows`` of token ids as a `Batch` on the model's device, ``group`` held at once.
 
     Raises:
         DataError: There are no rows, a row has fewer than two tokens, or a token id is outside the
@@ -76,7 +85,7 @@ def make_batch(rows: Sequence[Sequence[int]], view: BlockView) -> Batch:
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(list(row))
     lengths = torch.tensor([len(row) for row in rows])
-    return Batch(ids.to(view.device), lengths.to(view.device))
+    return Batch(ids.to(view.device), lengths.to(view.device), group)
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,24 @@ def losses_without(
             ``(block, "mlp")`` and one of these, ``(block, name)``, runs that version instead.
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
-    the head's work on `HEAD_TOKENS` tokens.
+    the head's work on `HEAD_TOKENS` tokens. If the batch has groups, the rows are those of a group.
     """
+    groups = batch.groups
+    if len(groups) > 1:
+        of_dense = dense.split(batch.group) if dense is not None else [None] * len(groups)
+        part = InParts(progress, [1.0] * len(groups))
+        found = []
+        for number, (own, reference) in enumerate(zip(groups, of_dense, strict=True), start=1):
+            part.begin()
+            found.append(
+                losses_without(
+                    view, own, sets, part,
+                    observe=observe, sublayers=sublayers, want_losses=want_losses,
+                    want_kl=want_kl, dense=reference, narrow=narrow,
+                    label=f"Rows {number} of {len(groups)}, {label.lower()}",
+                )
+            )  # fmt: skip
+        return _joined([one for one in found if one is not None])
     with torch.inference_mode():
         walk = _Walk(view, batch, sets, progress, sublayers, narrow)
         for block in range(len(view)):
@@ -159,6 +184,21 @@ def losses_without(
             progress.step(walk.total, walk.total, "Scores")
             return None
         return walk.divergences(dense) if want_kl else walk.losses()
+
+
+def _joined(parts: Sequence[Losses]) -> Losses | None:
+    """Return the losses of all groups of rows; None if there are none."""
+    if not parts:
+        return None
+    with_kl = [part.kl_sum for part in parts if part.kl_sum is not None]
+    dense = [part.dense for part in parts if part.dense is not None]
+    return Losses(
+        torch.cat([part.nll_sum for part in parts], 1),
+        torch.cat([part.counts for part in parts]),
+        torch.cat(with_kl, 1) if with_kl else None,
+        sum(part.passes for part in parts),
+        torch.cat(dense) if dense else None,
+    )
 
 
 def states_without(
@@ -211,7 +251,7 @@ class _Walk:
 
     def units(self, block: int) -> list[tuple[Any, Callable[[Tensor], None]]]:
         """Return (unit, in-place function) of the block's parts."""
-        if is_plain(self.view.blocks[block]):
+        if is_plain(self.view.layer(block)):
             fast = FastBlock(self.view, block, self.dtype, self.scratch)
             if self.sublayers:
                 found = [((block, "attention"), fast.attention_), ((block, "mlp"), fast.mlp_)]
@@ -337,4 +377,4 @@ def _work(view: BlockView, sets: Sequence[frozenset[Any]], sublayers: bool, narr
     passes, states = counting.shared(units, sets)
     passes += sum(unit in narrow for one in set(sets) for unit in one)
     block = sum(p.numel() for p in view.blocks[0].parameters())
-    return passes + max(1, round(states * view.head_weight.numel() / block))
+    return passes + max(1, round(states * view.head_size / block))

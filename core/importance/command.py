@@ -13,6 +13,7 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError
 from core.importance import estimate as work
+from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.importance.scoring import Results, compute
 from core.prune.score_results import (
@@ -25,14 +26,14 @@ from core.prune.score_results import (
     WeightRow,
 )
 from core.runs import dtypes
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportanceSpec(DeviceOptions):
+class ImportanceSpec(MemoryOptions):
     """Score every block of a checkpoint by several criteria in one run."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -60,7 +61,9 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     checkpoint = locate.open(spec.checkpoint, need="config")
     info = checkpoint.info
     _check_length(spec, info.context)
-    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+    dtype = formats.weights
+    room = _capacity(spec, info, formats, spec.samples, spec.length)
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
     seconds = work.seconds(rows.flops, spec.device, info.parameters)
     return {
@@ -72,10 +75,39 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
         "dtype": dtype,
         "flops": rows.flops,
         "memory_mib": round(rows.memory_mib, 1),
+        **room.facts(),
         "seconds": seconds,
         "kind": "estimated",
         "seconds_from": work.origin(spec.device, info.parameters) if seconds else None,
     }
+
+
+def demands(info: headers.CheckpointInfo, metrics: tuple[str, ...]) -> list[Demand]:
+    """Return what the passes of an importance run hold."""
+    blocks, wanted, found = info.blocks, set(metrics), []
+    if {"ppl", "kl"} & wanted:
+        # every set's, the dense one before the block, and with kl at the end
+        found.append(Demand("sweep", blocks + 2 + ("kl" in wanted)))
+    elif {"block-influence", "angular", "relative-update"} & wanted:
+        found.append(Demand("sweep", 2))
+    if "taylor" in wanted:
+        found.append(Demand("taylor", blocks + 3, splits=False, gradients=True))
+    if "sublayers" in wanted:
+        found.append(Demand("sublayers", 2 * blocks))
+    if "sleb" in wanted:
+        found.append(Demand("sleb", blocks))
+    return found
+
+
+def _capacity(
+    spec: ImportanceSpec,
+    info: headers.CheckpointInfo,
+    formats: dtypes.Formats,
+    rows: int,
+    tokens: int,
+) -> Capacity:
+    limit = limit_of(spec.device, spec.memory_limit)
+    return decide(info, formats, spec.device, limit, rows, tokens, demands(info, spec.metrics))
 
 
 def _check_length(spec: ImportanceSpec, context: int) -> None:
@@ -90,7 +122,6 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     """Compute the metrics and write the result files into the run directory."""
     from core.importance.branches import make_batch
     from core.model import loading, precision
-    from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
@@ -99,8 +130,10 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     source = text_of(spec.calibration, folder)
     drawn = drawn_rows(spec, source, tokenizer, spec.samples, spec.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
-    view = BlockView(prepared.load(run.progress.log))
-    batch = make_batch(drawn.rows, view)
+    longest = max(map(len, drawn.rows))
+    room = _capacity(spec, info, prepared.formats, len(drawn.rows), longest)
+    view = view_of(prepared, room, run.progress.log)
+    batch = make_batch(drawn.rows, view, room.group)
     about: dict[str, Any] = {
         "calibration": source,
         "calibration_content": sources.describe(source)["content"],

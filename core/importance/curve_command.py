@@ -16,18 +16,19 @@ from core.criteria import SUBLAYERS
 from core.data import sources
 from core.data.calibration import JOINS
 from core.errors import OptionError, PlanError
+from core.importance.capacity import Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
 from core.runs import workspace
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveSpec(DeviceOptions):
+class CurveSpec(MemoryOptions):
     """Measure perplexity after removing the first k blocks, for several criteria."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -103,7 +104,6 @@ def run(spec: CurveSpec, run: Run) -> None:
     """Measure all sets in one pass and write curve.csv and summary.json."""
     from core.importance.branches import losses_without, make_batch
     from core.model import loading, memory, precision
-    from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
@@ -112,9 +112,12 @@ def run(spec: CurveSpec, run: Run) -> None:
     tokenizer = loading.load_tokenizer(folder)
     drawn = drawn_rows(asked, asked.source, tokenizer, asked.samples, asked.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
-    view = BlockView(prepared.load(run.progress.log))
-    batch = make_batch(drawn.rows, view)
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
+    limit, held = limit_of(spec.device, spec.memory_limit), Demand("curve", len(set(sets)))
+    rows, longest = len(drawn.rows), max(map(len, drawn.rows))
+    room = decide(info, prepared.formats, spec.device, limit, rows, longest, [held])
+    view = view_of(prepared, room, run.progress.log)
+    batch = make_batch(drawn.rows, view, room.group)
     with memory.out_of_memory_explained("measuring the curve"):
         losses = losses_without(view, batch, sets, run.progress)
     assert losses is not None

@@ -17,26 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, HEAD_TOKENS
 from core.model.arithmetic import rms_norm, rotate
 from core.model.blocks import BlockView
 
-CPU_TOKENS = 640
-"""Tokens that go through a block together on a CPU: five of the usual rows of 128.
-
-A sweep over 16 rows and 4 blocks of width 768 took 5.5 s on one core of a Zen 4 with 128 tokens,
-4.8 s with 256 and with 640, 4.7 s with 1,280 and 4.5 s with 2,048. From 256 on little is gained,
-and a small chunk answers a cancel request sooner and needs less memory.
-"""
-GPU_TOKENS = 16384
-"""The same on a GPU. Chosen, not measured: large products, and under 2 GiB of scratch memory for a
-block of LLaMA-7B in 16 bits."""
-HEAD_TOKENS = 16384
-"""Tokens that go through the final norm and the head together: their copies, in float32 too, take
-a few hundred MiB at a width of 4,096, however many states a sweep holds. Chosen, not measured."""
 LOGITS_CPU = 2**21
 """Logits held at once on a CPU: 8 MiB in float32. Chosen to fit a cache, not measured."""
 LOGITS_GPU = 2**28
 """The same on a GPU: 1 GiB in float32. Chosen, not measured."""
+__all__ = (
+    "CPU_TOKENS", "GPU_TOKENS", "HEAD_TOKENS", "LOGITS_CPU", "LOGITS_GPU",
+    "FastBlock", "Head", "Scratch", "StockBlock", "chunk_rows", "is_plain",
+)  # fmt: skip
 
 
 def chunk_rows(device: torch.device, tokens: int) -> int:
@@ -93,7 +85,7 @@ class FastBlock:
         self.view, self.block, self.scratch = view, block, scratch
         self.observe: Callable[[str, Tensor], None] | None = None
         """Called with the output projections' inputs: ("o" or "down", [tokens, channels])."""
-        layer: Any = view.blocks[block]
+        layer: Any = view.layer(block)
         attention, mlp = layer.self_attn, layer.mlp
         self.head_dim = int(attention.head_dim)
         self.scale = float(attention.scaling)
@@ -101,7 +93,11 @@ class FastBlock:
         self.is_silu = isinstance(self.act, nn.SiLU) or type(self.act).__name__ == "SiLUActivation"
 
         def joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
-            weight = torch.cat([part.weight.detach().to(dtype) for part in parts])
+            sizes = [part.weight.shape[0] for part in parts]
+            first = parts[0].weight
+            weight = torch.empty(sum(sizes), first.shape[1], dtype=dtype, device=first.device)
+            for piece, part in zip(weight.split(sizes), parts, strict=True):
+                piece.copy_(part.weight.detach())  # without a copy in between
             biases = [part.bias for part in parts]
             if all(bias is None for bias in biases):
                 return weight, None
@@ -183,7 +179,7 @@ class StockBlock:
     def __init__(self, view: BlockView, block: int, dtype: torch.dtype) -> None:
         """Prepare block ``block`` of ``view`` for activations of ``dtype``."""
         self.view, self.block = view, block
-        layer = view.blocks[block]
+        layer = view.layer(block)
         tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
         self.tensors = {name: tensor.detach().to(dtype) for name, tensor in tensors.items()}
         self.layer = layer

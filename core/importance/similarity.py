@@ -20,25 +20,39 @@ class Similarity:
     """
 
     def __init__(self, batch: Batch) -> None:
-        """Prepare for the rows of ``batch``."""
-        self._valid = batch.valid
-        self._last = batch.lengths - 1
-        self._ends: list[Tensor] = []
-        self.block_influence: list[float] = []
+        """Prepare for the rows of ``batch``; its groups, if any, come one after another."""
+        self._groups = [(own.valid, own.lengths - 1) for own in batch.groups]
+        self._group = -1
+        self._tokens = int(batch.lengths.sum())
+        self._sums: list[tuple[float, float]] = []
+        """Per block, the sums over tokens of the cosines and of the updates, in float64."""
+        self._ends: list[list[Tensor]] = []
+        """Per group, the states at the rows' last tokens: before the first block, after each."""
+
+    @property
+    def block_influence(self) -> list[float]:
         """1 - mean cosine of a block's input and output, per block (ShortGPT, eq. 1)."""
-        self.relative_update: list[float] = []
+        return [1.0 - cosines / self._tokens for cosines, _ in self._sums]
+
+    @property
+    def relative_update(self) -> list[float]:
         """Mean of norm(output - input) / norm(output), per block."""
+        return [updates / self._tokens for _, updates in self._sums]
 
     def observe(self, block: int, before: Tensor, after: Tensor) -> None:
         """Add a block's dense input and output, [rows, tokens, hidden].
 
-        The last block's output is the state before the final norm.
+        The last block's output is the state before the final norm. Block 0 begins a group.
         """
+        if block == 0:
+            self._group += 1
+            self._ends.append([self._at_last(before)])
+        valid_rows, _ = self._groups[self._group]
         cosines, updates = [], []
         step = max(1, HEAD_TOKENS // before.shape[1])  # the float32 copies stay small
         for rows in range(0, before.shape[0], step):
             part = slice(rows, rows + step)
-            valid = self._valid[part]
+            valid = valid_rows[part]
             x, y = before[part][valid].float(), after[part][valid].float()
             if not bool(torch.isfinite(y).all()):
                 raise NotFiniteError(
@@ -48,25 +62,26 @@ class Similarity:
             size = y.norm(dim=-1)
             cosines.append((x * y).sum(-1) / (x.norm(dim=-1) * size).clamp_min(1e-30))
             updates.append((y - x).norm(dim=-1) / size.clamp_min(1e-30))
-        self.block_influence.append(1.0 - float(_mean(torch.cat(cosines))))
-        self.relative_update.append(float(_mean(torch.cat(updates))))
-        if not self._ends:
-            self._ends.append(self._at_last(before))
-        self._ends.append(self._at_last(after))
+        if len(self._sums) == block:
+            self._sums.append((0.0, 0.0))
+        of_cosines, of_updates = self._sums[block]
+        self._sums[block] = of_cosines + _sum(cosines), of_updates + _sum(updates)
+        self._ends[-1].append(self._at_last(after))
 
     def _at_last(self, hidden: Tensor) -> Tensor:
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return hidden[rows, self._last].cpu().double()
+        return hidden[rows, self._groups[self._group][1]].cpu().double()
 
     def angular(self) -> list[tuple[int, int, float]]:
         """Return (start, length, distance): arccos(cos(h_start, h_start+length)) / pi.
 
         Taken at the last token of each row, averaged over rows; in [0, 1] (Gromov et al., eq. 7).
         """
-        states = torch.nn.functional.normalize(torch.stack(self._ends, 1), dim=-1)
+        ends = torch.cat([torch.stack(group, 1) for group in self._ends])
+        states = torch.nn.functional.normalize(ends, dim=-1)
         cosine = torch.einsum("rid,rjd->rij", states, states).clamp(-1.0, 1.0)
         distance = (torch.arccos(cosine) / math.pi).mean(0)
-        count = len(self._ends) - 1
+        count = ends.shape[1] - 1
         return [
             (start, length, float(distance[start, start + length]))
             for length in range(1, count + 1)
@@ -74,6 +89,6 @@ class Similarity:
         ]
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean, summed in float64 on the CPU: not every device has float64."""
-    return values.cpu().double().mean()
+def _sum(values: list[Tensor]) -> float:
+    """Return the sum in float64, on the CPU: not every device has float64."""
+    return float(torch.cat(values).cpu().double().sum())

@@ -79,6 +79,7 @@ def block_gradients(
             outputs = states[-1].split(chunk_rows(view.device, states[-1].shape[1]))
             for piece, out in zip(pieces(states[-2], view, progress), outputs, strict=True):
                 out.copy_(layer(piece))
+            del layer  # before the next block's weights are prepared
             if block < first:
                 states[block] = states[block][:0]
             progress.step(block + 1, steps, f"{label}, forward, block {block + 1} of {count}")
@@ -134,7 +135,7 @@ class BlockFunction:
         self, view: BlockView, block: int, dtype: torch.dtype, gradients: bool = False
     ) -> None:
         """Wrap block ``block`` of ``view``; ``gradients`` tracks them for its scored weights."""
-        self.view, self.block, self.layer = view, block, view.blocks[block]
+        self.view, self.block, self.layer = view, block, view.layer(block)
         with torch.no_grad():
             self.tensors = {n: p.detach().to(dtype) for n, p in self.layer.named_parameters()}
         self.scored = [f"{path}.weight" for _, path in view.modules(block)]

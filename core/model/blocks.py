@@ -82,6 +82,16 @@ class BlockView:
         """The decoder layers, in order."""
         return self._body.layers
 
+    def layer(self, block: int) -> nn.Module:
+        """Return a decoder layer with its weights in memory, until another one is asked for.
+
+        ``blocks`` may hold shapes alone (`core.model.streaming`).
+        """
+        return self.blocks[block]
+
+    def close(self) -> None:
+        """Give back what was read for this view; it cannot compute any more."""
+
     def __len__(self) -> int:
         """Return the number of blocks."""
         return len(self.blocks)
@@ -111,6 +121,12 @@ class BlockView:
         """The output matrix, [vocabulary, hidden]."""
         return self.model.lm_head.weight
 
+    @property
+    def head_size(self) -> int:
+        """Number of elements of the output matrix."""
+        head: Any = self.model.lm_head
+        return int(head.out_features) * int(head.in_features)
+
     def has(self, block: int, part: str) -> bool:
         """Whether the block has its ``attention``, or its ``mlp``."""
         return getattr(self.blocks[block], _MODULE_OF[part]) is not None
@@ -129,7 +145,7 @@ class BlockView:
 
     def weights(self, block: int) -> list[BlockWeight]:
         """Return the block's scored weights, in order of computation: nine if it is whole."""
-        layer = self.blocks[block]
+        layer = self.layer(block)
         return [
             BlockWeight(
                 f"model.layers.{block}.{path}.weight",
@@ -195,7 +211,9 @@ class BlockView:
 
         ``part`` (attention or mlp) runs only that part of the block.
         """
-        layer = PartOfLayer(self.blocks[block], part) if part else self.blocks[block]
+        layer = self.layer(block)
+        if part:
+            layer = PartOfLayer(layer, part)
         return self.call_layer(layer, block, hidden)
 
     def call_layer(self, layer: Any, block: int, hidden: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from core.errors import CheckpointError, NotFiniteError
 from core.model import memory, quantized_weights
 from core.model.memory import out_of_memory_explained
 from core.model.precision import Precision, decide, dtype_name, resolve_device
+from core.runs.dtypes import Formats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,6 +85,11 @@ class Prepared:
     def dtype(self) -> torch.dtype:
         """What the weights are held in."""
         return self.precision.weights
+
+    @property
+    def formats(self) -> Formats:
+        """The precision by the names of its formats."""
+        return Formats(dtype_name(self.dtype), dtype_name(self.precision.arithmetic))
 
     def load(self, log: Callable[[str], None]) -> PreTrainedModel:
         """Return the model; raises what `load_model` does."""
@@ -288,17 +294,21 @@ def check_finite(model: torch.nn.Module) -> None:
     One pass over the weights, without temporary copies.
     """
     found = {name: w.dtype for name, w in model.named_parameters() if not is_finite(w)}
-    broken = list(found)
-    if broken:
-        narrow = torch.float16 in found.values()
-        shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-        raise NotFiniteError(
-            f"NaN or infinity in the weights: {shown}.",
-            "Use --dtype bfloat16 or float32 if the checkpoint has values above 65,504, the end of "
-            "float16's range; otherwise it is damaged, and you need an intact copy."
-            if narrow
-            else "The checkpoint is damaged; load an intact copy.",
-        )
+    if found:
+        kind = torch.float16 if torch.float16 in found.values() else next(iter(found.values()))
+        raise not_finite(list(found), kind)
+
+
+def not_finite(broken: list[str], dtype: torch.dtype) -> NotFiniteError:
+    """Return the error about weight tensors, held in ``dtype``, with NaN or infinity."""
+    shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+    return NotFiniteError(
+        f"NaN or infinity in the weights: {shown}.",
+        "Use --dtype bfloat16 or float32 if the checkpoint has values above 65,504, the end of "
+        "float16's range; otherwise it is damaged, and you need an intact copy."
+        if dtype == torch.float16
+        else "The checkpoint is damaged; load an intact copy.",
+    )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

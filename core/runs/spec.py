@@ -350,4 +350,20 @@ class DeviceOptions:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryOptions(DeviceOptions):
+    """Device, precision and memory, inherited by commands that can read a model block by block."""
+
+    memory_limit: float | None = option(
+        None,
+        help="Memory that the run may take, in GiB: of the process on a CPU, of the device on a "
+        "GPU. A model that does not fit is read block by block while it computes. Default: what "
+        "is free, less a tenth.",
+        low=0.01,
+        high=1_000_000,
+        unit="GiB",
+        group="device",
+    )
+
+
 Runner = Callable[..., "dict[str, Any] | None"]

@@ -20,7 +20,7 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import chat_note, forms, run_on, runs, say, state
+from core.ui import chat_note, forms, memory_note, run_on, runs, say, state
 from core.width import command, extent, methods, ways
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
@@ -44,6 +44,8 @@ def draw(name: str, info: CheckpointInfo) -> None:
     spec, plan, problem = _checked(values, info)
     if "match" in values and not values["match"]:
         problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
+    if spec and plan:
+        problem = problem or memory_note.draw(command.planned_capacity(spec, plan).facts())
     if problem:
         say.error(problem)
     if spec and plan:
@@ -139,7 +141,7 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
     with st.expander("Variants of the method, blocks of each part, rounding"):
         values |= _variant(form, method, info, str(values["parts"]))
     with st.expander("Device, precision and seed"):
-        values |= form.fields(WidthSpec, ("device", "dtype", "seed"))
+        values |= form.fields(WidthSpec, ("device", "dtype", "seed", "memory_limit"))
     form.origin()
     return values
 

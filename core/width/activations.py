@@ -88,24 +88,31 @@ def walk(
         progress: Updated after every block.
         label: Name of the work in progress messages.
         prunes: ``visit`` returns what to keep of a block; the next block gets the pruned output.
+            All rows go through each block then, whatever the groups of the batch.
     """
     end = max(units, default=-1) + 1
     dtype, scratch = arithmetic_of(view.dtype, view.device), Scratch()
+    groups = [batch] if prunes else batch.groups
+    seen = {block: BlockInputs(InputStats(), InputStats()) for block in units}
+    steps = end * len(groups)
     with torch.no_grad():
-        hidden = view.embed(batch.ids).to(dtype)
-        for block in range(end):
-            function = FastBlock(view, block, dtype, scratch)
-            if block not in units:
-                _run(view, function, hidden, progress)
-            else:
-                before = hidden.clone() if prunes else None
-                inputs = _observed(view, function, hidden, batch, progress)
-                keep = visit(block, inputs)
-                if before is not None and keep is not None and keep != units[block].all:
-                    function.leave_out(*dropped_channels(units[block], keep))
-                    _run(view, function, before, progress)
-                    hidden = before
-            progress.step(block + 1, end, f"{label}, block {block + 1} of {end}")
+        for number, own in enumerate(groups):
+            hidden = view.embed(own.ids).to(dtype)
+            for block in range(end):
+                function = FastBlock(view, block, dtype, scratch)
+                if block not in units:
+                    _run(view, function, hidden, progress)
+                else:
+                    before = hidden.clone() if prunes else None
+                    _observe(view, function, hidden, own, progress, seen[block])
+                    keep = visit(block, seen.pop(block)) if own is groups[-1] else None
+                    if before is not None and keep is not None and keep != units[block].all:
+                        function.leave_out(*dropped_channels(units[block], keep))
+                        _run(view, function, before, progress)
+                        hidden = before
+                del function  # before the next block's copy is made
+                done = number * end + block + 1
+                progress.step(done, steps, f"{label}, block {block + 1} of {end}")
 
 
 def _run(view: BlockView, function: FastBlock, hidden: Tensor, progress: Progress) -> None:
@@ -115,11 +122,15 @@ def _run(view: BlockView, function: FastBlock, hidden: Tensor, progress: Progres
         function.mlp_(piece)
 
 
-def _observed(
-    view: BlockView, function: FastBlock, hidden: Tensor, batch: Batch, progress: Progress
-) -> BlockInputs:
-    """Apply the block in place and return statistics of its output projections' inputs."""
-    inputs = BlockInputs(InputStats(), InputStats())
+def _observe(
+    view: BlockView,
+    function: FastBlock,
+    hidden: Tensor,
+    batch: Batch,
+    progress: Progress,
+    inputs: BlockInputs,
+) -> None:
+    """Apply the block in place and add its output projections' inputs to the statistics."""
     valid = batch.valid
     whole = bool(valid.all())
     at = 0
@@ -135,4 +146,3 @@ def _observed(
         function.attention_(piece)
         function.mlp_(piece)
     function.observe = None
-    return inputs

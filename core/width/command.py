@@ -13,12 +13,14 @@ from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.importance import estimate as work
+from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth
 from core.prune.results import Calibration, Pruning
-from core.runs.dtypes import DTYPE_BYTES
+from core.runs import dtypes
+from core.runs.dtypes import DTYPE_BYTES, Formats
 from core.runs.progress import Progress, StderrProgress
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 from core.width import extent, methods, ways
 from core.width import plan as planning
 from core.width.plan import WidthPlan
@@ -37,7 +39,7 @@ UNKNOWN_BEFORE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthSpec(DeviceOptions):
+class WidthSpec(MemoryOptions):
     """Write a narrower checkpoint: heads and neurons removed by a width-pruning method."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -205,6 +207,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "blocks": None if plan.counts is None else shapes(plan, plan.counts),
         "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
+        **planned_capacity(spec, plan).facts(),
     }
 
 
@@ -225,6 +228,27 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
         "flops": flops,
         "seconds": work.seconds(flops, spec.device, info.parameters) if flops else None,
     }
+
+
+def _capacity(
+    spec: WidthSpec, plan: WidthPlan, formats: Formats, rows: int, tokens: int
+) -> Capacity:
+    """Return how scoring the units runs within the memory."""
+    blocks = plan.info.blocks
+    demand = {
+        "llm-pruner": Demand("gradients", blocks + 3, splits=False, gradients=True),
+        "flap": Demand("statistics", 1),
+        "wanda-sp": Demand("statistics", 2, splits=False),  # each block's input is kept
+    }.get(plan.method.name, Demand("weights", 0, gradients=True))  # squares, in float32
+    limit = limit_of(spec.device, spec.memory_limit)
+    return decide(plan.info, formats, spec.device, limit, rows, tokens, [demand])
+
+
+def planned_capacity(spec: WidthSpec, plan: WidthPlan) -> Capacity:
+    """Return how it would run if the text has all rows that are wanted."""
+    formats = dtypes.expected(spec.dtype, plan.info.dtype, spec.device, "blocks")
+    rows = spec.samples or plan.method.samples
+    return _capacity(spec, plan, formats, rows or 1, length_of(spec, plan) or 1)
 
 
 def criterion_of(spec: WidthSpec) -> str:
@@ -363,7 +387,6 @@ def _select(
     """Load the model, let the method choose, and free the model."""
     from core.importance.branches import make_batch
     from core.model import loading, memory
-    from core.model.blocks import BlockView
     from core.width.selection import Job
 
     rows: list[list[int]] = []
@@ -382,11 +405,15 @@ def _select(
             seed=spec.seed,
             text=drawn.facts,
         )
-    view = BlockView(prepared.load(run.progress.log))
-    batch = make_batch(rows, view) if rows else None
+    longest = max(map(len, rows), default=1)
+    room = _capacity(spec, plan, prepared.formats, max(1, len(rows)), longest)
+    view = view_of(prepared, room, run.progress.log)
+    batch = make_batch(rows, view, room.group) if rows else None
     job = Job(view, plan, batch, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
-        return plan.method.load().select(job), text
+        selection = plan.method.load().select(job)
+    view.close()
+    return selection, text
 
 
 def _dropped(

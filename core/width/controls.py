@@ -24,7 +24,7 @@ def select(job: Job) -> Selection:
 
 def magnitudes(job: Job, unit: BlockUnits) -> UnitScores:
     """Return the L2 norm of every unit's weights."""
-    layer = job.view.blocks[unit.block]
+    layer = job.view.layer(unit.block)
     squares = {
         f"{path}.weight": layer.get_submodule(path).weight.detach().float().square()
         for _, path in MODULES

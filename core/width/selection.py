@@ -93,7 +93,7 @@ _IN_COLUMNS = ("self_attn.o_proj", "mlp.down_proj")
 
 def output_weights(view: BlockView, block: int) -> tuple[Tensor, Tensor]:
     """Return the weights [hidden, channels] of a block's o and down projections."""
-    layer = view.blocks[block]
+    layer = view.layer(block)
     o = layer.get_submodule("self_attn.o_proj").weight
     down = layer.get_submodule("mlp.down_proj").weight
     return o.detach(), down.detach()

@@ -1,0 +1,32 @@
+"""What a form says of memory: that a run reads the model block by block, or cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.ui import say
+
+
+def draw(found: Mapping[str, Any]) -> str:
+    """Draw a line if a run streams, and return what is wrong if it cannot run.
+
+    ``found``: a dry run's facts, as `core.importance.capacity.Capacity.facts` has them.
+    """
+    way, limit = found.get("way", "fits"), found.get("memory_limit_mib")
+    if way == "fits" or limit is None:
+        return ""
+    need = found["in_memory_mib"] / 1024
+    if way == "cannot":
+        return (
+            f"Memory: {limit / 1024:.2f} GiB are too little; even block by block this needs "
+            f"{found['streamed_mib'] / 1024:.2f} GiB. Raise the memory limit, or use fewer "
+            "samples, shorter rows or fewer metrics."
+        )
+    passes = found["passes"]
+    often = "once" if passes == 1 else f"{passes:,} times, for {found['rows_at_once']:,} rows each"
+    say.caption(
+        f"The model needs about {need:.1f} GiB, of which {limit / 1024:.1f} are there: its blocks "
+        f"are read from the disk while it computes, {often}."
+    )
+    return ""

@@ -1,0 +1,143 @@
+"""Whether a run fits, streams or cannot run; and that a streamed run leaves the same files."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+
+from core import commands
+from core.__main__ import main
+from core.checkpoint import headers
+from core.importance import capacity, curve_command
+from core.importance import command as importance
+from core.runs import run
+from core.runs.dtypes import Formats
+from core.runs.spec import build
+from core.width import command as width_command
+
+F32 = Formats("float32", "float32")
+METRICS = ("ppl", "kl", "taylor", "magnitude", "block-influence", "angular")
+
+
+def decided(info, limit, rows=10, metrics=METRICS, tokens=24):
+    found = importance.demands(info, metrics)
+    return capacity.decide(info, F32, "cpu", limit, rows, tokens, found)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(tiny.text(60, seed=3), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Without the interpreter and the fixed buffers, beside which a tiny model is nothing."""
+    monkeypatch.setattr(capacity, "PROCESS_BYTES", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(capacity, "LOGITS_BYTES", {"cpu": 0, "gpu": 0})
+
+
+def test_fits_streams_in_one_pass_or_several_or_cannot(tiny_dir, bare):
+    info = headers.inspect(tiny_dir("gqa"))
+    open_ = decided(info, None)
+    assert (open_.way, open_.rows, open_.groups) == ("fits", 10, 1)
+    assert decided(info, open_.in_memory_bytes).way == "fits"
+    tight = decided(info, open_.streamed_bytes)
+    assert open_.streamed_bytes < open_.in_memory_bytes
+    assert (tight.way, tight.rows, tight.groups, tight.group) == ("streams", 10, 1, 0)
+    tight.check()
+    few = decided(info, tight.least_bytes, metrics=("ppl",), rows=400)
+    least = decided(info, 1, metrics=("ppl",), rows=400).least_bytes
+    few = decided(info, least, metrics=("ppl",), rows=400)
+    assert (few.way, few.rows, few.groups, few.group) == ("streams", 1, 400, 1)
+    none = decided(info, least - 1, metrics=("ppl",), rows=400)
+    assert none.way == "cannot"
+    with pytest.raises(capacity.OptionError, match="are too little; even block by block"):
+        none.check()
+
+
+def test_rows_are_held_in_chunks_that_go_through_a_block_together(tiny_dir, bare):
+    info = headers.inspect(tiny_dir("gqa"))
+    chunk = round(capacity.CPU_TOKENS / 24)
+    open_ = decided(info, None, rows=4000, metrics=("ppl",))
+    for share in (0.3, 0.5, 0.9):
+        found = decided(info, round(share * open_.streamed_bytes), rows=4000, metrics=("ppl",))
+        assert found.rows % chunk == 0
+        assert found.streamed_bytes <= found.limit_bytes or not found.streams
+        assert found.groups == -(-4000 // found.rows)
+
+
+def test_taylor_needs_the_states_of_all_rows(tiny_dir, bare):
+    info = headers.inspect(tiny_dir("gqa"))
+    one = decided(info, 1, metrics=("taylor",), rows=1)
+    many = decided(info, 1, metrics=("taylor",), rows=100)
+    state = 24 * 32 * 4
+    assert many.least_bytes - one.least_bytes >= 99 * state * (info.blocks + 3)
+
+
+def ran(folder, out, text, command="importance", **options):
+    values = {"checkpoint": str(folder), "out": str(out), "calibration": text, "samples": 7,
+              "length": 12, "device": "cpu"}  # fmt: skip
+    known = commands.get(command)
+    assert run.execute(known, build(known.spec_class, values | options)) == 0
+    return out
+
+
+@pytest.fixture
+def streaming(monkeypatch):
+    """A function after which the runs of a module stream their weights, whatever the memory."""
+
+    def switch(module):
+        def decide(*arguments):
+            return dataclasses.replace(capacity.decide(*arguments), way="streams")
+
+        monkeypatch.setattr(module, "decide", decide)
+
+    return switch
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "files"),
+    [
+        ("importance", {"metrics": METRICS},
+         ("blocks.csv", "weights.csv", "samples.csv", "angular.csv")),
+        ("width", {"method": "flap", "ratio": 0.5}, ("model.safetensors",)),
+        ("width", {"method": "wanda-sp", "ratio": 0.5}, ("model.safetensors",)),
+        ("width", {"method": "llm-pruner", "ratio": 0.5}, ("model.safetensors",)),
+        ("width", {"method": "magnitude", "ratio": 0.5}, ("model.safetensors",)),
+        ("curve", {"criteria": ("ppl",)}, ("curve.csv",)),
+    ],
+)  # fmt: skip
+def test_a_streamed_run_leaves_the_same_files(
+    tiny_gqa, tmp_path, text, streaming, command, options, files
+):
+    if command == "curve":
+        options |= {"scores": str(ran(tiny_gqa, tmp_path / "scores", text, metrics=("ppl",)))}
+    here = ran(tiny_gqa, tmp_path / "here", text, command, **options)
+    for module in (importance, curve_command, width_command):
+        streaming(module)
+    there = ran(tiny_gqa, tmp_path / "there", text, command, **options)
+    log = (there / ".run" / "log.txt").read_text()
+    assert "The weights are read block by block" in log
+    assert "Loading" not in log
+    for name in files:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
+def test_too_little_memory_is_one_sentence(tiny_gqa, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    out = ["--out", str(tmp_path / "x"), "--device", "cpu", "--memory-limit", "0.05"]
+    assert main(["importance", str(tiny_gqa), *out]) == 2
+    said = capsys.readouterr().err
+    assert "--memory-limit: 0.05 GiB are too little; even block by block this needs 0." in said
+    assert main(["importance", str(tiny_gqa), *out, "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["way"], shown["memory_limit_mib"]) == ("cannot", 51.2)
+
+
+def test_the_free_memory_less_a_margin_is_the_default():
+    limit = capacity.limit_of("cpu", None)
+    assert limit is None or limit > 0
+    assert capacity.limit_of("cpu", 1.5) == round(1.5 * 2**30)
