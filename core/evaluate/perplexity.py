@@ -118,7 +118,7 @@ def streamed_losses(
     ids = torch.tensor(windows)
     length = ids.shape[1]
     size = batch or max(1, BATCH_TOKENS.get(view.device.type, 2048) // length)
-    most = max(size, (group or len(ids)) // size * size)  # groups of whole batches
+    most = max(size, group // size * size) if group else len(ids)  # groups of whole batches
     steps = -(-len(ids) // most) * len(view)
     losses: list[float] = []
     for number, own in enumerate(ids.split(most)):

@@ -43,7 +43,7 @@ def test_every_group_reads_every_weight_once(tiny_gqa):
     streamed_losses(view, windows(), batch=2)
     assert view.source.bytes_read - norm == stored
     streamed_losses(view, windows(), group=4, batch=2)
-    assert view.source.bytes_read - norm == 4 * stored
+    assert view.source.bytes_read - norm == (1 + 3) * stored  # 4, 4 and 1 windows
 
 
 @pytest.fixture
