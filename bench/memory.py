@@ -1,7 +1,7 @@
 """Models larger than memory: ``python -m bench.memory --save`` writes docs/results/memory.md.
 
 Writes a checkpoint of random weights ``--times`` the size of ``--limit`` (GiB), runs commands on it
-with ``--memory-limit`` and again without a limit, each in a process of its own. Shown for each: the
+with ``--memory-limit`` and again without a limit, each in a separate process. Shown for each: the
 peak resident memory as the kernel counted it for the process, and whether the results are the same
 in every digit. Before every run the page cache gives up the checkpoint's pages, so that it is read
 from the disk.
@@ -155,7 +155,7 @@ class Ran:
 
 
 def ran(case: Case, folder: Path, out: Path, limit: float | None) -> Ran:
-    """Run a command in a process of its own."""
+    """Run a command in a separate process."""
     shutil.rmtree(out, ignore_errors=True)
     forget(folder)
     command, *rest = case.arguments

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.ui import say
+import streamlit as st
+
+from core.ui.say import plain
 
 
 def draw(found: Mapping[str, Any]) -> str:
@@ -25,8 +27,10 @@ def draw(found: Mapping[str, Any]) -> str:
         )
     passes = found["passes"]
     often = "once" if passes == 1 else f"{passes:,} times, for {found['rows_at_once']:,} rows each"
-    say.caption(
-        f"The model needs about {need:.1f} GiB, of which {limit / 1024:.1f} are there: its blocks "
-        f"are read from the disk while it computes, {often}."
+    st.caption(
+        plain(
+            f"The model needs about {need:.1f} GiB, but only {limit / 1024:.1f} are there: its "
+            f"blocks are read from the disk while it computes, {often}."
+        )
     )
     return ""

@@ -245,7 +245,7 @@ def _capacity(
 
 
 def planned_capacity(spec: WidthSpec, plan: WidthPlan) -> Capacity:
-    """Return how it would run if the text has all rows that are wanted."""
+    """Return how it would run if the text has all rows that are requested."""
     formats = dtypes.expected(spec.dtype, plan.info.dtype, spec.device, "blocks")
     rows = spec.samples or plan.method.samples
     return _capacity(spec, plan, formats, rows or 1, length_of(spec, plan) or 1)
