@@ -53,6 +53,11 @@ class Session:
             self._model = self.prepared.load(self.run.progress.log)
         return self._model
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the whole model is in memory."""
+        return self._model is not None
+
     def losses(self, windows: Sequence[Sequence[int]], label: str) -> WindowLosses:
         """Return the losses of windows: by the model in memory, or block by block.
 
