@@ -14,10 +14,11 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import DataError, OptionError, PlanError
 from core.heal import seams
+from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan
 from core.runs import devices, dtypes, pace
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 from core.search import rehearsal
 from core.search.finds import Finds
 from core.search.ledger import NONE, Cost, Drop, Ledger, Tape, TimeUp
@@ -37,7 +38,7 @@ TAPE = "measured.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSpec(DeviceOptions):
+class SearchSpec(MemoryOptions):
     """Search for the sets of blocks, or of their parts, whose removal costs least."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -187,8 +188,10 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     checkpoint = locate.open(spec.checkpoint, need="config")
     info = checkpoint.info
     task = _task(spec, info)
-    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
-    most = _most(spec, info, dtype)
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+    dtype = formats.weights
+    room = _room(spec, info, formats)
+    most = _most(spec, info, dtype, room)
     samples = samples_of(spec, info)
     units = Units(spec.units, info.blocks)
     ledger, passes = rehearsal.rehearse(task, _methods(spec), units, most, *_healing(spec))
@@ -207,6 +210,11 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
         "length": spec.length,
         "dtype": dtype,
         "sets_at_once": most,
+        **{
+            key: value
+            for key, value in room.facts().items()
+            if key not in ("rows_at_once", "passes")
+        },
         "sets": len(ledger.costs),
         "sets_healed": len(ledger.healed),
         "passes": passes,
@@ -219,10 +227,38 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     }
 
 
-def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str) -> int:
+STATES = 4
+"""The fewest states to measure sets with: the dense one twice, and those of two sets."""
+
+
+def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Capacity:
+    """Return how the search runs within the memory. Sets are split into groups, rows are not.
+
+    Raises `OptionError` if sets are healed and the weights do not fit.
+    """
+    limit = limit_of(spec.device, spec.memory_limit)
+    rows = screened(spec, samples_of(spec, info))
+    demand = Demand("sets", STATES, splits=False)
+    found = decide(info, formats, spec.device, limit, rows, spec.length, [demand])
+    if spec.heal != "none" and found.way != "fits":
+        raise OptionError(
+            f"--heal {spec.heal} needs the whole model in memory, about "
+            f"{found.in_memory_bytes / devices.GIB:.2f} GiB.",
+            "Raise --memory-limit, or search without --heal.",
+        )
+    return found
+
+
+def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
+    """Return the number of sets whose states are held at once."""
     free = devices.free_bytes(spec.device)[1]
     rows = screened(spec, samples_of(spec, info))
-    return rehearsal.states_at_once(info, rows, spec.length, dtype, free)
+    most = rehearsal.states_at_once(info, rows, spec.length, dtype, free)
+    if room.limit_bytes is None:
+        return most
+    state = rows * spec.length * info.hidden * dtypes.BYTES[dtypes.computable(dtype)]
+    used = room.streamed_bytes if room.streams else room.in_memory_bytes
+    return max(2, min(most, 2 + (room.limit_bytes - used) // state))
 
 
 def _keeps(spec: SearchSpec, info: CheckpointInfo) -> bool:
@@ -254,7 +290,6 @@ def run(spec: SearchSpec, run: Run) -> None:
     from core import __version__
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
-    from core.model.blocks import BlockView
     from core.model.precision import DTYPES
     from core.search.measure import Healer, Meter, Share
 
@@ -272,6 +307,7 @@ def run(spec: SearchSpec, run: Run) -> None:
         run.progress.log("There are no held-out rows: the text has no more of this length.")
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
+    room = _room(spec, info, prepared.formats)
     tape = Tape(
         run.path(TAPE),
         {
@@ -286,13 +322,13 @@ def run(spec: SearchSpec, run: Run) -> None:
             "device": str(prepared.device),
             "dtype": dtype,
         },
-        _most(spec, info, dtype),
+        _most(spec, info, dtype, room),
         resume=spec.resume,
     )
     run.note(TAPE)
     if tape.groups:
         run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
-    view = BlockView(prepared.load(run.progress.log))
+    view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view)
     rehearsed = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))
     expected = rehearsed[0].passes

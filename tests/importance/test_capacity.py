@@ -14,6 +14,7 @@ from core.importance import command as importance
 from core.runs import run
 from core.runs.dtypes import Formats
 from core.runs.spec import build
+from core.search import command as search_command
 from core.width import command as width_command
 
 F32 = Formats("float32", "float32")
@@ -108,6 +109,10 @@ def streaming(monkeypatch):
         ("width", {"method": "llm-pruner", "ratio": 0.5}, ("model.safetensors",)),
         ("width", {"method": "magnitude", "ratio": 0.5}, ("model.safetensors",)),
         ("curve", {"criteria": ("ppl",)}, ("curve.csv",)),
+        ("search", {"counts": (1, 2), "methods": ("greedy", "pairs")},
+         ("pairs.csv", "heldout_rows.csv")),
+        ("search", {"counts": (2,), "methods": ("one-shot",), "units": "sublayer"},
+         ("heldout_rows.csv",)),
     ],
 )  # fmt: skip
 def test_a_streamed_run_leaves_the_same_files(
@@ -116,7 +121,7 @@ def test_a_streamed_run_leaves_the_same_files(
     if command == "curve":
         options |= {"scores": str(ran(tiny_gqa, tmp_path / "scores", text, metrics=("ppl",)))}
     here = ran(tiny_gqa, tmp_path / "here", text, command, **options)
-    for module in (importance, curve_command, width_command):
+    for module in (importance, curve_command, width_command, search_command):
         streaming(module)
     there = ran(tiny_gqa, tmp_path / "there", text, command, **options)
     log = (there / ".run" / "log.txt").read_text()
@@ -135,6 +140,13 @@ def test_too_little_memory_is_one_sentence(tiny_gqa, tmp_path, capsys, monkeypat
     assert main(["importance", str(tiny_gqa), *out, "--dry-run"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["way"], shown["memory_limit_mib"]) == ("cannot", 51.2)
+
+
+def test_healing_in_a_search_needs_the_whole_model(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    options = ["--heal", "refit", "--memory-limit", "0.1", "--device", "cpu", "--out", "x"]
+    assert main(["search", "demo", *options, "--dry-run"]) == 2
+    assert "--heal refit needs the whole model in memory" in capsys.readouterr().err
 
 
 def test_the_free_memory_less_a_margin_is_the_default():
