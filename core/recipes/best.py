@@ -1,9 +1,10 @@
 """Recipe ``best``: from a checkpoint and one budget to the best variant within it.
 
-Two ways are tried. One solves for what every block becomes (parts of blocks and narrower MLPs too);
-the other searches for whole blocks, as few as the budget asks for, and heals the seams. Both
-variants are evaluated and timed beside the dense model, in the same way; of those that keep the
-budget, the one with the lower perplexity is taken.
+Two ways are tried. One searches for whole blocks, as few as the budget asks for, and heals the
+seams; the other solves for what every block becomes (without its attention, without its MLP, or
+dropped), and is healed too if the first could be. Both variants are evaluated and timed beside the
+dense model, in the same way; of those that keep the budget, the one with the lower perplexity is
+taken.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ LATENCY = 0.8
 """The budget if none is given: a share of the dense latency."""
 INPUT = 12
 """Tokens of the prompt, as in the benchmark."""
-TOKENS, LEAST, LENGTH = 56, 8192, 512
-"""Tokens to heal on: per hidden dimension, at least, and in a row. 56 for each of SmolLM2's 576
-dimensions are the 32 k tokens with which the refit was found to hold."""
+VERSIONS = ("drop", "no-attention", "no-mlp")
+"""What a block may become: what can be healed. Narrower MLPs cannot, and take as long to measure
+again."""
+ROW = 64
+"""Tokens per row that versions and sets are compared on: half the usual number, half the time."""
+TOKENS, LEAST, LENGTH = 32, 8192, 512
+"""Tokens to heal on: per hidden dimension, at least, and in a row. On SmolLM2, whose hidden size is
+576, refits of 12 k and of 24 k tokens both held on other texts."""
 SOLVED, HEALED = "solved", "healed"
 WAYS = {SOLVED: "solved for the budget", HEALED: "whole blocks, seams healed"}
 NOISE = 0.05
@@ -83,14 +89,25 @@ def steps(spec: RecipeSpec) -> list[Step]:
             **more,
         }
 
+    def solved(chain: Chain) -> dict[str, Any]:
+        """Heal as the other way, if that could be healed on this text."""
+        heals = (chain.dir(HEALED) / "config.json").is_file() and HEALED not in chain.failed
+        more = {"heal": "refit", **healing_rows(spec)} if heals else {}
+        found: dict[str, Any] = planned(f"plan-{SOLVED}", **more)(chain)
+        return found
+
+    row = min(ROW, parts.context(spec))
     return [
-        Step("versions", "budget", on_text(context=INPUT, check_plans=0, runs=3)),
+        Step(
+            "versions",
+            "budget",
+            on_text(context=INPUT, check_plans=0, runs=3, versions=VERSIONS, length=row),
+        ),
         Step(f"plan-{SOLVED}", "plan", solving),
-        Step(SOLVED, "prune", planned(f"plan-{SOLVED}")),
         Step(
             "sets",
             "search",
-            on_text(methods=("greedy",), counts=lambda chain: (whole_blocks(chain),)),
+            on_text(methods=("greedy",), counts=lambda chain: (whole_blocks(chain),), length=row),
             optional=True,
         ),
         Step(
@@ -112,6 +129,7 @@ def steps(spec: RecipeSpec) -> list[Step]:
             optional=True,
             needs=f"plan-{HEALED}",
         ),
+        Step(SOLVED, "prune", solved),
         parts.evaluated(spec, "dense"),
         parts.evaluated(spec, SOLVED),
         parts.evaluated(spec, HEALED, optional=True),

@@ -47,6 +47,9 @@ def test_a_budget_becomes_a_variant_with_its_verdict(tiny_gqa, place, tmp_path):
     assert Pruning.read(record.path / "solved").criterion == "budget"
     assert Pruning.read(record.path / "healed").healing.asked == "refit"
     assert not Pruning.read(record.path / "healed").removal.partial
+    solved = Pruning.read(record.path / "solved")
+    assert solved.healing.asked == "refit"
+    assert solved.healing.kl_after <= solved.healing.kl_before
     plan = read_json(record.path / "plan-solved" / "plan-solved.json")
     assert plan["params"] == headers.inspect(record.path / "solved").parameters
     taken = min(("solved", "healed"), key=lambda name: figures[f"{name}_ppl"])
@@ -73,7 +76,7 @@ def test_bad_input_is_one_sentence_before_any_step(tiny_gqa, tmp_path, capsys, m
 
 @pytest.mark.parametrize(
     ("hidden", "expected"),
-    [(32, {"length": 64}), (576, {"length": 252}), (4096, {"samples": 448, "length": 512})],
+    [(32, {"length": 64}), (576, {"length": 144}), (4096, {"samples": 256, "length": 512})],
 )
 def test_healing_asks_for_more_rows_only_where_it_must(monkeypatch, hidden, expected):
     info = SimpleNamespace(hidden=hidden, context=2048)
