@@ -67,7 +67,9 @@ def row(command: str, values: dict[str, Any], where: Workspace) -> str:
     return line
 
 
-def runs_of(name: str, real: Path, steps: int) -> list[tuple[str, dict[str, Any]]]:
+def runs_of(
+    name: str, real: Path, steps: int, batch: int | None
+) -> list[tuple[str, dict[str, Any]]]:
     """Return the commands to time, with their options."""
     text = str(real / "text" / "alpaca_999.jsonl") if name != "demo" else "demo"
     drop = DROP if name != "demo" else "4,6"
@@ -85,7 +87,7 @@ def runs_of(name: str, real: Path, steps: int) -> list[tuple[str, dict[str, Any]
         ("importance", {"checkpoint": name}),
         ("evaluate", evaluate),
         ("prune", {"checkpoint": name, "drop": blocks}),
-        ("retrain", {**lora, "steps": steps}),
+        ("retrain", {**lora, "steps": steps, "batch": batch}),
         ("recipe", recipe),
     ]
 
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--workspace", default="")
     parser.add_argument("--real", type=Path, default=REAL, help="folder of text/ and tasks/")
     parser.add_argument("--steps", type=int, default=20, help="of training")
+    parser.add_argument("--batch", type=int, help="rows of a step; the default of the size if not")
     parser.add_argument("--only", nargs="*", default=[], help="commands to run")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.name}")
     asked = parser.parse_args()
@@ -104,7 +107,8 @@ def main() -> None:
     with workspace(asked.workspace) as folder:
         where = Workspace(folder)
         cut = None
-        for command, values in runs_of(asked.checkpoint, asked.real.absolute(), asked.steps):
+        given = asked.checkpoint, asked.real.absolute(), asked.steps, asked.batch
+        for command, values in runs_of(*given):
             if command == "prune":
                 record = jobs.launch(command, values, where)
                 while (record := read_run(record.path) or record).is_live:
