@@ -57,6 +57,7 @@ def start(title: str, *, dense: bool = False) -> None:
         st.divider()
         _model(model, settings=title != "Home")
         _status()
+        _from_the_top(title)
     if dense:
         st.html(DENSE)
     elif title != "Home":
@@ -66,6 +67,19 @@ def start(title: str, *, dense: bool = False) -> None:
             f"The workspace {state.workspace().root} is read-only: results can be "
             "viewed, but no run can be started, stopped or deleted."
         )
+
+
+_SHOWN = "frame_page"
+TOP = """<script>/* {title} */
+document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0);
+</script>"""
+
+
+def _from_the_top(title: str) -> None:
+    """Let a page that was just opened begin at its top: the browser may keep the last scroll."""
+    opened = st.session_state.get(_SHOWN) != title
+    st.session_state[_SHOWN] = title
+    st.html(TOP.format(title=title) if opened else "<span></span>", unsafe_allow_javascript=True)
 
 
 @st.cache_resource(show_spinner=False)

@@ -207,3 +207,17 @@ def test_the_dashboard_never_imports_torch() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_page_begins_at_its_top_and_then_stays_where_it_is_read(here: Any) -> None:
+    def scrolls(at: AppTest) -> int:
+        return ["scrollTo" in e.proto.body for e in at.get("html")].count(True)
+
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["model"] = "demo"
+    for page, times in (("", 1), ("", 0), ("checkpoint", 1), ("checkpoint", 0), ("jobs", 1)):
+        if page:
+            at.switch_page(f"pages/{page}.py")
+        at.run()
+        assert not at.exception, at.exception
+        assert scrolls(at) == times, page
