@@ -19,6 +19,7 @@ from core.evaluate import by_content, command, generation
 from core.evaluate import estimate as work
 from core.evaluate import tables as view
 from core.evaluate.by_content import Evaluated, Measure
+from core.evaluate.compare import is_mean
 from core.evaluate.spec import EvaluateSpec
 from core.recipes.results import CalibrationRow, RecipeSummary
 from core.recipes.spec import RecipeSpec
@@ -265,7 +266,7 @@ def overview(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None
     conflict = tokenizer_conflict(one.variant for one in evaluated)
     if conflict:
         say.warning(conflict)
-    tasks = [m for m in chosen if m.kind == "task"]
+    tasks = [m for m in chosen if m.kind == "task" and is_mean(m.how)]
     if tasks:
         st.subheader("By task")
         figure = charts.task_dots(evaluated, tasks, view.chances())

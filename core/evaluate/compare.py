@@ -71,8 +71,11 @@ def task_delta(
 ) -> Delta | None:
     """Return the mean difference of a metric over the questions that both were asked.
 
-    None if they have no questions in common, or if the metric is not a number for each question.
+    None if they have no questions in common, or if the metric is not a number for each question,
+    or not the mean of those numbers: a perplexity is not.
     """
+    if not is_mean(metric):
+        return None
     values = []
     for before, after in paired(first, second, task, metric):
         a, b = before.value(metric), after.value(metric)
@@ -82,6 +85,11 @@ def task_delta(
     if not values:
         return None
     return Delta(statistics.fmean(values), _error_of_mean(values), len(values))
+
+
+def is_mean(metric: str) -> bool:
+    """Whether a metric is the mean of its questions' values, as shares of right answers are."""
+    return not any(word in metric for word in ("perplexity", "bits_per_byte"))
 
 
 def unpaired_delta(first: tuple[float, float | None], second: tuple[float, float | None]) -> Delta:

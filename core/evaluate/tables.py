@@ -43,21 +43,26 @@ def number(cell: Cell) -> str:
 
 
 def wide(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> list[dict[str, str]]:
-    """Return the table for display: a row per measure, a column per checkpoint, means last."""
-    rows = []
+    """Return the table for display: a row per measure, a column per checkpoint.
+
+    After the tasks come their means, and then the tasks whose answers are written: they are never
+    part of a mean.
+    """
+    rows, last = [], []
     for measure in chosen:
+        written = measure.kind == "task" and suites.is_written(measure.name, measure.how)
         row = {"": measure.label}
         for one in evaluated:
             cell = one.cells.get(measure)
             row[one.variant.label] = "not measured" if cell is None else number(cell)
-        rows.append(row)
+        (last if written else rows).append(row)
     averages: dict[str, dict[str, str]] = {}
     for one in evaluated:
         for name, value, delta in by_content.means(one, chosen):
             blank = {other.variant.label: "not measured" for other in evaluated}
             row = averages.setdefault(name, {"": name, **blank})
             row[one.variant.label] = f"{value:.3f}" + change(delta, 3)
-    return [*rows, *averages.values()]
+    return [*rows, *averages.values(), *last]
 
 
 def expected_error(

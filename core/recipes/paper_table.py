@@ -105,16 +105,18 @@ class Mean:
 def asked(chain: Chain, name: str) -> Mean:
     """Return the plain mean over the tasks' own metrics, and its standard error.
 
-    The standard error assumes independent tasks. Empty if the tasks were not run.
+    Tasks whose answers are written are left out, unless all are. The standard error assumes
+    independent tasks. Empty if the tasks were not run.
     """
     step = f"tasks-{name}"
     if step in chain.failed:
         return Mean()
     rows = chain.table(step, Score)
-    found = []
+    every = []
     for task in suites.expand(tasks_of(chain.spec)["tasks"]):
         own = {row.metric: row for row in rows if row.task == task}
-        found.append(own[suites.metric_of(task, list(own))])
+        every.append(own[suites.metric_of(task, list(own))])
+    found = [row for row in every if not suites.is_written(row.task, row.metric)] or every
     errors = [row.stderr**2 for row in found if row.stderr]
     whole = len(errors) == len(found)
     return Mean(

@@ -177,3 +177,12 @@ def test_windows_of_two_runs_pair(tiny_dir, tmp_path):
     before, after = (read_json(tmp_path / n / "summary.json")["perplexity"][0]["ppl"] for n in "ab")
     assert delta.value == pytest.approx(after - before)
     assert delta.pairs == len(losses[0]) > 5
+
+
+def test_a_perplexity_over_questions_is_not_paired_by_their_log_likelihoods():
+    def samples(value):
+        return [Sample(task="t", index=i, content=str(i), metrics={"perplexity": value, "acc": 1.0})
+                for i in range(3)]  # fmt: skip
+
+    assert compare.task_delta(samples(-2.0), samples(-4.0), "t", "perplexity") is None
+    assert compare.task_delta(samples(-2.0), samples(-4.0), "t", "acc").value == 0.0
