@@ -48,7 +48,8 @@ def wide(evaluated: Sequence[Evaluated[Any]], chosen: Sequence[Measure]) -> list
     After the tasks come their means, and then the tasks whose answers are written: they are never
     part of a mean.
     """
-    rows, last = [], []
+    rows: list[dict[str, str]] = []
+    last: list[dict[str, str]] = []
     for measure in chosen:
         written = measure.kind == "task" and suites.is_written(measure.name, measure.how)
         row = {"": measure.label}
