@@ -226,7 +226,7 @@ def known_rates(where: Workspace, device: str = "", dtype: str = "") -> Rates | 
     """
     kind = device.partition(":")[0]
     for record in where.runs("benchmark"):
-        found = Summary.read(record.path)
+        found = None if record.is_elsewhere else Summary.read(record.path)
         rates = found.rates if found else None
         same = found is not None and kind in ("", found.device.partition(":")[0])
         if rates and same and dtype in ("", rates.dtype):

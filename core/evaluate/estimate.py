@@ -98,7 +98,8 @@ def question_s(task: str, device: str, parameters: int) -> float | None:
     """
     best, found = math.inf, None
     for record in Workspace().runs("evaluate"):
-        summary = Summary.read(record.path) if record.state == "done" else None
+        ours = record.state == "done" and not record.is_elsewhere
+        summary = Summary.read(record.path) if ours else None
         if not summary or not summary.parameters or not pace.is_on(summary.device, device):
             continue
         apart = abs(math.log(summary.parameters / parameters))

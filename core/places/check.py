@@ -40,7 +40,7 @@ class Report:
             "disk space in the folder.",
         ]
         if self.slurm:
-            found.append(f"{self.slurm} would take such a job: {self.sbatch.rstrip('.')}.")
+            found.append(f"{self.slurm} accepts a job like this ({self.sbatch.rstrip('.')}).")
         return found
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -83,13 +84,15 @@ class Site:
         """Look at ``place``; raises `PlaceError` or `Unreachable`."""
         self.place, self.shell = place, shell.of(place)
         self.python = place.python or ("python3" if place.is_remote else sys.executable)
+        if not place.is_remote:
+            self.python = os.path.expanduser(self.python)
         self.root, self.code = "", str(processes.PROJECT)
         if place.is_remote:
             self._look()
 
     def _look(self) -> None:
         key = code_key()
-        words = [self.python, "-c", _PROBE, self.place.root, key]
+        words = self.loaded([self.python, "-c", _PROBE, self.place.root, key])
         try:
             found = json.loads(self.shell.ask(words).decode().strip().splitlines()[-1])
         except (ValueError, IndexError):
@@ -108,6 +111,8 @@ class Site:
         if not found["rsync"]:
             raise PlaceError(f"rsync is not installed at {self.place.name}.", "Install it there.")
         self.root, self.code = found["root"], f"{found['root']}/code/{key}"
+        if self.python.startswith("~/"):
+            self.python = found["python"]
         if not found["code"]:
             self._send_code()
 
@@ -124,14 +129,24 @@ class Site:
         assert isinstance(self.shell, Ssh)
         target = f"{self.code}/core"
         made = "import os,sys;os.makedirs(sys.argv[1],exist_ok=True)"
-        self.shell.ask([self.python, "-c", made, target])
+        self.shell.ask(self.loaded([self.python, "-c", made, target]))
         self.shell.push(processes.PROJECT / "core", target)
-        self.shell.ask([self.python, "-c", "open(__import__('sys').argv[1],'w')",
-                        f"{self.code}/.whole"])  # fmt: skip
+        mark = "open(__import__('sys').argv[1],'w')"
+        self.shell.ask(self.loaded([self.python, "-c", mark, f"{self.code}/.whole"]))
 
     def agent(self, action: str) -> list[str]:
         """Return the words that run the agent there."""
-        return ["env", f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
+        words = [f"PYTHONPATH={self.code}", self.python, "-m", "core.places.agent", action]
+        return self.loaded(["env", *words])
+
+    def loaded(self, words: list[str]) -> list[str]:
+        """Return words that run with the place's modules: its Python may be one of them."""
+        if not self.place.modules:
+            return words
+        first, *rest = words
+        line = f"module load {shlex.join(self.place.modules)} || exit 1; exec "
+        line += first if first.startswith("~/") else shlex.quote(first)
+        return ["bash", "-lc", f'{line} "$@"', "bash", *rest]
 
     def given(self, values: Mapping[str, Any]) -> bytes:
         """Return the input of the agent: values and the environment, kept off command lines."""
@@ -375,6 +390,7 @@ class Follower:
         paths = self.paths()
         for path in self.dir.rglob("*"):
             named = path.suffix in (".json", ".md", ".csv", ".yaml", ".html")
+            named = named and not path.is_relative_to(self.book)
             if not named or path.is_symlink() or not path.is_file():
                 continue
             if path.stat().st_size > MOST_REWRITTEN:
@@ -450,7 +466,7 @@ class Follower:
                     handle.flush()
         facts = {
             "job": (line.get("job") or {}).get("id") or self.facts.get("job", ""),
-            "node": line.get("host", ""),
+            "node": line.get("host", "") if line["status"].get("pid") else "",
             "nodes": (line.get("job") or {}).get("nodes", ""),
             "waiting": (line.get("job") or {}).get("waiting", "")
             if line["state"] == "queued" and line.get("job")

@@ -26,7 +26,8 @@ def flops_per_s(method: str, device: str, parameters: int) -> float | None:
     best: tuple[float, bool] = (math.inf, True)
     rate = None
     for record in Workspace().runs("retrain"):
-        found = Summary.read(record.path) if record.state == "done" else None
+        ours = record.state == "done" and not record.is_elsewhere
+        found = Summary.read(record.path) if ours else None
         if not found or not (found.training_s and found.tokens and found.parameters):
             continue
         if not pace.is_on(found.device, device):

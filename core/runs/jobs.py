@@ -20,7 +20,7 @@ from core import commands
 from core.errors import InputError, RunError
 from core.runs import processes, warm, workspace
 from core.runs import status as statuses
-from core.runs.run import DETACHED, KILLED, ON, busy, place_words, refuse_link, save_spec
+from core.runs.run import DETACHED, KILLED, busy, place_words, refuse_link, save_spec
 from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
 from core.runs.warm import Template
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
@@ -55,7 +55,7 @@ def launcher_at(
 
 def launcher_of(record: RunRecord) -> Launcher:
     """Return the launcher of a run that exists."""
-    return launcher_at(record.on, again=True)
+    return launcher_at(record.on, again=True) if record.is_elsewhere else LocalLauncher()
 
 
 class LocalLauncher:
@@ -78,7 +78,6 @@ class LocalLauncher:
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process and write its pid and start time to launch.json."""
         env = processes.environment({DETACHED: str(folder)}, PYTHONUNBUFFERED="1")
-        env.pop(ON, None)  # a step is started where its recipe is
         if self._root:
             env["DEPTHCUT_WORKSPACE"] = str(self._root.absolute())
         with (
@@ -300,7 +299,7 @@ def restart(record: RunRecord, launcher: Launcher | None = None, **changes: obje
     folder = record.path.absolute()
     spec = build(entry.spec_class, {**record.spec, **changes, **again, "out": str(folder)})
     cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
-    if record.place:
+    if record.is_elsewhere:
         launcher = launcher or launcher_at(record.on, again=record.state == "lost")
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     refuse_link(folder)
@@ -351,7 +350,7 @@ def cancel(
         if current is None or not (launcher or launcher_of(record)).kill(current):
             return current or record
     current = read_run(record.path)
-    if current is not None and current.place:  # the process that follows it records the end
+    if current is not None and current.is_elsewhere:  # its follower records the end
         return current
     if current is None or (current.state != "lost" and not _has_no_process(current)):
         return current or record
@@ -366,7 +365,7 @@ def cancel(
 
 def kill_now(record: RunRecord) -> None:
     """End a run at once; one at another place is only asked for, so that no page waits for it."""
-    if record.place and record.is_live:
+    if record.is_elsewhere and record.is_live:
         importlib.import_module("core.places.launcher").request(record)
     else:
         cancel(record, grace_s=0)

@@ -38,6 +38,7 @@ def describe(record: RunRecord, *, full: bool = False) -> dict[str, Any]:
         "command": record.command,
         "state": record.state,
         "device": record.device,
+        "place": record.place,
         "waiting_for": record.waiting_for,
         "progress": {"done": done, "total": total, "message": message},
         "eta_s": record.eta_s,
@@ -48,7 +49,7 @@ def describe(record: RunRecord, *, full: bool = False) -> dict[str, Any]:
     }
     if full:
         value |= {"argv": record.argv, "spec": record.spec, "log": record.log_tail().splitlines()}
-        value["metrics"] = record.metrics()[-5:]
+        value |= {"metrics": record.metrics()[-5:], "place_facts": record.place_facts()}
     return value
 
 

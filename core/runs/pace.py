@@ -38,7 +38,7 @@ def flops_per_s(command: str, device: str, parameters: int) -> float | None:
     """
     best, rate = math.inf, None
     for record in Workspace().runs(command):
-        if record.state != "done":
+        if record.state != "done" or record.is_elsewhere:  # other machines have other rates
             continue
         found = _Pace.read(record.path) or _Pace()
         if not (found.flops_per_s and is_on(found.device, device)):

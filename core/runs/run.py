@@ -27,12 +27,10 @@ from core.runs.failures import as_known
 from core.runs.memory_guard import MemoryGuard
 from core.runs.progress import Progress
 from core.runs.spec import DeviceOptions, RunSpec, to_arguments, to_dict
-from core.runs.workspace import BOOKKEEPING
+from core.runs.workspace import BOOKKEEPING, ON
 
 DETACHED = "DEPTHCUT_DETACHED"
 """Environment variable of a detached run: the ``--out`` it was started for."""
-ON = "DEPTHCUT_ON"
-"""Environment variable of a run at another place (`core.places`): what its launch asked for."""
 JOB = "DEPTHCUT_JOB"
 """Environment variable of a run that SLURM started: the number of its job."""
 CONTINUES = "DEPTHCUT_CONTINUES"

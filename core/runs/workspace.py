@@ -36,6 +36,8 @@ REMOTE_SILENCE_S = 60.0
 STARTING_GRACE_S = 15.0
 """How long an announced run may take to record its process before it counts as lost."""
 BOOKKEEPING = ".run"
+ON = "DEPTHCUT_ON"
+"""Environment variable of a run at another place (`core.places`): what its launch asked for."""
 CHAINS = ("recipe", "demo")
 """Commands whose folders contain other runs: their steps."""
 MAKERS = ("prune", "width", "retrain", "quantize")
@@ -265,6 +267,11 @@ class RunRecord:
     def place(self) -> str:
         """The name of the place where the run is, was or will be; empty for this machine."""
         return str(self.on.get("place") or "")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the run is, was or will be carried out at another place than this process."""
+        return bool(self.place) and not os.environ.get(ON)
 
     def place_facts(self) -> dict[str, Any]:
         """Return what is known of a run at another place, read from its place.json.

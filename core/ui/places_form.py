@@ -140,8 +140,7 @@ def _outcome(name: str, waiting: bool) -> None:
     if test.error:
         say.error(test.error)
     else:
-        for line in test.found:
-            say.success(line)
+        say.success(" ".join(test.found))
 
 
 def _keep(places: dict[str, Place]) -> None:

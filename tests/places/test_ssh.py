@@ -50,6 +50,7 @@ def test_a_run_is_carried_out_there_and_its_results_come_back(box, place, tmp_pa
     assert done.log_tail().count("work begins") == 1
     assert done.on == {"place": "box"}
     assert remote(box, record).state == "done"
+    assert done.place_facts()["folder"] == str(there_of(box, record))
 
 
 def test_a_broken_connection_and_a_stopped_server_are_waited_out(box, place, sshd, tmp_path):
@@ -209,3 +210,29 @@ def test_a_place_is_tested(box, place):
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     listed = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert [p["name"] for p in json.loads(listed.stdout)["places"]] == ["box"]
+
+
+def test_rates_measured_there_are_not_taken_for_this_machines(box, place):
+    from core.runs import pace, workspace
+
+    for name, on in (("evaluate-far", {"place": "box"}), ("evaluate-near", {})):
+        folder = place.root / name
+        (folder / ".run").mkdir(parents=True)
+        spec = {"command": "evaluate", "spec": {}, "on": on}
+        workspace.write_json(folder / ".run" / "spec.json", spec)
+        workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+        rate = 9e12 if on else 1e9
+        found = {"device": "cpu", "flops_per_s": rate, "parameters": 1000}
+        workspace.write_json(folder / "summary.json", found)
+    assert pace.flops_per_s("evaluate", "cpu", 1000) == 1e9
+
+
+def test_a_recipe_runs_there_and_its_steps_come_back(box, place, tiny_gqa):
+    values = {"name": "importance", "checkpoint": "demo", "device": "cpu"}
+    record = jobs.launch("recipe", values, place, on=ON)
+    done = wait_for(record, "done", seconds=200)
+    steps = [r for r in place.runs() if r.parent == done.id]
+    assert steps
+    assert {s.state for s in steps} == {"done"}
+    assert {s.place for s in steps} == {"box"}
+    assert str(box.folder) not in json.dumps([s.spec for s in steps])
