@@ -59,9 +59,9 @@ def test_a_run_is_a_job_and_waits_for_no_lock_of_ours(slurm, place, tmp_path):
     assert "TresPerJob=gres:gpu:1" in told
     assert "TimeLimit=00:05:00" in told
     go.touch()
-    done = wait_for(record, "done")
+    wait_for(record, "done")
     assert (record.path / "result.csv").exists()
-    assert done.place_facts()["node"] == socket.gethostname()
+    wait_until(lambda: facts(record).get("node") == socket.gethostname())
     lock.release()
     wait_until(lambda: state_of(slurm, record) == "COMPLETED")
 
