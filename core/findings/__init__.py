@@ -4,6 +4,7 @@ Pure functions from tables to `Finding`: nothing is measured again or loaded, an
 
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
 of_search(folder)         a search: whether its methods differ on held-out text beyond noise
+of_texts(folder, others)  a search: whether the calibration text decides more than the method
 of_study(study, ...)      the verdict; variants: large drop in quality, generation lost while the
                           mean is kept, too much memory, gains below noise
 """
@@ -20,11 +21,11 @@ from core.findings.finding import Finding
 from core.findings.generation import generation_lost
 from core.findings.quality import large_drop
 from core.findings.scores import of_run
-from core.findings.sets import of_search
+from core.findings.sets import of_search, of_texts
 from core.study import Benchmark, Protocol, Study
 from core.study.settings import Settings, defaults
 
-__all__ = ["Finding", "of_run", "of_search", "of_study"]
+__all__ = ["Finding", "of_run", "of_search", "of_study", "of_texts"]
 
 
 def of_study(

@@ -13,7 +13,7 @@ class Finding:
 
     key: str
     """verdict, large-drop, generation-lost, criteria-disagree, calibration-small, memory, noise,
-    methods-alike or methods-differ."""
+    methods-alike, methods-differ or text-matters."""
     sentence: str
     """What was found, in plain words, with the figures."""
     evidence: Mapping[str, Any]

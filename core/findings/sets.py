@@ -7,10 +7,12 @@ rows for both sets, shows how far the difference between two sets could be chanc
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,69 @@ def of_search(folder: Path) -> Finding | None:
         same = all(len({_key(r) for r in sets if r.count == c}) == 1 for c in counts)
         return _same(counts) if same else None
     return _compared(found, summary)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far choices are apart: the mean share of a set that the other one does not have."""
+
+    methods: float
+    """Between methods on one text."""
+    texts: float
+    """Between texts, by one method."""
+    other: Path
+    """The search on the other text."""
+    counts: tuple[int, ...]
+
+
+def spread(folder: Path, other: Path) -> Spread | None:
+    """Compare a search with one on another text; None if they have no method or count in common.
+
+    Counts with fewer than two methods here say nothing.
+    """
+    found, theirs = Search.read(folder), Search.read(other)
+    if found is None or theirs is None:
+        return None
+    same = (found.checkpoint_key, found.units) == (theirs.checkpoint_key, theirs.units)
+    if not same or found.calibration_content == theirs.calibration_content:
+        return None
+    tables = [
+        {(row.count, row.method): frozenset(row.units) for row in SetRow.read(one)}
+        for one in (folder, other)
+    ]
+    methods: list[float] = []
+    texts: list[float] = []
+    counts: list[int] = []
+    for count in sorted({count for count, _ in tables[0]}):
+        own = {name: drop for (size, name), drop in tables[0].items() if size == count}
+        shared = [name for name in own if (count, name) in tables[1]]
+        if len(own) < 2 or not shared:
+            continue
+        pairs = itertools.combinations(own.values(), 2)
+        methods.append(fmean(len(a - b) / count for a, b in pairs))
+        texts.append(fmean(len(own[n] - tables[1][count, n]) / count for n in shared))
+        counts.append(count)
+    return Spread(fmean(methods), fmean(texts), other, tuple(counts)) if counts else None
+
+
+def of_texts(folder: Path, others: Iterable[Path]) -> Finding | None:
+    """Return whether the calibration text decides more than the method, by searches on others.
+
+    The search whose sets are furthest from those of ``folder`` is named.
+    """
+    found = [one for other in others if (one := spread(folder, other))]
+    most = max(found, key=lambda one: one.texts, default=None)
+    if most is None or most.texts <= most.methods:
+        return None
+    name = words.markdown(Path((Search.read(most.other) or Search()).calibration or "").name)
+    return Finding(
+        "text-matters",
+        "The calibration text matters more than the search method: with "
+        f"{_counts(most.counts)} removed, the methods differ in {most.methods:.0%} of a set on "
+        f"average, but the same method on {name} chooses {most.texts:.0%} other blocks.",
+        {"between methods": f"{most.methods:.2f}", "between texts": f"{most.texts:.2f}"},
+        "Search on text like what the model is for before you try more methods.",
+    )
 
 
 def _same(counts: Sequence[int]) -> Finding:

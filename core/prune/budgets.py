@@ -7,8 +7,10 @@ terms, what two dropped blocks cost beyond the sum of both alone counts too, as 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from core.prune.version_results import (
     VERSIONS,
     WHOLE,
     Budget,
+    PlanCheck,
     VersionRow,
 )
 from core.runs.results import CsvRow
@@ -30,6 +33,8 @@ from core.runs.results import CsvRow
 GIB = 2**30
 SOLVE_S = 10.0
 """Most time for one solution. Programs without pair terms take milliseconds."""
+FEWEST = 4
+"""Plans measured whole from which on predicted KLs are corrected by them. Chosen."""
 _SCALE = 1e3
 """Every budget is this number in the program: the solver's tolerance of 1e-6 is then 1e-9 of it."""
 
@@ -101,6 +106,8 @@ class Library:
     rows: Mapping[tuple[int, str], VersionRow]
     pairs: Mapping[tuple[int, int], float]
     """What two dropped blocks cost beyond the sum of both alone, in nats; empty: not measured."""
+    checks: tuple[tuple[float, float], ...] = ()
+    """(predicted, measured) KL of the solved plans that the run measured whole."""
 
     @property
     def blocks(self) -> int:
@@ -189,7 +196,46 @@ def load(folder: Path, name: str = "", pairs: Path | None = None) -> Library:
             f"{name} is not a finished budget run: versions.csv has no row for every block.",
             "Run budget again.",
         )
-    return Library(name, found, table, _pairs(pairs, found) if pairs else {})
+    checks = tuple((row.predicted_kl, row.kl or 0.0) for row in PlanCheck.read(folder))
+    return Library(name, found, table, _pairs(pairs, found) if pairs else {}, checks)
+
+
+def corrected_kl(library: Library, kl: float) -> float | None:
+    """Return the KL to expect of a plan with the predicted ``kl``, by the plans measured whole.
+
+    A sum of blocks that were changed alone is too low the more goes. What solved plans measured is
+    divided by what was predicted of them, and the factor interpolated over the predicted KL, both
+    logarithmically; outside of them the nearest plan's factor holds. None if the run measured fewer
+    than `FEWEST` plans, or with pair terms, which those predictions did not have.
+    """
+    return None if library.pairs else _corrected(_points(library), kl)
+
+
+def correction_error(library: Library) -> float | None:
+    """Return the median relative error of `corrected_kl` for each measured plan by the others."""
+    points = _points(library)
+    errors = []
+    for at, (place, factor) in enumerate(points):
+        found = _corrected([*points[:at], *points[at + 1 :]], math.exp(place))
+        if found is not None:
+            errors.append(abs(found / math.exp(place + factor) - 1))
+    return statistics.median(errors) if errors and not library.pairs else None
+
+
+def _points(library: Library) -> list[tuple[float, float]]:
+    """Return (log of the predicted KL, log of measured over predicted), rising."""
+    usable = [(p, m) for p, m in library.checks if p > 0 and m > 0 and math.isfinite(p + m)]
+    return sorted((math.log(p), math.log(m / p)) for p, m in usable)
+
+
+def _corrected(points: Sequence[tuple[float, float]], kl: float) -> float | None:
+    if len(points) < FEWEST or kl <= 0:
+        return None
+    place = math.log(kl)
+    after = bisect.bisect([x for x, _ in points], place)
+    (low, first), (high, last) = points[max(after - 1, 0)], points[min(after, len(points) - 1)]
+    share = (place - low) / (high - low) if high > low else 0.0
+    return kl * math.exp(first + share * (last - first))
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def _solve(spec: PlanSpec, folder: Path) -> dict[str, Any]:
         **chosen.to_dict(),
         "predicted": {
             **dataclasses.asdict(found.figures),
+            "corrected_kl": budgets.corrected_kl(library, found.figures.kl),
             "output_tokens": spec.output_tokens,
             "latency": budgets.value_of(library, "latency", found.choice, spec.output_tokens),
             "batch": library.summary.batch,
@@ -167,9 +168,11 @@ def _solved_sentence(
 ) -> str:
     share = budgets.value_of(library, "latency", found.choice, output_tokens)
     figures = found.figures
+    expected = budgets.corrected_kl(library, figures.kl)
+    corrected = f" ({expected:.4f} by the plans measured whole)" if expected is not None else ""
     text = (
         f"Remove {choice.removal.text} of {choice.blocks} blocks: predicted KL "
-        f"{figures.kl:.4f} nats per token, {share:.3f} times the dense latency, "
+        f"{figures.kl:.4f} nats per token{corrected}, {share:.3f} times the dense latency, "
         f"{figures.tokens_per_s:,.4g} tokens/s, {figures.memory_bytes / budgets.GIB:.4g} GiB of "
         f"weights and cache, {figures.params:,} parameters; first {choice.protect_first} and last "
         f"{choice.protect_last} protected."

@@ -312,8 +312,10 @@ def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
     figures, dense = library.figures(choice, tokens), library.dense(tokens)
     say.bold(known.becomes(choice))
     columns = st.columns(5)
+    expected = budgets.corrected_kl(library, figures.kl)
+    by_plans = f"{expected:.4f} by measured plans" if expected is not None else "nats per token"
     shown = (
-        ("KL, predicted", f"{figures.kl:.4f}", "nats a token"),
+        ("KL, predicted", f"{figures.kl:.4f}", by_plans),
         ("Latency, predicted", _time(figures.latency_s),
          f"{figures.latency_s / dense.latency_s:.2f} x dense"),
         ("Tokens/s, predicted", f"{figures.tokens_per_s:,.4g}",
@@ -325,6 +327,14 @@ def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
     for column, (label, value, beside) in zip(columns, shown, strict=True):
         column.metric(
             plain(label), plain(value), plain(beside), delta_color="off", delta_arrow="off"
+        )
+    error = budgets.correction_error(library)
+    if error is not None:
+        say.caption(
+            "The predicted KL adds up blocks that were changed alone, which is too low where much "
+            "goes. Beside it: corrected by the plans of this run that were measured whole, on the "
+            f"same rows; for each of these plans, the others correct it with a median error of "
+            f"{error:.0%}."
         )
 
 

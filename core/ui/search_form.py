@@ -12,7 +12,7 @@ from core import words
 from core.charts import search as charts
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
-from core.findings import Finding, of_search
+from core.findings import Finding, of_search, of_texts
 from core.prune import target
 from core.runs import jobs
 from core.runs.spec import build, parse_numbers
@@ -36,6 +36,8 @@ OBJECTIVES = {
     "nll": "loss on the text (perplexity)",
 }
 
+OTHERS = 20
+"""Newest other searches that one is compared with."""
 UNITS = {
     BLOCK: "whole blocks",
     SUBLAYER: "attention or MLP of blocks",
@@ -62,7 +64,7 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     _watch(watched)
     record = _picker(found, watched)
     if record:
-        _results(record, pad)
+        _results(record, pad, found)
 
 
 def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
@@ -219,7 +221,7 @@ def _picker(found: list[RunRecord], watched: str) -> RunRecord | None:
     return by_id[chosen]
 
 
-def _results(record: RunRecord, pad: Pad) -> None:
+def _results(record: RunRecord, pad: Pad, searches: list[RunRecord]) -> None:
     """Draw the sets that a search found; a click takes one into the plan being edited."""
     summary, rows = Search.read(record.path), known.in_order(SetRow.read(record.path))
     if summary is None or not rows:
@@ -237,6 +239,10 @@ def _results(record: RunRecord, pad: Pad) -> None:
             "Whether the methods differ beyond noise is unknown: this search has fewer than two "
             "held-out rows."
         )
+    others = [other.path for other in searches if other.id != record.id][:OTHERS]
+    text = _text_finding(record.path, others, [_changed(f / SetRow.FILE) for f in others])
+    if text:
+        findings.show([text])
     turn = int(st.session_state.setdefault("search_turn", 0))
     key = f"search_sets_{record.id}_{turn}"
     st.dataframe(
@@ -265,6 +271,12 @@ def _results(record: RunRecord, pad: Pad) -> None:
 def _finding(folder: Path, changed: int) -> Finding | None:
     """Return what a search's held-out rows say; the resampling is done again once they change."""
     return of_search(folder)
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def _text_finding(folder: Path, others: list[Path], changed: list[int]) -> Finding | None:
+    """Return whether the text decides more than the method, by the other searches."""
+    return of_texts(folder, others)
 
 
 def _changed(file: Path) -> int:

@@ -151,3 +151,19 @@ def test_versions_that_were_not_finite_are_never_chosen():
     left = dataclasses.replace(found, rows=rows)
     solved = budgets.solve(left, Limits(latency=0.8))
     assert set(solved.choice) <= {WHOLE, "no-attention"}
+
+
+def test_a_predicted_kl_is_corrected_by_plans_that_were_measured():
+    """Measured = predicted to the power of 1.5, times 3: a line in logarithms."""
+    curve = lambda p: 3 * p**1.5  # noqa: E731
+    checks = tuple((p, curve(p)) for p in (0.4, 0.05, 0.1, 1.6, 0.8))
+    found = dataclasses.replace(library(), checks=checks)
+    for predicted in (0.05, 0.07, 0.3, 1.6):
+        assert budgets.corrected_kl(found, predicted) == pytest.approx(curve(predicted))
+    factor = curve(1.6) / 1.6
+    assert budgets.corrected_kl(found, 3.2) == pytest.approx(3.2 * factor)  # the nearest's
+    # each inner plan lies on the others' line; both ends take their neighbour's factor
+    assert budgets.correction_error(found) == pytest.approx(0, abs=1e-9)
+    assert budgets.corrected_kl(found, 0.0) is None
+    for other in ({"checks": checks[:3]}, {"pairs": {(0, 1): 0.1}}):
+        assert budgets.corrected_kl(dataclasses.replace(found, **other), 0.1) is None

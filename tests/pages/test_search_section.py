@@ -13,7 +13,7 @@ from core.charts import search as charts
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.findings import of_search
-from core.findings.sets import differences
+from core.findings.sets import differences, of_texts, spread
 from core.runs import workspace
 from core.search import command, known
 from core.search.results import Found, HeldoutRow, PairRow, Search, SetRow, found_so_far
@@ -199,3 +199,29 @@ def test_a_resumed_search_shows_its_last_attempt(searched):
     line = next(t for t in figure.data if t.mode == "lines+text")
     assert (list(line.x), list(line.y)) == (pytest.approx([12, 18, 18.36]), [0.5, 0.2, 0.2])
     assert known.searches(workspace.Workspace(searched.parent), SimpleNamespace(key="")) == []
+
+
+def test_whether_the_text_matters_more_than_the_method(tmp_path):
+    """Methods differ in a third of a set; on the other text, each chooses two thirds others."""
+    tables = {"here": {"greedy": "1 2 3", "pairs": "1 2 4"},
+              "there": {"greedy": "1 5 6", "pairs": "1 5 4"},
+              "same": {"greedy": "7 8 9", "pairs": "7 8 9"}}  # fmt: skip
+    for name, sets in tables.items():
+        files = Files(tmp_path / name)
+        files.folder.mkdir()
+        text = "a" if name != "there" else "b"
+        files.write_json("summary.json", {"checkpoint_key": "k", "calibration_content": text,
+                                          "calibration": f"/x/{name}.txt"})  # fmt: skip
+        SetRow.write(files, [row(method, drop, 0.3, 3) for method, drop in sets.items()])
+    here, there, same = (tmp_path / name for name in tables)
+    found = spread(here, there)
+    assert (found.methods, found.texts) == pytest.approx((1 / 3, (2 / 3 + 1 / 3) / 2))
+    assert "the same method on there.txt chooses 50% other blocks" in (
+        of_texts(here, [same, there]).sentence
+    )
+    assert spread(here, same) is None  # the same text
+    close = Files(tmp_path / "close")
+    close.folder.mkdir()
+    close.write_json("summary.json", {"checkpoint_key": "k", "calibration_content": "c"})
+    SetRow.write(close, [row("greedy", "1 2 3", 0.3, 3)])
+    assert of_texts(here, [close.folder]) is None  # the same set
