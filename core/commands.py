@@ -187,6 +187,13 @@ COMMANDS: dict[str, Command] = {
             grace_s=180.0,
         ),
         Command(
+            "estimate",
+            "core.estimate.command",
+            "EstimateSpec",
+            "Estimate memory, bytes read and time of every command on a GPU.",
+            is_run=False,
+        ),
+        Command(
             "doctor",
             "core.doctor.command",
             "DoctorSpec",

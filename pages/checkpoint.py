@@ -10,7 +10,7 @@ import streamlit as st
 from core.charts.checkpoint import parameter_bars
 from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
-from core.ui import frame, heal_form, say, state, study_form, widgets
+from core.ui import estimate_table, frame, heal_form, say, state, study_form, widgets
 from core.ui.say import plain
 from core.words import size
 
@@ -38,6 +38,7 @@ widgets.chart(
     parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."
 )
 st.caption("Counted from config.json and the safetensors headers; no weights were loaded.")
+estimate_table.draw(name, info)
 
 left, right = st.columns(2)
 with left:

@@ -74,7 +74,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
             estimate = command.dry_run(spec)
             seconds = estimate["seconds"]
             time = f"about {runs.duration(seconds)}, " if seconds else ""
-            st.caption(
+            say.caption(
                 f"Estimated: {time}{estimate['flops'] / 1e9:,.0f} GFLOP, "
                 f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."
                 + (f" Time at {estimate['seconds_from']}." if seconds else "")

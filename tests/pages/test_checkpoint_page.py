@@ -54,6 +54,21 @@ def test_tables_and_tiles_are_what_inspect_prints(variant, tiny_dir, capsys):
     assert any(f"core inspect {folder}" in c.value for c in page.code)
 
 
+def test_what_commands_take_on_a_gpu_is_what_estimate_prints(tiny_gqa, capsys):
+    page = open_page(tiny_gqa)
+    page.selectbox(key="estimate_model").set_value("70b").run()
+    page.selectbox(key="estimate_on").set_value("a100").run()
+    assert not page.exception, page.exception
+    assert main(["estimate", "70b", "--on", "a100"]) == 0
+    said = json.loads(capsys.readouterr().out)["rows"]
+    table = next(t.value for t in page.table if "bound by" in t.value.columns)
+    assert list(table["what"]) == [row["what"] for row in said]
+    assert [how == "too little memory" for how in table["how"]] == [
+        row["seconds"] is None for row in said
+    ]
+    assert any("core estimate 70b --on a100" in code.value for code in page.code)
+
+
 def test_a_config_alone_is_enough_and_said(tiny_gqa, tmp_path):
     shutil.copy(tiny_gqa / "config.json", tmp_path)
     tiles = {tile.label: tile.value for tile in open_page(tmp_path).metric}
