@@ -38,6 +38,7 @@ proof: setup
 	$(BIN)/python -m bench.proof
 	-$(BIN)/python -m bench.smollm2 workspace/proof-smollm2
 	-$(BIN)/python -m bench.quantize workspace/proof-smollm2
+	-$(BIN)/python -m bench.choosing workspace/proof-choosing
 	$(BIN)/python -m bench.export --save
 
 bench: setup

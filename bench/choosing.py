@@ -89,8 +89,8 @@ class Model:
     """Options of the search for sets as they are."""
     healed_search: tuple[str, ...]
     """Options of the search for sets by what they cost after healing."""
-    budget: tuple[str, ...]
-    """Options of the budget run."""
+    budgets: dict[str, tuple[str, ...]]
+    """Label -> options of a budget run; the first is the one that counts."""
     heal_rows: tuple[int, int]
     """Rows and tokens per row that repairs are fitted on, a quarter of them held out."""
 
@@ -101,7 +101,19 @@ SMOLLM2 = Model(
     (FIRST, LAST),
     ("--samples", "8", "--length", "64"),
     ("--length", "256"),
-    ("--samples", "6", "--length", "64", "--context", "128", "--runs", "3"),
+    {
+        BUDGET: ("--samples", "10", "--length", "128", "--context", "128", "--runs", "3"),
+        f"{BUDGET}, chosen on 6 x 64 tokens": (
+            "--samples",
+            "6",
+            "--length",
+            "64",
+            "--context",
+            "128",
+            "--runs",
+            "3",
+        ),
+    },
     (64, 256),
 )
 DEMO = Model(
@@ -110,7 +122,7 @@ DEMO = Model(
     (1, 1),
     ("--samples", "10", "--length", "128", "--protect-first", "1", "--protect-last", "1"),
     ("--length", "128", "--protect-first", "1", "--protect-last", "1"),
-    ("--samples", "10", "--length", "128", "--context", "128", "--runs", "3"),
+    {BUDGET: ("--samples", "10", "--length", "128", "--context", "128", "--runs", "3")},
     (64, 128),
 )
 
@@ -255,16 +267,17 @@ def choose(bench: Bench) -> None:
         if methods.split(",")[-1] in bench.args.methods.split(","):
             bench.run(name, "search", dense, "--counts", counts, "--methods", methods,
                       *bench.model.search, *text)  # fmt: skip
-    out = bench.at("budget")
-    done = (read_json(out / ".run" / "status.json") or {}).get("state") == "done"
-    argv = ["budget", dense, "--versions", "drop,no-attention,no-mlp", "--check-plans", "0",
-            *bench.model.budget, *text, "--out", str(out)]  # fmt: skip
-    bench.commands.append(bench.shown(argv))
-    if not done:
-        before, Clock.now = Clock.now, staticmethod(time.process_time)
-        torch.set_num_threads(1)
-        command_line([*argv, "--overwrite"] if out.exists() else argv)
-        Clock.now = before
+    for options in bench.model.budgets.values():
+        out = bench.at(budget_name(options))
+        done = (read_json(out / ".run" / "status.json") or {}).get("state") == "done"
+        argv = ["budget", dense, "--versions", "drop,no-attention,no-mlp", "--check-plans", "0",
+                *options, *text, "--out", str(out)]  # fmt: skip
+        bench.commands.append(bench.shown(argv))
+        if not done:
+            before, Clock.now = Clock.now, staticmethod(time.process_time)
+            torch.set_num_threads(1)
+            command_line([*argv, "--overwrite"] if out.exists() else argv)
+            Clock.now = before
     if "healed" in bench.args.methods.split(","):
         bench.run("search-healed", "search", dense, "--counts", counts, "--methods",
                   "greedy,evolve", "--heal", "refit", *bench.model.healed_search,
@@ -292,8 +305,8 @@ def choices(bench: Bench, count: int) -> Iterator[Choice]:
         seconds = (summary.get("seconds") or {}).get(name)
         if len(drop) == count:
             yield Choice(label, Removal(drop), seconds)
-            if label == BASE and budgets.is_run(bench.at("budget")):
-                yield solved(bench, drop)
+            if label == BASE:
+                yield from solved(bench, drop)
     for name in METHODS:
         for run in ("search-greedy", "search-evolve", "search-beam"):
             found = [r for r in SetRow.read(bench.at(run)) if (r.method, r.count) == (name, count)]
@@ -307,14 +320,23 @@ def choices(bench: Bench, count: int) -> Iterator[Choice]:
             yield Choice(label, row.removal.ordered, row.seconds)
 
 
-def solved(bench: Bench, drop: Sequence[int]) -> Choice:
-    """Return what the budget run solves to at the latency without the blocks ``drop``."""
-    library = budgets.load(bench.at("budget"))
-    choice = ["drop" if block in drop else WHOLE for block in range(library.blocks)]
-    latency = budgets.value_of(library, "latency", choice)
-    found = budgets.solve(library, Limits(latency=latency), protect=bench.model.protect)
-    seconds = library.summary.seconds + library.summary.timing_seconds
-    return Choice(BUDGET, found.removal.ordered, seconds)
+def solved(bench: Bench, drop: Sequence[int]) -> Iterator[Choice]:
+    """Yield what the budget runs solve to at the latency without the blocks ``drop``."""
+    for label, options in bench.model.budgets.items():
+        folder = bench.at(budget_name(options))
+        if not budgets.is_run(folder):
+            continue
+        library = budgets.load(folder)
+        choice = ["drop" if block in drop else WHOLE for block in range(library.blocks)]
+        latency = budgets.value_of(library, "latency", choice)
+        found = budgets.solve(library, Limits(latency=latency), protect=bench.model.protect)
+        seconds = library.summary.seconds + library.summary.timing_seconds
+        yield Choice(label, found.removal.ordered, seconds)
+
+
+def budget_name(options: Sequence[str]) -> str:
+    """Return the run's name: rows and their length."""
+    return "budget-" + "x".join(options[1:4:2])
 
 
 # measuring

@@ -33,8 +33,6 @@ INPUT = 12
 VERSIONS = ("drop", "no-attention", "no-mlp")
 """What a block may become: what can be healed. Narrower MLPs cannot, and take as long to measure
 again."""
-ROW = 64
-"""Tokens per row that versions and sets are compared on: half the usual number, half the time."""
 TOKENS, LEAST, LENGTH = 32, 8192, 512
 """Tokens to heal on: per hidden dimension, at least, and in a row. On SmolLM2, whose hidden size is
 576, refits of 12 k and of 24 k tokens both held on other texts."""
@@ -96,18 +94,17 @@ def steps(spec: RecipeSpec) -> list[Step]:
         found: dict[str, Any] = planned(f"plan-{SOLVED}", **more)(chain)
         return found
 
-    row = min(ROW, parts.context(spec))
     return [
         Step(
             "versions",
             "budget",
-            on_text(context=INPUT, check_plans=0, runs=3, versions=VERSIONS, length=row),
+            on_text(context=INPUT, check_plans=0, runs=3, versions=VERSIONS),
         ),
         Step(f"plan-{SOLVED}", "plan", solving),
         Step(
             "sets",
             "search",
-            on_text(methods=("greedy",), counts=lambda chain: (whole_blocks(chain),), length=row),
+            on_text(methods=("greedy",), counts=lambda chain: (whole_blocks(chain),)),
             optional=True,
         ),
         Step(
