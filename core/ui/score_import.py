@@ -15,7 +15,7 @@ from core.prune import known as prune_view
 from core.ui import forms, frame, say, state, widgets
 from core.ui.say import plain
 
-BY_NAME = "by its name"
+BY_NAME = "from the file's name"
 _TURN, _ERROR, _DONE = "scores_turn", "scores_error", "scores_kept"
 
 
@@ -57,12 +57,12 @@ def draw(name: str, info: CheckpointInfo) -> None:
 def _upload(name: str, info: CheckpointInfo) -> None:
     columns = st.columns([1, 3], vertical_alignment="bottom")
     kind = columns[0].selectbox(
-        "Scores without a name are",
+        "Criterion, if the file names none",
         (BY_NAME, *imported.CRITERIA),
         format_func=plain,
         key="scores_kind",
-        help="For files that do not name their criterion: what the file's name speaks of, or the "
-        "criterion chosen here.",
+        help="For files with a plain score or an order: the criterion that the file's name "
+        "contains, or the one chosen here.",
     )
     turn = st.session_state.setdefault(_TURN, 0)
     key = f"scores_upload_{turn}"
@@ -84,7 +84,13 @@ def _upload(name: str, info: CheckpointInfo) -> None:
         else:
             st.toast(plain(f"Imported {path.name}."))
 
-    columns[1].file_uploader("Scores (CSV)", type=("csv", "txt"), key=key, on_change=uploaded)
+    columns[1].file_uploader(
+        "Scores (CSV)",
+        type=("csv", "txt"),
+        key=key,
+        on_change=uploaded,
+        max_upload_size=imported.MOST_BYTES >> 20,
+    )
     if problem := st.session_state.get(_ERROR):
         say.error(problem)
 
