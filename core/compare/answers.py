@@ -28,7 +28,7 @@ WORDS = {
     "winogrande": "pronouns to resolve",
     "copa": "questions on cause and effect",
     "gsm8k": "school maths problems",
-    "lambada_openai": "last words of passages",
+    "lambada_openai": "passages without their last word",
     "arithmetic": "sums and products",
     "demo_open": "open questions about stories",
     "logiqa": "logic puzzles",

@@ -33,9 +33,14 @@ RENDERED: dict[str, int] = {
 """Methods of Streamlit that render Markdown -> how many of their first arguments they render."""
 NUMBERS = {"size", "duration", "span", "len", "block_ranges", "strftime", "to_text"}
 """Functions whose result is made of digits and words of our own."""
-ESCAPING = {"plain", "code", "text_html", "sample_html"}
+ESCAPING = {
+    *("plain", "code", "text_html", "sample_html", "pair_html", "example_html"),
+    *("by_loss", "by_difference"),
+}
 """Functions that escape what they are given."""
-NOT_STREAMLIT = {"say", "runs", "charts", "client", "scene", "by_content", "report", "merging"}
+NOT_STREAMLIT = {
+    *("say", "runs", "charts", "client", "scene", "by_content", "report", "merging", "generation"),
+}
 """Objects whose methods happen to have such names."""
 OWN = {ROOT / "core/ui/say.py"}
 
