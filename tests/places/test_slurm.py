@@ -202,3 +202,15 @@ def test_a_machine_without_slurm_is_one_sentence(place, monkeypatch, tmp_path):
     (tmp_path / "env").symlink_to("/usr/bin/env")
     failed = wait_for(jobs.launch("wait", {"steps": 1}, place, on=ON), "failed")
     assert "sbatch is not installed on the machine that submits jobs" in failed.error
+
+
+def test_a_recipe_continues_in_the_next_job(slurm, place):
+    values = {"name": "importance", "checkpoint": "demo", "device": "cpu"}
+    record = jobs.launch("recipe", values, place, on=ON)
+    wait_until(lambda: any(r.parent and r.state == "running" for r in place.runs()), 60)
+    first = job_of(record)
+    slurm.ask("scancel", "--signal=USR1", "--batch", first)
+    wait_until(lambda: job_of(record) not in ("", first), 60)
+    done = wait_for(record, "done", seconds=150)
+    assert "Stopped before the time limit" in done.log_tail(200)
+    assert {r.state for r in place.runs() if r.parent} == {"done"}

@@ -236,3 +236,16 @@ def test_a_recipe_runs_there_and_its_steps_come_back(box, place, tiny_gqa):
     assert {s.state for s in steps} == {"done"}
     assert {s.place for s in steps} == {"box"}
     assert str(box.folder) not in json.dumps([s.spec for s in steps])
+
+
+def test_a_restart_fetches_a_run_that_ended_meanwhile(box, place, tmp_path):
+    go = tmp_path / "go"
+    record = jobs.launch("wait", {"steps": 2, "go": str(go)}, place, on=ON)
+    wait_until(lambda: read_run(record.path).progress[0] == 2)
+    os.killpg(read_run(record.path).status["pid"], signal.SIGKILL)
+    go.touch()
+    wait_until(lambda: remote(box, record).state == "done")
+    ended = remote(box, record).finished
+    wait_for(jobs.restart(wait_for(record, "lost")), "done")
+    assert (record.path / "result.csv").exists()
+    assert remote(box, record).finished == ended  # it did not run again
