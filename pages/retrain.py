@@ -180,10 +180,19 @@ def launcher() -> str:
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    if st.button(
-        "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
-    ):
-        record = runs.launch_once("retrain", values, on)
+    with st.container(horizontal=True):
+        start = st.button(
+            "Start retraining", type="primary", icon=":material/play_arrow:", disabled=bool(problem)
+        )
+        test = st.button(
+            "Test learning rates",
+            icon=":material/speed:",
+            disabled=bool(problem),
+            help="Takes a few steps at each of five learning rates, all from the same start, and "
+            "suggests one.",
+        )
+    if start or test:
+        record = runs.launch_once("retrain", {**values, "lr_range_test": test}, on)
         if record:
             st.session_state["retrain_started"] = record.id
             st.rerun()
@@ -193,6 +202,9 @@ def launcher() -> str:
 def compare(records: list[RunRecord], record: RunRecord) -> None:
     """Draw all retraining runs of one parent side by side."""
     family = history.same_parent(records, record)
+    if not family:
+        st.info("No retrained variant of this checkpoint yet.")
+        return
     table = history.comparison(family, state.names().run)
     st.subheader(f"Retrained from {plain(state.names().of_spec(record))}")
     if table["recovered"].notna().any():

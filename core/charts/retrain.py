@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 
 from core import words
 from core.charts import palette
-from core.retrain.results import Evaluation, Step
+from core.retrain.extrapolation import Fit
+from core.retrain.results import Evaluation, Rate, Step
 
 MOST_POINTS = 1500
 """Maximum points drawn per curve; more than a screen has columns."""
@@ -30,6 +31,9 @@ METHODS = {
 
 SERIES = (palette.KEPT, palette.DROPPED, palette.ACCENT, "#CC79A7", "#E69F00", "#56B4E9", "#332288")
 """Colours of a recipe's variants, in order; each also has its own pattern."""
+
+LINES = {"loss": (palette.DROPPED, "diamond"), "KL": (palette.KEPT, "circle")}
+"""Colour and symbol of the two measures of recovery."""
 
 
 def thin(values: Sequence[float | None], most: int = MOST_POINTS) -> list[int]:
@@ -185,6 +189,120 @@ def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
         text = "recovered: loss (diamonds), KL to dense (circles)"
     figure.update_layout(title={"text": text, "font": {"size": palette.FONT_SIZE + 1}})
     return palette.dress(figure, 230, showlegend=False)
+
+
+def by_tokens(
+    points: Mapping[str, Sequence[tuple[float, float]]], fits: Mapping[str, Fit]
+) -> go.Figure:
+    """Draw shares recovered against tokens, and how they would go on by the fitted power laws.
+
+    ``points`` and ``fits`` are by measure (loss, KL); a fit is drawn with its interval.
+    """
+    figure = go.Figure()
+    ends = [tokens for rows in points.values() for tokens, _ in rows]
+    reach = np.linspace(0, 4 * max([*ends, 1.0]), 60)[1:]
+    for name, rows in points.items():
+        colour, symbol = LINES[name]
+        figure.add_scatter(
+            x=[tokens for tokens, _ in rows],
+            y=[share for _, share in rows],
+            name=f"{name}, measured",
+            mode="markers",
+            marker={"symbol": symbol, "size": 10, "color": colour},
+            hovertemplate="%{x:,.0f} tokens: %{y:.1%}<extra>measured</extra>",
+        )
+        if name not in fits:
+            continue
+        shares = [fits[name].at(tokens) for tokens in reach]
+        figure.add_scatter(
+            x=[*reach, *reach[::-1]],
+            y=[*(high for _, _, high in shares), *(low for _, low, _ in reversed(shares))],
+            fill="toself",
+            fillcolor=_faded(colour),
+            line={"width": 0},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=list(reach),
+            y=[best for best, _, _ in shares],
+            name=f"{name}, estimated",
+            mode="lines",
+            line={"color": colour, "dash": "dash", "width": 2},
+            hovertemplate="%{x:,.0f} tokens: %{y:.1%}<extra>estimated</extra>",
+        )
+    figure.update_xaxes(title="tokens trained on", rangemode="tozero")
+    figure.update_yaxes(title="share recovered", tickformat=".0%", rangemode="tozero")
+    return palette.dress(figure, 320)
+
+
+def parallel(table: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
+    """Draw every row of a sweep as a line through its settings and results.
+
+    The colour is the last of ``columns`` that has values; texts are numbered in their order.
+    """
+    shown = [name for name in columns if table[name].notna().any()]
+    axes = []
+    for name in shown:
+        label = palette.literal(name.replace("_", " "))
+        if pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool:
+            axes.append({"label": label, "values": table[name].tolist()})
+            continue
+        texts = table[name].astype(str)
+        known = list(dict.fromkeys(texts))
+        axes.append(
+            {
+                "label": label,
+                "values": [known.index(text) for text in texts],
+                "tickvals": list(range(len(known))),
+                "ticktext": [palette.literal(text) for text in known],
+            }
+        )
+    colour = table[shown[-1]] if shown else []
+    figure = go.Figure(
+        go.Parcoords(line={"color": list(colour), "colorscale": "Viridis"}, dimensions=axes)
+    )
+    figure = palette.dress(figure, 360)
+    figure.update_layout(margin={"l": 60, "r": 60, "t": 60, "b": 30})
+    return figure
+
+
+def _faded(colour: str) -> str:
+    """Return a colour of the form #RRGGBB, for filled areas."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def rates(rows: Sequence[Rate], best: float | None = None) -> go.Figure:
+    """Draw what a few steps at each learning rate recovered, by loss and by KL.
+
+    ``best`` is the suggested rate.
+    """
+    figure = go.Figure()
+    for name, colour, symbol, dash, values in (
+        ("by loss", palette.KEPT, "circle", "solid", [row.recovered for row in rows]),
+        ("by KL", palette.DROPPED, "square", "dash", [row.recovered_kl for row in rows]),
+    ):
+        if all(value is None for value in values):
+            continue
+        figure.add_scatter(
+            x=[row.rate for row in rows],
+            y=values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 2},
+            marker={"symbol": symbol, "size": 10},
+            hovertemplate="%{x:g}: %{y:.1%}<extra>" + name + "</extra>",
+        )
+    if best is not None:
+        figure.add_vline(
+            x=best,
+            line={"dash": "dot", "width": 2, "color": palette.PROTECTED},
+            annotation_text=f"best: {best:g}",
+        )
+    figure.update_xaxes(title="learning rate", type="log", tickvals=[row.rate for row in rows])
+    figure.update_yaxes(title="share recovered", tickformat=".0%")
+    return palette.dress(figure, 320)
 
 
 def recovered_bars(table: pd.DataFrame) -> go.Figure:

@@ -27,6 +27,7 @@ NAMES: tuple[str, ...] = (
     "stability",
     "domain",
     "cpt-lora",
+    "sweep",
     "calibration",
 )
 """Recipe names in the order in which pages offer them."""

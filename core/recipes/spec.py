@@ -69,6 +69,15 @@ class RecipeSpec(DeviceOptions):
     )
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     steps: int | None = option(None, help="Training steps, if the recipe trains.", low=1)
+    grid: tuple[str, ...] = option(
+        (),
+        repeat=True,
+        help="sweep: an option of retrain and its values, e.g. lr=1e-3,3e-3; can be repeated. "
+        "Default: lr=1e-3,3e-3 and loss=ce,kl.",
+    )
+    within: float | None = option(
+        None, low=0, unit="s", help="sweep: the longest training that can be called the best."
+    )
     same_layers: bool = option(
         False,
         help="depth-vs-width: width methods prune only the blocks that depth pruning may drop. By "

@@ -12,7 +12,7 @@ import pandas as pd
 
 from core import outside, words
 from core.checkpoint import locate
-from core.retrain.results import Merged, Summary
+from core.retrain.results import Evaluation, Merged, Step, Summary
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
@@ -39,10 +39,15 @@ def is_unmerged(record: RunRecord) -> bool:
     return done and holder(record) is None and (record.path / "adapter").is_dir()
 
 
+def is_training(record: RunRecord) -> bool:
+    """Whether a run retrains, and does not only test learning rates."""
+    return record.command == "retrain" and not record.spec.get("lr_range_test")
+
+
 def same_parent(records: Iterable[RunRecord], record: RunRecord) -> list[RunRecord]:
     """Return the retrainings of the checkpoint that ``record`` retrains, oldest first."""
     parent = _parent(record)
-    found = [r for r in records if r.command == "retrain" and _parent(r) == parent]
+    found = [r for r in records if is_training(r) and _parent(r) == parent]
     return sorted(found, key=lambda r: r.started)
 
 
@@ -50,6 +55,22 @@ def _parent(record: RunRecord) -> str:
     name = str(record.spec.get("checkpoint") or "")
     folder = locate.local_folder(name)
     return str(folder.resolve()) if folder else name
+
+
+Points = list[tuple[float, float]]
+"""Tokens trained on, and the share recovered after them."""
+
+
+def by_tokens(steps: Iterable[Step], evaluations: Iterable[Evaluation]) -> dict[str, Points]:
+    """Return the shares recovered by loss and by KL against the tokens trained on."""
+    trained = {step.step: step.tokens for step in steps} | {0: 0}
+    found: dict[str, Points] = {"loss": [], "KL": []}
+    for one in evaluations:
+        tokens = trained.get(one.step)
+        for name, share in (("loss", one.recovered), ("KL", one.recovered_kl)):
+            if tokens is not None and share is not None:
+                found[name].append((float(tokens), share))
+    return {name: points for name, points in found.items() if points}
 
 
 def _loss_of(record: RunRecord) -> str:

@@ -130,6 +130,19 @@ def _scalar(text: str, kind: type, flag: str) -> Any:
         raise _wrong_kind(text, kind, flag) from None
 
 
+def parse_value(spec_class: type, name: str, text: str) -> Any:
+    """Return one value of an option from ``text``, as the option's own type.
+
+    Raises `OptionError` if it is not of that type.
+    """
+    kind, _, _ = kind_of(hints_of(spec_class)[name])
+    if kind is not bool:
+        return _scalar(text, kind, flag_of(name))
+    if text.lower() not in ("true", "false"):
+        raise OptionError(f"{flag_of(name)}: invalid value '{text}'.", "Expected true or false.")
+    return text.lower() == "true"
+
+
 def _wrong_kind(value: Any, kind: type, flag: str) -> OptionError:
     return OptionError(
         f"{flag}: invalid value '{outside.brief(value)}'.", f"Expected {_WORDS[kind]}."

@@ -12,12 +12,12 @@ import streamlit as st
 from core import words
 from core.charts import retrain as charts
 from core.checkpoint import locate
-from core.retrain import history
+from core.retrain import extrapolation, history
 from core.retrain.log import MetricLog
-from core.retrain.results import Step, Summary, measures_file, read_measures
+from core.retrain.results import Rate, Step, Summary, measures_file, read_measures
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import merging, runs, say, state, widgets
+from core.ui import forms, merging, runs, say, state, widgets
 from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
@@ -29,9 +29,20 @@ PROGRESS_S, CURVES_S = 1.0, 3.0
 busy for up to a second, and it may be the machine that trains."""
 
 
+WANTED = 0.9
+"""Recovered share that the needed tokens are estimated for."""
+FITTED = (
+    "Estimated with a power law through the evaluations so far, with its 90% interval, as if the "
+    "learning rate fell as slowly and all of the gap could come back."
+)
+
+
 def show(record: RunRecord) -> None:
     """Draw a run; while it is live, two fragments redraw themselves, and the page at its end."""
     live = record.is_live
+    if record.spec.get("lr_range_test"):
+        st.fragment(_rates, run_every=PROGRESS_S if live else None)(record.id, live)
+        return
     st.fragment(_progress, run_every=PROGRESS_S if live else None)(record.id, live)
     st.fragment(_details, run_every=CURVES_S if live else None)(record.id)
 
@@ -81,6 +92,40 @@ def _progress(run_id: str, was_live: bool) -> None:
     for finding in log.findings:
         stopped = finding.kind in SERIOUS
         (say.error if stopped else say.warning)(finding.message)
+
+
+def _rates(run_id: str, was_live: bool) -> None:
+    """Draw a test of learning rates: its state, the chart and the button that takes one."""
+    record = read_run(state.workspace().root / run_id)
+    if record is None:
+        st.info("The run's folder no longer exists.")
+        return
+    if was_live != record.is_live and state.is_drawn_alone():
+        st.rerun()
+    _head(record)
+    rows, summary = Rate.read(record.path), Summary.read(record.path)
+    if record.is_live or not rows or summary is None:
+        return
+    widgets.chart(
+        charts.rates(rows, summary.settings.lr),
+        key=f"rates_{run_id}",
+        alt="Shares recovered after a few steps, by learning rate.",
+    )
+    say.caption(
+        f"{summary.settings.steps} steps of {summary.settings.batch} sequences at each rate, from "
+        f"the same start. {history.measured_on(summary)} A longer training usually takes this rate "
+        "or a lower one."
+    )
+    if summary.settings.lr is not None:
+        st.button(
+            f"Use {summary.settings.lr:g}",
+            key=f"take_{run_id}",
+            icon=":material/check:",
+            on_click=forms.put,
+            args=(state.current_checkpoint(), "retrain", {"lr": summary.settings.lr}),
+        )
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+    widgets.csv_download("rates.csv", lambda: (record.path / Rate.FILE).read_text())
 
 
 def _details(run_id: str) -> None:
@@ -188,7 +233,13 @@ def _curves(record: RunRecord, log: MetricLog) -> None:
     kept: dict[str, Any] = st.session_state.setdefault("retrain_figures", {})
     key = (record.id, log.version, record.progress[1])
     if kept.get("key") != key:
-        kept.update(key=key, figures=_figures(record, log))
+        kept.update(key=key, figures=_figures(record, log), estimates=[])
+        points = history.by_tokens(log.steps, log.evaluations)
+        fits = {n: found for n, rows in points.items() if (found := extrapolation.fit(rows))}
+        if fits:
+            kept["figures"]["tokens"] = charts.by_tokens(points, fits)
+            told = [extrapolation.in_words(fit, WANTED, name) for name, fit in fits.items()]
+            kept["estimates"] = [*filter(None, told), FITTED]
     figures = kept["figures"]
     if not figures:
         st.caption("The curves appear after the first step.")
@@ -198,6 +249,12 @@ def _curves(record: RunRecord, log: MetricLog) -> None:
         for name, column in zip(pair, st.columns(2), strict=True):
             with column:
                 widgets.chart(figures[name], key=f"retrain_{name}", alt=f"{name} by step.")
+    if "tokens" in figures:
+        widgets.chart(
+            figures["tokens"], key="retrain_tokens", alt="Recovered share by tokens, extrapolated."
+        )
+        for line in kept["estimates"]:
+            say.caption(line)
 
 
 def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import streamlit as st
 from core import recipes
 from core.charts import retrain as charts
 from core.errors import DepthcutError
+from core.recipes import sweep
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
@@ -17,7 +18,7 @@ from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import forms, run_on, runs, say, state, widgets
 
-NAMES = ("ablation", "stability", "domain", "cpt-lora")
+NAMES = ("ablation", "stability", "domain", "cpt-lora", "sweep")
 TITLES = {
     "recovered": "share of the gap recovered",
     "loss": "loss, nats per token",
@@ -43,7 +44,8 @@ def show() -> None:
     done = [r for r in state.workspace().runs("recipe") if r.spec.get("name") == name]
     live = [r.id for r in done if r.is_live]
     runs.show(started if started in {r.id for r in done} else live[0] if live else "")
-    done = [r for r in done if (r.path / "table.csv").is_file()]
+    file = sweep.TABLE if name == "sweep" else "table.csv"
+    done = [r for r in done if (r.path / file).is_file()]
     if done:
         by_id = {r.id: r for r in done}
         chosen = st.selectbox(
@@ -52,7 +54,28 @@ def show() -> None:
             key=f"result_{name}",
             format_func=lambda run: state.names().run(by_id[run]),
         )
-        _result(by_id[chosen])
+        (_sweep if name == "sweep" else _result)(by_id[chosen])
+
+
+def _sweep(record: RunRecord) -> None:
+    """Draw a sweep: the best combination, parallel coordinates and the table."""
+    found = RecipeSummary.read(record.path) or RecipeSummary()
+    table = pd.read_csv(record.path / sweep.TABLE)
+    say.bold(f"Measured on {runs.day(record)}: {found.verdict}")
+    for line in found.findings:
+        say.caption(line)
+    options = [name for name in table.columns if name not in sweep.MEASURES]
+    figure = charts.parallel(table, [*options, "seconds", "recovered", "recovered_kl"])
+    widgets.chart(figure, key=f"sweep_{record.id}", alt="Settings and recovery of every training.")
+    st.dataframe(
+        table,
+        hide_index=True,
+        column_config={
+            name: st.column_config.NumberColumn(format="percent")
+            for name in ("recovered", "recovered_kl")
+        },
+    )
+    widgets.csv_download(sweep.TABLE, lambda: table.to_csv(index=False))
 
 
 def _launcher(name: str) -> str:
@@ -64,10 +87,20 @@ def _launcher(name: str) -> str:
     form = forms.of_recipe(name, checkpoint)
     values: dict[str, Any] = {"name": name, "checkpoint": checkpoint}
     values |= form.fields(RecipeSpec, ("data", "steps", "seed"))
+    if name == "sweep":
+        given = form.text(
+            "grid_text", "Grid", " ".join(sweep.USUAL),
+            help="Options of retraining and their values, separated by spaces: lr=1e-3,3e-3 "
+            "loss=ce,kl. Every combination is trained.",
+        )  # fmt: skip
+        values["grid"] = tuple(given.split())
+        values |= form.fields(RecipeSpec, ("within",))
     values |= form.unseen(RecipeSpec)
     form.origin()
     try:
         spec = build(RecipeSpec, {**values, "out": "DIR"})
+        if name == "sweep":
+            sweep.check(spec)
     except DepthcutError as error:
         say.error(str(error))
         return ""

@@ -227,3 +227,23 @@ def test_a_recipes_table_and_chart(here, pruned, column):
     tables = [d.value for d in page.dataframe if "evaluated_on" in d.value.columns]
     assert isinstance(tables[0], pd.DataFrame)
     assert len(tables[0]) == 2
+
+
+def test_learning_rates_are_tested_and_one_is_taken(here, pruned):
+    folder = finished(here, "rates", pruned)
+    spec = json.loads((folder / ".run" / "spec.json").read_text())
+    spec["spec"]["lr_range_test"] = True
+    write_json(folder / ".run" / "spec.json", spec)
+    columns = ("rate", "heldout_loss", "heldout_kl", "recovered", "recovered_kl")
+    write_csv(
+        folder / "rates.csv", columns, [(0.1, 1.9, 0.3, 0.1, 0.2), (0.25, 1.5, 0.2, 0.5, 0.4)]
+    )
+    page = open_page(run="rates")
+    drawn = figure(page)["data"]
+    assert [trace["name"] for trace in drawn] == ["by loss", "by KL"]
+    assert [m.label for m in page.metric if m.label == "Held-out loss"] == []
+    widget(page.button, "Use 0.25").click().run()
+    assert widget(page.number_input, "Learning rate").value == 0.25
+    assert widget(page.button, "Test learning rates").label
+    tables = [d.value for d in page.dataframe if "method" in d.value.columns]
+    assert all("rates" not in set(table["name"]) for table in tables)

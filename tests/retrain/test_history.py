@@ -12,7 +12,7 @@ import pytest
 from core.charts import retrain as charts
 from core.retrain import dry_run, history
 from core.retrain.log import MetricLog
-from core.retrain.results import Summary
+from core.retrain.results import Evaluation, Step, Summary
 
 
 @pytest.mark.parametrize("count", [1, 2, 1500, 1501, 4000, 100_000])
@@ -206,3 +206,15 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     known.clear()
     theirs.clear()  # both sessions have gone
     assert process.returncode is not None
+
+
+def test_recovery_is_drawn_against_tokens():
+    steps = [Step(step=s, tokens=100 * s) for s in (1, 2, 3)]
+    evaluations = [
+        Evaluation(step=0, recovered=0.0, recovered_kl=None),
+        Evaluation(step=2, recovered=0.25, recovered_kl=0.125),
+        Evaluation(step=3, recovered=None, recovered_kl=0.5),
+        Evaluation(step=9, recovered=0.75),  # its step was not read
+    ]
+    found = history.by_tokens(steps, evaluations)
+    assert found == {"loss": [(0.0, 0.0), (200.0, 0.25)], "KL": [(200.0, 0.125), (300.0, 0.5)]}
