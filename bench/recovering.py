@@ -41,7 +41,7 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora-both": ("LoRA, cross entropy and KL", ("--method", "lora", "--lr", "3e-3", "--loss",
                                                   "both")),
 }  # fmt: skip
-"""Label and options of each way, with the best learning rate of `bench.rates`."""
+"""Label and options of each way, with the learning rates that `bench.rates` led to."""
 SEEDS = (1234, 1235)
 PATH = {
     "depth": ("depth, healed", ()),
@@ -215,8 +215,8 @@ def page(proof: Proof) -> list[str]:
         "of 135 M parameters), healed by a refit of the seam on 64 rows of 256 tokens of the "
         "training text: the best set of six that is known here. Its weights come from a 4-bit file "
         f"(Q4_1). Every way takes {STEPS} steps of {BATCH} rows of up to {CUTOFF} tokens from 200 "
-        "documents of C4, with the learning rate that its short test preferred (printed in the "
-        "commands), rank 8, linear schedule.",
+        "documents of C4, with the default learning rate of its method (retrain_defaults.md), rank "
+        "8, linear schedule.",
         "",
     ]
     if told:

@@ -258,9 +258,9 @@ def parallel(table: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
                 "ticktext": [palette.literal(text) for text in known],
             }
         )
-    colour = table[shown[-1]] if shown else []
+    colour = table[shown[-1]].tolist() if shown else []
     figure = go.Figure(
-        go.Parcoords(line={"color": list(colour), "colorscale": "Viridis"}, dimensions=axes)
+        go.Parcoords(line={"color": colour, "colorscale": "Viridis"}, dimensions=axes)
     )
     figure = palette.dress(figure, 360)
     figure.update_layout(margin={"l": 60, "r": 60, "t": 60, "b": 30})
