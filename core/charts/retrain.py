@@ -194,7 +194,7 @@ def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
 def by_tokens(
     points: Mapping[str, Sequence[tuple[float, float]]], fits: Mapping[str, Fit]
 ) -> go.Figure:
-    """Draw shares recovered against tokens, and how they would go on by the fitted power laws.
+    """Draw shares recovered against tokens, and their continuation by the fitted power laws.
 
     ``points`` and ``fits`` are by measure (loss, KL); a fit is drawn with its interval.
     """

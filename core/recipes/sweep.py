@@ -1,7 +1,7 @@
 """Recipe ``sweep``: retrain one variant with every combination of some options.
 
 The options are given as ``--grid lr=1e-3,3e-3 --grid loss=ce,kl``; any option of retrain can be
-named. Each combination is a step, so a sweep that was stopped continues where it was. ``sweep.csv``
+named. Each combination is a step, so a sweep that was stopped resumes. ``sweep.csv``
 has a row for each combination; ``--within`` limits the time that a training may take to be called
 the best. No torch here.
 """
