@@ -38,7 +38,6 @@ widgets.chart(
     parameter_bars(info), key="parameters", alt="Parameters of embedding, each block, and head."
 )
 st.caption("Counted from config.json and the safetensors headers; no weights were loaded.")
-estimate_table.draw(name, info)
 
 left, right = st.columns(2)
 with left:
@@ -90,3 +89,4 @@ widgets.csv_download("checkpoint_blocks.csv", lambda: table.to_csv(index=False),
 st.caption("Equivalent command:")
 st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
 frame.step("importance", "Next: score the blocks")
+estimate_table.draw(name, info)
