@@ -86,7 +86,7 @@ table = pd.DataFrame(
 )
 st.dataframe(table, hide_index=True, height=min(400, 38 + 35 * len(table)))
 widgets.csv_download("checkpoint_blocks.csv", lambda: table.to_csv(index=False), label="blocks.csv")
+estimate_table.draw(name, info)
 st.caption("Equivalent command:")
 st.code(jobs.command_line("inspect", InspectSpec(checkpoint=name)), "bash", wrap_lines=True)
 frame.step("importance", "Next: score the blocks")
-estimate_table.draw(name, info)
