@@ -48,12 +48,13 @@ def choose(what: str, checkpoint: str) -> dict[str, Any]:
             asked |= _job(form, place)
         else:
             say.caption(place.text)
+    st.caption("Times and memory estimated on this page are those of this machine.")
     return asked
 
 
 def _job(form: forms.Form, place: Place) -> dict[str, Any]:
     """Draw what a job asks SLURM for; empty fields leave it to the place."""
-    usual: dict[str, Any] = {"placeholder": "as the place says", "width": 160}
+    usual: dict[str, Any] = {"placeholder": "default", "width": 160}
     found: dict[str, Any] = {
         "gpus": form.number("gpus", "GPUs", 1, 4096, **usual),
         "nodes": form.number("nodes", "Nodes", 1, 4096, **usual),
