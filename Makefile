@@ -39,6 +39,7 @@ proof: setup
 	-$(BIN)/python -m bench.smollm2 workspace/proof-smollm2
 	-$(BIN)/python -m bench.quantize workspace/proof-smollm2
 	-$(BIN)/python -m bench.choosing workspace/proof-choosing
+	-$(BIN)/python -m bench.recovering workspace/proof-recovering
 	$(BIN)/python -m bench.export --save
 
 bench: setup
