@@ -54,7 +54,7 @@ from core.prune.budgets import Limits
 from core.prune.score_results import BlockRow
 from core.prune.set_results import SetRow
 from core.prune.version_results import WHOLE
-from core.runs.workspace import read_json, write_json
+from core.runs.workspace import read_json, read_run, write_json
 from core.search.methods import METHODS
 from core.words import block_ranges
 
@@ -302,7 +302,7 @@ def choices(bench: Bench, count: int) -> Iterator[Choice]:
         free = rows[first : len(rows) - last]
         order = sorted(free, key=lambda row: (getattr(row, name) or math.inf, row.block))
         drop = tuple(sorted(row.block for row in order[:count]))
-        seconds = (summary.get("seconds") or {}).get(name)
+        seconds = (summary.get("seconds") or {}).get("taylor" if name == "taylor" else "sweep")
         if len(drop) == count:
             yield Choice(label, Removal(drop), seconds)
             if label == BASE:
@@ -423,9 +423,7 @@ def width(bench: Bench, count: int) -> None:
         began = time.process_time()
         model = bench.load(bench.at(name))
         nll = {t.label: list(window_losses(model, t.rows).nll) for t in bench.texts}
-        seconds = read_json(bench.at(name) / ".run" / "status.json") or {}
         bench.keep(name, {"nll": nll, "cpu_s": time.process_time() - began,
-                          "choose_s": seconds.get("seconds"),
                           "params": locate.open(str(bench.at(name))).info.parameters})  # fmt: skip
 
 
@@ -577,6 +575,15 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _wall(bench: Bench, label: str, count: int) -> float | None:
+    """Return how long a width method's run took, its import and writing included."""
+    for method, name in WIDTH.items():
+        if label.startswith(f"width: {name}"):
+            run = read_run(bench.at(f"width-{method}-{count}"))
+            return run.seconds if run else None
+    return None
+
+
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
@@ -630,7 +637,7 @@ def table(bench: Bench, count: int) -> list[str]:
         if choice:
             gone = choice.removal
             drop = gone.text if gone.partial else block_ranges(gone.drop)
-        spent = _seconds(choice.seconds if choice else record.get("choose_s"))
+        spent = _seconds(choice.seconds if choice else _wall(bench, label, count))
         cells = _cells(bench, record, base)
         lines.append(_row([label, drop, spent, _seconds(record.get("heal_s")), *cells]))
     return lines
@@ -743,6 +750,10 @@ def page(benches: Sequence[Bench]) -> str:
         "windows. Width methods have the same number of parameters. Seconds are those of one "
         "thread on a machine that others used at the same time: orders of magnitude. A dash stands "
         "for what has not been measured.",
+        "",
+        "A cut at the same latency removes fewer parameters: attention takes more of the time than "
+        "of the size. Latencies are predicted there from a budget run; the last section times the "
+        "variants. What was tried besides is in [healing.md](healing.md).",
         "",
     ]
     for bench in benches:
