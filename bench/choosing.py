@@ -451,8 +451,8 @@ def refit_width(bench: Bench, count: int) -> None:
         held = is_held_out(torch.arange(len(rows.ids)))
         with torch.no_grad():
             before, after = _refit_all(bench.view, narrow, rows.ids, held)
-        nll = {t.label: list(window_losses(narrow.model, t.rows).nll) for t in bench.texts}
         heal_s = time.process_time() - began
+        nll = {t.label: list(window_losses(narrow.model, t.rows).nll) for t in bench.texts}
         kept = after < before
         bench.keep(f"{name}-refit", {"nll": nll if kept else bench.record(name)["nll"],
                                      "heal_s": heal_s, "kl_before": before,
@@ -690,7 +690,8 @@ def section(bench: Bench) -> list[str]:
     for count in bench.model.counts:
         share = 1 - size_without(bench, tuple(range(1, count + 1))) / info.parameters
         lines += [f"### {count} blocks removed ({share:.1%} of the parameters)", ""]
-        lines += [*table(bench, count), ""]
+        some = any(record for _, _, record in rows_of(bench, count))
+        lines += [*(table(bench, count) if some else ["Not measured yet."]), ""]
     if bench.model is not DEMO:
         lines += ["### Tasks", "", *task_table(bench), ""]
     lines += ["### Latency", "", *latency_table(bench), ""]
@@ -747,9 +748,9 @@ def page(benches: Sequence[Bench]) -> str:
         "Written by `python -m bench.choosing DIR` (part of `make proof`). For each number of "
         "removed blocks: perplexity without training on texts that chose nothing; in brackets, "
         f"relative to one-shot {BASE} without healing, with the 95 % bootstrap interval over "
-        "windows. Width methods have the same number of parameters. Seconds are those of one "
-        "thread on a machine that others used at the same time: orders of magnitude. A dash stands "
-        "for what has not been measured.",
+        "windows. Width methods have the same number of parameters. Seconds to choose are wall "
+        "times on a machine that others used more or less at the same time, so they do not "
+        "compare; those to heal are CPU seconds. A dash stands for what has not been measured.",
         "",
         "A cut at the same latency removes fewer parameters: attention takes more of the time than "
         "of the size. Latencies are predicted there from a budget run; the last section times the "
