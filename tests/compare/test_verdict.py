@@ -140,7 +140,7 @@ def test_every_place_names_the_same_winner(disagreeing, monkeypatch):
     spec = RecipeSpec(name="importance", checkpoint=str(lab.dense), out=str(folder))
     told = recipe_command.run(spec, Run(commands.get("recipe"), spec, folder))
     assert told["take"] == found.take.label
-    assert take in told["findings"][-1]
+    assert take in told["study"]
 
 
 def test_held_out_rows_count_only_if_the_evaluation_text_was_not_measured(lab):
