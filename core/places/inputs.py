@@ -26,9 +26,9 @@ READS = (
 """Options that name something to read."""
 OTHERS = (
     *("mlp_width", "criterion", "criteria", "tasks", "system_instruction", "layers", "targets"),
-    *("repo", "attention_layers", "mlp_layers"),
+    *("repo", "attention_layers", "mlp_layers", "grid"),
 )
-"""Options whose text never names something to read."""
+"""Options whose text never names something to read; values of ``grid`` may (`stage`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,14 @@ def stage(
             values[name] = moved(value)
         elif isinstance(value, list | tuple):
             values[name] = [moved(v) if isinstance(v, str) else v for v in value]
+    if values.get("grid"):  # option=value,value of a retraining
+        pairs = [text.partition("=") for text in values["grid"]]
+        values["grid"] = [
+            f"{name}={moved(given)}"
+            if name.strip().replace("-", "_") in READS
+            else name + mark + given
+            for name, mark, given in pairs
+        ]
     return Staged(values, tuple(found.values()))
 
 

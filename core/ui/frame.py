@@ -70,16 +70,16 @@ def start(title: str, *, dense: bool = False) -> None:
 
 
 _SHOWN = "frame_page"
-TOP = """<script>/* {title} */
-document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0);
-</script>"""
+TOP = """document.querySelector('[data-testid="stMain"]')?.scrollTo(0, 0);"""
 
 
 def _from_the_top(title: str) -> None:
     """Let a page that was just opened begin at its top: the browser may keep the last scroll."""
-    opened = st.session_state.get(_SHOWN) != title
-    st.session_state[_SHOWN] = title
-    st.html(TOP.format(title=title) if opened else "<span></span>", unsafe_allow_javascript=True)
+    before, times = st.session_state.get(_SHOWN, ("", 0))
+    opened = before != title
+    st.session_state[_SHOWN] = title, times + opened
+    script = f"<script>/* {times:d} */ {TOP}</script>"  # one that is the same does not run again
+    st.html(script if opened else "<span></span>", unsafe_allow_javascript=True)
 
 
 @st.cache_resource(show_spinner=False)

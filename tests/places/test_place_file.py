@@ -118,6 +118,15 @@ def test_inputs_are_found_and_named_as_they_are_there(tmp_path, tiny_gqa):
     assert inputs.stage("retrain", same, "/o", "/r", runs, tmp_path).inputs == ()
 
 
+def test_files_among_the_values_of_a_grid_are_inputs_too(tmp_path):
+    (tmp_path / "mine.txt").write_text("words")
+    grid = ("data=demo,mine.txt", "lr=1e-3,3e-3")
+    staged = inputs.stage("recipe", {"grid": grid}, "/r/out", "/r", tmp_path / "w", tmp_path)
+    (needed,) = staged.inputs
+    assert needed.here == tmp_path / "mine.txt"
+    assert staged.spec["grid"] == [f"data=demo,{needed.there}", "lr=1e-3,3e-3"]
+
+
 def test_a_job_script_quotes_what_it_is_given():
     words = ["/a b/python", "-m", "core", "prune", "x;y", "--out", "$HOME"]
     text = slurm.script(words, {"A": "it's $x"}, ["cuda/12"], resumes=True)
