@@ -272,8 +272,9 @@ def choose(bench: Bench) -> None:
         done = (read_json(out / ".run" / "status.json") or {}).get("state") == "done"
         argv = ["budget", dense, "--versions", "drop,no-attention,no-mlp", "--check-plans", "0",
                 *options, *text, "--out", str(out)]  # fmt: skip
-        bench.commands.append(bench.shown(argv))
-        if not done:
+        if done or not bench.recording:
+            bench.commands.append(bench.shown(argv))
+        if not done and not bench.recording:
             before, Clock.now = Clock.now, staticmethod(time.process_time)
             torch.set_num_threads(1)
             command_line([*argv, "--overwrite"] if out.exists() else argv)
@@ -418,7 +419,7 @@ def width(bench: Bench, count: int) -> None:
         done = bench.run(name, "width", str(dense), "--method", method, "--params",
                          str(info.parameters - count * each), "--calibration", bench.calibration,
                          *rows, "--device", "cpu")  # fmt: skip
-        if not done or bench.record(name):
+        if not done or bench.recording or bench.record(name):
             continue
         began = time.process_time()
         model = bench.load(bench.at(name))
@@ -807,6 +808,10 @@ def main() -> None:
             bench.recording = step not in args.only.split(",") or name not in args.models.split(",")
             if not bench.recording:
                 function(bench)
+            elif step == "choose":  # only lists the commands behind what is there
+                choose(bench)
+                for count in bench.model.counts:
+                    width(bench, count)
     write()
 
 
