@@ -126,6 +126,8 @@ def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
             f"Retraining brought the perplexity from {before.ppl.value:.4g} to "
             f"{one.ppl.value:.4g}; the dense model has {found.dense.ppl.value:.4g}."
         )
+    if one.recovery and not is_verdict:  # else it stands above, with the verdict
+        say.paragraph(one.recovery)
     if stops := headline.stops(scene):
         st.subheader("More or less removed, without retraining")
         st.plotly_chart(

@@ -213,7 +213,8 @@ def compare(records: list[RunRecord], record: RunRecord) -> None:
         table,
         hide_index=True,
         column_config={
-            "recovered": st.column_config.NumberColumn(format="percent"),
+            "recovered": st.column_config.NumberColumn("recovered by loss", format="percent"),
+            "recovered by KL": st.column_config.NumberColumn(format="percent"),
             "lr": st.column_config.NumberColumn("learning rate", format="%g"),
             "tokens_per_s": st.column_config.NumberColumn("tokens/s", format="%.0f"),
             "memory_mib": st.column_config.NumberColumn("peak MiB", format="%.0f"),

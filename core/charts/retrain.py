@@ -306,9 +306,10 @@ def rates(rows: Sequence[Rate], best: float | None = None) -> go.Figure:
 
 
 def recovered_bars(table: pd.DataFrame) -> go.Figure:
-    """Draw the recovered share of several retrained variants of one parent.
+    """Draw the recovered shares of several retrained variants of one parent: bars by loss.
 
-    ``table`` has name, method and recovered (a share, or None if it is not reported).
+    Diamonds are the shares by KL. ``table`` has name, method and recovered (a share, or None if it
+    is not reported), and may have ``recovered by KL``.
     """
     figure = go.Figure()
     for method, (colour, _, pattern) in METHODS.items():
@@ -326,8 +327,23 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
             marker={"color": colour, "pattern": palette.hatch(pattern)},
             hovertemplate="%{y}: %{x:.1%} of the gap recovered<extra></extra>",
         )
+    by_kl = "recovered by KL"
+    rows = table[table[by_kl].notna()] if by_kl in table else table[:0]
+    if len(rows):
+        figure.add_scatter(
+            x=rows[by_kl].tolist(),
+            y=rows["name"].map(palette.literal).tolist(),
+            mode="markers",
+            name="by KL to dense",
+            marker={"symbol": "diamond", "size": 12, "color": palette.DROPPED,
+                    "line": {"width": 1.5, "color": "white"}},
+            hovertemplate="%{y}: %{x:.1%} of the KL to dense closed<extra></extra>",
+        )  # fmt: skip
     figure.add_vline(x=1.0, line={"dash": "dash", "width": 2, "color": palette.PROTECTED})
-    figure.update_xaxes(title="share of the gap recovered (dashed: dense)", tickformat=".0%")
+    title = "share recovered (dashed: dense; bars: loss, diamonds: KL)"
+    if rows.empty:
+        title = "share of the gap recovered (dashed: dense)"
+    figure.update_xaxes(title=title, tickformat=".0%")
     order = table["name"].map(palette.literal).tolist()
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed")
     return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)

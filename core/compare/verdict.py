@@ -23,6 +23,7 @@ from core.compare.measured import Cell, comparable
 from core.compare.outcomes import Outcome
 from core.compare.scene import Scene, scene
 from core.compare.speed import NOISY, Speed, speeds_at
+from core.retrain.shares import Share, between, sentence
 from core.study import Protocol, Study
 from core.study.settings import Settings, same_text, short
 from core.words import listed, percent, size
@@ -79,6 +80,8 @@ class Contender:
     memory: Figure | None = None
     """Peak memory in MiB."""
     per_token_ms: float | None = None
+    shares: tuple[Share, ...] = ()
+    """What retraining brought back, on held-out rows and on the text that decides."""
 
     @property
     def id(self) -> str:
@@ -94,6 +97,11 @@ class Contender:
     def ratio(self) -> float:
         """Share of the parameters removed."""
         return self.candidate.ratio or 0.0
+
+    @property
+    def recovery(self) -> str:
+        """What retraining brought back by loss and by KL; empty if that is not known."""
+        return sentence(self.shares)
 
     @property
     def accuracy(self) -> float | None:
@@ -268,7 +276,7 @@ class Verdict:
         for name, one in winners.items():
             if one:
                 named.setdefault(one.id, []).append(name)
-        parts = []
+        parts = [take.recovery] if take.recovery else []
         same = [name for name in named.pop(take.id, []) if name != "tasks"]
         if len(same) > 1 and len(self.group) > 1:
             parts.append(f"It wins by {listed(same)}.")
@@ -483,7 +491,29 @@ def _contender(
         speed,
         memory,
         row.per_token_ms if known else None,
+        _shares(seen, own, ppl),
     )
+
+
+def _shares(seen: Scene, own: Candidate, ppl: Figure | None) -> tuple[Share, ...]:
+    """Return what retraining brought back: on held-out rows, and on the scene's text.
+
+    On the text both measures are those of the retraining, on the same rows, if it measured them;
+    otherwise the share by loss follows from the perplexities.
+    """
+    found = seen.study.shares.get(own.id, ())
+    held = tuple(one for one in found if one.is_held_out)
+    protocol = seen.protocol
+    if not own.retrained or protocol is None or protocol.bos in ("held-out", "rows"):
+        return held
+    name = protocol.source
+    text = [s for s in found if not s.is_held_out]
+    text = [s for s in text if s.source == name or same_text(s.source, name)]
+    before = next((c.ppl for c in seen.found if c.id == own.parent), None)
+    if not text and ppl and ppl.dense and before:
+        share = between(name, math.log(ppl.dense), math.log(before), math.log(ppl.value))
+        text = [share] if share else []
+    return (*held, *text[:1])
 
 
 def _speeds(seen: Scene, cell: Cell) -> dict[str, Speed]:

@@ -6,7 +6,8 @@ of_run(folder)            an importance run: criteria that disagree, too few cal
 of_search(folder)         a search: whether its methods differ on held-out text beyond noise
 of_texts(folder, others)  a search: whether the calibration text decides more than the method
 of_study(study, ...)      the verdict; variants: large drop in quality, generation lost while the
-                          mean is kept, too much memory, gains below noise
+                          mean is kept, retraining that adapted to its text, too much memory,
+                          gains below noise
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from core.compare.measured import Cell
 from core.compare.verdict import protocol_of, verdict_of
+from core.findings.adaptation import adaptation
 from core.findings.cost import CELL, gain_below_noise, memory_too_large
 from core.findings.decision import decision
 from core.findings.finding import Finding
@@ -52,10 +54,12 @@ def of_study(
     settings = settings or defaults(study.dense.folder or Path(study.dense.id))
     bench = bench or next(iter(study.benchmarks), None)
     protocol = protocol or protocol_of(study, settings.evaluation)
+    verdict = verdict_of(study, settings)
     found = (
         decision(study, settings),
         large_drop(study, protocol),
-        generation_lost(verdict_of(study, settings)),
+        generation_lost(verdict),
+        adaptation(verdict),
         memory_too_large(study, budget_mib, where, cell or CELL) if budget_mib else None,
         gain_below_noise(study, bench, cell) if bench else None,
     )

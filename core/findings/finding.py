@@ -12,8 +12,8 @@ class Finding:
     """Something that a run or a study shows and that its reader should know."""
 
     key: str
-    """verdict, large-drop, generation-lost, criteria-disagree, calibration-small, memory, noise,
-    methods-alike, methods-differ or text-matters."""
+    """verdict, large-drop, generation-lost, adaptation, criteria-disagree, calibration-small,
+    memory, noise, methods-alike, methods-differ or text-matters."""
     sentence: str
     """What was found, in plain words, with the figures."""
     evidence: Mapping[str, Any]

@@ -191,6 +191,7 @@ def verdict(chain: Chain) -> Told:
     more = []
     if spec.retrain != "none" and (before := _own(chain, found, PRUNED)):
         more.append(_recovered(before[1], made, LABELS[spec.retrain]))
+        more += [made.recovery] if made.recovery else []
     beside = _own(chain, found, NARROWED) if spec.width != "none" else None
     if beside:
         more.append(_beside(*beside))

@@ -10,6 +10,7 @@ from core.recipes import parts, retraining, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
+from core.retrain.shares import sentence, shares
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
@@ -31,7 +32,7 @@ def training(chain: Chain) -> dict[str, Any]:
 
 
 def verdict(chain: Chain) -> Verdict:
-    """Report how much of the loss gap LoRA closed, and at what cost."""
+    """Report how much of the loss gap and of the KL LoRA closed, and at what cost."""
     record, found = chain.read(NAME, Pruning), chain.read(RETRAINED, Summary)
     share = found.recovered
     recovery = (
@@ -39,6 +40,9 @@ def verdict(chain: Chain) -> Verdict:
         if share is not None
         else "recovery is not reported, because the gap is below 0.05 nats"
     )
+    if found.recovered_kl is not None:
+        recovery += f", and closed {words.percent(found.recovered_kl)} of the KL to the dense model"
+    adapted = [one for one in shares(found) if one.is_adaptation]
     dense, before, after = (
         found.heldout_loss_dense, found.heldout_loss_before, found.heldout_loss_after
     )  # fmt: skip
@@ -48,11 +52,17 @@ def verdict(chain: Chain) -> Verdict:
         (
             f"Held-out loss in nats per token: {dense:.4f} dense, {before:.4f} pruned, "
             f"{after:.4f} retrained.",
+            *([sentence(adapted)] if adapted else []),
             f"{found.trainable_parameters or 0:,} parameters trained; the merged checkpoint loads "
             "with stock transformers.",
             retraining.measured(chain, RETRAINED),
         ),
-        {"recovered": share, "dropped": list(record.dropped), "ratio": record.ratio},
+        {
+            "recovered": share,
+            "recovered_kl": found.recovered_kl,
+            "dropped": list(record.dropped),
+            "ratio": record.ratio,
+        },
     )
 
 

@@ -241,7 +241,10 @@ def retraining(material: Material) -> Section:
     parts = html.table(_records(table), "Retrainings; losses on held-out rows in nats per token")
     if table["recovered"].notna().any():
         figure = retrain_charts.recovered_bars(table)
-        words = "Share of the gap between pruned and dense that retraining closed (measured)."
+        words = (
+            "Share of the loss gap between pruned and dense, and of KL(dense || model), that "
+            "retraining closed (measured)."
+        )
         parts.append(html.Figure(figure, "Recovered share of each retraining.", words))
     for record in records[:MOST_CURVES]:
         parts += _curve(record, material.names.run(record))
@@ -258,6 +261,8 @@ def _curve(record: RunRecord, name: str) -> list[Part]:
     parts: list[Part] = [html.Heading(name)]
     if summary.heldout_loss_before is not None:
         parts.append(html.Paragraph(history.verdict(summary)))
+        if more := history.elsewhere(record.path, summary):
+            parts.append(html.Paragraph(more))
     note = history.measured_on(summary) if summary.heldout.rows else ""
     if log.steps:
         figure = retrain_charts.loss(

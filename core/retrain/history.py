@@ -12,7 +12,8 @@ import pandas as pd
 
 from core import outside, words
 from core.checkpoint import locate
-from core.retrain.results import Evaluation, Merged, Step, Summary
+from core.retrain import shares
+from core.retrain.results import Evaluation, Merged, Step, Summary, read_measures
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
@@ -148,6 +149,18 @@ def verdict(summary: Summary) -> str:
         f"{told} The KL divergence from the dense model went from {first:.4f} to {last:.4f} nats "
         f"per token: {words.percent(by_kl)} of it was closed."
     )
+
+
+def elsewhere(folder: Path, summary: Summary) -> str:
+    """Return what came back on the other texts that a run measured, and if it is adaptation.
+
+    Empty if it measured no other text and the gain is none of adaptation.
+    """
+    found = shares.shares(summary, read_measures(folder))
+    others = [one for one in found if not one.is_held_out]
+    if others or any(one.is_adaptation for one in found):
+        return shares.sentence(found)
+    return ""
 
 
 def rows_in_words(kind: str, template: str) -> str:

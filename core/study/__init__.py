@@ -28,7 +28,7 @@ from core.study.kinds import (
     info_of,
 )
 from core.study.lineage import lineage_of
-from core.study.measured import benchmarks, perplexities_and_tasks, read_rows
+from core.study.measured import benchmarks, perplexities_and_tasks, read_rows, recoveries
 from core.study.states import state_of
 from core.study.tokenizers import tokenizer_conflict
 
@@ -98,4 +98,5 @@ def gather(records: Sequence[RunRecord], name: str) -> Study:
         tuple(tasks),
         tuple(runs),
         tuple(r for r in records if r.id in belong),
+        recoveries(found),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from core.checkpoint import headers, locate
 from core.checkpoint.drop import Removal
 from core.criteria import LABELS
 from core.errors import DepthcutError
+from core.retrain.shares import Share
 from core.retrain.spec import LABELS as RETRAINED
 from core.runs import workspace
 from core.runs.workspace import RunRecord
@@ -241,6 +242,8 @@ class Study:
     """Newest first."""
     runs: tuple[RunRecord, ...] = field(default=(), repr=False)
     """All runs that belong to the study, newest first."""
+    shares: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
+    """What each retraining brought back on the texts that it measured, by the variant's id."""
 
     @property
     def dense(self) -> Variant:

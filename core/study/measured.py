@@ -17,6 +17,7 @@ from core.prune.plan import choose, unprotected
 from core.prune.score_results import Curve, CurveRow, Importance
 from core.prune.scores import BlockScores, load
 from core.retrain import results as retrain
+from core.retrain.shares import Share, shares
 from core.runs.workspace import RunRecord
 from core.study.kinds import Benchmark, Finder, Protocol, Quality, Task, Variant, info_of, meanings
 
@@ -278,6 +279,18 @@ def _curve(record: RunRecord, run: Curve, variant: Variant) -> list[Quality]:
                 **common,
             )
         )
+    return found
+
+
+def recoveries(made: Iterable[Variant]) -> dict[str, tuple[Share, ...]]:
+    """Return by the id of each retrained variant what came back on the texts its run measured."""
+    found = {}
+    for variant in made:
+        record = variant.record
+        if record is None or record.command != "retrain":
+            continue
+        if summary := retrain.Summary.read(record.path):
+            found[variant.id] = shares(summary, retrain.read_measures(record.path))
     return found
 
 

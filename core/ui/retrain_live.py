@@ -279,6 +279,8 @@ def _results(record: RunRecord) -> None:
     if not summary or record.is_live:
         return
     say.bold(history.verdict(summary))
+    if more := history.elsewhere(record.path, summary):
+        say.paragraph(more)
     say.caption(history.measured_on(summary))
     table = measures_file(record.path)
     if table:

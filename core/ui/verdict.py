@@ -91,6 +91,9 @@ def lines(found: Verdict, one: Contender) -> list[str]:
         said.append(f"speed {one.speed.value:.2f} x dense{noise}{noisy}{_mark(one.speed)}")
     if one.memory and one.memory.times:
         said.append(f"memory {one.memory.times:.0%} of dense{_mark(one.memory)}")
+    said += [f"retraining recovered {share.words}" for share in one.shares]
+    if any(share.is_adaptation for share in one.shares):
+        said.append("part of that is adaptation to the training text")
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -301,3 +302,44 @@ def test_generation_is_lost_only_if_the_mean_is_kept_and_chance_does_not_explain
     write(disagreeing, "dense", 0.80, 0.50, 30)
     write(disagreeing, "wide", chosen, written, 31)
     assert not any(f.key == "generation-lost" for f in of_study(disagreeing.verdict().study))
+
+
+def test_what_retraining_recovered_is_said_by_both_measures(disagreeing):
+    """In the verdict's figures, the findings and the report: held-out rows, and the study's text.
+
+    On the text the losses follow from perplexities 10, 14 and 12 until the run measured it itself.
+    """
+    tuned = disagreeing.root / "tuned"
+    summary = json.loads((tuned / "summary.json").read_text())
+    summary |= {"recovered": 0.5, "recovered_kl": 0.1, "heldout_loss_before": 2.5,
+                "heldout_loss_after": 2.1, "heldout_loss_dense": 1.7}  # fmt: skip
+    workspace.write_json(tuned / "summary.json", summary)
+    found = disagreeing.verdict()
+    one = found.of("tuned")
+    assert one is not None
+    share = math.log(14 / 12) / math.log(14 / 10)
+    assert [(s.text, s.by_loss, s.by_kl) for s in one.shares] == [
+        ("held-out rows of train.jsonl", 0.5, 0.1),
+        ("english", pytest.approx(share), None),
+    ]
+    assert "50% of the loss gap and 10% of the KL to the dense model on held-out" in one.recovery
+    assert "adaptation to the training text" in one.recovery
+    known = study(Workspace(), str(disagreeing.dense))
+    said = next(f for f in of_study(known) if f.key == "adaptation")
+    assert said.evidence["recovered by KL, held-out rows of train.jsonl"] == 0.1
+    assert one.label in said.sentence
+    columns = ("source", "measure", "dense", "before", "after", "items")
+    table = [("english", "loss", 2.0, 3.0, 2.5, 9), ("english", "kl", 0.0, 0.5, 0.25, 9)]
+    workspace.write_csv(tuned / "evaluation.csv", columns, table)
+    text = disagreeing.verdict().of("tuned").shares[1]
+    assert (text.text, text.by_loss, text.by_kl) == ("english", 0.5, 0.5)
+
+
+def test_the_verdict_says_what_retraining_recovered_if_it_takes_that(lab):
+    lab.evaluated("dense", 10.0)
+    lab.evaluated("cut", 14.0)
+    lab.evaluated("tuned", 11.0)
+    found = lab.verdict()
+    assert found.take is not None
+    assert found.take.id == "tuned"
+    assert "Retraining recovered 72% of the loss gap on english." in found.rest

@@ -130,6 +130,10 @@ def test_bars_of_several_variants_show_the_table():
     drawn = {name: share for bar in figure.data for name, share in zip(bar.y, bar.x, strict=True)}
     assert drawn == {"a": 0.5, "b": 0.75}
     assert len({bar.marker.pattern.shape for bar in figure.data}) == 2  # not colour alone
+    table["recovered by KL"] = [0.1, None, 0.2]
+    *bars, by_kl = charts.recovered_bars(table).data
+    assert len(bars) == 2
+    assert dict(zip(by_kl.y, by_kl.x, strict=True)) == {"a": 0.1, "c": 0.2}
 
 
 def test_a_recipes_chart_has_its_tables_values_and_spread():
