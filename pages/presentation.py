@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from core.charts import presentation as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import headline
+from core.compare import chosen, headline
 from core.compare.answers import examples
-from core.compare.scene import Scene
 from core.compare.verdict import Contender, Verdict
 from core.report import material
 from core.report.build import PERPLEXITY, beside, tiles
+from core.runs.workspace import RunRecord
 from core.study import info_of
 from core.ui import frame, say, state, widgets
 from core.ui.say import plain
@@ -84,6 +86,15 @@ def removed(found: Verdict, one: Contender) -> None:
         widgets.chart(parameter_bars(own), key="removed_parts", alt="What is left of each block.")
 
 
+def origin(found: Verdict, one: Contender, runs: Sequence[RunRecord]) -> None:
+    """Draw how the set was chosen, and the best known set of its size if that is another one."""
+    if said := chosen.how(found, one, runs):
+        say.paragraph(said)
+    if known := chosen.better(found, one, runs):
+        say.info(known.sentence)
+        frame.link("prune", "Make it on the Prune page")
+
+
 def questions(found: Verdict, one: Contender) -> None:
     """Draw in plain words what it answers, and one or two questions with both answers."""
     if not (one.answers or one.written):
@@ -106,8 +117,9 @@ def questions(found: Verdict, one: Contender) -> None:
                     say.bold(f"{answer} ({'right' if right else f'wrong: {example.right}'})")
 
 
-def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
+def present(gathered: material.Material, sizes: list[Contender]) -> None:
     """Draw the verdict, then what stands behind it."""
+    found = gathered.verdict
     one = chosen_size(found, sizes)
     is_verdict = one is found.take or (not found.pays and one is found.option)
     say.bold(found.headline if is_verdict else f"{one.label}: {found.facts(one)}.")
@@ -117,6 +129,7 @@ def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
     if is_verdict:
         say.paragraph(found.rest)
     removed(found, one)
+    origin(found, one, gathered.runs)
     questions(found, one)
     st.subheader("Beside the dense model, and others of its size")
     say.table(pd.DataFrame(beside(found, one)).set_index(""))
@@ -128,7 +141,7 @@ def present(found: Verdict, scene: Scene, sizes: list[Contender]) -> None:
         )
     if one.recovery and not is_verdict:  # else it stands above, with the verdict
         say.paragraph(one.recovery)
-    if stops := headline.stops(scene):
+    if stops := headline.stops(gathered.scene):
         st.subheader("More or less removed, without retraining")
         st.plotly_chart(
             charts.payoff(stops, min(stops, key=lambda s: abs(s.ratio - one.ratio))),
@@ -148,6 +161,6 @@ state.inspect(name)
 gathered = material.gather(name, state.workspace())
 sizes = gathered.verdict.sizes()
 if sizes:
-    present(gathered.verdict, gathered.scene, sizes)
+    present(gathered, sizes)
 else:
     nothing_yet()

@@ -1,8 +1,9 @@
 """The gain and the cost of dropping blocks in a few numbers, to be read in a minute.
 
-For every share of parameters removed the depth-pruned candidate with the lowest perplexity is
-taken. Perplexity is always measured. Speed and memory are measured where a benchmark has both
-models; otherwise they are estimated for both, and marked as estimates.
+For every share of parameters removed the depth-pruned candidate with the lowest perplexity before
+retraining is taken, however its set was chosen: healed or not, of blocks or of parts of them.
+Perplexity is always measured. Speed and memory are measured where a benchmark has both models;
+otherwise they are estimated for both, and marked as estimates.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.compare import measured
-from core.compare.candidates import Candidate, is_plain_cut, shapes_of
+from core.compare.candidates import Candidate, shapes_of
 from core.compare.measured import Cell
 from core.compare.outcomes import Outcome
 from core.compare.scene import Scene
@@ -58,7 +59,8 @@ def stops(scene: Scene, cell: Cell | None = None) -> list[Stop]:
         return []
     sizes: dict[float, list[Candidate]] = {}
     for candidate in scene.found:
-        if is_plain_cut(candidate) and candidate.ratio:
+        changed = candidate.retrained or candidate.quantized
+        if candidate.kind == "depth" and not changed and candidate.ratio:
             sizes.setdefault(round(candidate.ratio, 3), []).append(candidate)
     found = []
     for _, same in sorted(sizes.items()):

@@ -2,8 +2,8 @@
 
 ``study(Workspace(), "demo")`` gathers the variants (dense, depth, width, retrained), and what runs
 measured about them: perplexities, task scores, benchmark points, and the perplexities of plans
-that were never written as checkpoints (importance and curve runs). Everything is read from run
-directories; no model is loaded, and torch is not needed.
+that were never written as checkpoints (importance, curve and search runs). Everything is read from
+run directories; no model is loaded, and torch is not needed.
 
 Perplexities are comparable only within one `Protocol`: the same text, window and BOS.
 """

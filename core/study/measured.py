@@ -14,8 +14,10 @@ from core.errors import DepthcutError
 from core.evaluate import results as evaluate
 from core.evaluate.suites import is_written
 from core.prune.plan import choose, unprotected
+from core.prune.results import perplexity
 from core.prune.score_results import Curve, CurveRow, Importance
 from core.prune.scores import BlockScores, load
+from core.prune.set_results import Search, SetRow
 from core.retrain import results as retrain
 from core.retrain.shares import Share, shares
 from core.runs.workspace import RunRecord
@@ -127,6 +129,10 @@ def perplexities_and_tasks(
             curve = Curve.read(record.path) or Curve()
             if current(variant, curve.checkpoint_key or ""):
                 quality += _curve(record, curve, variant)
+        elif record.command == "search" and variant.kind == "dense":
+            search = Search.read(record.path)
+            if search and current(variant, search.checkpoint_key):
+                quality += _searched(record, search, variant)
     return [q for q in quality if isinstance(q.ppl, (int, float)) and q.ppl > 0], tasks
 
 
@@ -183,7 +189,7 @@ def _tasks(record: RunRecord, summary: evaluate.Summary, variant: Variant) -> li
     ]  # fmt: skip
 
 
-def _on_rows(record: RunRecord, found: Importance | Curve) -> dict[str, Any]:
+def _on_rows(record: RunRecord, found: Importance | Curve | Search) -> dict[str, Any]:
     """Return protocol, run, device and precision of perplexities on calibration rows."""
     detail = f"{found.samples} rows (seed {found.seed})"
     if found.text.chat_template:
@@ -292,6 +298,37 @@ def recoveries(made: Iterable[Variant]) -> dict[str, tuple[Share, ...]]:
         if summary := retrain.Summary.read(record.path):
             found[variant.id] = shares(summary, retrain.read_measures(record.path))
     return found
+
+
+def _searched(record: RunRecord, run: Search, variant: Variant) -> list[Quality]:
+    """Return the dense perplexity of a search, and those of the sets of blocks that it found.
+
+    They are of the rows that chose the sets, as a curve's are. Empty if sets were healed: these
+    were measured on other rows. Sets with parts of blocks are left out.
+    """
+    if run.heal != "none" or (dense := perplexity(run.dense_nll)) is None:
+        return []
+    common = _on_rows(record, run)
+    protected = range(run.protect_first), range(run.blocks - run.protect_last, run.blocks)
+    kept = tuple(block for side in protected for block in side)
+    found = [
+        Quality(
+            ppl=ppl,
+            criterion=row.method,
+            protected=bool(kept),
+            drop=row.blocks,
+            cut_in=unprotected(run.blocks, kept),
+            parameters=row.params,
+            ratio=row.ratio,
+            **common,
+        )
+        for row in SetRow.read(record.path)
+        if row.blocks and not row.removal.partial and (ppl := perplexity(row.nll)) is not None
+    ]
+    whole = Quality(
+        ppl=dense, variant=variant.id, parameters=variant.parameters, ratio=0.0, **common
+    )
+    return [*found, whole]
 
 
 def _retrained(record: RunRecord, variant: Variant, dense: Variant) -> list[Quality]:

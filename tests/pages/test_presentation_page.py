@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,77 @@ def replace_ratio(dense, ratio):
     kept = store.of(str(dense), workspace.Workspace())
     settings = dataclasses.replace(kept.settings, ratio=ratio)
     return dataclasses.replace(kept, settings=settings, asked=True)
+
+
+SETS = (
+    "method", "objective", "heal", "count", "drop", "params", "ratio", "nll", "kl",
+    "heldout_nll", "heldout_kl",
+)  # fmt: skip
+
+
+def searched(root, name, dense, at, rows, **more):
+    """Write a search run; ``rows`` are (method, blocks, nll, kl, held-out nll, held-out kl)."""
+    found = headers.inspect(dense)
+    run = made.run(root, name, "search", at, checkpoint=dense)
+    heal, cells = more.get("heal", "none"), []
+    for method, drop, *costs in rows:
+        left = found.parameters - 7744 * len(drop)  # as for a checkpoint that is made
+        size = [len(drop), " ".join(map(str, drop)), left, 1 - left / found.parameters]
+        cells.append([method, "kl", heal, *size, *costs])
+    workspace.write_csv(run / "sets.csv", SETS, cells)
+    summary = {
+        "checkpoint_key": found.key, "blocks": found.blocks, "objective": "kl", "samples": 4,
+        "length": 16, "seed": 1, "calibration": "text.txt", "dense_nll": math.log(10),
+        "dense_heldout_nll": math.log(11), "sets_measured": 9, "device": "cpu", **more,
+    }  # fmt: skip
+    workspace.write_json(run / "summary.json", summary)
+    return run
+
+
+def test_the_best_set_of_searches_is_shown_and_says_how_it_was_chosen(lab):
+    root, dense = lab
+    rows = [("one-shot", (1, 2), math.log(30), 1.0, None, None),
+            ("greedy", (2, 3), math.log(20), 0.7, None, None)]  # fmt: skip
+    searched(root, "found", dense, 5, rows)
+    page = open_page(dense)
+    assert tiles(page)["Perplexity"] == "2.00 x"
+    text = shown(page)
+    assert "The set was chosen by greedy search, for the least KL from the dense model" in text
+    assert "9 sets were measured. It is a plan: a checkpoint of it has not been made yet." in text
+    assert "A search found" not in text
+
+
+def test_a_better_known_set_is_named_with_what_was_measured(lab):
+    root, dense = lab
+    total = headers.inspect(dense).parameters
+    cut = made.pruned(root, "cut", dense, [1, 2], 2, total, criterion="one-shot",
+                      plan={"scores": "found"})  # fmt: skip
+    made.checkpoint(cut, 4)
+    judged(root, "judge", 10, dense, 10.0)
+    judged(root, "judge-cut", 11, cut, 25.0)
+    own = ("one-shot", (1, 2), math.log(30), 1.0, math.log(33), 1.2)
+    searched(root, "found", dense, 5, [own, ("greedy", (2, 3), 3.0, 0.7, math.log(22), 0.8)])
+    text = shown(open_page(dense))
+    assert "The set was chosen by cheapest single blocks" in text
+    assert "A search found a better set of this size by greedy search: without blocks 2, 3." in text
+    assert "KL 0.8 and perplexity 22 (dense 11), measured on held-out text" in text
+    assert "the set shown here has KL 1.2 and perplexity 33 (dense 11)" in text
+    searched(root, "healed", dense, 6, [("pairs", (3, 4), 2.7, 0.3, 2.8, 0.4)], heal="refit")
+    text = shown(open_page(dense))
+    assert "found another set of this size by search by pairs, healed by refit: without" in text
+    better = made.pruned(root, "better", dense, [3, 4], 7, total, criterion="pairs",
+                         healing={"method": "refit"}, plan={"scores": "healed"})  # fmt: skip
+    made.checkpoint(better, 4)
+    judged(root, "judge-better", 12, better, 13.0)
+    page = open_page(dense)
+    assert tiles(page)["Perplexity"] == "1.30 x"
+    text = shown(page)
+    assert "The set was chosen by search by pairs" in text
+    assert "Its seams were healed by refit." in text
+    assert "A search found" not in text
+    (chart,) = [
+        figure for figure in (json.loads(c.proto.spec) for c in page.get("plotly_chart"))
+        if any(t.get("name") == "perplexity" for t in figure["data"])
+    ]  # fmt: skip
+    (line,) = [t for t in chart["data"] if t.get("name") == "perplexity"]
+    assert line["y"] == pytest.approx([1.0, 1.3])
