@@ -13,7 +13,7 @@ from core.benchmark.results import known_rates
 from core.charts import compare as charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, compiled, published
+from core.compare import choice, compiled, published, writing
 from core.compare import scene as compare_view
 from core.compare.measured import Cell, Row, comparable
 from core.compare.outcomes import Outcome
@@ -376,15 +376,28 @@ def measured_on(scene: Scene) -> str:
     )
 
 
+def formats(table: pd.DataFrame) -> dict[str, Any]:
+    """Return how the columns on written text are shown: shares in percent, words with a digit."""
+    shares = {
+        name: st.column_config.NumberColumn(format="percent")
+        for name in table.columns
+        if name.startswith(("repeated", "more than", "distinct"))
+    }
+    words = (name for name in table.columns if name.startswith("words, "))
+    return shares | {name: st.column_config.NumberColumn(format="%.1f") for name in words}
+
+
 def tables(scene: Scene, rows: list[Outcome]) -> None:
     """Draw the comparison as a table, and offer every table as CSV."""
     st.subheader("Table")
-    table = [r.to_dict() for r in rows]
+    wrote = writing.columns(scene.study)
+    table = [r.to_dict() | wrote.get(r.key, {}) for r in rows]
     frame_ = pd.DataFrame(table).drop(columns=["key", "series", "parent"])
     frame_["dropped"] = frame_["dropped"].map(to_text)
     guessed = frame_["kind_of_cost"] == "estimated"
     if not guessed.all():
-        st.dataframe(frame_[~guessed].dropna(axis=1, how="all"), hide_index=True)
+        known = frame_[~guessed].dropna(axis=1, how="all")
+        st.dataframe(known, hide_index=True, column_config=formats(known))
     if guessed.any():
         st.caption(
             "Estimated cost, from shapes and this device's rates, scaled by what was measured of "
@@ -392,7 +405,12 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
         )
         columns = {name: f"{name}, estimated" for name in COSTS}
         guesses = frame_[guessed].dropna(axis=1, how="all").rename(columns=columns)
-        st.dataframe(guesses, hide_index=True)
+        st.dataframe(guesses, hide_index=True, column_config=formats(guesses))
+    if wrote:
+        st.caption(
+            "Of the text written in a task (measured on Evaluate): words of an answer, share of "
+            "4-grams that repeat an earlier one, and share of different words, pairs and triples."
+        )
     points = [r.row() for r in scene.rows]
     large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
              for v in b.summary.variants if v.largest_batch]  # fmt: skip

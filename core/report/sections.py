@@ -14,9 +14,9 @@ from core.charts import importance as importance_charts
 from core.charts import retrain as retrain_charts
 from core.charts.checkpoint import parameter_bars
 from core.charts.prune import block_strip
-from core.compare import choice, compiled, published
+from core.compare import choice, compiled, published, writing
 from core.compare.scene import accuracy
-from core.evaluate import generation, token_view
+from core.evaluate import token_view
 from core.evaluate.token_view import TokenView
 from core.findings import Finding
 from core.findings.certainty import certainty
@@ -311,7 +311,7 @@ def quality(material: Material) -> Section:
     if rows:
         words = "Task scores (measured), with the difference from dense and its standard error"
         parts += html.table(rows, words)
-    rows = _written(known)
+    rows = writing.rows(known)
     if rows:
         words = (
             "Text written in tasks (measured): length, repetition and distinct-n, beside the dense "
@@ -388,26 +388,6 @@ def _token_views(material: Material) -> list[Part]:
             )
         )
     return [*parts, html.Paragraph(token_view.LEGEND, note=True)] if parts else []
-
-
-def _written(known: Study) -> list[dict[str, Any]]:
-    """Return length, repetition and distinct-n of what models wrote, by task and variant."""
-    folders = {record.id: record.path for record in known.runs}
-    newest = {
-        (t.task, t.prompting, t.variant): folders[t.run]
-        for t in sorted(known.tasks, key=lambda t: t.started)
-        if t.is_written and t.run in folders
-    }
-    rows = []
-    for task, how in dict.fromkeys((task, how) for task, how, _ in newest):
-        dense = None
-        for v in known.variants:
-            folder = newest.get((task, how, v.id))
-            found = generation.diversity(folder, task) if folder else None
-            if found:
-                rows.append(generation.row(v.label, task, found, dense))
-                dense = found if v.id == known.dense.id else dense
-    return rows
 
 
 # ------------------------------------------------------------------------------------------- cost

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import study_helpers as made
 from streamlit.testing.v1 import AppTest
@@ -271,7 +272,9 @@ def test_written_answers_stand_beside_the_mean_and_never_in_it(disagreeing):
         "maths problems, 50 before"
     )
     assert said in found.facts(one)
-    compare, presented = opened("compare", lab), opened("presentation", lab)
+    page = AppTest.from_file(APP, default_timeout=90).switch_page("pages/compare.py")
+    page.query_params["model"] = str(lab.dense)
+    compare, presented = shown(page), opened("presentation", lab)
     for words in said.split("; "):
         assert words in compare
     assert "Writes the answer to 10 of 100 school maths problems, 50 before." in presented
@@ -289,6 +292,14 @@ def test_written_answers_stand_beside_the_mean_and_never_in_it(disagreeing):
     ]
     assert repeated[0] == 0.0
     assert repeated[1] > 0.5
+    # and so says the table on Compare, with nothing for what wrote no text
+    table = pd.concat([d.value for d in page.dataframe if "label" in d.value]).set_index("label")
+    column = table["repeated 4-grams, gsm8k"]
+    assert column["LLM-Pruner 21%"] == pytest.approx(repeated[1])
+    assert table["more than dense, gsm8k"]["LLM-Pruner 21%"] == pytest.approx(repeated[1])
+    assert column.notna().sum() == 2
+    assert table["words, gsm8k"].max() == 35.0
+    assert "4-grams that repeat an earlier one" in compare
 
 
 @pytest.mark.parametrize(
