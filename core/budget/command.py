@@ -29,6 +29,7 @@ from core.prune.version_results import (
 )
 from core.runs import devices, dtypes, pace
 from core.runs.spec import DeviceOptions, option
+from core.search.ledger import Tape
 from core.search.rehearsal import states_at_once
 from core.width.units import units_of
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from core.runs.run import Run
 
 CONTEXT = 512
+TAPE = "measured.jsonl"
 STEPS = 8
 """Tokens generated after the prompt in every timing."""
 
@@ -78,6 +80,9 @@ class BudgetSpec(DeviceOptions):
     seed: int = option(1234, help="Seed for rows and crops.", low=0)
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
+    resume: bool = option(
+        False, help="Continue the budget run in --out that was stopped or killed; times are new."
+    )
     dry_run: bool = option(False, help="Estimate block passes and time without running anything.")
 
 
@@ -181,15 +186,35 @@ def run(spec: BudgetSpec, run: Run) -> None:
     drawn = drawn_rows(spec, source, tokenizer, spec.samples, spec.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
+    tape = Tape(
+        run.path(TAPE),
+        {
+            "checkpoint": info.key,
+            "calibration": sources.describe(source)["content"],
+            "samples": spec.samples,
+            "length": spec.length,
+            "seed": spec.seed,
+            "join": spec.join,
+            "chat template": spec.chat_template,
+            "versions": named,
+            "device": str(prepared.device),
+            "dtype": dtype,
+        },
+        _most(spec, info, dtype),
+        resume=spec.resume,
+    )
+    run.note(TAPE)
+    if tape.groups:
+        measured = sum(map(len, tape.groups)) - 1  # the first group has the dense model
+        run.progress.log(f"Resuming: KL of {measured:,} versions is measured already.")
     view = BlockView(prepared.load(run.progress.log))
     batch = make_batch(drawn.rows, view)
     with memory.out_of_memory_explained("measuring versions of blocks"):
-        most = _most(spec, info, dtype)
         order = None
         if set(named) & set(MLP_SHARES):
             units = dict(enumerate(units_of(info)))
             order = measure.rank_neurons(view, batch, units, run.progress)
-        costs = measure.measure(view, batch, named, most, run.progress, order)
+        costs = measure.measure(view, batch, named, tape.most, run.progress, order, tape)
         run.progress.log(f"KL of {len(costs.of)} versions in {costs.seconds:.1f} s.")
         whole = precision.decide(spec.dtype, view.device, info.dtype)
         if whole.weights != view.dtype:  # a benchmark holds the model in another format
@@ -261,7 +286,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
         library = Library(str(run.dir), summary, table, {})
         with memory.out_of_memory_explained("checking plans"):
             checked = checks.check(
-                library, spec.check_plans, view, batch, most, order, tokenizer, run.progress
+                library, spec.check_plans, view, batch, tape.most, order, tokenizer, run.progress
             )
         PlanCheck.write(run, checked)
         if errors := latency_errors(checked):

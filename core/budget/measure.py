@@ -13,12 +13,13 @@ from torch import Tensor
 
 from core.budget.versions import Unit, lost, neurons_left
 from core.errors import NotFiniteError
-from core.importance.branches import Batch, losses_without
+from core.importance.branches import Batch, losses_without, states_without
 from core.importance.passes import grouped
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of
 from core.prune.version_results import MLP_SHARES
 from core.runs.progress import SILENT, Progress
+from core.search.ledger import Cost, Group, Tape
 from core.width.activations import BlockInputs, walk
 from core.width.selection import check_scores, output_weights
 from core.width.units import BlockUnits
@@ -68,17 +69,19 @@ def measure(
     most: int,
     progress: Progress = SILENT,
     order: Order | None = None,
+    tape: Tape | None = None,
 ) -> Measured:
     """Measure every version of every block; ``most`` hidden states are held at once (at least 2).
 
-    ``order`` ranks the neurons, for versions with narrower MLPs.
+    ``order`` ranks the neurons, for versions with narrower MLPs. What is on ``tape`` is taken from
+    there, what is measured is added to it.
 
     Raises `NotFiniteError` if the dense model's own loss is not finite.
     """
     one_by_one = {
         (block, version): lost(block, version) for block in range(len(view)) for version in versions
     }
-    found = together(view, batch, list(one_by_one.values()), most, progress, order)
+    found = together(view, batch, list(one_by_one.values()), most, progress, order, tape)
     return Measured(
         found.dense_nll,
         {one: found.of[parts] for one, parts in one_by_one.items()},
@@ -98,6 +101,14 @@ class Sets:
     seconds: float
 
 
+_UNITS = ("attention", "mlp", *MLP_SHARES)
+
+
+def _number(unit: Unit | int) -> int:
+    """Return a unit as a number, for a tape; a block's number if whole blocks are measured."""
+    return unit if isinstance(unit, int) else unit[0] * len(_UNITS) + _UNITS.index(unit[1])
+
+
 def together(
     view: BlockView,
     batch: Batch,
@@ -105,12 +116,14 @@ def together(
     most: int,
     progress: Progress = SILENT,
     order: Order | None = None,
+    tape: Tape | None = None,
 ) -> Sets:
     """Measure the model without each set of parts; ``most`` states are held at once (at least 2).
 
-    If every set is of whole blocks, these can be of any kind.
+    If every set is of whole blocks, these can be of any kind. With a ``tape`` that has the first
+    pass, the dense states are computed again without counting that: passes and seconds are those of
+    a run that was not interrupted.
     """
-    began = time.perf_counter()
     blocks = [_whole(parts) for parts in losses]
     sublayers = any(one is None for one in blocks)
     sets: dict[frozenset[Unit], frozenset[Any]] = {
@@ -125,17 +138,27 @@ def together(
     groups = grouped(list(sets.values()), most - 1)
     reference: Tensor | None = None
     costs: dict[frozenset[Any], tuple[float, float]] = {}
-    passes, dense_nll = 0, math.nan
+    passes, seconds, dense_nll = 0, 0.0, math.nan
     for number, some in enumerate(groups):
         empty = [] if number else [frozenset[Any]()]
         asked = [*empty, *some]
-        found = losses_without(
-            view, batch, asked, progress, sublayers=sublayers, want_kl=True, dense=reference,
-            narrow=narrow, label=f"Pass {number + 1} of {len(groups)}, block",
-        )  # fmt: skip
-        assert found is not None
-        reference = found.dense
-        values = list(zip(found.kl, found.nll, strict=True))
+        coded = tuple(frozenset(map(_number, one)) for one in asked)
+        group = tape.groups.get(coded) if tape else None
+        if group is None:
+            if number and reference is None:
+                reference = states_without(view, batch, [frozenset()], progress)[0]
+            began = time.perf_counter()
+            found = losses_without(
+                view, batch, asked, progress, sublayers=sublayers, want_kl=True, dense=reference,
+                narrow=narrow, label=f"Pass {number + 1} of {len(groups)}, block",
+            )  # fmt: skip
+            assert found is not None
+            reference = found.dense
+            costs_of = tuple(map(Cost, found.nll, found.kl))
+            group = Group(coded, costs_of, found.passes, time.perf_counter() - began)
+            if tape:
+                tape.add(group)
+        values = [(cost.kl, cost.nll) for cost in group.costs]
         if empty:
             dense_nll = values.pop(0)[1]
             if not math.isfinite(dense_nll):
@@ -144,12 +167,13 @@ def together(
                     "Try --dtype float32.",
                 )
         costs |= dict(zip(some, values, strict=True))
-        passes += found.passes
+        passes += group.passes
+        seconds += group.seconds
     return Sets(
         dense_nll,
         {parts: costs[asked] for parts, asked in sets.items()},
         passes // 2 if sublayers else passes,
-        time.perf_counter() - began,
+        seconds,
     )
 
 

@@ -73,7 +73,7 @@ class TimeUp(Exception):
 
 
 class Tape:
-    """Groups that were measured, one JSON line each, for a search that resumes."""
+    """Groups that were measured, one JSON line each, for a run that resumes."""
 
     def __init__(self, path: Path, settings: dict[str, Any], most: int, *, resume: bool) -> None:
         """Begin a tape, or read the one at ``path``.
@@ -90,7 +90,7 @@ class Tape:
             others = [name for name in settings if before.get(name) != head["settings"][name]]
             if others:
                 raise OptionError(
-                    f"--resume: the search in {path.parent} measured with another "
+                    f"--resume: the run in {path.parent} measured with another "
                     f"{' and '.join(others)}.",
                     "Resume with the same options, or leave --resume out to begin again.",
                 )

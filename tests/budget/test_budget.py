@@ -30,7 +30,9 @@ from core.prune.version_results import (
     VersionRow,
     latency_errors,
 )
-from core.runs import workspace
+from core.runs import jobs, workspace
+from core.runs.run import DETACHED
+from core.runs.workspace import read_run
 from core.width.units import units_of
 
 CPU = torch.device("cpu")
@@ -191,6 +193,60 @@ def test_a_plan_within_a_budget_becomes_a_variant(tiny_gqa, tmp_path, monkeypatc
     ):
         assert main([*start, *bad]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_killed_run_resumes_as_if_it_had_never_been_killed(tiny_gqa, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setattr("core.budget.command._most", lambda *_: 6)  # five versions in a pass
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = ["budget", str(tiny_gqa), "--device", "cpu", "--context", "12", "--samples", "2"]
+    argv += ["--length", "16", "--runs", "1", "--calibration", "english", "--check-plans", "0"]
+    assert main([*argv, "--out", str(whole)]) == 0
+    usual, calls = measure.losses_without, []
+
+    def stopping(view, batch, sets, *args, **more):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(list(sets))
+        return usual(view, batch, sets, *args, **more)
+
+    monkeypatch.setattr(measure, "losses_without", stopping)
+    assert main([*argv, "--out", str(killed)]) == 130
+    assert not (killed / VersionRow.FILE).exists()
+    with (killed / "measured.jsonl").open("a") as tape:
+        tape.write('{"sets": [[0')  # a line cut short
+    before = len(calls)
+    monkeypatch.setattr(
+        measure, "losses_without", lambda *a, **more: calls.append(a[2]) or usual(*a, **more)
+    )
+    assert jobs.restart(read_run(killed), Here(monkeypatch)).state == "done"
+    summary = Budget.read(killed)
+    assert len(calls) - before == 6 - before  # 30 versions, the first three passes are kept
+    assert not any(frozenset() in some for some in calls[before:])
+
+    def costs(folder):
+        return [(r.block, r.version, r.kl, r.nll, r.params) for r in VersionRow.read(folder)]
+
+    assert costs(killed) == costs(whole)
+    assert summary.passes == Budget.read(whole).passes
+    assert summary.dense_nll == Budget.read(whole).dense_nll
+    assert (killed / NeuronOrder.FILE).read_text() == (whole / NeuronOrder.FILE).read_text()
+    argv[argv.index("--length") + 1] = "17"
+    assert main([*argv, "--out", str(killed), "--resume"]) == 2
+
+
+class Here:
+    """A launcher that carries the run out in this process."""
+
+    def __init__(self, monkeypatch):
+        self.env = monkeypatch
+
+    def start(self, argv, folder):
+        assert "--resume" in argv
+        with self.env.context() as env:
+            env.setenv(DETACHED, str(folder))
+            assert main(argv[3:]) == 0
 
 
 def test_what_cannot_be_measured_is_refused(tiny_gqa, tmp_path, capsys):
