@@ -98,7 +98,9 @@ def check_seams(method: str, drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
         raise PlanError(
             f"--heal {method}: the cut begins at block 0. The repair changes what comes before the "
             "cut, and there is none.",
-            "Keep block 0, or use --heal scale, which changes the blocks after the cut.",
+            "Keep all of block 0, or leave out --heal."
+            if removal.partial
+            else "Keep block 0, or use --heal scale, which changes the blocks after the cut.",
         )
     return seams
 

@@ -156,7 +156,8 @@ def _check_healing(spec: SearchSpec, info: CheckpointInfo, first: int) -> None:
         raise PlanError(
             f"--heal {spec.heal}: block 0 may be removed, but the repair changes the block before "
             "a cut, and block 0 has none.",
-            "Use --protect-first 1 or more, or --heal scale.",
+            "Use --protect-first 1 or more"
+            + (", or --heal scale." if spec.units == BLOCK else ", or leave out --heal."),
         )
     rows = samples_of(spec, info)
     seams.check_tokens(info.hidden, rows, rows * spec.length)

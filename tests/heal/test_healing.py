@@ -201,6 +201,8 @@ def test_what_cannot_be_healed(model, ids):
     view = BlockView(model)
     with pytest.raises(PlanError, match=r"begins at block 0.*there is none"):
         heal(view, (0, 1), make_batch(ids.tolist(), view), "refit")
+    with pytest.raises(PlanError, match=r"at block 0.*Keep all of block 0, or leave out --heal"):
+        heal(view, Removal((2,), (0,)), make_batch(ids.tolist(), view), "auto")  # scale cannot
     with pytest.raises(
         DataError, match=r"at least 640 tokens \(20 for each of 32 .* 4 rows have 96"
     ):

@@ -224,6 +224,8 @@ def test_dry_run_counts_the_passes_and_bad_input_is_refused(tiny_dir, tmp_path, 
         (["--counts", "4"], "--counts: 4 is out of range. With the first 1 and last 1 of 5"),
         (["--methods", "luck"], "--methods: unknown value 'luck'"),
         (["--length", "999"], "exceed the model's context"),
+        (["--heal", "refit", "--protect-first", "0"], "block 0 has none. Use --protect-first 1 or"),
+        (["--heal", "refit", "--samples", "4", "--length", "16"], "at least 640 tokens"),
     ):
         assert main([*start, *bad, "--dry-run"]) == 2
         assert sentence in capsys.readouterr().err
