@@ -11,6 +11,7 @@ from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
 from core.retrain.shares import sentence, shares
+from core.retrain.spec import suggested_loss
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
@@ -27,8 +28,8 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
 
 def training(chain: Chain) -> dict[str, Any]:
-    """Return the options of the LoRA run."""
-    return retraining.restoring(chain, NAME)
+    """Return the options of the LoRA run, which learns the dense model's distributions."""
+    return retraining.restoring(chain, NAME, loss=suggested_loss("lora", has_teacher=True))
 
 
 def verdict(chain: Chain) -> Verdict:

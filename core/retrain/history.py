@@ -12,6 +12,7 @@ import pandas as pd
 
 from core import outside, words
 from core.checkpoint import locate
+from core.prune.results import Pruning
 from core.retrain import shares
 from core.retrain.results import Evaluation, Merged, Step, Summary, read_measures
 from core.runs import workspace
@@ -24,6 +25,17 @@ def variants(where: Workspace) -> list[RunRecord]:
     makers = [command for command in workspace.MAKERS if command != "quantize"]
     done = [r for r in where.runs() if r.command in makers and r.state == "done"]
     return [r for r in done if holder(r)]
+
+
+def has_teacher(name: str, dense: str | None = None) -> bool:
+    """Whether the dense model of a pruned checkpoint is on this machine; ``dense`` names another.
+
+    One that would have to be downloaded does not count.
+    """
+    folder = locate.local_folder(name)
+    cut = Pruning.read(folder) if folder and not dense else None
+    wanted = dense or (cut and (cut.base_model or cut.source))
+    return bool(wanted and locate.local_folder(wanted))
 
 
 def holder(record: RunRecord) -> Path | None:

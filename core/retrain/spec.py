@@ -36,6 +36,27 @@ def rate_of(method: str, parameters: int) -> float:
     return RATES[size][method]
 
 
+def paper(method: str) -> dict[str, str | float | int]:
+    """Return the paper's choices for a method by option, where the defaults here are others.
+
+    Empty for partial fine-tuning, which the paper does not have.
+    """
+    if method == "partial":
+        return {}
+    batch = 512 if method == "continued" else 64
+    return {"loss": "ce", "lr": RATES["large"][method], "batch": batch}
+
+
+def suggested_loss(method: str, *, has_teacher: bool) -> str:
+    """Return the loss that the page and the recipe ``restore`` start with.
+
+    With adapters and a dense model to learn from, KL: it brought back more of the dense model's
+    behaviour on text that was not trained on, where cross entropy lost some
+    (docs/results/recovering.md). Otherwise the paper's cross entropy.
+    """
+    return "kl" if method == "lora" and has_teacher else "ce"
+
+
 RANGES = {
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "weights": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),

@@ -100,7 +100,10 @@ def test_from_settings_to_a_finished_run_with_cancel_and_resume(here, pruned, te
     widget(page.number_input, "Steps").set_value(4000).run()
     widget(page.number_input, "Cutoff").set_value(64).run()
     (line,) = [c.value for c in page.code if "core retrain" in c.value]
-    asked = f"python -m core retrain cut --data {texts} --out DIR --cutoff 64 --steps 4000 --merge"
+    asked = (
+        f"python -m core retrain cut --data {texts} --out DIR --cutoff 64 --steps 4000 --loss kl "
+        "--merge"
+    )
     assert line == asked
     wait(page, lambda p: any(m.label == "Trainable" for m in p.metric))
     labels = {m.label: m.value for m in page.metric}
@@ -200,6 +203,34 @@ def test_what_cannot_be_started_says_why(here, pruned, tmp_path):
     widget(page.number_input, "Epochs").set_value(1.0).run()
     assert any("Both 'Steps' and 'Epochs'" in e.value for e in page.error)
     assert here.runs("retrain") == []
+
+
+def test_the_loss_follows_the_method_and_the_teacher_until_it_is_chosen(here, pruned, texts):
+    def asked(page):
+        (line,) = [c.value for c in page.code if "core retrain" in c.value]
+        return line
+
+    page = open_page(model="cut")
+    widget(page.text_input, "Data").set_value(texts).run()
+    loss = lambda: widget(page.selectbox, "Loss")  # noqa: E731
+    assert loss().value == "kl"
+    assert "--loss kl" in asked(page)
+    assert any("docs/results/recovering.md" in c.value for c in page.caption)
+    widget(page.selectbox, "Method").set_value("full").run()
+    assert loss().value == "ce"
+    widget(page.selectbox, "Method").set_value("lora").run()
+    assert loss().value == "kl"
+    widget(page.button, "Use the paper's settings").click().run()
+    assert loss().value == "ce"
+    assert "--loss" not in asked(page)
+    assert "--lr 0.0001" in asked(page)
+    assert "--batch 64" in asked(page)
+
+
+def test_without_the_dense_model_the_loss_is_cross_entropy(here, pruned):
+    record = json.loads((pruned / "pruning.json").read_text())
+    write_json(pruned / "pruning.json", record | {"source": "gone", "base_model": "gone"})
+    assert widget(open_page(model="cut").selectbox, "Loss").value == "ce"
 
 
 def test_without_a_variant_the_page_says_where_to_get_one(here, tiny_gqa):
