@@ -38,17 +38,17 @@ class Known:
         """What it costs, next to the variant's set if the search has both."""
         row = self.row
         healed = f", healed by {row.heal}" if row.heal != "none" else ""
-        found = f"{_label(row.method)}{healed}: without {_gone(row.removal)}"
-        own = _figures(self.search, row)
+        by = f"({_label(row.method)}{healed}): without {_gone(row.removal)}"
+        own, text = _figures(row), _measured_on(self.search, row)
         if self.shown:
             return (
-                f"A search found a better set of this size by {found}. It has {own}; the set shown "
-                f"here has {_figures(self.search, self.shown)}. Make the better set, and evaluate "
-                "it as the others were."
+                f"A search found a set of this size with a lower KL {by}. It has {own}, the set "
+                f"shown here {_figures(self.shown)}{text}. Make it, and evaluate it as the others "
+                "were."
             )
         return (
-            f"A search found another set of this size by {found}. It has {own}. Make and evaluate "
-            "it to see which is better: the set shown here was measured on other text."
+            f"A search found another set of this size {by}. It has {own}{text}. Make it and "
+            "evaluate it to see which is better: the set shown here was measured on other text."
         )
 
 
@@ -63,18 +63,28 @@ def _label(criterion: str) -> str:
     return LABELS.get(criterion.replace("-", "_").removesuffix("+"), criterion)
 
 
-def _figures(search: Search, row: SetRow) -> str:
-    """Return what a search measured of a set: on text that chose nothing, if it had any."""
-    where, kl, nll = "on held-out text that chose nothing", row.heldout_kl, row.heldout_nll
-    dense = search.dense_heldout_nll
-    if kl is None:
-        where, kl, nll = "on the rows that chose it", row.kl, row.nll
-        dense = search.dense_nll
+def _is_heldout(row: SetRow) -> bool:
+    """Whether text that chose nothing was measured; otherwise figures are of the calibration."""
+    return row.heldout_kl is not None
+
+
+def _figures(row: SetRow) -> str:
+    """Return what a search measured of a set."""
+    heldout = _is_heldout(row)
+    kl, nll = (row.heldout_kl, row.heldout_nll) if heldout else (row.kl, row.nll)
     said = [f"KL {kl:.4g}"] if kl is not None else []
-    own, whole = perplexity(nll), perplexity(dense)
-    if own is not None:
-        said.append(f"perplexity {own:.4g}" + (f" (dense {whole:.4g})" if whole else ""))
-    return f"{' and '.join(said) or 'unknown figures'}, measured {where}"
+    ppl = perplexity(nll)
+    said += [f"perplexity {ppl:.4g}"] if ppl is not None else []
+    return " and ".join(said) or "unknown figures"
+
+
+def _measured_on(search: Search, row: SetRow) -> str:
+    """Return the dense model's perplexity and the text, to go behind figures of ``row``."""
+    heldout = _is_heldout(row)
+    dense = perplexity(search.dense_heldout_nll if heldout else search.dense_nll)
+    beside = f" (dense: {dense:.4g})" if dense is not None else ""
+    text = "held-out text that chose nothing" if heldout else "the rows that chose it"
+    return f"{beside}, measured on {text}"
 
 
 def searches(runs: Sequence[RunRecord], found: Verdict) -> list[tuple[RunRecord, Search]]:
@@ -90,23 +100,31 @@ def how(found: Verdict, one: Contender, runs: Sequence[RunRecord]) -> str:
     own = one.candidate
     if own.kind != "depth":
         return ""
-    if not own.method:
-        said = "The set was chosen by hand"
-    else:
-        said = f"The set was chosen by {_label(own.method)}"
-        if read := _search_of(found, own, runs):
-            search = read[1]
-            goal = "least KL from the dense model" if search.objective == "kl" else "least loss"
-            text = Path(search.calibration or "").name
-            said += (
-                f", for the {goal} on {text} ({search.samples} x {search.length} tokens); "
-                f"{search.sets_measured:,} sets were measured"
-            )
+    said = "How the set was chosen: " + (_label(own.method) if own.method else "by hand")
+    read = _search_of(found, own, runs) if own.method else None
+    if read:
+        search = read[1]
+        goal = "least KL from the dense model" if search.objective == "kl" else "least loss"
+        text = Path(search.calibration or "").name
+        said += (
+            f", for the {goal} on {text} ({search.samples} x {search.length} tokens); "
+            f"{search.sets_measured:,} sets were measured"
+        )
     if own.healed:
         said += f". Its seams were healed by {own.healed}"
     if own.is_plan:
         said += ". It is a plan: a checkpoint of it has not been made yet"
+    if own.is_plan and read:
+        said += ", and its perplexity is of the rows that chose it"
+        row = _row_of(read, own)
+        if row and _is_heldout(row):
+            said += f". It has {_figures(row)}{_measured_on(read[1], row)}"
     return f"{said}."
+
+
+def _row_of(read: tuple[RunRecord, Search], own: Candidate) -> SetRow | None:
+    rows = SetRow.read(read[0].path)
+    return next((r for r in rows if _key_of(r) == _key(own) and r.method == own.method), None)
 
 
 def _search_of(

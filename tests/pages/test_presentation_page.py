@@ -233,13 +233,16 @@ def searched(root, name, dense, at, rows, **more):
 def test_the_best_set_of_searches_is_shown_and_says_how_it_was_chosen(lab):
     root, dense = lab
     rows = [("one-shot", (1, 2), math.log(30), 1.0, None, None),
-            ("greedy", (2, 3), math.log(20), 0.7, None, None)]  # fmt: skip
+            ("greedy", (2, 3), math.log(20), 0.7, math.log(21), 0.75)]  # fmt: skip
     searched(root, "found", dense, 5, rows)
     page = open_page(dense)
     assert tiles(page)["Perplexity"] == "2.00 x"
     text = shown(page)
-    assert "The set was chosen by greedy search, for the least KL from the dense model" in text
-    assert "9 sets were measured. It is a plan: a checkpoint of it has not been made yet." in text
+    assert "How the set was chosen: greedy search, for the least KL from the dense model" in text
+    assert (
+        "9 sets were measured. It is a plan: a checkpoint of it has not been made yet, and" in text
+    )
+    assert "It has KL 0.75 and perplexity 21 (dense: 11), measured on held-out text" in text
     assert "A search found" not in text
 
 
@@ -254,13 +257,15 @@ def test_a_better_known_set_is_named_with_what_was_measured(lab):
     own = ("one-shot", (1, 2), math.log(30), 1.0, math.log(33), 1.2)
     searched(root, "found", dense, 5, [own, ("greedy", (2, 3), 3.0, 0.7, math.log(22), 0.8)])
     text = shown(open_page(dense))
-    assert "The set was chosen by cheapest single blocks" in text
-    assert "A search found a better set of this size by greedy search: without blocks 2, 3." in text
-    assert "KL 0.8 and perplexity 22 (dense 11), measured on held-out text" in text
-    assert "the set shown here has KL 1.2 and perplexity 33 (dense 11)" in text
+    assert "How the set was chosen: cheapest single blocks" in text
+    assert "set of this size with a lower KL (greedy search): without blocks 2, 3." in text
+    assert "It has KL 0.8 and perplexity 22, the set shown here KL 1.2 and perplexity 33" in text
+    assert "(dense: 11), measured on held-out text that chose nothing" in text
     searched(root, "healed", dense, 6, [("pairs", (3, 4), 2.7, 0.3, 2.8, 0.4)], heal="refit")
     text = shown(open_page(dense))
-    assert "found another set of this size by search by pairs, healed by refit: without" in text
+    assert (
+        "another set of this size (search by pairs, healed by refit): without blocks 3, 4" in text
+    )
     better = made.pruned(root, "better", dense, [3, 4], 7, total, criterion="pairs",
                          healing={"method": "refit"}, plan={"scores": "healed"})  # fmt: skip
     made.checkpoint(better, 4)
@@ -268,7 +273,7 @@ def test_a_better_known_set_is_named_with_what_was_measured(lab):
     page = open_page(dense)
     assert tiles(page)["Perplexity"] == "1.30 x"
     text = shown(page)
-    assert "The set was chosen by search by pairs" in text
+    assert "How the set was chosen: search by pairs" in text
     assert "Its seams were healed by refit." in text
     assert "A search found" not in text
     (chart,) = [
