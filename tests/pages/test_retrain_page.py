@@ -12,6 +12,7 @@ import tiny
 from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
+from core.recipes import sweep
 from core.runs import jobs
 from core.runs.workspace import read_run, write_csv, write_json
 from core.study import store
@@ -258,6 +259,42 @@ def test_a_recipes_table_and_chart(here, pruned, column):
     tables = [d.value for d in page.dataframe if "evaluated_on" in d.value.columns]
     assert isinstance(tables[0], pd.DataFrame)
     assert len(tables[0]) == 2
+
+
+def test_a_sweeps_grid_is_checked_and_its_result_is_drawn(here, pruned):
+    folder = here.root / "recipe-2"
+    spec = {"name": "sweep", "checkpoint": "cut", "out": "x"}
+    write_json(folder / ".run" / "spec.json", {"command": "recipe", "spec": spec, "argv": ["x"]})
+    write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0, "finished": 2.0})
+    write_json(
+        folder / "summary.json", {"verdict": "Best of 2 trainings: lr-0.003.", "findings": ["KL."]}
+    )
+    columns = ("lr", "loss", *sweep.MEASURES)
+    rows = [
+        (0.001, "ce", 0.4, 0.1, 1.5, 9.0, 800, 90.0),
+        (0.003, "kl", 0.3, 0.2, 1.6, 10.0, 800, 95.0),
+    ]
+    write_csv(folder / sweep.TABLE, columns, rows)
+    page = open_page(model="cut")
+    widget(page.selectbox, "Recipe").set_value("sweep").run()
+    assert any("Best of 2 trainings" in m.value for m in page.markdown)
+    assert any(c.value == "KL." for c in page.caption)
+    (drawn,) = figure(page, -1)["data"]
+    assert drawn["type"] == "parcoords"
+    shown = {one["label"]: one for one in drawn["dimensions"]}
+    assert list(shown) == ["lr", "loss", "seconds", "recovered", "recovered kl"]
+    assert shown["loss"]["ticktext"] == ["ce", "kl"]
+    table = next(d.value for d in page.dataframe if "recovered_kl" in d.value.columns)
+    assert table["recovered_kl"].tolist() == [0.1, 0.2]
+    widget(page.text_input, "Grid").set_value("speed=1,2").run()
+    assert any("'speed=1,2' is not an option of retrain" in e.value for e in page.error)
+    assert not any(b.label == "Run the recipe" for b in page.button)
+    widget(page.text_input, "Grid").set_value("lr=1e-3,3e-3 loss=ce,kl").run()
+    assert not page.error
+    assert any(
+        "recipe sweep cut" in c.value and "--grid lr=1e-3,3e-3" in c.value for c in page.code
+    )
+    assert any(b.label == "Run the recipe" for b in page.button)
 
 
 def test_learning_rates_are_tested_and_one_is_taken(here, pruned):
