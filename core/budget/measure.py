@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.budget.versions import Unit, lost, neurons_left
+from core.budget.versions import LOSES, Unit, lost, neurons_left
 from core.errors import NotFiniteError
 from core.importance.branches import Batch, losses_without, states_without
 from core.importance.passes import grouped
@@ -180,4 +180,5 @@ def together(
 def _whole(parts: frozenset[Unit]) -> frozenset[int] | None:
     """Return the blocks that these parts are; None if there are parts of others."""
     blocks = {block for block, _ in parts}
-    return frozenset(blocks) if len(parts) == 2 * len(blocks) else None
+    every = {(block, part) for block in blocks for part in LOSES["drop"]}
+    return frozenset(blocks) if parts == every else None

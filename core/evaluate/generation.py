@@ -14,7 +14,8 @@ from typing import Any
 from core.checkpoint.headers import FileState, file_state
 from core.data.diversity import Diversity, diversity_of
 from core.evaluate.by_content import Evaluated, Measure
-from core.evaluate.results import SAMPLES, Sample, read_samples
+from core.evaluate.results import SAMPLES, Sample, Summary, read_samples
+from core.evaluate.suites import is_written
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def diversity(folder: Path, task: str) -> Diversity | None:
     return _diversity(folder, task, file_state(folder, (SAMPLES,)))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=16_384)
 def _diversity(folder: Path, task: str, state: FileState) -> Diversity | None:
     found = _texts(folder, task, state)
     return diversity_of(one.generated for one in found) if found else None
@@ -90,9 +91,23 @@ def folder_of(one: Evaluated[Any], chosen: Sequence[Measure], task: str) -> Path
     for measure in chosen:
         if measure.kind == "task" and measure.name == task and measure in one.cells:
             folder = one.cells[measure].run.path
-            if texts(folder, task):
+            if _asks_for_text(folder, measure) and _wrote(
+                folder, task, file_state(folder, (SAMPLES,))
+            ):
                 return folder
     return None
+
+
+def _asks_for_text(folder: Path, measure: Measure) -> bool:
+    """Whether a run's task has written answers, by its summary: samples need not be read."""
+    summary = Summary.read(folder) or Summary()
+    kinds = {task: kind for asked in summary.tasks for task, kind in asked.output_types.items()}
+    return is_written(measure.name, measure.how, kinds.get(measure.name, ""))
+
+
+@functools.lru_cache(maxsize=16_384)
+def _wrote(folder: Path, task: str, state: FileState) -> bool:
+    return bool(_texts(folder, task, state))
 
 
 def row(label: str, task: str, found: Diversity, dense: Diversity | None) -> dict[str, Any]:

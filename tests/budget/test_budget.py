@@ -66,6 +66,10 @@ def test_kl_equals_stock_transformers_on_the_written_variant(tiny_dir, tmp_path,
     )
     dropped = measure.measure(view, batch, ("drop",), most=4)
     assert dropped.of[2, "drop"] == pytest.approx(found.of[2, "drop"], rel=1e-5)
+    # no other version beside them: a narrower MLP must not count as a whole block
+    narrow = measure.measure(view, batch, ("drop", "mlp75"), most=4, order=order)
+    for one in ((2, "drop"), (2, "mlp75")):
+        assert narrow.of[one] == pytest.approx(found.of[one], rel=1e-5)
     assert found.dense_nll == pytest.approx(
         plain.mean_loss(model, [(r, r) for r in rows]), rel=1e-5
     )

@@ -376,7 +376,7 @@ def test_a_model_that_is_not_supported_trains_with_stock_layers(tiny_dir, tasks,
 
 def limit_memory(monkeypatch, options, most):
     """Let training on more padded tokens than ``most`` of the longest rows run out of memory."""
-    usual = trainer.predicted_logits
+    usual = trainer.predicted_states
     spec = RetrainSpec(**options)
     found = rows.prepare(spec, FileTokenizer(Path(spec.checkpoint)), vocab=320, context=256)
     longest = max(len(row.ids) for row in found.train)
@@ -386,7 +386,7 @@ def limit_memory(monkeypatch, options, most):
             raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
         return usual(model, batch)
 
-    monkeypatch.setattr(trainer, "predicted_logits", limited)
+    monkeypatch.setattr(trainer, "predicted_states", limited)
 
 
 def test_out_of_memory_names_the_largest_micro_batch(options, monkeypatch, capsys):
