@@ -319,6 +319,8 @@ def run(spec: SearchSpec, run: Run) -> None:
             "seed": spec.seed,
             **({"heal": spec.heal, "screened": screened(spec, samples)} if heals else {}),
             **({"units": spec.units} if spec.units != BLOCK else {}),
+            **({"join": spec.join} if spec.join != "auto" else {}),
+            **({"chat template": spec.chat_template} if spec.chat_template != "auto" else {}),
             "objective": spec.objective,
             "device": str(prepared.device),
             "dtype": dtype,

@@ -87,7 +87,8 @@ class Tape:
         lines = _lines(path) if resume else []
         if lines:
             before = lines[0]["settings"]
-            others = [name for name in settings if before.get(name) != head["settings"][name]]
+            now = head["settings"]
+            others = [n for n in {**now, **before} if before.get(n) != now.get(n)]
             if others:
                 raise OptionError(
                     f"--resume: the run in {path.parent} measured with another "

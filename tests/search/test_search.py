@@ -12,6 +12,7 @@ import torch
 
 from core.__main__ import main
 from core.doctor import plain
+from core.errors import OptionError
 from core.importance import passes as counting
 from core.importance.branches import losses_without, make_batch
 from core.importance.greedy import greedy as sleb
@@ -20,7 +21,7 @@ from core.model.blocks import BlockView
 from core.prune import plan, scores
 from core.runs.progress import SILENT
 from core.search import measure, methods, results
-from core.search.ledger import NONE, Cost, Group, Ledger
+from core.search.ledger import NONE, Cost, Group, Ledger, Tape
 from core.search.methods import Task
 
 CPU = torch.device("cpu")
@@ -207,6 +208,15 @@ def test_the_command_resumes_as_if_it_had_never_been_killed(tiny_dir, tmp_path, 
     assert cheapest.kl == min(r.kl for r in rows if r.count == 2)
     assert main(["plan", str(whole), "--criterion", "beam", "--ratio", "0.3"]) == 0
     assert main(["plan", str(whole), "--criterion", "beam", "--count", "4"]) == 2
+
+
+def test_a_tape_of_other_settings_is_refused(tmp_path):
+    path, healed = tmp_path / "tape", {"length": 16, "heal": "refit"}
+    Tape(path, healed, 6, resume=False)
+    assert Tape(path, healed, 9, resume=True).most == 6
+    for other, name in (({"length": 16}, "heal"), ({**healed, "join": "rows"}, "join")):
+        with pytest.raises(OptionError, match=f"measured with another {name}"):
+            Tape(path, other, 6, resume=True)
 
 
 def test_dry_run_counts_the_passes_and_bad_input_is_refused(tiny_dir, tmp_path, capsys):
