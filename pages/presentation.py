@@ -92,7 +92,11 @@ def origin(found: Verdict, one: Contender, runs: Sequence[RunRecord]) -> None:
         say.paragraph(said)
     if known := chosen.better(found, one, runs):
         say.info(known.sentence)
-        frame.link("prune", "Make it on the Prune page")
+        gone = known.row.removal
+        lists = {"drop": gone.drop, "attention": gone.attention, "mlp": gone.mlp}
+        query = {where: ",".join(map(str, blocks)) for where, blocks in lists.items() if blocks}
+        query |= {"model": name, "criterion": known.row.method}
+        frame.step("prune", "Make it on the Prune page", query)
 
 
 def questions(found: Verdict, one: Contender) -> None:

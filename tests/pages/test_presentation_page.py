@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import study_helpers as made
@@ -256,7 +257,17 @@ def test_a_better_known_set_is_named_with_what_was_measured(lab):
     judged(root, "judge-cut", 11, cut, 25.0)
     own = ("one-shot", (1, 2), math.log(30), 1.0, math.log(33), 1.2)
     searched(root, "found", dense, 5, [own, ("greedy", (2, 3), 3.0, 0.7, math.log(22), 0.8)])
-    text = shown(open_page(dense))
+    page = open_page(dense)
+    (link,) = [e.proto for e in page.get("page_link") if e.proto.label.startswith("Make it")]
+    query = dict(parse_qsl(link.query_string))
+    assert query == {"model": str(dense), "drop": "2,3", "criterion": "greedy"}
+    pad = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    pad.switch_page("pages/prune.py")
+    for key, value in query.items():
+        pad.query_params[key] = value
+    assert not pad.run().exception
+    assert pad.session_state["prune_pad"].plans["A"].drop == (2, 3)
+    text = shown(page)
     assert "How the set was chosen: cheapest single blocks" in text
     assert "set of this size with a lower KL (greedy search): without blocks 2, 3." in text
     assert "It has KL 0.8 and perplexity 22, the set shown here KL 1.2 and perplexity 33" in text
