@@ -254,7 +254,10 @@ def layers_note(plan: Mapping[str, Any]) -> str:
     """Return which decoder layers a dry run says will train, as a sentence."""
     if plan["fused"]:
         return "Hand-written layers."
-    return f"Layers of transformers and peft: {plan['not_fused_because']}."
+    said = f"Layers of transformers and peft: {plan['not_fused_because']}."
+    if plan.get("recomputed"):
+        said += f" Activations are recomputed: {plan['recomputed_because']}."
+    return said
 
 
 def count(value: float) -> str:

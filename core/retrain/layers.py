@@ -13,14 +13,18 @@ from core.checkpoint import families
 from core.retrain.spec import RetrainSpec
 
 LARGE = 1_000_000_000
-"""Above this number of parameters, gradient checkpointing is on by default."""
+"""Above this number of parameters, activations are recomputed if free memory is not known."""
 PIECE_BYTES = 24 * 2**20
 """Float32 logits of which the loss is computed at once (`core.retrain.head`): from 32 MiB on,
 glibc returns such memory to the system every time."""
 
 
 def recomputes(spec: RetrainSpec, parameters: int) -> bool:
-    """Whether activations are recomputed in the backward pass (gradient checkpointing)."""
+    """Whether activations are recomputed in the backward pass (gradient checkpointing).
+
+    ``auto`` goes by the size alone; `core.retrain.estimate.recomputation` decides by what fits, and
+    a run and its dry run replace ``auto`` by that.
+    """
     wanted = spec.gradient_checkpointing
     return wanted == "on" or (wanted == "auto" and parameters > LARGE)
 

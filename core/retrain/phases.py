@@ -345,6 +345,8 @@ def write_results(
         quantized_base=spec.quantized_base,
         fused=session.fused_layers > 0,
         not_fused_because=session.why_stock,
+        recomputed=session.recomputation.on,
+        recomputed_because=session.recomputation.why,
         tokens=trainer.tokens,
         training_s=watcher.training_s,
         tokens_per_s=trainer.tokens / watcher.training_s if watcher.training_s else None,

@@ -121,6 +121,9 @@ class Summary(JsonResult):
     fused: bool | None = None
     """Whether the hand-written layers computed it; None in runs of earlier versions."""
     not_fused_because: str | None = None
+    recomputed: bool | None = None
+    """Whether activations were recomputed; None in runs of earlier versions."""
+    recomputed_because: str | None = None
     tokens: int | None = None
     """Trained on."""
     training_s: float | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from core.retrain import (
     batches,
     caches,
     diagnostics,
+    estimate,
     fused,
     layers,
     partial,
@@ -47,11 +49,16 @@ from core.retrain.trainer import (
     complete_checkpoints,
     with_kept,
 )
+from core.runs import devices
 from core.runs.dtypes import Purpose
 from core.runs.workspace import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from core.runs.run import Run
+
+
+MARKER = "training.json"
+"""File of the options and data that a run began with."""
 
 
 class Session:
@@ -74,6 +81,10 @@ class Session:
         """The blocks that partial fine-tuning trains."""
         if spec.method == "partial":
             self.trained = partial.trained_blocks(spec, self.info.blocks, self.folder)
+        self.recomputation = self._recomputation(checkpoint.config)
+        """Whether activations are recomputed; decided once, before any model is loaded."""
+        spec = replace(spec, gradient_checkpointing=self.recomputation.option)
+        self.spec = spec
         self.why_stock = layers.why_stock(spec, self.info.parameters, checkpoint.config)
         """Why the hand-written layers are not used, None if they are."""
         self.fused_layers = 0
@@ -91,6 +102,28 @@ class Session:
         """What measuring the pruned model took."""
         self.checkpoints = run.book / "checkpoints"
         self._log_data()
+
+    def _recomputation(self, config: Mapping[str, Any]) -> estimate.Recomputation:
+        """Return whether activations are recomputed: as the run began, else by what fits."""
+        spec = self.spec
+        before = read_json(self.run.book / MARKER) if spec.resume else None
+        if before is not None and spec.gradient_checkpointing == "auto":
+            known = before.get("recomputed")
+            if isinstance(known, bool):
+                return estimate.Recomputation(known, "the run began so")
+        blocks = partial.blocks_of(spec, self.info.blocks, self.folder)
+        device, free = devices.free_bytes(spec.device)
+        return estimate.recomputation(
+            spec,
+            self.settings,
+            self.info,
+            estimate.trainable_parameters(spec, self.info, blocks),
+            device,
+            free,
+            max(batches.length(sequence) for sequence in self.sequences),
+            config,
+            blocks[0],
+        )
 
     def decide(self, declared: str) -> Precision:
         """Return the precision of a model of this training whose checkpoint is in ``declared``."""
@@ -167,10 +200,10 @@ class Session:
 
         Without --resume, the checkpoints of an earlier attempt are deleted.
         """
-        marker = self.run.book / "training.json"
+        marker = self.run.book / MARKER
         if not self.spec.resume:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-            write_json(marker, self.fingerprint())
+            write_json(marker, self._began())
             return None
         known = complete_checkpoints(self.checkpoints)
         if not self.check_same() and known:
@@ -178,7 +211,7 @@ class Session:
                 f"{marker} is missing or damaged, so the existing checkpoints cannot be verified.",
                 "Start over with a different --out.",
             )
-        write_json(marker, self.fingerprint())
+        write_json(marker, self._began())
         if not known:
             self.progress.log("No checkpoint to resume from; starting from the beginning.")
             return None
@@ -187,12 +220,16 @@ class Session:
         self.progress.log(f"Continuing after step {step}.")
         return folder
 
+    def _began(self) -> dict[str, Any]:
+        """Return what is stored at the start, for a resumption to go by."""
+        return {**self.fingerprint(), "recomputed": self.recomputation.on}
+
     def check_same(self, spec: RetrainSpec | None = None) -> bool:
         """Raise `OptionError` if the run here began with other options or data.
 
         Returns whether that is known: whether the run left a readable record of them.
         """
-        before = read_json(self.run.book / "training.json")
+        before = read_json(self.run.book / MARKER)
         # an option that an earlier version did not have had its default
         usual = json.loads(json.dumps({f.name: f.default for f in fields(self.spec)}, default=str))
         for name, value in self.fingerprint(spec).items() if before is not None else ():
@@ -297,7 +334,8 @@ class Session:
             weights.train_part(model, self.trained)
         else:
             model.requires_grad_(True)
-        if layers.recomputes(self.spec, self.info.parameters):
+        if self.recomputation.on:
+            self.progress.log(f"Activations are recomputed: {self.recomputation.why}.")
             layers.enable_recomputation(model)
         if self.why_stock is None:
             self.fused_layers = fused.install(model)

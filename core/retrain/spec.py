@@ -230,7 +230,8 @@ class RetrainSpec(DeviceOptions):
         "auto",
         choices=("auto", "on", "off"),
         group="memory",
-        help="Recompute activations to save memory. auto: on for models above 1e9 parameters.",
+        help="Recompute activations to save memory. auto: on if training would not fit otherwise "
+        "by its estimate; where free memory is not known, above 1e9 parameters.",
     )
     fused: str = option(
         "auto",

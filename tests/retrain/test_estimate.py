@@ -15,7 +15,7 @@ from core.benchmark.meter import tensor_peak
 from core.checkpoint import headers
 from core.errors import OptionError
 from core.model.loading import load_model
-from core.retrain import estimate, fused, weights
+from core.retrain import estimate, fused, layers, weights
 from core.retrain.spec import RetrainSpec, settings_of
 from core.retrain.trainer import Objective
 from core.runs import devices
@@ -152,6 +152,58 @@ def test_the_dry_run_reports_which_layers_train(tiny_dir, tasks):
     for reason, made in reasons.items():
         got = estimate.estimate(made)
         assert (got["fused"], got["not_fused_because"]) == (reason is None, reason)
+
+
+def test_activations_are_recomputed_where_they_would_not_fit(tiny_gqa, tasks, monkeypatch):
+    """By the estimate against invented free memory; by the size only where none is known."""
+
+    def decided(free, **options):
+        monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", free))
+        return estimate.estimate(spec(tiny_gqa, tasks, **options))
+
+    plenty = decided(2**40)
+    assert (plenty["recomputed"], plenty["fused"]) == (False, True)
+    needed = plenty["memory_bytes"]["total"]
+    assert not decided(int(needed / estimate.ROOM) + 1)["recomputed"]
+    tight = decided(int(needed / estimate.ROOM) - 1)
+    assert (tight["recomputed"], tight["fused"]) == (True, False)
+    assert tight["memory_bytes"]["activations"] < plenty["memory_bytes"]["activations"]
+    assert (
+        f"needs an estimated {needed / 2**20:,.0f} MiB in total, and cpu has"
+        in (tight["recomputed_because"])
+    )
+    none = decided(2**20)  # does not fit either way
+    assert "--gradient-checkpointing on" not in " ".join(none["warnings"])
+    assert "--micro-batch" in " ".join(none["warnings"])
+    for wanted in ("on", "off"):
+        got = decided(2**20, gradient_checkpointing=wanted)
+        assert got["recomputed"] is (wanted == "on")
+        assert got["recomputed_because"] == f"--gradient-checkpointing {wanted}"
+    unknown = decided(None)
+    assert not unknown["recomputed"]
+    assert "free memory of cpu is not known" in unknown["recomputed_because"]
+    monkeypatch.setattr(layers, "LARGE", 1000)
+    assert decided(None)["recomputed"]
+    assert not decided(2**40)["recomputed"]
+
+
+def test_a_run_decides_as_its_dry_run_and_a_resumed_one_as_it_began(
+    tiny_gqa, tasks, tmp_path, monkeypatch
+):
+    from retrain_helpers import execute, summary
+
+    monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 2**10))
+    out = tmp_path / "run"
+    options = {**PLAIN, "batch": 4, "steps": 2, "holdout": 6, "data": tasks, "out": str(out)}
+    assert execute(checkpoint=str(tiny_gqa), **options) == 0
+    got = summary(out)
+    assert (got["recomputed"], got["fused"]) == (True, False)
+    assert "cpu has 0 MiB free" in got["recomputed_because"]
+    (out / "summary.json").unlink()  # killed before it was written
+    monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 2**40))
+    assert execute(checkpoint=str(tiny_gqa), resume=True, **options) == 0
+    assert summary(out)["recomputed_because"] == "the run began so"
+    assert summary(out)["recomputed"] is True
 
 
 @pytest.mark.parametrize(
