@@ -77,6 +77,7 @@ def name_of(folder: Path) -> str:
 
 def page(found: list[Check], runs: int) -> list[str]:
     """Return the page."""
+    some = "1 run" if runs == 1 else f"{runs} runs"
     inside = sum(one.is_inside for one in found)
     return [
         "# How far the extrapolation of a retraining can be trusted",
@@ -86,12 +87,15 @@ def page(found: list[Check], runs: int) -> list[str]:
         "interval is the one that the Retrain page draws (90 %); as the learning rate falls to 0 "
         "towards the end of a run, the second half is not trained as the first.",
         "",
-        f"{inside} of {len(found)} intervals, from {runs} runs, hold what was measured."
+        f"{inside} of {len(found)} intervals, from {some}, hold what was measured."
         if found
         else "No run so far has enough evaluations in its first half.",
         "",
         *(HEAD if found else ()),
         *(one.line() for one in found),
+        "",
+        "An estimate above what was measured is too optimistic: a power law that goes to the dense "
+        "model has no floor, and the training flattens earlier. Few runs were checked so far.",
     ]
 
 

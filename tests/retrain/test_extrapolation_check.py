@@ -23,6 +23,6 @@ def test_the_first_half_of_a_run_is_held_against_its_end(tmp_path):
     assert abs(found.estimate - shares[80]) < 0.01
     assert found.is_inside
     text = "\n".join(bench.page([found], 1))
-    assert "1 of 1 intervals, from 1 runs" in text
+    assert "1 of 1 intervals, from 1 run," in text
     assert "| loss | 20,000 tokens | 40,000 |" in text
     assert "No run so far" in "\n".join(bench.page([], 0))
