@@ -11,7 +11,9 @@ from core.charts import importance as importance_charts
 from core.charts import prune as charts
 from core.checkpoint import headers
 from core.checkpoint.drop import PARTS, Removal
+from core.errors import DepthcutError
 from core.heal.command import PruneSpec
+from core.importance import curve_command
 from core.importance.curve_command import CurveSpec
 from core.prune import known as prune_view
 from core.prune import target, toggle
@@ -299,11 +301,26 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
     with st.expander("Measure this curve"):
         st.caption("Removes the blocks one by one and measures after each removal, in one run.")
         on = run_on.choose("curve", name)
+        if not on and (time := curve_time(spec)):  # rates are those of this machine
+            say.caption(time)
         st.code(jobs.command_line("curve", spec, on), language="bash", wrap_lines=True)
         if st.button("Measure the curve", icon=":material/play_arrow:"):
             record = runs.launch_once("curve", values, on)
             pad.curve = record.id if record else pad.curve
     runs.show_all("curve", started=[pad.curve])
+
+
+@st.cache_data(ttl=20, max_entries=50, show_spinner=False)
+def curve_time(spec: CurveSpec) -> str:
+    """Return how long a curve will take; empty if its plans cannot be made.
+
+    Kept for a few seconds only: it depends on the rate of the last run, too.
+    """
+    try:
+        found = curve_command.estimate(spec)
+    except DepthcutError:
+        return ""
+    return runs.expected(found["seconds"], found["seconds_from"])
 
 
 def comparison(

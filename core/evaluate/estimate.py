@@ -81,8 +81,7 @@ def task_flops(
     return once * (1 + ((info.blocks + 1) / 2 if each_block else 0))
 
 
-START_S = 3.0
-"""A process that imports torch and loads a small model, roughly."""
+START_S = pace.START_S
 
 
 def rate(device: str, parameters: int) -> tuple[float | None, str | None]:

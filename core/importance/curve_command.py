@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, headers, locate
 from core.checkpoint.vocabulary import AUTO, text_of
@@ -16,11 +16,13 @@ from core.criteria import SUBLAYERS
 from core.data import sources
 from core.data.calibration import JOINS
 from core.errors import OptionError, PlanError
+from core.importance import estimate as work
+from core.importance import passes
 from core.importance.capacity import Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
-from core.runs import workspace
+from core.runs import pace, workspace
 from core.runs.spec import MemoryOptions, option
 
 if TYPE_CHECKING:
@@ -98,6 +100,26 @@ def _plans(
         for criterion in spec.criteria
         for count in counts
     ]
+
+
+def estimate(spec: CurveSpec) -> dict[str, Any]:
+    """Return the estimated operations and seconds of a curve; torch is not needed.
+
+    Raises `CheckpointError`, `PlanError` or `OptionError` as the run would.
+    """
+    checkpoint = locate.open(spec.checkpoint, need="config", need_tokenizer=False)
+    info, asked = checkpoint.info, _text(spec, checkpoint.folder)
+    sets = [frozenset(p.drop) for p in _plans(spec, info, scores.load(spec.scores))]
+    count, distinct = passes.shared(range(info.blocks), [frozenset[int](), *sets])
+    size = asked.samples, min(asked.length, info.context or asked.length)
+    once = sum(work.block_flops(info, block, *size) for block in range(info.blocks))
+    flops = count * once / info.blocks + distinct * work.head_flops(info, *size)
+    seconds = work.seconds(flops, spec.device, info.parameters)
+    return {
+        "flops": flops,
+        "seconds": None if seconds is None else pace.START_S + seconds,
+        "seconds_from": work.origin(spec.device, info.parameters),
+    }
 
 
 def run(spec: CurveSpec, run: Run) -> None:

@@ -33,14 +33,12 @@ from core.recipes.chain import Expected
 from core.recipes.spec import RecipeSpec
 from core.retrain import pace as training
 from core.retrain.spec import SMALL
-from core.runs import devices
+from core.runs import devices, pace
 from core.runs.workspace import Workspace
 from core.width import command as width
 from core.width.command import WidthSpec
 
 START_S = evaluating.START_S
-COPY_BYTES_PER_S = 2e8
-"""Writing a checkpoint, roughly: a disk."""
 HEAL_PASSES = 4
 """Forward passes over the calibration rows that healing costs, roughly."""
 BATCHES = {True: 16, False: 64}
@@ -102,7 +100,7 @@ class _Known:
 
     def _prune(self, _: float) -> float:
         weights = self.info.memory_bytes.get(self.info.dtype, 0) * self.left
-        copied = 0.5 + weights / COPY_BYTES_PER_S
+        copied = 0.5 + weights / pace.COPY_BYTES_PER_S
         if self.spec.heal == "none":
             return copied
         rows = depth_vs_width.SAMPLES
@@ -129,7 +127,7 @@ class _Known:
         once = 2 * parameters * HELD * length
         during = -(-steps // max(1, steps // 4))
         measured = once * (1 / self.left + 1 + during + (spec.retrain == "lora"))
-        written = self.info.memory_bytes.get(self.info.dtype, 0) / COPY_BYTES_PER_S
+        written = self.info.memory_bytes.get(self.info.dtype, 0) / pace.COPY_BYTES_PER_S
         return START_S + (trained + measured) / speed + written
 
     def _width(self, _: float) -> float:

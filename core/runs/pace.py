@@ -13,6 +13,10 @@ from core.runs.workspace import Workspace
 
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed speed of small models on one core, until something has been measured here."""
+START_S = 3.0
+"""A process that imports torch and loads a small model, roughly."""
+COPY_BYTES_PER_S = 2e8
+"""Assumed speed of writing a checkpoint, roughly: a disk."""
 MEASURED = "the rate of the last run in this workspace"
 ASSUMED = "an assumed rate, as nothing has been measured here yet"
 NEAR = 0.2

@@ -132,7 +132,7 @@ def _duration(spec: RecipeSpec) -> None:
     """Draw how long the whole chain will take, and its longest step."""
     found = make.expected(spec)
     if found is None:
-        st.caption("Time: unknown until a scoring or an evaluation has finished on this device.")
+        say.caption(runs.expected(None, None))
         return
     longest = max(found.seconds, key=lambda name: found.seconds[name])
     what = STEPS_IN_WORDS.get(longest, longest.replace("-", " of "))

@@ -128,6 +128,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def expected(seconds: float | None, origin: str | None) -> str:
+    """Return the sentence on the time that a run will take, before it starts."""
+    if seconds is None:
+        return "Time: unknown until a scoring or an evaluation has finished on this device."
+    return f"Estimated time: about {duration(seconds)}, at {origin}."
+
+
 def progress(record: RunRecord) -> None:
     """Draw the progress of a live run, or what it is waiting for; nothing if it has ended."""
     facts = record.place_facts() if record.is_live else {}

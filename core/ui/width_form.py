@@ -51,6 +51,8 @@ def draw(name: str, info: CheckpointInfo) -> None:
     if spec and plan:
         _outlook(spec, plan)
     on = run_on.choose("width", name)
+    if spec and plan and not on:  # rates are those of this machine
+        say.caption(runs.expected(*command.duration(spec, plan)))
     if spec:
         st.code(jobs.command_line("width", spec, on), "bash", wrap_lines=True)
     if st.button(

@@ -17,7 +17,7 @@ from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth
 from core.prune.results import Calibration, Pruning
-from core.runs import dtypes
+from core.runs import dtypes, pace
 from core.runs.dtypes import DTYPE_BYTES, Formats
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import MemoryOptions, option
@@ -228,6 +228,21 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
         "flops": flops,
         "seconds": work.seconds(flops, spec.device, info.parameters) if flops else None,
     }
+
+
+def duration(spec: WidthSpec, plan: WidthPlan) -> tuple[float | None, str | None]:
+    """Return the seconds of the whole run and where the rate is from; None if it is unknown.
+
+    Loading, scoring the units and writing; sorting the units and cutting tensors are not counted.
+    """
+    info, scored = plan.info, estimate(spec, plan)
+    if scored["flops"] and scored["seconds"] is None:
+        return None, None
+    written = info.memory_bytes.get(info.dtype, 0) * plan.parameters / info.parameters
+    seconds = pace.START_S + (scored["seconds"] or 0.0) + written / pace.COPY_BYTES_PER_S
+    if not scored["flops"]:
+        return seconds, "an assumed rate of writing"
+    return seconds, work.origin(spec.device, info.parameters)
 
 
 def _capacity(

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.benchmark import analytic
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
-from core.prune.plan import choose
+from core.importance.estimate import block_flops, head_flops
+from core.prune.plan import choose, default_protection
 from core.prune.scores import load
 from core.runs import workspace
 from core.ui import prune_pad
@@ -164,6 +166,27 @@ def test_a_measured_curve_is_told_from_an_estimate(scored, tiny_gqa, tmp_path):
     assert [t["name"] for t in traces] == ["ppl, measured", "plan A, measured"]
     assert traces[0]["y"] == [7.5, 8.0, 11.25, 30.5]
     assert (traces[1]["x"], traces[1]["y"]) == ([2], [11.25])
+
+
+def test_the_time_of_a_curve_is_told_before_it_starts(scored, tiny_gqa):
+    shown = [c.value for c in open_page(tiny_gqa).caption]
+    assert [c for c in shown if c.startswith("Estimated time: about ") and "assumed rate" in c]
+    info = headers.inspect(tiny_gqa)
+    first, last = default_protection(info.blocks)
+    order = sorted(range(first, info.blocks - last), key=lambda b: PPL[b])
+    sets = [set(order[:count]) for count in range(len(order) + 1)]
+    shared = {
+        (b, *sorted(s & set(range(b)))) for s in sets for b in range(info.blocks) if b not in s
+    }
+    once = sum(block_flops(info, b, 4, 32) for b in range(info.blocks)) / info.blocks
+    flops = len(shared) * once + len(sets) * head_flops(info, 4, 32)
+    summary = workspace.read_json(scored / "summary.json")
+    measured = {"flops_per_s": flops / 600, "parameters": info.parameters}
+    workspace.write_json(scored / "summary.json", {**summary, **measured})
+    st.cache_data.clear()
+    shown = [c.value for c in open_page(tiny_gqa).caption]
+    sentence = "Estimated time: about 10 min 3 s, at the rate of the last run in this workspace."
+    assert sentence in shown
 
 
 def test_without_scores_blocks_are_chosen_by_hand(tmp_path, monkeypatch, tiny_gqa):

@@ -11,7 +11,9 @@ from streamlit.testing.v1 import AppTest
 
 from core.__main__ import main
 from core.checkpoint import headers
+from core.importance.estimate import block_flops
 from core.prune import depth
+from core.runs import workspace
 
 
 def script():
@@ -187,3 +189,22 @@ def test_the_button_starts_the_run_that_the_command_line_shows(form, place, tiny
     assert any(" finished in " in s.value for s in form.success)
     info = headers.inspect(record.path)
     assert info.parameters < headers.inspect(tiny_gqa).parameters
+
+
+def test_the_time_is_told_before_the_launch(form, tiny_gqa, place):
+    folder, info = place.root / "scores", headers.inspect(tiny_gqa)
+    form.selectbox(key="in_width_method").set_value("random").run()
+    (time,) = (c.value for c in form.caption if c.value.startswith("Estimated time"))
+    assert time == "Estimated time: about 3 s, at an assumed rate of writing."
+    (folder / ".run").mkdir(parents=True)
+    spec = {"command": "importance", "spec": {"checkpoint": str(tiny_gqa)}}
+    workspace.write_json(folder / ".run" / "spec.json", spec)
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    form.selectbox(key="in_width_method").set_value("wanda-sp").run()
+    length = min(128, info.context)
+    flops = 2 * sum(block_flops(info, b, 128, length) for b in range(info.blocks))
+    rate = {"device": "cpu", "flops_per_s": flops / 60, "parameters": info.parameters}
+    workspace.write_json(folder / "summary.json", rate)
+    form.run()
+    (time,) = (c.value for c in form.caption if c.value.startswith("Estimated time"))
+    assert time == "Estimated time: about 1 min 3 s, at the rate of the last run in this workspace."
