@@ -12,6 +12,7 @@ from core.charts import prune as charts
 from core.checkpoint import headers
 from core.checkpoint.drop import PARTS, Removal
 from core.errors import DepthcutError
+from core.heal import command as heal_command
 from core.heal.command import PruneSpec
 from core.importance import curve_command
 from core.importance.curve_command import CurveSpec
@@ -391,6 +392,8 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
         say.error(problem)
     on = run_on.choose("prune", name)
     spec = PruneSpec(**values, out="DIR")
+    if not problem and not on:  # rates are those of this machine
+        say.caption(runs.expected(*heal_command.duration(spec, known.info, removal)))
     st.code(jobs.command_line("prune", spec, on), "bash", wrap_lines=True)
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)

@@ -7,6 +7,7 @@ without, it copies bytes: torch is not imported, and the run waits for nobody.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError, PlanError
 from core.heal import seams
+from core.importance import estimate as work
 from core.importance.drawing import drawn_rows
 from core.prune import depth, toggle
+from core.prune.plan import parameters_after
 from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
+from core.runs import pace
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import StderrProgress
 from core.runs.results import from_dict
@@ -32,6 +36,7 @@ from core.runs.spec import DeviceOptions, option
 if TYPE_CHECKING:
     from core.runs.run import Run
 
+_Duration = tuple[float | None, str | None]
 
 SAMPLES, LENGTH = 128, 512
 
@@ -148,6 +153,53 @@ def _check_whole(info: CheckpointInfo) -> None:
 def length_of(spec: PruneSpec, info: CheckpointInfo) -> int:
     """Return the tokens per row: as given, or the default within the model's context."""
     return spec.length or min(LENGTH, info.context or LENGTH)
+
+
+def duration(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> _Duration:
+    """Return the estimated seconds of the whole run and where the rate is from; None if unknown.
+
+    Without healing, bytes are copied. With it, the model is loaded and run, see `healing_flops`.
+    """
+    left = parameters_after(info, removal) / info.parameters
+    copying, origin = pace.writing(info.memory_bytes.get(info.dtype, 0) * left)
+    if spec.heal == "none":
+        return pace.CUT_START_S + copying, origin
+    computing = work.seconds(healing_flops(spec, info, removal), spec.device, info.parameters)
+    if computing is None:
+        return None, None
+    return pace.START_S + computing + copying, work.origin(spec.device, info.parameters)
+
+
+def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> float:
+    """Return the operations of healing: what `core.heal.healing` runs, and its regressions.
+
+    Each method runs the dense and the pruned model below the last seam on all rows and, after each
+    repair, what is left above it on the held-out rows. Attention and MLP count as half of a block.
+    """
+    rows, tokens = spec.samples or SAMPLES, length_of(spec, info)
+    held = -(-rows // seams.HELD_OUT)
+    gone, found = seams.parts_of(removal), seams.check_seams(spec.heal, removal)
+    every = range(2 * info.blocks)
+
+    def run(parts: Iterable[int], rows: int) -> float:
+        return sum(work.block_flops(info, part // 2, rows, tokens) for part in parts) / 2
+
+    def kept(low: int, high: int = 2 * info.blocks) -> list[int]:
+        return [part for part in every[low:high] if part not in gone]
+
+    compared = 2 * work.head_flops(info, held, tokens)
+    total = run(every, held) + run(kept(found[0].low), held) + 2 * compared
+    for method in seams.methods_for(spec.heal, removal):
+        total += run(every[: found[-1].high], rows) + run(kept(0, found[-1].high), rows)
+        for seam in found:
+            total += run(kept(seam.high), held) + compared
+            if method == "scale":
+                continue
+            inner = info.block_shapes[(seam.low - 1) // 2]["intermediate"]
+            size, used = (inner if method == "refit" else info.hidden), (rows - held) * tokens
+            total += run([seam.low - 1], 2 * rows) + 2.0 * used * inner * info.hidden
+            total += 2.0 * used * size * (size + info.hidden)
+    return total
 
 
 def _heal(

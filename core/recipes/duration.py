@@ -25,6 +25,8 @@ from core.errors import DepthcutError
 from core.evaluate import estimate as evaluating
 from core.evaluate import suites
 from core.evaluate.spec import EvaluateSpec
+from core.heal import command as healing
+from core.heal.command import PruneSpec
 from core.importance import command as importance
 from core.importance.command import ImportanceSpec
 from core.prune.plan import parameters_after
@@ -100,17 +102,18 @@ class _Known:
 
     def _prune(self, _: float) -> float:
         weights = self.info.memory_bytes.get(self.info.dtype, 0) * self.left
-        copied = 0.5 + weights / pace.COPY_BYTES_PER_S
+        copied = pace.CUT_START_S + pace.writing(weights)[0]
         if self.spec.heal == "none":
             return copied
-        rows = depth_vs_width.SAMPLES
-        return (
-            START_S
-            + copied
-            + HEAL_PASSES
-            * evaluating.forward_flops(self.info, rows, min(128, self.info.context or 128))
-            / self.rate
+        asked = PruneSpec(
+            checkpoint=self.spec.checkpoint, heal=self.spec.heal, device=self.spec.device, out=""
         )
+        if self.removal:
+            flops = healing.healing_flops(asked, self.info, self.removal)
+        else:  # the blocks are not chosen yet
+            length = healing.length_of(asked, self.info)
+            flops = HEAL_PASSES * evaluating.forward_flops(self.info, healing.SAMPLES, length)
+        return START_S + copied + flops / self.rate
 
     def _retrain(self, _: float) -> float:
         spec, small = self.spec, self.info.parameters < SMALL

@@ -15,8 +15,12 @@ CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed speed of small models on one core, until something has been measured here."""
 START_S = 3.0
 """A process that imports torch and loads a small model, roughly."""
+CUT_START_S = 0.5
+"""A process that cuts by copying bytes, without torch, roughly."""
 COPY_BYTES_PER_S = 2e8
-"""Assumed speed of writing a checkpoint, roughly: a disk."""
+"""Speed of writing a checkpoint, roughly: a disk, until something has been measured here."""
+COUNTED = 5e7
+"""Bytes from which on a cut tells the speed of copying; smaller ones mostly start a process."""
 MEASURED = "the rate of the last run in this workspace"
 ASSUMED = "an assumed rate, as nothing has been measured here yet"
 NEAR = 0.2
@@ -74,3 +78,22 @@ def expected(
     if devices.meant(device) == "cpu":
         return CPU_FLOPS_PER_CORE * (os.cpu_count() or 1), ASSUMED
     return None, None
+
+
+def writing(size: float) -> tuple[float, str]:
+    """Return the seconds of writing ``size`` bytes of a checkpoint, and the rate's origin.
+
+    The rate is that of the newest cut in this workspace that copied at least `COUNTED` bytes; until
+    there is one, an assumed one.
+    """
+    for record in Workspace().runs("prune"):
+        healed = record.spec.get("heal", "none") != "none"
+        if record.state != "done" or record.is_elsewhere or healed:
+            continue
+        written = sum(file.stat().st_size for file in record.path.glob("*.safetensors"))
+        if written >= COUNTED and (spent := record.seconds - CUT_START_S) > 0:
+            return size * spent / written, "the rate of the last cut in this workspace"
+    return (
+        size / COPY_BYTES_PER_S,
+        "an assumed rate of writing, as no large cut has been made here yet",
+    )

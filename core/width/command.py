@@ -239,9 +239,10 @@ def duration(spec: WidthSpec, plan: WidthPlan) -> tuple[float | None, str | None
     if scored["flops"] and scored["seconds"] is None:
         return None, None
     written = info.memory_bytes.get(info.dtype, 0) * plan.parameters / info.parameters
-    seconds = pace.START_S + (scored["seconds"] or 0.0) + written / pace.COPY_BYTES_PER_S
+    writing, origin = pace.writing(written)
+    seconds = pace.START_S + (scored["seconds"] or 0.0) + writing
     if not scored["flops"]:
-        return seconds, "an assumed rate of writing"
+        return seconds, origin
     return seconds, work.origin(spec.device, info.parameters)
 
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from core.__main__ import main
@@ -19,9 +20,11 @@ from core.checkpoint.drop import Removal
 from core.commands import COMMANDS
 from core.data.calibration import calibration_rows
 from core.errors import DataError, PlanError
+from core.heal.command import PruneSpec, healing_flops
 from core.heal.healing import applied, heal
 from core.heal.ridge import Normal
-from core.importance.branches import make_batch
+from core.importance.branches import make_batch, states_without
+from core.importance.estimate import block_flops
 from core.model import loading
 from core.model.blocks import BlockView
 from core.prune.results import Pruning
@@ -346,3 +349,19 @@ def test_prune_writes_what_was_healed(tiny_dir, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "plain" / "pruning.json").read_text())["healing"] is None
     assert not COMMANDS["prune"].takes_device({"heal": "none"})
     assert COMMANDS["prune"].takes_device({"heal": "auto"})
+
+
+@pytest.mark.parametrize(("method", "drop"), [("auto", (3, 1)), ("scale", (2, 3))])
+def test_the_estimate_counts_what_healing_computes(tiny_gqa, ids, method, drop):
+    """The counter does not see products in place, so a plain pass shows by how much it is low."""
+    info = headers.inspect(tiny_gqa)
+    view = BlockView(AutoModelForCausalLM.from_pretrained(tiny_gqa))
+    batch = make_batch(ids.tolist(), view)
+    with FlopCounterMode(display=False) as plain:
+        states_without(view, batch, [frozenset()])
+    with FlopCounterMode(display=False) as healing:
+        heal(view, drop, batch, method)
+    spec = PruneSpec(checkpoint="", heal=method, samples=ROWS, length=TOKENS, out="")
+    once = sum(block_flops(info, block, ROWS, TOKENS) for block in range(info.blocks))
+    counted = healing.get_total_flops() * once / plain.get_total_flops()
+    assert healing_flops(spec, info, Removal(drop)) == pytest.approx(counted, rel=0.3)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
+from core.heal import command as command_of
 from core.prune import depth
-from core.runs import workspace
+from core.prune.plan import parameters_after
+from core.runs import pace, workspace
 from core.ui import heal_form
+from core.ui.runs import duration
 
 ROOT = Path(__file__).parents[2]
 HEALING = {
@@ -58,6 +63,35 @@ def test_the_choice_makes_the_command(here, tiny_gqa):
     at = open_page(tiny_gqa, "0")
     at.radio(key="in_prune_heal").set_value("linear").run()
     assert "the cut begins at block 0" in " ".join(e.value for e in at.error)
+
+
+def test_the_time_is_told_plain_and_healed(here, tiny_gqa):
+    at = open_page(tiny_gqa, "3,1")
+    assert "Estimated time: about 1 s, at an assumed rate of writing" in captions(at)
+    cut = here.root / "large"
+    (cut / ".run").mkdir(parents=True)
+    workspace.write_json(cut / ".run" / "spec.json", {"command": "prune", "spec": {}})
+    ended = {"state": "done", "created": 1.0, "started": 1.0, "finished": 101.5}
+    workspace.write_json(cut / ".run" / "status.json", ended)
+    with (cut / "model.safetensors").open("wb") as file:
+        file.truncate(100_000_000)
+    info = headers.inspect(tiny_gqa)
+    size = info.memory_bytes[info.dtype] * parameters_after(info, Removal((3, 1))) / info.parameters
+    # 1 MB/s, once 0.5 s of starting are taken off
+    copying = pace.writing(size)
+    assert copying == (
+        pytest.approx(size / 1e6, rel=0.02),
+        "the rate of the last cut in this workspace",
+    )
+    scores, rate = here.root / "scores", {"device": "cpu", "parameters": info.parameters}
+    (scores / ".run").mkdir(parents=True)
+    workspace.write_json(scores / ".run" / "spec.json", {"command": "importance", "spec": {}})
+    workspace.write_json(scores / ".run" / "status.json", {"state": "done", "created": 1.0})
+    spec = command_of.PruneSpec(drop=(3, 1), heal="auto", checkpoint=str(tiny_gqa), out="DIR")
+    flops = command_of.healing_flops(spec, info, Removal((3, 1)))
+    workspace.write_json(scores / "summary.json", {**rate, "flops_per_s": flops / 600})
+    at.radio(key="in_prune_heal").set_value("auto").run()
+    assert f"about {duration(603 + copying[0])}, at the rate of the last run" in captions(at)
 
 
 def test_plain_and_healed_stand_side_by_side(here, tiny_gqa):
