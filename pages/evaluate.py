@@ -28,7 +28,19 @@ from core.runs.spec import build, parse_numbers
 from core.study import Quality, Study, Task, Variant, study, tokenizer_conflict
 from core.study import settings as study_settings
 from core.study.missing import unevaluated
-from core.ui import chat_note, forms, frame, memory_note, paging, run_on, runs, say, state, widgets
+from core.ui import (
+    chat_note,
+    forms,
+    frame,
+    memory_note,
+    paging,
+    recipe_time,
+    run_on,
+    runs,
+    say,
+    state,
+    widgets,
+)
 from core.ui.say import plain
 
 ASKED: Any = "query-params"
@@ -419,6 +431,8 @@ def calibration(known: Study) -> None:
         say.error(str(error))
         return
     on = run_on.choose("recipe calibration", name)
+    if not on:  # times are those of this machine
+        recipe_time.draw(spec)
     st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     if pressed:
         started = runs.launch_once("recipe", values, on)

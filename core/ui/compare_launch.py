@@ -17,7 +17,7 @@ from core.runs import jobs
 from core.runs.dtypes import COMPUTED
 from core.runs.spec import build, parse_numbers
 from core.study import Study
-from core.ui import forms, run_on, runs, say, state
+from core.ui import forms, recipe_time, run_on, runs, say, state
 from core.ui.say import plain
 
 RECIPE = "depth-vs-width"
@@ -123,6 +123,8 @@ def recipe_form(name: str) -> None:
         say.error(str(error))
         return
     on = run_on.choose(f"recipe {RECIPE}", name)
+    if not on:  # times are those of this machine
+        recipe_time.draw(spec)
     st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     if st.button("Create and compare", type="primary", icon=":material/balance:", key="run_recipe"):
         record = runs.launch_once("recipe", values, on)

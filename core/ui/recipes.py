@@ -14,7 +14,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, run_on, runs, say, state, widgets
+from core.ui import forms, recipe_time, run_on, runs, say, state, widgets
 from core.ui import verdict as present
 from core.ui.say import plain
 
@@ -68,6 +68,8 @@ def _card(checkpoint: str, name: str) -> None:
         return
     form.origin()
     on = run_on.choose(f"recipe {name}", checkpoint)
+    if not on:  # times are those of this machine
+        recipe_time.draw(spec)
     st.code(jobs.command_line("recipe", spec, on), language="bash", wrap_lines=True)
     again = "Run it again" if record and record.state == "done" else "Run the recipe"
     live = record is not None and record.is_live

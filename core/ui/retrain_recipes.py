@@ -16,7 +16,7 @@ from core.recipes.spec import RecipeSpec
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, run_on, runs, say, state, widgets
+from core.ui import forms, recipe_time, run_on, runs, say, state, widgets
 
 NAMES = ("ablation", "stability", "domain", "cpt-lora", "sweep")
 TITLES = {
@@ -105,6 +105,8 @@ def _launcher(name: str) -> str:
         say.error(str(error))
         return ""
     on = run_on.choose(f"recipe {name}", checkpoint)
+    if not on:  # times are those of this machine
+        recipe_time.draw(spec)
     st.code(jobs.command_line("recipe", spec, on), "bash", wrap_lines=True)
     key = f"recipe_{name}"
     if st.button("Run the recipe", icon=":material/play_arrow:"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
 from core import recipes
+from core.checkpoint import headers
+from core.recipes import earlier
 from core.recipes.command import RecipeSpec
 from core.runs import jobs, workspace
+from core.study.names import names as names_of
 from core.ui.recipes import OFFERED
 
 APP = str(Path(__file__).parents[2] / "app.py")
@@ -40,6 +44,35 @@ def test_a_recipe_starts_as_a_run_with_the_command_shown(here, tiny_gqa):
     (record,) = here.runs("recipe")
     assert record.spec["name"] == OFFERED[0]
     assert record.spec["checkpoint"] == str(tiny_gqa)
+
+
+def times(page):
+    return [c.value for c in page.caption if "this recipe" in c.value]
+
+
+def test_the_time_of_the_last_run_is_told(here, tiny_gqa):
+    assert times(home(tiny_gqa)) == ["Time: unknown until this recipe has finished on this device."]
+    folder = here.root / "recipe-1"
+    spec = RecipeSpec(name="importance", checkpoint=str(tiny_gqa), out=str(folder))
+    jobs.save_spec(folder, jobs.commands.get("recipe"), spec)
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    steps = [{"name": "scores", "seconds": 150.0}, {"name": "pruned", "seconds": 50.0}]
+    workspace.write_json(folder / "summary.json", {"verdict": "Done.", "steps": steps})
+    name = names_of(here.runs()).checkpoint(str(tiny_gqa))
+    assert times(home(tiny_gqa)) == [f"The last run of this recipe took 3 min 20 s on {name}."]
+    parameters = headers.inspect(tiny_gqa).parameters
+    asked = RecipeSpec(name="importance", steps=7, out="DIR")
+    double, far = earlier.nearest(asked, 2 * parameters), earlier.nearest(asked, 5 * parameters)
+    assert (double.scaled, double.is_same_size, double.is_same_work) == (400.0, False, False)
+    assert (far.seconds, far.scaled, far.is_whole) == (200.0, None, True)
+    other = dataclasses.replace(asked, name="restore")
+    assert earlier.nearest(other, parameters) is None
+    spec = dataclasses.replace(spec, checkpoint="demo", limit=7)
+    jobs.save_spec(folder, jobs.commands.get("recipe"), spec)
+    assert times(home(tiny_gqa)) == [
+        "Time: unknown for a model of this size. The last run of this recipe, with other options, "
+        "took 3 min 20 s on demo."
+    ]
 
 
 def test_a_verdict_is_shown_with_its_findings(here, tiny_gqa):
