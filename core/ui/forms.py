@@ -431,7 +431,7 @@ class Form:
                 )
 
     def _named(self, fields: Sequence[str]) -> str:
-        return ", ".join(f"{_lower(self.drawn[f][0])} {_brief(self.drawn[f][1])}" for f in fields)
+        return ", ".join(_named(*self.drawn[field][:2]) for field in fields)
 
 
 def of_recipe(name: str, checkpoint: str) -> Form:
@@ -442,6 +442,12 @@ def of_recipe(name: str, checkpoint: str) -> Form:
 
 def _lower(label: str) -> str:
     return label[:1].lower() + label[1:] if label[1:2].islower() else label
+
+
+def _named(label: str, value: Any) -> str:
+    """Return a value after its label; a colon parts it from one of several words."""
+    mark = ":" if label.count(" ") > 1 else ""
+    return f"{_lower(label)}{mark} {_brief(value)}"
 
 
 def _brief(value: Any) -> str:
