@@ -4,8 +4,9 @@ Opens a checkpoint, scores its blocks, chooses a cut of about 20 %, makes and me
 beside a width variant of the same size (FLAP), compares, downloads the report and exports a GGUF
 file, as a user would with mouse and keyboard. Counts clicks and typed fields, times every step
 (most of it is the machine's work), and keeps a screenshot of each. With ``--save`` the table goes
-to docs/results/walk_NAME.md and the pictures of smollm2 to docs/img/walk. ``--rehearsal`` trains
-for a few steps and asks few questions, to see that the path is open; it saves nothing.
+to docs/results/walk_NAME.md, and those pictures of smollm2 that show no folder of the machine to
+docs/img/walk, for the README. ``--rehearsal`` trains for a few steps and asks few questions, to see
+that the path is open; it saves nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ STEPS = "4"
 """Of training in a rehearsal; the page's own number otherwise."""
 OPEN = {"demo": "Load the demo", "smollm2": "SmolLM2-135M"}
 IMAGES = ROOT / "docs" / "img" / "walk"
+KEPT = ("03.png", "04.png", "06.png")
+"""Importance, Prune and Compare: pictures of SmolLM2 without folders of the machine."""
 MOST_CLICKS, MOST_TYPED = 15, 3
 
 
@@ -249,8 +252,8 @@ def main() -> None:
         (ROOT / "docs" / "results" / f"walk_{asked.checkpoint}.md").write_text(text)
         if asked.checkpoint == "smollm2":
             IMAGES.mkdir(parents=True, exist_ok=True)
-            for picture in sorted(asked.pictures.glob("[0-9]*.png")):
-                shutil.copy(picture, IMAGES)
+            for picture in KEPT:
+                shutil.copy(asked.pictures / picture, IMAGES)
 
 
 if __name__ == "__main__":
