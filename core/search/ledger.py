@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core import outside
 from core.errors import NotFiniteError, OptionError
 from core.importance import passes as counting
-from core.runs import workspace
+from core.runs import tape
 
 Drop = frozenset[int]
 NONE: Drop = frozenset()
@@ -84,7 +83,7 @@ class Tape:
         self.groups: dict[tuple[Drop, ...], Group] = {}
         self.healed: dict[Drop, Healed] = {}
         head = {"settings": json.loads(json.dumps(settings)), "most": most}
-        lines = _lines(path) if resume else []
+        lines = tape.read(path, _is_head, _is_group) if resume else []
         if lines:
             before = lines[0]["settings"]
             now = head["settings"]
@@ -107,58 +106,32 @@ class Tape:
             sets = tuple(frozenset(drop) for drop in line["sets"])
             costs = tuple(Cost(*pair) for pair in line["costs"])
             self.groups[sets] = Group(sets, costs, line["passes"], line["seconds"])
-        beside = path.with_name(f".{path.name}.new")
-        try:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines[1:]]))
-            beside.replace(path)  # without a line that a kill has cut short
-        except OSError as error:
-            raise workspace.cannot_write(path, error) from error
+        tape.begin(path, [head, *lines[1:]])  # without a line that a kill has cut short
 
     def add(self, group: Group) -> None:
         """Record a group."""
-        self._append(
+        tape.append(
+            self.path,
             {
                 "sets": [sorted(drop) for drop in group.sets],
                 "costs": [[cost.nll, cost.kl] for cost in group.costs],
                 "passes": group.passes,
                 "seconds": group.seconds,
-            }
+            },
         )
 
     def add_healed(self, drop: Drop, healed: Healed) -> None:
         """Record a set that was healed."""
-        self._append(
+        tape.append(
+            self.path,
             {
                 "healed": sorted(drop),
                 "cost": [healed.cost.nll, healed.cost.kl],
                 "before": [healed.before.nll, healed.before.kl],
                 "passes": healed.passes,
                 "seconds": healed.seconds,
-            }
+            },
         )
-
-    def _append(self, line: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise workspace.cannot_write(self.path, error) from error
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a tape, up to the first that is damaged."""
-    found: list[dict[str, Any]] = []
-    if not outside.is_file(path):
-        return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if not (_is_group(value) if found else _is_head(value)):
-            break
-        found.append(value)
-    return found
 
 
 def _is_head(line: Any) -> bool:
