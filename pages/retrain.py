@@ -9,7 +9,7 @@ import streamlit as st
 from core.charts import retrain as charts
 from core.checkpoint import locate
 from core.errors import DepthcutError
-from core.retrain import dry_run, history
+from core.retrain import history
 from core.retrain.spec import RetrainSpec, paper, settings_of, suggested_loss
 from core.runs import jobs
 from core.runs.spec import build
@@ -17,6 +17,7 @@ from core.runs.workspace import RunRecord
 from core.study.settings import Settings, seen_before
 from core.ui import (
     chat_note,
+    dry_runs,
     export,
     forms,
     frame,
@@ -146,30 +147,11 @@ def settings(form: forms.Form, name: str) -> dict[str, Any]:
     return values
 
 
-@st.fragment(run_every=0.5)
-def outlook_pending(spec: RetrainSpec) -> None:
-    """Poll the dry run until it has a result, then redraw the page."""
-    if state.is_drawn_alone() and dry_run.ask(dry_runs(), spec, state.workspace()).poll():
-        st.rerun()  # never while the page is drawn, which may be for a click further down
-    st.info("Counting tokens and memory ...", icon=":material/hourglass_top:")
-
-
-def dry_runs() -> dict[str, dry_run.DryRun]:
-    """Return this session's dry runs."""
-    known: dict[str, dry_run.DryRun] = st.session_state.setdefault("retrain_dry", {})
-    return known
-
-
 def outlook(spec: RetrainSpec) -> str:
     """Draw the estimated cost and training examples; return what prevents a launch, if anything."""
-    answer = dry_run.ask(dry_runs(), spec, state.workspace())
-    if not answer.poll():
-        outlook_pending(spec)
-        return ""
-    if answer.plan is None:
-        say.error(answer.error)
-        return answer.error
-    plan = answer.plan
+    plan, problem = dry_runs.plan("retrain", spec, "Counting tokens and memory ...")
+    if plan is None:
+        return problem
     retrain_live.row(history.tiles(plan))
     say.caption(
         f"Estimated for {plan['device']}: {plan['rows']:,} rows of {plan['data']['source']} "

@@ -10,12 +10,11 @@ from core.errors import DepthcutError
 from core.generate import view
 from core.generate.results import Summary, read_pairs
 from core.generate.spec import GenerateSpec
-from core.retrain import dry_run
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.study import study
-from core.ui import forms, paging, retrain_live, run_on, runs, say, state
+from core.ui import dry_runs, forms, paging, retrain_live, run_on, runs, say, state
 from core.ui.say import plain
 
 TITLE = "Let the dense model write the training text"
@@ -91,33 +90,11 @@ def _launcher(name: str) -> str:
     return runs.launcher("generate", values, "Write the text", icon, problem, on)
 
 
-def _dry_runs() -> dict[str, dry_run.DryRun]:
-    known: dict[str, dry_run.DryRun] = st.session_state.setdefault("generate_dry", {})
-    return known
-
-
-def _ask(spec: GenerateSpec) -> dry_run.DryRun:
-    return dry_run.ask(_dry_runs(), spec, state.workspace(), "generate")
-
-
-@st.fragment(run_every=0.5)
-def _pending(spec: GenerateSpec) -> None:
-    """Poll the dry run until it has a result, then redraw the page."""
-    if state.is_drawn_alone() and _ask(spec).poll():
-        st.rerun()  # never while the page is drawn, which may be for a click further down
-    st.info("Reading the prompts ...", icon=":material/hourglass_top:")
-
-
 def _outlook(spec: GenerateSpec) -> str:
     """Draw the estimated cost and the first prompts; return what prevents a launch, if anything."""
-    answer = _ask(spec)
-    if not answer.poll():
-        _pending(spec)
-        return ""
-    if answer.plan is None:
-        say.error(answer.error)
-        return answer.error
-    plan = answer.plan
+    plan, problem = dry_runs.plan("generate", spec, "Reading the prompts ...")
+    if plan is None:
+        return problem
     retrain_live.row(view.tiles(plan))
     how = f", prompts in the layout {plan['template']}" if plan["template"] else ""
     say.caption(

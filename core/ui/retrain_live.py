@@ -80,13 +80,20 @@ def overlaid(records: list[RunRecord]) -> None:
         say.table(differ)
 
 
-def _progress(run_id: str, was_live: bool) -> None:
+def _current(run_id: str, was_live: bool) -> RunRecord | None:
+    """Return the run as it is now; the page is redrawn at its end. None if its folder is gone."""
     record = read_run(state.workspace().root / run_id)
     if record is None:
         st.info("The run's folder no longer exists.")
-        return
-    if was_live != record.is_live and state.is_drawn_alone():
+    elif was_live != record.is_live and state.is_drawn_alone():
         st.rerun()
+    return record
+
+
+def _progress(run_id: str, was_live: bool) -> None:
+    record = _current(run_id, was_live)
+    if record is None:
+        return
     log = _log(record)
     log.update()
     _head(record)
@@ -98,12 +105,9 @@ def _progress(run_id: str, was_live: bool) -> None:
 
 def _rates(run_id: str, was_live: bool) -> None:
     """Draw a test of learning rates: its state, the chart and the button that takes one."""
-    record = read_run(state.workspace().root / run_id)
+    record = _current(run_id, was_live)
     if record is None:
-        st.info("The run's folder no longer exists.")
         return
-    if was_live != record.is_live and state.is_drawn_alone():
-        st.rerun()
     _head(record)
     rows, summary = Rate.read(record.path), Summary.read(record.path)
     if record.is_live or not rows or summary is None:

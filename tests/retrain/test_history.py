@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from core.charts import retrain as charts
-from core.retrain import dry_run, history
+from core.retrain import history
 from core.retrain.log import MetricLog
 from core.retrain.results import Evaluation, Step, Summary
+from core.runs import dry_run
 
 
 @pytest.mark.parametrize("count", [1, 2, 1500, 1501, 4000, 100_000])
@@ -177,13 +178,13 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
         spec = RetrainSpec(
             checkpoint=str(tiny_gqa), data=tasks, out="x", template="plain", cutoff=128, **options
         )
-        asked = dry_run.ask(known, spec, Workspace(tmp_path))
+        asked = dry_run.ask(known, "retrain", spec, Workspace(tmp_path))
         assert (asked.plan, asked.error) == (None, "")  # does not wait for the process
         deadline = time.monotonic() + 60
         while not asked.poll():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert dry_run.ask(known, spec, Workspace(tmp_path)) is asked
+        assert dry_run.ask(known, "retrain", spec, Workspace(tmp_path)) is asked
         return asked
 
     known = {}
@@ -195,15 +196,17 @@ def test_a_dry_run_runs_beside_the_page(tiny_gqa, tasks, tmp_path):
     assert bad.plan is None
     assert bad.error.startswith("Both --steps and --epochs")
     other = RetrainSpec(checkpoint=str(tiny_gqa), data=tasks, out="x", cutoff=64)
-    left = dry_run.ask(known, other, Workspace(tmp_path))
-    dry_run.ask(known, replace(other, cutoff=32), Workspace(tmp_path))
+    left = dry_run.ask(known, "retrain", other, Workspace(tmp_path))
+    dry_run.ask(known, "retrain", replace(other, cutoff=32), Workspace(tmp_path))
     assert left.process.returncode is not None  # only the newest dry run keeps running
-    again = dry_run.ask(known, other, Workspace(tmp_path))
+    again = dry_run.ask(known, "retrain", other, Workspace(tmp_path))
     assert again is not left  # and one that was stopped is started again
     theirs = {}
-    assert dry_run.ask(theirs, other, Workspace(tmp_path)) is again  # one for all sessions
+    assert (
+        dry_run.ask(theirs, "retrain", other, Workspace(tmp_path)) is again
+    )  # one for all sessions
     assert again.wanted_by == 2
-    dry_run.ask(known, replace(other, cutoff=32), Workspace(tmp_path))
+    dry_run.ask(known, "retrain", replace(other, cutoff=32), Workspace(tmp_path))
     assert again.wanted_by == 1  # and it goes on for the other one
     process = again.process
     del again

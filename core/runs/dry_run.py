@@ -1,4 +1,4 @@
-"""Dry runs for the page: a separate process counts tokens while the page stays usable."""
+"""Dry runs for pages: a separate process does the work while the page stays usable."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def _text(file: IO[bytes]) -> str:
     return file.read().decode("utf-8", errors="replace")
 
 
-def ask(known: dict[str, DryRun], spec: Spec, where: Workspace, command: str = "retrain") -> DryRun:
-    """Return the dry run of ``spec``, started if necessary; ``known`` is the session's store.
+def ask(known: dict[str, DryRun], command: str, spec: Spec, where: Workspace) -> DryRun:
+    """Return the dry run of a command, started if necessary; ``known`` is the session's store.
 
     Sessions with the same settings share one. Of a session's dry runs only the newest keeps
     running: processes of older ones are ended, unless another session waits for them.
