@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from bench.smollm2 import REAL, ROOT, TASKS, Proof
+from bench.smollm2 import REAL, ROOT, TASKS, Proof, ask, score_of, table_row
 from core.__main__ import main as command_line
 from core.benchmark.generate import Clock
 from core.benchmark.results import Point
@@ -40,7 +40,6 @@ from core.checkpoint.drop import PARTS, Removal
 from core.data.calibration import sample
 from core.data.evaluation import token_stream, windows_of
 from core.evaluate.perplexity import window_losses
-from core.evaluate.results import Score
 from core.heal.divergence import apart
 from core.heal.healing import applied, heal
 from core.heal.ridge import ALPHAS, Normal
@@ -546,10 +545,7 @@ def tasks(bench: Bench) -> None:
     if bench.model is DEMO:
         return
     for name, _ in variants(bench):
-        for task in TASKS:
-            bench.run(f"tasks-{name}-{task}", "evaluate", str(bench.checkpoint(name)), "--tasks",
-                      task, "--task-dir", str(REAL / "tasks"), "--allow-task-code", "--limit",
-                      str(bench.args.questions))  # fmt: skip
+        ask(bench, name, bench.checkpoint(name), TASKS, bench.args.questions)
 
 
 def latency(bench: Bench) -> None:
@@ -570,10 +566,6 @@ def interval(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float
         math.exp(statistics.fmean(draw.choices(apart, k=size))) for _ in range(RESAMPLES)
     )
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _wall(bench: Bench, label: str, count: int) -> float | None:
@@ -630,9 +622,9 @@ def table(bench: Bench, count: int) -> list[str]:
     """Return the table of one count."""
     base = next((r for label, _, r in rows_of(bench, count) if label == BASE), {})
     head = ["chosen by", "removed", "seconds to choose", "to heal", *labels(bench)]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [table_row(head), table_row(["---"] * len(head))]
     dense = bench.record(key_of(Removal(), "plain"))
-    lines.append(_row(["dense", "", "", "", *_cells(bench, dense, {})]))
+    lines.append(table_row(["dense", "", "", "", *_cells(bench, dense, {})]))
     for label, choice, record in rows_of(bench, count):
         drop = ""
         if choice:
@@ -640,7 +632,7 @@ def table(bench: Bench, count: int) -> list[str]:
             drop = gone.text if gone.partial else block_ranges(gone.drop)
         spent = _seconds(choice.seconds if choice else _wall(bench, label, count))
         cells = _cells(bench, record, base)
-        lines.append(_row([label, drop, spent, _seconds(record.get("heal_s")), *cells]))
+        lines.append(table_row([label, drop, spent, _seconds(record.get("heal_s")), *cells]))
     return lines
 
 
@@ -661,16 +653,16 @@ def aims(bench: Bench) -> list[str]:
         "bound of the first aim: its ratio is shown beside. Of the sets of whole blocks, the one "
         "with the least KL after healing on calibration rows.",
         "",
-        _row(["text", f"dense / {BASE}",
+        table_row(["text", f"dense / {BASE}",
               *(f"{label} / {other}" for label in shown for other in (BASE, "LLM-Pruner"))]),
-        _row(["---"] * (2 + 2 * len(shown))),
+        table_row(["---"] * (2 + 2 * len(shown))),
     ]  # fmt: skip
     for text in found:
         cells = [f"{math.exp(statistics.fmean(dense[text])) / ppl[BASE][text]:.2f}"]
         for label in shown:
             for other in (BASE, pruner):
                 cells.append(f"{ppl[label][text] / ppl[other][text]:.2f}" if other in ppl else "-")
-        lines.append(_row([text, *cells]))
+        lines.append(table_row([text, *cells]))
     return lines
 
 
@@ -705,19 +697,18 @@ def task_table(bench: Bench) -> list[str]:
         f"Accuracy in %, 0-shot, the first {bench.args.questions} questions of each task (standard "
         "error about 5 points each, 2 of the mean).",
         "",
-        _row(["variant", *TASKS, "mean"]),
-        _row(["---"] * (len(TASKS) + 2)),
+        table_row(["variant", *TASKS, "mean"]),
+        table_row(["---"] * (len(TASKS) + 2)),
     ]
     bench.recording = True
     for name, label in variants(bench):
         values = []
         for task in TASKS:
-            metric = "acc_norm" if task in ("arc_challenge", "openbookqa") else "acc"
-            rows = Score.read(bench.at(f"tasks-{name}-{task}"))
-            values.append(next((100 * r.value for r in rows if r.metric == metric), None))
+            found = score_of(bench, name, task)
+            values.append(None if found is None else 100 * found.value)
         full = [v for v in values if v is not None]
         mean = f"{statistics.fmean(full):.1f}" if len(full) == len(TASKS) else "-"
-        lines.append(_row([label, *("-" if v is None else f"{v:.0f}" for v in values), mean]))
+        lines.append(table_row([label, *("-" if v is None else f"{v:.0f}" for v in values), mean]))
     return lines
 
 
@@ -725,8 +716,8 @@ def latency_table(bench: Bench) -> list[str]:
     lines = [
         "transformers on a CPU, 12 tokens in, 32 out, batch 1.",
         "",
-        _row(["variant", "tokens/s relative to dense"]),
-        _row(["---", "---"]),
+        table_row(["variant", "tokens/s relative to dense"]),
+        table_row(["---", "---"]),
     ]
     summary = Benchmark.read(bench.at("benchmark"))
     by_path = {entry.path: entry.name for entry in summary.variants} if summary else {}
@@ -738,7 +729,7 @@ def latency_table(bench: Bench) -> list[str]:
         speeds[label] = point.tokens_per_s if point else None
     dense = speeds.get("dense")
     for label, speed in speeds.items():
-        lines.append(_row([label, f"{speed / dense:.2f}x" if speed and dense else "-"]))
+        lines.append(table_row([label, f"{speed / dense:.2f}x" if speed and dense else "-"]))
     return lines
 
 

@@ -7,7 +7,7 @@ text comes from ../shared/real and is not part of the project.
 
 from __future__ import annotations
 
-from bench.smollm2 import C4, ROOT, Proof, begun, parser_of
+from bench.smollm2 import C4, ROOT, Proof, begun, parser_of, table_row
 from core.retrain.results import Rate, Summary
 
 PAGE = ROOT / "docs" / "results" / "retrain_defaults.md"
@@ -60,12 +60,12 @@ def page(proof: Rates) -> list[str]:
         ("Share of the KL to the dense model that was closed", "recovered_kl"),
         ("Share of the loss gap that was recovered", "recovered"),
     ):
-        lines += [f"## {title}", "", _row(["", *(f"{rate:g}" for rate in rates)])]
+        lines += [f"## {title}", "", table_row(["", *(f"{rate:g}" for rate in rates)])]
         lines.append("| --- |" + " ---: |" * len(rates))
         for name, (label, *_) in ROWS.items():
             known = {row.rate: getattr(row, attribute) for row in found[name]}
             best = max((v for v in known.values() if v is not None), default=None)
-            lines.append(_row([label, *(_cell(known.get(rate), best) for rate in rates)]))
+            lines.append(table_row([label, *(_cell(known.get(rate), best) for rate in rates)]))
         lines.append("")
     commands = list(dict.fromkeys(proof.commands))
     return [*lines, "## Commands", "", "DIR is the folder given.", "", "```", *commands, "```"]
@@ -75,10 +75,6 @@ def _cell(value: float | None, best: float | None) -> str:
     if value is None:
         return "-"
     return f"**{value:.1%}**" if value == best else f"{value:.1%}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:

@@ -18,9 +18,23 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.smollm2 import ALPACA, C4, REAL, ROOT, TASKS, WIKITEXT, Proof, begun, parser_of
+from bench.smollm2 import (
+    ALPACA,
+    C4,
+    REAL,
+    ROOT,
+    TASKS,
+    WIKITEXT,
+    Proof,
+    ask,
+    begun,
+    parser_of,
+    score_of,
+    table_head,
+    table_row,
+)
 from core.checkpoint import locate
-from core.evaluate.results import Score, TextRow
+from core.evaluate.results import TextRow
 from core.generate.results import Summary as Generation
 from core.retrain.results import Measure, Summary
 from core.runs.workspace import write_text
@@ -145,10 +159,7 @@ def perplexity(proof: Proof) -> None:
 
 def _asked(proof: Proof, tasks: tuple[str, ...]) -> None:
     for name in names(proof):
-        for task in tasks:
-            proof.run(f"tasks-{name}-{task}", "evaluate", str(proof.checkpoint(name)), "--tasks",
-                      task, "--task-dir", str(REAL / "tasks"), "--allow-task-code", "--limit",
-                      str(proof.args.questions))  # fmt: skip
+        ask(proof, name, proof.checkpoint(name), tasks, proof.args.questions)
 
 
 def lambada(proof: Proof) -> None:
@@ -234,14 +245,6 @@ def page(proof: Proof) -> list[str]:
     return [*lines, "## Commands", "", "DIR is the folder given.", "", "```", *commands, "```"]
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _header(cells: list[str]) -> list[str]:
-    return [_row(cells), "| --- |" + " ---: |" * (len(cells) - 1)]
-
-
 def _closed(proof: Proof, run: str, measure: str) -> dict[str, float]:
     """Return the share of the gap that was closed, by the text it was measured on."""
     shares = {}
@@ -261,7 +264,7 @@ def _shares(proof: Proof) -> list[str]:
         "Shares of the loss gap to the dense model that came back, and shares of KL(dense || "
         "model) over the whole vocabulary that were closed. Two figures: two seeds.",
         "",
-        *_header(["", *(f"loss, {x}" for x in labels), *(f"KL, {x}" for x in labels)]),
+        *table_head(["", *(f"loss, {x}" for x in labels), *(f"KL, {x}" for x in labels)]),
     ]
     for name, (label, _) in WAYS.items():
         runs = [name, f"{name}-{SEEDS[1]}"]
@@ -271,7 +274,7 @@ def _shares(proof: Proof) -> list[str]:
             for text in labels:
                 known = [f"{one[text]:.1%}" for one in found if text in one]
                 cells.append(" / ".join(known) or "-")
-        lines.append(_row([label, *cells]))
+        lines.append(table_row([label, *cells]))
     return [*lines, "", *_aim(proof, labels)]
 
 
@@ -304,12 +307,6 @@ def _aim(proof: Proof, labels: list[str]) -> list[str]:
     return [line for sentence in sentences for line in (sentence, "")][:-1]
 
 
-def _score(proof: Proof, name: str, task: str) -> Score | None:
-    metric = "acc_norm" if task in ("arc_challenge", "openbookqa") else "acc"
-    rows = Score.read(proof.at(f"tasks-{name}-{task}"))
-    return next((row for row in rows if row.task == task and row.metric == metric), None)
-
-
 def _scores(proof: Proof, wanted: list[str]) -> list[str]:
     lines = [
         f"WikiText-2 test, first 8,192 tokens in windows of 128. Accuracy in % on the first "
@@ -318,7 +315,7 @@ def _scores(proof: Proof, wanted: list[str]) -> list[str]:
         "last word of a passage and counts an answer if greedy decoding writes it: it stands for "
         "generation here, as a model of this size solves next to nothing of GSM8K.",
         "",
-        *_header(["", "perplexity", "LAMBADA", *TASKS, "mean of six"]),
+        *table_head(["", "perplexity", "LAMBADA", *TASKS, "mean of six"]),
     ]
     labels = {
         "dense": "dense", "cut": "pruned and healed",
@@ -328,11 +325,11 @@ def _scores(proof: Proof, wanted: list[str]) -> list[str]:
     }  # fmt: skip
     for name in wanted:
         rows = TextRow.read(proof.at(f"ppl-{name}"))
-        scores = [_score(proof, name, task) for task in ("lambada_openai", *TASKS)]
+        scores = [score_of(proof, name, task) for task in ("lambada_openai", *TASKS)]
         cells = [f"{100 * s.value:.1f}" if s else "-" for s in scores]
         six = [s.value for s in scores[1:] if s]
         mean = f"{100 * statistics.fmean(six):.1f}" if len(six) == len(TASKS) else "-"
-        lines.append(_row([labels[name], f"{rows[0].ppl:.1f}" if rows else "-", *cells, mean]))
+        lines.append(table_row([labels[name], f"{rows[0].ppl:.1f}" if rows else "-", *cells, mean]))
     return lines
 
 
@@ -341,13 +338,13 @@ def _speed(proof: Proof) -> list[str]:
         "`python -m bench.recovering DIR --only speed`: 8 steps of each way on a quiet machine. "
         "The dense model's pass over the rows, once for all runs, is not part of it.",
         "",
-        *_header(["", "tokens/s", "peak memory", "trained parameters"]),
+        *table_head(["", "tokens/s", "peak memory", "trained parameters"]),
     ]
     for name, (label, _) in WAYS.items():
         found = Summary.read(proof.at(f"speed-{name}"))
         trained = found or Summary.read(proof.at(name))
         count = trained.trainable_parameters if trained else None
-        lines.append(_row([
+        lines.append(table_row([
             label,
             f"{found.tokens_per_s:.0f}" if found and found.tokens_per_s else "-",
             f"{found.peak_memory_mib:,.0f} MiB" if found and found.peak_memory_mib else "-",

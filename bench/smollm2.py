@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -174,11 +174,15 @@ def tasks(proof: Proof) -> None:
     names = list(variants(proof))
     for name in (*names, *(("dense-all",) if "dense" in names else ())):
         count = proof.args.dense_questions if name == "dense-all" else proof.args.questions
-        limit = ["--limit", str(count)] if count else []
-        for task in TASKS:
-            source = proof.checkpoint(name.removesuffix("-all"))
-            proof.run(f"tasks-{name}-{task}", "evaluate", str(source), "--tasks", task,
-                      "--task-dir", str(REAL / "tasks"), "--allow-task-code", *limit)  # fmt: skip
+        ask(proof, name, proof.checkpoint(name.removesuffix("-all")), TASKS, count)
+
+
+def ask(proof: Proof, name: str, checkpoint: Path, tasks: Sequence[str], count: int) -> None:
+    """Ask a checkpoint the first ``count`` questions of each task (0: all); see `score_of`."""
+    limit = ["--limit", str(count)] if count else []
+    for task in tasks:
+        proof.run(f"tasks-{name}-{task}", "evaluate", str(checkpoint), "--tasks", task,
+                  "--task-dir", str(REAL / "tasks"), "--allow-task-code", *limit)  # fmt: skip
 
 
 def measure(proof: Proof) -> None:
@@ -249,12 +253,14 @@ def page(proof: Proof) -> list[str]:
     return lines
 
 
-def _row(cells: list[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _header(cells: list[str]) -> list[str]:
-    return [_row(cells), "| --- |" + " ---: |" * (len(cells) - 1)]
+def table_head(cells: Sequence[str]) -> list[str]:
+    """Return the first two rows of a Markdown table; the first column is of text."""
+    return [table_row(cells), "| --- |" + " ---: |" * (len(cells) - 1)]
 
 
 def _perplexities(proof: Proof, name: str) -> dict[int, float]:
@@ -269,7 +275,7 @@ def _table(proof: Proof) -> list[str]:
         "batch 1 (tokens/s relative to dense); llama.cpp with q8_0 files, 64 tokens, two threads, "
         "median of two visits.",
         "",
-        *_header(["checkpoint", "parameters", "share removed", "perplexity, 128", "2048",
+        *table_head(["checkpoint", "parameters", "share removed", "perplexity, 128", "2048",
                   "speed, transformers", "peak memory", "speed, llama.cpp", "GGUF"]),
     ]  # fmt: skip
     places = list(variants(proof))
@@ -281,7 +287,7 @@ def _table(proof: Proof) -> list[str]:
         ppl = _perplexities(proof, name)
         point, dense = points.get(name), points.get("dense")
         file = proof.at("gguf") / f"{name}.gguf"
-        lines.append(_row([
+        lines.append(table_row([
             NAMES[name],
             f"{info.parameters:,}",
             f"{1 - info.parameters / whole:.1%}",
@@ -332,12 +338,12 @@ def _tasks_table(proof: Proof) -> list[str]:
         "questions of each task (acc_norm for arc_challenge and openbookqa, otherwise acc, as in "
         "the paper); six of its seven tasks, HellaSwag is missing.",
         "",
-        *_header(["checkpoint", *TASKS, "mean"]),
+        *table_head(["checkpoint", *TASKS, "mean"]),
     ]  # fmt: skip
     names = [*variants(proof), "dense-all"]
     for name in names:
         label = "dense, all questions" if name == "dense-all" else NAMES[name]
-        scores = [_score(proof, name, task) for task in TASKS]
+        scores = [score_of(proof, name, task) for task in TASKS]
         cells = [f"{100 * s.value:.1f} ± {100 * (s.stderr or 0):.1f}" if s else "-" for s in scores]
         if name == "dense-all":
             cells = [
@@ -346,12 +352,12 @@ def _tasks_table(proof: Proof) -> list[str]:
             ]
         full = [s.value for s in scores if s]
         mean = f"{100 * statistics.fmean(full):.1f}" if len(full) == len(TASKS) else "-"
-        lines.append(_row([label, *cells, mean]))
+        lines.append(table_row([label, *cells, mean]))
     return lines
 
 
-def _score(proof: Proof, name: str, task: str) -> Score | None:
-    """Return a task's score by the paper's metric."""
+def score_of(proof: Proof, name: str, task: str) -> Score | None:
+    """Return a task's score by the paper's metric, as `ask` left it."""
     metric = "acc_norm" if task in ("arc_challenge", "openbookqa") else "acc"
     rows = Score.read(proof.at(f"tasks-{name}-{task}"))
     return next((row for row in rows if row.task == task and row.metric == metric), None)
@@ -363,18 +369,18 @@ def _lora(proof: Proof) -> list[str]:
         "nats per token on the held-out responses. KL is that of the model from the dense one, "
         "over the dense model's 128 likeliest next tokens and all others as one.",
         "",
-        *_header(["checkpoint", "loss: dense", "before", "after", "gap recovered", "KL before",
+        *table_head(["checkpoint", "loss: dense", "before", "after", "gap recovered", "KL before",
                   "after", "KL closed", "perplexity after, 128", "2048", "tokens trained on"]),
     ]  # fmt: skip
     for name in ("depth-ppl", "width-llm-pruner"):
         found = Retraining.read(proof.at(f"lora-{name}"))
         if found is None or found.heldout_loss_after is None:
-            lines.append(_row([NAMES[name], *["-"] * 10]))
+            lines.append(table_row([NAMES[name], *["-"] * 10]))
             continue
         ppl = _perplexities(proof, f"lora-{name}")
         shares = (found.recovered, found.recovered_kl)
         recovered, closed = (f"{s:.0%}" if s is not None else "-" for s in shares)
-        lines.append(_row([
+        lines.append(table_row([
             NAMES[name],
             f"{found.heldout_loss_dense or 0:.3f}",
             f"{found.heldout_loss_before or 0:.3f}",
@@ -394,11 +400,13 @@ def _importance(proof: Proof) -> list[str]:
     lines = [
         "32 x 128 tokens of C4, seed 1234. Perplexity is that of the model without the block.",
         "",
-        *_header(["block", "perplexity", "Taylor", "magnitude", "block influence"]),
+        *table_head(["block", "perplexity", "Taylor", "magnitude", "block influence"]),
     ]
     for row in rows:
         cells = [row.ppl, row.taylor, row.magnitude, row.block_influence]
-        lines.append(_row([str(row.block), *(f"{c:.4g}" if c is not None else "-" for c in cells)]))
+        lines.append(
+            table_row([str(row.block), *(f"{c:.4g}" if c is not None else "-" for c in cells)])
+        )
     return lines
 
 
