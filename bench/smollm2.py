@@ -90,15 +90,16 @@ class Proof:
         """Run a command of the product into FOLDER/NAME unless it is done; True if it is there."""
         out = self.at(name)
         full = [*argv, "--out", str(out)]
+        command = self.shown(full)
         status = read_json(out / ".run" / "status.json") or {}
-        spec = read_json(out / ".run" / "proof.json") or {}
-        done_before = status.get("state") == "done" and spec.get("argv") == full
+        record = read_json(out / ".run" / "proof.json") or {}
+        done_before = status.get("state") == "done" and record.get("command") == command
         if done_before or not self.recording:
-            self.commands.append(self.shown(full))
+            self.commands.append(command)
         if done_before or self.recording:
             return done_before
         began = time.strftime("%H:%M:%S")
-        print(f"{began} {name}: {self.shown(full)}", flush=True)
+        print(f"{began} {name}: {command}", flush=True)
         more = ["--overwrite"] if status.get("state") == "done" else []
         done = subprocess.run(
             [sys.executable, "-m", "core", *full, *more],
@@ -107,7 +108,7 @@ class Proof:
         if done.returncode:
             print(f"{name} failed: {done.stderr.strip().splitlines()[-2:]}", flush=True)
             return False
-        write_json(out / ".run" / "proof.json", {"argv": full})
+        write_json(out / ".run" / "proof.json", {"command": command})
         self.save()
         return True
 

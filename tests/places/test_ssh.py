@@ -62,8 +62,10 @@ def test_a_broken_connection_and_a_stopped_server_are_waited_out(box, place, ssh
     sshd.stop()
     for child in children:
         os.kill(child, signal.SIGKILL)
-    wait_until(lambda: "trouble" in read_run(record.path).place_facts())
-    assert "cannot be reached" in read_run(record.path).place_facts()["trouble"]
+    # an ssh that dies may say nothing: that the connection broke is then all that is known at first
+    wait_until(
+        lambda: "cannot be reached" in read_run(record.path).place_facts().get("trouble", "")
+    )
     assert read_run(record.path).state == "running"
     go.touch()
     wait_until(lambda: remote(box, record).state == "done")  # it did not need us
