@@ -1,4 +1,7 @@
-"""Quantized weights of a loaded model: torchao's tensors, which hold several plain ones."""
+"""Quantized weights of a loaded model: torchao's tensors, which hold several plain ones.
+
+Where it is installed, bitsandbytes holds weights in NF4, the four bits of QLoRA.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import torch
 from torch import Tensor
 
 from core.errors import RunError
+
+_DATA, _STATE = "tensor_data_names", "quant_state"
+"""What torchao's tensors and bitsandbytes' have, and no others."""
 
 
 def require() -> str:
@@ -26,7 +32,13 @@ def require() -> str:
 
 def parts(tensor: Tensor) -> list[Tensor]:
     """Return the plain tensors of a weight: itself, or whole numbers, scales and zero points."""
-    names: Any = getattr(tensor, "tensor_data_names", None)
+    state: Any = getattr(tensor, _STATE, None)
+    if state is not None:  # the scales are quantized as well: they have a state of their own
+        inner = getattr(state, "state2", None)
+        scales = [state.absmax, state.offset, state.code]
+        scales += [inner.absmax, inner.code] if inner else []
+        return [tensor.data, *(part for part in scales if isinstance(part, Tensor))]
+    names: Any = getattr(tensor, _DATA, None)
     if names is None:
         return [tensor]
     names = [*names, *getattr(tensor, "optional_tensor_data_names", ())]
@@ -35,8 +47,65 @@ def parts(tensor: Tensor) -> list[Tensor]:
 
 
 def is_quantized(tensor: Tensor) -> bool:
-    """Whether a weight is one of torchao's tensors."""
-    return hasattr(tensor, "tensor_data_names")
+    """Whether a weight is one of torchao's or bitsandbytes' tensors."""
+    return hasattr(tensor, _DATA) or getattr(tensor, _STATE, None) is not None
+
+
+def widened(weight: Any) -> Tensor:
+    """Return a quantized weight as a plain tensor, in the format that it was quantized from."""
+    if getattr(weight, _STATE, None) is None:
+        plain: Tensor = weight.dequantize()
+        return plain
+    from bitsandbytes.functional import dequantize_4bit
+
+    found: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return found
+
+
+def to_nf4(linear: torch.nn.Linear) -> torch.nn.Module:
+    """Return a layer with the weight of ``linear`` in NF4 (blocks of 64, scales in 8 bits).
+
+    Raises `RunError` if bitsandbytes cannot be imported.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise RunError(
+            f"NF4 weights need bitsandbytes, which cannot be imported ({error}).",
+            "Install it with pip install bitsandbytes, or hold the base in int8 or int4.",
+        ) from error
+    weight, bias = linear.weight.detach(), linear.bias
+    layer = bitsandbytes.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=bias is not None,
+        compute_dtype=weight.dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+        device="meta",
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        weight,
+        requires_grad=False,
+        compress_statistics=True,
+        quant_type="nf4",
+        module=layer,
+    ).to(weight.device)
+    # On a CPU it would repack the weight at its first use, into a layout that only it reads and
+    # that not every width has.
+    layer.support_avx512bf16_for_cpu = False
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+def free(model: torch.nn.Module) -> None:
+    """Free the memory of a model's weights; it cannot be used afterwards."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if getattr(weight, _STATE, None) is not None:  # cannot be moved to meta
+                module.register_parameter(name, None)
+    model.to("meta")
 
 
 def widen_to(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -47,7 +116,7 @@ def widen_to(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            if is_quantized(weight) and weight.dtype != dtype:
+            if hasattr(weight, _DATA) and weight.dtype != dtype:
                 module.register_parameter(
                     name, torch.nn.Parameter(_as(weight, dtype), requires_grad=False)
                 )

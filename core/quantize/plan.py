@@ -79,6 +79,14 @@ class Plan:
         scales = sum(m.rows * (m.columns // self.group if self.group else 1) for m in self.matrices)
         return self.parameters + _GROUP_BYTES * scales
 
+    @property
+    def nf4_bytes(self) -> int:
+        """The same weights in bitsandbytes' NF4: a scale byte for 64, 4 bytes for 256 scales."""
+        return sum(
+            -(-size // 2) + -(-size // 64) + 4 * -(-size // (64 * 256))
+            for size in (m.rows * m.columns for m in self.matrices)
+        )
+
 
 @dataclass(frozen=True)
 class Possible:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import locate
 from core.checkpoint.vocabulary import text_of
-from core.retrain.spec import RetrainSpec
+from core.errors import OptionError
+from core.retrain.spec import NF4, RetrainSpec
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -21,10 +22,9 @@ __all__ = ("RetrainSpec", "dry_run", "run")
 
 def run(spec: RetrainSpec, run: Run) -> None:
     """Retrain inside a run directory."""
-    from core.retrain import tracking
     from core.retrain.phases import retrain
 
-    tracking.check(spec.report_to)
+    _check(spec)
     if spec.lr_range_test:
         from core.retrain.rates import range_test
 
@@ -35,11 +35,22 @@ def run(spec: RetrainSpec, run: Run) -> None:
 
 def dry_run(spec: RetrainSpec) -> dict[str, Any]:
     """Return trainable parameters, memory needed and free, tokens and steps, without torch."""
-    from core.retrain import tracking
     from core.retrain.estimate import estimate
 
-    tracking.check(spec.report_to)
+    _check(spec)
     return estimate(_with_text(spec))
+
+
+def _check(spec: RetrainSpec) -> None:
+    """Raise `OptionError` if a package that the options need is not installed."""
+    from core.retrain import tracking
+
+    tracking.check(spec.report_to)
+    if spec.quantized_base == NF4 and not tracking.is_installed("bitsandbytes"):
+        raise OptionError(
+            f"--quantized-base {NF4}: the package bitsandbytes is not installed.",
+            "Install it with: pip install bitsandbytes. Or use int8 or int4, which need no more.",
+        )
 
 
 def _with_text(spec: RetrainSpec) -> RetrainSpec:

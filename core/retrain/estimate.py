@@ -19,7 +19,7 @@ from core.quantize import plan as quantize_plan
 from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
-from core.retrain.spec import RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
+from core.retrain.spec import NF4, RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
 from core.runs import devices, dtypes
 from core.runs import pace as common
 from core.runs.devices import MIB
@@ -261,7 +261,8 @@ def memory_parts(
     frozen = info.parameters * held
     if bits := base_bits(spec):
         plan = quantize_plan.make(info, bits, None)
-        frozen += plan.quantized_bytes - plan.parameters * held
+        small = plan.nf4_bytes if spec.quantized_base == NF4 else plan.quantized_bytes
+        frozen += small - plan.parameters * held
     return {
         "weights": frozen + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),

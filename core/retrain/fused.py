@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from core.model.arithmetic import rotate
-from core.model.quantized_weights import is_quantized
+from core.model.quantized_weights import is_quantized, widened
 from core.retrain import short_attention
 from core.retrain.layers import unsupported
 from core.retrain.loss import causal_of
@@ -294,7 +294,7 @@ def _held(tensor: Tensor | None, compute: torch.dtype) -> Tensor | None:
 
 def _widened(weight: Any, compute: torch.dtype) -> Tensor:
     """Return a weight as a plain tensor; a quantized one is widened for this use alone."""
-    return weight.dequantize().to(compute) if is_quantized(weight) else weight
+    return widened(weight).to(compute) if is_quantized(weight) else weight
 
 
 def _project_backward(

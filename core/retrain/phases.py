@@ -12,7 +12,7 @@ from core.errors import Cancelled, NotFiniteError, OutOfMemoryError, RunError
 from core.model.loading import load_model
 from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, reset_peak_memory
 from core.model.precision import dtype_name
-from core.model.quantized_weights import is_quantized
+from core.model.quantized_weights import free, is_quantized
 from core.prune.results import Pruning
 from core.retrain import batches, diagnostics, model_card, tracking, weights
 from core.retrain.diagnostics import Finding
@@ -255,7 +255,7 @@ def write_merged(
         if trained_loss is None:
             trained_loss = heldout_loss(model, rows, *how)
         logits = weights.logits_of(model.eval(), rows, session.device)
-        model.to("meta")
+        free(model)
         free_memory(session.device)
         model = adapted(session, session.run.path("adapter"))
         session.progress.log(

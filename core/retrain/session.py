@@ -43,7 +43,7 @@ from core.retrain.encoders import ModelTokenizer, config_eos
 from core.retrain.evaluation import EvaluationTable
 from core.retrain.loss import moved
 from core.retrain.recovery import Held
-from core.retrain.spec import RetrainSpec, base_bits, goal_of, layout_of, settings_of
+from core.retrain.spec import NF4, RetrainSpec, base_bits, goal_of, layout_of, settings_of
 from core.retrain.trainer import (
     Objective,
     complete_checkpoints,
@@ -326,7 +326,8 @@ class Session:
         if not self.goal.is_live:
             self.teacher = None
         if bits := base_bits(self.spec):
-            weights.quantize_base(model, quantize_plan.make(self.info, bits, None))
+            plan = quantize_plan.make(self.info, bits, None)
+            weights.quantize_base(model, plan, nf4=self.spec.quantized_base == NF4)
         torch.manual_seed(self.spec.seed)
         if self.spec.method == "lora":
             model = weights.with_adapters(model, self.spec)

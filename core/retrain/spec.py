@@ -65,7 +65,8 @@ RANGES = {
 RANGE_STEPS, RANGE_SEQUENCES, RANGE_ROWS = 12, 8, 24
 """Most steps and sequences a step of each rate, and most held-out rows that it is measured on."""
 LOSSES = ("ce", "kl", "both")
-BASES = ("none", "int8", "int4")
+NF4 = "nf4"
+BASES = ("none", "int8", "int4", NF4)
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 LABELS = {
     "lora": "LoRA",
@@ -185,8 +186,9 @@ class RetrainSpec(DeviceOptions):
         choices=BASES,
         group="LoRA",
         help="Hold the frozen weights of the blocks in 8 or 4 bits while the adapters train "
-        "(QLoRA), for less memory; here 4 bits take one byte as well. Merging adds the adapters to "
-        "the weights as they were before.",
+        "(QLoRA), for less memory. int8 and int4 are torchao's, and both take one byte here; nf4 "
+        "takes half a byte and needs bitsandbytes. Merging adds the adapters to the weights as "
+        "they were before.",
     )
     last: int = option(3, low=1, group="partial", help="Blocks at the end that are trained.")
     seams: bool = option(
@@ -320,7 +322,7 @@ class Goal:
 
 def base_bits(spec: RetrainSpec) -> int | None:
     """Return the bits that the frozen weights are held in; None if they are not quantized."""
-    return {"int8": 8, "int4": 4}.get(spec.quantized_base)
+    return {"int8": 8, "int4": 4, NF4: 4}.get(spec.quantized_base)
 
 
 def goal_of(spec: RetrainSpec) -> Goal:

@@ -49,8 +49,17 @@ def with_adapters(model: Any, spec: RetrainSpec) -> Any:
     return get_peft_model(model, config)
 
 
-def quantize_base(model: Any, plan: Plan) -> None:
-    """Round the weights of ``plan`` in a loaded model, as quantizing its checkpoint would."""
+def quantize_base(model: Any, plan: Plan, *, nf4: bool = False) -> None:
+    """Round the weights of ``plan`` in a loaded model.
+
+    The result is that of quantizing the checkpoint; with ``nf4``, bitsandbytes' four bits.
+    """
+    if nf4:
+        for matrix in plan.matrices:
+            layer, _, name = matrix.name.removesuffix(".weight").rpartition(".")
+            owner = model.get_submodule(layer)
+            setattr(owner, name, quantized_weights.to_nf4(getattr(owner, name)))
+        return
     quantized_weights.require()
     from core.quantize.torchao_tensors import quantize
 
@@ -173,7 +182,7 @@ def merge_and_save(
 
     replace_folder(folder, write)
     # The caller still has the model, so its weights are freed here: the device never holds both.
-    whole.to("meta")
+    quantized_weights.free(whole)
     del whole, model, write
     free_memory(device)
     again = load_model(folder, device, dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from retrain_helpers import dies_after, execute, summary
@@ -10,9 +12,10 @@ from test_fused import adapted, outcome, same
 from torch import nn
 
 from core.errors import OptionError
-from core.model.quantized_weights import is_quantized, parts
+from core.model.quantized_weights import is_quantized, parts, to_nf4, widened
+from core.quantize import plan as quantize_plan
 from core.quantize.torchao_tensors import quantize
-from core.retrain import estimate, fused
+from core.retrain import command, estimate, fused, tracking
 from core.retrain.spec import RetrainSpec, settings_of
 
 OPTIONS = {
@@ -43,11 +46,65 @@ def test_gradients_are_those_of_the_rounded_weights(tiny_dir, bits, group):
     same(wanted, outcome(model))
 
 
-@pytest.mark.parametrize("base", ["int8", "int4"])
+@pytest.fixture
+def nf4():
+    pytest.importorskip("bitsandbytes", reason="NF4 needs bitsandbytes, which is optional.")
+
+
+def test_nf4_is_the_stock_librarys(nf4):
+    import bitsandbytes
+
+    plain = nn.Linear(96, 160, bias=False)
+    held = to_nf4(plain)
+    stock = bitsandbytes.functional.quantize_4bit(
+        plain.weight.detach(), compress_statistics=True, quant_type="nf4"
+    )
+    wanted = bitsandbytes.functional.dequantize_4bit(*stock)
+    assert is_quantized(held.weight)
+    assert not is_quantized(plain.weight)
+    assert torch.equal(widened(held.weight), wanted)
+    x = torch.randn(5, 96)
+    torch.testing.assert_close(held(x), x @ wanted.t())
+    layer = SimpleNamespace(matrices=(quantize_plan.Matrix("w", 160, 96),))
+    tables = 4 * (16 + 256 + 1)  # the values of the codes and the mean scale, of constant size
+    said = quantize_plan.Plan.nf4_bytes.fget(layer)
+    assert sum(part.nbytes for part in parts(held.weight)) == said + tables
+
+
+def test_gradients_over_nf4_are_those_of_the_rounded_weights(nf4, tiny_dir):
+    held = adapted(tiny_dir("gqa"))
+    for module in held.modules():
+        if hasattr(module, "lora_A"):
+            module.base_layer = to_nf4(module.base_layer)
+    exact = adapted(tiny_dir("gqa"))
+    for module, other in zip(exact.modules(), held.modules(), strict=True):
+        if hasattr(module, "lora_A"):
+            module.base_layer.weight = nn.Parameter(
+                widened(other.base_layer.weight), requires_grad=False
+            )
+    wanted = outcome(exact)
+    same(wanted, outcome(held))  # transformers' layers over bitsandbytes' own
+    assert fused.install(held) == 5
+    same(wanted, outcome(held))
+
+
+def test_nf4_without_its_package_is_refused_before_anything_starts(pruned, tasks, monkeypatch):
+    there = tracking.is_installed
+    monkeypatch.setattr(
+        tracking, "is_installed", lambda name: name != "bitsandbytes" and there(name)
+    )
+    spec = RetrainSpec(checkpoint=str(pruned), data=tasks, out="o", quantized_base="nf4")
+    with pytest.raises(OptionError, match="the package bitsandbytes is not installed"):
+        command.dry_run(spec)
+
+
+@pytest.mark.parametrize("base", ["int8", "int4", "nf4"])
 @pytest.mark.parametrize("layers", ["auto", "off"])
 def test_training_resuming_and_merging(
-    pruned, dense, tasks, tmp_path, monkeypatch, capfd, base, layers
+    pruned, dense, tasks, tmp_path, monkeypatch, capfd, request, base, layers
 ):
+    if base == "nf4":
+        request.getfixturevalue("nf4")
     about = {**OPTIONS, "checkpoint": str(pruned), "dense": str(dense), "data": tasks}
     about |= {"quantized_base": base, "fused": layers}
     assert execute(**about, out=str(tmp_path / "run")) == 0
