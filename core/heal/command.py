@@ -64,8 +64,8 @@ class PruneSpec(DeviceOptions):
     heal: str = option(
         "none",
         choices=seams.CHOICES,
-        help="Closed-form repair of the seams: refit (the projection before each seam; also where "
-        "parts of blocks go), linear "
+        help="Closed-form repair of the seams: refit (the projection before each seam, also of "
+        "parts of blocks and of narrower MLPs), linear "
         "(ReplaceMe), scale (Prune&Comp), or auto, the best of them. Only what lowers the "
         "held-out KL to the dense model is kept. The options on text, device and precision are "
         "for healing.",
@@ -195,7 +195,8 @@ def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> fl
             total += run(kept(seam.high), held) + compared
             if method == "scale":
                 continue
-            inner = info.block_shapes[(seam.low - 1) // 2]["intermediate"]
+            block = (seam.low - 1) // 2
+            inner = removal.neurons.get(block, info.block_shapes[block]["intermediate"])
             size, used = (inner if method == "refit" else info.hidden), (rows - held) * tokens
             total += run([seam.low - 1], 2 * rows) + 2.0 * used * inner * info.hidden
             total += 2.0 * used * size * (size + info.hidden)

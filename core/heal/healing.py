@@ -5,7 +5,9 @@ Three repairs, each fitted on the stream that the model with the lower seams hea
 
 - ``refit``: the whole down projection of the block before the seam, against its own input, by
   weighted ridge regression towards the old weights. If parts of blocks go, the output projection of
-  the part before them: a down projection, or that of an attention whose MLP goes.
+  the part before them: a down projection, or that of an attention whose MLP goes. An MLP that keeps
+  some of its neurons is a seam of its own: its down projection is refitted on them, towards
+  the dense stream behind the block, or behind what goes right after it.
 - ``linear``: a linear map of that block's MLP output, folded into its down projection (ReplaceMe,
   arXiv 2505.02819), with a ridge towards the identity.
 - ``scale``: the stream grows with depth, so after a cut it is too small. Every output projection
@@ -23,12 +25,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.checkpoint import neurons
 from core.checkpoint.drop import PARTS, Removal
 from core.errors import CheckpointError, NotFiniteError
 from core.heal.divergence import Apart, apart
@@ -42,7 +45,7 @@ from core.heal.seams import (
     parts_of,
 )
 from core.importance.branches import Batch, states_without
-from core.importance.forward import FastBlock, Scratch, is_plain
+from core.importance.forward import Channels, FastBlock, Scratch, is_plain
 from core.importance.taylor import pieces
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of, not_finite_hint
@@ -81,6 +84,8 @@ class Repair:
     """Replaced tensors by their names before the cut."""
     tried: Mapping[str, float]
     """KL after each method that was tried."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Columns of the dense model's weights that ``tensors`` of narrower parts have, by name."""
 
 
 def heal(
@@ -97,7 +102,7 @@ def heal(
 
     Args:
         view: The dense model.
-        drop: Blocks that go, or with refit and auto parts of blocks too.
+        drop: Blocks that go, or with refit and auto parts of blocks and neurons of MLPs too.
         batch: Calibration rows; every fourth row is held out from the fit.
         method: refit, linear, scale, or auto: each of them is tried, and the best by KL kept (of
             parts, refit alone).
@@ -124,11 +129,18 @@ def heal(
                 f"Block {block} is not a plain decoder layer, so the cut cannot be healed.",
                 "Use --heal none.",
             )
+    width = neurons.kept(removal, [size["intermediate"] for size in view.sizes()])
+    cut = _Cut(
+        parts_of(removal),
+        {block: Channels(torch.tensor(numbers)) for block, numbers in width.items()},
+        seams,
+        removal.partial,
+    )
     with torch.no_grad():
         rows = _Rows.split(batch)
-        start = _Reference.of(view, removal, rows, kept, progress)
+        start = _Reference.of(view, cut, rows, kept, progress)
         found = [
-            _Walk(view, removal, rows, start, stored or {}, name, progress, kept).heal(seams)
+            _Walk(view, cut, rows, start, stored or {}, name, progress, kept).heal()
             for name in methods
         ]
     best = min(found, key=lambda repair: repair.kl_after)
@@ -139,14 +151,20 @@ def heal(
 
 @contextlib.contextmanager
 def applied(view: BlockView, repair: Repair) -> Iterator[None]:
-    """Give the model the repaired weights until the context ends; blocks are not removed."""
+    """Give the model the repaired weights until the context ends; blocks are not removed.
+
+    Of a narrower MLP, the columns that it keeps get them.
+    """
     parameters = dict(view.model.named_parameters())
     saved = {name: parameters[name].detach().clone() for name in repair.tensors}
     made = {name: make() for name, make in repair.tensors.items()}
     with torch.no_grad():
         try:
             for name, tensor in made.items():
-                parameters[name].copy_(tensor)
+                if name in repair.columns:
+                    parameters[name][:, repair.columns[name]] = tensor.to(parameters[name])
+                else:
+                    parameters[name].copy_(tensor)
             yield
         finally:
             for name, tensor in saved.items():
@@ -173,6 +191,27 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class _Cut:
+    """What a cut takes, in parts of blocks."""
+
+    gone: frozenset[int]
+    thin: Mapping[int, Channels]
+    """What narrower blocks keep."""
+    seams: tuple[Seam, ...]
+    partial: bool
+    """Whether parts of blocks go, or channels."""
+
+    def left(self, blocks: int, low: int = 0) -> Iterator[tuple[int, list[int]]]:
+        """Yield (block, its parts) of what stays from part ``low`` on."""
+        return _by_block(part for part in range(low, 2 * blocks) if part not in self.gone)
+
+    def of(self, function: FastBlock) -> FastBlock:
+        """Return ``function`` with what its block keeps."""
+        kept = self.thin.get(function.block)
+        return function if kept is None else function.thinned(kept)
+
+
+@dataclass(frozen=True)
 class _Reference:
     """The dense model on the held-out rows, and how far the pruned one is from it."""
 
@@ -184,26 +223,37 @@ class _Reference:
 
     @staticmethod
     def of(
-        view: BlockView, removal: Removal, all_rows: _Rows, kept: Kept | None, progress: Progress
+        view: BlockView, cut: _Cut, all_rows: _Rows, kept: Kept | None, progress: Progress
     ) -> _Reference:
         rows = all_rows.held_out
         if kept:
-            dense, gone = kept.states[-1][all_rows.fitted :], parts_of(removal)
-            low = min(gone, default=2 * len(view))
+            dense = kept.states[-1][all_rows.fitted :]
+            low = min((seam.low - seam.narrow for seam in cut.seams), default=2 * len(view))
             pruned = kept.before(low, progress)[all_rows.fitted :].clone()
-            left = (part for part in range(low, 2 * len(view)) if part not in gone)
-            for block, parts in _by_block(left):
-                _run(view, FastBlock(view, block, dense.dtype, kept.scratch), parts, pruned,
-                     progress)  # fmt: skip
-            cut = apart(view, dense, pruned, rows, progress.check_cancel)
-            return _Reference(dense, rows, kept.nll, _finite(cut, dense.dtype))
-        units: frozenset[Any] = frozenset(removal.drop)
-        if removal.partial:
-            units = frozenset((part // 2, tuple(PARTS)[part % 2]) for part in parts_of(removal))
-        sets, partial = [frozenset(), units], removal.partial
-        dense, pruned = states_without(view, rows, sets, progress, sublayers=partial)
-        found = [apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned)]
-        return _Reference(dense, rows, found[0].nll, _finite(found[1], dense.dtype))
+            for block, parts in cut.left(len(view), low):
+                function = FastBlock(view, block, dense.dtype, kept.scratch)
+                _run(view, cut.of(function), parts, pruned, progress)
+            found = apart(view, dense, pruned, rows, progress.check_cancel)
+            return _Reference(dense, rows, kept.nll, _finite(found, dense.dtype))
+        dense, pruned = _both(view, cut, rows, progress)
+        one, other = (apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned))
+        return _Reference(dense, rows, one.nll, _finite(other, dense.dtype))
+
+
+def _both(view: BlockView, cut: _Cut, rows: Batch, progress: Progress) -> list[Tensor]:
+    """Return the last stream of the dense model and of the pruned one."""
+    if not cut.thin:
+        units: frozenset[Any] = frozenset((p // 2, tuple(PARTS)[p % 2]) for p in cut.gone)
+        if not cut.partial:
+            units = frozenset(part // 2 for part in cut.gone)
+        return states_without(view, rows, [frozenset(), units], progress, sublayers=cut.partial)
+    dense, scratch = view.embed(rows.ids).to(arithmetic_of(view.dtype, view.device)), Scratch()
+    pruned, left = dense.clone(), dict(cut.left(len(view)))
+    for block in range(len(view)):
+        function = FastBlock(view, block, dense.dtype, scratch)
+        _run(view, function, (0, 1), dense, progress)
+        _run(view, cut.of(function), left.get(block, ()), pruned, progress)
+    return [dense, pruned]
 
 
 def _finite(found: Apart, dtype: torch.dtype) -> Apart:
@@ -260,7 +310,7 @@ class _Walk:
     def __init__(
         self,
         view: BlockView,
-        removal: Removal,
+        cut: _Cut,
         rows: _Rows,
         reference: _Reference,
         stored: Mapping[str, torch.dtype],
@@ -270,7 +320,7 @@ class _Walk:
     ) -> None:
         self.kept = kept
         self.view, self.rows, self.reference = view, rows, reference
-        self.gone, self.partial = parts_of(removal), removal.partial
+        self.cut = cut
         self.stored, self.method, self.progress = stored, method, progress
         self.dtype, self.scratch = arithmetic_of(view.dtype, view.device), Scratch()
         self.valid = rows.all.valid
@@ -282,9 +332,10 @@ class _Walk:
         """What output projections above the current seam are divided by."""
         self.found: list[HealedSeam] = []
         self.tensors: dict[str, Make] = {}
+        self.columns: dict[str, Tensor] = {}
 
-    def heal(self, seams: tuple[Seam, ...]) -> Repair:
-        at = 0
+    def heal(self) -> Repair:
+        at, seams = 0, self.cut.seams
         if self.kept and seams:
             at = max(0, seams[0].low - (self.method != "scale"))
             self.healed = self.kept.before(at, self.progress).clone()
@@ -310,6 +361,7 @@ class _Walk:
             int(self.valid.sum()) - fitted,
             self.tensors,
             {},
+            self.columns,
         )
 
     # running parts of blocks: 2 b is the attention of block b, 2 b + 1 its MLP
@@ -320,7 +372,7 @@ class _Walk:
             function = self._prepared(block)
             if not self.kept:
                 self._run(function, parts, self.dense)
-            self._run(self._scaled(function), parts, self.healed)
+            self._run(self._healed(function), parts, self.healed)
             self._tell(block)
 
     def _to_target(self, seam: Seam) -> None:
@@ -334,17 +386,17 @@ class _Walk:
 
     def _apart_above(self, seam: Seam, held: Tensor) -> Apart:
         """Compare the stream ``held`` with the dense one, with the seams above still open."""
-        left = (part for part in range(seam.high, 2 * len(self.view)) if part not in self.gone)
-        for block, parts in _by_block(left):
-            self._run(self._scaled(self._prepared(block)), parts, held)
+        for block, parts in self.cut.left(len(self.view), seam.high):
+            self._run(self._healed(self._prepared(block)), parts, held)
         reference, check = self.reference, self.progress.check_cancel
         return apart(self.view, reference.dense, held, reference.rows, check)
 
     def _prepared(self, block: int) -> FastBlock:
         return FastBlock(self.view, block, self.dtype, self.scratch)
 
-    def _scaled(self, function: FastBlock) -> FastBlock:
-        """Divide the output projections of ``function`` by the current factor."""
+    def _healed(self, function: FastBlock) -> FastBlock:
+        """Return ``function`` as the pruned model has it: output projections are divided too."""
+        function = self.cut.of(function)
         if self.factor != 1.0:
             function.o, function.down = (
                 self._divided_pair(function.block, path) for path in OUTPUTS
@@ -400,7 +452,7 @@ class _Walk:
             self.factor = before
             return
         for block in range(seam.end, len(self.view)):
-            if 2 * block in self.gone:
+            if 2 * block in self.cut.gone:
                 continue
             for path in OUTPUTS:
                 for name, tensor in self._named(block, path):
@@ -427,7 +479,7 @@ class _Walk:
                 kl,
                 alpha=alpha,
                 scale=scale,
-                removed=seam.removed if self.partial else "",
+                removed=seam.removed if self.cut.partial else "",
             )
         )
         if kept:
@@ -443,7 +495,7 @@ class _Walk:
             self._run(self._prepared(block), [part], self.dense)
         self._tell(block)
         self._to_target(seam)
-        function = self._prepared(block)
+        function = self.cut.of(self._prepared(block))
         (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])
         system = self._system(function, part)
         for x, residual, share in self._tokens(function, part, slice(0, fitted)):
@@ -458,10 +510,10 @@ class _Walk:
             self._note(seam, NEVER)
             self._run(function, [part], self.healed)
             return
-        made = self._new_weights(block, part, change)
-        made = {key: self._rounded(key, tensor) for key, tensor in made.items()}
         field = FIELDS[part]
         old = getattr(function, field)
+        made = self._new_weights((name, old[0]), (bias_name, old[1]), change)
+        made = {key: self._rounded(key, tensor) for key, tensor in made.items()}
         new_bias = made.get(bias_name)
         bias = old[1] if new_bias is None else new_bias.to(self.dtype)
         setattr(function, field, (made[name].to(self.dtype), bias))
@@ -469,14 +521,17 @@ class _Walk:
         self._run(function, [part], held)
         if self._note(seam, self._apart_above(seam, held), alpha=alpha):
             self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
+            kept = self.cut.thin[block].inputs(part) if seam.narrow else None
+            self.columns |= {} if kept is None else {name: kept}
         else:
             setattr(function, field, old)
         self._run(function, [part], self.healed)
 
-    def _new_weights(self, block: int, part: int, change: Tensor) -> dict[str, Tensor]:
+    def _new_weights(
+        self, named: tuple[str, Tensor], named_bias: tuple[str, Tensor | None], change: Tensor
+    ) -> dict[str, Tensor]:
         """Return the part's output projection with the solution of the regression in it."""
-        (name, weight), (bias_name, bias) = self._named(block, OUTPUTS[part])
-        kind = change.dtype
+        (name, weight), (bias_name, bias), kind = named, named_bias, change.dtype
         if self.method == "refit":
             return {name: weight.to(kind) + change.t()}
         turn = change.t() + torch.eye(len(change), dtype=kind, device=change.device)
@@ -496,8 +551,8 @@ class _Walk:
         ``function``.
         """
         kind = wide(self.view.device)
-        (_, weight), (_, bias) = self._named(function.block, OUTPUTS[part])
-        weight = weight.detach().to(kind)
+        weight, bias = getattr(function, FIELDS[part])
+        weight = weight.to(kind)
         seen: list[Tensor] = []
         function.observe = lambda name, value: seen.append(value.to(kind, copy=True))
         middles = pieces(self.healed[rows], self.view, self.progress)
@@ -511,7 +566,7 @@ class _Walk:
             inner = seen[0][mask.flatten()]
             output = inner @ weight.t()
             if bias is not None:
-                output += bias.detach().to(kind)
+                output += bias.to(kind)
             wanted = target[mask].to(kind)
             residual = wanted - middle[mask].to(kind) - output
             if self.method == "refit":

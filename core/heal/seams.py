@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.checkpoint.drop import PARTS, Removal
@@ -20,20 +20,23 @@ HELD_OUT = 4
 
 @dataclass(frozen=True)
 class Seam:
-    """A run of removed blocks, or parts of blocks, that follow one another.
+    """A run of removed blocks, or parts of blocks, that follow one another, or a narrower MLP.
 
     Parts are numbered in order of computation: 2 b is the attention of block b, 2 b + 1 its MLP.
+    The part before ``low`` is what a repair changes.
     """
 
     low: int
-    """The first part that goes."""
+    """The first part that goes; after a narrower part, ``high`` if nothing goes there."""
     high: int
     """The part after the last that goes."""
+    narrow: bool = False
+    """Whether the part before the seam keeps some of its channels."""
 
     @property
     def first(self) -> int:
-        """The first block that goes or loses a part."""
-        return self.low // 2
+        """The first block that goes, loses a part or becomes narrower."""
+        return (self.low - (self.low == self.high)) // 2
 
     @property
     def end(self) -> int:
@@ -44,7 +47,12 @@ class Seam:
     def removed(self) -> str:
         """What goes, in words."""
         parts = range(self.low, self.high)
-        return removal_of((part // 2, tuple(PARTS)[part % 2]) for part in parts).text
+        gone = removal_of((part // 2, tuple(PARTS)[part % 2]) for part in parts).text
+        if not self.narrow:
+            return gone
+        block, part = divmod(self.low - 1, 2)
+        narrow = f"MLP neurons of {block}" if part else f"heads of {block}"
+        return f"{gone} and {narrow}" if parts else narrow
 
 
 def parts_of(removal: Removal) -> frozenset[int]:
@@ -57,33 +65,41 @@ def parts_of(removal: Removal) -> frozenset[int]:
 def seams_of(drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
     """Return the seams of a cut, from the bottom up."""
     removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
+    return seams_between(parts_of(removal), {2 * block + 1 for block, _ in removal.width})
+
+
+def seams_between(gone: Iterable[int], narrow: Collection[int]) -> tuple[Seam, ...]:
+    """Return the seams of parts that go and of ``narrow`` ones, from the bottom up.
+
+    A narrower part right before what goes is one seam with it.
+    """
     found: list[Seam] = []
-    for part in sorted(parts_of(removal)):
-        if found and found[-1].high == part:
-            found[-1] = Seam(found[-1].low, part + 1)
+    places = sorted({(part, part + 1) for part in gone} | {(p + 1, p + 1) for p in narrow})
+    for low, high in places:
+        if found and found[-1].high == low:
+            found[-1] = replace(found[-1], high=high)
         else:
-            found.append(Seam(part, part + 1))
+            found.append(Seam(low, high, low - 1 in narrow))
     return tuple(found)
 
 
 def methods_for(method: str, removal: Removal) -> tuple[str, ...]:
     """Return the methods to try; raises `PlanError` if the cut is of parts and ``method`` not.
 
-    Only refit knows what to do with a part of a block; auto then tries it alone.
+    Only refit knows what to do with a part of a block, or with a narrower MLP; auto then tries it
+    alone.
     """
     if not removal.partial:
         return METHODS if method == "auto" else (method,)
-    if removal.width:
-        raise PlanError(
-            f"Healing repairs the seams of blocks and of their parts; the MLP of block "
-            f"{removal.width[0][0]} is made narrower.",
-            "Leave out --heal, or remove blocks and parts only.",
-        )
     if method not in ("refit", "auto"):
-        block, part = removal.parts[0]
+        if removal.parts:
+            block, part = removal.parts[0]
+            what = f"of block {block} only the {PARTS[part]} is removed"
+        else:
+            block, neurons = removal.width[0]
+            what = f"the MLP of block {block} keeps {neurons:,} neurons"
         raise PlanError(
-            f"--heal {method} repairs the seams of whole blocks; of block {block} only the "
-            f"{PARTS[part]} is removed.",
+            f"--heal {method} repairs the seams of whole blocks; {what}.",
             "Use --heal refit, or remove whole blocks only.",
         )
     return ("refit",)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ LOGITS_GPU = 2**28
 """The same on a GPU: 1 GiB in float32. Chosen, not measured."""
 __all__ = (
     "CPU_TOKENS", "GPU_TOKENS", "HEAD_TOKENS", "LOGITS_CPU", "LOGITS_GPU",
-    "FastBlock", "Head", "Scratch", "StockBlock", "chunk_rows", "is_plain",
+    "Channels", "FastBlock", "Head", "Scratch", "StockBlock", "chunk_rows", "is_plain",
 )  # fmt: skip
 
 
@@ -72,6 +73,17 @@ def is_plain(layer: Any) -> bool:
         and hasattr(mlp, "act_fn")
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     )
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a narrower block keeps, by numbers in the whole block; None: all."""
+
+    neurons: Tensor | None = None
+
+    def inputs(self, part: int) -> Tensor | None:
+        """Return the input channels of the attention's (0) or the MLP's (1) output projection."""
+        return self.neurons if part else None
 
 
 class FastBlock:
@@ -150,16 +162,20 @@ class FastBlock:
             self.observe("down", product)
         _add_linear_(flat, product, self.down)
 
+    def thinned(self, kept: Channels) -> FastBlock:
+        """Return this block with only the channels ``kept``; holds a copy of what is cut."""
+        other = copy.copy(self)
+        other.observe = None
+        if kept.neurons is not None:
+            at = kept.neurons.to(self.down[0].device)
+            neurons = self.down[0].shape[1]
+            other.gate_up = _picked(self.gate_up, torch.cat([at, at + neurons]))
+            other.down = (self.down[0][:, at].contiguous(), self.down[1])
+        return other
+
     def narrowed(self, kept: Sequence[int]) -> Callable[[Tensor], None]:
         """Return `mlp_` with only the neurons ``kept``; holds a copy of their weights."""
-        other = copy.copy(self)
-        at = torch.tensor(list(kept), device=self.down[0].device)
-        neurons = self.down[0].shape[1]
-        rows = torch.cat([at, at + neurons])
-        weight, bias = self.gate_up
-        other.gate_up = (weight[rows], None if bias is None else bias[rows])
-        other.down = (self.down[0][:, at].contiguous(), self.down[1])
-        return other.mlp_
+        return self.thinned(Channels(torch.tensor(list(kept)))).mlp_
 
     def leave_out(self, o: Tensor, down: Tensor) -> None:
         """Ignore these channels of the output projections' inputs from now on."""
@@ -199,6 +215,11 @@ def _linear(x: Tensor, pair: tuple[Tensor, Tensor | None], scratch: Scratch, nam
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _picked(pair: tuple[Tensor, Tensor | None], rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    weight, bias = pair
+    return weight[rows], None if bias is None else bias[rows]
 
 
 def _add_linear_(target: Tensor, x: Tensor, pair: tuple[Tensor, Tensor | None]) -> None:

@@ -136,7 +136,8 @@ class _Narrow:
         count = len(self.kept[block])
         shape = (count, *entry.shape[1:]) if rows else (*entry.shape[:-1], count)
         size = (entry.end - entry.start) // entry.shape[0 if rows else -1] * count
-        self.replaced[entry.name] = functools.partial(self._cut, entry, self.kept[block], rows)
+        cut = functools.partial(self._cut, entry, self.kept[block], rows)
+        self.replaced.setdefault(entry.name, cut)  # unless it was healed
         return dataclasses.replace(entry, shape=shape, end=entry.start + size)
 
     def _cut(self, entry: TensorEntry, kept: tuple[int, ...], rows: bool) -> bytes:

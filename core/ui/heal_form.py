@@ -20,7 +20,7 @@ from core.ui.say import plain
 
 ABOUT = {
     "none": "Copies the kept weights unchanged; needs no device.",
-    "refit": "Refits the projection before each seam by least squares; parts of blocks too.",
+    "refit": "Refits the projection before each seam, or of a narrower MLP, by least squares.",
     "linear": "Folds one linear map into that projection (ReplaceMe).",
     "scale": "Corrects the size of the stream after each seam (Prune&Comp).",
     "auto": "Tries all three and keeps the one with the lowest held-out KL.",

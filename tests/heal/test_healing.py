@@ -21,7 +21,7 @@ from core.commands import COMMANDS
 from core.data.calibration import calibration_rows
 from core.errors import DataError, PlanError
 from core.heal.command import PruneSpec, healing_flops
-from core.heal.healing import applied, heal
+from core.heal.healing import Kept, applied, heal
 from core.heal.ridge import Normal
 from core.importance.branches import make_batch, states_without
 from core.importance.estimate import block_flops
@@ -268,6 +268,107 @@ def test_seams_of_parts_equal_plain_least_squares(model, ids):
             found = log_p(one, ids[HELD])
         assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
     assert repair.kl_after < repair.kl_before
+
+
+def ranked(folder, blocks, neurons, key=""):
+    """Write an order of neurons; the best are those with the highest numbers."""
+    order = {str(block): list(range(neurons))[::-1] for block in range(blocks)}
+    folder.mkdir()
+    found = {"schema": 1, "checkpoint_key": key, "order": order}
+    (folder / "neurons.json").write_text(json.dumps(found))
+    return str(folder)
+
+
+def narrow_(model, width):
+    """Zero what the first neurons add: those that a narrower MLP does not keep."""
+    with torch.no_grad():
+        for block, kept in width:
+            weight = model.model.layers[block].mlp.down_proj.weight
+            weight[:, : weight.shape[1] - kept] = 0
+
+
+def test_narrower_mlps_equal_plain_least_squares(model, ids, tmp_path):
+    """Alone, before the attention of the next block, and before a whole block that goes."""
+    size = model.config.intermediate_size
+    width = ((0, size // 2), (2, size // 4), (4, size // 2))
+    removal = Removal((5,), (3,), (), width, ranked(tmp_path / "order", 7, size))
+    view, batch = BlockView(model), make_batch(ids.tolist(), BlockView(model))
+    repair = heal(view, removal, batch, "auto")
+    assert [(s.first, s.last, s.removed) for s in repair.seams] == [
+        (0, 0, "MLP neurons of 0"),
+        (3, 3, "attention of 3 and MLP neurons of 2"),
+        (5, 5, "block 5 and MLP neurons of 4"),
+    ]
+    healed, gone = copy.deepcopy(model), Removal((5,), (3,))
+    plain = copy.deepcopy(model)
+    narrow_(plain, width)
+    targets, below = (
+        [(1, "in"), (3, "middle"), (6, "in")],
+        [Removal(), Removal(), Removal((), (3,))],
+    )
+    for seam, (block, kept), (after, where), skip in zip(
+        repair.seams, width, targets, below, strict=True
+    ):
+        target = seen(model, after, ids[~HELD])[where].flatten(0, 1)
+        down = healed.model.layers[block].mlp.down_proj
+        with silent(healed, skip):
+            parts = seen(healed, block, ids[~HELD])
+        x, weight = parts["inner"].flatten(0, 1)[:, -kept:], down.weight.double()[:, -kept:]
+        y = target - parts["middle"].flatten(0, 1) - down.bias.double()
+        share = target.square().mean(-1).rsqrt()[:, None]
+        ridge = math.sqrt(seam.alpha * float((x * share).square().sum(0).mean()))
+        system = torch.cat([x * share, ridge * torch.eye(kept).double()])
+        wanted = torch.linalg.lstsq(system, torch.cat([y * share, ridge * weight.t()])).solution.t()
+        narrow_(healed, ((block, kept),))
+        if seam.kept:
+            name = f"model.layers.{block}.mlp.down_proj.weight"
+            got = repair.tensors[name]()
+            assert got.shape == (32, kept)
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+            with torch.no_grad():
+                down.weight[:, -kept:] = got
+    assert any(seam.kept for seam in repair.seams)
+    dense = log_p(model, ids[HELD])
+    for name, one in (("kl_before", plain), ("kl_after", healed)):
+        with silent(one, gone):
+            found = log_p(one, ids[HELD])
+        assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
+    assert repair.kl_after < repair.kl_before
+    again = heal(view, removal, batch, "refit", kept=Kept(view, batch))
+    assert again.seams == repair.seams
+    with applied(view, repair), view.skip(removal) as narrower, torch.no_grad():
+        ours = narrower(ids, use_cache=False).logits.log_softmax(-1).double()
+    with silent(healed, gone):
+        torch.testing.assert_close(ours, log_p(healed, ids), rtol=0, atol=1e-5)
+
+
+def test_prune_heals_narrower_mlps(tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    source, text, out = tiny_dir("gqa"), tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(tiny.text(), encoding="utf-8")
+    model = loading.load_model(source, torch.device("cpu"), torch.float32)
+    size = model.config.intermediate_size
+    order = ranked(tmp_path / "order", tiny.BLOCKS, size, headers.inspect(source).key)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"mlp_width": {"2": size // 2}, "neurons": order}))
+    argv = ["prune", str(source), "--plan", str(plan), "--calibration", str(text)]
+    argv += ["--length", "24", "--samples", "40", "--device", "cpu", "--dtype", "float32"]
+    assert main([*argv, "--heal", "linear", "--out", str(out)]) == 2
+    assert f"the MLP of block 2 keeps {size // 2} neurons" in capsys.readouterr().err
+    assert main([*argv, "--heal", "refit", "--out", str(out), "--overwrite"]) == 0
+    record = Pruning.read(out)
+    assert (record.healed, record.healing.kl_after < record.healing.kl_before) == ("refit", True)
+    assert "MLP neurons of 2: alpha" in (out / "README.md").read_text().split("healed seams")[1]
+
+    rows = calibration_rows(str(text), loading.load_tokenizer(source), 40, 24, 1234)
+    view = BlockView(model)
+    batch = make_batch(rows, view)
+    removal = Removal((), (), (), ((2, size // 2),), order)
+    repair = heal(view, removal, batch, "refit")
+    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True)
+    with applied(view, repair), view.skip(removal) as narrower, torch.no_grad():
+        wanted = narrower(batch.ids, use_cache=False).logits.log_softmax(-1).double()
+    torch.testing.assert_close(log_p(stock.eval(), batch.ids), wanted, rtol=0, atol=1e-5)
 
 
 def test_prune_heals_a_cut_of_parts(tiny_dir, tmp_path, monkeypatch, capsys):
