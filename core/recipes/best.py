@@ -4,25 +4,24 @@ Two ways are tried. One searches for whole blocks, as few as the budget asks for
 seams; the other solves for what every block becomes (without its attention, without its MLP, or
 dropped), and is healed too if the first could be. Both variants are evaluated and timed beside the
 dense model, in the same way; of those that keep the budget, the one with the lower perplexity is
-taken.
+taken. Texts are sized so that all of it keeps a time limit (`sizing`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from core.checkpoint import locate
+from core.checkpoint.drop import Removal
 from core.compare.verdict import Contender
 from core.errors import DepthcutError, OptionError, RunError
-from core.heal.command import SAMPLES
 from core.prune import budgets
 from core.prune.budgets import Limits
 from core.prune.plan import protection
 from core.prune.results import Pruning
 from core.prune.version_results import WHOLE
-from core.recipes import drop_one, make, parts, texts
+from core.recipes import drop_one, make, parts, sizing, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 
@@ -30,13 +29,9 @@ LATENCY = 0.8
 """The budget if none is given: a share of the dense latency."""
 INPUT = 12
 """Tokens of the prompt, as in the benchmark."""
-VERSIONS = ("drop", "no-attention", "no-mlp")
-"""What a block may become: what can be healed. Narrower MLPs cannot, and take as long to measure
-again."""
-TOKENS, LEAST, LENGTH = 32, 8192, 512
-"""Tokens to heal on: per hidden dimension, at least, and in a row. On SmolLM2, whose hidden size is
-576, refits of 12 k and of 24 k tokens both held on other texts."""
-SOLVED, HEALED = "solved", "healed"
+LEAST = 8192
+"""Tokens to heal on at least."""
+VERSIONS, SOLVED, HEALED = "versions", "solved", "healed"
 WAYS = {SOLVED: "solved for the budget", HEALED: "whole blocks, seams healed"}
 NOISE = 0.05
 """A measured latency up to this share above the budget still keeps it. A convention."""
@@ -73,7 +68,7 @@ def steps(spec: RecipeSpec) -> list[Step]:
 
     def solving(chain: Chain) -> dict[str, Any]:
         return {
-            "scores": chain.dir("versions"),
+            "scores": chain.dir(VERSIONS),
             "checkpoint": spec.checkpoint,
             "output_tokens": output_tokens(chain),
             **limits.given,
@@ -90,21 +85,30 @@ def steps(spec: RecipeSpec) -> list[Step]:
     def solved(chain: Chain) -> dict[str, Any]:
         """Heal as the other way, if that could be healed on this text."""
         heals = (chain.dir(HEALED) / "config.json").is_file() and HEALED not in chain.failed
-        more = {"heal": "refit", **healing_rows(spec)} if heals else {}
+        more = {"heal": "refit", **healing_rows(chain)} if heals else {}
         found: dict[str, Any] = planned(f"plan-{SOLVED}", **more)(chain)
+        return found
+
+    def measuring(chain: Chain) -> dict[str, Any]:
+        more = {"context": INPUT, "check_plans": 0, "runs": 3, **sizing.first(chain, VERSIONS)}
+        found: dict[str, Any] = on_text(**more)(chain)
         return found
 
     return [
         Step(
-            "versions",
+            VERSIONS,
             "budget",
-            on_text(context=INPUT, check_plans=0, runs=3, versions=VERSIONS),
+            measuring,
         ),
         Step(f"plan-{SOLVED}", "plan", solving),
         Step(
             "sets",
             "search",
-            on_text(methods=("greedy",), counts=lambda chain: (whole_blocks(chain),)),
+            on_text(
+                methods=("greedy",),
+                counts=lambda chain: (whole_blocks(chain),),
+                samples=lambda chain: sizes(chain).rows,
+            ),
             optional=True,
         ),
         Step(
@@ -122,29 +126,46 @@ def steps(spec: RecipeSpec) -> list[Step]:
         Step(
             HEALED,
             "prune",
-            planned(f"plan-{HEALED}", heal="refit", **healing_rows(spec)),
+            lambda chain: planned(f"plan-{HEALED}", heal="refit", **healing_rows(chain))(chain),
             optional=True,
             needs=f"plan-{HEALED}",
         ),
         Step(SOLVED, "prune", solved),
-        parts.evaluated(spec, "dense"),
-        parts.evaluated(spec, SOLVED),
-        parts.evaluated(spec, HEALED, optional=True),
+        evaluated(spec, "dense"),
+        evaluated(spec, SOLVED),
+        evaluated(spec, HEALED, optional=True),
         Step("speed", "benchmark", lambda chain: drop_one.timing(chain, *made(chain))),
     ]
 
 
-def healing_rows(spec: RecipeSpec) -> dict[str, int]:
-    """Return length and, if more than usual are needed, rows of the healing text.
+def evaluated(spec: RecipeSpec, name: str, *, optional: bool = False) -> Step:
+    """Return the step that evaluates ``name``, on as many tokens as fit the time limit."""
+    whole = parts.evaluated(spec, name, optional=optional)
 
-    They come to `TOKENS` per hidden dimension. The usual number of rows may be fewer if the text is
-    short; a larger one, which wide models need, may not.
-    """
-    info = locate.open(spec.checkpoint, need="config", need_tokenizer=False).info
-    tokens, longest = max(LEAST, TOKENS * info.hidden), min(LENGTH, info.context or LENGTH)
-    if tokens > SAMPLES * longest:
-        return {"samples": math.ceil(tokens / longest), "length": longest}
-    return {"length": math.ceil(tokens / SAMPLES)}
+    def values(chain: Chain) -> dict[str, Any]:
+        assert callable(whole.values)
+        cap = sizing.cap(chain, texts.apart(chain)[1], sizes(chain).evaluated)
+        return {**whole.values(chain), **cap}
+
+    return dataclasses.replace(whole, values=values)
+
+
+def sizes(chain: Chain) -> sizing.Sizes:
+    """Return how much text the steps after the first one use."""
+    planned = chain.plan(f"plan-{SOLVED}")
+    width = tuple((int(block), n) for block, n in (planned.mlp_width or {}).items())
+    lists = (planned.drop or (), planned.attention or (), planned.mlp or ())
+    try:
+        count = whole_blocks(chain)
+    except RunError:  # there is no healed way
+        count = 0
+    return sizing.sizes(chain, VERSIONS, count, Removal(*lists, width))
+
+
+def healing_rows(chain: Chain) -> dict[str, int]:
+    """Return length and rows of the healing text."""
+    info = locate.open(chain.spec.checkpoint, need="config", need_tokenizer=False).info
+    return sizing.rows_for(info, sizes(chain).tokens, LEAST)
 
 
 def output_tokens(chain: Chain) -> int:
@@ -160,7 +181,7 @@ def made(chain: Chain) -> list[str]:
 
 def whole_blocks(chain: Chain) -> int:
     """Return how many whole blocks have to go to keep the budget; raises `RunError` if none do."""
-    library = budgets.load(chain.dir("versions"))
+    library = budgets.load(chain.dir(VERSIONS))
     rows = {one: row for one, row in library.rows.items() if one[1] in (WHOLE, "drop")}
     only = dataclasses.replace(library, rows=rows)
     try:

@@ -61,6 +61,13 @@ class RecipeSpec(DeviceOptions):
         None, help="best: most memory of weights and key/value cache.", unit="GiB"
     )
     params: int | None = option(None, help="best: most parameters.", low=1)
+    time_limit_s: float | None = option(
+        None,
+        help="best: most time for the whole recipe. It uses as much text as fits, at the rate that "
+        "its first step measures, and never less than it needs. Default: 1200.",
+        low=1,
+        unit="seconds",
+    )
     data: str = option(
         "",
         help="Dataset for calibration, training and evaluation (as the recipe needs). One SOURCE "

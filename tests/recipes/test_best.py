@@ -10,9 +10,12 @@ import tiny
 from run_helpers import wait_for
 
 from core.__main__ import main
+from core.budget import command as budget
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.prune.results import Pruning
-from core.recipes import best
+from core.prune.version_results import VERSIONS
+from core.recipes import best, sizing
 from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import jobs
@@ -78,8 +81,45 @@ def test_bad_input_is_one_sentence_before_any_step(tiny_gqa, tmp_path, capsys, m
     ("hidden", "expected"),
     [(32, {"length": 64}), (576, {"length": 144}), (4096, {"samples": 256, "length": 512})],
 )
-def test_healing_asks_for_more_rows_only_where_it_must(monkeypatch, hidden, expected):
+def test_healing_asks_for_more_rows_only_where_it_must(hidden, expected):
     info = SimpleNamespace(hidden=hidden, context=2048)
-    monkeypatch.setattr(best.locate, "open", lambda *_, **__: SimpleNamespace(info=info))
-    spec = RecipeSpec(name="best", checkpoint="x", out="y")
-    assert best.healing_rows(spec) == expected
+    assert sizing.rows_for(info, sizing.TOKENS, best.LEAST) == expected
+
+
+def test_texts_are_sized_by_the_measured_rate(tiny_gqa, tmp_path):
+    spec = RecipeSpec(
+        name="best", checkpoint=str(tiny_gqa), out="x", time_limit_s=100.0, device="cpu"
+    )
+    rate = 1.0
+    chain = SimpleNamespace(
+        spec=spec,
+        dir=lambda step: tmp_path / step,
+        read=lambda step, kind: kind(flops_per_s=rate),
+        seconds=lambda step: 10.0,
+    )
+    cut = Removal((2,), (3,), (), ((1, 8),))
+    whole = sizing._flops(chain, 1, cut)
+    left = sizing.PLANNED * (100 - 10 - 3 * sizing.STARTS - 20)
+    least = sizing.Sizes(sizing.LEAST_ROWS, sizing.LEAST_TOKENS, sizing.LEAST_EVALUATED)
+    assert sizing.sizes(chain, "versions", 1, cut) == least
+    rate = whole / left * 1.01
+    assert sizing.sizes(chain, "versions", 1, cut) == sizing.Sizes(10, 32, 32768)
+    rate = whole / left * 0.7
+    assert sizing.sizes(chain, "versions", 1, cut) == sizing.Sizes(7, 22, 22528)
+
+
+def test_the_first_step_measures_what_fits(tiny_gqa, tmp_path, monkeypatch):
+    spec = RecipeSpec(name="best", checkpoint=str(tiny_gqa), out="x", time_limit_s=100.0)
+    chain = SimpleNamespace(spec=spec, dir=lambda step: tmp_path / step)
+    asked = {v: budget.BudgetSpec(checkpoint=str(tiny_gqa), versions=v, out="")
+             for v in (tuple(VERSIONS), sizing.FEW)}  # fmt: skip
+    every, few = (budget.dry_run(one)["flops"] / 40 for one in asked.values())
+    assert few < every
+    for rate, versions, rows in (
+        (every * 1.01, tuple(VERSIONS), 10),
+        (few * 1.01, sizing.FEW, 10),
+        (few * 0.61, sizing.FEW, 6),
+        (1.0, sizing.FEW, 4),
+    ):
+        monkeypatch.setattr(sizing.pace, "expected", lambda *_, rate=rate: (rate, "measured"))
+        assert sizing.first(chain, "versions") == {"versions": versions, "samples": rows}
