@@ -116,7 +116,10 @@ def _flops(chain: Chain, count: int, solved: Removal) -> float:
             checkpoint=name, methods=("greedy",), counts=(count,), samples=ROWS, out=""
         )
         found += float(search.dry_run(one)["flops"])
-    usual = PruneSpec(checkpoint=name, heal="refit", out="", **rows_for(info, TOKENS))
+    rows = rows_for(info, TOKENS)
+    usual = PruneSpec(
+        checkpoint=name, heal="refit", samples=rows.get("samples"), length=rows["length"], out=""
+    )
     middle = max(1, (info.blocks - count) // 2)
     for removal in (solved, Removal(tuple(range(middle, middle + count)))):
         found_seams = seams.seams_of(removal)
