@@ -30,6 +30,7 @@ from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of
 from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, InParts, Progress
+from core.runs.ranks import ALONE, Ranks, check_rows
 
 Narrow = Mapping[tuple[int, str], tuple[int, ...]]
 """(block, name of a version) -> the MLP neurons that it keeps."""
@@ -47,6 +48,15 @@ class Batch:
     """True length of each row [rows]."""
     group: int = 0
     """Rows whose states are held at once, one pass over the weights for each group; 0: all."""
+    ranks: Ranks = ALONE
+    """The processes that share the rows; ``ids`` and ``lengths`` are this one's part of them."""
+    all_lengths: tuple[int, ...] = ()
+    """Lengths of the rows of all processes; empty if there are no others."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, with those of other processes."""
+        return len(self.all_lengths) or len(self.lengths)
 
     @property
     def groups(self) -> list[Batch]:
@@ -57,7 +67,9 @@ class Batch:
 
     @property
     def predictions(self) -> int:
-        """Number of next-token predictions over all rows."""
+        """Number of next-token predictions over all rows, with those of other processes."""
+        if self.all_lengths:
+            return sum(self.all_lengths) - len(self.all_lengths)
         return int((self.lengths - 1).sum())
 
     @property
@@ -67,8 +79,12 @@ class Batch:
         return at[None] < self.lengths[:, None]
 
 
-def make_batch(rows: Sequence[Sequence[int]], view: BlockView, group: int = 0) -> Batch:
+def make_batch(
+    rows: Sequence[Sequence[int]], view: BlockView, group: int = 0, ranks: Ranks = ALONE
+) -> Batch:
     """Return ``rows`` of token ids as a `Batch` on the model's device, ``group`` held at once.
+
+    With several processes each gets its part of the rows; all of them make the same call.
 
     Raises:
         DataError: There are no rows, a row has fewer than two tokens, or a token id is outside the
@@ -85,6 +101,12 @@ def make_batch(rows: Sequence[Sequence[int]], view: BlockView, group: int = 0) -
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(list(row))
     lengths = torch.tensor([len(row) for row in rows])
+    if ranks.size > 1:
+        check_rows(len(rows), ranks.size)
+        own = ranks.share(len(rows))
+        every = tuple(lengths.tolist())
+        ids, lengths = ids[own].to(view.device), lengths[own].to(view.device)
+        return Batch(ids, lengths, group, ranks, every)
     return Batch(ids.to(view.device), lengths.to(view.device), group)
 
 
@@ -101,7 +123,10 @@ class Losses:
     passes: int = 0
     """Block passes that were computed, shared prefixes once."""
     dense: Tensor | None = None
-    """The dense model's last states [rows, tokens, hidden], which later passes can compare with."""
+    """The dense model's last states [rows, tokens, hidden], which later passes can compare with.
+
+    Of this process's rows alone; everything else is of all rows.
+    """
 
     @property
     def nll(self) -> list[float]:
@@ -159,7 +184,42 @@ def losses_without(
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
     the head's work on `HEAD_TOKENS` tokens. If the batch has groups, the rows are those of a group.
+
+    If several processes share the batch, all of them call this and get the losses of all rows.
     """
+    own = _losses_of(
+        view, batch, sets, progress,
+        observe=observe, sublayers=sublayers, want_losses=want_losses,
+        want_kl=want_kl, dense=dense, label=label, narrow=narrow,
+    )  # fmt: skip
+    if own is None or batch.ranks.size == 1:
+        return own
+    kl = own.kl_sum
+    parts = batch.ranks.gather((own.nll_sum, own.counts, kl))
+    return Losses(
+        torch.cat([nll for nll, _, _ in parts], 1),
+        torch.cat([counts for _, counts, _ in parts]),
+        None if kl is None else torch.cat([part for _, _, part in parts if part is not None], 1),
+        own.passes,
+        own.dense,
+    )
+
+
+def _losses_of(
+    view: BlockView,
+    batch: Batch,
+    sets: Sequence[frozenset[Any]],
+    progress: Progress,
+    *,
+    observe: Observer | None,
+    sublayers: bool,
+    want_losses: bool,
+    want_kl: bool,
+    dense: Tensor | None,
+    label: str,
+    narrow: Narrow | None,
+) -> Losses | None:
+    """Return the losses on the rows of this process."""
     groups = batch.groups
     if len(groups) > 1:
         of_dense = dense.split(batch.group) if dense is not None else [None] * len(groups)
@@ -168,7 +228,7 @@ def losses_without(
         for number, (own, reference) in enumerate(zip(groups, of_dense, strict=True), start=1):
             part.begin()
             found.append(
-                losses_without(
+                _losses_of(
                     view, own, sets, part,
                     observe=observe, sublayers=sublayers, want_losses=want_losses,
                     want_kl=want_kl, dense=reference, narrow=narrow,
@@ -212,7 +272,7 @@ def states_without(
     """Return the last block's output without each of ``sets``, in one pass.
 
     Each is [rows, tokens, hidden], before the final norm; equal sets share one tensor. Units are
-    those of `losses_without`.
+    those of `losses_without`. If several processes share the batch: of this one's rows.
     """
     with torch.inference_mode():
         walk = _Walk(view, batch, sets, check, sublayers)

@@ -131,18 +131,20 @@ def _mib(value: int | None) -> float | None:
     return None if value is None else round(value / MIB, 1)
 
 
-def limit_of(device: str, memory_limit: float | None) -> int | None:
+def limit_of(device: str, memory_limit: float | None, sharing: int = 1) -> int | None:
     """Return the limit in bytes: as given in GiB, else what is free less a margin, if known.
 
-    On a CPU the memory that this process has already counts as free.
+    On a CPU the memory that this process has already counts as free, and processes that are
+    ``sharing`` a run each get an equal part; on GPUs each has its own.
     """
+    parts = sharing if devices.meant(device) == "cpu" else 1
     if memory_limit is not None:
-        return int(memory_limit * GIB)
+        return int(memory_limit * GIB / parts)
     name, free = devices.free_bytes(device)
     if free is None:
         return None
     own = processes.memory_mib() * MIB if name == "cpu" else 0
-    return int((free + own) * (1 - MARGIN))
+    return int((free / parts + own) * (1 - MARGIN))
 
 
 def decide(

@@ -25,15 +25,15 @@ from core.prune.score_results import (
     SublayerRow,
     WeightRow,
 )
-from core.runs import dtypes
-from core.runs.spec import MemoryOptions, option
+from core.runs import dtypes, ranks
+from core.runs.spec import MemoryOptions, ProcessOptions, option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportanceSpec(MemoryOptions):
+class ImportanceSpec(MemoryOptions, ProcessOptions):
     """Score every block of a checkpoint by several criteria in one run."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -66,6 +66,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     room = _capacity(spec, info, formats, spec.samples, spec.length)
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
     seconds = work.seconds(rows.flops, spec.device, info.parameters)
+    seconds = ranks.shared_seconds(seconds, spec.device, spec.processes)
     return {
         "blocks": info.blocks,
         "metrics": list(spec.metrics),
@@ -76,6 +77,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
         "flops": rows.flops,
         "memory_mib": round(rows.memory_mib, 1),
         **room.facts(),
+        **ranks.facts(spec.device, spec.processes, spec.samples),
         "seconds": seconds,
         "kind": "estimated",
         "seconds_from": work.origin(spec.device, info.parameters) if seconds else None,
@@ -106,8 +108,9 @@ def _capacity(
     rows: int,
     tokens: int,
 ) -> Capacity:
-    limit = limit_of(spec.device, spec.memory_limit)
-    return decide(info, formats, spec.device, limit, rows, tokens, demands(info, spec.metrics))
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    own = ranks.most(rows, spec.processes)
+    return decide(info, formats, spec.device, limit, own, tokens, demands(info, spec.metrics))
 
 
 def _check_length(spec: ImportanceSpec, context: int) -> None:
@@ -133,7 +136,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
     longest = max(map(len, drawn.rows))
     room = _capacity(spec, info, prepared.formats, len(drawn.rows), longest)
     view = view_of(prepared, room, run.progress.log)
-    batch = make_batch(drawn.rows, view, room.group)
+    batch = make_batch(drawn.rows, view, room.group, run.ranks)
     about: dict[str, Any] = {
         "calibration": source,
         "calibration_content": sources.describe(source)["content"],
@@ -193,7 +196,8 @@ def _summary(spec: ImportanceSpec, info: headers.CheckpointInfo, results: Result
         seconds={name: round(value, 4) for name, value in results.seconds.items()},
         flops=flops,
         parameters=info.parameters,
-        flops_per_s=flops / spent if spent > 0 and flops > 0 else None,
+        flops_per_s=flops / spent if spent > 0 and flops > 0 and spec.processes == 1 else None,
+        processes=spec.processes,
     )
 
 

@@ -22,15 +22,15 @@ from core.importance.capacity import Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
-from core.runs import pace, workspace
-from core.runs.spec import MemoryOptions, option
+from core.runs import pace, ranks, workspace
+from core.runs.spec import MemoryOptions, ProcessOptions, option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveSpec(MemoryOptions):
+class CurveSpec(MemoryOptions, ProcessOptions):
     """Measure perplexity after removing the first k blocks, for several criteria."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -115,6 +115,7 @@ def estimate(spec: CurveSpec) -> dict[str, Any]:
     once = sum(work.block_flops(info, block, *size) for block in range(info.blocks))
     flops = count * once / info.blocks + distinct * work.head_flops(info, *size)
     seconds = work.seconds(flops, spec.device, info.parameters)
+    seconds = ranks.shared_seconds(seconds, spec.device, spec.processes)
     return {
         "flops": flops,
         "seconds": None if seconds is None else pace.START_S + seconds,
@@ -135,11 +136,13 @@ def run(spec: CurveSpec, run: Run) -> None:
     drawn = drawn_rows(asked, asked.source, tokenizer, asked.samples, asked.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
-    limit, held = limit_of(spec.device, spec.memory_limit), Demand("curve", len(set(sets)))
-    rows, longest = len(drawn.rows), max(map(len, drawn.rows))
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    held = Demand("curve", len(set(sets)))
+    rows = ranks.most(len(drawn.rows), spec.processes)
+    longest = max(map(len, drawn.rows))
     room = decide(info, prepared.formats, spec.device, limit, rows, longest, [held])
     view = view_of(prepared, room, run.progress.log)
-    batch = make_batch(drawn.rows, view, room.group)
+    batch = make_batch(drawn.rows, view, room.group, run.ranks)
     with memory.out_of_memory_explained("measuring the curve"):
         losses = losses_without(view, batch, sets, run.progress)
     assert losses is not None
@@ -167,6 +170,7 @@ def run(spec: CurveSpec, run: Run) -> None:
         text=drawn.facts,
         tokens=batch.predictions,
         compute_dtype=precision.dtype_name(prepared.precision.arithmetic),
+        processes=spec.processes,
         **prepared.facts(),
     ).write(run)
 

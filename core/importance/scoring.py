@@ -94,7 +94,7 @@ def compute(
     wanted, results = set(metrics), Results(len(view))
     with_ppl = "ppl" in wanted
     ways: dict[str, tuple[set[str], str, Callable[[], Any]]] = {
-        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view)),
+        "magnitude": ({"magnitude"}, "magnitude", lambda: magnitude(view, batch.ranks)),
         "sweep": (
             {"ppl", "kl", *SIMILARITY},
             "sweep",

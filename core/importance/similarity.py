@@ -23,11 +23,14 @@ class Similarity:
         """Prepare for the rows of ``batch``; its groups, if any, come one after another."""
         self._groups = [(own.valid, own.lengths - 1) for own in batch.groups]
         self._group = -1
+        self._ranks = batch.ranks
         self._tokens = int(batch.lengths.sum())
         self._sums: list[tuple[float, float]] = []
         """Per block, the sums over tokens of the cosines and of the updates, in float64."""
         self._ends: list[list[Tensor]] = []
         """Per group, the states at the rows' last tokens: before the first block, after each."""
+        self._distances: Tensor | None = None
+        """Mean over rows of the distance between two states [blocks + 1, blocks + 1], float64."""
 
     @property
     def block_influence(self) -> list[float]:
@@ -72,16 +75,29 @@ class Similarity:
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         return hidden[rows, self._groups[self._group][1]].cpu().double()
 
+    def finish(self) -> None:
+        """Bring the sums of all rows together, once the pass has ended."""
+        ends = torch.cat([torch.stack(group, 1) for group in self._ends])
+        states = torch.nn.functional.normalize(ends, dim=-1)
+        cosine = torch.einsum("rid,rjd->rij", states, states).clamp(-1.0, 1.0)
+        distance = (torch.arccos(cosine) / math.pi).sum(0)
+        parts = self._ranks.gather((self._tokens, self._sums, len(ends), distance))
+        tokens, sums, rows, distances = zip(*parts, strict=True)
+        self._tokens = sum(tokens)
+        self._sums = [
+            (sum(cosines for cosines, _ in block), sum(updates for _, updates in block))
+            for block in zip(*sums, strict=True)
+        ]
+        self._distances = sum(distances[1:], distances[0]) / sum(rows)
+
     def angular(self) -> list[tuple[int, int, float]]:
         """Return (start, length, distance): arccos(cos(h_start, h_start+length)) / pi.
 
         Taken at the last token of each row, averaged over rows; in [0, 1] (Gromov et al., eq. 7).
         """
-        ends = torch.cat([torch.stack(group, 1) for group in self._ends])
-        states = torch.nn.functional.normalize(ends, dim=-1)
-        cosine = torch.einsum("rid,rjd->rij", states, states).clamp(-1.0, 1.0)
-        distance = (torch.arccos(cosine) / math.pi).mean(0)
-        count = ends.shape[1] - 1
+        distance = self._distances
+        assert distance is not None, "finish comes first"
+        count = len(distance) - 1
         return [
             (start, length, float(distance[start, start + length]))
             for length in range(1, count + 1)

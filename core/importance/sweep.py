@@ -63,6 +63,7 @@ def sweep(
         view, batch, sets, progress,
         observe=similarity.observe, want_losses=wanted, want_kl=kl,
     )  # fmt: skip
+    similarity.finish()
     values = losses.perplexity if losses and perplexity else []
     return SweepResult(
         ppl=values[1:],

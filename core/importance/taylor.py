@@ -23,6 +23,7 @@ from core.importance.forward import LOGITS_GPU, chunk_rows
 from core.model.blocks import BlockView
 from core.model.precision import gradients_of, not_finite_hint
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks
 
 TAYLOR_LOGITS = {"cpu": 2**24, "cuda": LOGITS_GPU}
 """Logits held at once for their gradient: 64 MiB in float32 on a CPU, 1 GiB on a GPU. Chosen, not
@@ -66,7 +67,8 @@ def block_gradients(
 
     Peak memory: the weights, the blocks' inputs [blocks + 1, rows, tokens, hidden], and one
     block's gradients and activations. With ``squares``, rows go through a block one at a time,
-    because each needs its own gradient.
+    because each needs its own gradient. If several processes share the batch, all of them get the
+    gradients over all rows, and must come for every block.
     """
     count = len(view)
     dtype = gradients_of(view.dtype, view.device)
@@ -89,6 +91,8 @@ def block_gradients(
         below, found = _block_gradient(
             view, block, states.pop(), gradient, dtype, progress, batch if squares else None
         )
+        for tensor in (*found.gradients, *found.squares):
+            batch.ranks.sum_(tensor)
         yield found
         gradient = below
         done = 2 * count + 1 - block
@@ -232,7 +236,7 @@ def _block_gradient(
             squares = squares or [torch.zeros_like(g, dtype=torch.float32) for g in found[1:]]
             for total, g in zip(squares, found[1:], strict=True):
                 own = g.float() * scale
-                total.addcmul_(own, own, value=1.0 / len(samples.lengths))
+                total.addcmul_(own, own, value=1.0 / samples.rows)
         if not sums:
             sums = [g.float() for g in found[1:]]
         else:
@@ -243,18 +247,22 @@ def _block_gradient(
     return below, BlockGradients(block, tuple(layer.scored), detached, tuple(sums), tuple(squares))
 
 
-def magnitude(view: BlockView) -> list[WeightScore]:
-    """Return the sum of abs(w) of every scored weight tensor, block by block, in float32."""
-    return [
+def magnitude(view: BlockView, ranks: Ranks = ALONE) -> list[WeightScore]:
+    """Return the sum of abs(w) of every scored weight tensor, block by block, in float32.
+
+    With several processes each takes a part of the blocks.
+    """
+    own = [
         WeightScore(
             weight.name,
             block,
             weight.module,
             float(weight.tensor.detach().float().abs().sum()),
         )
-        for block in range(len(view))
+        for block in range(len(view))[ranks.share(len(view))]
         for weight in view.weights(block)
     ]
+    return ranks.joined(own)
 
 
 def block_sums(scores: list[WeightScore], blocks: int) -> list[float]:

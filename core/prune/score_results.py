@@ -52,6 +52,8 @@ class Importance(JsonResult):
     """Predictions that a perplexity is the mean over."""
     compute_dtype: str = ""
     """What activations were computed in: float32 on a CPU without instructions for ``dtype``."""
+    processes: int = 1
+    """Those that shared the rows; ``peak_memory_mib`` is the first one's."""
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -162,6 +164,8 @@ class Curve(JsonResult):
     """What the weights are held in."""
     compute_dtype: str = ""
     peak_memory_mib: float = 0.0
+    processes: int = 1
+    """Those that shared the rows; ``peak_memory_mib`` is the first one's."""
 
     def drop_of(self, criterion: str, count: int) -> tuple[int, ...]:
         """Return the blocks of a plan; empty if the run did not measure it."""

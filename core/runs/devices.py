@@ -208,6 +208,13 @@ def devices() -> list[Device]:
     return [*found, cpu]
 
 
+def gpu_names() -> tuple[str, ...] | None:
+    """Return the names of the GPUs that runs can use, in order; None if only torch knows."""
+    if torch_build.installed().kind == "hip":
+        return None
+    return tuple(gpu.name for gpu in _gpus())
+
+
 def _gpus() -> list[Device]:
     """Return the NVIDIA GPUs that torch should be able to use (all of them without torch)."""
     build, found = torch_build.installed(), nvml.listing()

@@ -26,6 +26,7 @@ from core.runs.device_lock import DeviceLock
 from core.runs.failures import as_known
 from core.runs.memory_guard import MemoryGuard
 from core.runs.progress import Progress
+from core.runs.ranks import ALONE, Ranks, places
 from core.runs.spec import DeviceOptions, RunSpec, to_arguments, to_dict
 from core.runs.workspace import BOOKKEEPING, ON
 
@@ -116,6 +117,9 @@ class Run:
         self.book = folder / BOOKKEEPING
         self.status: dict[str, Any] = {}
         self.device_lock: DeviceLock | None = None
+        self.ranks: Ranks = ALONE
+        """This process among those that share the run's work."""
+        self._more_locks: list[DeviceLock] = []
         self.detached = is_detached(folder)
         self._lock = threading.Lock()
         self._stop_signal = 0
@@ -281,21 +285,34 @@ class Run:
         self.write_status(state="running", device=device, waiting_for="")
         return lock
 
+    def take_devices(self, names: Sequence[str]) -> None:
+        """Queue for several devices, one lock each, and hold them until the run ends.
+
+        All runs take them in the same order, so that none waits for another in a circle.
+        """
+        several = sorted(dict.fromkeys(names), key=devices.lock_name)
+        for name in several:
+            if self.device_lock:
+                self._more_locks.append(self.device_lock)
+            self.take_device(name)
+        if len(several) > 1:
+            self.write_status(device=", ".join(dict.fromkeys(names)))
+
     def beat(self) -> None:
         """Touch the heartbeat until the run ends; kill a cancelled run that does not stop."""
         beat, memory = self.book / "heartbeat", MemoryGuard()
         while not self._ended.wait(workspace.HEARTBEAT_S):
             if memory.is_stuck((self.status.get("progress") or {}).get("at_clock")):
-                self._end_by_force("failed", memory.error())
+                self.end_by_force("failed", memory.error())
             with contextlib.suppress(OSError):
                 beat.touch()
             if not (self.cancel_requested() or self.is_gone()):
                 continue
             self._cancel_seen = self._cancel_seen or time.monotonic()
             if time.monotonic() - self._cancel_seen > self.command.grace_s:
-                self._end_by_force("cancelled", Cancelled(KILLED))
+                self.end_by_force("cancelled", Cancelled(KILLED))
 
-    def _end_by_force(self, state: str, why: DepthcutError) -> None:
+    def end_by_force(self, state: str, why: DepthcutError) -> None:
         """Record the end and leave the process, whatever its main thread is doing."""
         try:
             self.log(str(why))
@@ -322,8 +339,9 @@ class Run:
                 with contextlib.suppress(OSError):
                     print(f"Cannot write the final state {state}: {problem}", file=sys.stderr)
             finally:
-                if self.device_lock:
-                    self.device_lock.release()
+                for lock in (self.device_lock, *self._more_locks):
+                    if lock:
+                        lock.release()
 
     def hand_over(self) -> None:
         """Leave the run to the job that continues it: it waits, and has no process."""
@@ -498,8 +516,8 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
             if asked == "auto":
                 for gpu in devices.unusable():
                     run.log(str(gpu))
-            run.take_device(devices.resolve(asked))
-        result = module.run(spec, run)
+            run.take_devices(places(asked, processes_of(spec)))
+        result = _computed(module, spec, run)
         run.finish("done")
         if result:
             _print_json(result)
@@ -520,6 +538,23 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
         run.log(f"Error: {known}", plain=True)
         run.finish("failed", error=known.message, hint=known.hint)
         return known.exit_status
+
+
+def processes_of(spec: Any) -> int:
+    """Return how many processes share a run with these options."""
+    return int(getattr(spec, "processes", 1))
+
+
+def _computed(module: Any, spec: RunSpec, run: Run) -> Any:
+    """Run the command: alone, or with other processes that share its work."""
+    size = processes_of(spec)
+    if size == 1:
+        return module.run(spec, run)
+    from core.runs import rank_start
+
+    asked = cast(DeviceOptions, spec).device
+    with rank_start.together(run, spec, places(asked, size)) as own:
+        return module.run(own, run)
 
 
 @contextlib.contextmanager

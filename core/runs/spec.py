@@ -379,4 +379,18 @@ class MemoryOptions(DeviceOptions):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessOptions(DeviceOptions):
+    """Device, precision and processes, inherited by commands whose work several can share."""
+
+    processes: int = option(
+        1,
+        help="Processes that share the work, for machines with several GPUs: each takes a GPU and "
+        "a part of the rows. On a CPU only for testing, since one process uses all cores.",
+        low=1,
+        high=64,
+        group="device",
+    )
+
+
 Runner = Callable[..., "dict[str, Any] | None"]

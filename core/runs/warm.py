@@ -181,7 +181,7 @@ def template(device: str, check: Callable[[], None]) -> Iterator[Template | None
     Yields None if processes have to be started in the ordinary way. ``check`` is called while the
     libraries are imported and may raise an error to stop waiting.
     """
-    ours = _inherited or _kept
+    ours = at_hand()
     if ours or not _is_possible(device):
         yield ours if device == "cpu" else None
         return
@@ -231,6 +231,11 @@ def later(seconds: float, do: Callable[..., None], *arguments: object) -> None:
     timer = threading.Timer(seconds, do, arguments)
     timer.daemon = True
     timer.start()
+
+
+def at_hand() -> Template | None:
+    """Return the template that this process was forked from or keeps, or None."""
+    return _inherited or _kept
 
 
 def keep() -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.commands import COMMANDS, Command
-from core.errors import DataError
-from core.runs.spec import DeviceOptions, option
+from core.errors import DataError, NotFiniteError
+from core.runs.spec import DeviceOptions, ProcessOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,38 @@ class ComputeSpec(WaitSpec, DeviceOptions):
     """Wait as a command that recipes fork."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedSpec(ProcessOptions):
+    """Wait in processes that meet in every step."""
+
+    out: str = option(help="Run directory.")
+    steps: int = option(5, help="Steps.", low=0)
+    pause: float = option(0.05, help="Pause of every process in a step.", unit="s", low=0)
+    slow: float = option(0.0, help="Further pause of the first process before the first step.")
+    fail: str = option("", help="error, crash: how the last process fails after its first step.")
+
+
+def share(spec: SharedSpec, run) -> None:
+    """Step together, then write who took part."""
+    ranks = run.ranks
+    run.write_json("pids.json", {"pids": ranks.gather(os.getpid())})
+    if ranks.is_first:
+        time.sleep(spec.slow)
+    for step in range(spec.steps):
+        time.sleep(spec.pause)
+        if step and ranks.rank == ranks.size - 1 and spec.fail:
+            error = NotFiniteError("NaN here.", "Mend it.") if spec.fail == "error" else None
+            raise error or ZeroDivisionError("seven by zero")
+        ranks.gather(step)
+        run.progress.step(step + 1, spec.steps, f"step {step + 1}")
+    run.write_json("summary.json", {"shares": ranks.gather(str(ranks.share(5)))})
+
+
 def run(spec: WaitSpec, run) -> None:
     """Step, then write result.csv."""
+    if isinstance(spec, SharedSpec):
+        share(spec, run)
+        return
     if isinstance(spec, ComputeSpec):
         run.progress.log(f"parent: {os.getppid()}")
     if spec.device:
@@ -70,6 +100,7 @@ REGISTRY = {
     for name, grace in (("wait", 20.0), ("stubborn", 1.0))
 }
 REGISTRY["compute"] = Command("compute", __name__, "ComputeSpec", "Wait (tests).")
+REGISTRY["shared"] = Command("shared", __name__, "SharedSpec", "Wait (tests).")
 REGISTRY["resumable"] = Command("resumable", __name__, "ResumableSpec", "Wait (tests).")
 
 
