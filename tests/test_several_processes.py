@@ -8,7 +8,9 @@ import math
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import tiny
+import torch
 
 from core import commands
 from core.runs.run import execute
@@ -35,6 +37,13 @@ def in_both(command: str, folder: Path, **options) -> tuple[Path, Path]:
     )
 
 
+def result(value):
+    """Return a part of a summary without what it says of the run."""
+    if isinstance(value, dict):
+        return {k: result(v) for k, v in value.items() if k not in ABOUT_THE_RUN}
+    return [result(v) for v in value] if isinstance(value, list) else value
+
+
 def assert_same(one: Path, two: Path, relative: float = 1e-6) -> None:
     """Check that both have the same CSV files, numbers within ``relative``, and summaries."""
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
@@ -51,7 +60,7 @@ def assert_same(one: Path, two: Path, relative: float = 1e-6) -> None:
         if isinstance(before[name], float):
             assert after[name] == pytest.approx(before[name], rel=relative), name
         else:
-            assert after[name] == before[name], name
+            assert result(after[name]) == result(before[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +85,49 @@ def test_importance_and_a_curve(tmp_path, tiny_gqa, text):
     assert_same(
         *in_both("curve", tmp_path, checkpoint=str(tiny_gqa), scores=str(one), **ways, **rows)
     )
+
+
+WIDTHS = (
+    {"method": "flap"},
+    {"method": "wanda-sp"},
+    {"method": "llm-pruner", "order": "mixed"},
+)
+
+
+@pytest.mark.parametrize("way", WIDTHS, ids=lambda way: way["method"])
+def test_width_pruning_keeps_the_same_units(tmp_path, tiny_gqa, text, way):
+    rows = {"calibration": text, "samples": 7, "length": 24}
+    folders = in_both("width", tmp_path, checkpoint=str(tiny_gqa), ratio=0.3, **way, **rows)
+    cuts = [json.loads((folder / "pruning.json").read_text()) for folder in folders]
+    assert [cut.pop("processes") for cut in cuts] == [1, 2]
+    for name in cuts[0].keys() - ABOUT_THE_RUN:
+        assert cuts[0][name] == cuts[1][name], name
+    first, second = (safetensors.torch.load_file(f / "model.safetensors") for f in folders)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-7)
+
+
+def test_evaluation_gives_the_same_losses_and_answers(tmp_path, tiny_gqa, text):
+    one, two = in_both(
+        "evaluate",
+        tmp_path,
+        checkpoint=str(tiny_gqa),
+        perplexity=(text,),
+        window=(24,),
+        max_tokens=24 * 101,
+        tasks=("demo_counting", "demo_order"),
+        limit=7,
+        fresh=True,
+    )
+    first, second = (
+        [json.loads(line) for line in (p / "samples.jsonl").read_text().splitlines()]
+        for p in (one, two)
+    )
+    assert len(first) == 14
+    for sample, other in zip(first, second, strict=True):
+        likely = sample.pop("loglikelihoods")
+        assert other.pop("loglikelihoods") == pytest.approx(likely, rel=1e-5)
+        assert sample == other
+    for folder in (one, two):
+        (folder / "samples.jsonl").unlink()
+    assert_same(one, two)

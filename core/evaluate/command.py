@@ -14,7 +14,7 @@ from core.evaluate import estimate as work
 from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model, check_template, with_texts
-from core.runs import dtypes
+from core.runs import dtypes, ranks
 from core.runs.progress import InParts
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         work.check_whole(spec, info, formats)
     room = max(rooms, key=lambda found: found.streamed_bytes, default=None)
     memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
+    time_s = work.START_S + sum(known) if len(known) == len(seconds) else None
+    windows = [t["tokens"] // t["window"] for t in texts if t["tokens"] is not None]
     return {
         "checkpoint": spec.checkpoint,
         "perplexity": texts,
@@ -81,8 +83,9 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "prompting": spec.prompting.label,
         "flops": flops,
         "memory_mib": round(memory, 1),
-        "seconds": work.START_S + sum(known) if len(known) == len(seconds) else None,
+        "seconds": ranks.shared_seconds(time_s, spec.device, spec.processes),
         **(room.facts() if room else {}),
+        **(ranks.facts(spec.device, spec.processes, min(windows)) if windows else {}),
         "kind": "estimated",
         "seconds_from": origin if len(known) == len(seconds) else None,
     }
@@ -91,6 +94,8 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
 def _rate(session: Session, measured: list[Text]) -> float | None:
     """Return the operations per second over the texts that this run measured."""
     own = [text for text in measured if text.reused_from is None]
+    if session.spec.processes > 1:
+        return None
     flops = sum(work.forward_flops(session.info, t.windows, t.window) for t in own)
     spent = sum(text.seconds for text in own)
     return flops / spent if flops and spent else None
@@ -112,7 +117,7 @@ def run(spec: EvaluateSpec, run: Run) -> None:
         for window in spec.window:
             run.progress.begin()
             measured.append(texts.measure(session, source, window))
-    texts.write(run, measured)
+    texts.write(run, measured)  # the other processes' runs write nothing
     asked = questions.measure(session, loaded)
     questions.write(run, asked)
     skills = questions.measure_blocks(session, loaded) if spec.each_block else []
@@ -130,7 +135,9 @@ def run(spec: EvaluateSpec, run: Run) -> None:
         limit=spec.limit,
         flops_per_s=_rate(session, [result.text for result in measured]),
         seconds=round(time.perf_counter() - began, 3),
+        processes=spec.processes,
         **session.prepared.facts(),
         versions=known.versions(*(questions.LIBRARIES if asked else ())),
     ).write(run)
-    known.clear_aside(run.book)
+    if run.ranks.is_first:
+        known.clear_aside(run.book)

@@ -20,7 +20,7 @@ from core.evaluate.spec import EvaluateSpec, with_texts
 from core.evaluate.suites import DEMO
 from core.importance.capacity import Capacity, Demand, decide, limit_of
 from core.importance.estimate import block_flops, head_flops
-from core.runs import devices, pace
+from core.runs import devices, pace, ranks
 from core.runs.devices import GIB, MIB
 from core.runs.dtypes import Formats
 from core.runs.workspace import Workspace
@@ -189,8 +189,9 @@ def capacity(
     # all windows' states, before and after a block, if blocks are read one after another, else
     # those of a batch alone
     demand = Demand("windows", 2, prepared=False, resident_states=0, tokens=2 * batch)
-    limit = limit_of(spec.device, spec.memory_limit)
-    return decide(info, formats, spec.device, limit, max(1, windows), window, [demand])
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    windows = max(1, ranks.most(windows, spec.processes))
+    return decide(info, formats, spec.device, limit, windows, window, [demand])
 
 
 def check_whole(spec: EvaluateSpec, info: CheckpointInfo, formats: Formats) -> None:

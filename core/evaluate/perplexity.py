@@ -22,6 +22,7 @@ from core.model.memory import free_memory, out_of_memory_explained
 from core.model.precision import not_finite_hint
 from core.model.tokens import check_ids, embedded
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks, check_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,26 @@ class WindowLosses:
         return math.exp(math.fsum(self.nll) / len(self.nll))
 
 
+def batch_of(device: str, length: int) -> int:
+    """Return the windows of ``length`` tokens that are computed together at first."""
+    return max(1, BATCH_TOKENS.get(device, 2048) // length)
+
+
+def shared(
+    measure: Callable[[Sequence[Sequence[int]]], WindowLosses],
+    windows: Sequence[Sequence[int]],
+    batch: int,
+    ranks: Ranks = ALONE,
+) -> WindowLosses:
+    """Return the losses of ``windows``, whole batches of which each process measures."""
+    if ranks.size == 1:
+        return measure(windows)
+    check_rows(len(windows), ranks.size, "windows")
+    own = measure(windows[ranks.share(len(windows), batch)])
+    smallest = min(ranks.gather(own.batch))
+    return WindowLosses(tuple(ranks.joined(own.nll)), own.window, smallest)
+
+
 @torch.inference_mode()
 def window_losses(
     model: Any,
@@ -76,7 +97,7 @@ def window_losses(
     check_ids(windows, embedded(model))
     ids = torch.tensor(windows)
     device, length = next(model.parameters()).device, ids.shape[1]
-    size = batch or max(1, BATCH_TOKENS.get(device.type, 2048) // length)
+    size = batch or batch_of(device.type, length)
     losses: list[float] = []
     while len(losses) < len(ids):
         piece = ids[len(losses) : len(losses) + size].to(device)
@@ -117,7 +138,7 @@ def streamed_losses(
     check_ids(windows, embedded(view.model))
     ids = torch.tensor(windows)
     length = ids.shape[1]
-    size = batch or max(1, BATCH_TOKENS.get(view.device.type, 2048) // length)
+    size = batch or batch_of(view.device.type, length)
     most = max(size, group // size * size) if group else len(ids)  # groups of whole batches
     steps = -(-len(ids) // most) * len(view)
     losses: list[float] = []

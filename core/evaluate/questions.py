@@ -149,7 +149,8 @@ def _asked(
 
     progress = session.run.progress
     batch = zero_shot.batch_for(session.device.type)
-    lm = zero_shot.harness_model(session.model, session.tokenizer, batch, progress)
+    ranks = session.run.ranks
+    lm = zero_shot.harness_model(session.model, session.tokenizer, batch, progress, ranks)
     asked = {}
     for place in places:
         progress.begin()
@@ -168,7 +169,8 @@ def _asked(
             samples=found.samples,
         )
         asked[place.name] = done
-        known.put_aside(session.run.book, done.key, dataclasses.asdict(done))
+        if ranks.is_first:
+            known.put_aside(session.run.book, done.key, dataclasses.asdict(done))
         first = found.scores[0]
         error = f" ± {first.stderr:.4f}" if first.stderr is not None else ""
         what = f"{first.task}: {first.metric} {first.value:.4f}{error}"

@@ -265,6 +265,8 @@ class Summary(JsonResult):
     device: str = ""
     dtype: str = ""
     peak_memory_mib: float | None = None
+    processes: int = 1
+    """Those that shared the windows and questions; ``peak_memory_mib`` is the first one's."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.checkpoint import locate
@@ -63,14 +64,18 @@ class Session:
 
         Raises what `core.evaluate.perplexity.window_losses` and `Capacity.check` raise.
         """
-        from core.evaluate.perplexity import streamed_losses, window_losses
+        from core.evaluate.perplexity import batch_of, shared, streamed_losses, window_losses
         from core.importance.capacity import view_of
 
         room = self.capacity(len(windows), len(windows[0]))
+        batch, ranks = batch_of(self.device.type, len(windows[0])), self.run.ranks
         if self._model is not None or room.way == "fits" or self.info.quantization:
-            return window_losses(self.model, windows, self.run.progress, label)
+            how = partial(window_losses, self.model, progress=self.run.progress, label=label)
+            return shared(how, windows, batch, ranks)
         view = view_of(self.prepared, room, self.run.progress.log)
-        found = streamed_losses(view, windows, self.run.progress, label, room.group)
+        options: dict[str, Any] = {"progress": self.run.progress, "label": label}
+        how = partial(streamed_losses, view, group=room.group, **options)
+        found = shared(how, windows, batch, ranks)
         view.close()
         return found
 
@@ -91,8 +96,11 @@ class Session:
         )
 
     def known(self, key: str, kind: type[Kind], what: str) -> tuple[RunRecord, Kind] | None:
-        """Return the earlier run with this result and its summary entry, and log it."""
-        found = self.earlier.find(key, kind) if self.earlier else None
+        """Return the earlier run with this result and its summary entry, and log it.
+
+        All processes of a run go by what the first has found.
+        """
+        found = self.run.ranks.first(self.earlier.find(key, kind) if self.earlier else None)
         if found:
             self.run.progress.log(f"{what}: already measured in {found[0].id}.")
         return found
@@ -102,7 +110,7 @@ class Session:
 
         ``reused_from`` names that run; it is None if that is this run, started again.
         """
-        found = self.earlier.aside(key, kind) if self.earlier else None
+        found = self.run.ranks.first(self.earlier.aside(key, kind) if self.earlier else None)
         if not found:
             return None
         record, value = found

@@ -12,14 +12,14 @@ from core.data.calibration import JOINS, SOURCE_HELP
 from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import OptionError
 from core.evaluate.results import Prompting
-from core.runs.spec import MemoryOptions, option
+from core.runs.spec import MemoryOptions, ProcessOptions, option
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSpec(MemoryOptions):
+class EvaluateSpec(MemoryOptions, ProcessOptions):
     """Measure a checkpoint: perplexity of texts, accuracy on tasks."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -129,6 +129,11 @@ def check_model(spec: EvaluateSpec, info: CheckpointInfo) -> None:
         )
     if spec.each_block and not spec.tasks:
         raise OptionError("--each-block runs tasks without each block.", "Give --tasks.")
+    if spec.each_block and spec.processes > 1:
+        raise OptionError(
+            f"--processes {spec.processes}: tasks without each block are asked by one process.",
+            "Leave out --processes or --each-block.",
+        )
     if spec.prompting != Prompting() and not spec.tasks:
         raise OptionError(
             "--fewshot, --chat-template and --system-instruction are about tasks.", "Give --tasks."

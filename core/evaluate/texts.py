@@ -101,7 +101,7 @@ def _viewed(session: Session, source: str, windows: Sequence[Sequence[int]]) -> 
     """
     from core.evaluate.token_losses import token_view
 
-    if not session.is_loaded:
+    if not session.is_loaded or not session.run.ranks.is_first:
         return None
     ids = _beginning(session, windows)
     return token_view(session.model, session.tokenizer, ids, source) if len(ids) > 1 else None

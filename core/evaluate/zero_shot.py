@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from core.model.memory import out_of_memory_explained
 from core.model.tokens import check_ids, embedded, pad_id
 from core.runs import failures
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SEEDS = (0, 1234, 1234, 1234)
@@ -148,8 +149,17 @@ def _quiet() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = SILENT) -> Any:
+def harness_model(
+    model: Any,
+    tokenizer: Any,
+    batch: int,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
+) -> Any:
     """Return lm-eval's own wrapper around a loaded model, with progress reports.
+
+    If several processes share a run, each answers a part of the requests and gets the answers of
+    the others; lm-eval then scores all questions in each of them, as if it had asked them all.
 
     A tokenizer with neither BOS nor EOS works until a task needs one; plain lm-eval fails at the
     first text that it encodes. Token ids outside the model's vocabulary raise `DataError` before
@@ -214,11 +224,29 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
             self.check_fit(requests)
             for _, context, answer in requests:
                 check_ids((context, answer), vocabulary)
-            pairs = [(context, answer) for _, context, answer in requests]
-            longest = max((len(a) + len(b) for a, b in pairs), default=0)
-            if not pairs or not shared_prefix.is_possible(self.model, longest):
-                return super()._loglikelihood_tokens(requests, *args, **options)
-            return self.scored(pairs)
+            longest = max((len(a) + len(b) for _, a, b in requests), default=0)
+            own = requests[ranks.share(len(requests))]
+            self.total = len(own) if ranks.size > 1 else self.total
+            pairs = [(context, answer) for _, context, answer in own]
+            if not requests or not shared_prefix.is_possible(self.model, longest):
+                plain = super()._loglikelihood_tokens
+                return self.answered(own, lambda: plain(own, *args, **options))
+            return self.answered(own, lambda: self.scored(pairs))
+
+        def answered(self, own: Sequence[Any], work: Callable[[], list[Any]]) -> list[Any]:
+            """Return the answers to this process's ``own`` requests, and to those of the others.
+
+            Running out of memory is for `ask`, but one of several processes cannot begin again.
+            """
+            while own and ranks.size > 1:
+                try:
+                    with out_of_memory_explained(f"asking {self.label}"):
+                        return ranks.joined(work())
+                except OutOfMemoryError:
+                    if self.batch_size_per_gpu <= 1:
+                        raise
+                    self.batch_size_per_gpu //= 2
+            return ranks.joined(work() if own else [])
 
         def scored(self, pairs: list[tuple[Sequence[int], Sequence[int]]]) -> Any:
             """Return the answers; the tokens that a question's choices share are computed once."""
@@ -256,8 +284,10 @@ def harness_model(model: Any, tokenizer: Any, batch: int, progress: Progress = S
                         f"checkpoint's context has {self.max_length}.",
                         "Leave this task out.",
                     )
-            self.total, self.done = len(requests), 0
-            return super().generate_until(requests, disable_tqdm=True)
+            own = requests[ranks.share(len(requests))]
+            self.total, self.done = len(own), 0
+            plain = super().generate_until
+            return self.answered(own, lambda: plain(own, disable_tqdm=True))
 
         def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
             found = super()._model_generate(context, *args, **kwargs)

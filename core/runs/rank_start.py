@@ -165,7 +165,7 @@ class _Team:
         threading.Thread(target=self._watch, args=(other,), daemon=True).start()
 
     def store(self) -> Any:
-        """Return the place where the processes meet, and tell the others where it is."""
+        """Return the store through which the processes meet, and tell the others its port."""
         from torch.distributed import TCPStore
 
         store = TCPStore(HOST, 0, None, True, wait_for_workers=False, timeout=PATIENCE)

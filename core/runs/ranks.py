@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Ranks:
     """This process among those of its run.
 
-    What comes back from `gather`, `joined`, `first` and `sum_` is the same in all of them, to the
-    last bit: sums are taken in the order of the processes.
+    `gather`, `joined`, `first` and `sum_` return the same to every process, to the last bit: sums
+    are taken in the order of the processes.
     """
 
     rank: int = 0
@@ -132,12 +132,12 @@ def shared_seconds(seconds: float | None, device: str, size: int) -> float | Non
     return seconds / size
 
 
-def check_rows(rows: int, size: int) -> None:
+def check_rows(rows: int, size: int, what: str = "rows of text") -> None:
     """Raise `DataError` if there are fewer rows than processes."""
     if rows < size:
         raise DataError(
-            f"--processes: {size} processes cannot share {rows} row{'s' * (rows != 1)} of text.",
-            f"Use {rows} or fewer, or more rows.",
+            f"--processes: {size} processes cannot share {rows} {what}.",
+            f"Use {max(1, rows)} or fewer, or a longer text.",
         )
 
 

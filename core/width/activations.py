@@ -17,6 +17,7 @@ from core.importance.taylor import pieces
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import Ranks
 from core.width.surgery import dropped_channels
 from core.width.units import BlockUnits, Keep
 
@@ -43,12 +44,27 @@ class InputStats:
         wide = values.float()
         mean = wide.mean(0)
         spread = (wide - mean).square_().sum(0).cpu().double()
-        mean = mean.cpu().double()
-        total = self.tokens + count
+        self.merge(count, mean.cpu().double(), spread)
+
+    def merge(self, tokens: int, mean: Tensor, deviations: Tensor) -> None:
+        """Add the statistics of other ``tokens``."""
+        total = self.tokens + tokens
+        if not tokens:
+            return
         shift = mean - self.mean
-        self.mean = self.mean + shift * (count / total)
-        self.deviations = self.deviations + spread + shift**2 * (self.tokens * count / total)
+        self.mean = self.mean + shift * (tokens / total)
+        between = shift**2 * (self.tokens * tokens / total)
+        self.deviations = self.deviations + deviations + between
         self.tokens = total
+
+    def of_all(self, ranks: Ranks) -> InputStats:
+        """Return the statistics of the tokens of all processes."""
+        if ranks.size == 1:
+            return self
+        merged = InputStats()
+        for part in ranks.gather((self.tokens, self.mean, self.deviations)):
+            merged.merge(*part)
+        return merged
 
     @property
     def norm(self) -> Tensor:
@@ -62,6 +78,10 @@ class BlockInputs:
 
     o: InputStats
     down: InputStats
+
+    def of_all(self, ranks: Ranks) -> BlockInputs:
+        """Return the statistics over the rows of all processes."""
+        return BlockInputs(self.o.of_all(ranks), self.down.of_all(ranks))
 
 
 Visitor = Callable[[int, BlockInputs], "Keep | None"]
@@ -89,6 +109,8 @@ def walk(
         label: Name of the work in progress messages.
         prunes: ``visit`` returns what to keep of a block; the next block gets the pruned output.
             All rows go through each block then, whatever the groups of the batch.
+
+    If several processes share the batch, each visits the inputs of all rows, and decides the same.
     """
     end = max(units, default=-1) + 1
     dtype, scratch = arithmetic_of(view.dtype, view.device), Scratch()
@@ -105,7 +127,9 @@ def walk(
                 else:
                     before = hidden.clone() if prunes else None
                     _observe(view, function, hidden, own, progress, seen[block])
-                    keep = visit(block, seen.pop(block)) if own is groups[-1] else None
+                    keep = None
+                    if own is groups[-1]:
+                        keep = visit(block, seen.pop(block).of_all(batch.ranks))
                     if before is not None and keep is not None and keep != units[block].all:
                         function.leave_out(*dropped_channels(units[block], keep))
                         _run(view, function, before, progress)

@@ -17,10 +17,10 @@ from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth
 from core.prune.results import Calibration, Pruning
-from core.runs import dtypes, pace
+from core.runs import dtypes, pace, ranks
 from core.runs.dtypes import DTYPE_BYTES, Formats
 from core.runs.progress import Progress, StderrProgress
-from core.runs.spec import MemoryOptions, option
+from core.runs.spec import MemoryOptions, ProcessOptions, option
 from core.width import extent, methods, ways
 from core.width import plan as planning
 from core.width.plan import WidthPlan
@@ -39,7 +39,7 @@ UNKNOWN_BEFORE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthSpec(MemoryOptions):
+class WidthSpec(MemoryOptions, ProcessOptions):
     """Write a narrower checkpoint: heads and neurons removed by a width-pruning method."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -222,11 +222,13 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
         flops = work.taylor_flops(info, rows, tokens)
     else:
         flops = once * (2 if method.name == "wanda-sp" else 1)  # which runs every block twice
+    seconds = work.seconds(flops, spec.device, info.parameters) if flops else None
     return {
         "samples": rows or None,
         "length": tokens or None,
         "flops": flops,
-        "seconds": work.seconds(flops, spec.device, info.parameters) if flops else None,
+        "seconds": ranks.shared_seconds(seconds, spec.device, spec.processes),
+        **(ranks.facts(spec.device, spec.processes, rows) if rows else {}),
     }
 
 
@@ -256,7 +258,8 @@ def _capacity(
         "flap": Demand("statistics", 1),
         "wanda-sp": Demand("statistics", 2, splits=False),  # each block's input is kept
     }.get(plan.method.name, Demand("weights", 0, gradients=True))  # squares, in float32
-    limit = limit_of(spec.device, spec.memory_limit)
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    rows = ranks.most(rows, spec.processes)
     return decide(plan.info, formats, spec.device, limit, rows, tokens, [demand])
 
 
@@ -371,6 +374,8 @@ def run(spec: WidthSpec, run: Run) -> None:
     plan, aim = make_plan(spec, checkpoint.info, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     selection, text = _select(spec, run, plan, prepared)
+    if not run.ranks.is_first:
+        return
     base = _start(spec, checkpoint)
     counts = {block: keep.counts for block, keep in selection.keep.items()}
     after = plan.left(counts)
@@ -379,6 +384,7 @@ def run(spec: WidthSpec, run: Run) -> None:
         bias_compensation=bool(selection.biases),
         rescued=tuple(selection.rescued),
         calibration=text,
+        processes=spec.processes,
         **prepared.facts(),
         blocks=_dropped(plan, selection, shapes(plan, counts)),
     )
@@ -424,7 +430,7 @@ def _select(
     longest = max(map(len, rows), default=1)
     room = _capacity(spec, plan, prepared.formats, max(1, len(rows)), longest)
     view = view_of(prepared, room, run.progress.log)
-    batch = make_batch(rows, view, room.group) if rows else None
+    batch = make_batch(rows, view, room.group, run.ranks) if rows else None
     job = Job(view, plan, batch, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
         selection = plan.method.load().select(job)

@@ -72,6 +72,8 @@ class WidthPruning(Pruning):
     device: str = ""
     dtype: str = ""
     peak_memory_mib: float | None = None
+    processes: int = 1
+    """Those that shared the rows; ``peak_memory_mib`` is the first one's."""
     blocks: tuple[BlockCut, ...] = ()
 
     def to_text(self) -> str:
