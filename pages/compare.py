@@ -43,6 +43,24 @@ from core.ui.say import plain
 ASKED: Any = "query-params"
 COSTS = (*choice.COSTS, "tokens_per_s", "speedup", "reserved_mib", "process_mib")
 """Columns of the table that are estimated if the cost is."""
+HEADINGS = {
+    "label": "variant",
+    "cut_in": "cut in blocks",
+    "ratio": "removed",
+    "ppl": "perplexity",
+    "ppl_over_dense": "perplexity, x dense",
+    "latency_s": "latency (s)",
+    "first_token_ms": "first token (ms)",
+    "per_token_ms": "per token (ms)",
+    "tokens_per_s": "tokens/s",
+    "speedup": "speed, x dense",
+    "memory_mib": "peak memory (MiB)",
+    "reserved_mib": "reserved (MiB)",
+    "process_mib": "process (MiB)",
+    "kind_of_cost": "cost",
+    "is_plan": "planned",
+}
+"""Headings of the table; the CSV files keep the names of the columns."""
 
 
 def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
@@ -51,15 +69,16 @@ def shown(figure: go.Figure, key: str, note: str, **more: Any) -> Any:
     event = widgets.chart(figure, key, **more)
     with st.container(horizontal=True, vertical_alignment="center"):
         say.caption(note)
-        for label, kind, make in (
-            ("CSV", "text/csv", lambda: csv_of(charts.data_of(figure))),
-            ("HTML", "text/html", lambda: charts.standalone(figure, note)),
-        ):
-            st.download_button(
-                plain(label), make, f"{name}.{label.lower()}", kind,
-                key=f"{key}_{label}", on_click="ignore", type="tertiary",
-                icon=":material/download:",
-            )  # fmt: skip
+        with st.container(horizontal=True, width="content"):
+            for label, kind, make in (
+                ("CSV", "text/csv", lambda: csv_of(charts.data_of(figure))),
+                ("HTML", "text/html", lambda: charts.standalone(figure, note)),
+            ):
+                st.download_button(
+                    plain(label), make, f"{name}.{label.lower()}", kind,
+                    key=f"{key}_{label}", on_click="ignore", type="tertiary",
+                    icon=":material/download:",
+                )  # fmt: skip
     return event
 
 
@@ -119,8 +138,8 @@ def looked_at(known: Study, settings: Settings) -> Scene:
 
 def point_of(scene: Scene, target: float | None) -> tuple[Cell, float | None]:
     """Draw the ratio slider and the choice of batch and output; return the selected point."""
-    columns = st.columns([3, 1, 1])
     ratio = None
+    columns = st.columns([3, 1, 1] if len(scene.ratios) > 1 else 3)
     if len(scene.ratios) > 1:
         words = {f"{r:.1%}": r for r in scene.ratios}
         usual = scene.usual_ratio
@@ -136,8 +155,9 @@ def point_of(scene: Scene, target: float | None) -> tuple[Cell, float | None]:
             help="For each method, every chart shows the variant closest to this ratio.",
         )
         ratio = words[picked]
-    elif scene.ratios:
-        ratio = scene.ratios[0]
+    else:
+        columns = [*columns[2:], *columns[:2]]
+        ratio = scene.ratios[0] if scene.ratios else None
     batches = sorted({b for b, _, _ in scene.cells})
     batch = columns[1].selectbox("Batch size", batches, key="batch", bind=ASKED)
     outputs = sorted({(o, i) for b, i, o in scene.cells if b == batch})
@@ -383,8 +403,18 @@ def formats(table: pd.DataFrame) -> dict[str, Any]:
         for name in table.columns
         if name.startswith(("repeated", "more than", "distinct"))
     }
+    shares |= {HEADINGS["ratio"]: st.column_config.NumberColumn(format="percent")}
     words = (name for name in table.columns if name.startswith("words, "))
     return shares | {name: st.column_config.NumberColumn(format="%.1f") for name in words}
+
+
+def table_of(rows: pd.DataFrame, mark: str = "") -> None:
+    """Draw rows under the headings that people read; ``mark`` is added to those of costs."""
+    kept = rows.loc[:, [any(cell not in ("", None) for cell in rows[n].dropna()) for n in rows]]
+    names = {name: HEADINGS.get(name, name) for name in kept.columns}
+    names |= {name: f"{names[name]}{mark}" for name in COSTS if name in names}
+    shown = kept.rename(columns=names)
+    st.dataframe(shown, hide_index=True, column_config=formats(shown), placeholder="")
 
 
 def tables(scene: Scene, rows: list[Outcome]) -> None:
@@ -396,16 +426,13 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
     frame_["dropped"] = frame_["dropped"].map(to_text)
     guessed = frame_["kind_of_cost"] == "estimated"
     if not guessed.all():
-        known = frame_[~guessed].dropna(axis=1, how="all")
-        st.dataframe(known, hide_index=True, column_config=formats(known))
+        table_of(frame_[~guessed])
     if guessed.any():
         st.caption(
             "Estimated cost, from shapes and this device's rates, scaled by what was measured of "
             "the dense model if it was:"
         )
-        columns = {name: f"{name}, estimated" for name in COSTS}
-        guesses = frame_[guessed].dropna(axis=1, how="all").rename(columns=columns)
-        st.dataframe(guesses, hide_index=True, column_config=formats(guesses))
+        table_of(frame_[guessed], ", estimated")
     if wrote:
         st.caption(
             "Of the text written in a task (measured on Evaluate): words of an answer, share of "

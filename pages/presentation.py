@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from core.charts import presentation as charts
-from core.charts.checkpoint import parameter_bars
+from core.charts.checkpoint import kept_bars
 from core.charts.prune import block_strip
 from core.compare import chosen, headline
 from core.compare.answers import examples
@@ -22,13 +22,18 @@ from core.ui.say import plain
 
 MOST_TASKS = 8
 """Tasks whose answers are counted on the page."""
+SINGLE = 3
+"""Up to this many lines stand in one column."""
 LARGE = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
-[data-testid="stMain"] h1 { font-size: 1.3rem; padding: 0; }
-[data-testid="stMain"] :is(p, li) { font-size: 1.45rem; line-height: 1.4; }
+[data-testid="stMain"] h1 { font-size: 2.4rem; padding: 0 0 .6rem; }
+[data-testid="stMain"] :is(p, li) { font-size: 1.4rem; line-height: 1.4; }
+[data-testid="stMain"] .st-key-answer p { font-size: 1.7rem; }
 [data-testid="stMain"] :is(th, td), [data-testid="stMain"] :is(th, td) p { font-size: 1.15rem; }
 [data-testid="stMain"] [data-testid="stCaptionContainer"] p { font-size: 1.05rem; }
-[data-testid="stMetricValue"], [data-testid="stMetricValue"] p { font-size: 3.2rem; }
+[data-testid="stMetricValue"], [data-testid="stMetricValue"] p { font-size: 3rem; }
+[data-testid="stMain"] [data-testid="stMetric"],
+[data-testid="stMain"] [data-testid="stMetric"] > div { padding: 0; }
 [data-testid="stSlider"] label { margin-bottom: 1.2rem; }
 [data-testid="stSliderThumbValue"] { font-size: 1.4rem; }
 </style>"""
@@ -65,7 +70,7 @@ def figures(one: Contender) -> None:
     """Draw the large figures."""
     shown = tiles(one)
     for column, (label, (figure, how)) in zip(st.columns(len(shown)), shown.items(), strict=True):
-        with column.container(border=True):
+        with column.container(border=True, height="stretch", gap=None):
             st.metric(plain(label), plain(figure))
             say.caption(how)
 
@@ -81,9 +86,13 @@ def removed(found: Verdict, one: Contender) -> None:
         strip = block_strip(dense.blocks, {"A": one.candidate.removal}, height=130)
         strip.update_yaxes(visible=False)
         widgets.chart(strip, key="removed_blocks", alt="Blocks kept, and crossed out: removed.")
-    elif own:
-        say.paragraph("What was removed: heads and neurons of the blocks, which all stay.")
-        widgets.chart(parameter_bars(own), key="removed_parts", alt="What is left of each block.")
+    elif dense and own and own.blocks == dense.blocks:
+        say.paragraph(
+            "What was removed: attention heads and MLP neurons inside the blocks; all "
+            f"{own.blocks} blocks stay."
+        )
+        figure = kept_bars(dense, own)
+        widgets.chart(figure, key="removed_parts", alt="The share left of each block.")
 
 
 def origin(found: Verdict, one: Contender, runs: Sequence[RunRecord]) -> None:
@@ -106,11 +115,14 @@ def questions(found: Verdict, one: Contender) -> None:
     st.subheader("What it still knows")
     said = [f"Answers {answers.sentence}." for answers in one.answers[:MOST_TASKS]]
     said += [f"Writes the answer to {answers.sentence}." for answers in one.written[:MOST_TASKS]]
-    say.bullets(said)
+    half = -(-len(said) // 2) if len(said) > SINGLE else len(said)
+    for lines, column in zip((said[:half], said[half:]), st.columns(2), strict=True):
+        with column:
+            say.bullets(lines)
     for example in examples(found.study, one.answers or one.written):
         with st.container(border=True):
             say.caption(f"One of the {example.words}")
-            say.paragraph(example.question)
+            say.paragraph(asked(example.question))
             columns = st.columns(2)
             for column, name, answer, right in (
                 (columns[0], "Before", example.before, example.was_right),
@@ -118,7 +130,14 @@ def questions(found: Verdict, one: Contender) -> None:
             ):
                 with column:
                     say.caption(name)
-                    say.bold(f"{answer} ({'right' if right else f'wrong: {example.right}'})")
+                    mark = ":green[:material/check_circle:]" if right else ":red[:material/cancel:]"
+                    verdict = "right" if right else f"wrong; right is: {example.right}"
+                    st.markdown(f"{mark} **{plain(answer)}** ({plain(verdict)})")
+
+
+def asked(question: str) -> str:
+    """Return a task's question as a person would ask it, without the words around it."""
+    return question.strip().removeprefix("Question:").removesuffix("Answer:").strip()
 
 
 def present(gathered: material.Material, sizes: list[Contender]) -> None:
@@ -126,7 +145,8 @@ def present(gathered: material.Material, sizes: list[Contender]) -> None:
     found = gathered.verdict
     one = chosen_size(found, sizes)
     is_verdict = one is found.take or (not found.pays and one is found.option)
-    say.bold(found.headline if is_verdict else f"{one.label}: {found.facts(one)}.")
+    with st.container(key="answer"):
+        say.bold(found.short if is_verdict else f"{one.label}: {found.facts(one)}.")
     figures(one)
     if one.ppl:
         say.caption(PERPLEXITY)
@@ -145,8 +165,9 @@ def present(gathered: material.Material, sizes: list[Contender]) -> None:
         )
     if one.recovery and not is_verdict:  # else it stands above, with the verdict
         say.paragraph(one.recovery)
-    if stops := headline.stops(gathered.scene):
-        st.subheader("More or less removed, without retraining")
+    stops = headline.stops(gathered.scene)
+    if len(stops) > 1:
+        st.subheader("More or fewer blocks removed, without retraining")
         st.plotly_chart(
             charts.payoff(stops, min(stops, key=lambda s: abs(s.ratio - one.ratio))),
             key="payoff",
@@ -157,9 +178,12 @@ def present(gathered: material.Material, sizes: list[Contender]) -> None:
     say.caption(found.measured_on)
 
 
-frame.start("Presentation")
+frame.start("Presentation", dense=True)
 st.set_page_config(initial_sidebar_state="collapsed")
 st.html(LARGE)
+name = state.current_checkpoint()
+about = state.names().checkpoint(name) if name else ""
+st.title(f"Does pruning pay for {plain(about)}?" if about else "Presentation")
 name = state.active_checkpoint()
 state.inspect(name)
 gathered = material.gather(name, state.workspace())

@@ -14,6 +14,9 @@ KINDS = {
 }
 """The stacked kinds: module names, colour and pattern; the last takes the rest."""
 
+FEW = 12
+"""Up to this many blocks each has room for its number beside the name of the embedding."""
+
 
 def module_kinds(info: CheckpointInfo) -> dict[str, list[int]]:
     """Return the parameters of every block by kind; each block's kinds add up to its total."""
@@ -28,6 +31,29 @@ def module_kinds(info: CheckpointInfo) -> dict[str, list[int]]:
         left = [rest - n for rest, n in zip(left, counts, strict=True)]
     found["norms and others"] = left
     return found
+
+
+def kept_bars(dense: CheckpointInfo, own: CheckpointInfo) -> go.Figure:
+    """Draw the share of every block's parameters that width pruning left, and what it removed."""
+    left = [
+        kept / whole if whole else 0.0
+        for kept, whole in zip(own.block_parameters, dense.block_parameters, strict=True)
+    ]
+    figure = go.Figure()
+    for name, shares, colour, pattern in (
+        ("kept", left, palette.KEPT, ""),
+        ("removed", [1 - share for share in left], palette.DROPPED, "x"),
+    ):
+        figure.add_bar(
+            x=list(range(len(left))),
+            y=shares,
+            name=name,
+            marker={"color": colour, "pattern": palette.hatch(pattern)},
+            hovertemplate=f"block %{{x}}: %{{y:.0%}} {name}<extra></extra>",
+        )
+    figure.update_xaxes(title="block", **palette.counting_axis(len(left)), showgrid=False)
+    figure.update_yaxes(title="parameters", tickformat=".0%", range=[0, 1])
+    return palette.dress(figure, 260, barmode="stack", bargap=0.12)
 
 
 def parameter_bars(info: CheckpointInfo) -> go.Figure:
@@ -52,9 +78,15 @@ def parameter_bars(info: CheckpointInfo) -> go.Figure:
         hovertemplate="%{x}: %{y:,}<extra></extra>",
     )
     step = palette.category_step(info.blocks)
-    ticks = ["embedding", *map(str, range(0, info.blocks, step)), "head"]
+    first = 0 if info.blocks <= FEW else step  # the name of the embedding needs its room
+    ticks = ["embedding", *map(str, range(first, info.blocks - step // 2, step)), "head"]
     figure.update_xaxes(
-        title="block", type="category", categoryorder="array", categoryarray=x, tickvals=ticks
+        title="block",
+        type="category",
+        categoryorder="array",
+        categoryarray=x,
+        tickvals=ticks,
+        tickangle=0,
     )
     figure.update_yaxes(title="parameters", tickformat="~s")
     return palette.dress(figure, 340, barmode="stack", bargap=0.12)

@@ -113,9 +113,13 @@ def against(
 ) -> go.Figure:
     """Draw a metric against ``batch_size`` or ``output_tokens`` (log2), one line per candidate.
 
-    Points out of memory are crosses at the top; estimated ones are hollow and dotted.
+    Points out of memory are crosses at the top; estimated ones are hollow and dotted. If there is
+    only one size, each candidate is a bar instead.
     """
     figure = go.Figure()
+    ticks = sorted({getattr(c, x) for c in costs})
+    if len(ticks) == 1 and not any(c.oom for c in costs):
+        return _bars(figure, costs, found, metric)
     lost: list[tuple[Candidate, Cost]] = []
     for candidate in found:
         mine = sorted((c for c in costs if c.id == candidate.id), key=lambda c: getattr(c, x))
@@ -128,11 +132,43 @@ def against(
     _crosses(figure, lost, x)
     if metric == "peak_memory_mib" and capacity_mib:
         _capacity(figure, capacity_mib)
-    ticks = sorted({getattr(c, x) for c in costs})
     title = "batch size" if x == "batch_size" else "output tokens"
     figure.update_xaxes(title=title, type="log", tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
     _cost_axis(figure, metric)
     return palette.dress(figure, 340, showlegend=legend)
+
+
+def _bars(
+    figure: go.Figure, costs: Sequence[Cost], found: Sequence[Candidate], metric: str
+) -> go.Figure:
+    """Draw one bar for each candidate, the first on top; estimated ones are hatched."""
+    shown = [
+        (candidate, cost, amount)
+        for candidate in found
+        for cost in costs
+        if cost.id == candidate.id and (amount := value(cost, metric)) is not None
+    ]
+    for candidate, cost, amount in shown:
+        label = palette.literal(candidate.label) + (", estimated" if cost.estimated else "")
+        figure.add_bar(
+            x=[amount],
+            y=[label],
+            orientation="h",
+            name=label,
+            text=[palette.number(amount)],
+            textposition="outside",
+            cliponaxis=False,
+            marker={
+                "color": look_of(candidate).colour,
+                "pattern": palette.hatch("/" if cost.estimated else ""),
+            },
+            customdata=[[candidate.id, _spread(cost)]],
+            hovertemplate=f"{label}: %{{x:,.4g}}%{{customdata[1]}}<extra></extra>",
+        )
+    most = max((amount for _, _, amount in shown), default=1.0)
+    figure.update_xaxes(title=METRICS[metric], range=[0, 1.2 * most])
+    figure.update_yaxes(autorange="reversed")
+    return palette.dress(figure, 150 + 40 * len(shown), showlegend=False, bargap=0.3)
 
 
 def _line(
@@ -357,7 +393,7 @@ def quality(
         )
     values = [v for trace in figure.data for v in trace.y]
     if dense and dense.ppl:
-        palette.dense_line(figure, dense.ppl / base)
+        palette.dense_line(figure, dense.ppl / base, below=True)
         values.append(dense.ppl / base)
     if relative:
         values += _published(figure, published)
@@ -579,10 +615,11 @@ def data_of(figure: go.Figure) -> list[dict[str, Any]]:
     """Return a figure's data as rows: series, x, y, and the candidate if there is one."""
     rows = []
     for trace in figure.data:
-        if trace.fill == "toself" or trace.hoverinfo == "skip":
+        if getattr(trace, "fill", None) == "toself" or trace.hoverinfo == "skip":
             continue
         extra = trace.customdata if trace.customdata is not None else [[""]] * len(trace.x)
         for x, y, more in zip(trace.x, trace.y, extra, strict=True):
+            y = html.unescape(y) if isinstance(y, str) else y
             rows.append({"series": html.unescape(trace.name), "x": x, "y": y, "candidate": more[0]})
     return rows
 

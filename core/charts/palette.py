@@ -113,16 +113,19 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def dense_line(figure: go.Figure, value: float) -> None:
+def dense_line(figure: go.Figure, value: float, *, below: bool = False) -> None:
     """Draw the dense perplexity as a dashed line that shows on bars and on both themes.
 
-    Its label stands above the plot, out of the way of the bars.
+    Its label stands above the plot, out of the way of the bars. ``below``: beneath lines and
+    markers, which it would hide.
     """
-    for dash, width, colour in (("solid", 4, "#FFFFFF"), ("dash", 2, "#333333")):
+    strokes = (("solid", 4, "#FFFFFF"), ("dash", 2, "#333333"))
+    for dash, width, colour in (("dash", 2, PROTECTED),) if below else strokes:
         figure.add_shape(  # what add_hline adds, in a quarter of its time
             type="line",
             **{"xref": "x domain", "x0": 0, "x1": 1, "yref": "y", "y0": value, "y1": value},
             line={"dash": dash, "width": width, "color": colour},
+            layer="below" if below else "above",
         )
     figure.add_annotation(
         xref="paper",

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from core.charts import palette
 from core.compare.headline import Stop
+from core.compare.speed import NOISY
 
 BIG = 20
 """Font size in pixels, readable from the back row."""
@@ -37,12 +38,15 @@ def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
     """Draw speed, memory and perplexity relative to dense against the parameters removed.
 
     Perplexity is always measured. Estimated speed and memory are hollow. A star is what retraining
-    made of the perplexity. ``at`` is marked, and its values stand beside its points.
+    made of the perplexity. A speed that was measured too noisily is left out. ``at`` is marked, and
+    its values stand beside its points.
     """
     figure = go.Figure()
     values = [1.0]
     for line in LINES:
-        points = [(s, getattr(s, line.field)) for s in found if getattr(s, line.field)]
+        noisy = NOISY if line.field == "speed" else math.inf
+        known = [s for s in found if getattr(s, line.field) and (s.noise or 0.0) <= noisy]
+        points = [(s, getattr(s, line.field)) for s in known]
         if not points:
             continue
         values += [v for _, v in points]

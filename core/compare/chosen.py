@@ -63,6 +63,12 @@ def _label(criterion: str) -> str:
     return LABELS.get(criterion.replace("-", "_").removesuffix("+"), criterion)
 
 
+def _reason(criterion: str) -> str:
+    """Return what chose a set, after a colon."""
+    name = criterion.replace("_", "-").removesuffix("+").lower()
+    return "the blocks without which perplexity rises least" if name == "ppl" else _label(criterion)
+
+
 def _is_heldout(row: SetRow) -> bool:
     """Whether text that chose nothing was measured; otherwise figures are of the calibration."""
     return row.heldout_kl is not None
@@ -100,7 +106,7 @@ def how(found: Verdict, one: Contender, runs: Sequence[RunRecord]) -> str:
     own = one.candidate
     if own.kind != "depth":
         return ""
-    said = "How the set was chosen: " + (_label(own.method) if own.method else "by hand")
+    said = "How the set was chosen: " + (_reason(own.method) if own.method else "by hand")
     read = _search_of(found, own, runs) if own.method else None
     if read:
         search = read[1]

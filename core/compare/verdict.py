@@ -224,23 +224,52 @@ class Verdict:
         take = self.take
         if take is None:
             return ""
+        facts, lead = self.facts(take, sized=not self._is_sized), self._lead(take)
+        if take.ppl is None:
+            return f"{lead}: {facts}. Its perplexity has not been measured."
+        if not (take.speed or take.memory):
+            return f"{lead}: {facts}. Its cost is unknown."
+        if take.pays:
+            return f"{lead}: {facts}."
+        others = replace(take, ppl=None) if _has_lost(take) else take
+        return f"{lead}; {self.facts(others, sized=not self._is_sized)}."
+
+    @property
+    def short(self) -> str:
+        """The headline without the figures that stand beside it on a slide."""
+        take = self.take
+        if take is None:
+            return ""
+        lead = self._lead(take)
+        if take.ppl is None:
+            return f"{lead}; its perplexity has not been measured."
+        if not (take.speed or take.memory):
+            return f"{lead}; its cost is unknown."
+        if not take.pays:
+            return f"{lead}."
+        gains = [f"is {_pace(take.speed)}"] if take.speed and take.is_faster else []
+        if take.is_smaller and take.memory:
+            gains.append(f"needs {_share(take.memory)}")
+        return f"{lead}: it {listed(gains)}, at {_times(take):.2f} times the dense perplexity."
+
+    def _lead(self, take: Contender) -> str:
+        """Return what to take and of how many it is the best, or why pruning does not pay."""
         count = sum(c.ppl is not None for c in self.group) if take.ppl else len(self.group)
         others = f"the best of {count} variants {self.words}"
         if count == 1:
             others = f"the only variant {self.words}"
         if self.missed:
             others += ", as none is within the targets"
-        facts = self.facts(take, sized=not self._is_sized)
         if take.ppl is None:
             why = "answers most questions" if self.tasks else "is the fastest"
             if not (self.tasks or self.speed):
                 why = "needs least memory"
-            return f"{take.label} {why}: {facts}. Its perplexity has not been measured."
+            return f"{take.label} {why}"
         if not (take.speed or take.memory):
-            return f"{take.label}, {others}, has the best quality: {facts}. Its cost is unknown."
+            return f"{take.label}, {others}, has the best quality"
         if take.pays:
-            return f"Take {take.label}, {others}: {facts}."
-        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(take)}."
+            return f"Take {take.label}, {others}"
+        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(take)}"
 
     @property
     def _is_sized(self) -> bool:
@@ -248,21 +277,19 @@ class Verdict:
         return "%" in self.words
 
     def _why_not(self, take: Contender) -> str:
-        """Return why a variant does not pay, and its other figures."""
+        """Return why a variant does not pay."""
         said = []
-        lost = _times(take) >= LARGE and take.ppl is not None
-        if lost and take.ppl:
+        if take.ppl and _has_lost(take):
             said.append(
-                f"has a perplexity of {take.ppl.value:.4g} on {self.text}, {_times(take):.2f} "
-                "times the dense model's"
+                f"has a perplexity of {take.ppl.value:.4g} on {self.text} ({_times(take):.2f} "
+                "times the dense model's)"
             )
         if not take.is_faster and take.speed:
             noisy = (take.speed.noise or 0) > NOISY
             said.append("was measured too noisily to call it faster" if noisy else "is not faster")
         if not take.is_smaller and take.memory and not take.is_faster:
             said.append("does not save memory")
-        others = replace(take, ppl=None) if lost else take
-        return f"{listed(said)}; {self.facts(others, sized=not self._is_sized)}"
+        return listed(said)
 
     @property
     def rest(self) -> str:
@@ -314,11 +341,13 @@ class Verdict:
         if one.speed:
             said.append(_pace(one.speed))
         if one.memory and one.memory.times:
-            guess = ", estimated" if one.memory.how == "estimated" else ""
-            said.append(
-                f"{one.memory.times:.0%} of the memory ({size(one.memory.value * MIB)}{guess})"
-            )
+            said.append(_share(one.memory))
         return "; ".join(said) or "nothing has been measured"
+
+
+def _has_lost(one: Contender) -> bool:
+    """Whether too much of the quality is gone for a variant to pay."""
+    return one.ppl is not None and _times(one) >= LARGE
 
 
 def _pace(speed: Figure) -> str:
@@ -334,6 +363,11 @@ def _pace(speed: Figure) -> str:
     if abs(speed.value - 1) <= noise:
         return f"as fast as dense (the difference is within the noise of {noise:.0%})"
     return f"{speed.value:.2f} times as fast" + (f" (noise {noise:.0%})" if noise >= SEEN else "")
+
+
+def _share(memory: Figure) -> str:
+    guess = ", estimated" if memory.how == "estimated" else ""
+    return f"{memory.times or 0:.0%} of the memory ({size(memory.value * MIB)}{guess})"
 
 
 def text_of(protocol: Protocol) -> str:

@@ -33,14 +33,17 @@ def tiles(one: Contender) -> dict[str, tuple[str, str]]:
     """Return the large figures of a variant: label -> (figure, its source)."""
     found = {"Removed": (words.percent(one.ratio), "of the parameters, counted")}
     if one.speed and (one.speed.noise or 0.0) > NOISY:
-        found["Speed"] = ("unclear", f"{one.speed.how} with a noise of {one.speed.noise:.0%}")
+        found["Speed"] = ("unclear", f"{one.speed.how}, with a noise of {one.speed.noise:.0%}")
     elif one.speed:
-        noise = f", noise {one.speed.noise:.0%}" if one.speed.noise is not None else ""
-        found["Speed"] = (f"{one.speed.value:.2f} x", f"dense, {one.speed.how}{noise}")
+        noise = f" ± {one.speed.noise:.0%}" if (one.speed.noise or 0.0) >= SEEN else ""
+        found["Speed"] = (f"{one.speed.value:.2f} x", f"the dense speed, {one.speed.how}{noise}")
     if one.memory and one.memory.times:
-        found["Memory"] = (f"{one.memory.times:.0%}", f"of dense, {one.memory.how}")
+        found["Memory"] = (f"{one.memory.times:.0%}", f"of the dense model's, {one.memory.how}")
     if one.ppl and one.ppl.times:
-        found["Perplexity"] = (f"{one.ppl.times:.2f} x", "dense, measured; lower is better")
+        found["Perplexity"] = (
+            f"{one.ppl.times:.2f} x",
+            "the dense model's, measured; lower is better",
+        )
     if one.accuracy is not None:
         before = (answers.mean(one.answers) or (0.0, 0.0))[1]
         found["Right answers"] = (f"{one.accuracy:.0%}", f"{before:.0%} before, measured")
@@ -52,7 +55,8 @@ def tiles(one: Contender) -> dict[str, tuple[str, str]]:
 def beside(found: Verdict, one: Contender) -> list[dict[str, str]]:
     """Return the table of a variant beside the dense model and the others of its size.
 
-    Before retraining, the best depth and the best width variant. An estimate says so.
+    Before retraining, the best depth and the best width variant. An estimate says so. What none of
+    them was measured for has no column.
     """
     kinds = {"depth": "the best depth variant", "width": "the best width variant"}
     named: list[tuple[Contender, str]] = [(found.dense, "before pruning"), (one, "this variant")]
@@ -63,24 +67,24 @@ def beside(found: Verdict, one: Contender) -> list[dict[str, str]]:
     for variant, why in named:
         if variant.id not in rows:
             rows[variant.id] = {"": variant.label, "what it is": why} | _cells(variant)
-    return list(rows.values())
+    known = {name for row in rows.values() for name, cell in row.items() if cell != UNKNOWN}
+    return [{name: cell for name, cell in row.items() if name in known} for row in rows.values()]
 
 
 def _cells(one: Contender) -> dict[str, str]:
     def marked(text: str, figure: Figure) -> str:
         return f"{text}, estimated" if figure.how == "estimated" else text
 
-    unknown = "not measured"
     is_dense = one.candidate.kind == "dense" and not one.ratio
-    ppl = unknown
+    ppl = UNKNOWN
     if one.ppl:
         ppl = f"{one.ppl.value:.4g}" + ("" if is_dense else f" ({one.ppl.times or 0:.2f} x)")
-    speed = "1.00 x" if is_dense else unknown
+    speed = "1.00 x" if is_dense else UNKNOWN
     if one.speed and not is_dense:
         noise = f" ± {one.speed.noise:.0%}" if (one.speed.noise or 0.0) >= SEEN else ""
         speed = marked(f"{one.speed.value:.2f} x{noise}", one.speed)
-    memory = marked(words.size(one.memory.value * MIB), one.memory) if one.memory else unknown
-    right = f"{one.accuracy:.0%}" if one.accuracy is not None else unknown
+    memory = marked(words.size(one.memory.value * MIB), one.memory) if one.memory else UNKNOWN
+    right = f"{one.accuracy:.0%}" if one.accuracy is not None else UNKNOWN
     written = answers.mean(one.written)
     return {
         "parameters removed": words.percent(one.ratio),
@@ -88,10 +92,11 @@ def _cells(one: Contender) -> dict[str, str]:
         "speed": speed,
         "memory": memory,
         "right answers": right,
-        "written answers": f"{written[0]:.0%}" if written else unknown,
+        "written answers": f"{written[0]:.0%}" if written else UNKNOWN,
     }
 
 
+UNKNOWN = "not measured"
 PERPLEXITY = (
     "Perplexity is the number of words that the model hesitates between at every step, on "
     "average: lower is better, and twice the dense model's means twice as unsure."

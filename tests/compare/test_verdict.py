@@ -130,6 +130,8 @@ def test_every_place_names_the_same_winner(disagreeing, monkeypatch):
     assert (found.quality.label, found.speed.label) == ("LLM-Pruner 21%", "PPL+ 21%")
     take = f"Take {found.take.label}, the best of 3 variants"
     assert take in found.sentence
+    assert found.short.startswith(take)
+    assert found.short.endswith(f"{found.take.ppl.times:.2f} times the dense perplexity.")
     assert take in opened("compare", lab)
     assert take in opened("presentation", lab)
     assert take in build.page(gather(str(lab.dense)))
@@ -193,8 +195,9 @@ def test_pruning_that_does_not_pay_is_said_with_the_best_option(lab):
     found = lab.verdict()
     assert not found.pays
     assert found.sentence.startswith("Pruning does not pay here: PPL+ 21% + LoRA, the best of 3")
-    assert "has a perplexity of 22 on english, 2.20 times the dense model's" in found.sentence
+    assert "has a perplexity of 22 on english (2.20 times the dense model's)" in found.sentence
     assert "No variant of this study pays yet" in found.sentence
+    assert found.short.endswith("on english (2.20 times the dense model's).")
     small = made.pruned(lab.root, "small", lab.dense, [3], 5, lab.total)
     lab.paths["small"] = small
     lab.evaluated("small", 11.0)
@@ -293,7 +296,8 @@ def test_written_answers_stand_beside_the_mean_and_never_in_it(disagreeing):
     assert repeated[0] == 0.0
     assert repeated[1] > 0.5
     # and so says the table on Compare, with nothing for what wrote no text
-    table = pd.concat([d.value for d in page.dataframe if "label" in d.value]).set_index("label")
+    tables = [d.value for d in page.dataframe if "variant" in d.value]
+    table = pd.concat(tables).set_index("variant")
     column = table["repeated 4-grams, gsm8k"]
     assert column["LLM-Pruner 21%"] == pytest.approx(repeated[1])
     assert table["more than dense, gsm8k"]["LLM-Pruner 21%"] == pytest.approx(repeated[1])

@@ -179,8 +179,8 @@ def test_every_panel_moves_with_the_ratio(prepared):
 def test_the_page_says_in_which_blocks_each_method_might_cut(prepared):
     page = open_page(prepared / "dense")
     assert "Allowed to cut: PPL+ in blocks 1 to 5; FLAP in 0 to 5." in said(page)
-    table = next(t.value for t in page.dataframe if "cut_in" in t.value)
-    assert list(table["cut_in"]) == ["", "1 to 5", "0 to 5"]
+    table = next(t.value for t in page.dataframe if "cut in blocks" in t.value)
+    assert list(table["cut in blocks"]) == ["", "1 to 5", "0 to 5"]
 
 
 def test_the_recipe_can_give_all_methods_the_same_blocks(prepared):
@@ -297,10 +297,10 @@ def test_an_estimated_cost_is_marked_wherever_it_is_written(prepared):
                 headers.inspect(prepared / "dense").parameters)  # fmt: skip
     page = open_page(prepared / "dense")
     widget(page.toggle, "Include estimates").set_value(True).run()
-    measured, guessed = (t.value for t in page.dataframe if "kind_of_cost" in t.value)
-    assert set(measured["kind_of_cost"]) == {"measured"}
-    assert set(guessed["kind_of_cost"]) == {"estimated"}
-    assert "memory_mib, estimated" in guessed
+    measured, guessed = (t.value for t in page.dataframe if "cost" in t.value)
+    assert set(measured["cost"]) == {"measured"}
+    assert set(guessed["cost"]) == {"estimated"}
+    assert "peak memory (MiB), estimated" in guessed
     assert "memory_mib" not in guessed
     pareto = json.loads(page.get("plotly_chart")[0].proto.spec)
     front = next(t for t in pareto["data"] if t["name"] == "frontier")

@@ -313,7 +313,10 @@ def test_the_headline_is_measured_over_dense(lab):
     assert second.speed is None  # nothing is known of the device, so nothing is said
     assert found.verdict.sentence in build.page(found)
     assert build.tiles(found.verdict.of("cut"))["Speed"][0] == "1.25 x"
-    assert build.tiles(found.verdict.of("cut"))["Memory"] == ("80%", "of dense, measured")
+    assert build.tiles(found.verdict.of("cut"))["Memory"] == (
+        "80%",
+        "of the dense model's, measured",
+    )
 
 
 def test_a_look_starts_at_the_checkpoint_nearest_to_moderate_pruning():
