@@ -7,7 +7,7 @@ import streamlit as st
 from core.prune import known
 from core.study import lineage
 from core.ui import doctor, frame, places_form, recipes, state, study_form
-from core.ui.say import code, plain
+from core.ui.say import plain
 from core.words import size
 
 frame.start("Home")
@@ -55,13 +55,14 @@ elif not pruned:
 else:
     st.markdown(
         f"{len(pruned):d} pruned {'variant' if len(pruned) == 1 else 'variants'} so far; "
-        f"the latest is {code(state.names().run(pruned[0]))}. Retrain, evaluate or compare them."
+        f"the latest is **{plain(state.names().run(pruned[0]))}**. See which one is worth shipping."
     )
-    with st.container(horizontal=True):
-        frame.link("retrain", "Retrain a variant")
-        frame.link("evaluate", "Evaluate a variant")
-        frame.link("compare", "Compare variants")
-        frame.link("prune", "Try another choice")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        frame.step("compare", "Compare the variants")
+        frame.link("retrain", "Retrain one")
+        frame.link("evaluate", "Evaluate one")
+        frame.link("presentation", "Present the result")
+        frame.link("prune", "Try another cut")
 
 st.subheader("Recipes")
 st.caption("Each recipe is a chain of runs on the active checkpoint that ends in one verdict.")

@@ -18,6 +18,8 @@ class Criterion:
     column: str = ""
     """Column of blocks.csv with one score per block; empty if the scores are kept elsewhere."""
     source: str = ""
+    short: str = ""
+    """Name in lists and headings, if the label is too long for one."""
     by_default: bool = True
     """Computed by an importance run unless metrics are named."""
     control: bool = False
@@ -31,7 +33,7 @@ class Criterion:
 
 
 CRITERIA = (
-    Criterion("ppl", "perplexity without it", "ppl", "Kim et al., arXiv 2402.02834"),
+    Criterion("ppl", "perplexity without it", "ppl", "Kim et al., arXiv 2402.02834", "perplexity"),
     Criterion("taylor", "Taylor", "taylor", "Kim et al., arXiv 2402.02834"),
     Criterion("magnitude", "magnitude", "magnitude", "Kim et al., arXiv 2402.02834"),
     Criterion("block-influence", "Block Influence", "block_influence", "Men et al., ShortGPT"),
@@ -39,7 +41,13 @@ CRITERIA = (
     Criterion("relative-update", "relative update", "relative_update"),
     Criterion("sleb", "SLEB (greedy)", "", "Song et al., SLEB", by_default=False),
     Criterion("kl", "KL from the dense model", "kl", by_default=False),
-    Criterion("sublayers", "perplexity without the part", by_default=False, of_parts=True),
+    Criterion(
+        "sublayers",
+        "perplexity without the part",
+        short="attention and MLP",
+        by_default=False,
+        of_parts=True,
+    ),
     Criterion("one-shot", "cheapest single blocks", searched=True),
     Criterion("greedy", "greedy search", source="Song et al., SLEB", searched=True),
     Criterion("beam", "beam search", searched=True),
@@ -67,3 +75,5 @@ COLUMNS = {c.column: c.name for c in CRITERIA if c.column}
 """Column of blocks.csv -> criterion."""
 LABELS = {c.column or c.name.replace("-", "_"): c.label for c in CRITERIA}
 """Column, or the name with underscores -> label in charts."""
+SHORT = {c.name: c.short or c.label for c in CRITERIA}
+"""Name -> what lists and headings call it."""

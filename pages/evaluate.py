@@ -45,6 +45,8 @@ from core.ui.say import plain
 
 ASKED: Any = "query-params"
 """Of each text, unless more is asked for: 256 windows of 128 tokens."""
+BEGINNING = 90
+"""Characters of a question that its closed card shows."""
 SHOWN = 10
 """Questions on a page; each opens with a click."""
 TOGETHER = 24
@@ -332,7 +334,8 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
     rows = view.flip_rows(found)
     for row in paging.page_of(rows, "flips", "questions", SHOWN):
         icon = ":material/trending_down:" if row["flip"] == "lost" else ":material/trending_up:"
-        with st.expander(f"{plain(row['flip'])}, question {plain(row['question'])}", icon=icon):
+        about = f"{row['flip']}, question {row['question']}: {beginning(row['text'])}"
+        with st.expander(plain(about), icon=icon):
             st.text(row["text"] if len(row["text"]) < 700 else "…" + row["text"][-700:])
             st.text(
                 f"correct: {row['right']}   {first}: {row['first']}   {second}: {row['second']}"
@@ -340,6 +343,12 @@ def flipped(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:
             )
     if rows:
         downloaded("flips.csv", rows)
+
+
+def beginning(question: str) -> str:
+    """Return the first words of a question, without what tasks write before it."""
+    words = " ".join(question.removeprefix("Question:").split())
+    return words if len(words) <= BEGINNING else words[:BEGINNING].rsplit(" ", 1)[0] + " …"
 
 
 def written(evaluated: list[Evaluated[Variant]], chosen: list[Measure]) -> None:

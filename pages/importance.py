@@ -191,6 +191,7 @@ def results(record: RunRecord) -> None:
     tiles[1].metric("Predictions", f"{run.tokens:,}", border=True)
     tiles[2].metric("Time", f"{sum(run.seconds.values()):.1f} s", border=True)
     tiles[3].metric("Peak memory", f"{run.peak_memory_mib:,.0f} MiB", border=True)
+    frame.step("prune", "Next: choose blocks to drop")
     if run.text.warning:
         say.warning(run.text.warning)
     findings.show(of_run(record.path))
@@ -228,9 +229,11 @@ def results(record: RunRecord) -> None:
             alt="Rank agreement of the criteria.",
         )
         say.caption(f"{note} Spearman's rank correlation; 1 means the same order of blocks.")
-    st.dataframe(blocks, hide_index=True, height=min(500, 38 + 35 * len(blocks)))
+    shown = blocks.dropna(axis=1, how="all").rename(columns=charts.LABELS)
+    figures = {name: st.column_config.NumberColumn(format="localized") for name in shown.columns}
+    height = min(500, 38 + 35 * len(shown))
+    st.dataframe(shown, hide_index=True, height=height, column_config=figures)
     downloads(record, blocks)
-    frame.step("prune", "Next: choose blocks to drop")
 
 
 def so_far(record: RunRecord) -> None:

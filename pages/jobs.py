@@ -39,24 +39,33 @@ def run_list() -> None:
         st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")
         return
     states = sorted({r.state for r in records})
-    filters = st.columns([1, 3, 1, 1])
-    wanted = filters[0].pills(
-        "State", states, selection_mode="multi", key="jobs_states", format_func=plain
-    )
+    wanted = None
+    if len(states) > 1:
+        wanted = st.pills(
+            "State", states, selection_mode="multi", key="jobs_states", format_func=plain, wrap=True
+        )
     commands = sorted({r.command for r in records})
-    kinds = filters[1].pills(
-        "Command", commands, selection_mode="multi", key="jobs_commands", format_func=plain
+    kinds = st.pills(
+        "Command",
+        commands,
+        selection_mode="multi",
+        key="jobs_commands",
+        format_func=plain,
+        wrap=True,
     )
+    filters = st.columns(4, vertical_alignment="bottom")
     places = sorted({r.place for r in records if r.place})
     at = (
-        filters[0].multiselect("Place", [HERE, *places], key="jobs_places", format_func=plain)
+        filters[3].multiselect("Place", [HERE, *places], key="jobs_places", format_func=plain)
         if places
         else []
     )
     tags = sorted({tag for r in records for tag in r.remarks.tags})
-    tagged = filters[2].multiselect("Tags", tags, key="jobs_tags", format_func=plain)
-    words = filters[3].text_input("Search", key="jobs_text", placeholder="name, tag or note")
-    starred = filters[3].toggle("Starred", key="jobs_starred")
+    words = filters[0].text_input("Search", key="jobs_text", placeholder="name, tag or note")
+    tagged = filters[1].multiselect(
+        "Tags", tags, key="jobs_tags", format_func=plain, placeholder="any"
+    )
+    starred = filters[2].toggle("Starred only", key="jobs_starred")
     kept = [
         r
         for r in records

@@ -82,7 +82,7 @@ def chooser(name: str) -> list[Column]:
             st.session_state["playground_skip"] = ""
 
     right.text_input(
-        "Add a column without these blocks",
+        "Add one without blocks",
         key="playground_skip",
         on_change=add,
         placeholder="3,5",

@@ -132,6 +132,7 @@ def planner(form: forms.Form, pad: Pad, known: Known, columns: Any) -> tuple[int
         known.criteria,
         key="pad_criterion",
         on_change=plan,
+        format_func=lambda criterion: plain(prune_view.called(criterion)),
         help="Score that ranks the blocks; the lowest is removed first.",
     )
     ratios = known.ratios(pad.criterion, first, last)
@@ -145,7 +146,7 @@ def planner(form: forms.Form, pad: Pad, known: Known, columns: Any) -> tuple[int
         )
         return first, last
     st.select_slider(
-        f"Remove by {plain(pad.criterion)}",
+        f"Remove by {plain(prune_view.called(pad.criterion))}",
         range(len(ratios)),
         **prune_pad.shown(
             slider, min(known.count(pad.criterion, pad.removal), len(ratios) - 1), "value"
@@ -444,25 +445,26 @@ kept_blocks = {
     for plan, removal in pad.plans.items()
     if removal or plan == pad.active
 }
-st.subheader(f"Perplexity as blocks are removed by {plain(pad.criterion)}")
+by = prune_view.called(pad.criterion)
+st.subheader("Perplexity against blocks removed")
 lines = known.lines(pad.criterion, first, last)
 if lines:
     widgets.chart(
         charts.curve(lines, kept_blocks, known.dense_ppl),
         key="pad_curve",
-        alt=f"Perplexity against blocks removed by {pad.criterion}, with both plans marked.",
+        alt=f"Perplexity against blocks removed by {by}, with both plans marked.",
     )
     say.caption(
         "Filled: measured. Hollow and dotted: estimated from single blocks and parts. A part of a "
         f"block counts as half of one. {known.note}"
     )
 else:
-    st.caption("No perplexity is known yet. Score the blocks with the metric ppl.")
+    st.caption("No perplexity is known yet. Score the blocks by perplexity on the Importance page.")
 curve_launcher(pad, known, name, first, last)
 comparison(pad, known, name, protected, asked)
+creator(pad, known, name, first, last)
+export.of_study(name, pad.made)
 live_panel.details(name, info, pad, rows)
 search_form.draw(name, info, pad, first, last)
 budget_form.draw(name, info, pad, first, last)
-creator(pad, known, name, first, last)
-export.of_study(name, pad.made)
 prune_pad.share(pad)

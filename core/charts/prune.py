@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from core import criteria
 from core.charts import palette
 from core.checkpoint.drop import PARTS, Removal
 from core.prune.outlook import Line, Quality
@@ -41,7 +42,7 @@ def curve(
             x=[p[0] for p in line.points],
             y=[p[1] for p in line.points],
             customdata=[[p[2] or "none"] for p in line.points],
-            name=f"{palette.literal(line.name)}, {line.kind}",
+            name=f"by {palette.literal(criteria.SHORT.get(line.name, line.name))}, {line.kind}",
             mode="lines+markers",
             line={"color": colour, "width": 2.5 if measured else 1.5}
             | {"dash": "solid" if measured else "dot"},
@@ -72,7 +73,7 @@ def curve(
             f"<extra>{quality.kind}</extra>",
         )
     if dense_ppl:
-        palette.dense_line(figure, dense_ppl)
+        palette.dense_line(figure, dense_ppl, below=True)
     values = [y for trace in figure.data for y in trace.y] + ([dense_ppl] if dense_ppl else [])
     figure.update_yaxes(type="log", title="perplexity", **log_axis(values))
     most = max((x for trace in figure.data for x in trace.x), default=1) or 1

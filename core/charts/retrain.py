@@ -186,7 +186,7 @@ def recovery(evaluations: Sequence[Evaluation], *, total: int = 0) -> go.Figure:
     figure.update_yaxes(tickformat=".0%")
     text = "recovered (dashed: dense, dotted: pruned)"
     if by_kl:
-        text = "recovered: loss (diamonds), KL to dense (circles)"
+        text = "recovered: loss (◆), KL (●)"
     figure.update_layout(title={"text": text, "font": {"size": palette.FONT_SIZE + 1}})
     return palette.dress(figure, 230, showlegend=False)
 

@@ -109,7 +109,7 @@ def gain_below_noise(study: Study, bench: Benchmark, cell: Cell | None = None) -
     return Finding(
         "noise",
         f"At batch {batch} with {output} new tokens {said} {verb} "
-        + ("slower than" if slower else "not faster beyond the noise than")
+        + ("slower than" if slower else "not measurably faster than")
         + " the dense model.",
         {f"{name}, times dense": f"{s.factor:.3f} (noise {s.noise:.1%})"
          for name, s in speeds.items()} | {"run": bench.id},

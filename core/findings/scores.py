@@ -77,7 +77,7 @@ def criteria_disagree(blocks: Sequence[BlockRow], protected: Sequence[int] = ())
          for r, (x, y) in apart}
         | {f"first {count} by {name}": ", ".join(map(str, first))
            for name, first in zip((one, two), firsts, strict=True)},
-        f"Let measured perplexity decide: run the curve with --criteria {COLUMNS[a]},{COLUMNS[b]} "
+        "Let measured perplexity decide: measure the curve by both "
         "and use the order whose perplexity stays lower.",
     )  # fmt: skip
 
@@ -179,4 +179,7 @@ def _advice(found: Certainty, count: int, gap: float, rows: int) -> str:
         )
     needed = found.rows_needed[count - 1]
     more = max(2 * rows, round(needed) if math.isfinite(needed) else 4 * rows)
-    return f"Score again with --samples {min(more, 1000)}: blocks {inside} and {outside} are close."
+    return (
+        f"Score again with --samples {min(more, 1000)}: blocks {inside} and {outside} are too "
+        "close to call."
+    )

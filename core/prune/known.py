@@ -40,6 +40,11 @@ def label_of(record: RunRecord, name: str) -> str:
     )
 
 
+def called(criterion: str) -> str:
+    """Return what lists and headings call a criterion."""
+    return criteria.SHORT.get(criterion, criterion)
+
+
 def measured_on(found: Importance) -> str:
     """Return the line under every chart: text, samples, length, seed, device, precision."""
     if found.samples is None:

@@ -195,8 +195,8 @@ def measured_on(summary: Summary) -> str:
 def merged_note(merged: Merged) -> str:
     """Return how much the merged checkpoint differs from the trained model."""
     return (
-        f"merged/ is stored in {merged.dtype} (trained in {merged.trained_in}): its logits "
-        f"differ by at most {merged.max_logit_difference:.2g} from the trained model's on "
+        f"The merged model is stored in {merged.dtype} (trained in {merged.trained_in}): its "
+        f"logits differ by at most {merged.max_logit_difference:.2g} from the trained model's on "
         f"{merged.rows_compared} rows, its held-out loss is {merged.heldout_loss:.4f} "
         f"against {merged.heldout_loss_trained:.4f}."
     )

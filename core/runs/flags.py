@@ -24,7 +24,7 @@ WORDS = {
     "each_block": "Repeat with each block removed",
     "allow_task_code": "Allow these tasks to run Python code",
     "time_limit_s": "Time limit",
-    "max_tokens": "Tokens at most",
+    "max_tokens": "Max tokens",
     "layers": "Blocks",
     "parts": "What to cut",
     "attention_layers": "Blocks whose attention is cut",

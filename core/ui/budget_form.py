@@ -44,7 +44,7 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
         "solved as you move it."
     )
     found = known.budget_runs(state.workspace(), info)
-    opened = state.form_is_open("budget", not found)
+    opened = state.form_is_open("budget", first=False)
     with st.expander("Measure versions of blocks", expanded=opened, icon=":material/tune:"):
         watched = _launcher(name, info)
     runs.show(watched)

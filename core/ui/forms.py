@@ -288,6 +288,7 @@ class Form:
             names,
             selection_mode="multi",
             format_func=plain,
+            wrap=True,
             **bound,
             **_escaped(more),
         )
@@ -364,7 +365,7 @@ class Form:
     ) -> Any:
         meta, name = field.metadata, field.name
         label = flags.called(name)
-        label += f" ({meta['unit']})" if meta["unit"] else ""
+        label += f" ({meta['unit']})" if meta["unit"] and meta["unit"] not in label else ""
         about: dict[str, Any] = {"help": flags.about(field)}
         default = defaults.get(name, field.default)
         default = None if default is dataclasses.MISSING else default

@@ -30,7 +30,7 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     remarks = record.remarks
     with st.container(border=True):
-        head, buttons = st.columns([2, 3], vertical_alignment="center")
+        head, buttons = st.columns([5, 4], vertical_alignment="center")
         head.markdown(
             f":{colour}-badge[{icon} {plain(record.state)}] "
             f"**{plain(state.names().run(record))}** "
@@ -41,7 +41,9 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
             head.badge(plain(tag), icon=":material/sell:")
         if remarks.note:
             head.text(remarks.note)
-        with buttons.container(horizontal=True, horizontal_alignment="right"):
+        with buttons.container(
+            horizontal=True, horizontal_alignment="right", vertical_alignment="center"
+        ):
             _actions(record, among)
         runs.progress(record)
         if record.damage[0] or record.state == "lost" and record.place:
@@ -69,7 +71,6 @@ def _when(record: RunRecord) -> str:
         parts.append(f"on {record.device}")
     if record.place:
         parts.append(_where(record))
-    parts.append(record.id)
     return " · ".join(parts)
 
 
@@ -90,6 +91,7 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
         lambda: state.workspace().remark(record, starred=not starred),
         key=f"star_{record.id}",
         icon=":material/star:" if starred else ":material/star_border:",
+        type="tertiary",
         help="Starred runs can be listed alone.",
     )
     if record.is_live:
@@ -196,4 +198,4 @@ def _details(record: RunRecord) -> None:
             on_click="ignore",
             key=f"spec_{record.id}",
         )
-    say.caption(f"Folder: {record.path}")
+    say.caption(f"Run {record.id}, in the folder {record.path}")

@@ -33,7 +33,7 @@ def latest(checkpoint: str, name: str) -> RunRecord | None:
 def cards(checkpoint: str, names: tuple[str, ...] = OFFERED) -> None:
     """Draw the choice of a recipe, and the chosen one: command, button, progress and verdict."""
     titles = {name: recipes.get(name).title for name in names}
-    chosen = st.segmented_control(
+    chosen = st.pills(
         "Recipe",
         names,
         format_func=lambda name: plain(titles[name]),

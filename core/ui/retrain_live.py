@@ -17,7 +17,7 @@ from core.retrain.log import MetricLog
 from core.retrain.results import Rate, Step, Summary, measures_file, read_measures
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
-from core.ui import forms, merging, runs, say, state, widgets
+from core.ui import forms, frame, merging, runs, say, state, widgets
 from core.ui.say import plain
 
 SERIOUS = ("nan", "exploding", "rising", "out-of-memory")
@@ -34,8 +34,7 @@ WANTED = 0.9
 FITTED = (
     "Estimated with a power law through the evaluations so far, with its 90% interval, as if the "
     "learning rate fell as slowly and all of the gap could come back. Checked on one training "
-    "of the demo, it was 7 points too optimistic from the first half "
-    "(docs/results/extrapolation.md)."
+    "of the demo, it was 7 points too optimistic from the first half."
 )
 
 
@@ -140,6 +139,7 @@ def _details(run_id: str) -> None:
         return
     log = _log(record)
     log.update()
+    _verdict(record)
     _curves(record, log)
     _results(record)
     with st.expander("Log and command"):
@@ -222,8 +222,9 @@ def _tiles(record: RunRecord, log: MetricLog) -> None:
         "Held-out loss": "-" if loss is None else f"{loss:.4f}",
         "Tokens/s": "-" if speed is None else f"{speed:,.0f}",
         "Peak memory": "-" if memory is None else f"{memory:,.0f} MiB",
-        "Learning rate": "-" if rate is None else f"{rate:.2g}",
     }
+    if record.is_live:  # at the end it has fallen to nearly nothing
+        figures["Learning rate"] = "-" if rate is None else f"{rate:.2g}"
     row(figures)
 
 
@@ -279,8 +280,8 @@ def _figures(record: RunRecord, log: MetricLog) -> dict[str, Any]:
     }
 
 
-def _results(record: RunRecord) -> None:
-    """Draw the results of the finished run, and how to load its checkpoint."""
+def _verdict(record: RunRecord) -> None:
+    """Draw what the finished run brought back, on what that was measured, and the next step."""
     summary = Summary.read(record.path)
     if not summary or record.is_live:
         return
@@ -288,6 +289,18 @@ def _results(record: RunRecord) -> None:
     if more := history.elsewhere(record.path, summary):
         say.paragraph(more)
     say.caption(history.measured_on(summary))
+    if record.state == "done":
+        with st.container(horizontal=True, vertical_alignment="center"):
+            frame.step("compare", "Next: compare")
+            frame.link("evaluate", "Evaluate it")
+            frame.link("playground", "Try it")
+
+
+def _results(record: RunRecord) -> None:
+    """Draw how else the finished run was measured, and how to load its checkpoint."""
+    summary = Summary.read(record.path)
+    if not summary or record.is_live:
+        return
     table = measures_file(record.path)
     if table:
         st.caption("Further evaluation: loss and KL(dense || model) in nats per token, accuracy.")

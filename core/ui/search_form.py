@@ -58,7 +58,7 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
         "calibration text, and every set that it finds on held-out text too."
     )
     found = known.searches(state.workspace(), info)
-    opened = state.form_is_open("search", not found)
+    opened = state.form_is_open("search", first=False)
     with st.expander("New search", expanded=opened, icon=":material/search:"):
         watched = _launcher(name, info, first, last)
     _watch(watched)

@@ -174,7 +174,7 @@ def _form(checkpoint: str, settings: Settings) -> None:
     columns = st.columns([2, 2, 2, 1.5, 1.5])
     more: dict[str, Any] = {"whole": False, "placeholder": "no target", "format": "%g"}
     form.number(
-        "percent", "Remove (% of the parameters)", 0.1, 95, at=columns[0], step=5.0,
+        "percent", "Smaller by (%)", 0.1, 95, at=columns[0], step=5.0,
         help=HELP["ratio"], **more,
     )  # fmt: skip
     form.number(

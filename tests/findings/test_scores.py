@@ -41,7 +41,7 @@ def test_opposite_orders_disagree_and_the_worst_pair_is_named():
     assert "of the 2 blocks that each would remove first, none is the same" in found.sentence
     assert found.evidence["first 2 by PPL"] == "1, 2"
     assert found.evidence["first 2 by Magnitude"] == "6, 5"
-    assert "--criteria ppl,magnitude" in found.try_next
+    assert "measure the curve by both" in found.try_next
     assert len([k for k in found.evidence if k.startswith("rank correlation")]) == 2
 
 

@@ -193,7 +193,7 @@ def test_a_gain_within_the_noise_is_said(lab):
     known = lab.study()
     found = gain_below_noise(known, known.benchmarks[0])
     assert found.sentence.startswith("At batch 1 with 8 new tokens without 2")
-    assert "not faster beyond the noise" in found.sentence
+    assert "not measurably faster" in found.sentence
     assert "--runs" in found.try_next
 
 

@@ -54,7 +54,7 @@ def test_the_dense_model_writes_the_training_text(here, tiny_gqa, prompts):
     assert not any(w.label == "Prompts" for w in page.text_input)  # closed: nothing is computed
     widget(page.toggle, "Let the dense model write").set_value(True).run()
     widget(page.text_input, "Prompts").set_value(prompts).run()
-    widget(page.number_input, "Tokens at most").set_value(9).run()
+    widget(page.number_input, "Max tokens").set_value(9).run()
     widget(page.selectbox, "Check").set_value("none").run()
     wait(page, lambda p: any(m.label == "New tokens, at most" for m in p.metric))
     assert {m.label: m.value for m in page.metric}["New tokens, at most"] == "63"

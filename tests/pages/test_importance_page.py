@@ -230,4 +230,4 @@ def test_imported_scores_are_shown_and_rank_blocks(tiny_gqa, tmp_path, monkeypat
     assert not at.exception, at.exception
     picker = next(s for s in at.selectbox if s.label == "Scores")
     assert picker.options == ["imported: taylor.csv"]
-    assert "taylor" in next(s for s in at.selectbox if s.label == "Criterion").options
+    assert "Taylor" in next(s for s in at.selectbox if s.label == "Criterion").options

@@ -173,7 +173,7 @@ def test_home_counts_what_was_pruned_from_the_active_checkpoint(
     assert not any("pruned variant" in m.value for m in home.markdown)
     made.pruned(tmp_path / "ws", "of-this", folder, [1], 2, 99999)
     home = open_page("app.py", tmp_path / "ws", monkeypatch, model=str(folder))
-    told = f"1 pruned variant so far; the latest is `{folder.name} without 1"
+    told = f"1 pruned variant so far; the latest is **{folder.name} without 1"
     assert any(told in m.value for m in home.markdown)
 
 

@@ -152,7 +152,7 @@ def test_bad_addresses_are_told(open_page):
     assert "'Top p': 7.0 is too large" in said
     at = open_page(max_tokens="many")
     assert [e.value for e in at.error] == [
-        "'Tokens at most': invalid value 'many'. Expected a whole number."
+        "'Max tokens': invalid value 'many'. Expected a whole number."
     ]
 
 

@@ -151,7 +151,7 @@ def test_what_cannot_be_dropped_is_told_as_on_the_command_line(scored, tiny_gqa,
 def test_a_measured_curve_is_told_from_an_estimate(scored, tiny_gqa, tmp_path):
     at = open_page(tiny_gqa, drop="2,3")
     names = [trace["name"] for trace in figure(at, 1)["data"]]
-    assert names == ["ppl, measured", "ppl, estimated", "plan A, estimated"]
+    assert names == ["by perplexity, measured", "by perplexity, estimated", "plan A, estimated"]
     folder = tmp_path / "curve-1"
     (folder / ".run").mkdir(parents=True)
     workspace.write_json(folder / ".run" / "spec.json", {"command": "curve", "spec": {}})
@@ -163,7 +163,7 @@ def test_a_measured_curve_is_told_from_an_estimate(scored, tiny_gqa, tmp_path):
     workspace.write_csv(folder / "curve.csv", ("criterion", "count", "ppl"), rows)
     at = open_page(tiny_gqa, drop="2,3")
     traces = figure(at, 1)["data"]
-    assert [t["name"] for t in traces] == ["ppl, measured", "plan A, measured"]
+    assert [t["name"] for t in traces] == ["by perplexity, measured", "plan A, measured"]
     assert traces[0]["y"] == [7.5, 8.0, 11.25, 30.5]
     assert (traces[1]["x"], traces[1]["y"]) == ([2], [11.25])
 

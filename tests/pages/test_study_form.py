@@ -53,7 +53,7 @@ def test_settings_are_asked_once_and_carried_to_every_page(here, tiny_gqa, tmp_p
     assert panel(home).proto.expanded
     field(home.text_input, "Evaluation text").set_value(str(text)).run()
     field(home.multiselect, "Tasks").set_value(["arc_easy"]).run()
-    field(home.number_input, "Remove (% of the parameters)").set_value(20.0).run()
+    field(home.number_input, "Smaller by (%)").set_value(20.0).run()
     field(home.text_input, "Device").set_value("cpu").run()
     assert panel(home).proto.expanded  # it does not close while it is filled in
     home.button(key="study_confirm").click().run()
@@ -175,7 +175,7 @@ def test_text_that_was_seen_before_is_named_where_it_is_used(here, tiny_gqa, tmp
 
 def test_a_search_starts_around_the_study_s_target(here, tiny_gqa):
     home = open_page(tiny_gqa)
-    field(home.number_input, "Remove (% of the parameters)").set_value(20.0).run()
+    field(home.number_input, "Smaller by (%)").set_value(20.0).run()
     at = open_page(tiny_gqa, "prune")
     counts = field(at.text_input, "Numbers of blocks to remove").value
     info = locate.open(str(tiny_gqa)).info
