@@ -1,8 +1,8 @@
 """Tasks of the LM Evaluation Harness, through its own Python interface on a model in memory.
 
 The figures are the harness's own: its task definitions, requests, metrics and standard errors;
-`tests/evaluate` compares them with its command line. Only this module and
-`core.evaluate.block_tasks` import lm-eval; tasks with local data do not contact the Hub.
+`tests/evaluate` compares them with its command line. Only this module, `core.evaluate.bootstrap`
+and `core.evaluate.block_tasks` import lm-eval; tasks with local data do not contact the Hub.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate import shared_prefix
+from core.evaluate.bootstrap import in_this_process
 from core.evaluate.results import USUAL, Prompting, Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.evaluate.task_code import is_trusted
@@ -330,7 +331,8 @@ def ask(
     lm.label = place.name
     while True:
         try:
-            with out_of_memory_explained(f"asking {place.name}"):
+            asking = out_of_memory_explained(f"asking {place.name}")
+            with asking, in_this_process(progress.check_cancel):
                 _seed(loaded)
                 found = evaluator.evaluate(
                     lm=lm, task_dict=loaded, limit=limit, **prompting.options
