@@ -106,8 +106,11 @@ def _dispatch(argv: list[str]) -> int:
 
         replace = bool(getattr(namespace, "overwrite", False))
         return foreground.execute(command, spec, on, overwrite=replace, detach=namespace.detach)
+    from core.runs import ranks
     from core.runs.run import execute
 
+    if getattr(spec, "processes", 1) > 1:  # too few GPUs: before anything is written
+        ranks.places(spec.device, spec.processes)
     return execute(command, spec, overwrite=bool(getattr(namespace, "overwrite", False)))
 
 
@@ -130,10 +133,13 @@ def _with_device(command: commands.Command, spec: Any, found: dict[str, Any]) ->
         return found
     if command.is_light(dataclasses.asdict(spec)):
         return found
-    from core.runs import devices
+    from core.runs import devices, ranks
 
-    device = devices.resolve(spec.device)
+    size = getattr(spec, "processes", 1)
+    device, *others = ranks.places(spec.device, size)
     found = {**found, "device": found.get("device") or device}
+    if others:
+        found["devices"] = [device, *others]
     unusable = [str(gpu) for gpu in devices.unusable()]
     if unusable and (spec.device == "auto" or device.startswith("cuda")):
         found["unusable_gpus"] = unusable

@@ -154,7 +154,9 @@ def launcher(known: Study) -> None:
     try:
         values = options(form)
         with st.expander("Short rows, device and precision"):
-            values |= form.fields(EvaluateSpec, ("join", "device", "dtype", "memory_limit"))
+            values |= form.fields(
+                EvaluateSpec, ("join", "device", "dtype", "memory_limit", *run_on.several())
+            )
         if values["tasks"]:
             values |= prompting(known, form)
         values["fresh"] = st.session_state.get("eval_fresh", False)

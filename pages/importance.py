@@ -61,7 +61,9 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         st.caption(chat_note.CALIBRATION)
     chosen = form.fields(command.ImportanceSpec, ("metrics",))
     with st.expander("Short rows, device and precision"):
-        where = form.fields(command.ImportanceSpec, ("join", "device", "dtype", "memory_limit"))
+        where = form.fields(
+            command.ImportanceSpec, ("join", "device", "dtype", "memory_limit", *run_on.several())
+        )
     form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
     on = run_on.choose("importance", name)

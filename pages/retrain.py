@@ -144,7 +144,8 @@ def settings(form: forms.Form, name: str) -> dict[str, Any]:
                 continue
             say.bold(title)
             for row in rows:
-                values |= form.fields(RetrainSpec, row, {"loss": loss})
+                shown = (*row, *run_on.several()) if "device" in row else row
+                values |= form.fields(RetrainSpec, shown, {"loss": loss})
     form.origin()
     return values
 

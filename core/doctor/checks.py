@@ -44,6 +44,8 @@ DROPPED = (4, 5, 6)
 NEAR_FLOAT32, NEAR_BFLOAT16, NEAR_TRAINED, NEAR_TRAINED_BFLOAT16 = 2e-3, 8e-2, 2e-3, 2e-2
 """Largest relative differences. float32: sums in another order; the losses that lose most to it
 are those without a block that the model cannot do without. Trained: after four steps."""
+NEAR_SHARED = 1e-4
+"""Between one process and two: a GPU may multiply fewer rows by another algorithm."""
 FACTORS = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 """Largest relative error of a matrix product; TF32 in place of float32 would have 3e-4."""
 SEVEN_B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008}
@@ -538,6 +540,19 @@ def refusal(bench: Bench) -> Outcome:
     return Outcome(False, f"cuda:99 was accepted as {found}")
 
 
+def _in_own_process(bench: Bench, command: str, spec: Any) -> Outcome | None:
+    """Run a command in a new process; return the outcome if it fails, else None."""
+    argv = [sys.executable, "-m", "core", command, *to_arguments(spec)]
+    # The doctor's own run holds the device.
+    env = processes.environment(DEPTHCUT_LOCK_DIR=str(bench.folder / "locks"))
+    done = subprocess.run(
+        argv, env=env, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode == 0:
+        return None
+    return Outcome(False, (done.stderr.strip().splitlines() or ["no message"])[-1])
+
+
 def own_process(bench: Bench) -> Outcome:
     """Heal a cut in a new process, as users do: nothing has used the GPU there before."""
     options: dict[str, Any] = {"checkpoint": "demo", "dtype": "float32", "drop": DROPPED}
@@ -546,20 +561,32 @@ def own_process(bench: Bench) -> Outcome:
     out = bench.folder / "own-process"
     device = "cpu" if bench.device.type == "cpu" else str(bench.device)
     spec = build(commands.get("prune").spec_class, {**options, "device": device, "out": str(out)})
-    argv = [sys.executable, "-m", "core", "prune", *to_arguments(spec)]
-    # The doctor's own run holds the device.
-    env = processes.environment(DEPTHCUT_LOCK_DIR=str(bench.folder / "locks"))
-    done = subprocess.run(
-        argv, env=env, capture_output=True, text=True, errors="replace", check=False
-    )
-    if done.returncode:
-        return Outcome(False, (done.stderr.strip().splitlines() or ["no message"])[-1])
+    failed = _in_own_process(bench, "prune", spec)
+    if failed:
+        return failed
 
     def kl(folder: Path) -> list[float]:
         found = (Pruning.read(folder) or Pruning()).healing or Healing()
         return [found.kl_before or math.nan, found.kl_after or math.nan]
 
     return near(bench, {"kl": kl(here)}, {"kl": kl(out)}, NEAR_FLOAT32)
+
+
+def several(bench: Bench) -> Outcome:
+    """Compare importance by two processes, each on a device of its own, with that by one."""
+    options: dict[str, Any] = {
+        "checkpoint": "demo", "metrics": METRICS, "samples": SAMPLES, "length": LENGTH,
+        "seed": SEED, "rounds": ROUNDS, "dtype": "float32",
+    }  # fmt: skip
+    one, two = bench.run("importance", bench.device, "several", **options), bench.folder / "two"
+    options |= {"device": bench.device.type, "processes": 2, "out": str(two)}
+    spec = build(commands.get("importance").spec_class, options)
+    failed = _in_own_process(bench, "importance", spec)
+    if failed:
+        return failed
+    off, where = differ(scores(one), scores(two))
+    text = f"all numbers differ from those of one process by at most {off:.1e} ({where})"
+    return Outcome(off <= NEAR_SHARED, text)
 
 
 def utilisation(bench: Bench) -> Outcome:

@@ -176,6 +176,10 @@ class Doctor:
             return replace(blank, text=f"{names} {be} not installed")
         if check.only_cuda and not self.machine.device.startswith("cuda"):
             return replace(blank, text="only on an NVIDIA or AMD GPU")
+        known = devices.gpu_names()
+        if check.gpus > 1 and (known is None or len(known) < check.gpus):
+            there = "their number is not known" if known is None else f"there is {len(known)}"
+            return replace(blank, text=f"only with {check.gpus} GPUs; {there}")
         late = f"the time limit of {self.spec.minutes:g} minutes was reached"
         if self._left() < LEAST_S:
             return replace(blank, text=late)

@@ -18,6 +18,8 @@ class Check:
     needs: tuple[str, ...] = ()
     """Libraries besides torch, transformers and safetensors, as they are imported."""
     only_cuda: bool = False
+    gpus: int = 1
+    """It takes this many, if it takes any."""
 
     @property
     def function(self) -> str:
@@ -48,6 +50,9 @@ CHECKS = (
     Check("benchmark", "Benchmark", limit_s=150.0),
     Check("tasks", "Zero-shot tasks", needs=TASKS),
     Check("own-process", "Healing a cut, in a separate process", only_cuda=True),
+    Check(
+        "several", "Importance by two processes, a GPU each", 150.0, only_cuda=True, gpus=2,
+    ),
     Check("refusal", "A device that does not exist is refused"),
     Check("utilisation", "Utilisation reported by the driver", only_cuda=True),
     Check(

@@ -85,7 +85,7 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "memory_mib": round(memory, 1),
         "seconds": ranks.shared_seconds(time_s, spec.device, spec.processes),
         **(room.facts() if room else {}),
-        **(ranks.facts(spec.device, spec.processes, min(windows)) if windows else {}),
+        **(ranks.facts(spec.processes, min(windows)) if windows else {}),
         "kind": "estimated",
         "seconds_from": origin if len(known) == len(seconds) else None,
     }

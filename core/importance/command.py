@@ -65,6 +65,8 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     dtype = formats.weights
     room = _capacity(spec, info, formats, spec.samples, spec.length)
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
+    own = ranks.most(spec.samples, spec.processes)
+    memory = work.estimate(info, spec.metrics, own, spec.length, dtype, spec.rounds).memory_mib
     seconds = work.seconds(rows.flops, spec.device, info.parameters)
     seconds = ranks.shared_seconds(seconds, spec.device, spec.processes)
     return {
@@ -75,9 +77,9 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
         "length": spec.length,
         "dtype": dtype,
         "flops": rows.flops,
-        "memory_mib": round(rows.memory_mib, 1),
+        "memory_mib": round(memory, 1),
         **room.facts(),
-        **ranks.facts(spec.device, spec.processes, spec.samples),
+        **ranks.facts(spec.processes, spec.samples),
         "seconds": seconds,
         "kind": "estimated",
         "seconds_from": work.origin(spec.device, info.parameters) if seconds else None,

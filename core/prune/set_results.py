@@ -165,6 +165,8 @@ class Search(JsonResult):
     dtype: str | None = None
     compute_dtype: str = ""
     peak_memory_mib: float = 0.0
+    processes: int = 1
+    """Those that shared the rows; ``peak_memory_mib`` is the first one's."""
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -20,7 +20,7 @@ from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import NF4, RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
-from core.runs import devices, dtypes
+from core.runs import devices, dtypes, ranks
 from core.runs import pace as common
 from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
@@ -102,6 +102,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     if found.refused:
         warnings.append(found.refused)
     longest = max(found.train, key=lambda row: min(len(row.ids), 120))
+    seconds = flops / speed if speed else None
     return {
         "dry_run": True,
         "method": spec.method,
@@ -128,7 +129,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "free_bytes": free,
         "fits": None if free is None else needed <= free,
         "flops": flops,
-        "seconds": flops / speed if speed else None,
+        "seconds": ranks.shared_seconds(seconds, spec.device, spec.processes),
+        **ranks.facts(spec.processes, settings.batch),
         "assumed_flops_per_s": speed,
         "seconds_from": origin if speed else None,
         "sample": rows.preview(longest, encoder),

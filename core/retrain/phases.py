@@ -44,12 +44,13 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         NotFiniteError, RunError: training did not converge; the last good state is saved.
         OutOfMemoryError: the message names the largest micro-batch that fits.
     """
-    earlier = Summary.read(run.dir)
+    earlier = run.ranks.first(Summary.read(run.dir))
     if spec.resume and earlier and earlier.state == "done":
-        finished(spec, run, earlier)
+        if run.ranks.is_first:
+            finished(spec, run, earlier)
         return
     session = Session(spec, run)
-    resume = session.resume_from()
+    resume = run.ranks.first(session.resume_from() if run.ranks.is_first else None)
     session.measure_dense()
     while True:
         reset_peak_memory(session.device)
@@ -60,6 +61,11 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         if stopped is None or stopped.kind != "out-of-memory":
             break
         micro = session.settings.micro_batch
+        if run.ranks.size > 1:  # the others cannot begin again
+            raise OutOfMemoryError(
+                f"Out of memory with a micro-batch of {micro}.",
+                "Use a smaller --micro-batch; one process alone finds the largest that fits.",
+            )
         finding = explain_memory(session, model)
         del model, watcher
         free_memory(session.device)
@@ -71,7 +77,8 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         trim_metrics(run.book / "metrics.jsonl", done[-1][0] if done else -1)
         session.note(finding)
         session.progress.log(f"Continuing with a micro-batch of {session.settings.micro_batch}.")
-    finish(session, model, watcher, stopped)
+    if run.ranks.is_first:
+        finish(session, model, watcher, stopped)
 
 
 def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
@@ -126,6 +133,7 @@ def make_watcher(session: Session, model: Any) -> StepWatcher:
         evaluations_after=(session.spec.merge or session.spec.method != "lora")
         + 2 * bool(session.evaluation),
         evaluation_s=session.evaluation_s,
+        ranks=session.run.ranks,
     )
 
 
@@ -137,11 +145,12 @@ def train(
     settings = session.settings
     plan = batches.StepPlan(lengths, settings.batch, settings.accumulation, session.spec.seed)
     micro_batches = MicroBatches(
-        session.sequences, plan, settings.steps, session.kept, session.below
+        session.sequences, plan, settings.steps, session.kept, session.below, session.run.ranks
     )
-    trackers = session.spec.report_to
+    trackers = session.spec.report_to if session.run.ranks.is_first else ()
     tracking.prepare(trackers, Path(session.spec.out))
-    args = arguments(session.spec, settings, session.checkpoints, session.device)
+    ranks = session.run.ranks
+    args = arguments(session.spec, settings, session.checkpoints, session.device, ranks)
     with tracking.explained(trackers):
         trainer = RetrainTrainer(model, args, micro_batches, session.objective())
     watcher.trainer = trainer
@@ -352,6 +361,7 @@ def write_results(
         tokens_per_s=trainer.tokens / watcher.training_s if watcher.training_s else None,
         seconds=time.monotonic() - session.started,
         peak_memory_mib=peak,
+        processes=spec.processes,
         device=str(session.device),
         dtype=dtype_name(session.precision.weights),
         compute_dtype=dtype_name(compute),

@@ -130,6 +130,8 @@ class Summary(JsonResult):
     tokens_per_s: float | None = None
     seconds: float | None = None
     peak_memory_mib: float | None = None
+    processes: int = 1
+    """Those that shared every step; ``peak_memory_mib`` is the first one's."""
     device: str = ""
     dtype: str = ""
     """Of the weights."""

@@ -185,7 +185,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
-            "retention", "also", "questions", "fused", "keep_states",
+            "retention", "also", "questions", "fused", "keep_states", "processes",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {
@@ -246,6 +246,9 @@ class Session:
         """Measure the dense model; keep it as teacher, or until the pruned one is evaluated."""
         if self.dense is None:
             return
+        if not self.run.ranks.is_first:
+            self._take_dense()
+            return
         model, held = self.load_dense()
         self.yardstick = teacher.yardstick(
             model, self.rows.heldout, self.device, held.compute, self.progress
@@ -255,8 +258,24 @@ class Session:
             self.evaluation.measure("dense", model, held.compute, progress=self.progress)
         if self.goal.is_kept:
             self.kept = self._keep(model, held)
+        self.run.ranks.first(self.yardstick.loss)
         if self.goal.is_live or self.evaluation:
             self.teacher = model
+
+    def _take_dense(self) -> None:
+        """Take what the first process has measured; load only a teacher that answers in steps."""
+        assert self.dense
+        loss = self.run.ranks.first(self.yardstick.loss)
+        self.yardstick = teacher.Yardstick(self.rows.heldout, loss)
+        if self.goal.is_live:
+            self.teacher = self.load_dense()[0]
+        if self.goal.is_kept:
+            dtype = dtype_name(self.decide(self.dense.info.dtype).arithmetic)
+            rows_ = self.taken_rows()
+            folder = caches.root() / teacher.key_of(self.dense, rows_, self.goal.top_k, dtype)
+            self.kept = teacher.find(folder, rows_)
+            if self.kept is None:
+                raise OutputError(f"{folder} has gone.", "Start the run again.")
 
     def _keep(self, model: Any, held: Precision) -> row_cache.Cache:
         """Return the dense model's distributions on the training rows; computed unless known."""
@@ -302,6 +321,15 @@ class Session:
         how = self.device, held.compute
         return states.write(folder, model, read, first, need, how, self.progress)
 
+    def _shared_states(self, model: Any) -> states.Below | None:
+        """Return the states below the first trained block, which the first process writes."""
+        ranks = self.run.ranks
+        if ranks.is_first:
+            found = self._states(model)
+            ranks.first(found is not None)
+            return found
+        return self._states(model) if ranks.first(False) else None
+
     def load_dense(self) -> tuple[Any, Precision]:
         """Load the dense model; a teacher is stored in the precision that it computes in."""
         assert self.dense
@@ -315,11 +343,12 @@ class Session:
         self.below = None
         model = load_model(self.folder, self.device, self.precision.weights)
         began = time.monotonic()
-        self.before = self.measure(model)
+        first = self.run.ranks.is_first
+        self.before = self.run.ranks.first(self.measure(model) if first else self.before)
         self.evaluation_s = time.monotonic() - began
         kl = "" if self.before.kl is None else f", KL to the dense model {self.before.kl:.4f}"
         self.progress.log(f"Pruned model: held-out loss {self.before.loss:.4f}{kl}.")
-        if self.evaluation and not self.evaluation.has("before"):
+        if first and self.evaluation and not self.evaluation.has("before"):
             self.evaluation.measure(
                 "before", model, self.precision.compute, self.teacher, progress=self.progress
             )
@@ -342,7 +371,7 @@ class Session:
             self.fused_layers = fused.install(model)
         else:
             self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
-        self.below = self._states(model)
+        self.below = self._shared_states(model)
         return model
 
     def measure(self, model: Any) -> Held:

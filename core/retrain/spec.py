@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from core.data.calibration import SOURCE_HELP
 from core.errors import OptionError
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import ProcessOptions, option
 
 Number = TypeVar("Number", int, float)
 
@@ -81,7 +81,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainSpec(DeviceOptions):
+class RetrainSpec(ProcessOptions):
     """Restore the quality of a pruned checkpoint, and measure how much came back."""
 
     checkpoint: str = option(positional=True, help="Pruned checkpoint: folder, run or Hub id.")
@@ -400,12 +400,23 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
     epochs = _given(spec.epochs, 2.0 if spec.method == "lora" else 1.0)
     steps = _given(spec.steps, max(1, round(epochs * sequences / batch)))
     micro = _given(spec.micro_batch, min(8 if small else 4, batch))
+    if spec.processes > 1 and spec.lr_range_test:
+        raise OptionError("--lr-range-test runs in one process.", "Leave out --processes.")
+    if batch < spec.processes:
+        raise OptionError(
+            f"--processes: {spec.processes} processes cannot share a batch of {batch} sequences.",
+            f"Use {batch} or fewer, or a larger --batch.",
+        )
+    # every process takes the same number of micro-batches
+    each = min(-(-batch // (micro * spec.processes)), batch // spec.processes)
+    accumulation = each * spec.processes
+    micro = max(micro, -(-batch // accumulation))
     return Settings(
         steps=steps,
         epochs=steps * batch / sequences,
         batch=batch,
         micro_batch=micro,
-        accumulation=-(-batch // micro),
+        accumulation=accumulation,
         lr=_given(spec.lr, rate_of(spec.method, parameters)),
         warmup=_given(spec.warmup, min(100, steps // 10)),
         weight_decay=_given(spec.weight_decay, 0.1 if continued else 0.0),

@@ -39,6 +39,7 @@ from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Evaluation, Saved, Step
 from core.retrain.spec import Goal, RetrainSpec, Settings
 from core.runs.progress import Progress
+from core.runs.ranks import ALONE, Ranks
 from core.runs.workspace import write_json
 
 COMPLETE = Saved.FILE
@@ -58,7 +59,10 @@ class Stopped(Exception):
 
 
 class MicroBatches(Dataset):
-    """All micro-batches of a training in order: ``steps`` times ``accumulation``."""
+    """All micro-batches of a training in order: ``steps`` times ``accumulation``.
+
+    If several processes share the steps, each takes an equal number of every step's.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class MicroBatches(Dataset):
         steps: int,
         kept: row_cache.Cache | None = None,
         below: states.Below | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take ``sequences`` in the order of ``plan``, with what was ``kept`` of the teacher.
 
@@ -74,7 +79,8 @@ class MicroBatches(Dataset):
         """
         self._sequences = sequences
         self._plan = plan
-        self._count = steps * plan.accumulation
+        self._ranks, self._each = ranks, plan.accumulation // ranks.size
+        self._count = steps * self._each
         self._items = [sum(row.items for row in rows) for rows in sequences]
         self._kept, self._below = kept, below
         reads = kept is not None or below is not None
@@ -89,9 +95,10 @@ class MicroBatches(Dataset):
         return self._get(index)
 
     def _made(self, index: int) -> dict[str, Any]:
-        step, part = divmod(index, self._plan.accumulation)
+        step, turn = divmod(index, self._each)
         parts = self._plan.step(step)
-        batch = with_kept([self._sequences[i] for i in parts[part]], self._kept, self._below)
+        part = parts[turn * self._ranks.size + self._ranks.rank]
+        batch = with_kept([self._sequences[i] for i in part], self._kept, self._below)
         return batch | {"items": sum(self._items[i] for chosen in parts for i in chosen)}
 
 
@@ -181,7 +188,9 @@ class RetrainTrainer(Trainer):
             self.accelerator.scaler = self.scaler
         self.step_loss = torch.zeros((), device=objective.device)
         self.tokens = 0
-        """Non-padding tokens computed by this process."""
+        """Non-padding tokens computed since the start, by all processes."""
+        self.fresh = 0
+        """Those of the step under way, by this process."""
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the micro-batches in order; the generator leaves torch's global one untouched."""
@@ -197,8 +206,19 @@ class RetrainTrainer(Trainer):
         objective, loss = self._objective(model, inputs)
         (self.scaler.scale(objective) if self.scaler else objective).backward()
         self.step_loss += loss
-        self.tokens += inputs["tokens"]
+        self.fresh += inputs["tokens"]
         return loss
+
+    def join(self, ranks: Ranks) -> None:
+        """Complete a step: add up gradients, loss and tokens of all processes."""
+        if ranks.size > 1:
+            params = (p.grad for p in self.model.parameters() if p.grad is not None)
+            ranks.sum_all_(params)
+            parts = ranks.gather((float(self.step_loss), self.fresh))
+            self.step_loss.fill_(sum(loss for loss, _ in parts))
+            self.fresh = sum(tokens for _, tokens in parts)
+        self.tokens += self.fresh
+        self.fresh = 0
 
     def unscale(self) -> float:
         """Divide the gradients by the loss scale; return the scale, 1 without scaling."""
@@ -242,9 +262,16 @@ class OneDevice(TrainingArguments):
 
 
 def arguments(
-    spec: RetrainSpec, settings: Settings, folder: Path, device: torch.device
+    spec: RetrainSpec,
+    settings: Settings,
+    folder: Path,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> TrainingArguments:
-    """Return Trainer's arguments for one device; `StepWatcher` drives the steps."""
+    """Return Trainer's arguments for one device; `StepWatcher` drives the steps.
+
+    Of several processes each has a Trainer of its own, which knows nothing of the others.
+    """
     # Fused AdamW updates all weights in one pass instead of several.
     fused = device.type in ("cuda", "cpu") and torch.__version__ >= "2.4"
     return OneDevice(
@@ -252,7 +279,7 @@ def arguments(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=settings.accumulation,
+        gradient_accumulation_steps=settings.accumulation // ranks.size,
         learning_rate=settings.lr,
         lr_scheduler_type=SCHEDULES.get(spec.schedule, spec.schedule),
         warmup_steps=settings.warmup,
@@ -263,7 +290,7 @@ def arguments(
         seed=spec.seed,
         logging_strategy="no",
         save_strategy="no",
-        report_to=list(spec.report_to) or "none",
+        report_to=(list(spec.report_to) if ranks.is_first else []) or "none",
         run_name=Path(spec.out).resolve().name,
         project=tracking.PROJECT,
         disable_tqdm=True,
@@ -312,6 +339,7 @@ class StepWatcher(TrainerCallback):
         computed: str = "float32",
         evaluations_after: int = 0,
         evaluation_s: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take the settings of one training.
 
@@ -319,6 +347,8 @@ class StepWatcher(TrainerCallback):
         that a step computes in; ``evaluations_after`` follow the training, and one has taken
         ``evaluation_s``.
         """
+        self.ranks = ranks
+        """The processes that share every step; the first one measures, saves and decides."""
         self.computed, self.evaluations_after = computed, evaluations_after
         self.evaluation_s = evaluation_s
         """What the latest evaluation took."""
@@ -353,6 +383,7 @@ class StepWatcher(TrainerCallback):
 
         With a loss scale above 1, a gradient that is not finite means that the scale is too large.
         """
+        self.trainer.join(self.ranks)
         scale = self.trainer.unscale()
         wanted = [p for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(wanted, self.clip or math.inf)
@@ -404,13 +435,15 @@ class StepWatcher(TrainerCallback):
             self.cancelled = True
         stop = any(f.stop for f in self.findings)
         last = step >= self.settings.steps
-        if not self.cancelled and (stop or last or self._is_time_to_evaluate(step)):
+        timely = self._is_time_to_evaluate(step)
+        self.cancelled, timely = self.ranks.first((self.cancelled, timely))
+        if not self.cancelled and (stop or last or timely):
             try:
                 self.evaluate(step)
             except Cancelled:
                 self.cancelled = True
         due = last or step % self.settings.eval_every == 0
-        control.should_save = self.cancelled or (due and not stop)
+        control.should_save = (self.cancelled or (due and not stop)) and self.ranks.is_first
         control.should_training_stop = control.should_training_stop or self.cancelled or stop
         self._since = time.perf_counter()
 
@@ -445,7 +478,7 @@ class StepWatcher(TrainerCallback):
         held = self.before
         if step:
             began = time.perf_counter()
-            held = self.measure()
+            held = self._measured()
             self.evaluation_s = time.perf_counter() - began
             self.evaluations_s += self.evaluation_s
         self.after = (step, held)
@@ -472,6 +505,20 @@ class StepWatcher(TrainerCallback):
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
         for finding in self.watch.evaluated(step, self.before.loss, loss):
             self.note(finding)
+
+    def _measured(self) -> Held:
+        """Return the model on the held-out rows, which the first process measures for all."""
+        found = None
+        if self.ranks.is_first:
+            try:
+                found = self.measure()
+            except Cancelled:
+                if self.ranks.size == 1:
+                    raise
+        found = self.ranks.first(found)
+        if found is None:
+            raise Cancelled("Cancelled.")
+        return found
 
     def _is_time_to_evaluate(self, step: int) -> bool:
         """Whether an evaluation is due and, unless its interval was given, takes its share."""

@@ -61,6 +61,12 @@ class _Other:
     """When it was found dead."""
     ended: threading.Event = field(default_factory=threading.Event)
 
+    def kill(self) -> None:
+        """Send SIGKILL unless it has ended; a thread is waiting for its end."""
+        if not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+
 
 @contextlib.contextmanager
 def together(run: Run, spec: Any, places: Sequence[str]) -> Iterator[Any]:
@@ -70,6 +76,7 @@ def together(run: Run, spec: Any, places: Sequence[str]) -> Iterator[Any]:
     this one noticed of it.
     """
     team = _Team(run, places)
+    run.kill_others = team.kill
     try:
         team.start()
         with joined(0, places, team.store()) as run.ranks:
@@ -85,6 +92,7 @@ def together(run: Run, spec: Any, places: Sequence[str]) -> Iterator[Any]:
     finally:
         run.ranks = Ranks()
         team.close()
+        run.kill_others = lambda: None
 
 
 @contextlib.contextmanager
@@ -228,6 +236,12 @@ class _Team:
             assert found
             raise found
 
+    def kill(self) -> None:
+        """Kill them, also those that are stopped and would not notice that the run has ended."""
+        self.closing.set()
+        for other in self.others:
+            other.kill()
+
     def close(self) -> None:
         """End the processes that are left: they end by themselves, or are killed."""
         self.closing.set()
@@ -235,7 +249,7 @@ class _Team:
             os.close(other.lifeline)
         for other in self.others:
             if not other.ended.wait(2.0):
-                other.process.kill()
+                other.kill()
                 other.ended.wait(10.0)
             os.close(other.reports)
 

@@ -119,6 +119,8 @@ class Run:
         self.device_lock: DeviceLock | None = None
         self.ranks: Ranks = ALONE
         """This process among those that share the run's work."""
+        self.kill_others: Callable[[], None] = lambda: None
+        """Kills the other processes; called before this one leaves by force."""
         self._more_locks: list[DeviceLock] = []
         self.detached = is_detached(folder)
         self._lock = threading.Lock()
@@ -316,6 +318,7 @@ class Run:
         """Record the end and leave the process, whatever its main thread is doing."""
         try:
             self.log(str(why))
+            self.kill_others()
             self.finish(state, error=why.message, hint=why.hint)
         finally:
             os._exit(why.exit_status)

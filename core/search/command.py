@@ -17,11 +17,11 @@ from core.heal import seams
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan
-from core.runs import devices, dtypes, pace
-from core.runs.spec import MemoryOptions, option
+from core.runs import devices, dtypes, pace, ranks
+from core.runs.spec import MemoryOptions, ProcessOptions, option
 from core.search import rehearsal
 from core.search.finds import Finds
-from core.search.ledger import NONE, Cost, Drop, Ledger, Tape, TimeUp
+from core.search.ledger import NONE, Copied, Cost, Drop, Ledger, Tape, TimeUp
 from core.search.methods import METHODS, Task
 from core.search.results import HeldoutRow, PairRow, Search, SetRow
 from core.search.rows import heldout
@@ -38,7 +38,7 @@ TAPE = "measured.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSpec(MemoryOptions):
+class SearchSpec(MemoryOptions, ProcessOptions):
     """Search for the sets of blocks, or of their parts, whose removal costs least."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -115,6 +115,12 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
     Raises `PlanError` if protection leaves nothing or a count is out of range, `OptionError` if
     rows are longer than the context, or no method is named.
     """
+    if spec.processes > 1 and spec.heal != "none":
+        raise OptionError(
+            f"--processes {spec.processes}: one process heals sets, since it fits all rows at "
+            "once.",
+            "Leave out --processes or --heal.",
+        )
     first, last = _protection(spec, info)
     units = Units(spec.units, info.blocks)
     free = units.free(first, last)
@@ -222,7 +228,10 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
         "total_passes": ledger.passes,
         "plain_passes": ledger.plain_passes,
         "flops": flops,
-        "seconds": flops / rate if rate else None,
+        "seconds": ranks.shared_seconds(
+            flops / rate if rate else None, spec.device, spec.processes
+        ),
+        **ranks.facts(spec.processes, samples),
         "kind": "estimated",
         "seconds_from": "the rate of the last run in this workspace" if rate else None,
     }
@@ -237,8 +246,8 @@ def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Ca
 
     Raises `OptionError` if sets are healed and the weights do not fit.
     """
-    limit = limit_of(spec.device, spec.memory_limit)
-    rows = screened(spec, samples_of(spec, info))
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    rows = ranks.most(screened(spec, samples_of(spec, info)), spec.processes)
     demand = Demand("sets", STATES, splits=False)
     found = decide(info, formats, spec.device, limit, rows, spec.length, [demand])
     if spec.heal != "none" and found.way != "fits":
@@ -252,8 +261,10 @@ def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Ca
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
     """Return the number of sets whose states are held at once."""
-    free = devices.free_bytes(spec.device)[1]
-    rows = screened(spec, samples_of(spec, info))
+    device, free = devices.free_bytes(spec.device)
+    if free is not None and device == "cpu":
+        free //= spec.processes
+    rows = ranks.most(screened(spec, samples_of(spec, info)), spec.processes)
     most = rehearsal.states_at_once(info, rows, spec.length, dtype, free)
     if room.limit_bytes is None:
         return most
@@ -309,8 +320,8 @@ def run(spec: SearchSpec, run: Run) -> None:
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
     room = _room(spec, info, prepared.formats)
-    tape = Tape(
-        run.path(TAPE),
+    tape = _tape(
+        run,
         {
             "checkpoint": info.key,
             "calibration": sources.describe(source)["content"],
@@ -326,7 +337,6 @@ def run(spec: SearchSpec, run: Run) -> None:
             "dtype": dtype,
         },
         _most(spec, info, dtype, room),
-        resume=spec.resume,
     )
     run.note(TAPE)
     if tape.groups:
@@ -345,7 +355,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     )
     held_out = seams.is_held_out(torch.arange(len(drawn.rows)))
     some = [r for r, held in zip(drawn.rows, held_out.tolist(), strict=True) if held or not heals]
-    screen = make_batch(some[: screened(spec, len(drawn.rows))], view)
+    screen = make_batch(some[: screened(spec, len(drawn.rows))], view, ranks=run.ranks)
     ledger = Ledger(
         Meter(view, screen, progress, units),
         spec.objective,
@@ -363,7 +373,8 @@ def run(spec: SearchSpec, run: Run) -> None:
         others: dict[Drop, Cost] = {}
         if other_rows:
             progress.label = "Held-out rows"
-            held = Meter(view, make_batch(other_rows, view), progress, units)
+            shared = run.ranks if len(other_rows) >= run.ranks.size else ranks.ALONE
+            held = Meter(view, make_batch(other_rows, view, ranks=shared), progress, units)
             sets = list(dict.fromkeys(finds.sets.values()))
             if healer:
                 others = healer.measured(sets, held)
@@ -377,7 +388,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     SetRow.write(run, [_with_heldout(row, others.get(finds.set_of(row))) for row in rows])
     if "pairs" in methods:
         PairRow.write(run, _pairs(task.free, ledger, units))
-    flops = rehearsal.flops(info, ledger, len(screen.ids), spec.length, len(drawn.rows))
+    flops = rehearsal.flops(info, ledger, screen.rows, spec.length, len(drawn.rows))
     lengths = batch.lengths.cpu()
     dense = others.get(NONE)
     first, last = _protection(spec, info)
@@ -414,7 +425,8 @@ def run(spec: SearchSpec, run: Run) -> None:
         stopped=stopped,
         flops=flops,
         parameters=info.parameters,
-        flops_per_s=flops / ledger.seconds if ledger.seconds > 0 else None,
+        flops_per_s=flops / ledger.seconds if ledger.seconds > 0 and spec.processes == 1 else None,
+        processes=spec.processes,
         **prepared.facts(),
         compute_dtype=dtype,
         versions={
@@ -423,6 +435,15 @@ def run(spec: SearchSpec, run: Run) -> None:
             "transformers": transformers.__version__,
         },
     ).write(run)
+
+
+def _tape(run: Run, settings: dict[str, Any], most: int) -> Tape:
+    """Return what the run has measured before; other processes copy what the first has read."""
+    if run.ranks.is_first:
+        tape = Tape(run.path(TAPE), settings, most, resume=bool(getattr(run.spec, "resume", False)))
+        run.ranks.first((tape.groups, tape.most))
+        return tape
+    return Copied(*run.ranks.first(({}, 0)))
 
 
 def _search(task: Task, methods: Sequence[str], ledger: Ledger, finds: Finds, share: Share) -> str:

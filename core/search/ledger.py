@@ -134,6 +134,17 @@ class Tape:
         )
 
 
+class Copied(Tape):
+    """What another process of this run has on its tape; nothing is recorded here."""
+
+    def __init__(self, groups: dict[tuple[Drop, ...], Group], most: int) -> None:
+        """Take the groups that were measured before, and the sets in one pass."""
+        self.groups, self.most, self.healed = groups, most, {}
+
+    def add(self, group: Group) -> None:
+        """Leave it to the first process."""
+
+
 def _is_head(line: Any) -> bool:
     most = line.get("most") if isinstance(line, dict) else None
     return type(most) is int and most > 1 and isinstance(line.get("settings"), dict)

@@ -139,4 +139,6 @@ class Meter:
             means = ((nll / losses.counts).tolist(), (kl / losses.counts).tolist())
             self.rows[drop] = list(zip(counts, *means, strict=True))
         costs = tuple(Cost(*pair) for pair in zip(losses.nll, losses.kl, strict=True))
-        return Group(tuple(sets), costs, losses.passes, time.perf_counter() - began)
+        # a time limit ends all processes at the same set
+        seconds = self.batch.ranks.first(time.perf_counter() - began)
+        return Group(tuple(sets), costs, losses.passes, seconds)

@@ -9,6 +9,7 @@ import streamlit as st
 from core.errors import DepthcutError
 from core.places import place as place_file
 from core.places.place import HERE, Place
+from core.runs import devices
 from core.ui import forms, say, state
 
 
@@ -18,6 +19,15 @@ def places() -> dict[str, Place]:
         return place_file.read(state.workspace().root)
     except DepthcutError:
         return {}
+
+
+def several() -> tuple[str, ...]:
+    """Return the name of the field of processes where a run could use several GPUs, else nothing.
+
+    That is on a machine with more than one, and if there are places, which may have them.
+    """
+    known = devices.gpu_names()
+    return ("processes",) if known is None or len(known) > 1 or places() else ()
 
 
 def choose(what: str, checkpoint: str) -> dict[str, Any]:

@@ -120,8 +120,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     form.offer("calibration")
     with st.expander("Short rows, time limit, device and precision"):
         names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype")
-        if values["heal"] != "none":
-            names = ("heal_best", *names)
+        names = ("heal_best", *names) if values["heal"] != "none" else (*names, *run_on.several())
         values |= form.fields(SearchSpec, names)
     form.origin()
     values |= {"protect_first": first, "protect_last": last}

@@ -143,7 +143,9 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
     with st.expander("Variants of the method, blocks of each part, rounding"):
         values |= _variant(form, method, info, str(values["parts"]))
     with st.expander("Device, precision and seed"):
-        values |= form.fields(WidthSpec, ("device", "dtype", "seed", "memory_limit"))
+        values |= form.fields(
+            WidthSpec, ("device", "dtype", "seed", "memory_limit", *run_on.several())
+        )
     form.origin()
     return values
 

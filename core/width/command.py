@@ -228,7 +228,7 @@ def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
         "length": tokens or None,
         "flops": flops,
         "seconds": ranks.shared_seconds(seconds, spec.device, spec.processes),
-        **(ranks.facts(spec.device, spec.processes, rows) if rows else {}),
+        **(ranks.facts(spec.processes, rows) if rows else {}),
     }
 
 

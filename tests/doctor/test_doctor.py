@@ -250,6 +250,24 @@ def test_a_device_is_compared_with_the_cpu(twin, name):
     assert "the CPU" in answer["text"]
 
 
+def test_two_processes_are_compared_with_one(bench, monkeypatch):
+    monkeypatch.setattr(checks, "SAMPLES", 3)
+    monkeypatch.setattr(checks, "ROUNDS", 1)
+    outcome = checks.several(bench)
+    assert outcome.agrees, outcome.text
+    assert "those of one process by at most" in outcome.text
+
+
+def test_it_is_skipped_without_two_gpus(monkeypatch, tmp_path):
+    check = next(check for check in plan.CHECKS if check.name == "several")
+    doctor = command.Doctor(command.DoctorSpec(out=str(tmp_path)), None, print)
+    doctor.machine = command.Machine(device="cuda:0")
+    monkeypatch.setattr(command.devices, "gpu_names", lambda: ("cuda:0",))
+    assert doctor._check(check, None).text == "only with 2 GPUs; there is 1"
+    doctor.machine = command.Machine(device="cpu")
+    assert doctor._check(check, None).text == "only on an NVIDIA or AMD GPU"
+
+
 def test_wrong_numbers_do_not_pass(bench, monkeypatch):
     monkeypatch.setattr(checks, "_ppl", lambda folder: 2.40)
     monkeypatch.setattr(plain, "perplexity", lambda model, rows: 2.41)

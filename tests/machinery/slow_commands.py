@@ -100,7 +100,7 @@ REGISTRY = {
     for name, grace in (("wait", 20.0), ("stubborn", 1.0))
 }
 REGISTRY["compute"] = Command("compute", __name__, "ComputeSpec", "Wait (tests).")
-REGISTRY["shared"] = Command("shared", __name__, "SharedSpec", "Wait (tests).")
+REGISTRY["shared"] = Command("shared", __name__, "SharedSpec", "Wait (tests).", grace_s=2.0)
 REGISTRY["resumable"] = Command("resumable", __name__, "ResumableSpec", "Wait (tests).")
 
 

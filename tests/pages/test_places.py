@@ -127,3 +127,22 @@ def test_the_jobs_page_shows_where_a_run_is(tmp_path, monkeypatch):
     text = text_of(at)
     assert "near" in text
     assert "job 11" not in text
+
+
+def test_processes_are_asked_for_where_there_can_be_several_gpus(here, monkeypatch):
+    """With a second GPU, or with a place that may have some; one process unless changed."""
+    from core.runs import devices
+
+    def field():
+        found = open_page("pages/importance.py", "demo").number_input
+        return next((e for e in found if e.label == "Processes"), None)
+
+    assert field() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "gpu_names", lambda: ("cuda:0", "cuda:1"))
+        assert field().value == 1
+    put(here.root, box=CLOSED)
+    at = open_page("pages/importance.py", "demo")
+    processes_field = next(e for e in at.number_input if e.label == "Processes")
+    processes_field.set_value(2).run()
+    assert "--processes 2" in text_of(at)

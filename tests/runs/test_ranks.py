@@ -68,10 +68,9 @@ def test_each_process_takes_a_gpu_of_its_own(gpus):
 
 def test_more_processes_than_rows_are_refused():
     with pytest.raises(DataError, match="4 processes cannot share 3 rows"):
-        ranks.facts("cpu", 4, 3)
-    facts = ranks.facts("cpu", 2, 5)
-    assert facts == {"processes": 2, "devices": ["cpu", "cpu"], "rows_of_each": [2, 3]}
-    assert ranks.facts("cpu", 1, 5) == {}
+        ranks.facts(4, 3)
+    assert ranks.facts(2, 5) == {"processes": 2, "rows_of_each": [2, 3]}
+    assert ranks.facts(1, 5) == {}
 
 
 def test_processes_share_the_memory_of_a_cpu_but_not_of_gpus(gpus, monkeypatch):
@@ -146,6 +145,15 @@ def test_what_a_process_raises_is_the_reason(place, fail, expected):
     assert failed.error == expected.format(pid=pids[1])
     if fail == "crash":
         assert "ZeroDivisionError: seven by zero\n" in failed.log_tail(200) + "\n"
+    all_gone(pids)
+
+
+def test_a_stopped_process_does_not_outlive_a_cancelled_run(place):
+    """The first process waits for it in vain, and leaves by force once its grace is over."""
+    record, pids = started(place, steps=100_000)
+    os.kill(pids[1], signal.SIGSTOP)
+    jobs.cancel(record)
+    wait_for(record, "cancelled")
     all_gone(pids)
 
 
