@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -39,6 +40,20 @@ def size(count: float) -> str:
         count, unit = count / 1024, larger
     decimals = 0 if unit == "B" or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
     return f"{count:,.{decimals}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time span: 8 s, 3 min 5 s, 2 h 10 min, 3 days 4 h; forever if it has no end."""
+    if not math.isfinite(seconds):
+        return "forever"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
 def percent(share: float) -> str:

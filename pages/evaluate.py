@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import recipes
+from core import recipes, words
 from core.charts import evaluate as charts
 from core.checkpoint.vocabulary import default_text, text_of
 from core.data.calibration import SOURCE_HELP
@@ -246,7 +246,7 @@ def estimated(found: list[dict[str, Any]]) -> None:
     flops = [one["flops"] for one in found]
     seconds = [one["seconds"] for one in found]
     memory = max(one["memory_mib"] for one in found)
-    time = f"about {runs.duration(sum(seconds))}, " if all(seconds) else ""
+    time = f"about {words.duration(sum(seconds))}, " if all(seconds) else ""
     work = (
         f"{sum(flops) / 1e9:,.0f} GFLOP, "
         if all(f is not None for f in flops)

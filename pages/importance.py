@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from core import words
 from core.charts import importance as charts
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
@@ -75,7 +76,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         else:
             estimate = command.dry_run(spec)
             seconds = estimate["seconds"]
-            time = f"about {runs.duration(seconds)}, " if seconds else ""
+            time = f"about {words.duration(seconds)}, " if seconds else ""
             say.caption(
                 f"Estimated: {time}{estimate['flops'] / 1e9:,.0f} GFLOP, "
                 f"{estimate['memory_mib']:,.0f} MiB of memory for weights and hidden states."

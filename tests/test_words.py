@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from core.words import block_ranges, by_blocks, size
+from core.words import block_ranges, by_blocks, duration, size
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,11 @@ def test_methods_with_the_same_blocks_are_named_together():
     allowed = {"PPL+": (1, 2), "FLAP": (0, 1, 2, 3), "LLM-Pruner": (1, 2), "by hand": ()}
     assert by_blocks(allowed) == "PPL+, LLM-Pruner in blocks 1 to 2; FLAP in 0 to 3"
     assert by_blocks({"by hand": ()}) == ""
+
+
+def test_durations_read_the_same_everywhere():
+    spans = (0.4, 59.4, 59.6, 185, 3599, 7800, 100_000, 266_400, math.inf)
+    assert [duration(seconds) for seconds in spans] == [
+        "0 s", "59 s", "1 min 0 s", "3 min 5 s", "59 min 59 s", "2 h 10 min", "27 h 46 min",
+        "3 days 2 h", "forever",
+    ]  # fmt: skip

@@ -41,6 +41,8 @@ SMALLER = 0.98
 """Share of the dense model's memory below which memory counts as saved."""
 ALIKE = 0.01
 """Costs this close are equal, if nothing says how noisy they are."""
+AS_FAST = "as fast as dense"
+UNMEASURED = "nothing has been measured"
 SEEN = 0.005
 """A noise below this is not written: it would read 0 %."""
 MIB = 2**20
@@ -232,7 +234,9 @@ class Verdict:
         if take.pays:
             return f"{lead}: {facts}."
         others = replace(take, ppl=None) if _has_lost(take) else take
-        return f"{lead}; {self.facts(others, sized=not self._is_sized)}."
+        others = replace(others, speed=None) if _is_as_fast(take) else others
+        facts = self.facts(others, sized=not self._is_sized)
+        return f"{lead}; {facts}." if facts != UNMEASURED else f"{lead}."
 
     @property
     def short(self) -> str:
@@ -284,7 +288,9 @@ class Verdict:
                 f"has a perplexity of {take.ppl.value:.4g} on {self.text} ({_times(take):.2f} "
                 "times the dense model's)"
             )
-        if not take.is_faster and take.speed:
+        if take.speed and _is_as_fast(take):
+            said.append(f"is {_pace(take.speed)}")
+        elif not take.is_faster and take.speed:
             noisy = (take.speed.noise or 0) > NOISY
             said.append("was measured too noisily to call it faster" if noisy else "is not faster")
         if not take.is_smaller and take.memory and not take.is_faster:
@@ -342,7 +348,7 @@ class Verdict:
             said.append(_pace(one.speed))
         if one.memory and one.memory.times:
             said.append(_share(one.memory))
-        return "; ".join(said) or "nothing has been measured"
+        return "; ".join(said) or UNMEASURED
 
 
 def _has_lost(one: Contender) -> bool:
@@ -350,18 +356,23 @@ def _has_lost(one: Contender) -> bool:
     return one.ppl is not None and _times(one) >= LARGE
 
 
+def _is_as_fast(one: Contender) -> bool:
+    """Whether a variant and the dense model are equally fast, as far as was measured."""
+    return one.speed is not None and not one.is_faster and _pace(one.speed).startswith(AS_FAST)
+
+
 def _pace(speed: Figure) -> str:
     if speed.how == "estimated" and (speed.noise or 0.0) > NOISY:
         return f"speed unclear (measured of its size with a noise of {speed.noise:.0%})"
     if abs(speed.value - 1) < 0.005 and speed.how == "estimated":
-        return "as fast as dense (estimated)"
+        return f"{AS_FAST} (estimated)"
     if speed.how == "estimated":
         return f"about {speed.value:.2f} times as fast (estimated)"
     noise = speed.noise or 0.0
     if noise > NOISY:
         return f"{speed.value:.2f} times as fast, but with a noise of {noise:.0%}"
     if abs(speed.value - 1) <= noise:
-        return f"as fast as dense (the difference is within the noise of {noise:.0%})"
+        return f"{AS_FAST} (the difference is within the noise of {noise:.0%})"
     return f"{speed.value:.2f} times as fast" + (f" (noise {noise:.0%})" if noise >= SEEN else "")
 
 

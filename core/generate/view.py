@@ -9,7 +9,7 @@ from typing import Any
 from core.data.diversity import Diversity
 from core.generate.checks import REASONS
 from core.generate.results import OWN, Pair, Summary
-from core.words import percent
+from core.words import duration, percent
 
 KEPT, LEFT = "#009E73", "rgba(128,128,128,.5)"
 SHOWN = 1200
@@ -24,12 +24,8 @@ def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
         "Prompt tokens": f"{plan['prompt_tokens']:,}",
         "New tokens, at most": f"{plan['most_new_tokens']:,}",
         "Memory": f"{plan['memory_mib']:,.0f} MiB",
-        "Time, at most": "not known" if seconds is None else _span(seconds),
+        "Time, at most": "not known" if seconds is None else f"about {duration(seconds)}",
     }
-
-
-def _span(seconds: float) -> str:
-    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"
 
 
 def sentence(summary: Summary) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -239,6 +238,7 @@ def sample_html(parts: Iterable[Mapping[str, Any]]) -> str:
 def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
     """Return the results of a dry run as label -> text."""
     free, disk = plan["free_bytes"], plan["teacher_disk_bytes"]
+    seconds = plan["seconds"]
     return {
         "Trainable": f"{count(plan['trainable_parameters'])} ({plan['trainable_share']:.1%})",
         "Memory needed": size(plan["memory_bytes"]["total"]),
@@ -246,7 +246,7 @@ def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
         **({"Disk for the teacher": size(disk)} if disk else {}),
         "Tokens": count(plan["tokens"]),
         "Steps": f"{plan['settings']['steps']:,} x {plan['settings']['batch']}",
-        "Time": "not known" if plan["seconds"] is None else f"about {span(plan['seconds'])}",
+        "Time": "not known" if seconds is None else f"about {words.duration(seconds)}",
     }
 
 
@@ -267,13 +267,3 @@ def count(value: float) -> str:
             return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"
         value /= 1000
     return f"{value:.1f} B"
-
-
-def span(seconds: float) -> str:
-    """Return a time span in the most readable unit."""
-    if not math.isfinite(seconds):
-        return "forever"
-    for limit, unit, divisor in ((90, "s", 1), (5400, "min", 60), (129_600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"

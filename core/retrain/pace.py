@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 from core.retrain.results import Summary
 from core.runs import pace
-from core.runs.workspace import Workspace
 
 
 def passes(method: str) -> int:
@@ -20,21 +19,19 @@ def passes(method: str) -> int:
 def flops_per_s(method: str, device: str, parameters: int) -> float | None:
     """Return the operations per second of a finished retraining on ``device``.
 
-    As `core.runs.pace.flops_per_s`: the nearest in size counts, then the same method, then the
-    newest. Without one, the rate of another command that was measured on this device.
+    As `core.runs.pace.nearest` chooses among them: a run of the same ``method`` does the same kind
+    of work. Without one, the rate of another command that was measured on this device.
     """
-    best: tuple[float, bool] = (math.inf, True)
-    rate = None
-    for record in Workspace().runs("retrain"):
-        ours = record.state == "done" and not record.is_elsewhere
-        found = Summary.read(record.path) if ours else None
+    rate = pace.nearest(_rates(method, device), parameters)
+    return rate or pace.measured(("importance", "evaluate", "search"), device, parameters)
+
+
+def _rates(method: str, device: str) -> Iterator[pace.Rate]:
+    for record in pace.finished("retrain"):
+        found = Summary.read(record.path)
         if not found or not (found.training_s and found.tokens and found.parameters):
             continue
-        if not pace.is_on(found.device, device):
-            continue
-        apart = abs(math.log(found.parameters / parameters))
-        key = (round(apart / pace.NEAR), found.method != method)
-        if key < best:
+        if pace.is_on(found.device, device):
             flops = 2.0 * found.parameters * found.tokens * passes(found.method)
-            best, rate = key, flops / found.training_s
-    return rate or pace.measured(("importance", "evaluate", "search"), device, parameters)
+            alike = found.method == method
+            yield pace.Rate(flops / found.training_s, found.parameters, alike)

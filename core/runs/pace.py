@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from core.runs import devices
 from core.runs.results import JsonResult
-from core.runs.workspace import Workspace
+from core.runs.workspace import RunRecord, Workspace
 
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed speed of small models on one core, until something has been measured here."""
@@ -39,23 +39,48 @@ class _Pace(JsonResult):
 def flops_per_s(command: str, device: str, parameters: int) -> float | None:
     """Return the operations per second of a finished run of ``command`` on ``device``.
 
-    Of several, the run whose model is nearest in size to ``parameters`` counts, and of those the
-    newest: a small model spends most of its time on other things than operations, so its rate is
-    many times lower. ``device`` is as ``--device`` has it; rates of another kind of device do not
-    count. None if there is no run.
+    Of several, `nearest` counts: a small model spends most of its time on other things than
+    operations, so its rate is many times lower. ``device`` is as ``--device`` has it; rates of
+    another kind of device do not count. None if there is no run.
     """
-    best, rate = math.inf, None
-    for record in Workspace().runs(command):
-        if record.state != "done" or record.is_elsewhere:  # other machines have other rates
-            continue
+    return nearest(_rates(command, device), parameters)
+
+
+def _rates(command: str, device: str) -> Iterator[Rate]:
+    for record in finished(command):
         found = _Pace.read(record.path) or _Pace()
-        if not (found.flops_per_s and is_on(found.device, device)):
-            continue
-        # runs of earlier versions did not record the size
-        apart = abs(math.log((found.parameters or 1) / parameters))
-        if apart < best - NEAR:
-            best, rate = apart, found.flops_per_s
-    return rate
+        if found.flops_per_s and is_on(found.device, device):
+            yield Rate(found.flops_per_s, found.parameters or 1)  # earlier versions had no size
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The speed of one finished run."""
+
+    flops_per_s: float
+    parameters: int
+    alike: bool = True
+    """Whether it did the same kind of work; counts among models of like size."""
+
+
+def nearest(rates: Iterable[Rate], parameters: int) -> float | None:
+    """Return the rate to go by, of runs from the newest on; None if there are none.
+
+    Models whose sizes are as near to ``parameters`` as the nearest one's, give or take `NEAR`,
+    count alike; of those a run that did the same kind of work, and then the newest.
+    """
+    every = [(abs(math.log(rate.parameters / parameters)), rate) for rate in rates]
+    least = min((apart for apart, _ in every), default=0.0)
+    near = [rate for apart, rate in every if apart < least + NEAR]
+    found = next((rate for rate in near if rate.alike), near[0] if near else None)
+    return found.flops_per_s if found else None
+
+
+def finished(command: str) -> Iterator[RunRecord]:
+    """Yield this machine's finished runs of a command from the newest on."""
+    for record in Workspace().runs(command):
+        if record.state == "done" and not record.is_elsewhere:  # other machines have other rates
+            yield record
 
 
 def is_on(measured: str, wanted: str) -> bool:
@@ -86,9 +111,8 @@ def writing(size: float) -> tuple[float, str]:
     The rate is that of the newest cut in this workspace that copied at least `COUNTED` bytes; until
     there is one, an assumed one.
     """
-    for record in Workspace().runs("prune"):
-        healed = record.spec.get("heal", "none") != "none"
-        if record.state != "done" or record.is_elsewhere or healed:
+    for record in finished("prune"):
+        if record.spec.get("heal", "none") != "none":
             continue
         written = sum(file.stat().st_size for file in record.path.glob("*.safetensors"))
         if written >= COUNTED and (spent := record.seconds - CUT_START_S) > 0:

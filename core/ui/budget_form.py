@@ -107,7 +107,7 @@ def _estimate(found: dict[str, Any]) -> str:
     seconds = found["seconds"]
     time = "Time: unknown until such a run or an importance run has finished on this device."
     if seconds:
-        time = f"Estimated time: about {runs.duration(seconds)}, at the rate of the last run."
+        time = f"Estimated time: about {words.duration(seconds)}, at the rate of the last run."
     return (
         f"{time} KL of {found['sets']:,} versions in {found['passes']:,} block passes (one after "
         f"another: {found['plain_passes']:,}), then {found['timings']:,} timed generations with "

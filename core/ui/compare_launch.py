@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core import recipes
+from core import recipes, words
 from core.benchmark import command as benchmark
 from core.data.calibration import SOURCE_HELP
 from core.errors import DepthcutError, OptionError
@@ -70,12 +70,12 @@ def benchmark_form(known: Study) -> None:
     most = max(p["total_mib"] for p in plan["points"])
     say.caption(
         f"Estimated from {plan['seconds_from']}: up to {plan['generations']} generations in about "
-        f"{runs.duration(plan['seconds'])}; up to {most:,.0f} MiB of memory."
+        f"{words.duration(plan['seconds'])}; up to {most:,.0f} MiB of memory."
     )
     if plan["least_s"] > limit:
         say.warning(
             f"The time limit of {limit:.0f} s cannot be kept: even the fewest generations of every "
-            f"point take about {runs.duration(plan['least_s'])}. Choose fewer variants, smaller "
+            f"point take about {words.duration(plan['least_s'])}. Choose fewer variants, smaller "
             "batches or shorter outputs."
         )
     with st.popover("Memory per point"):

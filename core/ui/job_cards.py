@@ -8,6 +8,7 @@ import time
 
 import streamlit as st
 
+from core import words
 from core.runs import jobs
 from core.runs.workspace import BOOKKEEPING, RunRecord
 from core.ui import again, runs, say, state, widgets
@@ -64,9 +65,9 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
 def _when(record: RunRecord) -> str:
     parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started))]
     if record.finished:
-        parts.append(f"took {runs.duration(record.seconds)}")
+        parts.append(f"took {words.duration(record.seconds)}")
     elif record.is_live:
-        parts.append(f"for {runs.duration(record.seconds)}")
+        parts.append(f"for {words.duration(record.seconds)}")
     if record.device:
         parts.append(f"on {record.device}")
     if record.place:

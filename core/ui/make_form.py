@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from core import words
 from core.checkpoint.drop import Removal
 from core.compare.verdict import NEAR
 from core.errors import DepthcutError
@@ -137,8 +138,8 @@ def _duration(spec: RecipeSpec) -> None:
     longest = max(found.seconds, key=lambda name: found.seconds[name])
     what = STEPS_IN_WORDS.get(longest, longest.replace("-", " of "))
     say.caption(
-        f"Estimated time: about {runs.duration(found.total)}, of which "
-        f"{runs.duration(found.seconds[longest])} for {what}; at {found.origin}."
+        f"Estimated time: about {words.duration(found.total)}, of which "
+        f"{words.duration(found.seconds[longest])} for {what}; at {found.origin}."
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core import words
 from core.errors import DepthcutError
 from core.recipes import earlier
 from core.recipes.spec import RecipeSpec
-from core.ui import runs, say, state
+from core.ui import say, state
 
 
 def draw(spec: RecipeSpec) -> None:
@@ -24,7 +25,7 @@ def draw(spec: RecipeSpec) -> None:
     options = "" if found.is_same_work else ", with other options,"
     least = "" if found.is_whole else "at least "
     took = (
-        f"The last run of this recipe{options} took {least}{runs.duration(found.seconds)} on "
+        f"The last run of this recipe{options} took {least}{words.duration(found.seconds)} on "
         f"{state.names().checkpoint(name, found.record.cwd)}"
     )
     if found.is_same_size:
@@ -34,5 +35,5 @@ def draw(spec: RecipeSpec) -> None:
     else:
         about = least or "about "
         say.caption(
-            f"Estimated time: {about}{runs.duration(found.scaled)}. {took}; scaled by parameters."
+            f"Estimated time: {about}{words.duration(found.scaled)}. {took}; scaled by parameters."
         )

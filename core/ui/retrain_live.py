@@ -79,18 +79,8 @@ def overlaid(records: list[RunRecord]) -> None:
         say.table(differ)
 
 
-def _current(run_id: str, was_live: bool) -> RunRecord | None:
-    """Return the run as it is now; the page is redrawn at its end. None if its folder is gone."""
-    record = read_run(state.workspace().root / run_id)
-    if record is None:
-        st.info("The run's folder no longer exists.")
-    elif was_live != record.is_live and state.is_drawn_alone():
-        st.rerun()
-    return record
-
-
 def _progress(run_id: str, was_live: bool) -> None:
-    record = _current(run_id, was_live)
+    record = runs.current(run_id, was_live)
     if record is None:
         return
     log = _log(record)
@@ -104,7 +94,7 @@ def _progress(run_id: str, was_live: bool) -> None:
 
 def _rates(run_id: str, was_live: bool) -> None:
     """Draw a test of learning rates: its state, the chart and the button that takes one."""
-    record = _current(run_id, was_live)
+    record = runs.current(run_id, was_live)
     if record is None:
         return
     _head(record)
@@ -169,7 +159,7 @@ def _head(record: RunRecord) -> None:
         elif record.state == "done":
             summary = Summary.read(record.path)  # the record's own time is that of the merging
             trained = summary.seconds if summary and summary.seconds else record.seconds
-            st.success(f"Done after {runs.duration(trained)}.")
+            st.success(f"Done after {words.duration(trained)}.")
         else:
             told = runs.how_it_ended(record)
             say.error(told[:1].upper() + told[1:])

@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from core import words
 from core.checkpoint import own_code
 from core.errors import DepthcutError
 from core.runs import jobs
@@ -89,13 +90,24 @@ def show_all(
         show(run_id)
 
 
-def _view(run_id: str, was_live: bool) -> None:
+def current(run_id: str, was_live: bool) -> RunRecord | None:
+    """Return the run that a fragment draws as it is now; None, and said so, if its folder is gone.
+
+    The page is redrawn once if the run has ended, or begun again, since the fragment was drawn as
+    part of the page.
+    """
     record = read_run(state.workspace().root / run_id)
     if record is None:
         st.info("The run's folder no longer exists.")
-        return
-    if was_live and not record.is_live and state.is_drawn_alone():
+    elif was_live != record.is_live and state.is_drawn_alone():
         st.rerun()
+    return record
+
+
+def _view(run_id: str, was_live: bool) -> None:
+    record = current(run_id, was_live)
+    if record is None:
+        return
     with st.container(border=True):
         if record.is_live:
             say.bold(state.names().run(record))
@@ -118,21 +130,11 @@ def day(record: RunRecord) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(record.finished or record.started))
 
 
-def duration(seconds: float) -> str:
-    """Return a time span in readable form: 8 s, 3 min 5 s, 2 h 10 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def expected(seconds: float | None, origin: str | None) -> str:
     """Return the sentence on the time that a run will take, before it starts."""
     if seconds is None:
         return "Time: unknown until a scoring or an evaluation has finished on this device."
-    return f"Estimated time: about {duration(seconds)}, at {origin}."
+    return f"Estimated time: about {words.duration(seconds)}, at {origin}."
 
 
 def progress(record: RunRecord) -> None:
@@ -173,7 +175,7 @@ def share(record: RunRecord) -> float:
 
 def left(record: RunRecord) -> str:
     """Return the time that a live run has left, as the end of a sentence; empty if unknown."""
-    return "" if record.eta_s is None else f", about {duration(record.eta_s)} left"
+    return "" if record.eta_s is None else f", about {words.duration(record.eta_s)} left"
 
 
 def _state(record: RunRecord) -> None:
@@ -237,7 +239,7 @@ def loading_code(folder: Path, adapter: Path | None = None) -> str:
 
 
 def _finished(record: RunRecord) -> None:
-    say.success(f"{state.names().run(record)}: finished in {duration(record.seconds)}.")
+    say.success(f"{state.names().run(record)}: finished in {words.duration(record.seconds)}.")
     if record.holds_checkpoint():
         st.caption("Load it with plain transformers:")
         st.code(loading_code(record.path), language="python")

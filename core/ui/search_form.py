@@ -158,7 +158,7 @@ def _estimate(found: dict[str, Any]) -> str:
     seconds = found["seconds"]
     time = "Time: unknown until a search or an importance run has finished on this device."
     if seconds:
-        time = f"Estimated time: about {runs.duration(seconds)}, at the rate of the last run."
+        time = f"Estimated time: about {words.duration(seconds)}, at the rate of the last run."
     healed = f", {found['sets_healed']:,} of them healed," if found["sets_healed"] else ""
     return (
         f"{time} About {found['sets']:,} sets{healed} in {found['total_passes']:,} block passes; "
@@ -261,7 +261,7 @@ def _results(record: RunRecord, pad: Pad, searches: list[RunRecord]) -> None:
             + (f", {summary.sets_healed:,} of them healed," if summary.sets_healed else "")
             + f" in {summary.passes:,} block passes; measuring one set after another would have "
             f"taken {summary.plain_passes:,}. "
-            f"{runs.duration(summary.seconds)} of measuring, peak memory "
+            f"{words.duration(summary.seconds)} of measuring, peak memory "
             f"{summary.peak_memory_mib:,.0f} MiB."
         )
 

@@ -222,7 +222,12 @@ def test_noise_and_estimates_are_not_sold_as_a_gain(lab):
     one = replace(found.of("cut"), ppl=Figure(11.0, 10.0), memory=None)
     near = replace(one, speed=Figure(1.02, 1.0, "measured", 0.05))
     assert not near.pays
-    assert "as fast as dense (the difference is within the noise of 5%)" in found.facts(near)
+    same = "as fast as dense (the difference is within the noise of 5%)"
+    assert same in found.facts(near)
+    whole = replace(found, group=(near,), take=near)
+    assert f"is {same}; " in whole.sentence
+    assert "not faster" not in whole.sentence
+    assert whole.sentence.count("as fast") == 1
     loud = replace(one, speed=Figure(1.3, 1.0, "measured", 0.4))
     assert "but with a noise of 40%" in found.facts(loud)
     guess = replace(one, speed=Figure(1.3, 1.0, "estimated"))

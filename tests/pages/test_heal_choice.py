@@ -14,7 +14,7 @@ from core.prune import depth
 from core.prune.plan import parameters_after
 from core.runs import pace, workspace
 from core.ui import heal_form
-from core.ui.runs import duration
+from core.words import duration
 
 ROOT = Path(__file__).parents[2]
 HEALING = {

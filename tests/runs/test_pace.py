@@ -32,3 +32,10 @@ def test_a_model_of_like_size_counts_more_than_a_newer_run(tmp_path, monkeypatch
     assert pace.flops_per_s("evaluate", "tpu", 134_000_000) is None
     assert pace.measured(("search", "evaluate"), "cpu", 134_000_000) == 5e10
     assert pace.flops_per_s("search", "cpu", 134_000_000) is None
+
+
+def test_among_models_of_like_size_the_same_kind_of_work_counts():
+    new, other, old = pace.Rate(1.0, 100, alike=False), pace.Rate(2.0, 105), pace.Rate(3.0, 100)
+    assert pace.nearest([new, other, old], 100) == 2.0  # the newest of like size and kind
+    assert pace.nearest([new, pace.Rate(2.0, 300)], 100) == 1.0  # size counts more than kind
+    assert pace.nearest([], 100) is None
