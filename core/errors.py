@@ -12,6 +12,7 @@
     │   ├── NotFiniteError   NaN or infinity in weights, activations or losses
     │   └── OutOfMemoryError the device has too little memory for the request
     ├── Unreachable          exit status 1: a place cannot be reached at the moment
+    ├── HandedOver           exit status 0: other jobs do the rest of the work first
     └── Cancelled            exit status 130
 
 Every error states what is wrong (with the value) and carries a hint: what to do next.
@@ -87,6 +88,12 @@ class NotFiniteError(RunError):
 
 class OutOfMemoryError(RunError):
     """The device has too little memory for the request."""
+
+
+class HandedOver(DepthcutError):
+    """A recipe waits for steps that other jobs carry out; it continues in a later job."""
+
+    exit_status = 0
 
 
 class Cancelled(DepthcutError):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import socket
@@ -23,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DepthcutError, PlaceError
-from core.places import slurm
-from core.runs import jobs, processes, workspace
+from core.places import array, slurm
+from core.runs import elements, jobs, processes, workspace
 from core.runs import status as statuses
 from core.runs.workspace import BOOKKEEPING, FINAL_STATES, read_run
 
@@ -32,6 +34,8 @@ LOOK_S = 0.5
 BREATH_S = 10.0
 """After this long without news a line is sent anyway, so that a broken connection shows."""
 CHUNK = 256 * 1024
+JOB = "job.json"
+"""What is known of the run's latest job: noted before it is submitted, and after."""
 CHECK_S = 240.0
 
 
@@ -39,13 +43,20 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
     """Start a run as ``ask`` describes, or say that it is already going on.
 
     Keys: folder, command, words (after ``python -m core``), spec, python, env, modules, slurm
-    (settings of the place, or None), shared, resumes, margin_s.
+    (settings of the place, or None), shared, resumes, margin_s, attach (a job that was
+    submitted for the same options is taken), fresh (nothing of an earlier job array is).
     """
     folder = Path(ask["folder"])
     book = folder / BOOKKEEPING
     now = read_run(folder)
-    if now and now.is_live and not ask["shared"]:
+    if now and now.is_live and not ask["shared"] and not now.status.get("continues"):
         return {"attached": True, "job": str(now.status.get("job") or "")}
+    name = "depthcut-" + re.sub(r"[^\w.-]+", "-", folder.name)
+    attach = ask["attach"] and ask["slurm"] is not None
+    if attach and (job := _submitted(book, name, _wish(ask))):
+        return {"attached": True, "job": job}
+    if ask["fresh"]:
+        (book / elements.FILE).unlink(missing_ok=True)
     if not ask["shared"]:
         _announce(ask, folder)
     words = [ask["python"], "-m", "core", ask["command"], *ask["words"]]
@@ -54,7 +65,6 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
         _spawn(words, env, ask["modules"], folder)
         return {"attached": False, "job": ""}
     log = str(book / "log.txt")
-    name = "depthcut-" + re.sub(r"[^\w.-]+", "-", folder.name)
     given = slurm.options(ask["slurm"], name, log, int(ask["margin_s"]))
     given += [f"--chdir={folder}"]
     text = slurm.script(
@@ -64,7 +74,37 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
         handle.write(text)  # the environment may hold what others must not read
-    return {"attached": False, "job": slurm.submit(given, str(path))}
+    key = secrets.token_hex(8)
+    noted = {"key": key, "wish": _wish(ask)}
+    workspace.write_json(book / JOB, noted)
+    job = slurm.submit(given, str(path), key)
+    workspace.write_json(book / JOB, {**noted, "job": job})
+    return {"attached": False, "job": job}
+
+
+def _wish(ask: Mapping[str, Any]) -> str:
+    """Return what tells the job that ``ask`` wants from others for the same folder."""
+    same = [word for word in ask["words"] if word not in ("--resume", "--overwrite")]
+    return hashlib.sha256(json.dumps([ask["command"], same]).encode()).hexdigest()[:16]
+
+
+def _submitted(book: Path, name: str, wish: str) -> str:
+    """Return the job that an earlier process has submitted for this run, if it is still going on.
+
+    That process may have been killed before it could tell. Raises `PlaceError` if the job is for
+    other options.
+    """
+    noted = workspace.read_json(book / JOB) or {}
+    key, job = str(noted.get("key") or ""), str(noted.get("job") or "")
+    job = job or (slurm.keyed(name, key) if key else "")
+    if not job or not slurm.look(job).is_going:
+        return ""
+    if noted.get("wish") != wish:
+        raise PlaceError(
+            f"Job {job} of an earlier attempt with other options is still going on.",
+            f"Wait for it, or end it: scancel {job}.",
+        )
+    return job
 
 
 def _announce(ask: Mapping[str, Any], folder: Path) -> None:
@@ -128,8 +168,9 @@ class Watch:
             return {"ended": True, "state": "missing", "status": {}, "job": None}
         state = record.state
         job = self._job() if self.job else None
+        handed_over = elements.pending(self.book) is not None
         if state not in FINAL_STATES and job is not None:
-            continues = record.status.get("continues") is True
+            continues = record.status.get("continues") is True or handed_over
             if job.is_waiting and not continues:
                 state = "queued"
             elif job.is_alive:
@@ -148,6 +189,7 @@ class Watch:
             "host": record.status.get("host") or socket.gethostname(),
             "job": dataclasses.asdict(job) | {"waiting": job.waiting} if job else None,
             "trouble": self.trouble,
+            "handed_over": handed_over,
             "clock": time.monotonic(),
             "time": time.time(),
             **({"how": job.ended} if job and not job.is_alive else {}),
@@ -191,7 +233,8 @@ class Watch:
 def cancel(ask: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a run to stop; a job that has not started is taken out of the queue."""
     folder, job = Path(ask["folder"]), str(ask["job"])
-    if job and slurm.look(job).is_waiting:
+    handed_over = elements.pending(folder / BOOKKEEPING)
+    if job and not handed_over and slurm.look(job).is_waiting:
         slurm.cancel(job)
         return {"state": "cancelled"}
     with contextlib.suppress(OSError):
@@ -203,6 +246,8 @@ def kill(ask: Mapping[str, Any]) -> dict[str, Any]:
     """End a run at once."""
     if ask["job"]:
         slurm.cancel(str(ask["job"]), kill=True)
+        if elements.pending(Path(ask["folder"]) / BOOKKEEPING):
+            array.Array(ask).kill()
         return {"killed": True}
     record = read_run(Path(ask["folder"]))
     return {"killed": bool(record and record.is_live and jobs.LocalLauncher().kill(record))}
@@ -291,6 +336,9 @@ def main() -> int:
     try:
         if action == "watch":
             Watch(ask).run(_say)
+            return 0
+        if action == "array":
+            array.run(ask, _say)
             return 0
         _say(ACTIONS[action](ask))
     except BrokenPipeError:  # the connection ended

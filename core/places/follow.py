@@ -30,7 +30,7 @@ from core.places import inputs, shell, slurm
 from core.places import place as place_file
 from core.places.place import Place
 from core.places.shell import Ssh
-from core.runs import processes, workspace
+from core.runs import elements, processes, workspace
 from core.runs import status as statuses
 from core.runs.failures import as_known
 from core.runs.run import clear, refuse_link
@@ -179,6 +179,8 @@ class Site:
         if self.place.is_slurm:
             env["DEPTHCUT_NO_DEVICE_LOCK"] = "1"
             env["DEPTHCUT_CONTINUES"] = str(self.place.requeue)
+            if self.place.at_once != 1:
+                env[elements.WANTED] = "1"
         return env
 
 
@@ -195,7 +197,7 @@ class Follower:
         self.ask: dict[str, Any] = dict(saved.get("on") or {})
         self.home = workspace.default_root().absolute()
         self.facts: dict[str, Any] = workspace.read_json(self.book / FACTS) or {}
-        self.again = self.facts.pop("again", False) is True
+        self.again = self.was_lost = self.facts.pop("again", False) is True
         self.status = statuses.cleaned(workspace.read_json(self.book / "status.json") or {})
         self.inode = statuses.inode_of(self.book)
         self.asked_to_stop = 0.0
@@ -238,7 +240,15 @@ class Follower:
             self.begin()
         while True:
             last = self.follow()
-            if last["state"] == "continues":
+            if last["state"] == "continues" and last.get("handed_over"):
+                last = self.follow("array")
+                if last["state"] == "refused":
+                    raise PlaceError(f"{self.place.name}: {last['error']}", last["hint"])
+                if last["state"] == "continues":
+                    self.log("The job array has ended; the recipe continues.")
+                    self.begin(resume=True, continued=int(self.facts.get("continued", 0)))
+                    continue
+            elif last["state"] == "continues":
                 self.log("The job stopped before its time limit; the next one continues.")
                 self.used = int(self.facts.get("continued", 0)) + 1
                 self.begin(resume=True, continued=self.used)
@@ -290,29 +300,57 @@ class Follower:
         words = to_arguments(spec)
         if "overwrite" not in hints_of(spec_class):  # whether it may be replaced was decided here
             words = ["--overwrite", *words]
-        env = site.surroundings(self.there, site.root or str(self.home))
-        env["DEPTHCUT_ON"] = json.dumps(self.ask)
-        env["DEPTHCUT_CONTINUES"] = str(max(0, self.place.requeue - continued))
+        env = self.environment() | {
+            "DEPTHCUT_CONTINUES": str(max(0, self.place.requeue - continued))
+        }
         if not getattr(spec, "resume", False):
             self.forget()
         if self.place.is_slurm:
             self.write(state="queued", device="", waiting_for="", continues=False)
-        margin = max(self.place.signal_s, int(self.command.grace_s) + 15)
-        limit = slurm.seconds(self.place.time)
-        margin = min(margin, limit // 4) if limit else margin
         asked: dict[str, Any] = {
             "folder": self.there,
             "command": self.command.name, "words": words,
             "spec": self.sent.spec, "python": site.python, "env": env,
             "modules": list(self.place.modules), "shared": self.shared, "resumes": resumes,
-            "slurm": self.place.to_dict() if self.place.is_slurm else None, "margin_s": margin,
+            "slurm": self.place.to_dict() if self.place.is_slurm else None,
+            "margin_s": self.margin_s, "fresh": not resume,
         }  # fmt: skip
         self.check()
-        found = self.persist(lambda: site.ask("start", **asked))
+        tried = [self.was_lost]
+
+        def start() -> dict[str, Any]:
+            """Start it, or find what an attempt that was cut off has started."""
+            attach, tried[0] = tried[0], True
+            return site.ask("start", **asked, attach=attach)
+
+        found = self.persist(start)
         self.note(started=True, job=found["job"], folder=self.there, continued=continued,
                   log_at=0 if not found["attached"] else self.facts.get("log_at", 0))  # fmt: skip
         what = f"Job {found['job']} was submitted" if found["job"] else "The run was started"
         self.log(f"{what} at {self.place.name}.")
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that the run's jobs there get."""
+        assert self.site is not None
+        env = self.site.surroundings(self.there, self.site.root or str(self.home))
+        return {**env, "DEPTHCUT_ON": json.dumps(self.ask)}
+
+    @property
+    def margin_s(self) -> int:
+        """The seconds before its job's time limit at which the run stops."""
+        margin = max(self.place.signal_s, int(self.command.grace_s) + 15)
+        limit = slurm.seconds(self.place.time)
+        return min(margin, limit // 4) if limit else margin
+
+    def array(self) -> dict[str, Any]:
+        """Return what the agent needs to carry a recipe's independent steps out as a job array."""
+        assert self.site is not None
+        return {
+            "python": self.site.python, "env": self.environment(), "owner": {},
+            "modules": list(self.place.modules), "slurm": self.place.to_dict(),
+            "margin_s": self.margin_s, "most": self.place.at_once, "requeue": self.place.requeue,
+            **({"owner": processes.identity()} if self.shared else {}),
+        }  # fmt: skip
 
     def forget(self) -> None:
         """Remove the results of an earlier attempt here, and what was heard of it."""
@@ -405,18 +443,21 @@ class Follower:
 
     # ---------------------------------------------------------------------------- following
 
-    def follow(self) -> dict[str, Any]:
-        """Keep the record up to date until the run has ended; return the last thing heard."""
+    def follow(self, action: str = "watch") -> dict[str, Any]:
+        """Keep the record up to date until the run has ended; return the last thing heard.
+
+        With the action ``array``, until the job array of its independent steps has ended.
+        """
         tries = 0
         while True:
             try:
-                return self.listen()
+                return self.listen(action)
             except (Unreachable, PlaceError) as error:
                 pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
                 tries = tries + 1 if time.monotonic() - self.heard > 30 else 1
                 self.trouble(error, pause)
 
-    def listen(self) -> dict[str, Any]:
+    def listen(self, action: str) -> dict[str, Any]:
         """Follow the run over one connection; raises `Unreachable` if that breaks."""
         site = self.site
         assert site is not None
@@ -429,8 +470,9 @@ class Follower:
             "metrics_at": metrics.stat().st_size if metrics.exists() else 0,
             "poll_s": float(os.environ.get("DEPTHCUT_SLURM_POLL") or 5.0),
             "shared": self.shared,
+            **(self.array() if action == "array" else {}),
         }
-        with _Lines(site.shell.argv(site.agent("watch")), site.given(asked)) as lines:
+        with _Lines(site.shell.argv(site.agent(action)), site.given(asked)) as lines:
             while True:
                 self.check(stop=False)
                 line = lines.next(TICK_S)
@@ -468,14 +510,13 @@ class Follower:
             "job": (line.get("job") or {}).get("id") or self.facts.get("job", ""),
             "node": line.get("host", "") if line["status"].get("pid") else "",
             "nodes": (line.get("job") or {}).get("nodes", ""),
-            "waiting": (line.get("job") or {}).get("waiting", "")
-            if line["state"] == "queued" and line.get("job")
-            else "",
+            "waiting": line.get("waiting")
+            or ((line.get("job") or {}).get("waiting", "") if line["state"] == "queued" else ""),
             "trouble": line.get("trouble") or "",
             "log_at": line.get("log_at", self.facts.get("log_at", 0)),
         }
         self.note(**facts)
-        if not self.shared and not line.get("ended"):
+        if not line.get("ended") and (not self.shared or "array" in line):
             self.write(**self.mirrored(line))
 
     def mirrored(self, line: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ REASONS = {
     "JobHeldAdmin": "an administrator holds it",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as are allowed",
     "AssocGrpGRES": "your account has reached its limit of GPUs",
+    "JobArrayTaskLimit": "as many steps run as the place allows at once",
 }
 _NO_CONTROLLER = re.compile(r"unable to contact|connection refused|timed out|zero bytes", re.I)
 
@@ -82,6 +83,11 @@ class Job:
         return text + (f". Expected start: {self.start.replace('T', ' ')}." if self.start else ".")
 
     @property
+    def is_going(self) -> bool:
+        """Whether it will still do something: it waits, or it runs and is not about to end."""
+        return self.is_alive and self.state != "COMPLETING"
+
+    @property
     def ended(self) -> str:
         """How it ended without a result of the run, in one sentence."""
         if self.state == GONE:
@@ -113,9 +119,12 @@ def seconds(limit: str) -> int:
 
 
 def options(place: Mapping[str, Any], name: str, log: str, margin_s: int) -> list[str]:
-    """Return sbatch's options for a place's settings; ``log`` gets the output."""
-    words = [f"--job-name={name}", f"--output={_literal(log)}", "--open-mode=append"]
-    for key in ("partition", "account", "qos", "constraint", "time", "gres", "gpus", "nodes"):
+    """Return sbatch's options for a place's settings; ``log`` gets the output.
+
+    A run is one process with its children, so all its GPUs must be on one node.
+    """
+    words = ["--nodes=1", f"--job-name={name}", f"--output={_literal(log)}", "--open-mode=append"]
+    for key in ("partition", "account", "qos", "constraint", "time", "gres", "gpus"):
         if place.get(key):
             words.append(f"--{key}={place[key]}")
     if place.get("cpus"):
@@ -143,27 +152,99 @@ def script(
     ``words`` is ``python -m core COMMAND ...``; a job that SLURM started again continues if the
     command ``resumes``.
     """
-    head, rest = words[:4], words[4:]
+    lines = _head(env, modules, submitted)
+    lines += ["set --", *([_RESUMING] if resumes else []), _command(words)]
+    return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one element of a job array does."""
+
+    words: Sequence[str]
+    """``python -m core COMMAND ...``"""
+    folder: str
+    log: str
+    resumes: bool
+
+
+def array_script(
+    parts: Mapping[int, Part],
+    env: Mapping[str, str],
+    modules: Sequence[str],
+    submitted: Sequence[str] = (),
+) -> str:
+    """Return the script of a job array: each element becomes the command of its number."""
+    lines = [*_head(env, modules, submitted), "set --", 'case "$SLURM_ARRAY_TASK_ID" in']
+    for number, part in parts.items():
+        lines += [
+            f"{number})",
+            f"export DEPTHCUT_DETACHED={shlex.quote(part.folder)}",
+            *([_RESUMING] if part.resumes else []),
+            f"exec >> {shlex.quote(part.log)} 2>&1",
+            _command(part.words),
+            ";;",
+        ]
+    return "\n".join([*lines, "esac", "exit 1"]) + "\n"
+
+
+_RESUMING = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && set -- --resume'
+
+
+def _head(env: Mapping[str, str], modules: Sequence[str], submitted: Sequence[str]) -> list[str]:
     lines = ["#!/bin/bash -l" if modules else "#!/bin/bash"]
     if submitted:
         lines.append("# submitted with: " + shlex.join(submitted).replace("\n", " "))
     if modules:
         lines.append("module load " + shlex.join(modules) + " || exit 1")
     lines += [f"export {key}={shlex.quote(value)}" for key, value in env.items()]
-    lines += ['export DEPTHCUT_JOB="$SLURM_JOB_ID"', "set --"]
-    if resumes:
-        lines.append('[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && set -- --resume')
-    lines.append(f'exec {shlex.join(head)} "$@" {shlex.join(rest)}')
-    return "\n".join(lines) + "\n"
+    return [*lines, 'export DEPTHCUT_JOB="$SLURM_JOB_ID"']
 
 
-def submit(words: Sequence[str], path: str) -> str:
-    """Submit a script with sbatch's options and return the job's number."""
-    told = ask(["sbatch", "--parsable", *words, path])
+def _command(words: Sequence[str]) -> str:
+    return f'exec {shlex.join(words[:4])} "$@" {shlex.join(words[4:])}'
+
+
+def submit(words: Sequence[str], path: str, key: str = "") -> str:
+    """Submit a script with sbatch's options and return the job's number.
+
+    ``key`` becomes its comment, by which `keyed` finds it.
+    """
+    more = [f"--comment={key}"] if key else []
+    told = ask(["sbatch", "--parsable", *more, *words, path])
     number = told.strip().splitlines()[-1].split(";")[0] if told.strip() else ""
     if not number.isdigit():
         raise PlaceError(f"sbatch named no job, but said: {told.strip()[:200]}.")
     return number
+
+
+def keyed(name: str, key: str) -> str:
+    """Return the number of the job that was submitted with ``key``; empty if there is none.
+
+    A process that was killed after sbatch and before it noted the number has left such a job.
+    """
+    told = ask(["squeue", "-h", "-t", "all", f"--name={name}", "-o", "%F|%k"])
+    found = [line.partition("|") for line in told.splitlines()]
+    return next((number for number, _, comment in found if comment == key), "")
+
+
+def elements(number: str) -> dict[int, Job]:
+    """Return what SLURM knows of a job array's elements; those that ended long ago are missing."""
+    form = "%K|%T|%r|%S|%N|%A"
+    try:
+        told = ask(["squeue", "-h", "-t", "all", "-r", "-j", number, "-o", form])
+    except PlaceError as error:
+        if "nvalid job id" not in error.message:
+            raise
+        told = ""
+    found = {}
+    for line in told.splitlines():
+        index, state, reason, start, nodes = (line.split("|") + [""] * 5)[:5]
+        if index.isdigit():
+            start = "" if start in ("N/A", "Unknown") else start
+            reason = "" if reason == "None" else reason
+            found[int(index)] = Job(f"{number}_{index}", state, reason, start, nodes)
+    return found
 
 
 def look(number: str) -> Job:
@@ -190,10 +271,14 @@ def look(number: str) -> Job:
     return Job(number, state.split()[0] if state else GONE, nodes=nodes, exit=status)
 
 
-def cancel(number: str, *, kill: bool = False) -> None:
-    """Cancel a job; with ``kill`` at once, without a chance to stop cleanly."""
-    extra = ["--signal=KILL", "--full"] if kill else []
-    for words in ([*extra, number], [number]) if kill else ([number],):
+def cancel(number: str, *, kill: bool = False, waiting: bool = False) -> None:
+    """Cancel a job, a job array, or an element of one (``ARRAY_INDEX``).
+
+    With ``kill`` at once, without a chance to stop cleanly; with ``waiting`` only what has not
+    started.
+    """
+    extra = ["--signal=KILL", "--full"] if kill else ["--state=PENDING"] if waiting else []
+    for words in ([*extra, number], [number]) if kill else ([*extra, number],):
         try:
             ask(["scancel", *words])
         except PlaceError as error:  # it has ended meanwhile

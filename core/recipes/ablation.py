@@ -44,7 +44,7 @@ def _training(method: str) -> Step:
             chain, method, data=data, also=other, layout="grouped", retention=True, **demo
         )
 
-    return Step(method, "retrain", values)
+    return Step(method, "retrain", values, group="trainings")
 
 
 def table(chain: Chain) -> list[RetrainRow]:

@@ -62,14 +62,13 @@ def steps(spec: RecipeSpec) -> list[Step]:
     """Score on each text, carry out both plans, and evaluate all three models on both texts."""
     names(spec)
     ratio = RATIO if spec.ratio is None else spec.ratio
-    made = [step for side in range(2) for step in _side(spec, side, ratio)]
+    made = [_scored(spec, side) for side in range(2)]
+    for name in SIDES:
+        made += parts.cut(spec, name, "ppl", scores=f"scores-{name}", ratio=ratio)
     return [*made, *(_evaluated(spec, name) for name in ("dense", *SIDES))]
 
 
-def _side(spec: RecipeSpec, side: int, ratio: float) -> list[Step]:
-    name = SIDES[side]
-    scores = f"scores-{name}"
-
+def _scored(spec: RecipeSpec, side: int) -> Step:
     def scored(chain: Chain) -> Mapping[str, Any]:
         return {
             "checkpoint": spec.checkpoint,
@@ -78,10 +77,7 @@ def _side(spec: RecipeSpec, side: int, ratio: float) -> list[Step]:
             "length": min(128, parts.context(spec)),
         }
 
-    return [
-        Step(scores, "importance", scored),
-        *parts.cut(spec, name, "ppl", scores=scores, ratio=ratio),
-    ]
+    return Step(f"scores-{SIDES[side]}", "importance", scored, group="scores")
 
 
 def _evaluated(spec: RecipeSpec, name: str) -> Step:

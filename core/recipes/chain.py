@@ -20,29 +20,31 @@ be inspected, repeated and built upon like any other run::
 
 A step that has finished with the same options is not run again, so a recipe that was cancelled,
 failed or was killed continues at that step; a command that can resume (retrain) does so. A step
-with an instant command (plan) writes its output to ``OUT/STEP/STEP.json``. Options on the recipe's
-own command line (device, dtype, seed, join) are passed to every step that has them, unless the step
-overrides them. No torch here.
+with an instant command (plan) writes its output to ``OUT/STEP/STEP.json``. Steps in a row with the
+same ``group`` do not need one another: at a cluster they are one job array, after which the recipe
+continues with what they left. Options on the recipe's own command line (device, dtype, seed, join)
+are passed to every step that has them, unless the step overrides them. No torch here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from core import commands
-from core.errors import Cancelled, RunError
+from core.errors import Cancelled, HandedOver, RunError
 from core.prune.results import PlanFile
 from core.recipes.spec import RecipeSpec
-from core.runs import devices, jobs, warm, workspace
+from core.runs import devices, elements, jobs, warm, workspace
 from core.runs import status as statuses
 from core.runs.progress import Progress
 from core.runs.results import CsvRow, JsonResult, from_dict
-from core.runs.spec import DeviceOptions, RunSpec, build, hints_of, to_dict
+from core.runs.spec import DeviceOptions, RunSpec, build, hints_of, to_arguments, to_dict
 from core.runs.warm import Template
 from core.runs.workspace import RunRecord, read_run
 
@@ -71,6 +73,8 @@ class Step:
     """Name of an optional step that this one depends on: if it failed, this one is skipped."""
     leaves: str = ""
     """File that it must leave in its folder; a finished step without it is carried out again."""
+    group: str = ""
+    """Steps in a row with the same group do not need one another: at a cluster, a job array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +199,8 @@ class Chain:
 
     def _run_steps(self, steps: list[Step]) -> None:
         for place, step in enumerate(steps):
+            if step.group and elements.wanted():
+                self._hand_over(steps, place)
             self._expect()
             self._report(steps, place, 0.0, step.name, None)
             if step.needs and (step.needs in self.failed or step.needs in self.skipped):
@@ -209,6 +215,36 @@ class Chain:
                 self.failed[step.name] = error.message
                 self.progress.log(error.message)
         self.progress.step(len(steps) * SHARE, len(steps) * SHARE, "done")
+
+    def _hand_over(self, steps: Sequence[Step], place: int) -> None:
+        """Hand the steps of a group that begins at ``place`` over; raises `HandedOver`.
+
+        Returns if there are not two left to do, or if they were handed over and have ended.
+        """
+        group = steps[place].group
+        if place and steps[place - 1].group == group:
+            return
+        rest = itertools.takewhile(lambda step: step.group == group, steps[place:])
+        made = []
+        for step in rest:
+            if {step.needs} & ({*self.failed} | self.skipped):
+                continue
+            with contextlib.suppress(RunError):  # it is raised again when the step has its turn
+                entry, spec = self._prepared(step)
+                record = read_run(self.dir(step.name))
+                if not self._is_done(step, record, spec):
+                    spec = _resuming(entry, spec, record)
+                    words, values = tuple(to_arguments(spec)), to_dict(spec)
+                    made.append(elements.Element(step.name, entry.name, words, values))
+        if elements.ended(self._book, [element.name for element in made]):
+            return
+        if len(made) > 1:
+            elements.Elements(tuple(made)).write(self._book)
+            raise HandedOver(f"{len(made)} independent steps become one job array.")
+
+    @property
+    def _book(self) -> Path:
+        return self.folder / workspace.BOOKKEEPING
 
     def _expect(self) -> None:
         """Ask what the steps take; the first answer decides how far the recipe is."""
@@ -238,15 +274,29 @@ class Chain:
             left_s=statuses.UNKNOWN_S if left is None else left,
         )
 
-    def _run_step(self, steps: Sequence[Step], place: int) -> None:
-        step = steps[place]
+    def _prepared(self, step: Step) -> tuple[commands.Command, RunSpec]:
+        """Return the command of a step that is a run, and its options."""
+        entry, values = self._values(step)
+        return entry, build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
+
+    def _values(self, step: Step) -> tuple[commands.Command, dict[str, Any]]:
         entry = commands.get(step.command)
         values = dict(step.values(self) if callable(step.values) else step.values)
         known = hints_of(entry.spec_class)
         for name in () if entry.is_light(values) else PASSED_ON:
             if name in known and getattr(self.spec, name, None) is not None:
                 values.setdefault(name, getattr(self.spec, name))
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        return entry, {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    def _is_done(self, step: Step, record: RunRecord | None, spec: RunSpec) -> bool:
+        """Whether a step has finished with these options, and left what it must."""
+        whole = not step.leaves or (self.dir(step.name) / step.leaves).is_file()
+        same = record is not None and _alike(record.spec, to_dict(spec))
+        return record is not None and record.state == "done" and same and whole
+
+    def _run_step(self, steps: Sequence[Step], place: int) -> None:
+        step = steps[place]
+        entry, values = self._values(step)
         if not entry.is_run:
             result = entry.load().run(build(entry.spec_class, values))
             workspace.write_json(self.dir(step.name) / f"{step.name}.json", result)
@@ -254,12 +304,12 @@ class Chain:
         spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
         record = read_run(self.dir(step.name))
         same = record is not None and _alike(record.spec, to_dict(spec))
-        whole = not step.leaves or (self.dir(step.name) / step.leaves).is_file()
-        if record and record.state == "done" and same and whole:
+        if self._is_done(step, record, spec):
             self.progress.log(f"{step.name}: already done.")
             return
-        if same and "resume" in known:
-            spec = build(entry.spec_class, {**vars(spec), "resume": True})
+        if record and same and step.group and elements.ended(self._book, [step.name]):
+            raise RunError(f"Step {step.name} {record.state}: {record.error}", record.hint)
+        spec = _resuming(entry, spec, record)
         found = record if record and record.is_live and same else None
         if found:
             self.progress.log(f"{step.name}: resuming the run found in progress.")
@@ -322,6 +372,13 @@ class Chain:
         except BaseException:
             jobs.cancel(record, grace_s=0)
             raise
+
+
+def _resuming(entry: commands.Command, spec: RunSpec, record: RunRecord | None) -> RunSpec:
+    """Return the options that continue an earlier attempt, if there is one and it can be."""
+    same = record is not None and _alike(record.spec, to_dict(spec))
+    able = same and "resume" in hints_of(entry.spec_class)
+    return build(entry.spec_class, {**vars(spec), "resume": True}) if able else spec
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

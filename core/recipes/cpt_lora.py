@@ -5,6 +5,7 @@ The strongest retraining of Shortened LLaMA (arXiv 2402.02834, version 2) at sev
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.recipes import retraining
@@ -20,7 +21,8 @@ def steps(spec: RecipeSpec) -> list[Step]:
     """Prune if necessary; then half continued pretraining and half LoRA, and LoRA alone."""
     return [
         *retraining.pruned_steps(spec),
-        Step("continued", "retrain", lambda chain: _options(chain, "continued", half=True)),
+        _training("continued", lambda chain: _options(chain, "continued", half=True)),
+        _training("lora", lambda chain: _options(chain, "lora", half=False)),
         Step(
             "continued-lora",
             "retrain",
@@ -28,8 +30,11 @@ def steps(spec: RecipeSpec) -> list[Step]:
                 chain, "lora", half=True, checkpoint=chain.dir("continued"), merge=True
             ),
         ),
-        Step("lora", "retrain", lambda chain: _options(chain, "lora", half=False)),
     ]
+
+
+def _training(name: str, values: Callable[[Chain], Mapping[str, Any]]) -> Step:
+    return Step(name, "retrain", values, group="trainings")
 
 
 def _options(chain: Chain, method: str, *, half: bool, **more: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _training(place: int) -> Step:
             template="plain" if both == DEMO else "auto",
         )
 
-    return Step(f"on-{NAMES[place]}", "retrain", values)
+    return Step(f"on-{NAMES[place]}", "retrain", values, group="trainings")
 
 
 def table(chain: Chain) -> list[RetrainRow]:

@@ -54,10 +54,14 @@ def steps(spec: RecipeSpec) -> list[Step]:
     places = suites.find(suites.expand(spec.tasks), spec.task_dir)  # before computing
     task_code.check(places, allowed=spec.allow_task_code)
     found = [parts.scored(spec), parts.evaluated(spec, "dense"), _asked(spec, "dense")]
+    names = [name for name, *_ in variants(spec)]
     for name, criterion, count in variants(spec):
         found += parts.cut(spec, name, criterion, count=count)
-        found += [_retrained(name), parts.evaluated(spec, name)]
-        found += [parts.evaluated(spec, f"lora-{name}"), _asked(spec, f"lora-{name}")]
+    found += map(_retrained, names)
+    rest = [parts.evaluated(spec, name) for name in names]
+    for name in names:
+        rest += [parts.evaluated(spec, f"lora-{name}"), _asked(spec, f"lora-{name}")]
+    found += [replace(step, group="evaluations") for step in rest]
     found.append(Step("speed", "benchmark", lambda chain: timing(chain, *_fastest(spec))))
     return found
 
@@ -91,7 +95,7 @@ def _retrained(name: str) -> Step:
     def options(chain: Chain) -> dict[str, Any]:
         return retraining.restoring(chain, name, data=texts.apart(chain)[0])
 
-    return Step(f"lora-{name}", "retrain", options)
+    return Step(f"lora-{name}", "retrain", options, group="trainings")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from core import words
 from core.checkpoint import locate
+from core.errors import RunError
 from core.prune.results import Pruning
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Step
@@ -68,6 +69,12 @@ def restoring(chain: Chain, name: str, **more: Any) -> dict[str, Any]:
     """Return the options for LoRA on the step ``name``, compared with dense and then merged."""
     found = options(chain, "lora", checkpoint=str(chain.dir(name)), **more)
     return {**found, "dense": chain.spec.checkpoint, "merge": True}
+
+
+def none_left(chain: Chain) -> RunError:
+    """Return the error of a recipe all of whose trainings failed."""
+    why = next(iter(chain.failed.values()))
+    return RunError(f"All {len(chain.failed)} trainings failed. {why}", "Fix that, then restart.")
 
 
 def recovered(dense: float | None, before: float | None, after: float | None) -> float | None:

@@ -39,7 +39,7 @@ def _training(name: str, factor: float, seed: int) -> Step:
         found = retraining.options(chain, "lora", seed=seed)
         return {**found, "lr": found["lr"] * factor, "eval_every": found["steps"]}
 
-    return Step(name, "retrain", values)
+    return Step(name, "retrain", values, optional=True, group="trainings")
 
 
 def table(chain: Chain) -> list[RetrainRow]:
@@ -49,7 +49,7 @@ def table(chain: Chain) -> list[RetrainRow]:
         found: list[float] = []
         label, items = "", 0
         for name, other, seed in _runs(chain.spec):
-            if other != factor:
+            if other != factor or name in chain.failed:
                 continue
             summary = chain.read(name, Summary)
             items = summary.heldout.tokens or 0
@@ -59,7 +59,10 @@ def table(chain: Chain) -> list[RetrainRow]:
             value = summary.heldout_loss_after if share is None else share
             found.append(math.nan if value is None else value)
             rows.append(RetrainRow(label, f"seed {seed}", measure, value, items=items))
-        mean, spread = statistics.mean(found), statistics.stdev(found)
+        if not found:
+            continue
+        mean = statistics.mean(found)
+        spread = statistics.stdev(found) if len(found) > 1 else None
         rows.append(RetrainRow(label, "mean", rows[-1].measure, mean, spread, items))
     return rows
 
@@ -72,20 +75,25 @@ def _rate(chain: Chain, name: str) -> float:
 def verdict(chain: Chain) -> Verdict:
     """Report the mean and spread of the recovery at each learning rate."""
     rows = table(chain)
+    if not rows:
+        raise retraining.none_left(chain)
     RetrainRow.write(chain, rows)
     means = [row for row in rows if row.evaluated_on == "mean"]
-    shown = "; ".join(
-        f"{row.variant}: {row.value:.1%} ± {row.spread:.1%}"
-        if row.measure == "recovered"
-        else f"{row.variant}: loss {row.value:.4f} ± {row.spread:.4f}"
-        for row in means
-    )
-    name = _runs(chain.spec)[0][0]
+    name = next(name for name, *_ in _runs(chain.spec) if name not in chain.failed)
+    failed = f" ({len(chain.failed)} of {len(_runs(chain.spec))} failed)" if chain.failed else ""
     return Verdict(
-        f"Recovered over {SEEDS} seeds, mean and sample standard deviation: {shown}.",
+        f"Recovered over {SEEDS} seeds{failed}, mean and sample standard deviation: "
+        f"{'; '.join(map(_shown, means))}.",
         (retraining.measured(chain, name),),
         {row.variant: {"mean": row.value, "spread": row.spread} for row in means},
     )
+
+
+def _shown(row: RetrainRow) -> str:
+    form = ".1%" if row.measure == "recovered" else ".4f"
+    spread = "" if row.spread is None else f" ± {row.spread:{form}}"
+    what = "" if row.measure == "recovered" else "loss "
+    return f"{row.variant}: {what}{row.value:{form}}{spread}"
 
 
 RECIPE = Recipe(

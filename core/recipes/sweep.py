@@ -1,9 +1,9 @@
 """Recipe ``sweep``: retrain one variant with every combination of some options.
 
 The options are given as ``--grid lr=1e-3,3e-3 --grid loss=ce,kl``; any option of retrain can be
-named. Each combination is a step, so a sweep that was stopped resumes. ``sweep.csv``
-has a row for each combination; ``--within`` limits the time that a training may take to be called
-the best. No torch here.
+named. Each combination is a step, so a sweep that was stopped resumes; at a cluster they are one
+job array. ``sweep.csv`` has a row for each combination that did not fail; ``--within`` limits the
+time that a training may take to be called the best. No torch here.
 """
 
 from __future__ import annotations
@@ -96,13 +96,15 @@ def _training(given: dict[str, Any]) -> Step:
             usual.pop("steps")
         return {**usual, "eval_every": None, **given}
 
-    return Step(_name(given), "retrain", values)
+    return Step(_name(given), "retrain", values, optional=True, group="trainings")
 
 
 def verdict(chain: Chain) -> Verdict:
     """Write the table, and report the best combination."""
     grid, rows, held = grid_of(chain.spec), [], {}
     for values in combinations(chain.spec):
+        if _name(values) in chain.failed:
+            continue
         found = chain.read(_name(values), Summary)
         held[_name(values)] = found
         measured = (
@@ -110,6 +112,8 @@ def verdict(chain: Chain) -> Verdict:
             found.tokens, found.peak_memory_mib,
         )  # fmt: skip
         rows.append((*values.values(), *measured))
+    if not rows:
+        raise retraining.none_left(chain)
     chain.write_csv(TABLE, (*grid, *MEASURES), rows)
     limit = chain.spec.within
     known = {
@@ -120,6 +124,7 @@ def verdict(chain: Chain) -> Verdict:
         and (limit is None or (one.training_s or 0.0) <= limit)
     }
     within = "" if limit is None else f" within {limit:g} s of training"
+    within += f" ({len(chain.failed)} failed)" if chain.failed else ""
     if not known:
         return Verdict(f"None of {len(rows)} trainings reports a recovery{within}.")
     best = max(known, key=known.__getitem__)

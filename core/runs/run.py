@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.commands import Command
-from core.errors import Cancelled, DepthcutError, OutputError
+from core.errors import Cancelled, DepthcutError, HandedOver, OutputError
 from core.runs import devices, processes, workspace
 from core.runs import status as statuses
 from core.runs.device_lock import DeviceLock
@@ -533,6 +533,10 @@ def _carry_out(command: Command, spec: RunSpec, run: Run) -> int:
             return Cancelled.exit_status
         run.finish("cancelled", error=run.why_cancelled)
         return Cancelled.exit_status
+    except HandedOver as error:
+        run.log(str(error))
+        run.hand_over()
+        return error.exit_status
     except BaseException as error:
         run.give_up_reserve()
         known = error if isinstance(error, DepthcutError) else as_known(error, folder=run.dir)
@@ -603,7 +607,7 @@ def save_spec(
 
 def place_words(on: Mapping[str, Any]) -> list[str]:
     """Return the options of the command line that ask for a place."""
-    flags = {"place": "--on", "gpus": "--gpus", "nodes": "--nodes", "time": "--time"}
+    flags = {"place": "--on", "gpus": "--gpus", "time": "--time"}
     return [word for key, flag in flags.items() if on.get(key) for word in (flag, str(on[key]))]
 
 

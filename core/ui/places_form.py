@@ -36,9 +36,9 @@ _LABELS = {
     "time": "Time limit",
     "gres": "Generic resources",
     "gpus": "GPUs",
-    "nodes": "Nodes",
     "cpus": "CPUs of each task",
     "memory": "Memory of each node",
+    "at_once": "Recipe steps at once",
     "requeue": "Continue after the time limit, times",
     "signal_s": "Stop before the time limit (s)",
     "environment": "Environment variables",
@@ -47,8 +47,8 @@ _REACH = (("host", "user", "port"), ("identity", "known_hosts"))
 _THERE = (("folder", "python", "modules"),)
 _JOB = (
     ("partition", "account", "qos", "constraint"),
-    ("time", "gpus", "gres", "nodes"),
-    ("cpus", "memory", "requeue", "signal_s"),
+    ("time", "gpus", "gres", "cpus", "memory"),
+    ("at_once", "requeue", "signal_s"),
 )
 
 

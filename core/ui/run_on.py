@@ -67,7 +67,6 @@ def _job(form: forms.Form, place: Place) -> dict[str, Any]:
     usual: dict[str, Any] = {"placeholder": "default", "width": 160}
     found: dict[str, Any] = {
         "gpus": form.number("gpus", "GPUs", 1, 4096, **usual),
-        "nodes": form.number("nodes", "Nodes", 1, 4096, **usual),
         "time": form.text("time", "Time limit", help="Such as 04:00:00.", **usual).strip(),
     }
     asked = {key: value for key, value in found.items() if value}

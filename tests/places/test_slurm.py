@@ -58,6 +58,7 @@ def test_a_run_is_a_job_and_waits_for_no_lock_of_ours(slurm, place, tmp_path):
     assert "TRES=cpu=1" in (told := slurm.ask("scontrol", "show", "job", job_of(record)))
     assert "TresPerJob=gres:gpu:1" in told
     assert "TimeLimit=00:05:00" in told
+    assert "NumNodes=1 " in told
     go.touch()
     wait_for(record, "done")
     assert (record.path / "result.csv").exists()

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from run_helpers import kill, wait_for, wait_until
 
-from core.errors import Cancelled, RunError
+from core.errors import Cancelled, HandedOver, RunError
 from core.importance.agreement import spearman
 from core.recipes.chain import Chain, Step
 from core.recipes.command import RecipeSpec
-from core.runs import jobs, processes, warm
+from core.runs import elements, jobs, processes, warm
 from core.runs.device_lock import DeviceLock
 from core.runs.progress import SILENT, Progress
 from core.runs.workspace import BOOKKEEPING, STARTING_GRACE_S, read_json, read_run, write_json
@@ -269,3 +269,40 @@ def test_a_signal_to_a_recipe_stops_its_step(place, tmp_path, number, command):
     assert step.state == "cancelled"
     wait_until(lambda: not processes.is_alive(step.status["pid"], step.status["pid_started"]))
     wait_until(lambda: DeviceLock("cpu").holder() is None)
+
+
+def test_independent_steps_are_handed_over_and_what_they_left_is_taken(place, monkeypatch):
+    made = chain(place)
+    good, bad = Step("good", "wait", WAIT, group="all"), {**WAIT, "fail": "error"}
+    steps = [Step("before", "wait", WAIT), good,
+             Step("bad", "wait", bad, optional=True, group="all"),
+             Step("third", "resumable", WAIT, optional=True, group="all"),
+             Step("after", "wait", WAIT)]  # fmt: skip
+    monkeypatch.setenv(elements.WANTED, "1")
+    with pytest.raises(HandedOver, match="3 independent steps become one job array"):
+        made.run(steps)
+    assert read_run(made.dir("before")).state == "done"
+    handed = elements.read(made.folder / BOOKKEEPING)
+    assert handed.names == ("good", "bad", "third")
+    assert handed.elements[1].words[-2:] == ("--fail", "error")
+    for element in handed.elements[:2]:
+        words = [sys.executable, "-m", "core", element.command, *element.words]
+        subprocess.run(words, check=False, env=processes.environment())
+    with pytest.raises(HandedOver, match="2 independent"):  # one that is done is not handed over
+        made.run(steps)
+    left = elements.read(made.folder / BOOKKEEPING)
+    left.noted(made.folder / BOOKKEEPING, ended=True)
+    made.run(steps)
+    assert "3 tokens" in made.failed["bad"]
+    assert read_run(made.dir("third")).state == "done"  # it had never begun
+    assert read_run(made.dir("after")).state == "done"
+    monkeypatch.delenv(elements.WANTED)
+    again = chain(place)
+    again.run(steps)  # here, steps run one after another, failed ones again
+    assert "3 tokens" in again.failed["bad"]
+
+
+def test_a_damaged_list_of_elements_is_none(place, tmp_path):
+    for text in ("", "[1]", '{"elements": [{"name": 3}]}', '{"elements": 7, "indices": []}'):
+        (tmp_path / elements.FILE).write_text(text)
+        assert elements.read(tmp_path) is None
