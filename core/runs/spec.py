@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import numbers
@@ -177,6 +178,7 @@ def _flag(name: str, meta: Any) -> str:
     return name.upper() if meta["positional"] else flag_of(name)
 
 
+@functools.cache
 def hints_of(spec_class: type) -> dict[str, Any]:
     """Return the resolved field types of a spec class."""
     return typing.get_type_hints(spec_class)

@@ -124,8 +124,15 @@ def _actions(record: RunRecord, among: list[RunRecord]) -> None:
 
 
 def manage(record: RunRecord, where: str, among: list[RunRecord]) -> None:
-    """Draw name, tags, note and deletion in a popover; a run in use cannot be deleted."""
-    with st.popover("Manage", icon=":material/more_horiz:"):
+    """Draw name, tags, note and deletion in a popover; a run in use cannot be deleted.
+
+    What is in it is drawn once it is open: it took more than half of the time of a page of runs.
+    """
+    key = f"manage_{where}_{record.id}"
+    opened = st.popover("Manage", icon=":material/more_horiz:", key=key, on_change="rerun")
+    if not opened.open:
+        return
+    with opened:
         st.text_input(
             "Name",
             record.given,

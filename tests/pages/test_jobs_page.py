@@ -87,6 +87,10 @@ def test_rename_and_safe_deletion(root):
         root, "curve", "curve", {"scores": str(root / "scores")}, state="done", finished=time.time()
     )
     at = open_page()
+    assert not [b for b in at.button if b.key == "rename_run_scores"]  # drawn once it is opened
+    for name in ("scores", "curve"):
+        at.session_state[f"manage_run_{name}"] = True
+    at.run()
     at.text_input(key="name_run_scores").set_value("first try").run()
     at.button(key="rename_run_scores").click().run()
     assert read_run(root / "scores").name == "first try"
