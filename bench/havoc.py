@@ -1,11 +1,15 @@
 """Random actions against a workspace of demo runs: ``python -m bench.havoc --minutes 30 [--save]``.
 
-Launches, doubles a launch, queues, cancels, kills (SIGKILL) runs, the live model's process and the
-dashboard, deletes, renames, restarts, asks the live model and turns pages in a real browser, all in
-random order (``--seed``). Then the dust settles: every run that was killed, cancelled or lost is
-restarted and must end well, and nothing may be left over: no process, no ticket in the device's
-queue, no temporary file or folder, no lost run, no page that broke. With ``--save`` the tally goes
-to docs/results/havoc.md. The exit status is 1 if anything was wrong.
+Launches here, at another machine (an sshd on loopback) and at a SLURM cluster (slurmctld and two
+slurmd on loopback), doubles a launch, queues, cancels, kills (SIGKILL) runs, single processes of
+runs that have several, the live model's process, the dashboard, slurmd and sshd, deletes, renames,
+restarts, asks the live model and turns pages in a real browser, all in random order (``--seed``).
+Then the dust settles: every run that was killed, cancelled or lost is restarted and must end well,
+and nothing may be left over: no process, no ticket in the device's queue, no temporary file or
+folder, no job in SLURM's queue, no lost run, no page that broke. What cannot be started here
+(``apt-get install openssh-server munge slurmctld slurmd slurm-client``) is left out, and the tally
+says so. With ``--save`` it goes to docs/results/havoc.md. The exit status is 1 if anything was
+wrong.
 """
 
 from __future__ import annotations
@@ -13,8 +17,11 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
+import getpass
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,10 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.dashboard import ROOT, answers, chromium, settled, start, workspace
+from core import commands
 from core.checkpoint import locate
 from core.errors import DepthcutError
 from core.live import client
+from core.places import place as place_file
 from core.runs import device_lock, jobs, processes
 from core.runs.workspace import MAKERS, RunRecord, Workspace, read_run
 
@@ -39,10 +50,96 @@ MOST_LIVE = 5
 """Runs at once; one computes, the others queue."""
 MOST_RUNS = 60
 SETTLE_S = 1800.0
+AT_ONCE = 4
+"""Runs that are restarted together at the end."""
 TIMEOUT_S = 240.0
 """For a page on a loaded machine."""
 SMALL: dict[str, Any] = {"samples": 4, "length": 32}
 ENDED = ("done", "failed", "cancelled", "lost")
+
+
+@dataclass
+class Servers:
+    """The other machine and the cluster, both on loopback; None if they cannot be started."""
+
+    sshd: Any = None
+    cluster: Any = None
+    absent: list[str] = field(default_factory=list)
+
+    def begin(self, base: Path, where: Workspace, env: dict[str, str]) -> None:
+        """Start what can be started here, and describe it as the places ``box`` and ``farm``."""
+        sys.path.insert(0, str(ROOT / "tests"))
+        import slurm_cluster
+        import ssh_server
+
+        found: dict[str, place_file.Place] = {}
+        program, missing = ssh_server.find()
+        folder = base / "sshd"
+        folder.mkdir(mode=0o700)
+        try:
+            if missing:
+                raise RuntimeError(f"{', '.join(missing)} missing")
+            server = ssh_server.Sshd(folder, program)
+            server.start()
+            self.sshd = server
+            found["box"] = server.place("box", base / "there", environment=env)
+        except RuntimeError as error:
+            self.absent.append(f"another machine over SSH ({error})")
+        folder = base / "slurm"
+        folder.mkdir()
+        try:
+            if problem := slurm_cluster.missing():
+                raise RuntimeError(problem)
+            cluster = slurm_cluster.Cluster(folder)
+            cluster.start()
+            self.cluster = cluster
+            os.environ.update(cluster.env)
+            values = {"kind": "slurm", "python": sys.executable, "requeue": 2, "at_once": 2,
+                      "environment": env, "partition": "wide"}  # fmt: skip
+            found["farm"] = place_file.from_dict("farm", values)
+        except RuntimeError as error:
+            self.absent.append(f"a SLURM cluster ({error})")
+        place_file.save(found, where.root)
+
+    def names(self) -> list[str]:
+        """Return the places that there are."""
+        return ["box"] * bool(self.sshd) + ["farm"] * bool(self.cluster)
+
+    def kill_sshd(self) -> None:
+        """Kill sshd and its connections, and start it again."""
+        for pid in self.sshd.children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.sshd.process.kill()
+        self.sshd.process.wait()
+        self.sshd.start()
+
+    def kill_slurmd(self, node: str) -> None:
+        """Kill the daemon of a node, and start it again."""
+        name = f"slurmd {node}"
+        process = self.cluster.processes.pop(name)
+        process.kill()
+        process.wait()
+        self.cluster.spawn(name, "-D", "-N", node, "-f", str(self.cluster.config))
+
+    def left(self) -> str:
+        """Return the jobs that are still in SLURM's queue."""
+        if not self.cluster:
+            return ""
+        for _ in range(60):
+            told = str(self.cluster.ask("squeue", "-h", "-o", "%i %j %T"))
+            if not told:
+                break
+            time.sleep(0.5)
+        return told
+
+    def end(self) -> None:
+        """End both."""
+        if self.cluster:
+            self.cluster.ask("scancel", "-f", f"--user={getpass.getuser()}")
+            self.cluster.stop()
+        if self.sshd:
+            self.sshd.stop()
 
 
 @dataclass
@@ -52,10 +149,13 @@ class Havoc:
     where: Workspace
     random: random.Random
     page: Any
+    servers: Servers
     done: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
+    killed: set[str] = field(default_factory=set)
+    """Runs of which something was killed: they may have failed, until they are restarted."""
     dashboard: Any = None
     url: str = ""
 
@@ -106,14 +206,35 @@ class Havoc:
             ]
         return pick.choice(wishes)
 
+    def is_full(self) -> bool:
+        """Whether no further run is to be started now."""
+        return len(self.runs()) >= MOST_LIVE or len(self.where.runs()) >= MOST_RUNS
+
     def launch(self) -> None:
         """Start a run; it queues behind the one that computes."""
-        if len(self.runs()) < MOST_LIVE and len(self.where.runs()) < MOST_RUNS:
-            self.known.add(jobs.launch(*self.wish(), self.where).id)
+        if self.is_full():
+            return
+        command, values = self.wish()
+        options = {f.name for f in dataclasses.fields(commands.get(command).spec_class)}
+        if "processes" in options and self.random.random() < 0.3:
+            values = {**values, "processes": 2}
+        self.known.add(jobs.launch(command, values, self.where).id)
+
+    def launch_elsewhere(self) -> None:
+        """Start a run at the other machine, or a job of the cluster, sometimes an array."""
+        if self.is_full() or not self.servers.names():
+            return
+        name = self.random.choice(self.servers.names())
+        command, values = self.wish()
+        if name == "farm" and self.random.random() < 0.3:
+            grid = ("lr=1e-3,3e-3",)
+            command = "recipe"
+            values = {"name": "sweep", "checkpoint": "demo", "steps": 2, "grid": grid}
+        self.known.add(jobs.launch(command, values, self.where, on={"place": name}).id)
 
     def launch_twice(self) -> None:
         """Wish the same from two threads at one moment: one run must start."""
-        if len(self.runs()) >= MOST_LIVE or len(self.where.runs()) >= MOST_RUNS:
+        if self.is_full():
             return
         command, values = self.wish()
         before = {r.id for r in self.where.runs()}
@@ -140,10 +261,43 @@ class Havoc:
     def kill(self) -> None:
         """Kill a run's process; a moment later it must count as ended."""
         for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
+            self.killed.add(record.id)
             if jobs.LocalLauncher().kill(record):
                 now = read_run(record.path)
                 if now is None or now.is_live:
                     self.fault(f"{record.id} still counts as {now and now.state} after SIGKILL")
+
+    def kill_now(self) -> None:
+        """End a run at once, as the page's button does."""
+        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
+            jobs.kill_now(record)
+
+    def kill_rank(self) -> None:
+        """Kill one process of a run that computes in several."""
+        many = [r for r in self.runs() if r.spec.get("processes", 1) > 1 and r.status.get("pid")]
+        for record in self.random.sample(many, min(1, len(many))):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                ranks = psutil.Process(record.status["pid"]).children(recursive=True)
+                if ranks:
+                    self.killed.add(record.id)
+                    self.random.choice(ranks).kill()
+
+    def kill_step(self) -> None:
+        """Kill a step of a recipe: an element of a job array."""
+        steps = [r for r in self.where.runs() if r.parent and r.is_live and r.status.get("pid")]
+        for record in self.random.sample(steps, min(1, len(steps))):
+            self.killed.add(record.parent)
+            jobs.LocalLauncher().kill(record)
+
+    def kill_sshd(self) -> None:
+        """Kill sshd and all its connections; it comes back."""
+        if self.servers.sshd:
+            self.servers.kill_sshd()
+
+    def kill_slurmd(self) -> None:
+        """Kill the daemon of one of the cluster's nodes; it comes back."""
+        if self.servers.cluster:
+            self.servers.kill_slurmd(self.random.choice(("n1", "n2")))
 
     def restart(self) -> None:
         """Restart a run that has not ended well."""
@@ -153,7 +307,7 @@ class Havoc:
 
     def delete(self) -> None:
         """Delete a finished run that nothing builds on, once there are many."""
-        ended = self.runs(*ENDED)
+        ended = [r for r in self.runs(*ENDED) if not (r.is_elsewhere and r.state == "lost")]
         if len(ended) < 12:
             return
         record = self.random.choice(ended)
@@ -217,10 +371,13 @@ class Havoc:
     def go(self, minutes: float) -> None:
         """Perform random actions for a while."""
         weights: dict[Callable[[], None], int] = {
-            self.launch: 12, self.launch_twice: 4, self.cancel: 4, self.kill: 5, self.restart: 5,
+            self.launch: 12, self.launch_twice: 4, self.launch_elsewhere: 8, self.cancel: 4,
+            self.kill: 5, self.kill_now: 1, self.kill_rank: 2, self.kill_step: 2, self.restart: 5,
             self.delete: 3, self.rename: 1, self.ask_live: 4, self.kill_live: 2,
-            self.kill_dashboard: 1, self.turn_page: 6, self.reload: 2,
+            self.kill_sshd: 2, self.kill_slurmd: 2, self.kill_dashboard: 1,
+            self.turn_page: 6, self.reload: 2,
         }  # fmt: skip
+        said = time.monotonic()
         until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
             (act,) = self.random.choices(list(weights), list(weights.values()))
@@ -231,8 +388,12 @@ class Havoc:
             except DepthcutError as error:  # a refusal in one sentence is a right answer
                 self.done["refused"] += 1
                 print(f"{name}: {error}", flush=True)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # the latter: the dashboard did not start
                 self.fault(f"{name}: {type(error).__name__}: {str(error)[:300]}")
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                left = (until - said) / 60
+                print(f"{sum(self.done.values())} actions, {left:.0f} minutes left", flush=True)
             time.sleep(self.random.uniform(0, 2))
 
     def settle(self) -> None:
@@ -240,17 +401,17 @@ class Havoc:
         for record in self.where.runs("live"):
             if record.is_live:
                 client.stop(record)
-        again = [r for r in self.where.runs() if not r.parent and r.command != "live"]
-        again = [r for r in again if r.state in ("lost", "cancelled")]
         self.await_all()
-        for record in again:
-            current = read_run(record.path)
-            if current is None:
-                self.fault(f"{record.id} has vanished")
-            elif current.state in ("lost", "cancelled"):
-                jobs.restart(current)
-                self.done["restarted at the end"] += 1
-                self.await_all()
+        excused = [r for r in self.runs("failed") if r.id in self.killed]
+        again = [*self.runs("lost", "cancelled"), *excused]
+        for first in range(0, len(again), AT_ONCE):
+            some = again[first : first + AT_ONCE]
+            for record in some:
+                with self.noting(f"restarting {record.id}"):
+                    jobs.restart(record)
+                    self.done["restarted at the end"] += 1
+            self.await_all()
+            for record in some:
                 ended = read_run(record.path)
                 if ended is None or ended.state != "done":
                     self.fault(f"{record.id} ended as {ended and (ended.state, ended.error)}")
@@ -270,7 +431,7 @@ class Havoc:
         for lost in sorted(self.known - self.deleted - set(records)):
             self.fault(f"run {lost} is not listed any more")
         for record in records.values():
-            if record.state == "failed":
+            if record.state == "failed" and record.id not in self.killed:
                 self.fault(f"{record.id} failed: {record.error}")
             if record.state == "done" and record.command in MAKERS:
                 with self.noting(f"the checkpoint of {record.id}"):
@@ -294,6 +455,9 @@ class Havoc:
             self.fault(f"{what}: {error}")
 
 
+OURS = (b"core", b"slurm", b"sshd", b"munged")
+
+
 def ours() -> list[int]:
     """Return the processes, other than this one and its browser's, that carry our mark."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
@@ -303,7 +467,7 @@ def ours() -> list[int]:
             with contextlib.suppress(OSError):
                 environ = (folder / "environ").read_bytes().split(b"\0")
                 names = (folder / "cmdline").read_bytes()
-                if mark in environ and b"core" in names:
+                if mark in environ and any(name in names for name in OURS):
                     found.append(int(folder.name))
     return [pid for pid in found if processes.is_alive(pid, None)]
 
@@ -311,12 +475,17 @@ def ours() -> list[int]:
 def words(havoc: Havoc, minutes: float, seed: int) -> str:
     """Return the page for docs/results."""
     acts = sum(v for k, v in havoc.done.items() if k not in ("refused", "restarted at the end"))
+    where = [name for name, there in (("at another machine over SSH", havoc.servers.sshd),
+                                      ("at a SLURM cluster of two nodes", havoc.servers.cluster))
+             if there]  # fmt: skip
     lines = [
         "# Random actions",
         "",
         f"`python -m bench.havoc --minutes {minutes:g} --seed {seed} --save`: {acts} random actions"
         f" on a workspace of demo runs within {minutes:g} minutes, on {os.cpu_count()} cores"
-        " without a GPU. Runs, the live model's process and the dashboard are killed with SIGKILL.",
+        f" without a GPU; runs here{''.join(f', {one}' for one in where)} (all on loopback). What "
+        "is killed is killed with SIGKILL. An action whose object is not there (a step of a "
+        "recipe, a lost run) does nothing, and counts.",
         "",
         "| action | times |",
         "| --- | ---: |",
@@ -326,6 +495,8 @@ def words(havoc: Havoc, minutes: float, seed: int) -> str:
     states = collections.Counter(r.state for r in havoc.where.runs() if not r.parent)
     ends = ", ".join(f"{n} {state}" for state, n in states.most_common())
     lines.append(f"Runs at the end: {ends}; {len(havoc.deleted)} deleted on the way.")
+    if havoc.servers.absent:
+        lines += ["", f"Left out here: {'; '.join(havoc.servers.absent)}."]
     if havoc.wrong:
         lines += ["", "What was wrong:", "", *(f"- {one}" for one in havoc.wrong)]
     else:
@@ -333,9 +504,27 @@ def words(havoc: Havoc, minutes: float, seed: int) -> str:
             "",
             "Nothing was wrong: every run that was killed or cancelled ended well after a restart,"
             " no run was lost from the list, no page broke, and nothing was left over: no process,"
-            " no ticket in the device's queue, no temporary file or folder.",
+            " no ticket in the device's queue, no job in SLURM's, no temporary file or folder.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def clean_up(havoc: Havoc) -> None:
+    """Wait for the end of every process that carries our mark; kill and report what stays."""
+    for _ in range(120):  # a template ends once it notices that its dashboard has gone
+        if not (left := ours()):
+            return
+        time.sleep(0.5)
+    for pid in left:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            havoc.fault(f"process {pid} is left: {command}")
+            os.kill(pid, signal.SIGKILL)
+
+
+def stop(_number: int, _frame: object) -> None:
+    """End as after Ctrl-C, so that everything is cleaned up."""
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -345,33 +534,42 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     os.environ[MARK] = f"{os.getpid()}-{time.monotonic_ns()}"
-    with tempfile.TemporaryDirectory() as base:
-        temporary, locks = Path(base) / "tmp", Path(base) / "locks"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        base = Path(name)
+        temporary, locks = base / "tmp", base / "locks"
         temporary.mkdir()
         locks.mkdir(mode=0o700)
-        os.environ["DEPTHCUT_LOCK_DIR"] = str(locks)
+        own = {MARK: os.environ[MARK], "DEPTHCUT_LOCK_DIR": str(locks), "TMPDIR": str(temporary)}
+        own |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        os.environ |= {"DEPTHCUT_LOCK_DIR": str(locks), "DEPTHCUT_SLURM_POLL": "1"}
         with workspace(f"{base}/workspace") as folder, chromium() as browser:
             os.environ["TMPDIR"] = str(temporary)
             tempfile.tempdir = None
-            havoc = Havoc(Workspace(folder), random.Random(given.seed), browser.new_page())
-            havoc.open()
+            where = Workspace(folder)
+            where.root.mkdir(parents=True, exist_ok=True)
+            servers = Servers()
+            havoc = Havoc(where, random.Random(given.seed), browser.new_page(), servers)
             try:
+                servers.begin(base, where, own)
+                havoc.open()
                 havoc.go(given.minutes)
                 havoc.settle()
+                if told := servers.left():
+                    havoc.fault(f"still in SLURM's queue: {told}")
             finally:
-                havoc.dashboard.terminate()
-                havoc.dashboard.wait()
-            for _ in range(60):  # a template ends once it notices that its dashboard has gone
-                if not (left := ours()):
-                    break
-                time.sleep(0.5)
-            for pid in left:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                havoc.fault(f"process {pid} is left: {command}")
-                os.kill(pid, signal.SIGKILL)
+                if havoc.dashboard:
+                    havoc.dashboard.terminate()
+                    havoc.dashboard.wait()
+                servers.end()
+                clean_up(havoc)
             havoc.look(temporary)
             text = words(havoc, given.minutes, given.seed)
+    if base.exists():
+        shutil.rmtree(base, ignore_errors=True)
+        havoc.fault(f"{base} could not be removed at once")
+        text += f"\nWhat was wrong at the end: {havoc.wrong[-1]}.\n"
     print(text)
     if given.save:
         (ROOT / "docs" / "results" / "havoc.md").write_text(text, encoding="utf-8")
