@@ -224,7 +224,7 @@ def test_noise_and_estimates_are_not_sold_as_a_gain(lab):
     assert not near.pays
     same = "as fast as dense (the difference is within the noise of 5%)"
     assert same in found.facts(near)
-    whole = replace(found, group=(near,))
+    whole = replace(found, group=(near,), quality=near)
     assert f"is {same}; " in whole.sentence
     assert "not faster" not in whole.sentence
     assert whole.sentence.count("as fast") == 1
