@@ -3,7 +3,8 @@
 Fills a workspace with invented runs (`bench.many_runs`), starts a real dashboard on it and talks to
 it as a browser does, over the WebSocket: a draw counts from the request until the server reports
 that the page's script has finished. For every page: the first draw of a server that has just
-started, a new session's draw, a redraw (a click), and redraws of many sessions at the same moment.
+started, a new session's draw, a redraw (a click), redraws of many sessions at the same moment, and
+of many sessions that click now and then (``--pause`` seconds apart on average, at random moments).
 Besides the time on the clock, the server's own CPU time is given, which other work on the machine
 changes little. With ``--browser``, the first paint and the complete page in headless Chromium too.
 """
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import os
 import platform
+import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -85,15 +87,22 @@ class Timing:
     together: float
     """Median over the sessions that drew at the same moment."""
     slowest: float
+    together_cpu: float
+    """Of each of these draws."""
+    paced: float
+    """95th percentile of the draws of sessions that click now and then."""
+    memory_mib: float
+    """Resident memory of the server at the end of this page."""
 
     def row(self) -> str:
         """Return a row of the table."""
         figures = (
             *(self.cold, self.cold_cpu, self.new, self.new_cpu, self.again, self.again_cpu),
-            *(self.together, self.slowest),
+            *(self.together, self.slowest, self.together_cpu, self.paced),
         )
         cells = " | ".join(f"{figure:.2f}" for figure in figures)
-        return f"| {self.page or 'home'} | {cells} | {self.together / self.again:.1f} |"
+        times = f"{self.together / self.again:.1f} | {self.paced / self.again:.1f}"
+        return f"| {self.page or 'home'} | {cells} | {times} | {self.memory_mib:,.0f} |"
 
 
 def cpu_of(process: psutil.Process) -> float:
@@ -109,27 +118,50 @@ async def timed(process: psutil.Process, session: Session) -> tuple[float, float
     return seconds, cpu_of(process) - before
 
 
+async def paced(crowd: list[Session], pause: float, clicks: int) -> float:
+    """Return the 95th percentile of draws, each session clicking at random moments."""
+    chance = random.Random(len(crowd))
+
+    async def one(session: Session, pauses: list[float]) -> list[float]:
+        times = []
+        for wait in pauses:
+            await asyncio.sleep(wait)
+            times.append(await session.draw())
+        return times
+
+    waits = [[chance.expovariate(1 / pause) for _ in range(clicks)] for _ in crowd]
+    found = await asyncio.gather(*map(one, crowd, waits))
+    return statistics.quantiles([time for times in found for time in times], n=20)[-1]
+
+
 async def of_page(
-    process: psutil.Process, url: str, page: str, sessions: int, repeat: int
+    process: psutil.Process, url: str, page: str, arguments: argparse.Namespace
 ) -> Timing:
     """Measure one page."""
     first = Session(url, page)
     cold = await timed(process, first)
     await first.close()
     new, again = [], []
-    for _ in range(repeat):
+    for _ in range(arguments.repeat):
         one = Session(url, page)
         new.append(await timed(process, one))
         again.append(await timed(process, one))
         await one.close()
-    crowd = [Session(url, page) for _ in range(sessions)]
+    crowd = [Session(url, page) for _ in range(arguments.sessions)]
     for one in crowd:
         await one.draw()
+    before = cpu_of(process)
     times = await asyncio.gather(*(one.draw() for one in crowd))
+    together_cpu = (cpu_of(process) - before) / len(crowd)
+    now_and_then = await paced(crowd, arguments.pause, arguments.clicks)
+    memory = process.memory_info().rss / 2**20
     for one in crowd:
         await one.close()
     middle = [statistics.median(x) for x in (*zip(*new, strict=True), *zip(*again, strict=True))]
-    return Timing(page, *cold, *middle, statistics.median(times), max(times))
+    return Timing(
+        page, *cold, *middle, statistics.median(times), max(times), together_cpu, now_and_then,
+        memory,
+    )  # fmt: skip
 
 
 def server_of(url: str) -> psutil.Process:
@@ -156,6 +188,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--sessions", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=5.0, help="s between a session's clicks")
+    parser.add_argument("--clicks", type=int, default=6, help="clicks of each such session")
     parser.add_argument("--pages", default=",".join(PAGES), help="separated by commas")
     parser.add_argument("--browser", action="store_true", help="also in headless Chromium")
     parser.add_argument("--keep", default="", help="a workspace filled earlier")
@@ -163,8 +197,10 @@ def main() -> None:
     arguments = parser.parse_args()
     head = [
         "| page | first draw s | its CPU | new session s | its CPU | redraw s | its CPU "
-        f"| {arguments.sessions} at once, median s | slowest s | x one redraw |",
-        "| --- " + "| ---: " * 9 + "|",
+        f"| {arguments.sessions} at the same moment, median s | slowest s | CPU of each "
+        f"| {arguments.sessions} now and then, p95 s | median at the same moment, x one redraw "
+        "| p95 now and then, x one redraw | memory MiB |",
+        "| --- " + "| ---: " * 13 + "|",
     ]
     with workspace(arguments.keep) as folder:
         if not any(Path(folder).glob("*/.run")):
@@ -174,7 +210,7 @@ def main() -> None:
         with serve() as url:
             process = server_of(url)
             for page in arguments.pages.split(","):
-                found = of_page(process, url, page, arguments.sessions, arguments.repeat)
+                found = of_page(process, url, page, arguments)
                 rows.append(asyncio.run(found).row())
                 print(rows[-1], flush=True)
             if arguments.browser:
@@ -193,8 +229,10 @@ def main() -> None:
         "",
         "Draws at the same moment share one Python process, which runs one thread at a time: the "
         "last one ends after about the CPU of one redraw times the sessions, the median one after "
-        "half of that or more. So the last column falls only with what sessions share, e.g. "
-        "figures of Compare and dry runs of Retrain; less CPU for each draw lowers the seconds.",
+        "half of that or more. So that factor falls only with what sessions share, e.g. figures of "
+        'Compare and dry runs of Retrain; less CPU for each draw lowers the seconds. "Now and '
+        f'then" is how people use it: each of the {arguments.sessions} sessions clicks at random '
+        f"moments, every {arguments.pause:g} s on average.",
         *(["", "In headless Chromium, from the start of the navigation:", ""] + painted)
         * bool(painted),
         "",

@@ -166,3 +166,18 @@ def test_one_at_once_is_one_job(farm, place):
     wait_for(record, "done", seconds=60)
     assert len(submitted(farm, record)) == 1
     assert not workspace.read_json(record.path / BOOKKEEPING / elements.FILE)
+
+
+def test_an_array_is_submitted_over_ssh(slurm, place, sshd, tmp_path):
+    there = tmp_path / "there"
+    plain = sshd.place("farm", there, kind="slurm").environment
+    environment = {**plain, **slurm.env, "DEPTHCUT_TEST_RECIPES": "1"}
+    far = sshd.place("farm", there, kind="slurm", partition="wide", environment=environment)
+    place_file.save({"farm": far}, place.root)
+    record = launch(place, "a|steps=2", "b|fail=error", "c|steps=1")
+    wait_until(lambda: "of 3 steps done" in read_run(record.path).progress[2], 60)
+    wait_for(record, "done", seconds=90)
+    assert (record.path / "fan.csv").read_text().split() == ["name", "a", "c"]
+    assert (record.path / "a" / "result.csv").exists()
+    assert [element(record, n).state for n in "abc"] == ["done", "failed", "done"]
+    assert len(submitted(slurm, record)) == 3
