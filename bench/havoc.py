@@ -27,10 +27,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -43,6 +43,7 @@ from core.places import place as place_file
 from core.runs import device_lock, jobs, processes
 from core.runs.workspace import MAKERS, RunRecord, Workspace, read_run
 
+T = TypeVar("T")
 MARK = "DEPTHCUT_HAVOC"
 """Environment variable that every process of ours carries, so that leaked ones can be found."""
 PAGES = ("", "importance", "prune", "width", "retrain", "evaluate", "benchmark", "compare", "jobs")
@@ -56,6 +57,10 @@ TIMEOUT_S = 240.0
 """For a page on a loaded machine."""
 SMALL: dict[str, Any] = {"samples": 4, "length": 32}
 ENDED = ("done", "failed", "cancelled", "lost")
+
+
+class Nothing(Exception):
+    """There is nothing to which this action could be done now."""
 
 
 @dataclass
@@ -172,6 +177,12 @@ class Havoc:
         """Return finished runs of these commands."""
         return [r for r in self.runs("done") if r.command in commands]
 
+    def one(self, among: Sequence[T]) -> T:
+        """Return one of these at random."""
+        if not among:
+            raise Nothing
+        return self.random.choice(among)
+
     def fault(self, what: str) -> None:
         """Note something that must not happen."""
         self.wrong.append(what)
@@ -213,7 +224,7 @@ class Havoc:
     def launch(self) -> None:
         """Start a run; it queues behind the one that computes."""
         if self.is_full():
-            return
+            raise Nothing
         command, values = self.wish()
         options = {f.name for f in dataclasses.fields(commands.get(command).spec_class)}
         if "processes" in options and self.random.random() < 0.3:
@@ -223,7 +234,7 @@ class Havoc:
     def launch_elsewhere(self) -> None:
         """Start a run at the other machine, or a job of the cluster, sometimes an array."""
         if self.is_full() or not self.servers.names():
-            return
+            raise Nothing
         name = self.random.choice(self.servers.names())
         command, values = self.wish()
         if name == "farm" and self.random.random() < 0.3:
@@ -235,7 +246,7 @@ class Havoc:
     def launch_twice(self) -> None:
         """Wish the same from two threads at one moment: one run must start."""
         if self.is_full():
-            return
+            raise Nothing
         command, values = self.wish()
         before = {r.id for r in self.where.runs()}
         found: list[str] = []
@@ -255,61 +266,61 @@ class Havoc:
 
     def cancel(self) -> None:
         """Ask a run to stop."""
-        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
-            jobs.request_cancel(record)
+        jobs.request_cancel(self.one(self.runs()))
 
     def kill(self) -> None:
         """Kill a run's process; a moment later it must count as ended."""
-        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
-            self.killed.add(record.id)
-            if jobs.LocalLauncher().kill(record):
-                now = read_run(record.path)
-                if now is None or now.is_live:
-                    self.fault(f"{record.id} still counts as {now and now.state} after SIGKILL")
+        record = self.one(self.runs())
+        self.killed.add(record.id)
+        if jobs.LocalLauncher().kill(record):
+            now = read_run(record.path)
+            if now is None or now.is_live:
+                self.fault(f"{record.id} still counts as {now and now.state} after SIGKILL")
 
     def kill_now(self) -> None:
         """End a run at once, as the page's button does."""
-        for record in self.random.sample(self.runs(), min(1, len(self.runs()))):
-            jobs.kill_now(record)
+        jobs.kill_now(self.one(self.runs()))
 
     def kill_rank(self) -> None:
         """Kill one process of a run that computes in several."""
         many = [r for r in self.runs() if r.spec.get("processes", 1) > 1 and r.status.get("pid")]
-        for record in self.random.sample(many, min(1, len(many))):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                ranks = psutil.Process(record.status["pid"]).children(recursive=True)
-                if ranks:
-                    self.killed.add(record.id)
-                    self.random.choice(ranks).kill()
+        record = self.one(many)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank = self.one(psutil.Process(record.status["pid"]).children(recursive=True))
+            self.killed.add(record.id)
+            rank.kill()
 
     def kill_step(self) -> None:
         """Kill a step of a recipe: an element of a job array."""
         steps = [r for r in self.where.runs() if r.parent and r.is_live and r.status.get("pid")]
-        for record in self.random.sample(steps, min(1, len(steps))):
-            self.killed.add(record.parent)
-            jobs.LocalLauncher().kill(record)
+        record = self.one(steps)
+        self.killed.add(record.parent)
+        jobs.LocalLauncher().kill(record)
 
     def kill_sshd(self) -> None:
         """Kill sshd and all its connections; it comes back."""
-        if self.servers.sshd:
-            self.servers.kill_sshd()
+        if not self.servers.sshd:
+            raise Nothing
+        self.servers.kill_sshd()
 
     def kill_slurmd(self) -> None:
         """Kill the daemon of one of the cluster's nodes; it comes back."""
-        if self.servers.cluster:
-            self.servers.kill_slurmd(self.random.choice(("n1", "n2")))
+        if not self.servers.cluster:
+            raise Nothing
+        self.servers.kill_slurmd(self.random.choice(("n1", "n2")))
 
     def restart(self) -> None:
         """Restart a run that has not ended well."""
         ended = self.runs("lost", "cancelled", "failed")
-        if ended and len(self.runs()) < MOST_LIVE:
-            jobs.restart(self.random.choice(ended))
+        if len(self.runs()) >= MOST_LIVE:
+            raise Nothing
+        jobs.restart(self.one(ended))
 
     def delete(self) -> None:
         """Delete a finished run that nothing builds on, once there are many."""
         ended = [r for r in self.runs(*ENDED) if not (r.is_elsewhere and r.state == "lost")]
         if len(ended) < 12:
-            return
+            raise Nothing
         record = self.random.choice(ended)
         self.where.delete(record)
         self.deleted.add(record.id)
@@ -318,15 +329,14 @@ class Havoc:
 
     def rename(self) -> None:
         """Give a run a name of its own."""
-        for record in self.random.sample(self.runs(*ENDED)[:5], min(1, len(self.runs(*ENDED)))):
-            name = f"run {self.random.randrange(1000)}"
-            if self.where.rename(record, name).name != name:
-                self.fault(f"{record.id} was not renamed")
+        record, name = self.one(self.runs(*ENDED)[:5]), f"run {self.random.randrange(1000)}"
+        if self.where.rename(record, name).name != name:
+            self.fault(f"{record.id} was not renamed")
 
     def ask_live(self) -> None:
         """Ask the live model for a perplexity; it may have been killed a moment ago."""
         if self.runs():
-            return  # the live model would wait for the device
+            raise Nothing  # the live model would wait for the device
         record = client.ensure(self.where, {"checkpoint": "demo"})
         self.known.add(record.id)
         skip = sorted(self.random.sample(range(1, 7), 2))
@@ -338,8 +348,9 @@ class Havoc:
 
     def kill_live(self) -> None:
         """Kill the live model's process."""
-        if (record := client.running(self.where)) is not None:
-            jobs.LocalLauncher().kill(record)
+        if (record := client.running(self.where)) is None:
+            raise Nothing
+        jobs.LocalLauncher().kill(record)
 
     def kill_dashboard(self) -> None:
         """Kill the dashboard and start it again at the same address."""
@@ -385,6 +396,8 @@ class Havoc:
             try:
                 act()
                 self.done[name] += 1
+            except Nothing:
+                continue
             except DepthcutError as error:  # a refusal in one sentence is a right answer
                 self.done["refused"] += 1
                 print(f"{name}: {error}", flush=True)
@@ -435,7 +448,7 @@ class Havoc:
                 self.fault(f"{record.id} failed: {record.error}")
             if record.state == "done" and record.command in MAKERS:
                 with self.noting(f"the checkpoint of {record.id}"):
-                    locate.open(str(record.path), need="weights")
+                    locate.open(str(record.path), need="weights", quantized=True)
         for path in sorted(self.where.root.rglob(".*")):
             if path.name.endswith(".tmp") or path.name.startswith(".deleted-"):
                 self.fault(f"left over: {path.relative_to(self.where.root)}")
@@ -484,8 +497,7 @@ def words(havoc: Havoc, minutes: float, seed: int) -> str:
         f"`python -m bench.havoc --minutes {minutes:g} --seed {seed} --save`: {acts} random actions"
         f" on a workspace of demo runs within {minutes:g} minutes, on {os.cpu_count()} cores"
         f" without a GPU; runs here{''.join(f', {one}' for one in where)} (all on loopback). What "
-        "is killed is killed with SIGKILL. An action whose object is not there (a step of a "
-        "recipe, a lost run) does nothing, and counts.",
+        "is killed is killed with SIGKILL.",
         "",
         "| action | times |",
         "| --- | ---: |",

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import numbers
@@ -178,10 +177,14 @@ def _flag(name: str, meta: Any) -> str:
     return name.upper() if meta["positional"] else flag_of(name)
 
 
-@functools.cache
+_hints: dict[type, dict[str, Any]] = {}
+
+
 def hints_of(spec_class: type) -> dict[str, Any]:
-    """Return the resolved field types of a spec class."""
-    return typing.get_type_hints(spec_class)
+    """Return the resolved field types of a spec class, which are kept."""
+    if spec_class not in _hints:
+        _hints[spec_class] = typing.get_type_hints(spec_class)
+    return _hints[spec_class]
 
 
 def add_arguments(parser: argparse.ArgumentParser, spec_class: type) -> None:
