@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import dataclasses
 import getpass
 import os
 import random
@@ -35,7 +34,6 @@ from typing import Any, TypeVar
 import psutil
 
 from bench.dashboard import ROOT, answers, chromium, settled, start, workspace
-from core import commands
 from core.checkpoint import locate
 from core.errors import DepthcutError
 from core.live import client
@@ -53,6 +51,10 @@ MOST_RUNS = 60
 SETTLE_S = 1800.0
 AT_ONCE = 4
 """Runs that are restarted together at the end."""
+SHARED = ("importance", "retrain")
+"""Commands that are sometimes carried out by two processes (`--processes`)."""
+RANK_S = 120.0
+"""Within this time a run must have ended of which a rank was killed, on a loaded machine."""
 TIMEOUT_S = 240.0
 """For a page on a loaded machine."""
 SMALL: dict[str, Any] = {"samples": 4, "length": 32}
@@ -226,8 +228,7 @@ class Havoc:
         if self.is_full():
             raise Nothing
         command, values = self.wish()
-        options = {f.name for f in dataclasses.fields(commands.get(command).spec_class)}
-        if "processes" in options and self.random.random() < 0.3:
+        if command in SHARED and self.random.random() < 0.4:
             values = {**values, "processes": 2}
         self.known.add(jobs.launch(command, values, self.where).id)
 
@@ -282,13 +283,19 @@ class Havoc:
         jobs.kill_now(self.one(self.runs()))
 
     def kill_rank(self) -> None:
-        """Kill one process of a run that computes in several."""
+        """Kill one process of a run that computes in several; the run must not stay live."""
         many = [r for r in self.runs() if r.spec.get("processes", 1) > 1 and r.status.get("pid")]
         record = self.one(many)
         with contextlib.suppress(psutil.NoSuchProcess):
             rank = self.one(psutil.Process(record.status["pid"]).children(recursive=True))
             self.killed.add(record.id)
             rank.kill()
+            until = time.monotonic() + RANK_S
+            while (now := read_run(record.path)) and now.is_live:
+                if time.monotonic() > until:
+                    self.fault(f"{record.id} is still {now.state} after a rank was killed")
+                    break
+                time.sleep(0.5)
 
     def kill_step(self) -> None:
         """Kill a step of a recipe: an element of a job array."""
