@@ -109,7 +109,7 @@ class Servers:
         place_file.save(found, where.root)
 
     def names(self) -> list[str]:
-        """Return the places that there are."""
+        """Return the names of the places."""
         return ["box"] * bool(self.sshd) + ["farm"] * bool(self.cluster)
 
     def kill_sshd(self) -> None:
