@@ -9,6 +9,7 @@ question leaves its results for later ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import OrderedDict
@@ -81,7 +82,7 @@ class WhatIf:
         self._threads = torch.get_num_threads() if small else 1
         rows = max(1, CHUNK_TOKENS.get(view.device.type, 1024) // tokens)
         rows = min(rows, math.ceil(len(ids) / self._threads))
-        self._chunks = ids.split(rows)
+        self._chunks = ids.split(_sizes(len(ids), rows, self._threads))
         self.windows, self._tokens = ids.shape
         width = torch.finfo(view.dtype).bits // 8
         self._state_bytes = ids.numel() * view.hidden_size * width
@@ -135,7 +136,8 @@ class WhatIf:
         kept = tuple(self._units(removal))
         losses = self._losses.setdefault(kept, [])
         most = self.windows if windows is None else windows
-        numbers = range(len(losses), math.ceil(most / len(self._chunks[0])))
+        ends = itertools.accumulate(map(len, self._chunks))
+        numbers = range(len(losses), 1 + next(at for at, end in enumerate(ends) if end >= most))
         passes = 0
         with out_of_memory_explained("measuring perplexity"):
             for found, computed in self._chunk_losses(numbers, kept, check, layers):
@@ -252,6 +254,16 @@ class WhatIf:
         others = [p for p in states if not _is_dense(p)]
         for oldest in others[: max(0, len(others) - self._others)]:
             del states[oldest]
+
+
+def _sizes(windows: int, rows: int, threads: int) -> list[int]:
+    """Return the windows of each chunk: ``rows``, but one of each of the first ``threads``.
+
+    So that all cores work on the first figure, which is over few windows.
+    """
+    first = [1] * min(threads, windows) if threads > 1 and rows > 1 else []
+    left = windows - len(first)
+    return first + [min(rows, left - at) for at in range(0, left, rows)]
 
 
 def _exp(nll: float) -> float:

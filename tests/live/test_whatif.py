@@ -12,6 +12,7 @@ import torch
 from live_helpers import CPU, naive_perplexity, windows_of
 
 from core.errors import DataError, PlanError
+from core.live import whatif as whatif_module
 from core.live.whatif import WhatIf
 from core.model import loading
 from core.model.blocks import BlockView
@@ -97,6 +98,22 @@ def test_an_abandoned_question_leaves_what_it_computed(whatif):
     assert rest.block_passes == 4 * (len(text._chunks) - 2)
     text.forget()
     assert text.answer((2,)).ppl == pytest.approx(rest.ppl, rel=1e-9)
+
+
+def test_the_first_windows_go_to_all_cores(whatif):
+    _, windows, text = whatif()
+    one = [text.answer((1,), windows=count).ppl for count in (1, 2, 3, len(windows))]
+    text.forget()
+    sizes = whatif_module._sizes(len(windows), 3, 2)
+    assert sizes[:3] == [1, 1, 3]
+    assert sum(sizes) == len(windows)
+    assert whatif_module._sizes(5, 3, 1) == [3, 2]
+    text._chunks, text._threads = torch.tensor(windows).split(sizes), 2
+    text._plan(100)
+    quick = text.answer((1,), windows=2)
+    assert quick.block_passes == 2 * (tiny.BLOCKS - 1)
+    parts = [quick.ppl, *(text.answer((1,), windows=c).ppl for c in (3, len(windows)))]
+    assert parts == pytest.approx(one[1:], rel=1e-6)
 
 
 def test_what_cannot_be_asked(whatif):
