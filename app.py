@@ -8,7 +8,7 @@ from core.prune import known
 from core.study import lineage
 from core.ui import doctor, frame, places_form, recipes, state, study_form
 from core.ui.say import plain
-from core.words import size
+from core.words import parameters, size
 
 frame.start("Home")
 st.title("Depthcut")
@@ -39,14 +39,24 @@ tiles = st.columns(4)
 short = plain(name.rstrip("/").rsplit("/", 1)[-1])
 tiles[0].metric("Checkpoint", short, border=True, help=plain(name))
 tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
-tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
+tiles[2].metric(
+    "Parameters", parameters(info.parameters, exact=True), border=True, help=f"{info.parameters:,}"
+)
 weights = size(info.stored_bytes)
 tiles[3].metric(f"Weights, {plain(info.dtype)}", weights, border=True)
 
 study_form.panel(name)
 
 st.subheader("Next step")
-if not scored:
+if not info.has_weights:
+    st.markdown(
+        "There are no weights here, so nothing can be measured. See what each step would take on a "
+        "GPU, or choose blocks by hand and see what is left."
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        frame.step("checkpoint", "See what each step takes")
+        frame.link("prune", "Choose blocks to drop")
+elif not scored:
     st.markdown("Measure what every block is worth. This takes seconds on a small model.")
     frame.step("importance", "Score the blocks")
 elif not pruned:

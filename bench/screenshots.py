@@ -2,9 +2,10 @@
 
 Starts the dashboard on its own workspace, fills it from the command line with runs of the demo
 checkpoint (takes some minutes) and with those of SmolLM2 that `bench.smollm2` has left in
-``--proof``, and captures each page in a headless Chromium. Pages that show a real model are left
-out if there are no such runs. ``--workspace`` keeps and reuses the runs; ``--out``, ``--dark`` and
-``--width`` are for inspecting pages; by default the images go to docs/img.
+``--proof``, and captures pages in a headless Chromium: ``--pages``, by default those in the README,
+whose other pictures are `bench.walk`'s. Pages that show a real model are left out if there are no
+such runs. ``--workspace`` keeps and reuses the runs; ``--out``, ``--dark`` and ``--width`` are for
+inspecting pages; by default the images go to docs/img.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PAGES = {
     "jobs": (REAL, "jobs", 700),
 }
 """Name of the screenshot -> checkpoint, path of the page, and height of the window."""
+README = ("presentation",)
+"""Those that the README shows."""
 
 
 def take(url: str, out: Path, dark: bool, width: int, models: dict[str, str]) -> None:
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--width", type=int, default=1440)
-    parser.add_argument("--pages", nargs="*", choices=tuple(PAGES), default=list(PAGES))
+    parser.add_argument("--pages", nargs="*", choices=tuple(PAGES), default=list(README))
     parser.add_argument(
         "--workspace", default="", help="workspace to use and keep; filled if empty"
     )

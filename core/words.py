@@ -56,6 +56,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
+def parameters(count: float, *, exact: bool = False) -> str:
+    """Return a number of parameters as people say it: 134.5 M, 70.55 B.
+
+    ``exact``: all its digits, as long as they fit a tile.
+    """
+    if count < (1e10 if exact else 1e6):
+        return f"{count:,.0f}"
+    value, unit = (count / 1e9, "B") if count >= 1e9 else (count / 1e6, "M")
+    return f"{value:.4g} {unit}"
+
+
 def percent(share: float) -> str:
     """Format a share in whole percent; never -0%."""
     text = f"{share:.0%}"

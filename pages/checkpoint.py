@@ -12,7 +12,7 @@ from core.checkpoint.inspect_command import InspectSpec
 from core.runs import jobs
 from core.ui import estimate_table, frame, heal_form, say, state, study_form, widgets
 from core.ui.say import plain
-from core.words import size
+from core.words import parameters, size
 
 frame.start("Checkpoint")
 name = state.active_checkpoint()
@@ -26,7 +26,9 @@ if info.imported:
 tiles = st.columns(4)
 tiles[0].metric("Family", plain(info.family), border=True)
 tiles[1].metric("Blocks", f"{info.blocks:d}", border=True)
-tiles[2].metric("Parameters", f"{info.parameters:,}", border=True)
+tiles[2].metric(
+    "Parameters", parameters(info.parameters, exact=True), border=True, help=f"{info.parameters:,}"
+)
 tiles[3].metric(
     "On disk", size(info.disk_bytes) if info.has_weights else "config only", border=True
 )

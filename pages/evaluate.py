@@ -13,7 +13,6 @@ from core import recipes, words
 from core.charts import evaluate as charts
 from core.checkpoint.vocabulary import default_text, text_of
 from core.data.calibration import SOURCE_HELP
-from core.demo.questions import SKILLS
 from core.errors import DepthcutError
 from core.evaluate import by_content, command, generation
 from core.evaluate import estimate as work
@@ -296,8 +295,8 @@ def skills(known: Study) -> None:
     st.subheader("What each block is for")
     if not found:
         st.info(
-            "Not measured yet. Choose tasks above and switch on 'Repeat with each block removed'; "
-            f"the demo has {len(SKILLS)} skills."
+            "Not measured yet. Choose tasks above and switch on 'Repeat with each block removed': "
+            "it shows which tasks suffer without which block."
         )
         return
     by_id = {record.id: (record, summary, rows) for record, summary, rows in found}

@@ -115,10 +115,13 @@ def questions(found: Verdict, one: Contender) -> None:
     st.subheader("What it still knows")
     said = [f"Answers {answers.sentence}." for answers in one.answers[:MOST_TASKS]]
     said += [f"Writes the answer to {answers.sentence}." for answers in one.written[:MOST_TASKS]]
-    half = -(-len(said) // 2) if len(said) > SINGLE else len(said)
-    for lines, column in zip((said[:half], said[half:]), st.columns(2), strict=True):
-        with column:
-            say.bullets(lines)
+    if len(said) <= SINGLE:
+        say.bullets(said)
+    else:
+        half = -(-len(said) // 2)
+        for lines, column in zip((said[:half], said[half:]), st.columns(2), strict=True):
+            with column:
+                say.bullets(lines)
     for example in examples(found.study, one.answers or one.written):
         with st.container(border=True):
             say.caption(f"One of the {example.words}")

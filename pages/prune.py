@@ -252,7 +252,12 @@ def keyboard_pad(pad: Pad, known: Known) -> None:
         on_change=prune_pad.picked,
         args=(pills,),
     )
-    with st.expander("Attention or MLP of single blocks"):
+    parts = widgets.form(
+        "parts", "Attention or MLP of single blocks", opened=bool(pad.removal.partial)
+    )
+    if not parts.open:
+        return
+    with parts:
         st.caption(
             "Of a block that stays. A block without attention keeps no key/value cache. Such a "
             "variant carries its own modelling code and loads with trust_remote_code=True."
@@ -300,15 +305,17 @@ def curve_launcher(pad: Pad, known: Known, name: str, first: int, last: int) -> 
         **forms.Form("curve", name).base,
     }
     spec = CurveSpec(**values, out="DIR")
-    with st.expander("Measure this curve"):
-        st.caption("Removes the blocks one by one and measures after each removal, in one run.")
-        on = run_on.choose("curve", name)
-        if not on and (time := curve_time(spec)):  # rates are those of this machine
-            say.caption(time)
-        st.code(jobs.command_line("curve", spec, on), language="bash", wrap_lines=True)
-        if st.button("Measure the curve", icon=":material/play_arrow:"):
-            record = runs.launch_once("curve", values, on)
-            pad.curve = record.id if record else pad.curve
+    form = widgets.form("curve", "Measure this curve")
+    if form.open:
+        with form:
+            st.caption("Removes the blocks one by one and measures after each removal, in one run.")
+            on = run_on.choose("curve", name)
+            if not on and (time := curve_time(spec)):  # rates are those of this machine
+                say.caption(time)
+            st.code(jobs.command_line("curve", spec, on), language="bash", wrap_lines=True)
+            if st.button("Measure the curve", icon=":material/play_arrow:"):
+                record = runs.launch_once("curve", values, on)
+                pad.curve = record.id if record else pad.curve
     runs.show_all("curve", started=[pad.curve])
 
 
@@ -407,6 +414,8 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
 
 prune_pad.adopt_run()
 frame.start("Prune", dense=True)
+if not state.current_checkpoint():
+    st.title("Prune")
 name = state.active_checkpoint()
 pad = prune_pad.current()
 info = state.inspect(name)
@@ -436,8 +445,9 @@ with right:
     outcome = st.container()
     asked = cockpit.sizes(form, info)
 with outcome:
-    cockpit.draw(name, pad, known, asked, rows)
+    fill_in = cockpit.draw(name, pad, known, asked, rows)
 keyboard_pad(pad, known)
+fill_in()
 chosen = known.chosen_by(pad.criterion, pad.removal, first, last)
 make_form.draw(name, pad.removal.below(info.blocks), "prune", pad.criterion if chosen else "")
 kept_blocks = {

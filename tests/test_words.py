@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from core.words import block_ranges, by_blocks, duration, size
+from core.words import block_ranges, by_blocks, duration, parameters, size
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ from core.words import block_ranges, by_blocks, duration, size
 )
 def test_sizes_have_three_digits_in_the_unit_that_reads_best(count, text):
     assert size(count) == text
+
+
+def test_parameters_are_short_or_exact_as_long_as_they_fit():
+    counts = (32_096, 2_222_464, 134_515_008, 70_553_706_496)
+    assert [parameters(n) for n in counts] == ["32,096", "2.222 M", "134.5 M", "70.55 B"]
+    exact = [parameters(n, exact=True) for n in counts]
+    assert exact == ["32,096", "2,222,464", "134,515,008", "70.55 B"]
 
 
 def test_block_ranges_name_every_block_once():

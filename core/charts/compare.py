@@ -155,7 +155,7 @@ def _bars(
             y=[label],
             orientation="h",
             name=label,
-            text=[palette.number(amount)],
+            text=[f"{amount:.2f}" if metric == "speedup" else palette.number(amount)],
             textposition="outside",
             cliponaxis=False,
             marker={

@@ -85,7 +85,7 @@ def log_bar(title: str, low: float, high: float, *, more: bool = False) -> dict[
 
 
 BELOW_BAR = {
-    "margin": {"l": 10, "r": 10, "t": 96, "b": 56},
+    "margin": {"l": 10, "r": 10, "t": 80, "b": 56},
     "xaxis": {"automargin": False, "title": {"standoff": 30}},
 }
 """Space for `colour_bar`; if Plotly makes it automatically, it misplaces the axis title."""

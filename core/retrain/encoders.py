@@ -79,7 +79,7 @@ class FileTokenizer:
         if not path.is_file():
             raise CheckpointError(
                 f"{folder} has no tokenizer.json, so tokens cannot be counted in advance.",
-                "Save the tokenizer with transformers, or start without --dry-run.",
+                "Save the tokenizer with transformers. Only estimates need that file.",
             )
         self._tokenizer = read_tokenizer(path)
         tokens = chat.special_tokens(folder)
@@ -141,8 +141,8 @@ class PieceTokenizer:
         """Raise `CheckpointError`: sentencepiece alone does not read a template's tokens whole."""
         raise CheckpointError(
             "Conversations cannot be previewed with a tokenizer.model alone.",
-            "Save the tokenizer with transformers, which adds tokenizer.json, or start without "
-            "--dry-run.",
+            "Save the tokenizer with transformers, which adds tokenizer.json. Only a preview needs "
+            "that file.",
         )
 
     def pieces(self, ids: Sequence[int]) -> list[str]:

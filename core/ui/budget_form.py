@@ -45,8 +45,11 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     )
     found = known.budget_runs(state.workspace(), info)
     opened = state.form_is_open("budget", first=False)
-    with st.expander("Measure versions of blocks", expanded=opened, icon=":material/tune:"):
-        watched = _launcher(name, info)
+    form = widgets.form("budget", "Measure versions of blocks", ":material/tune:", opened=opened)
+    if form.open:
+        with form:
+            _launcher(name, info)
+    watched = runs.watched("budget", name)
     runs.show(watched)
     record = _picker(found, watched)
     if record:
@@ -72,11 +75,8 @@ def compared(info: CheckpointInfo | None) -> None:
     frame.link("prune", "Choose a budget")
 
 
-def _launcher(name: str, info: CheckpointInfo) -> str:
-    """Draw the settings, their estimated cost, the command and the button.
-
-    Returns the id of the run to watch; empty if there is none.
-    """
+def _launcher(name: str, info: CheckpointInfo) -> None:
+    """Draw the settings, their estimated cost, the command and the button."""
     form = forms.Form("budget", name)
     values: dict[str, Any] = {"checkpoint": name}
     values |= form.fields(BudgetSpec, ("versions", "batch", "context"))
@@ -94,7 +94,7 @@ def _launcher(name: str, info: CheckpointInfo) -> str:
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    return runs.launcher("budget", values, "Measure", ":material/tune:", problem, on)
+    runs.launcher("budget", values, "Measure", ":material/tune:", problem, on)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner=False)

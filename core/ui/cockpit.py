@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,14 @@ from core.ui import forms, live_panel, prune_cost, prune_pad, say, state
 from core.ui.live import Question
 from core.ui.live_panel import Live
 from core.ui.say import plain
-from core.words import size
+from core.words import parameters, size
 
 SHOWN = 170
 """Characters of the pruned model's text: two lines and a little."""
 UNKNOWN = "unknown"
+FIRST_S = 0.3
+"""How long the rest of a page waits for the first live figure. Chosen: below what a reader notices
+on what is out of view."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class Card:
     """What to compare it with: the dense model's."""
     note: str = ""
     """What it was measured on, for the tooltip."""
+
+
+@dataclass
+class Places:
+    """Where the live figure stands."""
+
+    card: Any = None
+    line: Any = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,8 @@ def cards(found: Facts, live: Live) -> list[Card]:
     return [
         Card(
             "Parameters",
-            f"{plan.parameters / 1e6:,.4g} M",
-            f"{-plan.ratio:.1%} of {dense.parameters / 1e6:,.4g} M" if plan.ratio else "dense",
+            parameters(plan.parameters),
+            f"{-plan.ratio:.1%} of {parameters(dense.parameters)}" if plan.ratio else "dense",
             f"{plan.parameters:,} of {dense.parameters:,} parameters, {plan.blocks} blocks.",
         ),
         perplexity(found, live),
@@ -214,12 +226,31 @@ def draw(
     known: Known,
     asked: Mapping[str, Any],
     rows: dict[str, Any] | None,
-) -> None:
-    """Draw the cards of the plan being edited; they are redrawn as live answers come."""
+) -> Callable[[], None]:
+    """Draw the cards of the plan being edited; they are redrawn as live answers come.
+
+    What it returns fills in the first live figure if that comes within `FIRST_S`: to be called once
+    all that is in view is drawn, and before the rest, which would keep the browser busy meanwhile.
+    """
     found = facts(name, known, pad, asked)
     live = live_panel.ask(name, known.info, pad, rows)
     every = live_panel.POLL_S if not live.done else None
-    st.fragment(_cards, run_every=every)(name, pad, found, rows, not live.done)
+    places = Places()
+    st.fragment(_cards, run_every=every)(name, pad, found, rows, not live.done, places)
+
+    def fill_in() -> None:
+        quick, until = live.quick, time.monotonic() + FIRST_S
+        if quick is None or live.best or quick.waiting:
+            return
+        while not (quick.done or quick.ppl or quick.waiting) and time.monotonic() < until:
+            time.sleep(0.01)
+            st.session_state.get("live_on")  # here a newer click ends this script
+        if quick.ppl:
+            now = live_panel.ask(name, known.info, pad, rows)
+            _draw_card(places.card, perplexity(found, now))
+            places.line.caption(plain(line_of(found, now)))
+
+    return fill_in
 
 
 def _cards(
@@ -228,6 +259,7 @@ def _cards(
     found: Facts,
     rows: dict[str, Any] | None,
     waiting: bool,
+    places: Places,
 ) -> None:
     live = live_panel.ask(name, found.known.info, pad, rows)
     with st.container(
@@ -238,20 +270,28 @@ def _cards(
     drawn = cards(found, live)
     for first in range(0, len(drawn), 2):
         for column, card in zip(st.columns(2), drawn[first : first + 2], strict=False):
-            column.metric(
-                plain(card.title),
-                plain(card.value),
-                plain(card.beside) or None,
-                delta_color="off",
-                delta_arrow="off",
-                border=True,
-                help=plain(card.note) or None,
-            )
-    say.caption(line_of(found, live) or "No perplexity is known yet.")
+            place = column.empty()
+            _draw_card(place, card)
+            if card.title.startswith("Perplexity"):
+                places.card = place
+    places.line = st.empty()
+    places.line.caption(plain(line_of(found, live) or "No perplexity is known yet."))
     live_panel.errors(found.known.info, live)
     _words(live.words, pad)
     if waiting and live.done and state.is_drawn_alone():
         st.rerun()  # so that the table and the curve include the answers
+
+
+def _draw_card(place: Any, card: Card) -> None:
+    place.metric(
+        plain(card.title),
+        plain(card.value),
+        plain(card.beside) or None,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        help=plain(card.note) or None,
+    )
 
 
 def _words(words: Question | None, pad: prune_pad.Pad) -> None:

@@ -60,9 +60,8 @@ def start(title: str, *, dense: bool = False) -> None:
         _model(model, settings=title != "Home")
         _status()
         _from_the_top(title)
-    if dense:
-        st.html(DENSE)
-    elif title != "Home":
+    st.html(COMMON + DENSE if dense else COMMON)
+    if not dense and title != "Home":
         st.title(plain(title))
     if not state.workspace().is_writable():
         say.warning(
@@ -116,11 +115,17 @@ def _keep_what_is_loaded() -> None:
     gc.freeze()
 
 
+COMMON = """<style>
+@media (min-width: 768px) {
+  [data-testid="stMainBlockContainer"] { padding-top: 3.75rem; padding-bottom: 4rem; }
+}
+[data-testid="stMain"] h1 { font-size: 2.25rem; padding: 0 0 .4rem; }
+</style>"""
+"""All pages begin at the same height, with a title of one size: more of a result is in view."""
 DENSE = """<style>
 @media (min-width: 768px) {
   [data-testid="stMainBlockContainer"] { padding: 2.6rem 2rem 4rem; }
 }
-[data-testid="stMain"] h1 { font-size: 2.25rem; padding: 0 0 .4rem; }
 [data-testid="stMetric"] > div, [data-testid="stMetric"] { padding: .35rem .5rem; }
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] * { font-size: 1.3rem; }
 [data-testid="stMetricLabel"] *, [data-testid="stMetricDelta"] * {

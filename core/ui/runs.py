@@ -51,16 +51,25 @@ def launcher(
 
     It is disabled by a ``problem`` and while such a run of the same checkpoint is live.
     """
-    name, kept = values["checkpoint"], f"{command}_run"
-    live = [r for r in state.workspace().runs(command) if r.is_live]
-    same = [r for r in live if r.spec.get("checkpoint") == name]
-    disabled = bool(problem or same)
+    name = values["checkpoint"]
+    disabled = bool(problem or _live(command, name))
     if st.button(
         plain(label), type="primary", icon=icon, key=f"{command}_start", disabled=disabled
     ) and (record := launch_once(command, values, on)):
-        st.session_state[kept] = record.id
+        st.session_state[f"{command}_run"] = record.id
         st.rerun()
-    return same[0].id if same else str(st.session_state.get(kept, ""))
+    return watched(command, name)
+
+
+def watched(command: str, checkpoint: str) -> str:
+    """Return the id of the run to watch: the live one, else the one started here last, else ""."""
+    live = _live(command, checkpoint)
+    return live[0].id if live else str(st.session_state.get(f"{command}_run", ""))
+
+
+def _live(command: str, checkpoint: str) -> list[RunRecord]:
+    found = state.workspace().runs(command)
+    return [r for r in found if r.is_live and r.spec.get("checkpoint") == checkpoint]
 
 
 def show(run_id: str) -> None:

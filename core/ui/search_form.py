@@ -59,19 +59,19 @@ def draw(name: str, info: CheckpointInfo, pad: Pad, first: int, last: int) -> No
     )
     found = known.searches(state.workspace(), info)
     opened = state.form_is_open("search", first=False)
-    with st.expander("New search", expanded=opened, icon=":material/search:"):
-        watched = _launcher(name, info, first, last)
+    form = widgets.form("search", "New search", ":material/search:", opened=opened)
+    if form.open:
+        with form:
+            _launcher(name, info, first, last)
+    watched = runs.watched("search", name)
     _watch(watched)
     record = _picker(found, watched)
     if record:
         _results(record, pad, found)
 
 
-def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
-    """Draw the settings, their estimated cost, the command and the button.
-
-    Returns the id of the run to watch; empty if there is none.
-    """
+def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> None:
+    """Draw the settings, their estimated cost, the command and the button."""
     form = forms.Form("search", name)
     say.caption(METHODS)
     values: dict[str, Any] = {"checkpoint": name}
@@ -133,7 +133,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> str:
     except DepthcutError as error:
         problem = str(error)
         say.error(problem)
-    return runs.launcher("search", values, "Search", ":material/search:", problem, on)
+    runs.launcher("search", values, "Search", ":material/search:", problem, on)
 
 
 def _around(ratio: float | None, info: CheckpointInfo) -> str:

@@ -60,7 +60,7 @@ def cards(found: Verdict, choose: Callable[[str], None]) -> None:
         if one:
             named.setdefault(one.id, (one, []))[1].append(name)
     for column, (one, why) in zip(st.columns(len(named)), named.values(), strict=True):
-        with column.container(border=True):
+        with column.container(border=True, height="stretch"):
             say.bold(one.label)
             with st.container(horizontal=True):
                 for name in why:

@@ -28,6 +28,14 @@ def chart(figure: go.Figure, key: str, **more: Any) -> Any:
     return st.plotly_chart(figure, key=key, config=config, **more)
 
 
+def form(command: str, label: str, icon: str | None = None, *, opened: bool = False) -> Any:
+    """Return an expander for something rarely used; draw its content only if it is ``.open``.
+
+    What a closed one holds would be computed, sent and laid out with every click on the page.
+    """
+    return st.expander(plain(label), opened, key=f"{command}_form", icon=icon, on_change="rerun")
+
+
 def action(label: str, do: Callable[[], object], *, key: str, told: str = "", **more: Any) -> None:
     """Draw a button that does something to a run; the page is drawn again afterwards.
 

@@ -367,7 +367,7 @@ def _outlook(spec: WidthSpec, plan: WidthPlan) -> None:
             "computed."
         )
         return
-    st.caption(f"The method's own ratio: {plan.ratio:.6g}. Kept in each block:")
+    st.caption(f"The method's own ratio is {plan.ratio:.6g}. What each block keeps:")
     say.table(pd.DataFrame(_shapes(plan)).set_index("blocks"))
 
 

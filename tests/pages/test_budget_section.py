@@ -68,6 +68,7 @@ def measured(tmp_path, monkeypatch, tiny_gqa):
 def open_page(tiny_gqa):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     at.query_params["model"] = str(tiny_gqa)
+    at.session_state["budget_form"] = True  # the form is open
     at.switch_page("pages/prune.py").run()
     assert not at.exception, at.exception
     return at

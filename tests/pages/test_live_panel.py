@@ -263,3 +263,26 @@ def test_what_two_sessions_wait_for_goes_on_until_neither_wants_it(tiny_gqa):
     assert shared.stop.is_set()
     for question in (mine, yours):
         question.stop.set()
+
+
+def test_the_first_figure_comes_with_the_drawing_that_asked_for_it(fake, tiny_gqa, monkeypatch):
+    """If it comes soon; otherwise the page does not wait for it."""
+    at = open_page(tiny_gqa, drop="1", text="demo")
+
+    def late(seconds):
+        def answer(question):
+            time.sleep(seconds)
+            fake(question)
+
+        monkeypatch.setattr(live.desk(), "_ask", answer)
+
+    late(0.1)
+    pills = next(g for g in at.button_group if g.key.startswith("pad_pills"))
+    pills.set_value([1, 2]).run()
+    assert metrics(at)["Perplexity, measured"] == ("1.20 x dense", "12, dense 10")
+    late(3.0)
+    began = time.monotonic()
+    pills = next(g for g in at.button_group if g.key.startswith("pad_pills"))
+    pills.set_value([2]).run()
+    assert time.monotonic() - began < 2.9
+    assert "Perplexity, measured" not in metrics(at)

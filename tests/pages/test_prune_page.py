@@ -50,6 +50,7 @@ def open_page(tiny_gqa, **query):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     for name, value in {"model": str(tiny_gqa), **query}.items():
         at.query_params[name] = value
+    at.session_state["curve_form"] = True  # the form is open
     at.switch_page("pages/prune.py").run()
     assert not at.exception, at.exception
     return at
@@ -254,7 +255,7 @@ def test_the_cards_are_the_plans_own_figures_and_change_with_it(scored, tiny_gqa
     info = headers.inspect(tiny_gqa)
     shown = cards(at)
     left = info.parameters - info.block_parameters[3]
-    assert shown["Parameters"][0] == f"{left / 1e6:,.4g} M"
+    assert shown["Parameters"][0] == f"{left:,}"
     ratio = PPL[3] / DENSE
     assert shown["Perplexity, measured"] == (f"{ratio:.2f} x dense", "8.25, dense 7.5")
     cache = info.kv_bytes(1, info.context, info.compute_dtype)

@@ -76,6 +76,7 @@ def open_page(page, tiny_gqa, **query):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     for name, value in {"model": str(tiny_gqa), **query}.items():
         at.query_params[name] = value
+    at.session_state["search_form"] = True  # the form is open
     at.switch_page(f"pages/{page}.py").run()
     assert not at.exception, at.exception
     return at

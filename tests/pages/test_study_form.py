@@ -23,6 +23,7 @@ def open_page(model, page="") -> AppTest:
     at = AppTest.from_file(APP, default_timeout=60)
     if page:
         at.switch_page(f"pages/{page}.py")
+    at.session_state["search_form"] = True  # the form is open
     at.query_params["model"] = str(model)
     at.run()
     assert not at.exception, at.exception
