@@ -113,8 +113,8 @@ def main() -> None:
     if arguments.clock == "cpu":
         lines += [
             "",
-            "Times are CPU seconds of one thread on a machine that others use at the same time: "
-            "ratios, not speeds.",
+            "Times of plans are CPU seconds of one thread on a machine that others use at the same "
+            "time: ratios, not speeds. What measuring took includes waiting for those others.",
         ]
     with tempfile.TemporaryDirectory() as scratch:
         for number, name in enumerate(arguments.names):

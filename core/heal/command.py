@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core import outside
@@ -236,18 +236,8 @@ def _heal(
         f"{found.kl_after:.4f} nats per token; "
         + (f"kept {found.method}." if found.method != "none" else "no repair was kept.")
     )
-    healing = Healing(
-        asked=spec.heal,
-        method=found.method,
-        kl_before=found.kl_before,
-        kl_after=found.kl_after,
-        nll_dense=found.nll_dense,
-        nll_before=found.nll_before,
-        nll_after=found.nll_after,
-        tried=dict(found.tried),
-        tokens=found.tokens,
-        heldout_tokens=found.heldout_tokens,
-        seams=found.seams,
+    healing = replace(
+        found.record(spec.heal),
         calibration=Calibration(
             **sources.describe(source),
             samples=len(drawn.rows),

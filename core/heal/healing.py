@@ -43,13 +43,14 @@ from core.heal.seams import (
     is_held_out,
     methods_for,
     parts_of,
+    seams_between,
 )
 from core.importance.branches import Batch, states_without
 from core.importance.forward import Channels, FastBlock, Scratch, is_plain
 from core.importance.taylor import pieces
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of, not_finite_hint
-from core.prune.results import HealedSeam
+from core.prune.results import HealedSeam, Healing
 from core.runs.progress import SILENT, Progress
 
 Make = Callable[[], Tensor]
@@ -87,6 +88,22 @@ class Repair:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """Columns of the dense model's weights that ``tensors`` of narrower parts have, by name."""
 
+    def record(self, asked: str) -> Healing:
+        """Return it as pruning.json has it, without text and device; ``asked`` is the method."""
+        return Healing(
+            asked=asked,
+            method=self.method,
+            kl_before=self.kl_before,
+            kl_after=self.kl_after,
+            nll_dense=self.nll_dense,
+            nll_before=self.nll_before,
+            nll_after=self.nll_after,
+            tried=dict(self.tried),
+            tokens=self.tokens,
+            heldout_tokens=self.heldout_tokens,
+            seams=self.seams,
+        )
+
 
 def heal(
     view: BlockView,
@@ -122,6 +139,56 @@ def heal(
     """
     removal = view.check_skip(drop)
     seams, methods = check_seams(method, removal), methods_for(method, removal)
+    width = neurons.kept(removal, [size["intermediate"] for size in view.sizes()])
+    cut = _Cut(
+        parts_of(removal),
+        {block: Channels(torch.tensor(numbers)) for block, numbers in width.items()},
+        seams,
+        [seam.removed if removal.partial else "" for seam in seams],
+        removal.partial,
+    )
+    return _best_of(view, cut, batch, methods, progress, stored, kept)
+
+
+def heal_narrower(
+    view: BlockView,
+    thin: Mapping[int, Channels],
+    batch: Batch,
+    progress: Progress = SILENT,
+    *,
+    stored: Mapping[str, torch.dtype] | None = None,
+) -> Repair:
+    """Return the repair of ``view`` with narrower blocks; the model is not changed.
+
+    From the bottom up, the down projection of each is refitted on the neurons that it keeps,
+    towards the dense stream behind the block: it makes up for lost heads too.
+
+    Args:
+        view: The dense model.
+        thin: What narrower blocks keep.
+        batch: Calibration rows; every fourth row is held out from the fit.
+        progress: Updated after every block.
+        stored: Formats that tensors are stored in, by name. Default: that of the model.
+
+    Memory and errors are those of `heal`.
+    """
+    blocks = sorted(thin)
+    seams = seams_between((), {2 * block + 1 for block in blocks})
+    names = [f"narrower block {block}" for block in blocks]
+    cut = _Cut(frozenset(), thin, seams, names, True)
+    return _best_of(view, cut, batch, ("refit",), progress, stored, None)
+
+
+def _best_of(
+    view: BlockView,
+    cut: _Cut,
+    batch: Batch,
+    methods: Sequence[str],
+    progress: Progress,
+    stored: Mapping[str, torch.dtype] | None,
+    kept: Kept | None,
+) -> Repair:
+    """Heal by each of ``methods``; return the repair with the least KL."""
     check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
     for block, layer in enumerate(view.blocks):
         if not is_plain(layer):
@@ -129,13 +196,6 @@ def heal(
                 f"Block {block} is not a plain decoder layer, so the cut cannot be healed.",
                 "Use --heal none.",
             )
-    width = neurons.kept(removal, [size["intermediate"] for size in view.sizes()])
-    cut = _Cut(
-        parts_of(removal),
-        {block: Channels(torch.tensor(numbers)) for block, numbers in width.items()},
-        seams,
-        removal.partial,
-    )
     with torch.no_grad():
         rows = _Rows.split(batch)
         start = _Reference.of(view, cut, rows, kept, progress)
@@ -198,6 +258,8 @@ class _Cut:
     thin: Mapping[int, Channels]
     """What narrower blocks keep."""
     seams: tuple[Seam, ...]
+    names: Sequence[str]
+    """What goes at each seam, in words; empty for whole blocks."""
     partial: bool
     """Whether parts of blocks go, or channels."""
 
@@ -479,7 +541,7 @@ class _Walk:
                 kl,
                 alpha=alpha,
                 scale=scale,
-                removed=seam.removed if self.cut.partial else "",
+                removed=self.cut.names[len(self.found)],
             )
         )
         if kept:

@@ -147,18 +147,21 @@ def is_held_out(row: Any) -> Any:
     return row % HELD_OUT == HELD_OUT - 1
 
 
-def check_tokens(hidden: int, rows: int, tokens: int) -> None:
-    """Raise `DataError` if ``tokens`` in ``rows`` are too few for a model of width ``hidden``."""
+def check_tokens(hidden: int, rows: int, tokens: int, prefix: str = "") -> None:
+    """Raise `DataError` if ``tokens`` in ``rows`` are too few for a model of width ``hidden``.
+
+    ``prefix`` is what the options for rows and their length begin with.
+    """
     needed = TOKENS_PER_DIMENSION * hidden
     if tokens < needed:
         raise DataError(
             f"Healing needs at least {needed:,} tokens ({TOKENS_PER_DIMENSION} for each of "
             f"{hidden:,} hidden dimensions), but {rows:,} rows have {tokens:,}.",
-            "Use more --samples, a larger --length or a longer text.",
+            f"Use more --{prefix}samples, a larger --{prefix}length or a longer text.",
         )
     if rows < HELD_OUT:
         raise DataError(
             f"Healing needs at least {HELD_OUT} rows, since every fourth is held out, but there "
             f"are {rows}.",
-            "Use more --samples with a smaller --length.",
+            f"Use more --{prefix}samples with a smaller --{prefix}length.",
         )

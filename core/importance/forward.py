@@ -80,10 +80,18 @@ class Channels:
     """What a narrower block keeps, by numbers in the whole block; None: all."""
 
     neurons: Tensor | None = None
+    queries: Tensor | None = None
+    """Channels of the queries, and inputs of the attention's output projection."""
+    keys: Tensor | None = None
+    """Channels of the keys, and of the values."""
+    o_bias: Tensor | None = None
+    """Added to the bias of the attention's output projection, [hidden]."""
+    down_bias: Tensor | None = None
+    """The same of the MLP's."""
 
     def inputs(self, part: int) -> Tensor | None:
         """Return the input channels of the attention's (0) or the MLP's (1) output projection."""
-        return self.neurons if part else None
+        return self.neurons if part else self.queries
 
 
 class FastBlock:
@@ -171,6 +179,14 @@ class FastBlock:
             neurons = self.down[0].shape[1]
             other.gate_up = _picked(self.gate_up, torch.cat([at, at + neurons]))
             other.down = (self.down[0][:, at].contiguous(), self.down[1])
+        if kept.queries is not None and kept.keys is not None:
+            queries, keys = (x.to(self.o[0].device) for x in (kept.queries, kept.keys))
+            low, size = self.sizes
+            other.qkv = _picked(self.qkv, torch.cat([queries, keys + low, keys + low + size]))
+            other.o = (self.o[0][:, queries].contiguous(), self.o[1])
+            other.sizes = [len(queries), len(keys)]
+        other.o = _shifted(other.o, kept.o_bias)
+        other.down = _shifted(other.down, kept.down_bias)
         return other
 
     def narrowed(self, kept: Sequence[int]) -> Callable[[Tensor], None]:
@@ -215,6 +231,15 @@ def _linear(x: Tensor, pair: tuple[Tensor, Tensor | None], scratch: Scratch, nam
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _shifted(
+    pair: tuple[Tensor, Tensor | None], added: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    if added is None:
+        return pair
+    own = added.to(pair[0])
+    return pair[0], own if pair[1] is None else pair[1] + own
 
 
 def _picked(pair: tuple[Tensor, Tensor | None], rows: Tensor) -> tuple[Tensor, Tensor | None]:

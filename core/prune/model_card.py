@@ -51,7 +51,7 @@ def depth_card(
         *_lacking(record),
         f"| kept blocks of the base model | {_list(record.original_blocks)} |",
         parameters(record),
-        *_healing(record.healing),
+        *healing(record.healing),
         *origin(imported),
         "",
         *loading(custom_code),
@@ -73,7 +73,7 @@ def _lacking(record: Pruning) -> list[str]:
     return [*found, *([f"| MLP neurons left, by block of the source | {width} |"] if width else [])]
 
 
-def _healing(found: Healing | None) -> list[str]:
+def healing(found: Healing | None) -> list[str]:
     """Return the table's rows on a repair in closed form, refused ones included."""
     if found is None:
         return []

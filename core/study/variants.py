@@ -99,7 +99,9 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         method = str(written.method or record.spec.get("method") or "width")
         named = width_label(method, written.variant)
         label = width_label(method) + share + (f", {written.variant}" if written.variant else "")
+        label += ", healed" if written.healed else ""
         found = replace(base, kind="width", method=method, method_label=named)
+        found = replace(found, healed=written.healed)
         found = replace(found, cut_in=allowed_blocks(written))
     else:
         method = written.criterion or ""

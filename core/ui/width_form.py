@@ -20,7 +20,7 @@ from core.runs.devices import MIB
 from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import chat_note, forms, memory_note, run_on, runs, say, state
+from core.ui import chat_note, forms, heal_form, memory_note, run_on, runs, say, state
 from core.width import command, extent, methods, ways
 from core.width.command import WidthSpec
 from core.width.plan import WidthPlan
@@ -65,6 +65,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
         if record:
             st.session_state["width_made"] = record.id
     runs.show_all("width", started=[st.session_state.get("width_made", "")])
+    heal_form.result(st.session_state.get("width_made", ""))
 
 
 def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict[str, Any]:
@@ -146,7 +147,39 @@ def _choices(form: forms.Form, info: CheckpointInfo, has_template: bool) -> dict
         values |= form.fields(
             WidthSpec, ("device", "dtype", "seed", "memory_limit", *run_on.several())
         )
+    values |= _healing(form, bool(method.samples))
     form.origin()
+    return values
+
+
+def _healing(form: forms.Form, has_text: bool) -> dict[str, Any]:
+    """Draw the choice of healing and its text; ``has_text``: the method's calibration is drawn."""
+    columns = st.columns([1, 1, 1, 1], vertical_alignment="top")
+    heal = form.select(
+        "heal",
+        "Heal",
+        command.HEALS,
+        "none",
+        at=columns[0],
+        format_func={"none": "No", "refit": "Refit of the MLPs"}.__getitem__,
+        help="Closed form, no training: refits the down projection of every narrower block towards "
+        "the dense model's stream behind it. A quarter of the rows is held out; only what lowers "
+        "the KL to the dense model there is kept.",
+    )
+    if heal == "none":
+        return {}
+    values: dict[str, Any] = {"heal": heal}
+    if not has_text:
+        values["calibration"] = form.text(
+            "calibration", "Calibration", at=columns[1], help=SOURCE_HELP
+        )
+    for column, name, label, low, usual in (
+        (2, "heal_samples", "Rows to heal on", 4, command.HEAL_SAMPLES),
+        (3, "heal_length", "Tokens per row", 2, command.HEAL_LENGTH),
+    ):
+        values[name] = form.number(
+            name, label, low, 100000, at=columns[column], placeholder=str(usual)
+        )
     return values
 
 
@@ -328,6 +361,7 @@ def _checked(
         spec = build(WidthSpec, {**values, "out": "DIR"})
         plan, _ = command.make_plan(spec, info, SILENT)
         command.length_of(spec, plan)
+        command.planned_healing(spec, plan)
     except DepthcutError as error:
         return spec, None, str(error)
     return spec, plan, ""

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, locate
 from core.checkpoint.drop import Removal
-from core.checkpoint.headers import CheckpointInfo
+from core.checkpoint.headers import CheckpointInfo, TensorIndex
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
+from core.heal import seams
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth
-from core.prune.results import Calibration, Pruning
-from core.runs import dtypes, pace, ranks
+from core.prune.results import Calibration, Healing, Pruning
+from core.runs import devices, dtypes, pace, ranks
 from core.runs.dtypes import DTYPE_BYTES, Formats
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import MemoryOptions, ProcessOptions, option
@@ -28,12 +29,17 @@ from core.width.results import BlockCut, Target, WidthPruning
 from core.width.units import Counts
 
 if TYPE_CHECKING:
+    from core.model.blocks import BlockView
     from core.model.loading import Prepared
     from core.runs.run import Run
     from core.width.selection import Selection
+    from core.width.write import Replaced
 
+HEALS = ("none", "refit")
+HEAL_SAMPLES, HEAL_LENGTH, HEAL_TOKENS = 32, 512, 24
+"""Rows to heal on, at least, their length, and tokens per hidden dimension, at least."""
 UNKNOWN_BEFORE = (
-    "bias_compensation", "rescued", "calibration", "device", "dtype", "peak_memory_mib",
+    "bias_compensation", "rescued", "healing", "calibration", "device", "dtype", "peak_memory_mib",
 )  # fmt: skip
 """What pruning.json says of a run and a dry run cannot know."""
 
@@ -126,6 +132,27 @@ class WidthSpec(MemoryOptions, ProcessOptions):
         help="Tokens per row. Default: the paper's (llm-pruner 64, others 128).",
     )
     seed: int = option(1234, low=0, help="Seed for rows, crops and the random control.")
+    heal: str = option(
+        "none",
+        choices=HEALS,
+        help="refit: refit the down projection of every narrower block in closed form, from the "
+        "bottom up, towards the dense model's stream behind the block. Only what lowers the "
+        "held-out KL to the dense model is kept.",
+    )
+    heal_samples: int | None = option(
+        None,
+        low=seams.HELD_OUT,
+        high=100000,
+        help=f"Rows of --calibration to heal on, a quarter of them held out. Default: "
+        f"{HEAL_SAMPLES}, for wide models more, or as many as the text has.",
+    )
+    heal_length: int | None = option(
+        None,
+        low=2,
+        unit="tokens",
+        help=f"Tokens per row to heal on. Default: {HEAL_LENGTH}, or the model's context if that "
+        "is shorter.",
+    )
     join: str = option("auto", help=JOIN_HELP, choices=JOINS)
     chat_template: str = option("auto", help=chat.HELP, choices=chat.CHOICES)
     out: str = option(help="Folder for the narrower checkpoint.")
@@ -208,7 +235,74 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
         **planned_capacity(spec, plan).facts(),
+        **planned_healing(spec, plan),
     }
+
+
+def planned_healing(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
+    """Return what healing would do, empty without it.
+
+    Raises `DataError` for too few tokens, and `OptionError` if the model has to be streamed or rows
+    are longer than the context.
+    """
+    from core.errors import OptionError
+
+    if spec.heal == "none":
+        return {}
+    info, (rows, length) = plan.info, heal_rows(spec, plan.info)
+    if info.context and length > info.context:
+        raise OptionError(
+            f"--heal-length: {length} tokens exceed the model's context of {info.context}.",
+            f"Use {info.context} or fewer.",
+        )
+    seams.check_tokens(info.hidden, rows, rows * length, "heal-")
+    room = planned_capacity(spec, plan)
+    if room.way != "fits":
+        raise OptionError(
+            f"--heal {spec.heal} needs the whole model in memory, about "
+            f"{room.in_memory_bytes / devices.GIB:.2f} GiB.",
+            "Raise --memory-limit, or leave out --heal.",
+        )
+    flops = healing_flops(spec, plan)
+    seconds = work.seconds(flops, spec.device, info.parameters)
+    return {
+        "heal": spec.heal,
+        "heal_samples": rows,
+        "heal_length": length,
+        "heal_flops": flops,
+        "heal_seconds": seconds,
+    }
+
+
+def heal_rows(spec: WidthSpec, info: CheckpointInfo) -> tuple[int, int]:
+    """Return the rows to heal on and their length, as given or by default."""
+    length = spec.heal_length or min(HEAL_LENGTH, info.context or HEAL_LENGTH)
+    needed = -(-HEAL_TOKENS * info.hidden // length)
+    return spec.heal_samples or max(HEAL_SAMPLES, needed), length
+
+
+def healing_flops(spec: WidthSpec, plan: WidthPlan) -> float:
+    """Return the operations of healing every block that can be cut, as if it kept its width.
+
+    Both streams run once, that before each refit once more; the regressions; and after each refit
+    the blocks above on the held-out rows.
+    """
+    info, (rows, length) = plan.info, heal_rows(spec, plan.info)
+    held = -(-rows // seams.HELD_OUT)
+    cut = sorted({*plan.extent.attention, *plan.extent.mlp})
+    compared = 2 * work.head_flops(info, held, length)
+    total = 2 * compared
+    for block in range(info.blocks):
+        total += work.block_flops(info, block, 2 * rows + 2 * held, length)
+    for block in cut:
+        inner = info.block_shapes[block]["intermediate"]
+        total += work.block_flops(info, block, rows, length)
+        total += 2.0 * (rows - held) * length * inner * (inner + info.hidden)
+        total += sum(
+            work.block_flops(info, above, held, length) for above in range(block + 1, info.blocks)
+        )
+        total += compared
+    return total
 
 
 def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
@@ -243,7 +337,12 @@ def duration(spec: WidthSpec, plan: WidthPlan) -> tuple[float | None, str | None
     written = info.memory_bytes.get(info.dtype, 0) * plan.parameters / info.parameters
     writing, origin = pace.writing(written)
     seconds = pace.START_S + (scored["seconds"] or 0.0) + writing
-    if not scored["flops"]:
+    if spec.heal != "none":
+        healing = work.seconds(healing_flops(spec, plan), spec.device, info.parameters)
+        if healing is None:
+            return None, None
+        seconds += healing
+    if not scored["flops"] and spec.heal == "none":
         return seconds, origin
     return seconds, work.origin(spec.device, info.parameters)
 
@@ -370,10 +469,12 @@ def run(spec: WidthSpec, run: Run) -> None:
     from core.width.write import write
 
     method = methods.get(spec.method)
-    checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=bool(method.samples))
+    reads = bool(method.samples) or spec.heal != "none"
+    checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=reads)
     plan, aim = make_plan(spec, checkpoint.info, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
-    selection, text = _select(spec, run, plan, prepared)
+    chosen = _select(spec, run, plan, prepared)
+    selection = chosen.selection
     if not run.ranks.is_first:
         return
     base = _start(spec, checkpoint)
@@ -383,12 +484,13 @@ def run(spec: WidthSpec, run: Run) -> None:
         _sized(base, plan, aim, after, selection.ratio),
         bias_compensation=bool(selection.biases),
         rescued=tuple(selection.rescued),
-        calibration=text,
+        calibration=chosen.text,
         processes=spec.processes,
+        healing=replace(chosen.healing, **prepared.facts()) if chosen.healing else None,
         **prepared.facts(),
         blocks=_dropped(plan, selection, shapes(plan, counts)),
     )
-    write(checkpoint.folder, run.dir, plan, selection, record, run.progress)
+    write(checkpoint.folder, run.dir, plan, selection, record, run.progress, chosen.replaced)
     run.progress.log(_sentence(record, run.dir))
 
 
@@ -403,10 +505,19 @@ def _start(spec: WidthSpec, checkpoint: locate.Checkpoint) -> Pruning:
     )
 
 
-def _select(
-    spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared
-) -> tuple[Selection, Calibration | None]:
-    """Load the model, let the method choose, and free the model."""
+@dataclass(frozen=True)
+class _Chosen:
+    """What is kept, and how it was healed."""
+
+    selection: Selection
+    text: Calibration | None
+    """What the method was calibrated on."""
+    healing: Healing | None
+    replaced: Replaced
+
+
+def _select(spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared) -> _Chosen:
+    """Load the model, let the method choose, heal if asked to, and free the model."""
     from core.importance.branches import make_batch
     from core.model import loading, memory
     from core.width.selection import Job
@@ -434,8 +545,50 @@ def _select(
     job = Job(view, plan, batch, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
         selection = plan.method.load().select(job)
+    healing, replaced = None, {}
+    if spec.heal != "none" and run.ranks.is_first:  # all processes have chosen the same
+        healing, replaced = _heal(spec, run, plan, prepared, view, selection)
     view.close()
-    return selection, text
+    return _Chosen(selection, text, healing, replaced)
+
+
+def _heal(
+    spec: WidthSpec,
+    run: Run,
+    plan: WidthPlan,
+    prepared: Prepared,
+    view: BlockView,
+    selection: Selection,
+) -> tuple[Healing, Replaced]:
+    """Refit the narrower blocks; return the record and the replaced tensors."""
+    from core.importance.branches import make_batch
+    from core.model import loading, memory
+    from core.model.precision import DTYPES
+    from core.width.healing import refit
+
+    (samples, length), few = heal_rows(spec, plan.info), spec.heal_samples is None
+    source = text_of(spec.calibration, prepared.folder)
+    tokenizer = loading.load_tokenizer(prepared.folder)
+    drawn = drawn_rows(spec, source, tokenizer, samples, length, run.progress, or_fewer=few)
+    seams.check_tokens(plan.info.hidden, len(drawn.rows), len(drawn.rows) * length, "heal-")
+    entries = TensorIndex.read(prepared.folder).entries
+    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    batch = make_batch(drawn.rows, view)
+    with memory.out_of_memory_explained("healing the cut"):
+        healing, tensors = refit(view, plan.units, selection, batch, stored, run.progress)
+    kept = sum(seam.kept for seam in healing.seams)
+    run.progress.log(
+        f"Healing by {spec.heal}: held-out KL to the dense model {healing.kl_before:.4f} to "
+        f"{healing.kl_after:.4f} nats per token; {kept} of {len(healing.seams)} refits kept."
+    )
+    text = Calibration(
+        **sources.describe(source),
+        samples=len(drawn.rows),
+        length=length,
+        seed=spec.seed,
+        text=drawn.facts,
+    )
+    return replace(healing, calibration=text), tensors
 
 
 def _dropped(

@@ -11,6 +11,7 @@ from core.prune.model_card import (
     ancestry,
     fact,
     front_matter,
+    healing,
     loading,
     origin,
     parameters,
@@ -37,7 +38,7 @@ def width_card(
         f"# {shown(record.base_model)}, narrower by {record.label}",
         "",
         "Width pruning: attention heads and MLP neurons are removed; all other weights are "
-        "unchanged."
+        f"{'unchanged' if not record.healed else 'unchanged but for refitted down projections'}."
         + (" Biases of the output projections compensate for them." if bias else "")
         + " The model was not retrained after this cut.",
         "",
@@ -50,6 +51,7 @@ def width_card(
         parameters(record),
         *_extent(record),
         *origin(imported),
+        *healing(record.healing),
         f"| what each block keeps | {'; '.join(kept)} |",
         "",
         *loading(custom_code),

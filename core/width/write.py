@@ -7,7 +7,7 @@ pruning, the folder only looks like a checkpoint once it is complete (core.prune
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from core.width.selection import Selection
 from core.width.surgery import cut
 from core.width.units import BlockUnits
 
+Replaced = Mapping[str, Callable[[], Tensor]]
+
 
 def write(
     folder: Path,
@@ -34,10 +36,12 @@ def write(
     selection: Selection,
     record: WidthPruning,
     progress: Progress = SILENT,
+    replaced: Replaced | None = None,
 ) -> None:
     """Write what ``selection`` keeps of the checkpoint in ``folder`` to the folder ``target``.
 
-    ``record`` goes into pruning.json. Raises `OutputError` if the output cannot be written and
+    ``record`` goes into pruning.json; ``replaced`` makes refitted tensors, cut already, by their
+    names. Raises `OutputError` if the output cannot be written and
     `CheckpointError` for a damaged source; no partial output is left behind.
     """
     staging.check_output(folder, target, overwrite=True)
@@ -49,7 +53,7 @@ def write(
     )
     with staging.partial_folder(target) as partial:
         staging.check_space(partial, plan.info.disk_bytes)
-        _write_weights(folder, partial, plan, selection, progress)
+        _write_weights(folder, partial, plan, selection, progress, replaced or {})
         staging.copy_companions(folder, partial, progress)
         custom = own_code.copy(config, partial)
         card = width_card(record, config, custom_code=custom, imported=plan.info.imported)
@@ -62,7 +66,12 @@ def write(
 
 
 def _write_weights(
-    folder: Path, partial: Path, plan: WidthPlan, selection: Selection, progress: Progress
+    folder: Path,
+    partial: Path,
+    plan: WidthPlan,
+    selection: Selection,
+    progress: Progress,
+    replaced: Replaced,
 ) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -75,7 +84,7 @@ def _write_weights(
     for number, shard in enumerate(shards, start=1):
         progress.step(number - 1, len(shards), f"Writing {shard.file}")
         with safe_open(folder / shard.file, "pt") as read:
-            tensors = dict(_cut_shard(read, plan.units, selection, stored, unused))
+            tensors = dict(_cut_shard(read, plan.units, selection, stored, unused, replaced))
         if not tensors:
             continue
         save_file(tensors, partial / shard.file, {"format": "pt", **shard.metadata})
@@ -92,6 +101,7 @@ def _cut_shard(
     selection: Selection,
     stored: Collection[str],
     unused: Collection[str],
+    replaced: Replaced,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the cut tensors of one open file; each new bias follows its weight."""
     for name in read.keys():  # noqa: SIM118 - not a mapping
@@ -108,7 +118,10 @@ def _cut_shard(
         added = _bias(module, units[block], selection)
         if kind == "bias" and added is not None:
             tensor = (tensor.float() + added).to(tensor.dtype)
-        yield name, cut(inner, tensor, keep, units[block]).contiguous()
+        if name in replaced:
+            yield name, replaced[name]().cpu().contiguous()
+        else:
+            yield name, cut(inner, tensor, keep, units[block]).contiguous()
         bias = f"{name.removesuffix('weight')}bias"
         if kind == "weight" and added is not None and bias not in stored:
             yield bias, added.to(tensor.dtype)

@@ -21,10 +21,11 @@ from core.commands import COMMANDS
 from core.data.calibration import calibration_rows
 from core.errors import DataError, PlanError
 from core.heal.command import PruneSpec, healing_flops
-from core.heal.healing import Kept, applied, heal
+from core.heal.healing import Kept, applied, heal, heal_narrower
 from core.heal.ridge import Normal
 from core.importance.branches import make_batch, states_without
 from core.importance.estimate import block_flops
+from core.importance.forward import Channels
 from core.model import loading
 from core.model.blocks import BlockView
 from core.prune.results import Pruning
@@ -340,6 +341,66 @@ def test_narrower_mlps_equal_plain_least_squares(model, ids, tmp_path):
         ours = narrower(ids, use_cache=False).logits.log_softmax(-1).double()
     with silent(healed, gone):
         torch.testing.assert_close(ours, log_p(healed, ids), rtol=0, atol=1e-5)
+
+
+def thinned_(model, block, kept):
+    """Zero what a narrower block does not have, and add its biases."""
+    layer = model.model.layers[block]
+    with torch.no_grad():
+        for linear, columns, bias in (
+            (layer.self_attn.o_proj, kept.queries, kept.o_bias),
+            (layer.mlp.down_proj, kept.neurons, kept.down_bias),
+        ):
+            if columns is not None:
+                mask = torch.zeros(linear.weight.shape[1])
+                mask[columns] = 1
+                linear.weight.mul_(mask)
+            if bias is not None:
+                linear.bias.add_(bias)
+
+
+def test_narrower_blocks_equal_plain_least_squares(model, ids):
+    """Neurons, heads (with added biases) and both: the down projections are refitted."""
+    view, size = BlockView(model), model.config.intermediate_size
+    heads, width = model.config.num_attention_heads, model.model.layers[0].self_attn.head_dim
+    groups = model.config.num_key_value_heads
+    own = heads // groups * width
+    assert groups > 1
+    queries, keys = torch.arange(own, heads * width), torch.arange(width, groups * width)
+    neurons = torch.arange(size // 2, size)
+    bias = torch.randn(2, 32, generator=torch.Generator().manual_seed(1)) / 10
+    thin = {
+        1: Channels(neurons=neurons),
+        3: Channels(queries=queries, keys=keys, o_bias=bias[0], down_bias=bias[1]),
+        4: Channels(neurons=neurons, queries=queries, keys=keys),
+    }
+    repair = heal_narrower(view, thin, make_batch(ids.tolist(), view))
+    plain, healed = copy.deepcopy(model), copy.deepcopy(model)
+    for block, kept in thin.items():
+        thinned_(plain, block, kept)
+    assert [s.removed for s in repair.seams] == [f"narrower block {b}" for b in thin]
+    for seam, (block, kept) in zip(repair.seams, thin.items(), strict=True):
+        thinned_(healed, block, kept)
+        target = seen(model, block + 1, ids[~HELD])["in"].flatten(0, 1)
+        parts, down = seen(healed, block, ids[~HELD]), healed.model.layers[block].mlp.down_proj
+        columns = torch.arange(size) if kept.neurons is None else kept.neurons
+        x, weight = parts["inner"].flatten(0, 1)[:, columns], down.weight.double()[:, columns]
+        y = target - parts["middle"].flatten(0, 1) - down.bias.double()
+        share = target.square().mean(-1).rsqrt()[:, None]
+        ridge = math.sqrt(seam.alpha * float((x * share).square().sum(0).mean()))
+        system = torch.cat([x * share, ridge * torch.eye(len(columns)).double()])
+        wanted = torch.linalg.lstsq(system, torch.cat([y * share, ridge * weight.t()])).solution.t()
+        if seam.kept:
+            got = repair.tensors[f"model.layers.{block}.mlp.down_proj.weight"]()
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+            with torch.no_grad():
+                down.weight[:, columns] = got
+    assert any(seam.kept for seam in repair.seams)
+    dense = log_p(model, ids[HELD])
+    for name, one in (("kl_before", plain), ("kl_after", healed)):
+        expected = mean_kl(dense, log_p(one, ids[HELD]))
+        assert getattr(repair, name) == pytest.approx(expected, rel=1e-4)
+    assert repair.kl_after < repair.kl_before
 
 
 def test_prune_heals_narrower_mlps(tiny_dir, tmp_path, monkeypatch, capsys):

@@ -208,3 +208,17 @@ def test_the_time_is_told_before_the_launch(form, tiny_gqa, place):
     form.run()
     (time,) = (c.value for c in form.caption if c.value.startswith("Estimated time"))
     assert time == "Estimated time: about 1 min 3 s, at the rate of the last run in this workspace."
+
+
+def test_healing_is_an_option_of_the_command(form, capsys, tiny_gqa):
+    assert "--heal" not in command(form)
+    form.selectbox(key=next(s.key for s in form.selectbox if s.label == "Heal")).set_value("refit")
+    form.run()
+    assert not form.exception
+    assert "--heal refit" in command(form)
+    rows = next(n for n in form.number_input if n.label == "Rows to heal on")
+    rows.set_value(4).run()
+    length = next(n for n in form.number_input if n.label == "Tokens per row")
+    length.set_value(8).run()
+    assert any("Use more --heal-samples" in e.value for e in form.error)
+    assert create(form).disabled
