@@ -545,7 +545,8 @@ def _select(spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared) -> _
     job = Job(view, plan, batch, spec.seed, run.progress)
     with memory.out_of_memory_explained(f"scoring heads and neurons by {plan.method.label}"):
         selection = plan.method.load().select(job)
-    healing, replaced = None, {}
+    healing: Healing | None = None
+    replaced: Replaced = {}
     if spec.heal != "none" and run.ranks.is_first:  # all processes have chosen the same
         healing, replaced = _heal(spec, run, plan, prepared, view, selection)
     view.close()
