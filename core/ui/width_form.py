@@ -173,13 +173,12 @@ def _healing(form: forms.Form, has_text: bool) -> dict[str, Any]:
         values["calibration"] = form.text(
             "calibration", "Calibration", at=columns[1], help=SOURCE_HELP
         )
+    at = 1 if has_text else 2
     for column, name, label, low, usual in (
-        (2, "heal_samples", "Rows to heal on", 4, command.HEAL_SAMPLES),
-        (3, "heal_length", "Tokens per row", 2, command.HEAL_LENGTH),
+        (columns[at], "heal_samples", "Rows to heal on", 4, command.HEAL_SAMPLES),
+        (columns[at + 1], "heal_length", "Tokens per row", 2, command.HEAL_LENGTH),
     ):
-        values[name] = form.number(
-            name, label, low, 100000, at=columns[column], placeholder=str(usual)
-        )
+        values[name] = form.number(name, label, low, 100000, at=column, placeholder=str(usual))
     return values
 
 
