@@ -46,7 +46,7 @@ from core.ui.prune_pad import PLANS, Pad
 from core.ui.say import plain
 
 WAYS = ("Blocks", "Width")
-PAD_PX = 290
+PAD_PX = 266
 """Height of the bars, so that the whole cockpit fits a screen of 1440 x 900."""
 
 

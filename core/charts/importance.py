@@ -99,6 +99,7 @@ def perplexity_bars(
         figure.update_yaxes(title=title, range=[max(0.0, low - room), top or high + room])
     figure.update_xaxes(title="block", **palette.counting_axis(len(values)), showgrid=False)
     palette.dress(figure, height, bargap=0.15, clickmode="event+select", dragmode=False)
+    palette.steady(figure, 78, top=44)
     if top:
         _add_clipped(figure, values, rank, top, log)
     return figure

@@ -85,11 +85,10 @@ def curve(
     )
     figure.update_layout(
         height=380,
-        margin={"l": 10, "r": 10, "t": 50, "b": 10},
         font={"size": 13},
         legend={"orientation": "h", "y": 1.1, "yanchor": "bottom", "x": 0},
     )
-    return figure
+    return palette.steady(figure, 78, top=60)
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
@@ -175,10 +174,9 @@ def block_strip(
         clickmode="event+select",
         dragmode=False,
         height=height or 90 + 46 * len(names),
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
         font={"size": 13},
     )
-    return figure
+    return palette.steady(figure, 40)
 
 
 def _add_halves(figure: go.Figure, row: int, removal: Removal, plan: str) -> None:
@@ -257,6 +255,7 @@ def add_part_rows(
             "domain": [0, share],
             "tickvals": list(_PART_ROWS.values()),
             "ticktext": ["attn", "MLP"],
+            "automargin": False,
             "range": [-0.5, 1.5],
             "showgrid": False,
             "zeroline": False,
@@ -265,6 +264,7 @@ def add_part_rows(
         xaxis={"anchor": "y2"},
         barmode="overlay",
         height=height,
+        margin={"l": 78},
     )
     return figure
 
