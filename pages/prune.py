@@ -400,8 +400,10 @@ def creator(pad: Pad, known: Known, name: str, first: int, last: int) -> None:
         say.error(problem)
     on = run_on.choose("prune", name)
     spec = PruneSpec(**values, out="DIR")
-    if not problem and not on:  # rates are those of this machine
+    if not problem and not on:  # rates and memory are those of this machine
         say.caption(runs.expected(*heal_command.duration(spec, known.info, removal)))
+        if problem := heal_form.memory_problem(spec, known.info):
+            say.error(problem)
     st.code(jobs.command_line("prune", spec, on), "bash", wrap_lines=True)
     if st.button(
         "Create the variant", type="primary", icon=":material/content_cut:", disabled=bool(problem)

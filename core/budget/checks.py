@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from core.budget import measure, timing, versions
@@ -23,9 +24,12 @@ def check(
     order: measure.Order | None = None,
     tokenizer: Any = None,
     progress: Progress = SILENT,
+    *,
+    timed: BlockView | None = None,
 ) -> list[PlanCheck]:
     """Return up to ``count`` plans of ``library``, as predicted and as measured on ``view``.
 
+    ``timed`` is the model in memory that latencies are measured on; without it there are none.
     Protection is the usual one of plans. ``most`` hidden states are held at once. Empty if
     protection leaves nothing to change.
     """
@@ -37,16 +41,19 @@ def check(
         return []
     parts = [versions.together(solved.choice) for _, solved in plans]
     costs = measure.together(view, batch, parts, most, progress, order)
-    dense, times = timing.whole(
-        view,
-        [solved.removal for _, solved in plans],
-        batch=found.batch,
-        context=found.context,
-        runs=found.runs,
-        steps=found.steps,
-        tokenizer=tokenizer,
-        progress=progress,
-    )
+    dense: timing.Seconds | None = None
+    times: Sequence[timing.Seconds | None] = [None] * len(plans)
+    if timed:
+        dense, times = timing.whole(
+            timed,
+            [solved.removal for _, solved in plans],
+            batch=found.batch,
+            context=found.context,
+            runs=found.runs,
+            steps=found.steps,
+            tokenizer=tokenizer,
+            progress=progress,
+        )
     predicted_dense = library.dense(OUTPUT_TOKENS).latency_s
     return [
         PlanCheck(
@@ -57,11 +64,11 @@ def check(
             kl=costs.of[part][0],
             nll=costs.of[part][1],
             predicted_prefill_s=solved.figures.prefill_s,
-            prefill_s=took.prefill,
+            prefill_s=took.prefill if took else None,
             predicted_decode_s=solved.figures.decode_s,
-            decode_s=took.decode,
-            dense_prefill_s=dense.prefill,
-            dense_decode_s=dense.decode,
+            decode_s=took.decode if took else None,
+            dense_prefill_s=dense.prefill if dense else None,
+            dense_decode_s=dense.decode if dense else None,
         )
         for (limit, solved), part, took in zip(plans, parts, times, strict=True)
     ]

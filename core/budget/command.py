@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from core.budget import demand
 from core.budget import versions as blocks_as
 from core.checkpoint import chat, locate
 from core.checkpoint.headers import CheckpointInfo
@@ -15,6 +16,7 @@ from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError
 from core.importance import passes as counting
+from core.importance.capacity import Capacity, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.importance.estimate import block_flops, head_flops
 from core.prune.budgets import Library
@@ -28,7 +30,7 @@ from core.prune.version_results import (
     latency_errors,
 )
 from core.runs import devices, dtypes, pace
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 from core.search.ledger import Tape
 from core.search.rehearsal import states_at_once
 from core.width.units import units_of
@@ -36,6 +38,9 @@ from core.width.units import units_of
 if TYPE_CHECKING:
     from core.budget.measure import Measured
     from core.budget.timing import Timing
+    from core.model.blocks import BlockView
+    from core.model.loading import Prepared
+    from core.runs.progress import Progress
     from core.runs.run import Run
 
 CONTEXT = 512
@@ -45,7 +50,7 @@ STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetSpec(DeviceOptions):
+class BudgetSpec(MemoryOptions):
     """Measure what every version of every block costs, in quality and in time, for plan."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -88,7 +93,11 @@ class BudgetSpec(DeviceOptions):
 
 def check(spec: BudgetSpec) -> None:
     """Raise what is wrong with versions and lengths before waiting for the device."""
-    _checked(spec, locate.open(spec.checkpoint, need="config").info)
+    info = locate.open(spec.checkpoint, need="config").info
+    named, context = _checked(spec, info)
+    if spec.memory_limit is not None:
+        formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+        _room(spec, info, named, context, formats).check()
 
 
 def _checked(spec: BudgetSpec, info: CheckpointInfo) -> tuple[tuple[str, ...], int]:
@@ -115,9 +124,11 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
     checkpoint = locate.open(spec.checkpoint, need="config")
     info = checkpoint.info
     named, context = _checked(spec, info)
-    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks").weights
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+    dtype = formats.weights
+    room = _room(spec, info, named, context, formats)
     sets = [blocks_as.lost(b, v) for b in range(info.blocks) for v in named]
-    groups = counting.grouped(sets, _most(spec, info, dtype) - 1)
+    groups = counting.grouped(sets, _most(spec, info, dtype, room) - 1)
     passes = _passes(info, groups)
     flops = _flops(info, spec, passes, len(sets))
     like = spec.device, info.parameters
@@ -134,6 +145,8 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
         "batch": spec.batch,
         "context": context,
         "dtype": dtype,
+        **room.needs(),
+        "timed_layers": _layers(spec, info, named, context, room),
         "sets": len(sets),
         "passes": int(passes),
         "plain_passes": len(sets) * info.blocks,
@@ -162,9 +175,36 @@ def _flops(info: CheckpointInfo, spec: BudgetSpec, passes: float, sets: int) -> 
     return passes * each / info.blocks + (sets + 1) * head_flops(info, spec.samples, spec.length)
 
 
-def _most(spec: BudgetSpec, info: CheckpointInfo, dtype: str) -> int:
+def _most(spec: BudgetSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
     free = devices.free_bytes(spec.device)[1]
-    return states_at_once(info, spec.samples, spec.length, dtype, free)
+    most = states_at_once(info, spec.samples, spec.length, dtype, free)
+    return room.states(most, spec.samples * spec.length * info.hidden, dtype)
+
+
+def _timed(spec: BudgetSpec, info: CheckpointInfo) -> str:
+    """Return the format that a benchmark holds the model in."""
+    return dtypes.computable(dtypes.expected(spec.dtype, info.dtype, spec.device).weights)
+
+
+def _room(
+    spec: BudgetSpec,
+    info: CheckpointInfo,
+    named: tuple[str, ...],
+    context: int,
+    formats: dtypes.Formats,
+) -> Capacity:
+    """Return how measuring and timing run within the memory; rows are not split."""
+    needs = demand.demands(info, named, formats, _timed(spec, info), spec.batch, context)
+    limit = limit_of(spec.device, spec.memory_limit)
+    return decide(info, formats, spec.device, limit, spec.samples, spec.length, needs)
+
+
+def _layers(
+    spec: BudgetSpec, info: CheckpointInfo, named: tuple[str, ...], context: int, room: Capacity
+) -> int:
+    """Return how many blocks are timed together."""
+    timed = _timed(spec, info)
+    return demand.layers(info, named, room, timed, spec.device, spec.batch, context)
 
 
 def run(spec: BudgetSpec, run: Run) -> None:
@@ -173,10 +213,9 @@ def run(spec: BudgetSpec, run: Run) -> None:
     import transformers
 
     from core import __version__
-    from core.budget import checks, measure, timing
+    from core.budget import checks, measure
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
-    from core.model.blocks import BlockView
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
@@ -186,6 +225,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
     drawn = drawn_rows(spec, source, tokenizer, spec.samples, spec.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
+    room = _room(spec, info, named, context, prepared.formats)
     tape = Tape(
         run.path(TAPE),
         {
@@ -200,14 +240,14 @@ def run(spec: BudgetSpec, run: Run) -> None:
             "device": str(prepared.device),
             "dtype": dtype,
         },
-        _most(spec, info, dtype),
+        _most(spec, info, dtype, room),
         resume=spec.resume,
     )
     run.note(TAPE)
     if tape.groups:
         measured = sum(map(len, tape.groups)) - 1  # the first group has the dense model
         run.progress.log(f"Resuming: KL of {measured:,} versions is measured already.")
-    view = BlockView(prepared.load(run.progress.log))
+    view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view)
     with memory.out_of_memory_explained("measuring versions of blocks"):
         order = None
@@ -216,21 +256,10 @@ def run(spec: BudgetSpec, run: Run) -> None:
             order = measure.rank_neurons(view, batch, units, run.progress)
         costs = measure.measure(view, batch, named, tape.most, run.progress, order, tape)
         run.progress.log(f"KL of {len(costs.of)} versions in {costs.seconds:.1f} s.")
-        whole = precision.decide(spec.dtype, view.device, info.dtype)
-        if whole.weights != view.dtype:  # a benchmark holds the model in another format
-            view = BlockView(view.model.to(whole.weights))
-        timed = timing.measure(
-            view,
-            list(blocks_as.kinds(info).values()),
-            named,
-            batch=spec.batch,
-            context=context,
-            runs=spec.runs,
-            steps=STEPS,
-            tokenizer=tokenizer,
-            progress=run.progress,
+        layers = _layers(spec, info, named, context, room)
+        view, timed_dtype, timed = _time(
+            spec, info, view, prepared, named, context, layers, tokenizer, run.progress
         )
-    timed_dtype = precision.dtype_name(view.dtype)
     flops = _flops(info, spec, costs.passes, len(costs.of))
     rows = _rows(spec, info, named, context, timed_dtype, costs, timed)
     rest = info.parameters - sum(info.block_parameters)
@@ -258,8 +287,9 @@ def run(spec: BudgetSpec, run: Run) -> None:
         rest_decode_s=timed.rest.decode,
         rest_params=rest,
         rest_weight_bytes=rest * dtypes.BYTES[timed_dtype],
-        dense_prefill_s=timed.dense.prefill,
-        dense_decode_s=timed.dense.decode,
+        dense_prefill_s=timed.dense.prefill if timed.dense else None,
+        dense_decode_s=timed.dense.decode if timed.dense else None,
+        timed_layers=layers,
         seconds=round(costs.seconds, 4),
         noise=round(timed.noise, 4),
         timing_seconds=round(timed.seconds, 4),
@@ -286,16 +316,66 @@ def run(spec: BudgetSpec, run: Run) -> None:
         library = Library(str(run.dir), summary, table, {})
         with memory.out_of_memory_explained("checking plans"):
             checked = checks.check(
-                library, spec.check_plans, view, batch, tape.most, order, tokenizer, run.progress
-            )
+                library, spec.check_plans, view, batch, tape.most, order, tokenizer, run.progress,
+                timed=None if room.streams else view,
+            )  # fmt: skip
         PlanCheck.write(run, checked)
         if errors := latency_errors(checked):
             run.progress.log(
                 f"Predicted latency of {len(errors)} plans: median error "
                 f"{statistics.median(errors):.1%}, largest {max(errors):.1%}."
             )
+    view.close()
     VersionRow.write(run, rows)
     summary.write(run)
+
+
+def _time(
+    spec: BudgetSpec,
+    info: CheckpointInfo,
+    view: BlockView,
+    prepared: Prepared,
+    named: tuple[str, ...],
+    context: int,
+    layers: int,
+    tokenizer: Any,
+    progress: Progress,
+) -> tuple[BlockView, str, Timing]:
+    """Return the model to measure plans on, the format that was timed in, and the times.
+
+    A benchmark may hold the model in another format than that for measuring KL: a model in memory
+    is converted. Of one that is read block by block, as many blocks as fit are loaded.
+    """
+    from core.budget import timing
+    from core.model import memory, precision
+    from core.model.blocks import BlockView
+    from core.model.streaming import StreamedView, loaded_partly
+
+    whole = precision.decide(spec.dtype, view.device, info.dtype)
+    named_dtype = precision.dtype_name(whole.weights)
+    groups = list(blocks_as.kinds(info).values())
+    options = {
+        "batch": spec.batch,
+        "context": context,
+        "runs": spec.runs,
+        "steps": STEPS,
+        "layers": layers,
+        "tokenizer": tokenizer,
+        "progress": progress,
+    }
+    if not isinstance(view, StreamedView):
+        if whole.weights != view.dtype:
+            view = BlockView(view.model.to(whole.weights))
+        return view, named_dtype, timing.measure(view, groups, named, **options)
+    view.rest()
+    memory.free_memory(view.device)
+    loaded = timing.some(groups, layers)
+    progress.log(f"Timing {layers} blocks at a time: not all fit in memory.")
+    part = loaded_partly(prepared.folder, loaded, whole.weights, view.device)
+    timed = timing.partly(part, loaded, groups, named, **options)
+    del part
+    memory.free_memory(view.device)
+    return view, named_dtype, timed
 
 
 def _rows(

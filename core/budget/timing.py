@@ -4,7 +4,8 @@ One block alone would stay in the processor's cache, which a whole model never d
 model is timed with all its blocks as one version, the first excepted, and with that first block
 alone: the difference, shared among the others, is the time of one such block, and what the first
 block alone leaves is the embedding, the head, sampling and the overhead of a step. Versions take
-turns, so that a change of the machine's speed hits all of them alike.
+turns, so that a change of the machine's speed hits all of them alike. If not all blocks fit in
+memory, as many as do are timed together.
 """
 
 from __future__ import annotations
@@ -13,21 +14,19 @@ import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from core.benchmark.generate import force_length, import_and_settle, prompt_ids, stepwise
+from core.budget.demand import LEAST_BLOCKS
 from core.budget.versions import LOSES, neurons_left
 from core.checkpoint.drop import Removal
 from core.model.blocks import BlockView, PartOfLayer, narrow_layer
 from core.prune.version_results import MLP_SHARES, WHOLE
 from core.runs.progress import SILENT, Progress
-
-LEAST_BLOCKS = 4
-"""Blocks that are timed together at least; models with fewer lend copies."""
 
 _KEPT: dict[tuple[str, ...], str] = {("mlp",): "attention", ("attention",): "mlp"}
 
@@ -46,8 +45,8 @@ class Timing:
 
     rest: Seconds
     """Outside the blocks."""
-    dense: Seconds
-    """The whole model."""
+    dense: Seconds | None
+    """The whole model; None if it was not in memory."""
     of: dict[tuple[int, str], Seconds]
     """(block, version) -> the block's own time; dropped blocks take none."""
     seconds: float
@@ -97,6 +96,7 @@ def measure(
     context: int,
     runs: int,
     steps: int,
+    layers: int | None = None,
     tokenizer: Any = None,
     progress: Progress = SILENT,
 ) -> Timing:
@@ -110,6 +110,7 @@ def measure(
         context: Tokens of every prompt.
         runs: Rounds of timings; the median counts. One more round comes first, as warm-up.
         steps: Tokens generated after the prompt in every timing.
+        layers: Blocks that are timed together. Default: as many as the model has.
         tokenizer: For the benchmark's prompt; without one it is a fixed sequence of ids.
         progress: Updated after every timing.
     """
@@ -120,14 +121,14 @@ def measure(
     every = range(len(view))
     stacks[-1, WHOLE] = _Stack(list(view.blocks), list(every))
     for number, group in enumerate(groups):
-        layers, sources = _alike(view, group)
-        stacks[number, ""] = _Stack(layers[:1], sources[:1])
+        lent, sources = _alike(view, group, layers or len(view))
+        stacks[number, ""] = _Stack(lent[:1], sources[:1])
         for version in named:
             if version == WHOLE and list(group) == list(every) == sources:
                 stacks[number, version] = stacks[-1, WHOLE]
                 continue
-            others = [version_of(layer, version) for layer in layers[1:]]
-            stacks[number, version] = _Stack([layers[0], *others], sources)
+            others = [version_of(layer, version) for layer in lent[1:]]
+            stacks[number, version] = _Stack([lent[0], *others], sources)
     different = list({id(stack): stack for stack in stacks.values()}.values())
     _time(view, different, batch, context, runs, steps, tokenizer, progress, "Timing")
     return _apart(stacks, groups, named, time.perf_counter() - began)
@@ -189,9 +190,33 @@ def _time(
         view.model.generation_config = before
 
 
-def _alike(view: BlockView, group: Sequence[int]) -> tuple[list[nn.Module], list[int]]:
-    """Return as many layers of the group as the model has blocks, with copies if it has fewer."""
-    wanted = max(len(view), LEAST_BLOCKS)
+def some(groups: Sequence[Sequence[int]], layers: int) -> list[int]:
+    """Return the blocks to load so that ``layers`` of every group can be timed, or all it has."""
+    return sorted(block for group in groups for block in group[: max(layers, LEAST_BLOCKS)])
+
+
+def partly(
+    view: BlockView, loaded: Sequence[int], groups: Sequence[Sequence[int]], *args: Any, **more: Any
+) -> Timing:
+    """Return `measure` of a model of which ``view`` has the blocks ``loaded`` alone.
+
+    The blocks of a group count as equally fast.
+    """
+    local = [[at for at, block in enumerate(loaded) if block in set(group)] for group in groups]
+    found = measure(view, local, *args, **more)
+    of = {
+        (block, version): seconds
+        for group, own in zip(groups, local, strict=True)
+        for (at, version), seconds in found.of.items()
+        if at == own[0]
+        for block in group
+    }
+    return replace(found, dense=None, of=of)
+
+
+def _alike(view: BlockView, group: Sequence[int], most: int) -> tuple[list[nn.Module], list[int]]:
+    """Return ``most`` layers of the group, with copies if it has fewer."""
+    wanted = max(most, LEAST_BLOCKS)
     own = list(group)[:wanted]
     layers: list[nn.Module] = [view.blocks[block] for block in own]
     sources = [*own, *(own[at % len(own)] for at in range(wanted - len(own)))]

@@ -6,6 +6,7 @@ without, it copies bytes: torch is not imported, and the run waits for nobody.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,18 +21,19 @@ from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import OptionError, PlanError
-from core.heal import seams
+from core.heal import demand, seams
 from core.importance import estimate as work
+from core.importance.capacity import Capacity, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth, toggle
 from core.prune.plan import parameters_after
 from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
-from core.runs import pace
+from core.runs import dtypes, pace
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import StderrProgress
 from core.runs.results import from_dict
-from core.runs.spec import DeviceOptions, option
+from core.runs.spec import MemoryOptions, option
 
 if TYPE_CHECKING:
     from core.runs.run import Run
@@ -42,7 +44,7 @@ SAMPLES, LENGTH = 128, 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneSpec(DeviceOptions):
+class PruneSpec(MemoryOptions):
     """Write a checkpoint without some of its blocks or their parts, and heal it if asked to."""
 
     checkpoint: str = option(positional=True, help="Folder, run, Hub id, smollm2, or demo.")
@@ -96,19 +98,21 @@ def run(spec: PruneSpec, run: Run) -> None:
     heals = spec.heal != "none"
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=heals)
     removal, plan = selection(spec, checkpoint.info)
-    healing, replaced = _heal(spec, run, checkpoint, removal) if heals else (None, {})
-    record = depth.prune(
-        checkpoint.folder,
-        removal,
-        run.dir,
-        criterion=chosen_by(spec, plan),
-        plan=plan or None,
-        name=checkpoint.name,
-        overwrite=True,
-        progress=run.progress,
-        healing=healing,
-        replaced=replaced,
-    )
+    with contextlib.ExitStack() as stack:
+        found = _heal(spec, run, checkpoint, removal, stack) if heals else (None, {})
+        healing, replaced = found
+        record = depth.prune(
+            checkpoint.folder,
+            removal,
+            run.dir,
+            criterion=chosen_by(spec, plan),
+            plan=plan or None,
+            name=checkpoint.name,
+            overwrite=True,
+            progress=run.progress,
+            healing=healing,
+            replaced=replaced,
+        )
     run.progress.log(
         f"Wrote {record.blocks_after} of {record.blocks_before} blocks, "
         f"{record.parameters_after:,} of {record.parameters_before:,} parameters "
@@ -122,6 +126,23 @@ def check(spec: PruneSpec) -> None:
         checkpoint = locate.open(spec.checkpoint, StderrProgress(), need="config")
         removal, _ = selection(spec, checkpoint.info)
         check_healing(spec, checkpoint.info, removal)
+        if spec.memory_limit is not None:
+            planned_capacity(spec, checkpoint.info, removal).check()
+
+
+def planned_capacity(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> Capacity:
+    """Return how healing runs within the memory if the text has all rows that are requested."""
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+    return _capacity(spec, info, removal, formats, spec.samples or SAMPLES)
+
+
+def _capacity(
+    spec: PruneSpec, info: CheckpointInfo, removal: Removal, formats: dtypes.Formats, rows: int
+) -> Capacity:
+    tokens = length_of(spec, info)
+    need = demand.of_cut(info, spec.heal, removal, rows, tokens, spec.device)
+    limit = limit_of(spec.device, spec.memory_limit)
+    return decide(info, formats, spec.device, limit, rows, tokens, [need])
 
 
 def check_healing(
@@ -204,16 +225,21 @@ def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> fl
 
 
 def _heal(
-    spec: PruneSpec, run: Run, checkpoint: locate.Checkpoint, removal: Removal
+    spec: PruneSpec,
+    run: Run,
+    checkpoint: locate.Checkpoint,
+    removal: Removal,
+    stack: contextlib.ExitStack,
 ) -> tuple[Healing, depth.Replaced]:
-    """Load the model, heal the cut, and return the record and the replaced tensors' bytes."""
-    from safetensors.torch import save
+    """Load the model, heal the cut, and return the record and the replaced tensors' bytes.
 
+    These are made of the model when they are written; ``stack`` closes it.
+    """
     from core.heal.healing import heal
     from core.importance.branches import make_batch
     from core.model import loading, memory
-    from core.model.blocks import BlockView
     from core.model.precision import DTYPES
+    from core.model.streaming import stored_bytes
 
     folder, length = checkpoint.folder, length_of(spec, checkpoint.info)
     source = text_of(spec.calibration, folder)
@@ -226,7 +252,9 @@ def _heal(
     prepared = loading.prepare(spec, checkpoint, "blocks")
     entries = TensorIndex.read(folder).entries
     stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
-    view = BlockView(prepared.load(run.progress.log))
+    room = _capacity(spec, checkpoint.info, removal, prepared.formats, len(drawn.rows))
+    view = view_of(prepared, room, run.progress.log)
+    stack.callback(view.close)
     with memory.out_of_memory_explained("healing the cut"):
         found = heal(
             view, removal, make_batch(drawn.rows, view), spec.heal, run.progress, stored=stored
@@ -249,8 +277,7 @@ def _heal(
     )
 
     def data(name: str) -> bytes:
-        whole = save({name: found.tensors[name]().contiguous().cpu()})
-        return whole[8 + int.from_bytes(whole[:8], "little") :]  # behind the file's header
+        return bytes(stored_bytes(found.tensors[name](view.tensor(name))))
 
     return healing, {name: functools.partial(data, name) for name in found.tensors}
 
@@ -290,6 +317,7 @@ def _planned_healing(spec: PruneSpec, info: CheckpointInfo, removal: Removal) ->
         "removed": [seam.removed for seam in found],
         "samples": spec.samples or SAMPLES,
         "length": length_of(spec, info),
+        **planned_capacity(spec, info, removal).needs(),
     }
 
 

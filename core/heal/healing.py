@@ -21,10 +21,10 @@ which others attend to, is fitted badly.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,8 +53,8 @@ from core.model.precision import arithmetic_of, not_finite_hint
 from core.prune.results import HealedSeam, Healing
 from core.runs.progress import SILENT, Progress
 
-Make = Callable[[], Tensor]
-"""Makes one replaced tensor, in the format it is stored in."""
+Change = Callable[[Tensor], Tensor]
+"""Makes a replaced tensor, in the format it is stored in, of the one before."""
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
 FIELDS = ("o", "down")
 """The same of a `FastBlock`."""
@@ -81,8 +81,8 @@ class Repair:
     tokens: int
     """Tokens that were fitted on."""
     heldout_tokens: int
-    tensors: Mapping[str, Make]
-    """Replaced tensors by their names before the cut."""
+    tensors: Mapping[str, Change]
+    """How tensors change, by their names before the cut."""
     tried: Mapping[str, float]
     """KL after each method that was tried."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -129,7 +129,8 @@ def heal(
             same, and only what is above the first seam is computed.
 
     Memory: two streams [rows, tokens, hidden], the states of the held-out rows, one block's
-    prepared weights, and the regression's matrix [intermediate, intermediate] (`Normal`).
+    prepared weights, and the regression's matrix [intermediate, intermediate] (`Normal`); see
+    `core.heal.demand`. The view may read its blocks one by one (`core.model.streaming`).
 
     Raises:
         PlanError: Blocks cannot be left out, or the method cannot heal this cut.
@@ -209,26 +210,26 @@ def _best_of(
     return replace(best, method=best.method if repaired else "none", tried=tried)
 
 
-@contextlib.contextmanager
-def applied(view: BlockView, repair: Repair) -> Iterator[None]:
-    """Give the model the repaired weights until the context ends; blocks are not removed.
+def applied(view: BlockView, repair: Repair) -> AbstractContextManager[None]:
+    """Compute with the repaired weights until the context ends; blocks are not removed.
 
     Of a narrower MLP, the columns that it keeps get them.
     """
-    parameters = dict(view.model.named_parameters())
-    saved = {name: parameters[name].detach().clone() for name in repair.tensors}
-    made = {name: make() for name, make in repair.tensors.items()}
-    with torch.no_grad():
-        try:
-            for name, tensor in made.items():
-                if name in repair.columns:
-                    parameters[name][:, repair.columns[name]] = tensor.to(parameters[name])
-                else:
-                    parameters[name].copy_(tensor)
-            yield
-        finally:
-            for name, tensor in saved.items():
-                parameters[name].copy_(tensor)
+    changes = dict(repair.tensors)
+    for name, columns in repair.columns.items():
+        changes[name] = _into(changes[name], columns)
+    return view.replacing(changes)
+
+
+def _into(change: Change, columns: Tensor) -> Change:
+    """Return a change of these columns alone."""
+
+    def changed(old: Tensor) -> Tensor:
+        new = old.clone()
+        new[:, columns.to(new.device)] = change(old).to(new)
+        return new
+
+    return changed
 
 
 @dataclass(frozen=True)
@@ -393,7 +394,7 @@ class _Walk:
         self.factor = 1.0
         """What output projections above the current seam are divided by."""
         self.found: list[HealedSeam] = []
-        self.tensors: dict[str, Make] = {}
+        self.tensors: dict[str, Change] = {}
         self.columns: dict[str, Tensor] = {}
 
     def heal(self) -> Repair:
@@ -469,12 +470,12 @@ class _Walk:
         (name, weight), (bias_name, bias) = self._named(block, path)
         new_bias = None
         if bias is not None:
-            new_bias = self._divided(bias_name, bias, self.factor)().to(self.dtype)
-        return self._divided(name, weight, self.factor)().to(self.dtype), new_bias
+            new_bias = self._divided(bias_name)(bias).to(self.dtype)
+        return self._divided(name)(weight).to(self.dtype), new_bias
 
     def _named(self, block: int, path: str) -> tuple[tuple[str, Tensor], tuple[str, Tensor | None]]:
         """Return names and values of the weight and the bias of one of a block's projections."""
-        module: Any = self.view.blocks[block].get_submodule(path)
+        module: Any = self.view.layer(block).get_submodule(path)
         prefix = f"model.layers.{block}.{path}"
         return (f"{prefix}.weight", module.weight), (f"{prefix}.bias", module.bias)
 
@@ -485,13 +486,14 @@ class _Walk:
         total = len(self.view)
         self.progress.step(block + 1, total, f"Healing ({self.method}), block {block + 1}")
 
-    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self.stored.get(name, self.view.dtype))
+    def _format(self, name: str) -> torch.dtype:
+        return self.stored.get(name, self.view.dtype)
 
     # scale
 
-    def _divided(self, name: str, tensor: Tensor, factor: float) -> Make:
-        return lambda: self._rounded(name, tensor.detach().float() / factor)
+    def _divided(self, name: str) -> Change:
+        kind, factor = self._format(name), self.factor  # nothing that keeps the streams
+        return lambda old: (old.detach().float() / factor).to(kind)
 
     def _rescale(self, seam: Seam) -> None:
         """Find the factor above a seam, and keep it if the KL falls."""
@@ -517,9 +519,10 @@ class _Walk:
             if 2 * block in self.cut.gone:
                 continue
             for path in OUTPUTS:
-                for name, tensor in self._named(block, path):
-                    if tensor is not None:
-                        self.tensors[name] = self._divided(name, tensor, self.factor)
+                module: Any = self.view.blocks[block].get_submodule(path)  # its weights may be away
+                for name, _ in module.named_parameters():
+                    full = f"model.layers.{block}.{path}.{name}"
+                    self.tensors[full] = self._divided(full)
 
     def _note(
         self,
@@ -557,8 +560,27 @@ class _Walk:
             self._run(self._prepared(block), [part], self.dense)
         self._tell(block)
         self._to_target(seam)
-        function = self.cut.of(self._prepared(block))
-        (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])
+        alpha, made = self._solved(seam, block, part)
+        if not made:
+            self._note(seam, NEVER)
+        else:
+            held = self.healed[fitted:].clone()
+            self._run(self._repaired(block, part, made), [part], held)
+            if self._note(seam, self._apart_above(seam, held), alpha=alpha):
+                self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
+                kept = self.cut.thin[block].inputs(part) if seam.narrow else None
+                name = f"model.layers.{block}.{OUTPUTS[part]}.weight"
+                self.columns |= {} if kept is None else {name: kept}
+            else:
+                made = {}
+        self._run(self._repaired(block, part, made), [part], self.healed)
+
+    def _solved(self, seam: Seam, block: int, part: int) -> tuple[float | None, dict[str, Tensor]]:
+        """Return the ridge and the new tensors, as they are stored; none if there is no solution.
+
+        `healed` and `dense` hold the streams before the part and after the seam.
+        """
+        function, fitted = self.cut.of(self._prepared(block)), self.rows.fitted
         system = self._system(function, part)
         for x, residual, share in self._tokens(function, part, slice(0, fitted)):
             system.add(x, residual, share)
@@ -568,26 +590,22 @@ class _Walk:
                 not_finite_hint(self.dtype),
             )
         alpha, change = self._best(function, part, system)
-        if alpha is None or change is None:
-            self._note(seam, NEVER)
-            self._run(function, [part], self.healed)
-            return
-        field = FIELDS[part]
-        old = getattr(function, field)
-        made = self._new_weights((name, old[0]), (bias_name, old[1]), change)
-        made = {key: self._rounded(key, tensor) for key, tensor in made.items()}
-        new_bias = made.get(bias_name)
-        bias = old[1] if new_bias is None else new_bias.to(self.dtype)
-        setattr(function, field, (made[name].to(self.dtype), bias))
-        held = self.healed[fitted:].clone()
-        self._run(function, [part], held)
-        if self._note(seam, self._apart_above(seam, held), alpha=alpha):
-            self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
-            kept = self.cut.thin[block].inputs(part) if seam.narrow else None
-            self.columns |= {} if kept is None else {name: kept}
-        else:
-            setattr(function, field, old)
-        self._run(function, [part], self.healed)
+        if change is None:
+            return None, {}
+        (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])
+        weight, bias = getattr(function, FIELDS[part])
+        made = self._new_weights((name, weight), (bias_name, bias), change)
+        return alpha, {key: t.detach().to(self._format(key)) for key, t in made.items()}
+
+    def _repaired(self, block: int, part: int, made: Mapping[str, Tensor]) -> FastBlock:
+        """Return a block with the tensors ``made`` for one of its projections, if any."""
+        function = self.cut.of(self._prepared(block))
+        if made:
+            (name, _), (bias_name, _) = self._named(block, OUTPUTS[part])
+            bias = made.get(bias_name, getattr(function, FIELDS[part])[1])
+            new_bias = None if bias is None else bias.to(self.dtype)
+            setattr(function, FIELDS[part], (made[name].to(self.dtype), new_bias))
+        return function
 
     def _new_weights(
         self, named: tuple[str, Tensor], named_bias: tuple[str, Tensor | None], change: Tensor
@@ -663,5 +681,5 @@ def _by_block(parts: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
         yield block, [part % 2 for part in some]
 
 
-def _constant(tensor: Tensor) -> Make:
-    return lambda: tensor
+def _constant(tensor: Tensor) -> Change:
+    return lambda _: tensor

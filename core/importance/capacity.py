@@ -64,6 +64,14 @@ class Demand:
     """States of every row if the weights are in memory; None: as many."""
     tokens: int | None = None
     """Tokens that go through a block together; None: `CPU_TOKENS` or `GPU_TOKENS`."""
+    rows: int | None = None
+    """Rows that it takes; None: all."""
+    extra: int = 0
+    """Bytes that are held beside, whatever the rows."""
+    streamed_extra: int | None = None
+    """The same if the weights are read block by block; None: as many."""
+    streams: bool = True
+    """Whether blocks are read; False: all that is needed of them is in ``streamed_extra``."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,21 @@ class Capacity:
         """Rows held at once, 0 if those are all: as `core.importance.branches.Batch` has it."""
         return self.rows if self.groups > 1 else 0
 
+    @property
+    def used_bytes(self) -> int:
+        """What is needed the way it runs."""
+        return self.streamed_bytes if self.streams else self.in_memory_bytes
+
+    def states(self, most: int, size: int, dtype: str, beside: int = 0) -> int:
+        """Return how many states of ``size`` numbers fit, at least 2 and at most ``most``.
+
+        Two are part of what is needed anyway; ``beside`` bytes are held for something else.
+        """
+        if self.limit_bytes is None:
+            return most
+        state = size * BYTES[computable(dtype)]
+        return max(2, min(most, 2 + (self.limit_bytes - self.used_bytes - beside) // state))
+
     def facts(self) -> dict[str, Any]:
         """Return what a dry run says."""
         return {
@@ -105,6 +128,10 @@ class Capacity:
             "rows_at_once": self.rows,
             "passes": self.groups,
         }
+
+    def needs(self) -> dict[str, Any]:
+        """Return the same of a computation whose rows are not split, and that passes often."""
+        return {k: v for k, v in self.facts().items() if k not in ("rows_at_once", "passes")}
 
     def check(self) -> None:
         """Raise `OptionError` if it cannot run."""
@@ -123,8 +150,7 @@ class Capacity:
             return f"About {self.in_memory_bytes / GIB:.2f} GiB are needed: fits within the{limit}."
         how = "The weights are read block by block" if self.streams else "The weights fit"
         rows = f", for {self.rows} rows at a time" if self.groups > 1 else ""
-        need = self.streamed_bytes if self.streams else self.in_memory_bytes
-        return f"{how}{rows}: about {need / GIB:.2f} GiB{limit}."
+        return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}."
 
 
 def _mib(value: int | None) -> float | None:
@@ -248,6 +274,7 @@ class _Sizes:
         ``held``: states of every row.
         """
         width = self.slope if demand.gradients else self.width
+        rows = rows if demand.rows is None else demand.rows
         states = held * rows * self.state(width)
         seen = min(HEAD_TOKENS, max(1, demand.states) * rows * self.tokens)
         head = 3 * seen * self.hidden * 4
@@ -264,12 +291,16 @@ class _Sizes:
         """Return the bytes needed with all weights in memory."""
         own = demand.resident_states
         held = demand.states if own is None else own
-        return self.base + self.weights + max(self._work(demand, rows, held))
+        return self.base + self.weights + demand.extra + max(self._work(demand, rows, held))
 
     def streamed(self, demand: Demand, rows: int) -> int:
         """Return the bytes needed if blocks are read one after another."""
         block, head = self._work(demand, rows, demand.states)
-        return self.base + max(block + self.blocks, head + self.head)
+        own = demand.streamed_extra
+        extra = self.base + (demand.extra if own is None else own)
+        if not demand.streams:
+            return extra + max(block, head)
+        return extra + max(block + self.blocks, head + self.head)
 
 
 def view_of(prepared: Prepared, found: Capacity, log: Callable[[str], None]) -> BlockView:
@@ -287,4 +318,4 @@ def view_of(prepared: Prepared, found: Capacity, log: Callable[[str], None]) -> 
     if not found.streams:
         return BlockView(prepared.load(log))
     log(f"Reading {prepared.name} for {prepared.device} as {dtype_name(prepared.dtype)}.")
-    return StreamedView(prepared.folder, prepared.dtype, prepared.device)
+    return StreamedView(prepared.folder, prepared.dtype, prepared.device, log)

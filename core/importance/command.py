@@ -157,6 +157,7 @@ def run(spec: ImportanceSpec, run: Run) -> None:
         summary.write(run)
 
     results = compute(view, batch, spec.metrics, run.progress, rounds=spec.rounds, on_part=write)
+    view.close()
     if results.dense_ppl is not None:
         run.progress.log(f"Dense perplexity {results.dense_ppl:.4f}.")
     write(results, complete=True)

@@ -145,6 +145,7 @@ def run(spec: CurveSpec, run: Run) -> None:
     batch = make_batch(drawn.rows, view, room.group, run.ranks)
     with memory.out_of_memory_explained("measuring the curve"):
         losses = losses_without(view, batch, sets, run.progress)
+    view.close()
     assert losses is not None
     values = losses.perplexity
     table = [CurveRow(name, 0, 0.0, info.parameters, values[0]) for name in spec.criteria]

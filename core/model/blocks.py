@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,26 @@ class BlockView:
         ``blocks`` may hold shapes alone (`core.model.streaming`).
         """
         return self.blocks[block]
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a weight by its name in the checkpoint, in the format that weights are held in."""
+        return self.model.get_parameter(name).detach()
+
+    @contextlib.contextmanager
+    def replacing(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Compute with weights of these names changed, until the context ends."""
+        saved = {name: self.tensor(name).clone() for name in changes}
+        with torch.no_grad():
+            try:
+                for name, change in changes.items():
+                    self.tensor(name).copy_(change(saved[name]))
+                yield
+            finally:
+                for name, before in saved.items():
+                    self.tensor(name).copy_(before)
+
+    def rest(self) -> None:
+        """Give back what was read for this view; what computes next reads it again."""
 
     def close(self) -> None:
         """Give back what was read for this view; it cannot compute any more."""
@@ -295,32 +315,39 @@ class BlockView:
         fields count. The attention modules of ``layers`` must be different ones: each is numbered
         for the cache. Everything is restored on exit. Not thread-safe.
         """
-        config = self.config
-        attending = [layer.self_attn for layer in layers if layer.self_attn is not None]
-        numbers = [(module, module.layer_idx) for module in attending]
-        attends = [layer.self_attn is not None for layer in layers]
-        before = self.blocks
-        saved = {
-            name: getattr(config, name)
-            for name in ("num_hidden_layers", "layer_types", "max_window_layers")
-            if getattr(config, name, None) is not None
-        }
+        numbers = [(x.self_attn, x.self_attn.layer_idx) for x in layers if x.self_attn is not None]
+        before, saved = self.blocks, self._per_layer_fields()
         try:
-            self._body.layers = nn.ModuleList(layers)
-            for number, module in enumerate(attending):
-                module.layer_idx = number
-            for name, value in _per_layer(saved, of).items():
-                setattr(config, name, value)
-            if not all(attends):
-                _cache_for(config, attends)
+            self._arrange(layers, of, saved)
             yield self.model
         finally:
-            vars(config).pop("get_text_config", None)
+            vars(self.config).pop("get_text_config", None)
             self._body.layers = before
             for module, at in numbers:
                 module.layer_idx = at
             for name, value in saved.items():
-                setattr(config, name, value)
+                setattr(self.config, name, value)
+
+    def shorten(self, keep: Sequence[int]) -> None:
+        """Give up all blocks but ``keep``, in this order, for good."""
+        self._arrange([self.blocks[block] for block in keep], keep, self._per_layer_fields())
+
+    def _per_layer_fields(self) -> dict[str, Any]:
+        names = ("num_hidden_layers", "layer_types", "max_window_layers")
+        found = {name: getattr(self.config, name, None) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _arrange(self, layers: Sequence[Any], of: Sequence[int], fields: dict[str, Any]) -> None:
+        """Make the model run ``layers``, with the entries of the blocks ``of`` in ``fields``."""
+        self._body.layers = nn.ModuleList(layers)
+        attending = [layer.self_attn for layer in layers if layer.self_attn is not None]
+        for number, module in enumerate(attending):
+            module.layer_idx = number
+        for name, value in _per_layer(fields, of).items():
+            setattr(self.config, name, value)
+        attends = [layer.self_attn is not None for layer in layers]
+        if not all(attends):
+            _cache_for(self.config, attends)
 
 
 class PartOfLayer(nn.Module):
@@ -346,12 +373,15 @@ def narrow_layer(layer: nn.Module, kept: Sequence[int]) -> nn.Module:
     """Return a decoder layer whose MLP has only the neurons ``kept``; other weights are shared."""
     narrow, mlp = copy.copy(layer), copy.copy(layer.mlp)
     narrow._modules, mlp._modules = dict(layer._modules), dict(layer.mlp._modules)
+    first = isinstance(kept, range) and kept == range(len(kept))  # rows that need no copy
     at = torch.tensor(list(kept), device=mlp.down_proj.weight.device)
     for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
         whole = getattr(mlp, name)
         linear = copy.copy(whole)
         linear._parameters = dict(whole._parameters)
-        weight = whole.weight.detach().index_select(axis, at)
+        weight = whole.weight.detach()
+        rows = first and axis == 0
+        weight = weight[: len(kept)] if rows else weight.index_select(axis, at)
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if axis == 0 and whole.bias is not None:
             bias = whole.bias.detach().index_select(0, at)

@@ -12,13 +12,17 @@ would count as the process's memory for as long as the kernel keeps them.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from core.checkpoint import locate
@@ -34,6 +38,7 @@ from core.model.loading import (
     reason,
     settings_of,
 )
+from core.runs.devices import GIB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +47,10 @@ ALIGNMENT = 64
 """Bytes; where each tensor starts in a block's memory."""
 TABLE_BYTES = 32 * 2**20
 """Bytes of the embedding that are looked up in at once."""
+
+LARGE_BYTES = 2**22
+"""Memory of at least this many bytes goes back to the system when it is freed."""
+_M_MMAP_THRESHOLD = -3
 
 Loaded = dict[str, Tensor]
 
@@ -114,15 +123,41 @@ class Weights:
         self.bytes_read += done
 
 
+def stored_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes as a safetensors file has them."""
+    whole = save({"": tensor.contiguous().cpu()})
+    return memoryview(whole)[8 + int.from_bytes(whole[:8], "little") :]  # behind the file's header
+
+
+def return_large_memory() -> None:
+    """Make the system take large tensors' memory back as soon as they are freed.
+
+    glibc keeps what is freed below other memory. Blocks that come and go beside small results that
+    stay would leave holes, and the process would grow with every block.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 class StreamedView(BlockView):
     """Views a checkpoint in a folder as blocks that are read when they are needed."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Read shapes and the final norm; weights come as ``dtype`` on ``device``.
 
-        Raises `CheckpointError` for quantized weights, which cannot be read block by block, and
-        for what `core.model.loading.load_model` refuses.
+        ``log`` is told at the end how much was read. Raises `CheckpointError` for quantized
+        weights, which cannot be read block by block, and for what
+        `core.model.loading.load_model` refuses.
         """
+        return_large_memory()
+        self._log = log
         super().__init__(skeleton(folder, dtype, device))
         self.source = Weights(folder, dtype, device)
         tied = locate.at(folder).info.tied
@@ -131,6 +166,7 @@ class StreamedView(BlockView):
         self._resident: int | None = None
         self._head: Tensor | None = None
         self._checked: set[str] = set()
+        self._changes: Mapping[str, Callable[[Tensor], Tensor]] = {}
         self._ahead: tuple[int, Future[Loaded]] | None = None
         self._reader = ThreadPoolExecutor(1, "read-ahead")
         _put(self.final_norm, self._usable("model.norm.", self.source.raw(["model.norm.weight"])))
@@ -190,12 +226,32 @@ class StreamedView(BlockView):
                 )
         return self.blocks[block]
 
-    def close(self) -> None:
-        """End the reading thread and drop all weights."""
+    def tensor(self, name: str) -> Tensor:
+        """Return a weight by its name in the checkpoint; it alone is read."""
+        return self._usable("", self.source.raw([name]))[name]
+
+    @contextlib.contextmanager
+    def replacing(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Change weights of these names as they are read, until the context ends."""
+        try:
+            self._drop()
+            self._changes = changes
+            yield
+        finally:
+            self._drop()
+            self._changes = {}
+
+    def rest(self) -> None:
+        """Drop all weights; what computes next reads them again."""
         self._drop()
         self._head = None
         self._discard()
+
+    def close(self) -> None:
+        """End the reading thread and drop all weights."""
+        self.rest()
         self._reader.shutdown()
+        self._log(f"Read {self.source.bytes_read / GIB:.2f} GiB of weights.")
 
     def _names(self, block: int) -> list[str]:
         return [f"model.layers.{block}.{name}" for name in self._empty[block]]
@@ -228,6 +284,8 @@ class StreamedView(BlockView):
         for name in list(stored):
             tensor = stored.pop(name).to(self.device, self.dtype)
             self._check(name, tensor)
+            if name in self._changes:
+                tensor = self._changes[name](tensor).to(self.device, self.dtype)
             found[name.removeprefix(prefix)] = tensor
         return found
 
@@ -236,6 +294,35 @@ class StreamedView(BlockView):
             if not is_finite(tensor):
                 raise not_finite([name], tensor.dtype)
             self._checked.add(name)
+
+
+def loaded_partly(
+    folder: Path, blocks: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> BlockView:
+    """Return a model in memory that has only ``blocks`` of a checkpoint folder, in this order.
+
+    It is as fast as that many blocks are; what it predicts means nothing. Raises what
+    `StreamedView` raises.
+    """
+    view = BlockView(skeleton(folder, dtype, device))
+    source, model = Weights(folder, dtype, device), view.model
+    embedding: Any = model.get_input_embeddings()
+
+    def read(prefix: str, module: nn.Module) -> None:
+        for name, _ in list(module.named_parameters()):
+            raw = source.raw([f"{prefix}{name}"])
+            _put(module, {name: raw[f"{prefix}{name}"].to(device, dtype)})
+
+    for number in blocks:
+        read(f"model.layers.{number}.", view.blocks[number])
+    read("model.embed_tokens.", embedding)
+    read("model.norm.", view.final_norm)
+    if locate.at(folder).info.tied:
+        model.lm_head.weight = embedding.weight
+    else:
+        read("lm_head.", model.lm_head)
+    view.shorten(blocks)
+    return view
 
 
 def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -72,18 +72,21 @@ class PlanCheck(CsvRow):
     """Measured on the calibration rows, in nats per token."""
     nll: float | None
     predicted_prefill_s: float
-    prefill_s: float
-    """Measured."""
+    prefill_s: float | None
+    """Measured; None if the whole model did not fit in memory."""
     predicted_decode_s: float
-    decode_s: float
-    dense_prefill_s: float
+    decode_s: float | None
+    dense_prefill_s: float | None
     """The whole model's, timed in turn with the plans."""
-    dense_decode_s: float
+    dense_decode_s: float | None
 
     def seconds(self, output_tokens: int, which: str = "") -> float:
-        """Return the latency of a generation: measured, or ``predicted_`` or ``dense_``."""
-        prefill = float(getattr(self, f"{which}prefill_s"))
-        return prefill + (output_tokens - 1) * float(getattr(self, f"{which}decode_s"))
+        """Return the latency of a generation: measured, or ``predicted_`` or ``dense_``.
+
+        0 if it was not measured.
+        """
+        prefill = float(getattr(self, f"{which}prefill_s") or 0.0)
+        return prefill + (output_tokens - 1) * float(getattr(self, f"{which}decode_s") or 0.0)
 
 
 OUTPUT_TOKENS = 128
@@ -149,8 +152,10 @@ class Budget(JsonResult):
     rest_params: int = 0
     rest_weight_bytes: int = 0
     dense_prefill_s: float | None = None
-    """The whole model's, as measured."""
+    """The whole model's, as measured; None if it did not fit in memory."""
     dense_decode_s: float | None = None
+    timed_layers: int | None = None
+    """Blocks that were timed together, in every version."""
     noise: float | None = None
     """How much the timed steps vary: the middle half, as a share of the median."""
     seconds: float = 0.0

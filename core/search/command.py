@@ -13,7 +13,7 @@ from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.errors import DataError, OptionError, PlanError
-from core.heal import seams
+from core.heal import demand, seams
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan
@@ -106,7 +106,11 @@ class SearchSpec(MemoryOptions, ProcessOptions):
 
 def check(spec: SearchSpec) -> None:
     """Raise what is wrong with counts, protection and length before waiting for the device."""
-    _task(spec, locate.open(spec.checkpoint, need="config").info)
+    info = locate.open(spec.checkpoint, need="config").info
+    _task(spec, info)
+    if spec.memory_limit is not None:
+        formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+        _room(spec, info, formats).check()
 
 
 def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
@@ -217,11 +221,7 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
         "length": spec.length,
         "dtype": dtype,
         "sets_at_once": most,
-        **{
-            key: value
-            for key, value in room.facts().items()
-            if key not in ("rows_at_once", "passes")
-        },
+        **room.needs(),
         "sets": len(ledger.costs),
         "sets_healed": len(ledger.healed),
         "passes": passes,
@@ -242,21 +242,21 @@ STATES = 4
 
 
 def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Capacity:
-    """Return how the search runs within the memory. Sets are split into groups, rows are not.
-
-    Raises `OptionError` if sets are healed and the weights do not fit.
-    """
+    """Return how the search runs within the memory. Sets are split into groups, rows are not."""
     limit = limit_of(spec.device, spec.memory_limit, spec.processes)
-    rows = ranks.most(screened(spec, samples_of(spec, info)), spec.processes)
-    demand = Demand("sets", STATES, splits=False)
-    found = decide(info, formats, spec.device, limit, rows, spec.length, [demand])
-    if spec.heal != "none" and found.way != "fits":
-        raise OptionError(
-            f"--heal {spec.heal} needs the whole model in memory, about "
-            f"{found.in_memory_bytes / devices.GIB:.2f} GiB.",
-            "Raise --memory-limit, or search without --heal.",
-        )
-    return found
+    samples = samples_of(spec, info)
+    rows = ranks.most(screened(spec, samples), spec.processes)
+    demands = [Demand("sets", STATES, splits=False, rows=rows)]
+    if spec.heal != "none":
+        demands.append(_healing_demand(spec, info))
+    return decide(info, formats, spec.device, limit, samples, spec.length, demands)
+
+
+def _healing_demand(spec: SearchSpec, info: CheckpointInfo) -> Demand:
+    """Return what healing one of the sets holds: at most every removed unit leaves a seam."""
+    repairs = max(spec.counts, default=info.blocks // 4)
+    rows = samples_of(spec, info)
+    return demand.demand(info, (spec.heal,), repairs, rows, spec.length, spec.device)
 
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
@@ -266,18 +266,27 @@ def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) ->
         free //= spec.processes
     rows = ranks.most(screened(spec, samples_of(spec, info)), spec.processes)
     most = rehearsal.states_at_once(info, rows, spec.length, dtype, free)
-    if room.limit_bytes is None:
-        return most
-    state = rows * spec.length * info.hidden * dtypes.BYTES[dtypes.computable(dtype)]
-    used = room.streamed_bytes if room.streams else room.in_memory_bytes
-    return max(2, min(most, 2 + (room.limit_bytes - used) // state))
+    kept = _kept_bytes(spec, info) if _keeps(spec, info, room) else 0
+    return room.states(most, rows * spec.length * info.hidden, dtype, kept)
 
 
-def _keeps(spec: SearchSpec, info: CheckpointInfo) -> bool:
-    """Whether a quarter of the free memory holds the dense streams of all rows."""
+def _kept_bytes(spec: SearchSpec, info: CheckpointInfo) -> int:
+    """Return the bytes of the dense streams of all rows before every block."""
     stream = samples_of(spec, info) * spec.length * info.hidden * dtypes.BYTES["float32"]
-    free = devices.free_bytes(spec.device)[1]
-    return free is None or (info.blocks + 1) * stream <= free // rehearsal.SHARE_OF_FREE
+    return (info.blocks + 1) * stream
+
+
+def _keeps(spec: SearchSpec, info: CheckpointInfo, room: Capacity) -> bool:
+    """Whether sets are healed, and a quarter of the free memory holds the dense streams.
+
+    With a limit they also have to fit in what is left of it.
+    """
+    if spec.heal == "none":
+        return False
+    kept, free = _kept_bytes(spec, info), devices.free_bytes(spec.device)[1]
+    if room.limit_bytes is not None and room.used_bytes + kept > room.limit_bytes:
+        return False
+    return free is None or kept <= free // rehearsal.SHARE_OF_FREE
 
 
 def screened(spec: SearchSpec, samples: int) -> int:
@@ -349,7 +358,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     entries = TensorIndex.read(folder).entries
     stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
     healer = (
-        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info))
+        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room))
         if heals
         else None
     )
@@ -383,6 +392,7 @@ def run(spec: SearchSpec, run: Run) -> None:
                 book.values(sets)
                 others = book.costs
             HeldoutRow.write(run, _by_row(held.rows, spec.heal, units))
+    view.close()
     if stopped:
         run.progress.log(stopped)
     SetRow.write(run, [_with_heldout(row, others.get(finds.set_of(row))) for row in rows])

@@ -22,7 +22,18 @@ from core.prune.version_results import OUTPUT_TOKENS, PlanCheck, VersionRow
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
-from core.ui import forms, frame, live_panel, prune_pad, run_on, runs, say, state, widgets
+from core.ui import (
+    forms,
+    frame,
+    live_panel,
+    memory_note,
+    prune_pad,
+    run_on,
+    runs,
+    say,
+    state,
+    widgets,
+)
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -83,13 +94,17 @@ def _launcher(name: str, info: CheckpointInfo) -> None:
     values |= form.fields(BudgetSpec, ("calibration", "samples", "length", "seed"))
     form.offer("calibration")
     with st.expander("Timings, short rows, device and precision"):
-        values |= form.fields(BudgetSpec, ("runs", "join", "device", "dtype"))
+        values |= form.fields(BudgetSpec, ("runs", "join", "device", "dtype", "memory_limit"))
     form.origin()
     on = run_on.choose("budget", name)
     problem = ""
     try:
         spec = build(BudgetSpec, {**values, "out": "DIR"})
-        say.caption(_estimate(_rehearsed(spec)))
+        found = _rehearsed(spec)
+        say.caption(_estimate(found))
+        problem = "" if on else memory_note.draw(found)
+        if problem:
+            say.error(problem)
         st.code(jobs.command_line("budget", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)

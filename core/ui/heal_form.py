@@ -15,7 +15,7 @@ from core.heal.command import PruneSpec
 from core.prune.results import Healing, Pruning
 from core.runs.spec import build
 from core.runs.workspace import read_run
-from core.ui import forms, say, state
+from core.ui import forms, memory_note, say, state
 from core.ui.say import plain
 
 ABOUT = {
@@ -46,7 +46,7 @@ def choose(name: str) -> dict[str, Any]:
     values |= form.fields(PruneSpec, ("calibration", "samples", "length", "seed"))
     form.offer("calibration")
     with st.expander("Short rows, device and precision"):
-        values |= form.fields(PruneSpec, ("join", "device", "dtype"))
+        values |= form.fields(PruneSpec, ("join", "device", "dtype", "memory_limit"))
     form.origin()
     return values
 
@@ -74,6 +74,13 @@ def problem_of(values: dict[str, Any], info: CheckpointInfo) -> str:
         "tokens, a quarter of them held out."
     )
     return ""
+
+
+def memory_problem(spec: PruneSpec, info: CheckpointInfo) -> str:
+    """Draw a line if healing streams the model, and return what is wrong if it cannot run."""
+    if spec.heal == "none":
+        return ""
+    return memory_note.draw(command.planned_capacity(spec, info, command.named(spec)).needs())
 
 
 def result(run_id: str) -> None:

@@ -25,12 +25,13 @@ def draw(found: Mapping[str, Any]) -> str:
             f"{found['streamed_mib'] / 1024:.2f} GiB. Raise the memory limit, or use fewer "
             "samples, shorter rows or fewer metrics."
         )
-    passes = found["passes"]
-    often = "once" if passes == 1 else f"{passes:,} times, for {found['rows_at_once']:,} rows each"
+    passes = found.get("passes")  # unknown if it depends on what is found
+    often = f", {passes or 0:,} times, for {found.get('rows_at_once', 0):,} rows each"
+    often = ", once" if passes == 1 else often if passes else ""
     st.caption(
         plain(
             f"The model needs about {need:.1f} GiB, but only {limit / 1024:.1f} are there: its "
-            f"blocks are read from the disk while it computes, {often}."
+            f"blocks are read from the disk while it computes{often}."
         )
     )
     return ""

@@ -21,7 +21,7 @@ from core.search import command, known
 from core.search.command import SearchSpec
 from core.search.results import HeldoutRow, Search, SetRow, found_so_far
 from core.search.units import BLOCK, SUBLAYER, Units
-from core.ui import findings, forms, prune_pad, run_on, runs, say, state, widgets
+from core.ui import findings, forms, memory_note, prune_pad, run_on, runs, say, state, widgets
 from core.ui.prune_pad import Pad
 from core.ui.say import plain
 
@@ -119,7 +119,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> None:
     values |= form.fields(SearchSpec, ("calibration", "samples", "length", "seed"))
     form.offer("calibration")
     with st.expander("Short rows, time limit, device and precision"):
-        names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype")
+        names: tuple[str, ...] = ("join", "time_limit_s", "device", "dtype", "memory_limit")
         names = ("heal_best", *names) if values["heal"] != "none" else (*names, *run_on.several())
         values |= form.fields(SearchSpec, names)
     form.origin()
@@ -128,7 +128,11 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> None:
     try:
         values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
         spec = build(SearchSpec, {**values, "out": "DIR"})
-        say.caption(_estimate(_rehearsed(spec)))
+        found = _rehearsed(spec)
+        say.caption(_estimate(found))
+        problem = "" if on else memory_note.draw(found)
+        if problem:
+            say.error(problem)
         st.code(jobs.command_line("search", spec, on), "bash", wrap_lines=True)
     except DepthcutError as error:
         problem = str(error)

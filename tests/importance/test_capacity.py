@@ -8,9 +8,21 @@ import tiny
 
 from core import commands
 from core.__main__ import main
+from core.budget import command as budget_command
+from core.budget import demand
 from core.checkpoint import headers
+from core.heal import command as heal_command
 from core.importance import capacity, curve_command
 from core.importance import command as importance
+from core.prune import budgets
+from core.prune.version_results import (
+    VERSIONS,
+    WHOLE,
+    Budget,
+    PlanCheck,
+    VersionRow,
+    latency_errors,
+)
 from core.runs import run
 from core.runs.dtypes import Formats
 from core.runs.spec import build
@@ -29,7 +41,7 @@ def decided(info, limit, rows=10, metrics=METRICS, tokens=24):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(tiny.text(60, seed=3), encoding="utf-8")
+    path.write_text(tiny.text(200, seed=3), encoding="utf-8")
     return str(path)
 
 
@@ -99,6 +111,9 @@ def streaming(monkeypatch):
     return switch
 
 
+HEALED = {"samples": 40, "length": 16}
+
+
 @pytest.mark.parametrize(
     ("command", "options", "files"),
     [
@@ -113,6 +128,14 @@ def streaming(monkeypatch):
          ("pairs.csv", "heldout_rows.csv")),
         ("search", {"counts": (2,), "methods": ("one-shot",), "units": "sublayer"},
          ("heldout_rows.csv",)),
+        ("search", HEALED | {"counts": (1, 2), "methods": ("greedy",), "heal": "refit"},
+         ("heldout_rows.csv",)),
+        ("search", HEALED | {"counts": (2,), "methods": ("one-shot",), "heal": "scale"},
+         ("heldout_rows.csv",)),
+        ("prune", HEALED | {"drop": (2, 4), "heal": "auto"}, ("model.safetensors",)),
+        ("prune", HEALED | {"drop": (2,), "heal": "scale"}, ("model.safetensors",)),
+        ("prune", HEALED | {"attention": (1,), "mlp": (2, 3), "heal": "refit"},
+         ("model.safetensors",)),
     ],
 )  # fmt: skip
 def test_a_streamed_run_leaves_the_same_files(
@@ -121,7 +144,7 @@ def test_a_streamed_run_leaves_the_same_files(
     if command == "curve":
         options |= {"scores": str(ran(tiny_gqa, tmp_path / "scores", text, metrics=("ppl",)))}
     here = ran(tiny_gqa, tmp_path / "here", text, command, **options)
-    for module in (importance, curve_command, width_command, search_command):
+    for module in (importance, curve_command, width_command, search_command, heal_command):
         streaming(module)
     there = ran(tiny_gqa, tmp_path / "there", text, command, **options)
     log = (there / ".run" / "log.txt").read_text()
@@ -142,14 +165,52 @@ def test_too_little_memory_is_one_sentence(tiny_gqa, tmp_path, capsys, monkeypat
     assert (shown["way"], shown["memory_limit_mib"]) == ("cannot", 51.2)
 
 
-def test_healing_in_a_search_needs_the_whole_model(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["search", "prune"])
+def test_healing_with_too_little_memory_ends_before_it_starts(
+    command, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    options = ["--heal", "refit", "--memory-limit", "0.1", "--device", "cpu", "--out", "x"]
-    assert main(["search", "demo", *options, "--dry-run"]) == 2
-    assert "--heal refit needs the whole model in memory" in capsys.readouterr().err
+    options = ["--heal", "refit", "--memory-limit", "0.1", "--device", "cpu"]
+    options += ["--out", str(tmp_path / "out")]
+    options += ["--drop", "5"] if command == "prune" else []
+    assert main([command, "demo", *options, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["way"] == "cannot"
+    assert main([command, "demo", *options]) == 2
+    assert "--memory-limit: 0.10 GiB are too little" in capsys.readouterr().err
 
 
-def test_the_free_memory_less_a_margin_is_the_default():
-    limit = capacity.limit_of("cpu", None)
-    assert limit is None or limit > 0
-    assert capacity.limit_of("cpu", 1.5) == round(1.5 * 2**30)
+def test_versions_cost_the_same_streamed_and_only_as_many_blocks_are_timed_as_fit(
+    tiny_gqa, tmp_path, text, streaming, monkeypatch
+):
+    options = {"context": 12, "runs": 1, "check_plans": 2}
+    here = ran(tiny_gqa, tmp_path / "here", text, "budget", **options)
+    streaming(budget_command)
+    monkeypatch.setattr(demand, "layers", lambda *arguments: demand.LEAST_BLOCKS)
+    there = ran(tiny_gqa, tmp_path / "there", text, "budget", **options)
+    assert "Timing 4 blocks at a time" in (there / ".run" / "log.txt").read_text()
+    costs = [[(r.block, r.version, r.kl, r.nll) for r in VersionRow.read(f)] for f in (here, there)]
+    assert costs[0] == costs[1]
+    assert all(r.decode_s > 0 for r in VersionRow.read(there) if r.version == WHOLE)
+    assert (Budget.read(here).timed_layers, Budget.read(there).timed_layers) == (5, 4)
+    assert Budget.read(there).dense_decode_s is None
+    plans = PlanCheck.read(there)
+    assert plans
+    assert all(plan.kl > 0 and plan.decode_s is None for plan in plans)
+    assert not latency_errors(plans)
+    assert budgets.load(there).dense().latency_s > 0
+
+
+def test_timing_fits_with_fewer_blocks_than_the_model_has(tiny_dir, bare):
+    info, versions = headers.inspect(tiny_dir("gqa")), tuple(VERSIONS)
+    needs = demand.demands(info, versions, F32, "float32", 1, 8)[1:]  # without measuring KL
+
+    def layers(limit):
+        room = capacity.decide(info, F32, "cpu", limit, 2, 8, needs)
+        return room.way, demand.layers(info, versions, room, "float32", "cpu", 1, 8)
+
+    open_ = capacity.decide(info, F32, "cpu", None, 2, 8, needs)
+    assert layers(None) == ("fits", info.blocks)
+    assert layers(open_.in_memory_bytes) == ("fits", demand.LEAST_BLOCKS)
+    assert layers(open_.in_memory_bytes * 2) == ("fits", info.blocks)
+    assert layers(open_.streamed_bytes) == ("streams", demand.LEAST_BLOCKS)
+    assert layers(open_.streamed_bytes - 1)[0] == "cannot"

@@ -1,0 +1,62 @@
+"""What healing holds in memory, from shapes alone; no torch."""
+
+from __future__ import annotations
+
+from core.checkpoint.drop import Removal
+from core.checkpoint.headers import CheckpointInfo
+from core.heal import seams
+from core.importance.capacity import Demand
+from core.runs import devices
+from core.runs.dtypes import BYTES
+
+STATES = 4
+"""States of every row: both streams, and those of the quarter that is held out, with copies."""
+RIDGES = 5
+"""Solutions held at once, one for each strength of the ridge."""
+LOGITS = {"cpu": 2**24, "gpu": 2**28}
+"""Logits of one model held at once for the KL: see core.heal.divergence."""
+
+
+def demand(
+    info: CheckpointInfo,
+    methods: tuple[str, ...],
+    repairs: int,
+    rows: int,
+    tokens: int,
+    device: str,
+) -> Demand:
+    """Return what healing on ``rows`` of ``tokens`` holds beside the weights.
+
+    Args:
+        info: The checkpoint.
+        methods: refit, linear or scale; the largest decides.
+        repairs: Projections whose new weights are held until they are written.
+        rows: Calibration rows, those that are held out included.
+        tokens: Tokens of a row.
+        device: As ``--device`` has it.
+    """
+    kind = "cpu" if devices.resolve(device) == "cpu" else "gpu"
+    inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
+    inner = max(inner, max((s["heads"] for s in info.block_shapes), default=0) * info.head_dim)
+    fitted = 0
+    for method in methods:
+        if method == "scale":
+            continue
+        size = inner if method == "refit" else info.hidden
+        # x'x with a copy and its factor; x'r, solutions, the weights before and after; one chunk
+        cells = 3 * size * size + (2 + RIDGES) * size * info.hidden + 2 * inner * info.hidden
+        fitted = max(fitted, 8 * (cells + 640 * (inner + 4 * info.hidden)))
+    fits = any(method != "scale" for method in methods)
+    held = -(-rows // seams.HELD_OUT) * tokens
+    logits = 6 * 4 * min(LOGITS[kind], held * info.vocab)
+    written = repairs * inner * info.hidden * BYTES.get(info.dtype, 4) if fits else 0
+    extra = max(fitted, logits) + written
+    return Demand("healing", STATES, splits=False, rows=rows, extra=extra)
+
+
+def of_cut(
+    info: CheckpointInfo, method: str, removal: Removal, rows: int, tokens: int, device: str
+) -> Demand:
+    """Return what healing one cut holds; the arguments are those of `demand`."""
+    repairs = len(seams.seams_of(removal))
+    return demand(info, seams.methods_for(method, removal), repairs, rows, tokens, device)
