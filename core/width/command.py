@@ -347,16 +347,29 @@ def duration(spec: WidthSpec, plan: WidthPlan) -> tuple[float | None, str | None
     return seconds, work.origin(spec.device, info.parameters)
 
 
+UNIT_BYTES = 150
+"""What a run holds of every channel until the variant is written: statistics and scores in
+float64, and its number among those that are kept and in lists of those that are removed."""
+
+
 def _capacity(
     spec: WidthSpec, plan: WidthPlan, formats: Formats, rows: int, tokens: int
 ) -> Capacity:
     """Return how scoring the units runs within the memory."""
-    blocks = plan.info.blocks
+    info, method = plan.info, plan.method.name
+    inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
+    found = info.blocks * (inner + info.hidden) * UNIT_BYTES
+    if method == "llm-pruner" and plan.ways.order in ("second", "mixed"):
+        found += 8 * max(info.block_parameters, default=0)  # squared gradients, and the scores
     demand = {
-        "llm-pruner": Demand("gradients", blocks + 3, splits=False, gradients=True),
-        "flap": Demand("statistics", 1),
-        "wanda-sp": Demand("statistics", 2, splits=False),  # each block's input is kept
-    }.get(plan.method.name, Demand("weights", 0, gradients=True))  # squares, in float32
+        "llm-pruner": Demand(
+            "gradients", info.blocks + 3, splits=False, gradients=True, extra=found
+        ),
+        "flap": Demand("statistics", 1, extra=found),
+        # each block's input is kept
+        "wanda-sp": Demand("statistics", 2, splits=False, extra=found),
+        # squares, in float32
+    }.get(method, Demand("weights", 0, gradients=True, extra=found))
     limit = limit_of(spec.device, spec.memory_limit, spec.processes)
     rows = ranks.most(rows, spec.processes)
     return decide(plan.info, formats, spec.device, limit, rows, tokens, [demand])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,9 +18,9 @@ from core.width.surgery import group_channels
 from core.width.units import BlockUnits
 
 if TYPE_CHECKING:
-    from core.heal.healing import Make
     from core.importance.branches import Batch
     from core.model.blocks import BlockView
+    from core.width.write import Replaced
 
 
 def channels(units: Sequence[BlockUnits], selection: Selection) -> dict[int, Channels]:
@@ -46,7 +47,9 @@ def refit(
     batch: Batch,
     stored: Mapping[str, torch.dtype],
     progress: Progress,
-) -> tuple[Healing, dict[str, Make]]:
+) -> tuple[Healing, Replaced]:
     """Return the record of the repair, and the replaced tensors as they will be written."""
     found = heal_narrower(view, channels(units, selection), batch, progress, stored=stored)
-    return found.record("refit"), dict(found.tensors)
+    nothing = torch.empty(0)  # a refit does not look at the weights before
+    made = {name: functools.partial(change, nothing) for name, change in found.tensors.items()}
+    return found.record("refit"), made

@@ -323,7 +323,7 @@ def test_narrower_mlps_equal_plain_least_squares(model, ids, tmp_path):
         narrow_(healed, ((block, kept),))
         if seam.kept:
             name = f"model.layers.{block}.mlp.down_proj.weight"
-            got = repair.tensors[name](linear.weight)
+            got = repair.tensors[name](down.weight)
             assert got.shape == (32, kept)
             torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
             with torch.no_grad():
