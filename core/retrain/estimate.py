@@ -32,6 +32,9 @@ SPARING_SHARE = 0.1
 ROOM = 0.8
 """Share of the free memory that training may need without recomputation: measured peaks were up to
 1.18 times their estimate."""
+AT_ONCE = 16384
+"""Tokens that a GPU computes at once at most. Chosen, not measured: larger products hardly
+keep it busier."""
 SHOWN_ROWS = 8
 """Training rows to show before a launch."""
 
@@ -58,9 +61,10 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     device, free = devices.free_bytes(spec.device)
     blocks = partial.blocks_of(spec, info.blocks, checkpoint.folder)
     trainable = trainable_parameters(spec, info, blocks)
-    decided = recomputation(
+    how = fit(
         spec, settings, info, trainable, device, free, max(lengths), checkpoint.config, blocks[0]
     )
+    settings, decided = how.settings, how.recomputation
     spec = replace(spec, gradient_checkpointing=decided.option)
     reason = layers.why_stock(spec, info.parameters, checkpoint.config)
     memory = memory_parts(
@@ -119,6 +123,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "not_fused_because": reason,
         "recomputed": decided.on,
         "recomputed_because": decided.why,
+        "micro_batch_because": how.why,
         "tokens": tokens,
         "tokens_with_loss_share": sum(r.items for r in found.train)
         / sum(len(r.ids) for r in found.train),
@@ -185,7 +190,17 @@ class Recomputation:
         return "on" if self.on else "off"
 
 
-def recomputation(
+@dataclass(frozen=True)
+class Fit:
+    """How a training runs within the memory."""
+
+    settings: Settings
+    recomputation: Recomputation
+    why: str
+    """Why this number of sequences is computed at once."""
+
+
+def fit(
     spec: RetrainSpec,
     settings: Settings,
     info: CheckpointInfo,
@@ -195,8 +210,12 @@ def recomputation(
     longest: int,
     config: Mapping[str, Any],
     first: int = 0,
-) -> Recomputation:
-    """Return whether to recompute activations: as asked for, else if it does not fit otherwise.
+) -> Fit:
+    """Return how many sequences to compute at once, and whether to recompute activations.
+
+    What is asked for is kept. Otherwise a GPU takes as many sequences as fit, up to `AT_ONCE`
+    tokens, and recomputes activations rather than going below the usual number; a CPU takes the
+    usual number, and fewer rather than recomputing.
 
     Args:
         spec: The options.
@@ -204,31 +223,72 @@ def recomputation(
         info: Of the pruned checkpoint.
         trainable: Number of trained parameters.
         device: Name of the device.
-        free: Its free memory in bytes; None if unknown: then it goes by the model's size.
+        free: Its free memory in bytes; None if unknown: then recomputation goes by the model's
+            size, and the usual number of sequences is taken.
         longest: Tokens of the longest sequence.
         config: Content of config.json.
         first: The first block that is trained.
     """
-    asked = spec.gradient_checkpointing
-    if asked != "auto":
-        return Recomputation(asked == "on", f"--gradient-checkpointing {asked}")
+    asked, usual = spec.gradient_checkpointing, settings.micro_batch
     if free is None:
         large = info.parameters > layers.LARGE
         size = "more" if large else "no more"
-        return Recomputation(
-            large,
-            f"the free memory of {device} is not known, and the model has {size} than "
-            f"{layers.LARGE / 1e9:.0f} billion parameters",
+        unknown = f"the free memory of {device} is not known"
+        why = (
+            f"{unknown}, and the model has {size} than {layers.LARGE / 1e9:.0f} billion parameters"
         )
-    kept = replace(spec, gradient_checkpointing="off")
-    fused = layers.why_stock(kept, info.parameters, config) is None
-    parts = memory_parts(kept, settings, info, trainable, device, longest, fused=fused, first=first)
-    needed = sum(parts.values())
-    return Recomputation(
-        needed > ROOM * free,
-        f"keeping activations needs an estimated {needed / MIB:,.0f} MiB in total, and "
-        f"{device} has {free / MIB:,.0f} MiB free",
-    )
+        if asked != "auto":
+            large, why = asked == "on", f"--gradient-checkpointing {asked}"
+        given = f"--micro-batch {usual}" if spec.micro_batch else unknown
+        return Fit(settings, Recomputation(large, why), given)
+
+    def needed(micro: int, option: str) -> int:
+        kept = replace(spec, gradient_checkpointing=option)
+        fused = layers.why_stock(kept, info.parameters, config) is None
+        return sum(
+            memory_parts(
+                kept, with_micro_batch(settings, micro), info, trainable, device, longest,
+                fused=fused, first=first,
+            ).values()
+        )  # fmt: skip
+
+    def largest(sizes: Sequence[int], option: str) -> int | None:
+        return next((size for size in sizes if needed(size, option) <= ROOM * free), None)
+
+    has = f"{device} has {free / MIB:,.0f} MiB free"
+    sizes = [usual] if spec.micro_batch else _micro_batches(settings, device, longest)
+    if asked != "auto":
+        micro = largest(sizes, asked) or sizes[-1]
+        decided = Recomputation(asked == "on", f"--gradient-checkpointing {asked}")
+    else:
+        tried = [size for size in sizes if device == "cpu" or size >= usual]
+        kept = largest(tried, "off")
+        micro = kept or largest(sizes, "on") or sizes[-1]
+        least = needed(kept or tried[-1], "off")
+        told = f"keeping activations needs an estimated {least / MIB:,.0f} MiB in total, and {has}"
+        decided = Recomputation(kept is None, told)
+    why = f"--micro-batch {usual}"
+    if not spec.micro_batch:
+        total = needed(micro, decided.option) / MIB
+        why = f"{micro} x {longest} tokens need an estimated {total:,.0f} MiB in total, and {has}"
+    return Fit(with_micro_batch(settings, micro), decided, why)
+
+
+def with_micro_batch(settings: Settings, micro: int) -> Settings:
+    """Return the settings with another number of sequences at once; a step has as many."""
+    return replace(settings, micro_batch=micro, accumulation=-(-settings.batch // micro))
+
+
+def _micro_batches(settings: Settings, device: str, longest: int) -> list[int]:
+    """Return the numbers of sequences that may be computed at once, the most first.
+
+    Each splits a batch into equal parts, as far as it goes.
+    """
+    batch, most = settings.batch, settings.micro_batch
+    if device != "cpu":
+        most = min(batch, max(most, AT_ONCE // longest))
+    sizes = {-(-batch // parts) for parts in range(1, batch + 1)}
+    return sorted((size for size in sizes | {settings.micro_batch} if size <= most), reverse=True)
 
 
 def memory_parts(

@@ -246,6 +246,7 @@ def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
         **({"Disk for the teacher": size(disk)} if disk else {}),
         "Tokens": count(plan["tokens"]),
         "Steps": f"{plan['settings']['steps']:,} x {plan['settings']['batch']}",
+        "At once": f"{plan['settings']['micro_batch']:,} of {plan['settings']['batch']:,}",
         "Time": "not known" if seconds is None else f"about {words.duration(seconds)}",
     }
 

@@ -356,6 +356,7 @@ def write_results(
         not_fused_because=session.why_stock,
         recomputed=session.recomputation.on,
         recomputed_because=session.recomputation.why,
+        micro_batch_because=session.micro_batch_why,
         tokens=trainer.tokens,
         training_s=watcher.training_s,
         tokens_per_s=trainer.tokens / watcher.training_s if watcher.training_s else None,

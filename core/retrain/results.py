@@ -124,6 +124,8 @@ class Summary(JsonResult):
     recomputed: bool | None = None
     """Whether activations were recomputed; None in runs of earlier versions."""
     recomputed_because: str | None = None
+    micro_batch_because: str | None = None
+    """Why that number was computed at once; None in runs of earlier versions."""
     tokens: int | None = None
     """Trained on."""
     training_s: float | None = None

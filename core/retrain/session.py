@@ -81,7 +81,9 @@ class Session:
         """The blocks that partial fine-tuning trains."""
         if spec.method == "partial":
             self.trained = partial.trained_blocks(spec, self.info.blocks, self.folder)
-        self.recomputation = self._recomputation(checkpoint.config)
+        how = self._fit(checkpoint.config)
+        self.settings, self.micro_batch_why = how.settings, how.why
+        self.recomputation = how.recomputation
         """Whether activations are recomputed; decided once, before any model is loaded."""
         spec = replace(spec, gradient_checkpointing=self.recomputation.option)
         self.spec = spec
@@ -103,19 +105,14 @@ class Session:
         self.checkpoints = run.book / "checkpoints"
         self._log_data()
 
-    def _recomputation(self, config: Mapping[str, Any]) -> estimate.Recomputation:
-        """Return whether activations are recomputed: as the run began, else by what fits."""
-        spec = self.spec
-        before = read_json(self.run.book / MARKER) if spec.resume else None
-        if before is not None and spec.gradient_checkpointing == "auto":
-            known = before.get("recomputed")
-            if isinstance(known, bool):
-                return estimate.Recomputation(known, "the run began so")
+    def _fit(self, config: Mapping[str, Any]) -> estimate.Fit:
+        """Return how it runs within the memory: as the run began, else by what fits."""
+        spec, settings = self.spec, self.settings
         blocks = partial.blocks_of(spec, self.info.blocks, self.folder)
         device, free = devices.free_bytes(spec.device)
-        return estimate.recomputation(
+        found = estimate.fit(
             spec,
-            self.settings,
+            settings,
             self.info,
             estimate.trainable_parameters(spec, self.info, blocks),
             device,
@@ -124,6 +121,17 @@ class Session:
             config,
             blocks[0],
         )
+        before = read_json(self.run.book / MARKER) if spec.resume else None
+        if before is None:
+            return found
+        same = "the run began so"
+        known, micro = before.get("recomputed"), before.get("micro_batch_taken")
+        if isinstance(known, bool) and spec.gradient_checkpointing == "auto":
+            found = replace(found, recomputation=estimate.Recomputation(known, same))
+        if spec.micro_batch is None and type(micro) is int and 1 <= micro <= settings.batch:
+            taken = estimate.with_micro_batch(settings, micro)
+            found = replace(found, settings=taken, why=same)
+        return found
 
     def decide(self, declared: str) -> Precision:
         """Return the precision of a model of this training whose checkpoint is in ``declared``."""
@@ -167,7 +175,8 @@ class Session:
         self.progress.log(
             f"{len(data.train)} rows to train on ({data.kind}; {data.cut} cut at "
             f"{self.spec.cutoff} tokens, {data.dropped} skipped), {len(data.heldout)} held out; "
-            f"{settings.steps} steps of {settings.batch} sequences ({settings.layout})."
+            f"{settings.steps} steps of {settings.batch} sequences ({settings.layout}), "
+            f"{settings.micro_batch} at once."
         )
 
     def note(self, finding: Finding, *, metric: bool = True) -> None:
@@ -222,7 +231,11 @@ class Session:
 
     def _began(self) -> dict[str, Any]:
         """Return what is stored at the start, for a resumption to go by."""
-        return {**self.fingerprint(), "recomputed": self.recomputation.on}
+        return {
+            **self.fingerprint(),
+            "recomputed": self.recomputation.on,
+            "micro_batch_taken": self.settings.micro_batch,
+        }
 
     def check_same(self, spec: RetrainSpec | None = None) -> bool:
         """Raise `OptionError` if the run here began with other options or data.

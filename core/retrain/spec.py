@@ -155,7 +155,8 @@ class RetrainSpec(ProcessOptions):
         None,
         low=1,
         group="training",
-        help="Sequences computed at once. Default: up to 4; below 1e9 parameters up to 8.",
+        help="Sequences computed at once. Default: on a GPU as many as fit; on a CPU up to 4, "
+        "below 1e9 parameters up to 8, and fewer if memory is short.",
     )
     warmup: int | None = option(
         None,

@@ -154,25 +154,44 @@ def test_the_dry_run_reports_which_layers_train(tiny_dir, tasks):
         assert (got["fused"], got["not_fused_because"]) == (reason is None, reason)
 
 
-def test_activations_are_recomputed_where_they_would_not_fit(tiny_gqa, tasks, monkeypatch):
+def test_memory_decides_on_the_micro_batch_and_recomputation(tiny_gqa, tasks, monkeypatch):
     """By the estimate against invented free memory; by the size only where none is known."""
 
-    def decided(free, **options):
-        monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", free))
+    def decided(free, device="cpu", **options):
+        monkeypatch.setattr(devices, "free_bytes", lambda name: (device, free))
         return estimate.estimate(spec(tiny_gqa, tasks, **options))
 
-    plenty = decided(2**40)
-    assert (plenty["recomputed"], plenty["fused"]) == (False, True)
+    def at_once(got):
+        return got["settings"]["micro_batch"], got["settings"]["accumulation"], got["recomputed"]
+
+    plenty, longest = decided(2**40), 41
+    assert (*at_once(plenty), plenty["fused"]) == (8, 2, False, True)
     needed = plenty["memory_bytes"]["total"]
-    assert not decided(int(needed / estimate.ROOM) + 1)["recomputed"]
-    tight = decided(int(needed / estimate.ROOM) - 1)
-    assert (tight["recomputed"], tight["fused"]) == (True, False)
-    assert tight["memory_bytes"]["activations"] < plenty["memory_bytes"]["activations"]
+    assert at_once(decided(int(needed / estimate.ROOM) + 1)) == (8, 2, False)
+    tight = decided(int(needed / estimate.ROOM) - 1)  # fewer at once rather than recomputing
+    assert at_once(tight) == (6, 3, False)
+    total = tight["memory_bytes"]["total"]
+    assert (
+        f"6 x {96} tokens need an estimated {total / 2**20:,.0f} MiB"
+        in (tight["micro_batch_because"])
+    )
+    given = decided(int(needed / estimate.ROOM) - 1, micro_batch=8)
+    assert (*at_once(given), given["fused"]) == (8, 2, True, False)
+    assert given["micro_batch_because"] == "--micro-batch 8"
+    assert given["memory_bytes"]["activations"] < plenty["memory_bytes"]["activations"]
     assert (
         f"needs an estimated {needed / 2**20:,.0f} MiB in total, and cpu has"
-        in (tight["recomputed_because"])
+        in (given["recomputed_because"])
     )
+    # a GPU takes all of a batch that fits, and recomputes rather than going below the usual number
+    assert at_once(decided(2**40, "cuda:0")) == (16, 1, False)
+    monkeypatch.setattr(estimate, "AT_ONCE", 12 * longest)
+    assert at_once(decided(2**40, "cuda:0"))[0] == 8
+    usual = decided(2**40, "cuda:0", micro_batch=8)["memory_bytes"]["total"]
+    below = decided(int(usual / estimate.ROOM) - 1, "cuda:0")
+    assert at_once(below) == (8, 2, True)
     none = decided(2**20)  # does not fit either way
+    assert at_once(none)[0] == 1
     assert "--gradient-checkpointing on" not in " ".join(none["warnings"])
     assert "--micro-batch" in " ".join(none["warnings"])
     for wanted in ("on", "off"):
@@ -180,7 +199,7 @@ def test_activations_are_recomputed_where_they_would_not_fit(tiny_gqa, tasks, mo
         assert got["recomputed"] is (wanted == "on")
         assert got["recomputed_because"] == f"--gradient-checkpointing {wanted}"
     unknown = decided(None)
-    assert not unknown["recomputed"]
+    assert at_once(unknown) == (8, 2, False)
     assert "free memory of cpu is not known" in unknown["recomputed_because"]
     monkeypatch.setattr(layers, "LARGE", 1000)
     assert decided(None)["recomputed"]
@@ -199,11 +218,15 @@ def test_a_run_decides_as_its_dry_run_and_a_resumed_one_as_it_began(
     got = summary(out)
     assert (got["recomputed"], got["fused"]) == (True, False)
     assert "cpu has 0 MiB free" in got["recomputed_because"]
+    assert "cpu has 0 MiB free" in got["micro_batch_because"]
+    assert got["settings"]["micro_batch"] == 1
     (out / "summary.json").unlink()  # killed before it was written
     monkeypatch.setattr(devices, "free_bytes", lambda name: ("cpu", 2**40))
     assert execute(checkpoint=str(tiny_gqa), resume=True, **options) == 0
     assert summary(out)["recomputed_because"] == "the run began so"
     assert summary(out)["recomputed"] is True
+    assert summary(out)["micro_batch_because"] == "the run began so"
+    assert summary(out)["settings"]["micro_batch"] == 1
 
 
 @pytest.mark.parametrize(
