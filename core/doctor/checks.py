@@ -312,7 +312,7 @@ def _write(loaded: Any) -> tuple[str, float]:
     return "".join(pieces), done.tokens_per_s or 0.0
 
 
-def _train(bench: Bench, on: torch.device, key: str, **options: Any) -> tuple[Path, Summary]:
+def train(bench: Bench, on: torch.device, key: str, **options: Any) -> tuple[Path, Summary]:
     """Train the pruned demo for four steps; return the folder and its summary."""
     given = {"checkpoint": str(bench.pruned), "dense": "demo", "data": str(bench.stories),
              "dropout": 0.0, "steps": 4, "batch": 8, "cutoff": 64, "holdout": 20,
@@ -341,15 +341,15 @@ def _loss(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _trained(
+def trained(
     bench: Bench, key: str, most: float, compare: Mapping[str, float] | None, **options: Any
 ) -> Outcome:
     """Compare held-out losses before and after training, and those of the written checkpoint."""
-    folder, found = _train(bench, bench.device, key, **options)
+    folder, found = train(bench, bench.device, key, **options)
     losses = {"loss_before": found.heldout_loss_before, "loss_after": found.heldout_loss_after}
     have = {name: _loss(value) for name, value in losses.items()}
     if compare is None:
-        _, cpu = _train(bench, CPU, key, **options)
+        _, cpu = train(bench, CPU, key, **options)
         compare = {"loss_before": _loss(cpu.heldout_loss_before),
                    "loss_after": _loss(cpu.heldout_loss_after)}  # fmt: skip
     result = near(
@@ -370,19 +370,19 @@ def lora(bench: Bench) -> Outcome:
     """LoRA with the hand-written layers, merged; on the CPU against the layers of peft."""
     compare = None
     if bench.is_cpu:
-        _, stock = _train(bench, CPU, "lora-stock", fused="off")
+        _, stock = train(bench, CPU, "lora-stock", fused="off")
         before = plain.mean_loss(plain.load(bench.pruned), _heldout(bench))
         compare = {"loss_before": before, "loss_after": _loss(stock.heldout_loss_after)}
-    return _trained(bench, "lora", NEAR_TRAINED, compare, merge=True)
+    return trained(bench, "lora", NEAR_TRAINED, compare, merge=True)
 
 
 def recompute(bench: Bench) -> Outcome:
     """LoRA with recomputed activations in the format that auto chooses."""
     compare = None
     if bench.is_cpu:
-        _, stock = _train(bench, CPU, "lora-stock", fused="off")
+        _, stock = train(bench, CPU, "lora-stock", fused="off")
         compare = {"loss_after": _loss(stock.heldout_loss_after)}
-    return _trained(
+    return trained(
         bench, "recompute", NEAR_TRAINED_BFLOAT16, compare, gradient_checkpointing="on",
         dtype="auto",
     )  # fmt: skip
@@ -392,9 +392,9 @@ def continued(bench: Bench) -> Outcome:
     """Continued pretraining, packed, with distillation; retention is measured."""
     options = {"method": "continued", "distil": True, "retention": True}
     if not bench.is_cpu:
-        return _trained(bench, "continued", 5e-3, None, **options)
+        return trained(bench, "continued", 5e-3, None, **options)
     heldout, small = _heldout(bench), plain.load(bench.pruned)
-    folder, found = _train(bench, CPU, "continued", **options)
+    folder, found = train(bench, CPU, "continued", **options)
     kl = next(row for row in read_measures(folder) if row.measure == "kl")
     model = plain.load(folder / "merged")
     reference = {
@@ -419,9 +419,9 @@ def kept(bench: Bench) -> Outcome:
     whole = bench.dense.config.vocab_size  # with all tokens kept, both are the same
     compare = None
     if bench.is_cpu:
-        _, live = _train(bench, CPU, "kept-live", loss="kl", teacher_top_k=0)
+        _, live = train(bench, CPU, "kept-live", loss="kl", teacher_top_k=0)
         compare = {"loss_after": _loss(live.heldout_loss_after)}
-    return _trained(bench, "kept", NEAR_TRAINED_BFLOAT16, compare, loss="kl", teacher_top_k=whole)
+    return trained(bench, "kept", NEAR_TRAINED_BFLOAT16, compare, loss="kl", teacher_top_k=whole)
 
 
 def _divergence(dense: Any, model: Any, rows: Sequence[tuple[Any, Any]]) -> float:

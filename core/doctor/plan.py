@@ -9,7 +9,7 @@ from core.width import methods
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `core.doctor.checks` has its function under the same name."""
+    """One check: `core.doctor.checks` or `paths` has its function under the same name."""
 
     name: str
     title: str
@@ -41,6 +41,12 @@ CHECKS = (
     Check("lora", "LoRA, hand-written layers, merged", needs=TRAINING),
     Check("continued", "Continued pretraining with distillation", needs=TRAINING),
     Check("kept", "LoRA on the dense model's kept distributions", needs=TRAINING),
+    Check("streamed", "Scores with the weights read block by block"),
+    Check("healing", "Healing a cut"),
+    Check("budget", "What versions of blocks cost"),
+    Check("generate", "Training text that the model writes"),
+    Check("partial", "Partial fine-tuning with kept states", needs=TRAINING),
+    Check("quantized-base", "LoRA on a model in 8 bits", needs=(*TRAINING, "torchao")),
     Check("importance:bfloat16", "Importance, all metrics, bfloat16"),
     *(
         Check(f"width:{method.name}", f"Width pruning, {method.label}")
@@ -48,6 +54,7 @@ CHECKS = (
     ),
     Check("recompute", "LoRA, activations recomputed, --dtype auto", needs=TRAINING),
     Check("benchmark", "Benchmark", limit_s=150.0),
+    Check("compiled", "Benchmark, compiled", limit_s=150.0, only_cuda=True),
     Check("tasks", "Zero-shot tasks", needs=TASKS),
     Check("own-process", "Healing a cut, in a separate process", only_cuda=True),
     Check(

@@ -58,12 +58,13 @@ def _bench(request: dict[str, Any]) -> Any:
 
 
 def _check(bench: Any, request: dict[str, Any]) -> dict[str, Any]:
-    from core.doctor import checks, facts
+    from core.doctor import checks, facts, paths
 
     name, _, argument = str(request["check"]).partition(":")
     if name == "machine":
         return {"machine": facts.machine(bench.device)}
-    outcome = getattr(checks, name)(bench, *([argument] if argument else []))
+    function = getattr(paths, name, None) or getattr(checks, name)
+    outcome = function(bench, *([argument] if argument else []))
     return {"agrees": bool(outcome.agrees), "text": outcome.text}
 
 

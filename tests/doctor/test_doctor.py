@@ -14,7 +14,7 @@ import torch
 
 from core.__main__ import main
 from core.commands import COMMANDS
-from core.doctor import checks, command, plain, plan, worker
+from core.doctor import checks, command, paths, plain, plan, worker
 from core.doctor.checks import Bench
 from core.doctor.results import FAILED, GOOD, SKIPPED, WRONG, Diagnosis
 from core.errors import Cancelled
@@ -202,10 +202,10 @@ def test_cancelling_ends_the_process(monkeypatch, tmp_path):
 def test_the_real_worker_on_the_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     began = time.monotonic()
-    chosen = "arithmetic,perplexity,live,width:flap,refusal"
+    chosen = "arithmetic,perplexity,live,width:flap,streamed,budget,refusal"
     status, found = doctor(tmp_path, "--only", chosen)
     assert status == 0, capsys.readouterr()
-    assert [check.state for check in found.checks] == [GOOD] * 5
+    assert [check.state for check in found.checks] == [GOOD] * 7
     assert found.machine.device == "cpu"
     assert found.machine.torch == torch.__version__
     assert found.machine.rates[0].matmul_flops_per_s > 1e8
@@ -306,7 +306,8 @@ def test_differences_are_relative(reference, found, expected):
 
 def test_every_check_has_a_function():
     for check in plan.CHECKS:
-        assert callable(getattr(checks, check.function.partition(":")[0]))
+        name = check.function.partition(":")[0]
+        assert callable(getattr(paths, name, None) or getattr(checks, name))
     assert COMMANDS["doctor"].computes
 
 
