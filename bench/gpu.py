@@ -1,11 +1,14 @@
-"""The paper's curves on one GPU: dense, depth-pruned and width-pruned LLaMA-7B shapes.
+"""One GPU in six minutes: scores and training of a LLaMA-7B, and the paper's curves.
 
     make bench-gpu            or: python -m bench.gpu [--out DIR] [--minutes 5.25] [--tiny]
 
-Random weights in bfloat16 (latency and memory do not depend on their values), prompt of 12 tokens,
-forced output of 128, top-k 50 and top-p 0.95, batches 1 to 256 (Shortened LLaMA, arXiv 2402.02834).
-The most important figures come first: `PLAN` has the stages with their shares of the time. Within a
-stage every variant is built on each visit, the second time in reversed order, one in memory at a
+First come the figures of `bench.gpu_compute`: leave-one-out of all blocks against a naive loop and
+against building a model for each block, Taylor, all pairs, LoRA beside plain peft, KL with a kept
+teacher, and cutting. Then generation by dense, depth-pruned and width-pruned shapes:
+random weights in bfloat16 (latency and memory do not depend on their values), prompt of 12 tokens,
+forced output of 128, top-k 50 and top-p 0.95, batches 1 to 64 (Shortened LLaMA, arXiv 2402.02834),
+and at batch 1 with compiled steps too. `PLAN` has the stages with their shares of the time. Within
+a stage every variant is built on each visit, the second time in reversed order, one in memory at a
 time; running out of memory ends a variant's batches.
 A stage gets its share of the time that is left, and divides it among its points; a point that would
 not fit is skipped, and `GRACE_S` after ``--minutes`` the script ends wherever it is. Writes
@@ -28,6 +31,7 @@ from typing import Any
 
 import torch
 
+from bench import gpu_compute
 from bench.gpu_report import MEMORY, TIME, Report
 from core.benchmark import analytic, generate, meter, protocol, rates
 from core.benchmark.meter import MemoryMeter
@@ -53,8 +57,24 @@ class Shape:
     narrow_neurons: int = 0
     first: int = 0
     last: int = -1
+    spread: tuple[int, int] = (0, 0)
+    """Heads and neurons by which every third block has fewer, and the next more, as with FLAP."""
+    biases: bool = False
+    """Whether narrower output projections have biases, as with FLAP."""
+
+    def kept(self, block: int) -> tuple[int, int] | None:
+        """Return the heads and neurons of a narrower block, None if it is whole."""
+        if not self.narrow_heads or not self.first <= block <= self.last:
+            return None
+        step = block % 3 - 1
+        return (
+            self.narrow_heads + step * self.spread[0],
+            self.narrow_neurons + step * self.spread[1],
+        )
 
 
+COMPILED = " (compiled)"
+"""Ends the name of a variant whose steps are compiled: a series of its own."""
 LLAMA_7B = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -79,11 +99,13 @@ VARIANTS = (
     Shape("depth-11", "depth", 21),
     Shape("width-llm-pruner", "width", 32, 24, 8256, 4, 29),
     Shape("width-wanda-sp", "width", 32, 26, 8807, 0, 31),
+    # the sizes of Wanda-sp, but other ones in each block, and biases: how far apart is assumed
+    Shape("width-flap", "width", 32, 26, 8807, 0, 31, (4, 1376), True),
 )
 TINY_VARIANTS = (
     Shape("dense", "dense", 6),
     Shape("depth-2", "depth", 4),
-    Shape("width", "width", 6, 4, 60, 1, 4),
+    Shape("width", "width", 6, 4, 60, 1, 4, (1, 8), True),
 )
 
 
@@ -97,6 +119,8 @@ class Stage:
     visits: int = 2
     runs: int = 1
     warmup: int = 1
+    compiled: bool = False
+    """Whether steps are compiled, with a static cache; warming up takes `COMPILE_S` more."""
 
     @property
     def generations(self) -> int:
@@ -109,7 +133,8 @@ class Stage:
         blocks = sum(v.blocks for v in VARIANTS if v.name in self.variants)
         batches = sum(1 + batch / BATCH_THAT_DOUBLES for batch in self.batches)
         passes = self.visits * (self.runs + self.warmup) * batches
-        building = BUILD_S * len(self.variants) * self.visits
+        each = BUILD_S + (COMPILE_S if self.compiled else 0.0)
+        building = each * len(self.variants) * self.visits
         return building + OUTPUT_TOKENS * BLOCK_S * blocks * passes
 
 
@@ -117,15 +142,21 @@ OUTPUT_TOKENS = 128
 BLOCK_S, BATCH_THAT_DOUBLES, BUILD_S = 0.7e-3, 300, 2.0
 """For the estimates: seconds per block and token at batch 1, where launching kernels takes most of
 the time; the batch at which that doubles; and seconds to build a variant. Assumed, not measured."""
-DEPTH, WIDTH = ("dense", "depth-6", "depth-11"), ("width-llm-pruner", "width-wanda-sp")
+COMPILE_S = 12.0
+"""Seconds to compile a model's steps. Assumed, not measured."""
+DEPTH = ("dense", "depth-6", "depth-11")
+WIDTH = ("width-llm-pruner", "width-wanda-sp", "width-flap")
 PLAN = (
-    Stage("Latency at batch 1, dense and depth", DEPTH, (1,), runs=5),
-    Stage("Throughput, dense and depth", DEPTH, (16, 64)),
-    Stage("Width at the same batches", WIDTH, (1, 16, 64)),
-    Stage("Memory at a large batch", (*DEPTH, *WIDTH), (256,), visits=1, warmup=0),
+    Stage("Latency at batch 1, dense and depth", DEPTH, (1,), runs=2),
+    Stage("Width at batch 1", WIDTH, (1,), visits=1),
+    Stage("Latency at batch 1, compiled", ("dense", "depth-6"), (1,), visits=1, compiled=True),
+    Stage("Throughput, dense and depth", DEPTH, (16, 64), visits=1),
+    Stage("Throughput, width", WIDTH, (16, 64), visits=1, warmup=0),
 )
 RATES_S = 10.0
 """For the device's rates, at both ends."""
+COMPUTE_S = 110.0
+"""For the figures of `bench.gpu_compute`."""
 TINY_PLAN = (
     Stage("Latency at batch 1, dense and depth", ("dense", "depth-2"), (1,), runs=2),
     Stage("Throughput, dense and depth", ("dense", "depth-2"), (4,), runs=2),
@@ -142,26 +173,28 @@ def plan_text(stages: tuple[Stage, ...], minutes: float) -> str:
         for number, stage in enumerate(stages, 1)
     ]
     total = sum(stage.seconds for stage in stages) + RATES_S
+    total += COMPUTE_S
     lines.append(
-        f"With {RATES_S:.0f} s for the device's rates: {total:.0f} of {60 * minutes:.0f} s"
+        f"With {RATES_S:.0f} s for the device's rates and {COMPUTE_S:.0f} s for scores and "
+        f"training: {total:.0f} of {60 * minutes:.0f} s"
     )
     return "\n".join(lines)
 
 
-def narrow(block: Any, shape: Shape, hidden: int) -> None:
+def narrow(block: Any, kept: tuple[int, int], hidden: int, biases: bool) -> None:
     """Give one block fewer heads and neurons, with new random weights of those shapes."""
     attention, mlp = block.self_attn, block.mlp
-    width = shape.narrow_heads * attention.head_dim
+    width, neurons = kept[0] * attention.head_dim, kept[1]
 
-    def linear(inputs: int, outputs: int) -> torch.nn.Linear:
-        return torch.nn.Linear(inputs, outputs, bias=False)
+    def linear(inputs: int, outputs: int, bias: bool = False) -> torch.nn.Linear:
+        return torch.nn.Linear(inputs, outputs, bias=bias)
 
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(attention, name, linear(hidden, width))
-    attention.o_proj = linear(width, hidden)
-    mlp.gate_proj = linear(hidden, shape.narrow_neurons)
-    mlp.up_proj = linear(hidden, shape.narrow_neurons)
-    mlp.down_proj = linear(shape.narrow_neurons, hidden)
+    attention.o_proj = linear(width, hidden, biases)
+    mlp.gate_proj = linear(hidden, neurons)
+    mlp.up_proj = linear(hidden, neurons)
+    mlp.down_proj = linear(neurons, hidden, biases)
 
 
 def build(shape: Shape, sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> Any:
@@ -183,8 +216,8 @@ def build(shape: Shape, sizes: dict[str, int], device: torch.device, dtype: torc
             config.num_hidden_layers = shape.blocks
             for index in range(shape.blocks):
                 block = LlamaDecoderLayer(config, index)
-                if shape.narrow_heads and shape.first <= index <= shape.last:
-                    narrow(block, shape, config.hidden_size)
+                if kept := shape.kept(index):
+                    narrow(block, kept, config.hidden_size, shape.biases)
                 model.model.layers.append(block)
     finally:
         torch.set_default_dtype(before)
@@ -196,13 +229,13 @@ def shapes_of(shape: Shape, sizes: dict[str, int]) -> analytic.BlocksLeft:
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     head_dim = hidden // heads
     dense = {"heads": heads, "kv_heads": heads, "intermediate": sizes["intermediate_size"]}
-    kept = shape.narrow_heads
-    narrowed = {"heads": kept, "kv_heads": kept, "intermediate": shape.narrow_neurons}
+    found = [shape.kept(index) for index in range(shape.blocks)]
     blocks = tuple(
-        narrowed if kept and shape.first <= index <= shape.last else dense
-        for index in range(shape.blocks)
+        dense if kept is None else {"heads": kept[0], "kv_heads": kept[0], "intermediate": kept[1]}
+        for kept in found
     )
     within = sum(hidden * (4 * b["heads"] * head_dim + 3 * b["intermediate"] + 2) for b in blocks)
+    within += 2 * hidden * sum(kept is not None for kept in found) * shape.biases
     table = sizes["vocab_size"] * hidden
     parts = {"embedding": table, "blocks": within, "norm": hidden, "head": table}
     return analytic.BlocksLeft(
@@ -211,12 +244,13 @@ def shapes_of(shape: Shape, sizes: dict[str, int]) -> analytic.BlocksLeft:
 
 
 def measure(
-    model: Any, cell: Cell, visit: int, meter: MemoryMeter, limit_s: float, runs: int, warmup: int
-) -> CellResult:
+    model: Any, cell: Cell, visit: int, meter: MemoryMeter, limit_s: float, runs: int,
+    warmup: int, compiled: bool = False,
+) -> CellResult:  # fmt: skip
     """Warm up and time one point, each at least once; stop early once ``limit_s`` has passed."""
     device = meter.device
     ids = torch.tensor([generate.prompt_ids(None, model.config.vocab_size, INPUT_TOKENS)])
-    config = generate.force_length(model, cell.output_tokens)
+    config = generate.force_length(model, cell.output_tokens, compiled=compiled)
     began = time.perf_counter()
     times: list[tuple[float, float]] = []
     sampler = UtilisationSampler(device)
@@ -260,8 +294,10 @@ class Bench:
         runs: int,
         warmup: int,
         visits: int = 2,
+        compiled: bool = False,
     ) -> None:
         """Prepare to measure into ``report``."""
+        self.compiled = compiled
         self.report, self.grid, self.device, self.end = report, grid, device, end
         self.runs, self.warmup, self.visits = runs, warmup, visits
         self.left = 0
@@ -305,7 +341,7 @@ class Bench:
             return self.report.skip(name, visit, cell, MEMORY)
         if meter is None or remaining < (self.report.expected_s(name, cell) or 0.0):
             return self.report.skip(name, visit, cell, TIME)
-        result = measure(model, cell, visit, meter, share, self.runs, self.warmup)
+        result = measure(model, cell, visit, meter, share, self.runs, self.warmup, self.compiled)
         if result.oom:
             free_memory(self.device)
         self.report.take(name, result)
@@ -331,17 +367,45 @@ def carry_out(
     """
     generate.import_and_settle(device)
     report.rates = rates.measure(device, dtype)
+    compute(report, variants[0], sizes, device, dtype, end)
     for number, stage in enumerate(stages):
         now = time.monotonic()
         ahead = sum(later.seconds for later in stages[number:]) + RATES_S
         until = now + max(0.0, end - now) * stage.seconds / ahead
         grid = protocol.cells(stage.batches, (tokens,))
-        chosen = tuple(v for v in variants if v.name in stage.variants)
-        made = Bench(report, grid, device, until, stage.runs, stage.warmup, stage.visits)
-        made.run(chosen, sizes, dtype)
-        print("\n".join([stage.title, *report.headlines(grid, stage.variants), ""]), flush=True)
+        end_of_name = COMPILED if stage.compiled else ""
+        chosen = tuple(
+            dataclasses.replace(v, name=v.name + end_of_name)
+            for v in variants
+            if v.name in stage.variants
+        )
+        more = (stage.runs, stage.warmup, stage.visits, stage.compiled)
+        Bench(report, grid, device, until, *more).run(chosen, sizes, dtype)
+        names = tuple(v.name for v in chosen)
+        print("\n".join([stage.title, *report.headlines(grid, names), ""]), flush=True)
     if time.monotonic() < end:
         report.rates = analytic.mean_rates([report.rates, rates.measure(device, dtype)])
+
+
+def compute(
+    report: Report,
+    dense: Shape,
+    sizes: dict[str, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    end: float,
+) -> None:
+    """Measure the figures of `bench.gpu_compute`, within their share of the time left."""
+    assert report.rates is not None
+    now = time.monotonic()
+    whole = sum(stage.seconds for stage in PLAN) + RATES_S + COMPUTE_S
+    until = now + max(0.0, end - now) * COMPUTE_S / whole
+
+    def made(blocks: int) -> Any:
+        return build(dataclasses.replace(dense, blocks=blocks), sizes, device, dtype)
+
+    how = gpu_compute.TINY if sizes is TINY else gpu_compute.Sizes()
+    gpu_compute.Compute(made, dense.blocks, device, how, report.rates, until, report.compute).run()
 
 
 def give_up(report: Report) -> None:
@@ -399,6 +463,8 @@ def main() -> None:
     }
     print(plan_text(stages, asked.minutes), flush=True)
     shapes = {v.name: shapes_of(v, sizes) for v in variants}
+    both = {name for stage in stages if stage.compiled for name in stage.variants}
+    shapes |= {name + COMPILED: shapes[name] for name in shapes if name in both}
     report = Report(Path(asked.out), known, shapes)
     watchdog = threading.Timer(end + GRACE_S - time.monotonic(), give_up, [report])
     watchdog.daemon = True

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import gpu_compute
 from core.benchmark import analytic, protocol
 from core.benchmark.protocol import Cell, CellResult
 from core.benchmark.results import Accuracy, Point, accuracy
 from core.runs import workspace
+from core.runs.dtypes import BYTES
 
 MEMORY, TIME = "a smaller batch ran out of memory", "no time was left"
 
@@ -31,6 +33,8 @@ class Report:
         self.skipped: list[dict[str, Any]] = []
         self.parameters: dict[str, int] = {}
         self.rates: analytic.Rates | None = None
+        self.computed: list[tuple[str, dict[str, Any]]] = []
+        """Figures of `bench.gpu_compute`, in the order in which they were measured."""
         self.state = "running"
         self._lock = threading.RLock()  # the watchdog writes from its own thread
 
@@ -39,6 +43,32 @@ class Report:
         with self._lock:
             self.results[name].setdefault(result.cell, []).append(result)
             self.save()
+
+    def compute(self, name: str, figures: dict[str, Any]) -> None:
+        """Add a figure of scoring, training or cutting, and save it."""
+        with self._lock:
+            self.computed.append((name, figures))
+            self.save()
+        print(f"{name}: {figures}", flush=True)
+
+    def shares(self, name: str, point: Point) -> dict[str, float]:
+        """Return the shares of the measured bandwidth and matmul rate that a point reaches.
+
+        A step reads all weights but the embedding, and the cache; each token takes two operations
+        for each of these weights.
+        """
+        if self.rates is None or not point.latency_s_mean:
+            return {}
+        shape, dtype = self.shapes[name], self.about["dtype"]
+        weights = shape.parameters - (0 if shape.tied else shape.parts["embedding"])
+        steps = point.output_tokens
+        context = point.input_tokens + steps // 2
+        read = weights * BYTES[dtype] + analytic.kv_bytes(shape, point.batch_size, context, dtype)
+        flops = 2 * weights * point.batch_size * (point.input_tokens + steps)
+        return {
+            "bandwidth": steps * read / point.latency_s_mean / self.rates.bandwidth_bytes_per_s,
+            "matmul": flops / point.latency_s_mean / self.rates.matmul_flops_per_s,
+        }
 
     def skip(self, name: str, visit: int, cell: Cell, why: str) -> None:
         """Record that a point was not measured on a visit, and why."""
@@ -99,7 +129,12 @@ class Report:
             "rates": self.rates and dataclasses.asdict(self.rates),
             "largest_batch_estimated": self._largest(),
             "skipped": self.skipped,
-            "points": [dataclasses.asdict(p) for p in points],
+            "computed": dict(self.computed),
+            "points": [
+                dataclasses.asdict(p) | {"shares": self.shares(name, p)}
+                for name, group in rows.items()
+                for p in group
+            ],
         }
 
     def _largest(self) -> dict[str, int] | None:
@@ -156,7 +191,12 @@ class Report:
         cells = sorted({c for found in self.results.values() for c in found}, key=_size)
         first = self.headlines(cells, tuple(self.results))
         head += "".join(f"- {line}\n" for line in first) + "\n" * bool(first)
-        return head + table(rows, self.parameters) + "\n".join(["", *notes(found, errors), ""])
+        if self.computed:
+            head += gpu_compute.table(self.computed) + "\n"
+        shares = {n: [self.shares(n, p) for p in group] for n, group in rows.items()}
+        return (
+            head + table(rows, self.parameters, shares) + "\n".join(["", *notes(found, errors), ""])
+        )
 
 
 def _size(cell: Cell) -> tuple[int, int]:
@@ -184,31 +224,37 @@ def notes(found: dict[str, Any], off: Accuracy) -> list[str]:
     return lines
 
 
-def table(rows: dict[str, list[Point]], parameters: dict[str, int]) -> str:
+def table(
+    rows: dict[str, list[Point]],
+    parameters: dict[str, int],
+    shares: dict[str, list[dict[str, float]]],
+) -> str:
     """Return the Markdown table: each point with its speed-up over dense at the same batch."""
     dense = {
         (p.batch_size, p.output_tokens): p.latency_s_mean for p in next(iter(rows.values()), [])
     }
     lines = [
         "| variant | parameters | batch | latency s | std | first token s | tokens/s "
-        "| speed-up | peak MiB | GPU % | runs |",
-        "| --- | " + " | ".join(["---:"] * 10) + " |",
+        "| speed-up | of bandwidth | of matmul | peak MiB | GPU % | runs |",
+        "| --- | " + " | ".join(["---:"] * 12) + " |",
     ]
     for name, points in rows.items():
-        for p in points:
+        for p, share in zip(points, shares[name], strict=True):
             size = parameters.get(name)
             start = f"| {name} | {'-' if size is None else f'{size:,}'} | {p.batch_size} |"
             if p.oom:
-                lines.append(start + " out of memory | | | | | | | |")
+                lines.append(start + " out of memory | | | | | | | | | |")
                 continue
             base = dense.get((p.batch_size, p.output_tokens))
             gain = f"{base / p.latency_s_mean:.2f} x" if base and p.latency_s_mean else "-"
             busy = "-" if p.utilisation_pct is None else f"{p.utilisation_pct:.0f}"
             spread = p.latency_s_std
+            of = [f"{share[k]:.0%}" if k in share else "-" for k in ("bandwidth", "matmul")]
             lines.append(
                 f"{start} {p.latency_s_mean:.3f} | "
                 f"{'-' if spread is None else f'{spread:.3f}'} | {p.first_token_s:.4f} | "
-                f"{p.tokens_per_s:.0f} | {gain} | {p.peak_memory_mib:.0f} | {busy} | "
+                f"{p.tokens_per_s:.0f} | {gain} | {' | '.join(of)} | {p.peak_memory_mib:.0f} | "
+                f"{busy} | "
                 f"{p.runs} |"
             )
     return "\n".join(lines) + "\n"

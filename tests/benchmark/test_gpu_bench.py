@@ -24,6 +24,13 @@ PUBLISHED = {
     "width-llm-pruner": 5_422_977_024,
     "width-wanda-sp": 5_470_294_016,
 }
+FLAP = sum(
+    2 * 4096
+    + 4 * 4096 * (26 + step * 4) * 128
+    + 3 * 4096 * (8807 + step * 1376)
+    + 2 * 4096  # the biases of both output projections
+    for step in (block % 3 - 1 for block in range(32))
+)
 CPU = torch.device("cpu")
 NAMES = [v.name for v in gpu.TINY_VARIANTS]
 
@@ -31,10 +38,11 @@ NAMES = [v.name for v in gpu.TINY_VARIANTS]
 @pytest.mark.parametrize("shape", gpu.VARIANTS, ids=lambda s: s.name)
 def test_shapes_have_the_published_parameters(shape):
     model = gpu.build(shape, gpu.LLAMA_7B, torch.device("meta"), torch.bfloat16)
-    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[shape.name]
+    wanted = (PUBLISHED | {"width-flap": FLAP + 2 * 32000 * 4096 + 4096})[shape.name]
+    assert sum(p.numel() for p in model.parameters()) == wanted
     assert model.config.num_hidden_layers == len(model.model.layers) == shape.blocks
     known = gpu.shapes_of(shape, gpu.LLAMA_7B)
-    assert known.parameters == PUBLISHED[shape.name]
+    assert known.parameters == wanted
     block = model.model.layers[10]
     assert known.block_shapes[10]["heads"] * known.head_dim == block.self_attn.q_proj.out_features
     assert known.block_shapes[10]["intermediate"] == block.mlp.up_proj.out_features
@@ -188,18 +196,20 @@ def test_the_time_limits_stay_within_six_minutes():
 
 def test_the_plan_adds_up_and_begins_with_latency_at_batch_1():
     minutes = gpu.parser().parse_args([]).minutes
-    total = sum(stage.seconds for stage in gpu.PLAN) + gpu.RATES_S
+    total = sum(stage.seconds for stage in gpu.PLAN) + gpu.RATES_S + gpu.COMPUTE_S
     assert total <= 60 * minutes
     first = gpu.PLAN[0]
     assert first.batches == (1,)
     assert first.variants == ("dense", "depth-6", "depth-11")
-    assert first.generations == 3 * 2 * 6
-    assert {name for stage in gpu.PLAN for name in stage.variants} == set(PUBLISHED)
+    assert first.generations == 3 * 2 * 3
+    named = {name for stage in gpu.PLAN for name in stage.variants}
+    assert named == {*PUBLISHED, "width-flap"}
     assert f"{total:.0f} of {60 * minutes:.0f} s" in gpu.plan_text(gpu.PLAN, minutes)
 
 
 def test_stages_are_carried_out_in_order_within_their_shares(tmp_path, light, monkeypatch, capsys):
     light |= {(6, 1): 0.8, (4, 1): 0.4}
+    monkeypatch.setattr(gpu, "compute", lambda *arguments: None)
     ends = []
     made = gpu.Bench
     report = bench(tmp_path).report
@@ -217,6 +227,40 @@ def test_stages_are_carried_out_in_order_within_their_shares(tmp_path, light, mo
     assert latency in printed.split("Throughput, dense and depth")[0]
     report.save()
     assert (tmp_path / "bench-gpu.md").read_text().splitlines()[2].startswith("- Batch 1: dense")
+
+
+def test_every_computing_figure_is_measured_on_tiny_shapes(tmp_path):
+    torch.set_num_threads(1)
+    report = bench(tmp_path).report
+    report.rates = gpu.analytic.Rates(1e12, 1e12)
+    gpu.compute(report, gpu.TINY_VARIANTS[0], gpu.TINY, CPU, torch.float32, time.monotonic() + 600)
+    found = dict(report.computed)
+    assert not [name for name, figures in found.items() if "missing" in figures]
+    assert list(found) == [
+        "leave-one-out of all blocks", "leave-one-out, naive loop",
+        "leave-one-out, a model built for each block", "Taylor of all blocks",
+        "all pairs of blocks", "teacher's distributions, once", "LoRA, plain peft", "LoRA, ours",
+        "LoRA by KL from a kept teacher", "cutting 2 blocks from the files",
+    ]  # fmt: skip
+    assert found["leave-one-out, naive loop"]["largest_difference"] < 1e-4
+    assert found["all pairs of blocks"]["sets"] == 15
+    assert all(figures["seconds"] > 0 for figures in found.values())
+    assert found["LoRA, ours"]["share_of_matmul"] > 0
+    report.save()
+    assert saved(tmp_path)["computed"].keys() == found.keys()
+    text = (tmp_path / "bench-gpu.md").read_text()
+    assert "| leave-one-out of all blocks | 0." in text
+
+
+def test_shares_of_the_rates_are_of_what_a_generation_reads_and_computes(tmp_path, light):
+    light |= {(6, 1): 0.5}
+    made = bench(tmp_path)
+    made.report.rates = gpu.analytic.Rates(1e9, 1e9)
+    point = next(p for p in run(made)["points"] if p["variant"] == "dense")
+    weights = 242_496 - 256 * 64  # all but the embedding
+    cache = 2 * 6 * 8 * 8 * (12 + 2) * 4
+    assert point["shares"]["bandwidth"] == pytest.approx(4 * (4 * weights + cache) / 0.5 / 1e9)
+    assert point["shares"]["matmul"] == pytest.approx(2 * weights * 16 / 0.5 / 1e9)
 
 
 BARE = """
