@@ -93,6 +93,7 @@ def block_gradients(
         )
         for tensor in (*found.gradients, *found.squares):
             batch.ranks.sum_(tensor)
+            del tensor  # it would live until the next block's gradients are there
         yield found
         gradient = below
         done = 2 * count + 1 - block
