@@ -391,7 +391,7 @@ def test_narrower_blocks_equal_plain_least_squares(model, ids):
         system = torch.cat([x * share, ridge * torch.eye(len(columns)).double()])
         wanted = torch.linalg.lstsq(system, torch.cat([y * share, ridge * weight.t()])).solution.t()
         if seam.kept:
-            got = repair.tensors[f"model.layers.{block}.mlp.down_proj.weight"]()
+            got = repair.tensors[f"model.layers.{block}.mlp.down_proj.weight"](down.weight)
             torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
             with torch.no_grad():
                 down.weight[:, columns] = got
