@@ -422,19 +422,18 @@ class Havoc:
             if record.is_live:
                 client.stop(record)
         self.await_all()
-        excused = [r for r in self.runs("failed") if r.id in self.killed]
-        again = [*self.runs("lost", "cancelled"), *excused]
-        for first in range(0, len(again), AT_ONCE):
-            some = again[first : first + AT_ONCE]
-            for record in some:
-                with self.noting(f"restarting {record.id}"):
-                    jobs.restart(record)
-                    self.done["restarted at the end"] += 1
-            self.await_all()
-            for record in some:
-                ended = read_run(record.path)
-                if ended is None or ended.state != "done":
-                    self.fault(f"{record.id} ended as {ended and (ended.state, ended.error)}")
+        for _ in range(2):  # steps that were killed fail a recipe that was lost until now
+            excused = [r for r in self.runs("failed") if r.id in self.killed]
+            again = [*self.runs("lost", "cancelled"), *excused]
+            for first in range(0, len(again), AT_ONCE):
+                for record in again[first : first + AT_ONCE]:
+                    with self.noting(f"restarting {record.id}"):
+                        jobs.restart(record)
+                        self.done["restarted at the end"] += 1
+                self.await_all()
+        for record in self.runs(*ENDED):
+            if record.state != "done":
+                self.fault(f"{record.id} ended as {record.state}: {record.error}")
 
     def await_all(self) -> None:
         """Wait until no run is live."""
@@ -451,8 +450,6 @@ class Havoc:
         for lost in sorted(self.known - self.deleted - set(records)):
             self.fault(f"run {lost} is not listed any more")
         for record in records.values():
-            if record.state == "failed" and record.id not in self.killed:
-                self.fault(f"{record.id} failed: {record.error}")
             if record.state == "done" and record.command in MAKERS:
                 with self.noting(f"the checkpoint of {record.id}"):
                     locate.open(str(record.path), need="weights", quantized=True)
