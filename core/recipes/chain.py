@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -291,7 +292,7 @@ class Chain:
     def _is_done(self, step: Step, record: RunRecord | None, spec: RunSpec) -> bool:
         """Whether a step has finished with these options, and left what it must."""
         whole = not step.leaves or (self.dir(step.name) / step.leaves).is_file()
-        same = record is not None and _alike(record.spec, to_dict(spec))
+        same = record is not None and _alike(record.spec, spec)
         return record is not None and record.state == "done" and same and whole
 
     def _run_step(self, steps: Sequence[Step], place: int) -> None:
@@ -303,7 +304,7 @@ class Chain:
             return
         spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
         record = read_run(self.dir(step.name))
-        same = record is not None and _alike(record.spec, to_dict(spec))
+        same = record is not None and _alike(record.spec, spec)
         if self._is_done(step, record, spec):
             self.progress.log(f"{step.name}: already done.")
             return
@@ -376,11 +377,17 @@ class Chain:
 
 def _resuming(entry: commands.Command, spec: RunSpec, record: RunRecord | None) -> RunSpec:
     """Return the options that continue an earlier attempt, if there is one and it can be."""
-    same = record is not None and _alike(record.spec, to_dict(spec))
+    same = record is not None and _alike(record.spec, spec)
     able = same and "resume" in hints_of(entry.spec_class)
     return build(entry.spec_class, {**vars(spec), "resume": True}) if able else spec
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the options of two runs mean the same result: resuming one changes nothing."""
-    return {**one, "resume": False} == {**other, "resume": False}
+def _alike(before: Mapping[str, Any], spec: RunSpec) -> bool:
+    """Whether the options of an earlier run mean the same result: resuming it changes nothing.
+
+    Options that it does not name are newer than the run, which had what is now their default.
+    """
+    own = {f.name: f.default for f in dataclasses.fields(spec)}
+    usual = {k: v for k, v in own.items() if v is not dataclasses.MISSING}
+    usual = json.loads(json.dumps(usual))  # as a record has them
+    return {**usual, **before, "resume": False} == {**to_dict(spec), "resume": False}

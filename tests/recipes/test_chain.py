@@ -145,6 +145,20 @@ def test_cancelling_the_recipe_cancels_its_step(place, tmp_path):
     assert read_run(made.dir("slow")).state == "cancelled"
 
 
+@pytest.mark.parametrize(("option", "value", "again"), [("deaf", None, False), ("steps", 9, True)])
+def test_a_step_from_before_an_option_existed_is_not_repeated(place, option, value, again):
+    made = chain(place)
+    made.run([Step("one", "wait", WAIT)])
+    path = made.dir("one") / BOOKKEEPING / "spec.json"
+    record = read_json(path)
+    before = {**record["spec"]}
+    before.pop(option) if value is None else before.update({option: value})
+    write_json(path, {**record, "spec": before})
+    first = read_run(made.dir("one")).status["created"]
+    chain(place).run([Step("one", "wait", WAIT)])
+    assert (read_run(made.dir("one")).status["created"] != first) is again
+
+
 def test_a_step_found_live_that_turns_out_lost_is_started_again(place):
     """The recipe was killed between announcing its step and starting the step's process."""
 
