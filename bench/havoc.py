@@ -508,7 +508,7 @@ def words(havoc: Havoc, minutes: float, seed: int) -> str:
         *(f"| {name} | {times} |" for name, times in havoc.done.most_common()),
         "",
     ]
-    states = collections.Counter(r.state for r in havoc.where.runs() if not r.parent)
+    states = collections.Counter(r.state for r in havoc.runs(*ENDED))
     ends = ", ".join(f"{n} {state}" for state, n in states.most_common())
     lines.append(f"Runs at the end: {ends}; {len(havoc.deleted)} deleted on the way.")
     if havoc.servers.absent:
