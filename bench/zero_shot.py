@@ -2,7 +2,7 @@
 
     python -m bench.zero_shot CHECKPOINT [--limit 100] [--dtype bfloat16] [--rounds 1] [--save]
 
-Both answer the same questions of the six tasks in ../shared/real, each in a process of its own, in
+Both answer the same questions of the six tasks in ../shared/real, each in a separate process, in
 alternating order. lm-eval runs through its own Python interface without its own list of tasks,
 whose indexing takes its command line many seconds more. Counted are the processor seconds of the
 whole processes, imports and loading included, which other load hardly affects, and the wall time.
@@ -122,15 +122,15 @@ ABOUT = [
     "# Zero-shot tasks: time and agreement with lm-eval",
     "",
     "Measured by `python -m bench.zero_shot CHECKPOINT --save` on CPU: six tasks (PIQA, "
-    "WinoGrande, ARC-e, ARC-c, OpenBookQA, BoolQ), each side in a process of its own, imports and "
+    "WinoGrande, ARC-e, ARC-c, OpenBookQA, BoolQ), each side in a separate process, imports and "
     "loading included. Choices of a question share its text, which evaluate computes once; in "
     "bfloat16 a log-likelihood is the sum of rounded numbers, so the two differ more than in "
     "float32.",
     "",
     "Aims: half of lm-eval's time, and in float32 the same log-likelihoods within 1e-5. What "
-    "limits the first: lm-eval computes a text once, too, where all choices are of one token "
-    "(BoolQ, whose passages are most of the tokens), and PIQA's choices are longer than its "
-    "questions, so there is little to share.",
+    "limits the first: lm-eval, too, computes a text once if all choices are of one token (BoolQ, "
+    "whose passages are most of the tokens), and PIQA's choices are longer than its questions, so "
+    "there is little to share.",
     "",
 ]
 
