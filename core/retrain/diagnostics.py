@@ -13,7 +13,7 @@ from statistics import median
 
 from core import words
 from core.errors import DepthcutError
-from core.retrain.recovery import ADAPTATION, BEYOND
+from core.retrain.recovery import BEYOND, is_adaptation
 
 WINDOW = 20
 """Steps in a moving average; a run of fewer than two windows is not assessed."""
@@ -225,12 +225,17 @@ def beyond_dense(gap: float | None, recovered: float | None) -> Finding | None:
 
 def adapted(recovered: float | None, by_kl: float | None) -> Finding | None:
     """Detect a gain that is adaptation: the loss came back, the dense model's behaviour did not."""
-    if recovered is None or by_kl is None or recovered - by_kl < ADAPTATION:
+    if recovered is None or by_kl is None or not is_adaptation(recovered, by_kl):
         return None
+    other = (
+        f"but only {words.percent(by_kl)} of the divergence from the dense model"
+        if by_kl >= 0
+        else f"while the divergence from the dense model grew by {words.percent(-by_kl)}"
+    )
     return Finding(
         "adaptation",
-        f"{words.percent(recovered)} of the loss came back, but only {words.percent(by_kl)} of the "
-        "divergence from the dense model: part of the gain is adaptation to the training text.",
+        f"{words.percent(recovered)} of the loss came back, {other}: part of the gain is "
+        "adaptation to the training text.",
         "Training on the dense model's distributions (--loss kl) recovers more of its behaviour.",
     )
 

@@ -22,6 +22,11 @@ ADAPTATION = 0.15
 """A gain is called adaptation if so much more of the loss than of the divergence came back."""
 
 
+def is_adaptation(by_loss: float, by_kl: float) -> bool:
+    """Whether there is a gain in loss, and the divergence shows far less of it."""
+    return by_loss > 0 and by_loss - by_kl >= ADAPTATION
+
+
 @dataclass(frozen=True)
 class Held:
     """A model on the held-out rows, in nats per token."""

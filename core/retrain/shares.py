@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from core.retrain.recovery import ADAPTATION, Held, Recovery
+from core.retrain.recovery import Held, Recovery, is_adaptation
 from core.retrain.results import Measure, Summary
 from core.words import listed, percent
 
@@ -33,8 +33,9 @@ class Share:
     @property
     def is_adaptation(self) -> bool:
         """Whether far more of the loss came back than of the KL."""
-        known = self.by_loss is not None and self.by_kl is not None
-        return known and (self.by_loss or 0.0) - (self.by_kl or 0.0) >= ADAPTATION
+        if self.by_loss is None or self.by_kl is None:
+            return False
+        return is_adaptation(self.by_loss, self.by_kl)
 
     @property
     def text(self) -> str:

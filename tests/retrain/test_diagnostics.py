@@ -143,6 +143,8 @@ def test_a_loss_that_still_falls_asks_for_a_longer_training():
         (0.47, 0.29, True),
         (0.3, 0.25, False),
         (0.2, 0.4, False),
+        (-0.1, -0.4, False),
+        (0.2, -0.1, True),
         (0.6, None, False),
     ],
 )

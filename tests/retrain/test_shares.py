@@ -41,6 +41,7 @@ def test_adaptation_is_only_said_where_it_is():
     assert "adaptation" not in shares.sentence((near,))
     assert "less than the loss on b: part of" in shares.sentence((near, far))
     assert not Share("a", 0.9).is_adaptation  # the KL is not known
+    assert not Share("a", -0.1, -0.5).is_adaptation  # nothing was gained
     assert shares.sentence(()) == ""
 
 
