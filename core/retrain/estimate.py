@@ -19,7 +19,16 @@ from core.quantize import plan as quantize_plan
 from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
-from core.retrain.spec import NF4, RetrainSpec, Settings, base_bits, goal_of, layout_of, settings_of
+from core.retrain.spec import (
+    NF4,
+    RetrainSpec,
+    Settings,
+    base_bits,
+    goal_of,
+    layout_of,
+    settings_of,
+    split,
+)
 from core.runs import devices, dtypes, ranks
 from core.runs import pace as common
 from core.runs.devices import MIB
@@ -247,8 +256,8 @@ def fit(
         fused = layers.why_stock(kept, info.parameters, config) is None
         return sum(
             memory_parts(
-                kept, with_micro_batch(settings, micro), info, trainable, device, longest,
-                fused=fused, first=first,
+                kept, with_micro_batch(settings, micro, spec.processes), info, trainable, device,
+                longest, fused=fused, first=first,
             ).values()
         )  # fmt: skip
 
@@ -256,7 +265,9 @@ def fit(
         return next((size for size in sizes if needed(size, option) <= ROOM * free), None)
 
     has = f"{device} has {free / MIB:,.0f} MiB free"
-    sizes = [usual] if spec.micro_batch else _micro_batches(settings, device, longest)
+    sizes = (
+        [usual] if spec.micro_batch else _micro_batches(settings, device, longest, spec.processes)
+    )
     if asked != "auto":
         micro = largest(sizes, asked) or sizes[-1]
         decided = Recomputation(asked == "on", f"--gradient-checkpointing {asked}")
@@ -271,20 +282,21 @@ def fit(
     if not spec.micro_batch:
         total = needed(micro, decided.option) / MIB
         why = f"{micro} x {longest} tokens need an estimated {total:,.0f} MiB in total, and {has}"
-    return Fit(with_micro_batch(settings, micro), decided, why)
+    return Fit(with_micro_batch(settings, micro, spec.processes), decided, why)
 
 
-def with_micro_batch(settings: Settings, micro: int) -> Settings:
+def with_micro_batch(settings: Settings, micro: int, processes: int) -> Settings:
     """Return the settings with another number of sequences at once; a step has as many."""
-    return replace(settings, micro_batch=micro, accumulation=-(-settings.batch // micro))
+    micro, accumulation = split(settings.batch, micro, processes)
+    return replace(settings, micro_batch=micro, accumulation=accumulation)
 
 
-def _micro_batches(settings: Settings, device: str, longest: int) -> list[int]:
+def _micro_batches(settings: Settings, device: str, longest: int, processes: int) -> list[int]:
     """Return the numbers of sequences that may be computed at once, the most first.
 
-    Each splits a batch into equal parts, as far as it goes.
+    Each splits a process's part of a batch into equal parts, as far as it goes.
     """
-    batch, most = settings.batch, settings.micro_batch
+    batch, most = -(-settings.batch // processes), settings.micro_batch
     if device != "cpu":
         most = min(batch, max(most, AT_ONCE // longest))
     sizes = {-(-batch // parts) for parts in range(1, batch + 1)}

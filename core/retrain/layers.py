@@ -22,7 +22,7 @@ glibc returns such memory to the system every time."""
 def recomputes(spec: RetrainSpec, parameters: int) -> bool:
     """Whether activations are recomputed in the backward pass (gradient checkpointing).
 
-    ``auto`` goes by the size alone; `core.retrain.estimate.recomputation` decides by what fits, and
+    ``auto`` goes by the size alone; `core.retrain.estimate.fit` decides by what fits, and
     a run and its dry run replace ``auto`` by that.
     """
     wanted = spec.gradient_checkpointing

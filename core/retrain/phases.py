@@ -16,6 +16,7 @@ from core.model.quantized_weights import free, is_quantized
 from core.prune.results import Pruning
 from core.retrain import batches, diagnostics, model_card, tracking, weights
 from core.retrain.diagnostics import Finding
+from core.retrain.estimate import with_micro_batch
 from core.retrain.loss import heldout_loss
 from core.retrain.recovery import Held, Recovery
 from core.retrain.results import Data, Heldout, Measure, Merged, Saved, Settings, Summary
@@ -190,8 +191,7 @@ def explain_memory(session: Session, model: Any) -> Finding:
     micro = session.settings.micro_batch
     fitting = session.largest_micro_batch(model, micro)
     if fitting:
-        accumulation = -(-session.settings.batch // fitting)
-        session.settings = replace(session.settings, micro_batch=fitting, accumulation=accumulation)
+        session.settings = with_micro_batch(session.settings, fitting, session.spec.processes)
     return diagnostics.out_of_memory(micro, session.spec.cutoff, fitting)
 
 

@@ -129,7 +129,7 @@ class Session:
         if isinstance(known, bool) and spec.gradient_checkpointing == "auto":
             found = replace(found, recomputation=estimate.Recomputation(known, same))
         if spec.micro_batch is None and type(micro) is int and 1 <= micro <= settings.batch:
-            taken = estimate.with_micro_batch(settings, micro)
+            taken = estimate.with_micro_batch(settings, micro, spec.processes)
             found = replace(found, settings=taken, why=same)
         return found
 

@@ -365,6 +365,16 @@ class Settings:
     layout: str
 
 
+def split(batch: int, micro: int, processes: int = 1) -> tuple[int, int]:
+    """Return how many sequences are computed at once, about ``micro``, and how often in a step.
+
+    Every process takes the same number of micro-batches.
+    """
+    each = min(-(-batch // (micro * processes)), batch // processes)
+    accumulation = each * processes
+    return max(micro, -(-batch // accumulation)), accumulation
+
+
 def layout_of(spec: RetrainSpec) -> str:
     """Return ``packed`` or ``grouped``."""
     if spec.layout != "auto":
@@ -408,10 +418,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
             f"--processes: {spec.processes} processes cannot share a batch of {batch} sequences.",
             f"Use {batch} or fewer, or a larger --batch.",
         )
-    # every process takes the same number of micro-batches
-    each = min(-(-batch // (micro * spec.processes)), batch // spec.processes)
-    accumulation = each * spec.processes
-    micro = max(micro, -(-batch // accumulation))
+    micro, accumulation = split(batch, micro, spec.processes)
     return Settings(
         steps=steps,
         epochs=steps * batch / sequences,

@@ -33,8 +33,9 @@ WANTED = 0.9
 """Recovered share that the needed tokens are estimated for."""
 FITTED = (
     "Estimated with a power law through the evaluations so far, with its 90% interval, as if the "
-    "learning rate fell as slowly and all of the gap could come back. Checked on one training "
-    "of the demo, it was 7 points too optimistic from the first half."
+    "learning rate fell as slowly. Some of the gap may never come back. In three trainings of the "
+    "demo the interval from the first half held what was measured at the end, and the estimate was "
+    "off by up to 6 points (docs/results/extrapolation.md)."
 )
 
 

@@ -164,6 +164,12 @@ def test_memory_decides_on_the_micro_batch_and_recomputation(tiny_gqa, tasks, mo
     def at_once(got):
         return got["settings"]["micro_batch"], got["settings"]["accumulation"], got["recomputed"]
 
+    for free in (None, 2**40, 2**20):
+        for device in ("cpu", "cuda:0"):
+            for batch in (4, 16):
+                got = decided(free, device, batch=batch, processes=2, gradient_checkpointing="off")
+                assert got["settings"]["accumulation"] % 2 == 0  # each process has its part
+
     plenty, longest = decided(2**40), 41
     assert (*at_once(plenty), plenty["fused"]) == (8, 2, False, True)
     needed = plenty["memory_bytes"]["total"]
