@@ -10,7 +10,6 @@ from core.checkpoint.headers import CheckpointInfo
 from core.importance import capacity
 from core.importance.capacity import Capacity, Demand
 from core.prune.version_results import MLP_SHARES
-from core.runs import devices
 from core.runs.dtypes import BYTES, Formats
 
 LEAST_BLOCKS = 4
@@ -67,10 +66,13 @@ def layers(
     """Return how many blocks are timed together: as many as fit, at least `LEAST_BLOCKS`."""
     if room.limit_bytes is None:
         return max(info.blocks, LEAST_BLOCKS)
-    kind = "cpu" if devices.resolve(device) == "cpu" else "gpu"
     loaded = not room.streams
     weights = info.parameters * BYTES[timed] if loaded else _outside(info, timed)
-    used = capacity.PROCESS_BYTES[kind] + weights + _generating(info, timed, batch, context)
+    used = (
+        capacity.PROCESS_BYTES[capacity.kind_of(device)]
+        + weights
+        + _generating(info, timed, batch, context)
+    )
     counts = range(info.blocks, LEAST_BLOCKS, -1)
     fits = (
         n for n in counts if used + _stacks(info, versions, timed, n, loaded) <= room.limit_bytes

@@ -16,7 +16,7 @@ from core import outside
 from core.checkpoint import chat, locate
 from core.checkpoint import neurons as neuron_order
 from core.checkpoint.drop import Removal, check_removal
-from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
@@ -238,7 +238,6 @@ def _heal(
     from core.heal.healing import heal
     from core.importance.branches import make_batch
     from core.model import loading, memory
-    from core.model.precision import DTYPES
     from core.model.streaming import stored_bytes
 
     folder, length = checkpoint.folder, length_of(spec, checkpoint.info)
@@ -250,8 +249,7 @@ def _heal(
     )
     seams.check_tokens(checkpoint.info.hidden, len(drawn.rows), len(drawn.rows) * length)
     prepared = loading.prepare(spec, checkpoint, "blocks")
-    entries = TensorIndex.read(folder).entries
-    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    stored = loading.stored_formats(folder)
     room = _capacity(spec, checkpoint.info, removal, prepared.formats, len(drawn.rows))
     view = view_of(prepared, room, run.progress.log)
     stack.callback(view.close)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
-from core.importance.capacity import Demand
-from core.runs import devices
+from core.importance.capacity import Demand, kind_of
 from core.runs.dtypes import BYTES
 
 STATES = 4
@@ -35,7 +34,6 @@ def demand(
         tokens: Tokens of a row.
         device: As ``--device`` has it.
     """
-    kind = "cpu" if devices.resolve(device) == "cpu" else "gpu"
     inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
     inner = max(inner, max((s["heads"] for s in info.block_shapes), default=0) * info.head_dim)
     fitted = 0
@@ -48,7 +46,7 @@ def demand(
         fitted = max(fitted, 8 * (cells + 640 * (inner + 4 * info.hidden)))
     fits = any(method != "scale" for method in methods)
     held = -(-rows // seams.HELD_OUT) * tokens
-    logits = 6 * 4 * min(LOGITS[kind], held * info.vocab)
+    logits = 6 * 4 * min(LOGITS[kind_of(device)], held * info.vocab)
     written = repairs * inner * info.hidden * BYTES.get(info.dtype, 4) if fits else 0
     extra = max(fitted, logits) + written
     return Demand("healing", STATES, splits=False, rows=rows, extra=extra)

@@ -153,6 +153,11 @@ class Capacity:
         return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}."
 
 
+def kind_of(device: str) -> str:
+    """Return cpu or gpu, the key of what is held on a device."""
+    return "cpu" if devices.resolve(device) == "cpu" else "gpu"
+
+
 def _mib(value: int | None) -> float | None:
     return None if value is None else round(value / MIB, 1)
 
@@ -237,14 +242,13 @@ class _Sizes:
     """Bytes of the parts of a computation."""
 
     def __init__(self, info: CheckpointInfo, formats: Formats, device: str, tokens: int) -> None:
-        on_cpu = devices.resolve(device) == "cpu"
-        kind = "cpu" if on_cpu else "gpu"
+        kind = kind_of(device)
         stored = BYTES.get(info.dtype, 4)
         held = BYTES[computable(formats.weights)]
         self.width = BYTES[computable(formats.arithmetic)]
         self.slope = BYTES[for_gradients(computable(formats.arithmetic))]
         self.tokens, self.hidden = tokens, info.hidden
-        self.chunk = max(1, round((CPU_TOKENS if on_cpu else GPU_TOKENS) / tokens))
+        self.chunk = max(1, round((CPU_TOKENS if kind == "cpu" else GPU_TOKENS) / tokens))
         largest = max(info.block_parameters, default=0)
         convert = stored if stored != held else 0
         self.base = PROCESS_BYTES[kind]

@@ -19,11 +19,11 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from core.checkpoint import config_rules, locate
-from core.checkpoint.tensors import read_config
+from core.checkpoint.tensors import TensorIndex, read_config
 from core.errors import CheckpointError, NotFiniteError
 from core.model import memory, quantized_weights
 from core.model.memory import out_of_memory_explained
-from core.model.precision import Precision, decide, dtype_name, resolve_device
+from core.model.precision import DTYPES, Precision, decide, dtype_name, resolve_device
 from core.runs.dtypes import Formats
 
 if TYPE_CHECKING:
@@ -233,6 +233,12 @@ def _check_report(folder: Path, info: CheckpointInfo, report: dict[str, Any]) ->
                 f"{', '.join(listed[:3])}{', ...' if listed[3:] else ''}.",
                 "Give a checkpoint whose config.json matches its weights.",
             )
+
+
+def stored_formats(folder: Path) -> dict[str, torch.dtype]:
+    """Return the format of every weight in a checkpoint folder, by name."""
+    entries = TensorIndex.read(folder).entries
+    return {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -51,7 +50,7 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
     now = read_run(folder)
     if now and now.is_live and not ask["shared"] and not now.status.get("continues"):
         return {"attached": True, "job": str(now.status.get("job") or "")}
-    name = "depthcut-" + re.sub(r"[^\w.-]+", "-", folder.name)
+    name = slurm.name_of(folder)
     attach = ask["attach"] and ask["slurm"] is not None
     if attach and (job := _submitted(book, name, _wish(ask))):
         return {"attached": True, "job": job}
@@ -71,9 +70,7 @@ def start(ask: Mapping[str, Any]) -> dict[str, Any]:
         words, env, ask["modules"], resumes=bool(ask["resumes"]), submitted=["sbatch", *given]
     )
     path = book / "job.sh"
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-        handle.write(text)  # the environment may hold what others must not read
+    slurm.write_script(path, text)
     key = secrets.token_hex(8)
     noted = {"key": key, "wish": _wish(ask)}
     workspace.write_json(book / JOB, noted)

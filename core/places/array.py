@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +55,7 @@ class Array:
     @property
     def name(self) -> str:
         """The array's name in SLURM."""
-        return "depthcut-" + re.sub(r"[^\w.-]+", "-", self.folder.name)
+        return slurm.name_of(self.folder)
 
     @property
     def wants_stop(self) -> bool:
@@ -156,9 +154,7 @@ class Array:
         parts = {index: self._part(index) for index in chosen}
         text = slurm.array_script(parts, env, ask["modules"], ["sbatch", *given])
         path = self.book / "array.sh"
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-            handle.write(text)
+        slurm.write_script(path, text)
         key = secrets.token_hex(8)
         self.plan = self.plan.noted(self.book, indices=chosen, key=key)
         for index in chosen:

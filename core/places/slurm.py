@@ -7,10 +7,12 @@ dashboard's; it needs the standard library only.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from core.errors import PlaceError, Unreachable
@@ -137,6 +139,18 @@ def options(place: Mapping[str, Any], name: str, log: str, margin_s: int) -> lis
 def _literal(path: str) -> str:
     """Return a path in which sbatch replaces nothing."""
     return path.replace("\\", "\\\\").replace("%", "%%")
+
+
+def name_of(folder: Path) -> str:
+    """Return the name of the jobs of the run in ``folder``."""
+    return "depthcut-" + re.sub(r"[^\w.-]+", "-", folder.name)
+
+
+def write_script(path: Path, text: str) -> None:
+    """Write a job's script; its environment may hold what others must not read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(text)
 
 
 def script(

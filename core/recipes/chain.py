@@ -276,18 +276,17 @@ class Chain:
         )
 
     def _prepared(self, step: Step) -> tuple[commands.Command, RunSpec]:
-        """Return the command of a step that is a run, and its options."""
-        entry, values = self._values(step)
-        return entry, build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
-
-    def _values(self, step: Step) -> tuple[commands.Command, dict[str, Any]]:
+        """Return the command of a step, and its options."""
         entry = commands.get(step.command)
         values = dict(step.values(self) if callable(step.values) else step.values)
         known = hints_of(entry.spec_class)
         for name in () if entry.is_light(values) else PASSED_ON:
             if name in known and getattr(self.spec, name, None) is not None:
                 values.setdefault(name, getattr(self.spec, name))
-        return entry, {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        if entry.is_run:
+            values["out"] = self.dir(step.name)
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        return entry, build(entry.spec_class, values)
 
     def _is_done(self, step: Step, record: RunRecord | None, spec: RunSpec) -> bool:
         """Whether a step has finished with these options, and left what it must."""
@@ -297,12 +296,11 @@ class Chain:
 
     def _run_step(self, steps: Sequence[Step], place: int) -> None:
         step = steps[place]
-        entry, values = self._values(step)
+        entry, spec = self._prepared(step)
         if not entry.is_run:
-            result = entry.load().run(build(entry.spec_class, values))
+            result = entry.load().run(spec)
             workspace.write_json(self.dir(step.name) / f"{step.name}.json", result)
             return
-        spec = build(entry.spec_class, {**values, "out": str(self.dir(step.name))})
         record = read_run(self.dir(step.name))
         same = record is not None and _alike(record.spec, spec)
         if self._is_done(step, record, spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from core.recipes.results import RecipeSummary
 from core.recipes.spec import RecipeSpec
 from core.runs import devices, pace
 from core.runs.spec import to_dict
-from core.runs.workspace import RunRecord, Workspace
+from core.runs.workspace import RunRecord
 
 LIKE = 4.0
 """Models whose sizes differ by less than this factor take times in proportion, roughly: those of
@@ -44,12 +45,10 @@ def nearest(spec: RecipeSpec, parameters: int) -> Earlier | None:
 
     Of several, the newest. None if there is no finished run on this machine.
     """
-    best, found = math.inf, None
     asked, sizes = to_dict(spec), dict[str, int]()
-    runs = [r for r in Workspace().runs("recipe") if r.spec.get("name") == spec.name]
-    for record in runs[:LOOKED_AT]:
-        if record.state != "done" or record.is_elsewhere:
-            continue
+    found: list[tuple[float, Earlier]] = []
+    runs = (r for r in pace.finished("recipe") if r.spec.get("name") == spec.name)
+    for record in itertools.islice(runs, LOOKED_AT):
         used, name = str(record.spec.get("device", "auto")), str(record.spec.get("checkpoint"))
         summary = RecipeSummary.read(record.path)
         if not summary or not pace.is_on(devices.meant(used), spec.device):
@@ -61,13 +60,11 @@ def nearest(spec: RecipeSpec, parameters: int) -> Earlier | None:
             continue
         ratio = parameters / sizes[name]
         apart = abs(math.log(ratio))
-        if apart >= best - pace.NEAR:
-            continue
-        best = apart
         same = _same_work(record.spec, asked)
         scaled = seconds * ratio if apart <= math.log(LIKE) else None
-        found = Earlier(record, seconds, scaled, apart < pace.NEAR, same, not summary.failed)
-    return found
+        one = Earlier(record, seconds, scaled, apart < pace.NEAR, same, not summary.failed)
+        found.append((sizes[name], one))
+    return next(iter(pace.of_like_size(found, parameters)), None)
 
 
 def _same_work(used: dict[str, Any], asked: dict[str, Any]) -> bool:

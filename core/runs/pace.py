@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from core.runs import devices
 from core.runs.results import JsonResult
 from core.runs.workspace import RunRecord, Workspace
+
+T = TypeVar("T")
 
 CPU_FLOPS_PER_CORE = 1.5e10
 """Assumed speed of small models on one core, until something has been measured here."""
@@ -66,14 +69,21 @@ class Rate:
 def nearest(rates: Iterable[Rate], parameters: int) -> float | None:
     """Return the rate to go by, of runs from the newest on; None if there are none.
 
-    Models whose sizes are as near to ``parameters`` as the nearest one's, give or take `NEAR`,
-    count alike; of those a run that did the same kind of work, and then the newest.
+    Of those of like size a run that did the same kind of work counts, and then the newest.
     """
-    every = [(abs(math.log(rate.parameters / parameters)), rate) for rate in rates]
-    least = min((apart for apart, _ in every), default=0.0)
-    near = [rate for apart, rate in every if apart < least + NEAR]
+    near = of_like_size([(rate.parameters, rate) for rate in rates], parameters)
     found = next((rate for rate in near if rate.alike), near[0] if near else None)
     return found.flops_per_s if found else None
+
+
+def of_like_size(sized: Sequence[tuple[float, T]], parameters: int) -> list[T]:
+    """Return those whose sizes are as near to ``parameters`` as the nearest one's.
+
+    Give or take `NEAR`; in the order in which they come.
+    """
+    every = [(abs(math.log(size / parameters)), one) for size, one in sized]
+    least = min((apart for apart, _ in every), default=0.0)
+    return [one for apart, one in every if apart < least + NEAR]
 
 
 def finished(command: str) -> Iterator[RunRecord]:

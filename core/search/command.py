@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, locate
-from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
@@ -311,7 +311,6 @@ def run(spec: SearchSpec, run: Run) -> None:
     from core import __version__
     from core.importance.branches import make_batch
     from core.model import loading, memory, precision
-    from core.model.precision import DTYPES
     from core.search.measure import Healer, Meter, Share
 
     checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -355,8 +354,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     rehearsed = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))
     expected = rehearsed[0].passes
     progress = Share(run.progress, lambda: ledger.passes, expected)
-    entries = TensorIndex.read(folder).entries
-    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    stored = loading.stored_formats(folder)
     healer = (
         Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room))
         if heals

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoint import chat, locate
 from core.checkpoint.drop import Removal
-from core.checkpoint.headers import CheckpointInfo, TensorIndex
+from core.checkpoint.headers import CheckpointInfo
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
@@ -577,7 +577,6 @@ def _heal(
     """Refit the narrower blocks; return the record and the replaced tensors."""
     from core.importance.branches import make_batch
     from core.model import loading, memory
-    from core.model.precision import DTYPES
     from core.width.healing import refit
 
     (samples, length), few = heal_rows(spec, plan.info), spec.heal_samples is None
@@ -585,8 +584,7 @@ def _heal(
     tokenizer = loading.load_tokenizer(prepared.folder)
     drawn = drawn_rows(spec, source, tokenizer, samples, length, run.progress, or_fewer=few)
     seams.check_tokens(plan.info.hidden, len(drawn.rows), len(drawn.rows) * length, "heal-")
-    entries = TensorIndex.read(prepared.folder).entries
-    stored = {name: DTYPES[e.dtype] for name, e in entries.items() if e.dtype in DTYPES}
+    stored = loading.stored_formats(prepared.folder)
     batch = make_batch(drawn.rows, view)
     with memory.out_of_memory_explained("healing the cut"):
         healing, tensors = refit(view, plan.units, selection, batch, stored, run.progress)

@@ -96,6 +96,16 @@ def mean_kl(p, q):
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+def assert_kl_is_that_of(repair, model, before, after, gone, ids):
+    """Compare a repair's figures with those of models without ``gone``, before and after it."""
+    dense = log_p(model, ids[HELD])
+    for name, one in (("kl_before", before), ("kl_after", after)):
+        with silent(one, gone):
+            found = log_p(one, ids[HELD])
+        assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
+    assert repair.kl_after < repair.kl_before
+
+
 def plain_least_squares(method, seam, dense, healed, ids):
     """Return the new weight and bias before a seam, by lstsq on the system with the ridge in it."""
     block = seam.first - 1
@@ -263,12 +273,7 @@ def test_seams_of_parts_equal_plain_least_squares(model, ids):
             with torch.no_grad():
                 linear.weight.copy_(got)
     assert any(seam.kept for seam in repair.seams)
-    dense = log_p(model, ids[HELD])
-    for name, one in (("kl_before", model), ("kl_after", healed)):
-        with silent(one, removal):
-            found = log_p(one, ids[HELD])
-        assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
-    assert repair.kl_after < repair.kl_before
+    assert_kl_is_that_of(repair, model, model, healed, removal, ids)
 
 
 def ranked(folder, blocks, neurons, key=""):
@@ -329,12 +334,7 @@ def test_narrower_mlps_equal_plain_least_squares(model, ids, tmp_path):
             with torch.no_grad():
                 down.weight[:, -kept:] = got
     assert any(seam.kept for seam in repair.seams)
-    dense = log_p(model, ids[HELD])
-    for name, one in (("kl_before", plain), ("kl_after", healed)):
-        with silent(one, gone):
-            found = log_p(one, ids[HELD])
-        assert getattr(repair, name) == pytest.approx(mean_kl(dense, found), rel=1e-4)
-    assert repair.kl_after < repair.kl_before
+    assert_kl_is_that_of(repair, model, plain, healed, gone, ids)
     again = heal(view, removal, batch, "refit", kept=Kept(view, batch))
     assert again.seams == repair.seams
     with applied(view, repair), view.skip(removal) as narrower, torch.no_grad():
