@@ -31,7 +31,7 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
     icon, colour = LOOKS.get(record.state, (":material/help:", "gray"))
     remarks = record.remarks
     with st.container(border=True):
-        head, buttons = st.columns([5, 4], vertical_alignment="center")
+        head, buttons = st.columns([4, 5], vertical_alignment="center")
         head.markdown(
             f":{colour}-badge[{icon} {plain(record.state)}] "
             f"**{plain(state.names().run(record))}** "
