@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
 from core.importance.capacity import Demand, kind_of
-from core.runs.dtypes import BYTES
+from core.runs.dtypes import BYTES, computable
 
 STATES = 4
 """States of every row: both streams, and those of the quarter that is held out, with copies."""
@@ -58,3 +60,15 @@ def of_cut(
     """Return what healing one cut holds; the arguments are those of `demand`."""
     repairs = len(seams.seams_of(removal))
     return demand(info, seams.methods_for(method, removal), repairs, rows, tokens, device)
+
+
+def of_narrower(
+    info: CheckpointInfo, rows: int, tokens: int, device: str, arithmetic: str
+) -> Demand:
+    """Return what healing narrower blocks holds: one of them at a time, next to the whole block.
+
+    The refitted projections are kept on disk. ``arithmetic``: the format that blocks compute in.
+    """
+    found = demand(info, ("refit",), 1, rows, tokens, device)
+    narrow = max(info.block_parameters, default=0) * BYTES[computable(arithmetic)]
+    return replace(found, length=tokens, extra=found.extra + narrow)

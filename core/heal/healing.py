@@ -158,6 +158,7 @@ def heal_narrower(
     progress: Progress = SILENT,
     *,
     stored: Mapping[str, torch.dtype] | None = None,
+    keep: Callable[[Tensor], Change] | None = None,
 ) -> Repair:
     """Return the repair of ``view`` with narrower blocks; the model is not changed.
 
@@ -170,14 +171,15 @@ def heal_narrower(
         batch: Calibration rows; every fourth row is held out from the fit.
         progress: Updated after every block.
         stored: Formats that tensors are stored in, by name. Default: that of the model.
+        keep: Keeps a new tensor until it is written, e.g. on disk. Default: in memory.
 
-    Memory and errors are those of `heal`.
+    Memory and errors are those of `heal`; what a narrower block keeps is held next to the block.
     """
     blocks = sorted(thin)
     seams = seams_between((), {2 * block + 1 for block in blocks})
     names = [f"narrower block {block}" for block in blocks]
     cut = _Cut(frozenset(), thin, seams, names, True)
-    return _best_of(view, cut, batch, ("refit",), progress, stored, None)
+    return _best_of(view, cut, batch, ("refit",), progress, stored, None, keep)
 
 
 def _best_of(
@@ -188,6 +190,7 @@ def _best_of(
     progress: Progress,
     stored: Mapping[str, torch.dtype] | None,
     kept: Kept | None,
+    keep: Callable[[Tensor], Change] | None = None,
 ) -> Repair:
     """Heal by each of ``methods``; return the repair with the least KL."""
     check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
@@ -201,7 +204,7 @@ def _best_of(
         rows = _Rows.split(batch)
         start = _Reference.of(view, cut, rows, kept, progress)
         found = [
-            _Walk(view, cut, rows, start, stored or {}, name, progress, kept).heal()
+            _Walk(view, cut, rows, start, stored or {}, name, progress, kept, keep).heal()
             for name in methods
         ]
     best = min(found, key=lambda repair: repair.kl_after)
@@ -316,6 +319,7 @@ def _both(view: BlockView, cut: _Cut, rows: Batch, progress: Progress) -> list[T
         function = FastBlock(view, block, dense.dtype, scratch)
         _run(view, function, (0, 1), dense, progress)
         _run(view, cut.of(function), left.get(block, ()), pruned, progress)
+        del function  # before the next block's copy is made
     return [dense, pruned]
 
 
@@ -342,6 +346,7 @@ class Kept:
             for block in range(len(view)):
                 function = FastBlock(view, block, hidden.dtype, self.scratch)
                 _run(view, function, (0, 1), hidden, progress)
+                del function  # before the next block's copy is made
                 self.states.append(hidden.clone())
             last = hidden[rows.fitted :]
             self.nll = apart(view, last, last, rows.held_out, progress.check_cancel).nll
@@ -380,8 +385,9 @@ class _Walk:
         method: str,
         progress: Progress,
         kept: Kept | None = None,
+        keep: Callable[[Tensor], Change] | None = None,
     ) -> None:
-        self.kept = kept
+        self.kept, self.keep = kept, keep or _constant
         self.view, self.rows, self.reference = view, rows, reference
         self.cut = cut
         self.stored, self.method, self.progress = stored, method, progress
@@ -436,6 +442,7 @@ class _Walk:
             if not self.kept:
                 self._run(function, parts, self.dense)
             self._run(self._healed(function), parts, self.healed)
+            del function  # before the next block's copy is made
             self._tell(block)
 
     def _to_target(self, seam: Seam) -> None:
@@ -567,7 +574,7 @@ class _Walk:
             held = self.healed[fitted:].clone()
             self._run(self._repaired(block, part, made), [part], held)
             if self._note(seam, self._apart_above(seam, held), alpha=alpha):
-                self.tensors |= {key: _constant(tensor) for key, tensor in made.items()}
+                self.tensors |= {key: self.keep(tensor) for key, tensor in made.items()}
                 kept = self.cut.thin[block].inputs(part) if seam.narrow else None
                 name = f"model.layers.{block}.{OUTPUTS[part]}.weight"
                 self.columns |= {} if kept is None else {name: kept}

@@ -66,6 +66,8 @@ class Demand:
     """Tokens that go through a block together; None: `CPU_TOKENS` or `GPU_TOKENS`."""
     rows: int | None = None
     """Rows that it takes; None: all."""
+    length: int | None = None
+    """Tokens of a row; None: as in the other passes."""
     extra: int = 0
     """Bytes that are held beside, whatever the rows."""
     streamed_extra: int | None = None
@@ -248,7 +250,8 @@ class _Sizes:
         self.width = BYTES[computable(formats.arithmetic)]
         self.slope = BYTES[for_gradients(computable(formats.arithmetic))]
         self.tokens, self.hidden = tokens, info.hidden
-        self.chunk = max(1, round((CPU_TOKENS if kind == "cpu" else GPU_TOKENS) / tokens))
+        self.together = CPU_TOKENS if kind == "cpu" else GPU_TOKENS
+        self.chunk = max(1, round(self.together / tokens))
         largest = max(info.block_parameters, default=0)
         convert = stored if stored != held else 0
         self.base = PROCESS_BYTES[kind]
@@ -268,10 +271,6 @@ class _Sizes:
         self.channels = channels * self.width
         """Of one token's activations in a block."""
 
-    def state(self, width: int) -> int:
-        """Return the bytes of one hidden state of a row."""
-        return self.tokens * self.hidden * width
-
     def _work(self, demand: Demand, rows: int, held: int) -> tuple[int, int]:
         """Return what is held while a block, and while the head computes, apart from weights.
 
@@ -279,12 +278,13 @@ class _Sizes:
         """
         width = self.slope if demand.gradients else self.width
         rows = rows if demand.rows is None else demand.rows
-        states = held * rows * self.state(width)
-        seen = min(HEAD_TOKENS, max(1, demand.states) * rows * self.tokens)
+        tokens = demand.length or self.tokens
+        states = held * rows * tokens * self.hidden * width
+        seen = min(HEAD_TOKENS, max(1, demand.states) * rows * tokens)
         head = 3 * seen * self.hidden * 4
         lines = rows if demand.gradients else rows * max(1, demand.states)
-        chunk = max(1, demand.tokens // self.tokens) if demand.tokens else self.chunk
-        scratch = min(chunk, lines) * self.tokens * self.channels
+        together = demand.tokens // tokens if demand.tokens else round(self.together / tokens)
+        scratch = min(max(1, together), lines) * tokens * self.channels
         block = scratch + (self.prepared if demand.prepared else 0)
         if demand.gradients:
             block = 4 * scratch + self.upcast + self.gradient

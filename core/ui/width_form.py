@@ -45,7 +45,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
     if "match" in values and not values["match"]:
         problem = "There is no variant to match yet. Create one under Blocks first, or set a ratio."
     if spec and plan:
-        problem = problem or memory_note.draw(command.planned_capacity(spec, plan).facts())
+        problem = problem or memory_note.draw(command.memory_facts(spec, plan))
     if problem:
         say.error(problem)
     if spec and plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.heal import seams
+from core.heal.demand import of_narrower
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import depth
 from core.prune.results import Calibration, Healing, Pruning
-from core.runs import devices, dtypes, pace, ranks
+from core.runs import dtypes, pace, ranks
 from core.runs.dtypes import DTYPE_BYTES, Formats
 from core.runs.progress import Progress, StderrProgress
 from core.runs.spec import MemoryOptions, ProcessOptions, option
@@ -210,8 +212,19 @@ def length_of(spec: WidthSpec, plan: WidthPlan) -> int:
 
 
 def check(spec: WidthSpec) -> None:
-    """Raise an error if the amount, blocks, row length or checkpoints are invalid."""
-    dry_run(spec)
+    """Raise an error if the amount, blocks, row length, memory or checkpoints are invalid."""
+    _, plan, _ = _planned(spec)
+    length_of(spec, plan)
+    planned_healing(spec, plan)
+    if spec.memory_limit is not None:
+        planned_capacity(spec, plan).check()
+
+
+def _planned(spec: WidthSpec) -> tuple[locate.Checkpoint, WidthPlan, Target | None]:
+    """Return the checkpoint, of which config.json is enough, the plan and its target."""
+    progress = StderrProgress()
+    checkpoint = locate.open(spec.checkpoint, progress, need="config", need_tokenizer=False)
+    return checkpoint, *make_plan(spec, checkpoint.info, progress)
 
 
 def dry_run(spec: WidthSpec) -> dict[str, Any]:
@@ -220,9 +233,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
     FLAP's adaptive shares depend on the weights and the text, so its parameter count is estimated
     from the ratio; everything else is exact.
     """
-    progress = StderrProgress()
-    checkpoint = locate.open(spec.checkpoint, progress, need="config", need_tokenizer=False)
-    plan, aim = make_plan(spec, checkpoint.info, progress)
+    checkpoint, plan, aim = _planned(spec)
     base = _start(spec, checkpoint)
     record = _sized(base, plan, aim, plan.parameters, plan.ratio).to_dict()
     for later in UNKNOWN_BEFORE:
@@ -234,7 +245,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
         "blocks": None if plan.counts is None else shapes(plan, plan.counts),
         "memory_bytes": {name: plan.parameters * width for name, width in DTYPE_BYTES.items()},
         **estimate(spec, plan),
-        **planned_capacity(spec, plan).facts(),
+        **memory_facts(spec, plan),
         **planned_healing(spec, plan),
     }
 
@@ -242,8 +253,7 @@ def dry_run(spec: WidthSpec) -> dict[str, Any]:
 def planned_healing(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
     """Return what healing would do, empty without it.
 
-    Raises `DataError` for too few tokens, and `OptionError` if the model has to be streamed or rows
-    are longer than the context.
+    Raises `DataError` for too few tokens, and `OptionError` if rows are longer than the context.
     """
     from core.errors import OptionError
 
@@ -256,13 +266,6 @@ def planned_healing(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
             f"Use {info.context} or fewer.",
         )
     seams.check_tokens(info.hidden, rows, rows * length, "heal-")
-    room = planned_capacity(spec, plan)
-    if room.way != "fits":
-        raise OptionError(
-            f"--heal {spec.heal} needs the whole model in memory, about "
-            f"{room.in_memory_bytes / devices.GIB:.2f} GiB.",
-            "Raise --memory-limit, or leave out --heal.",
-        )
     flops = healing_flops(spec, plan)
     seconds = work.seconds(flops, spec.device, info.parameters)
     return {
@@ -355,7 +358,7 @@ float64, and its number among those that are kept and in lists of those that are
 def _capacity(
     spec: WidthSpec, plan: WidthPlan, formats: Formats, rows: int, tokens: int
 ) -> Capacity:
-    """Return how scoring the units runs within the memory."""
+    """Return how scoring the units, and healing, runs within the memory."""
     info, method = plan.info, plan.method.name
     inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
     found = info.blocks * (inner + info.hidden) * UNIT_BYTES
@@ -372,7 +375,11 @@ def _capacity(
     }.get(method, Demand("weights", 0, gradients=True, extra=found))
     limit = limit_of(spec.device, spec.memory_limit, spec.processes)
     rows = ranks.most(rows, spec.processes)
-    return decide(plan.info, formats, spec.device, limit, rows, tokens, [demand])
+    needs = [demand]
+    if spec.heal != "none":
+        few, length = heal_rows(spec, info)
+        needs.append(of_narrower(info, few, length, spec.device, formats.arithmetic))
+    return decide(info, formats, spec.device, limit, rows, tokens, needs)
 
 
 def planned_capacity(spec: WidthSpec, plan: WidthPlan) -> Capacity:
@@ -380,6 +387,12 @@ def planned_capacity(spec: WidthSpec, plan: WidthPlan) -> Capacity:
     formats = dtypes.expected(spec.dtype, plan.info.dtype, spec.device, "blocks")
     rows = spec.samples or plan.method.samples
     return _capacity(spec, plan, formats, rows or 1, length_of(spec, plan) or 1)
+
+
+def memory_facts(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
+    """Return what a dry run says of the memory; how often healing passes depends on its refits."""
+    room = planned_capacity(spec, plan)
+    return room.facts() if spec.heal == "none" else room.needs()
 
 
 def criterion_of(spec: WidthSpec) -> str:
@@ -478,6 +491,12 @@ def _variant(plan: WidthPlan) -> str:
 
 def run(spec: WidthSpec, run: Run) -> None:
     """Score, choose, cut, and write the checkpoint into the run directory."""
+    with contextlib.ExitStack() as stack:
+        _make(spec, run, stack)
+
+
+def _make(spec: WidthSpec, run: Run, stack: contextlib.ExitStack) -> None:
+    """Make the checkpoint; ``stack`` closes what refitted weights are kept in."""
     from core.model import loading
     from core.width.write import write
 
@@ -486,7 +505,7 @@ def run(spec: WidthSpec, run: Run) -> None:
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=reads)
     plan, aim = make_plan(spec, checkpoint.info, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
-    chosen = _select(spec, run, plan, prepared)
+    chosen = _select(spec, run, plan, prepared, stack)
     selection = chosen.selection
     if not run.ranks.is_first:
         return
@@ -529,7 +548,9 @@ class _Chosen:
     replaced: Replaced
 
 
-def _select(spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared) -> _Chosen:
+def _select(
+    spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared, stack: contextlib.ExitStack
+) -> _Chosen:
     """Load the model, let the method choose, heal if asked to, and free the model."""
     from core.importance.branches import make_batch
     from core.model import loading, memory
@@ -561,7 +582,7 @@ def _select(spec: WidthSpec, run: Run, plan: WidthPlan, prepared: Prepared) -> _
     healing: Healing | None = None
     replaced: Replaced = {}
     if spec.heal != "none" and run.ranks.is_first:  # all processes have chosen the same
-        healing, replaced = _heal(spec, run, plan, prepared, view, selection)
+        healing, replaced = _heal(spec, run, plan, prepared, view, selection, stack)
     view.close()
     return _Chosen(selection, text, healing, replaced)
 
@@ -573,11 +594,12 @@ def _heal(
     prepared: Prepared,
     view: BlockView,
     selection: Selection,
+    stack: contextlib.ExitStack,
 ) -> tuple[Healing, Replaced]:
     """Refit the narrower blocks; return the record and the replaced tensors."""
     from core.importance.branches import make_batch
     from core.model import loading, memory
-    from core.width.healing import refit
+    from core.width.healing import Shelf, refit
 
     (samples, length), few = heal_rows(spec, plan.info), spec.heal_samples is None
     source = text_of(spec.calibration, prepared.folder)
@@ -585,9 +607,10 @@ def _heal(
     drawn = drawn_rows(spec, source, tokenizer, samples, length, run.progress, or_fewer=few)
     seams.check_tokens(plan.info.hidden, len(drawn.rows), len(drawn.rows) * length, "heal-")
     stored = loading.stored_formats(prepared.folder)
-    batch = make_batch(drawn.rows, view)
+    batch, shelf = make_batch(drawn.rows, view), Shelf(run.dir)
+    stack.callback(shelf.close)
     with memory.out_of_memory_explained("healing the cut"):
-        healing, tensors = refit(view, plan.units, selection, batch, stored, run.progress)
+        healing, tensors = refit(view, plan.units, selection, batch, stored, run.progress, shelf)
     kept = sum(seam.kept for seam in healing.seams)
     run.progress.log(
         f"Healing by {spec.heal}: held-out KL to the dense model {healing.kl_before:.4f} to "

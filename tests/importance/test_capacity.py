@@ -12,6 +12,7 @@ from core.budget import command as budget_command
 from core.budget import demand
 from core.checkpoint import headers
 from core.heal import command as heal_command
+from core.heal import demand as heal_demand
 from core.importance import capacity, curve_command
 from core.importance import command as importance
 from core.prune import budgets
@@ -25,6 +26,7 @@ from core.prune.version_results import (
 )
 from core.runs import run
 from core.runs.dtypes import Formats
+from core.runs.progress import SILENT
 from core.runs.spec import build
 from core.search import command as search_command
 from core.width import command as width_command
@@ -112,6 +114,7 @@ def streaming(monkeypatch):
 
 
 HEALED = {"samples": 40, "length": 16}
+HEALS = {"heal": "refit", "heal_samples": 40, "heal_length": 16}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,8 @@ HEALED = {"samples": 40, "length": 16}
         ("width", {"method": "wanda-sp", "ratio": 0.5}, ("model.safetensors",)),
         ("width", {"method": "llm-pruner", "ratio": 0.5}, ("model.safetensors",)),
         ("width", {"method": "magnitude", "ratio": 0.5}, ("model.safetensors",)),
+        ("width", HEALS | {"method": "flap", "ratio": 0.5}, ("model.safetensors",)),
+        ("width", HEALS | {"method": "magnitude", "ratio": 0.4}, ("model.safetensors",)),
         ("curve", {"criteria": ("ppl",)}, ("curve.csv",)),
         ("search", {"counts": (1, 2), "methods": ("greedy", "pairs")},
          ("pairs.csv", "heldout_rows.csv")),
@@ -165,18 +170,34 @@ def test_too_little_memory_is_one_sentence(tiny_gqa, tmp_path, capsys, monkeypat
     assert (shown["way"], shown["memory_limit_mib"]) == ("cannot", 51.2)
 
 
-@pytest.mark.parametrize("command", ["search", "prune"])
+@pytest.mark.parametrize("command", ["search", "prune", "width"])
 def test_healing_with_too_little_memory_ends_before_it_starts(
     command, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
     options = ["--heal", "refit", "--memory-limit", "0.1", "--device", "cpu"]
     options += ["--out", str(tmp_path / "out")]
-    options += ["--drop", "5"] if command == "prune" else []
+    more = {"prune": ["--drop", "5"], "width": ["--method", "flap", "--ratio", "0.5"]}
+    options += more.get(command, [])
     assert main([command, "demo", *options, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["way"] == "cannot"
     assert main([command, "demo", *options]) == 2
     assert "--memory-limit: 0.10 GiB are too little" in capsys.readouterr().err
+
+
+def test_healing_a_narrower_model_counts_to_what_is_needed(tiny_dir, bare):
+    info = headers.inspect(tiny_dir("gqa"))
+    options = {"checkpoint": "x", "out": "y", "method": "magnitude", "ratio": 0.5, "device": "cpu"}
+
+    def room(**more):
+        spec = build(width_command.WidthSpec, options | more)
+        plan, _ = width_command.make_plan(spec, info, SILENT)
+        return width_command.planned_capacity(spec, plan)
+
+    plain, few = room(), room(**HEALS)
+    assert few.least_bytes - plain.least_bytes > 40 * 16 * 32 * 4 * heal_demand.STATES
+    more = room(**HEALS | {"heal_samples": 80})
+    assert more.least_bytes - few.least_bytes >= 40 * 16 * 32 * 4 * heal_demand.STATES
 
 
 def test_versions_cost_the_same_streamed_and_only_as_many_blocks_are_timed_as_fit(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,10 +15,12 @@ from transformers import AutoModelForCausalLM
 from core.__main__ import main
 from core.checkpoint import headers
 from core.data.calibration import calibration_rows
+from core.errors import RunError
 from core.model import loading
 from core.runs.workspace import read_run
 from core.study import variants
 from core.study.kinds import Variant
+from core.width.healing import Shelf
 from core.width.results import WidthPruning
 
 torch.set_num_threads(1)
@@ -70,11 +75,27 @@ def test_the_record_is_what_stock_transformers_measures(
     [
         (("--heal-samples", "4", "--heal-length", "8"), "Use more --heal-samples"),
         (("--heal-length", "100000"), "exceed the model's context"),
-        (("--memory-limit", "0.01"), "needs the whole model in memory"),
     ],
 )
 def test_bad_input_is_one_sentence(tiny_gqa, tmp_path, capsys, more, sentence):
-    name = "demo" if "--memory-limit" in more else str(tiny_gqa)
-    argv = ["width", name, "--method", "magnitude", "--ratio", "0.5", "--heal", "refit"]
+    argv = ["width", str(tiny_gqa), "--method", "magnitude", "--ratio", "0.5", "--heal", "refit"]
     assert main([*argv, *more, "--dry-run", "--out", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_refitted_weights_wait_in_a_file_without_a_name(tmp_path):
+    shelf, given = Shelf(tmp_path), [torch.randn(3, 5).bfloat16(), torch.randn(2, 2)]
+    made = [shelf.put(tensor) for tensor in given]
+    assert not list(tmp_path.iterdir())
+    for read, tensor in reversed(list(zip(made, given, strict=True))):
+        found = read(torch.empty(0))
+        assert found.dtype == tensor.dtype
+        assert found.equal(tensor)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shelf._file.close()
+    shelf._file = SimpleNamespace(seek=lambda *_: 0, write=full)
+    with pytest.raises(RunError, match="Cannot keep refitted weights in .*: No space left"):
+        shelf.put(given[0])
