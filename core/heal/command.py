@@ -149,8 +149,8 @@ def check_healing(
     spec: PruneSpec, info: CheckpointInfo, removal: Removal
 ) -> tuple[seams.Seam, ...]:
     """Return the seams; raises an error if they cannot be healed with this many tokens."""
-    _check_whole(info)
-    found = seams.check_seams(spec.heal, removal)
+    missing = seams.missing_parts(info.block_shapes)
+    found = seams.check_seams(spec.heal, removal, missing)
     if spec.length is not None and info.context and spec.length > info.context:
         raise OptionError(
             f"--length: {spec.length} tokens exceed the model's context of {info.context}.",
@@ -159,16 +159,6 @@ def check_healing(
     rows = spec.samples or SAMPLES
     seams.check_tokens(info.hidden, rows, rows * length_of(spec, info))
     return found
-
-
-def _check_whole(info: CheckpointInfo) -> None:
-    """Raise `PlanError` if a part of a block is missing before the cut."""
-    for block, shape in enumerate(info.block_shapes):
-        if not all(shape.values()):
-            raise PlanError(
-                f"Healing needs blocks with attention and MLP; block {block} lacks one of them.",
-                "Leave out --heal.",
-            )
 
 
 def length_of(spec: PruneSpec, info: CheckpointInfo) -> int:
@@ -199,7 +189,8 @@ def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> fl
     """
     rows, tokens = spec.samples or SAMPLES, length_of(spec, info)
     held = -(-rows // seams.HELD_OUT)
-    gone, found = seams.parts_of(removal), seams.check_seams(spec.heal, removal)
+    missing = seams.missing_parts(info.block_shapes)
+    gone, found = seams.parts_of(removal), seams.check_seams(spec.heal, removal, missing)
     every = range(2 * info.blocks)
 
     def run(parts: Iterable[int], rows: int) -> float:

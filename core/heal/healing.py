@@ -42,6 +42,7 @@ from core.heal.seams import (
     check_tokens,
     is_held_out,
     methods_for,
+    missing_parts,
     parts_of,
     seams_between,
 )
@@ -139,7 +140,8 @@ def heal(
         NotFiniteError: The model's states are NaN or infinite.
     """
     removal = view.check_skip(drop)
-    seams, methods = check_seams(method, removal), methods_for(method, removal)
+    missing, methods = missing_parts(view.sizes()), methods_for(method, removal)
+    seams = check_seams(method, removal, missing)
     width = neurons.kept(removal, [size["intermediate"] for size in view.sizes()])
     cut = _Cut(
         parts_of(removal),
@@ -147,6 +149,7 @@ def heal(
         seams,
         [seam.removed if removal.partial else "" for seam in seams],
         removal.partial,
+        missing,
     )
     return _best_of(view, cut, batch, methods, progress, stored, kept)
 
@@ -163,7 +166,8 @@ def heal_narrower(
     """Return the repair of ``view`` with narrower blocks; the model is not changed.
 
     From the bottom up, the down projection of each is refitted on the neurons that it keeps,
-    towards the dense stream behind the block: it makes up for lost heads too.
+    towards the dense stream behind the block: it makes up for lost heads too. Of a block without an
+    MLP, the attention's output projection is.
 
     Args:
         view: The dense model.
@@ -176,9 +180,11 @@ def heal_narrower(
     Memory and errors are those of `heal`; what a narrower block keeps is held next to the block.
     """
     blocks = sorted(thin)
-    seams = seams_between((), {2 * block + 1 for block in blocks})
+    last = {2 * block + view.has(block, "mlp") for block in blocks}
+    missing = missing_parts(view.sizes())
+    seams = seams_between((), last, missing)
     names = [f"narrower block {block}" for block in blocks]
-    cut = _Cut(frozenset(), thin, seams, names, True)
+    cut = _Cut(frozenset(), thin, seams, names, True, missing)
     return _best_of(view, cut, batch, ("refit",), progress, stored, None, keep)
 
 
@@ -266,6 +272,8 @@ class _Cut:
     """What goes at each seam, in words; empty for whole blocks."""
     partial: bool
     """Whether parts of blocks go, or channels."""
+    missing: frozenset[int] = frozenset()
+    """Parts that the model lacks before the cut."""
 
     def left(self, blocks: int, low: int = 0) -> Iterator[tuple[int, list[int]]]:
         """Yield (block, its parts) of what stays from part ``low`` on."""
@@ -308,7 +316,7 @@ class _Reference:
 
 def _both(view: BlockView, cut: _Cut, rows: Batch, progress: Progress) -> list[Tensor]:
     """Return the last stream of the dense model and of the pruned one."""
-    if not cut.thin:
+    if not cut.thin and not cut.missing:
         units: frozenset[Any] = frozenset((p // 2, tuple(PARTS)[p % 2]) for p in cut.gone)
         if not cut.partial:
             units = frozenset(part // 2 for part in cut.gone)
@@ -468,9 +476,9 @@ class _Walk:
         """Return ``function`` as the pruned model has it: output projections are divided too."""
         function = self.cut.of(function)
         if self.factor != 1.0:
-            function.o, function.down = (
-                self._divided_pair(function.block, path) for path in OUTPUTS
-            )
+            for part, path in enumerate(OUTPUTS):
+                if 2 * function.block + part not in self.cut.missing:
+                    setattr(function, FIELDS[part], self._divided_pair(function.block, path))
         return function
 
     def _divided_pair(self, block: int, path: str) -> tuple[Tensor, Tensor | None]:
@@ -523,9 +531,9 @@ class _Walk:
             self.factor = before
             return
         for block in range(seam.end, len(self.view)):
-            if 2 * block in self.cut.gone:
-                continue
-            for path in OUTPUTS:
+            for part, path in enumerate(OUTPUTS):
+                if 2 * block + part in self.cut.gone | self.cut.missing:
+                    continue
                 module: Any = self.view.blocks[block].get_submodule(path)  # its weights may be away
                 for name, _ in module.named_parameters():
                     full = f"model.layers.{block}.{path}.{name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ class Seam:
     """A run of removed blocks, or parts of blocks, that follow one another, or a narrower MLP.
 
     Parts are numbered in order of computation: 2 b is the attention of block b, 2 b + 1 its MLP.
-    The part before ``low`` is what a repair changes.
+    The part before ``low`` is what a repair changes. Parts that the model did not have before are
+    in the run too.
     """
 
     low: int
@@ -32,27 +33,28 @@ class Seam:
     """The part after the last that goes."""
     narrow: bool = False
     """Whether the part before the seam keeps some of its channels."""
+    gone: tuple[int, ...] = ()
+    """The parts in the run that go, ascending."""
 
     @property
     def first(self) -> int:
         """The first block that goes, loses a part or becomes narrower."""
-        return (self.low - (self.low == self.high)) // 2
+        return self.gone[0] // 2 if self.gone else (self.low - 1) // 2
 
     @property
     def end(self) -> int:
         """The block after the last that goes or loses a part."""
-        return (self.high + 1) // 2
+        return self.gone[-1] // 2 + 1 if self.gone else (self.low + 1) // 2
 
     @property
     def removed(self) -> str:
         """What goes, in words."""
-        parts = range(self.low, self.high)
-        gone = removal_of((part // 2, tuple(PARTS)[part % 2]) for part in parts).text
+        gone = removal_of((part // 2, tuple(PARTS)[part % 2]) for part in self.gone).text
         if not self.narrow:
             return gone
         block, part = divmod(self.low - 1, 2)
         narrow = f"MLP neurons of {block}" if part else f"heads of {block}"
-        return f"{gone} and {narrow}" if parts else narrow
+        return f"{gone} and {narrow}" if self.gone else narrow
 
 
 def parts_of(removal: Removal) -> frozenset[int]:
@@ -62,25 +64,39 @@ def parts_of(removal: Removal) -> frozenset[int]:
     return frozenset(whole | some)
 
 
-def seams_of(drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
-    """Return the seams of a cut, from the bottom up."""
+def missing_parts(shapes: Sequence[Mapping[str, int]]) -> frozenset[int]:
+    """Return the numbers of the parts that blocks of these ``shapes`` lack.
+
+    ``shapes`` are the block_shapes of a checkpoint: heads and intermediate, 0 for a missing part.
+    """
+    sizes = [size for shape in shapes for size in (shape["heads"], shape["intermediate"])]
+    return frozenset(part for part, size in enumerate(sizes) if not size)
+
+
+def seams_of(drop: Removal | Iterable[int], missing: Collection[int] = ()) -> tuple[Seam, ...]:
+    """Return the seams of a cut, from the bottom up; ``missing`` is what was not there before."""
     removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
-    return seams_between(parts_of(removal), {2 * block + 1 for block, _ in removal.width})
+    narrow = {2 * block + 1 for block, _ in removal.width}
+    return seams_between(parts_of(removal), narrow, missing)
 
 
-def seams_between(gone: Iterable[int], narrow: Collection[int]) -> tuple[Seam, ...]:
+def seams_between(
+    gone: Iterable[int], narrow: Collection[int], missing: Collection[int] = ()
+) -> tuple[Seam, ...]:
     """Return the seams of parts that go and of ``narrow`` ones, from the bottom up.
 
-    A narrower part right before what goes is one seam with it.
+    A narrower part right before what goes is one seam with it. Parts that were ``missing`` before
+    belong to a seam beside them, since the part before it cannot be one of them.
     """
-    found: list[Seam] = []
-    places = sorted({(part, part + 1) for part in gone} | {(p + 1, p + 1) for p in narrow})
-    for low, high in places:
+    gone, found = frozenset(gone) - frozenset(missing), list[Seam]()
+    places = {(part, part + 1) for part in (*gone, *missing)} | {(p + 1, p + 1) for p in narrow}
+    for low, high in sorted(places):
+        parts = tuple(part for part in range(low, high) if part in gone)
         if found and found[-1].high == low:
-            found[-1] = replace(found[-1], high=high)
+            found[-1] = replace(found[-1], high=high, gone=(*found[-1].gone, *parts))
         else:
-            found.append(Seam(low, high, low - 1 in narrow))
-    return tuple(found)
+            found.append(Seam(low, high, low - 1 in narrow, parts))
+    return tuple(seam for seam in found if seam.gone or seam.narrow)
 
 
 def methods_for(method: str, removal: Removal) -> tuple[str, ...]:
@@ -105,11 +121,16 @@ def methods_for(method: str, removal: Removal) -> tuple[str, ...]:
     return ("refit",)
 
 
-def check_seams(method: str, drop: Removal | Iterable[int]) -> tuple[Seam, ...]:
-    """Return the seams of a cut; raises `PlanError` if ``method`` cannot heal one of them."""
+def check_seams(
+    method: str, drop: Removal | Iterable[int], missing: Collection[int] = ()
+) -> tuple[Seam, ...]:
+    """Return the seams of a cut; raises `PlanError` if ``method`` cannot heal one of them.
+
+    ``missing`` are the parts that the model lacks before the cut, as of `missing_parts`.
+    """
     removal = drop if isinstance(drop, Removal) else Removal(tuple(drop))
     methods_for(method, removal)
-    seams = seams_of(removal)
+    seams = seams_of(removal, missing)
     if method != "scale" and seams and seams[0].low == 0:
         raise PlanError(
             f"--heal {method}: the cut begins at block 0. The repair changes what comes before the "

@@ -61,16 +61,20 @@ class Scratch:
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether ``layer`` is a decoder layer with the arithmetic implemented here."""
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Whether ``layer`` is a decoder layer, or a part of one, with the arithmetic implemented here.
+
+    A part is missing if its attribute is there and None.
+    """
+    attention, mlp = getattr(layer, "self_attn", layer), getattr(layer, "mlp", layer)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj") if attention is not None else ()
     parts = [getattr(attention, n, None) for n in names]
-    parts += [getattr(mlp, n, None) for n in ("gate_proj", "up_proj", "down_proj")]
+    names = ("gate_proj", "up_proj", "down_proj") if mlp is not None else ()
+    parts += [getattr(mlp, n, None) for n in names]
     norms = [getattr(layer, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     return (
         all(type(part) is nn.Linear for part in parts)
         and all(type(norm).__name__.endswith("RMSNorm") for norm in norms)
-        and hasattr(mlp, "act_fn")
+        and (mlp is None or hasattr(mlp, "act_fn"))
         and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
     )
 
@@ -97,6 +101,7 @@ class Channels:
 class FastBlock:
     """One block to apply in place to many rows; holds prepared copies of its weights.
 
+    A part that the block lacks is one without channels: it adds nothing, and is not observed.
     Memory: a second copy of the block's weights (q, k, v and gate, up joined), freed with it.
     """
 
@@ -107,9 +112,9 @@ class FastBlock:
         """Called with the output projections' inputs: ("o" or "down", [tokens, channels])."""
         layer: Any = view.layer(block)
         attention, mlp = layer.self_attn, layer.mlp
-        self.head_dim = int(attention.head_dim)
-        self.scale = float(attention.scaling)
-        self.act = mlp.act_fn
+        self.head_dim = int(attention.head_dim) if attention is not None else 1
+        self.scale = float(attention.scaling) if attention is not None else 1.0
+        self.act = mlp.act_fn if mlp is not None else None
         self.is_silu = isinstance(self.act, nn.SiLU) or type(self.act).__name__ == "SiLUActivation"
 
         def joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
@@ -127,16 +132,24 @@ class FastBlock:
             ]
             return weight, torch.cat([bias.detach().to(dtype) for bias in filled])
 
-        self.sizes = [p.out_features for p in (attention.q_proj, attention.k_proj)]
-        self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o = joined(attention.o_proj)
-        self.gate_up = joined(mlp.gate_proj, mlp.up_proj)
-        self.down = joined(mlp.down_proj)
+        nothing = torch.empty(view.hidden_size, 0, dtype=dtype, device=view.device)
+        self.sizes = [0, 0]
+        self.qkv: tuple[Tensor, Tensor | None] = (nothing, None)
+        self.o = self.gate_up = self.down = self.qkv
+        if attention is not None:
+            self.sizes = [p.out_features for p in (attention.q_proj, attention.k_proj)]
+            self.qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj)
+            self.o = joined(attention.o_proj)
+        if mlp is not None:
+            self.gate_up = joined(mlp.gate_proj, mlp.up_proj)
+            self.down = joined(mlp.down_proj)
         self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
         self.qk_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
 
     def attention_(self, hidden: Tensor) -> None:
         """Add the attention's output to ``hidden`` [rows, tokens, hidden], in place."""
+        if not self.sizes[0]:
+            return
         rows, tokens, width = hidden.shape
         flat = hidden.view(-1, width)
         x = rms_norm(self.norms[0], flat, self.scratch.get("norm", tuple(flat.shape), flat))
@@ -161,6 +174,8 @@ class FastBlock:
 
     def mlp_(self, hidden: Tensor) -> None:
         """Add the feed-forward output to ``hidden`` [rows, tokens, hidden], in place."""
+        if not self.down[0].shape[1]:
+            return
         flat = hidden.view(-1, hidden.shape[-1])
         x = rms_norm(self.norms[1], flat, self.scratch.get("norm", tuple(flat.shape), flat))
         gate, up = _linear(x, self.gate_up, self.scratch, "gate_up").chunk(2, dim=-1)

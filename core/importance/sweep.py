@@ -84,11 +84,11 @@ PARTS = ("attention", "mlp")
 def sublayer_perplexity(
     view: BlockView, batch: Batch, progress: Progress = SILENT
 ) -> list[tuple[int, str, float]]:
-    """Return (block, part, perplexity without that part) for every sublayer, in one pass.
+    """Return (block, part, perplexity without that part) for every sublayer there is, in one pass.
 
     Memory: one state per sublayer, twice that of the sweep over blocks.
     """
-    units = [(block, part) for block in range(len(view)) for part in PARTS]
+    units = [(b, part) for b in range(len(view)) for part in PARTS if view.has(b, part)]
     sets = [frozenset({unit}) for unit in units]
     losses = losses_without(view, batch, sets, progress, sublayers=True, label="Parts of block")
     assert losses is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from core import words
-from core.checkpoint.drop import Removal
+from core.checkpoint.drop import PARTS, Removal
 from core.criteria import BUDGET, CONTROLS, SEARCHED, SUBLAYERS
 from core.errors import DataError, PlanError
 from core.prune.budgets import Library, Limits, Solution
@@ -269,11 +269,15 @@ def _choose_parts(
     """Choose parts of blocks; a block that loses both parts is dropped whole."""
     if scores is None:
         raise DataError(f"The criterion {SUBLAYERS} needs scores.", "Give an importance run.")
-    free = [unit for unit in scores.part_order() if first <= unit[0] < blocks - last]
-    available = min(len(free), 2 * blocks - 1)
+    every = [(block, part) for block in range(blocks) for part in PARTS]
+    missing = [unit for unit in every if info and not info.part_parameters(*unit)]
+    free = [unit for unit in scores.part_order(missing) if first <= unit[0] < blocks - last]
+    available = min(len(free), len(every) - len(missing) - 1)
 
     def pick(number: int) -> Removal:
-        return removal_of(free[:number])
+        taken = free[:number]
+        blocks_taken = {block for block, _ in taken}  # of a part that was the last, all goes
+        return removal_of([*taken, *(unit for unit in missing if unit[0] in blocks_taken)])
 
     counts = range(1, available + 1)
     number = _number(requested, pick, counts, info, first, last, what="part")

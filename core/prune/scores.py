@@ -7,7 +7,7 @@ Lower scores mean "remove first" for every criterion. Angular distance scores co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,8 +121,10 @@ class BlockScores:
             )
         return {count: row.removal for count, row in rows.items()}
 
-    def part_order(self) -> tuple[tuple[int, str], ...]:
+    def part_order(self, missing: Collection[tuple[int, str]] = ()) -> tuple[tuple[int, str], ...]:
         """Return (block, attention or mlp) of every part in removal order; ties as blocks run.
+
+        ``missing`` are the parts that the model lacks, which have no scores.
 
         Raises `DataError` if parts were not scored, or a score is missing or NaN.
         """
@@ -131,7 +133,8 @@ class BlockScores:
                 f"{self.source} has no scores of parts of blocks.",
                 f"Score the checkpoint with the metric {SUBLAYERS}, or choose another criterion.",
             )
-        parts = [(block, part) for block in range(self.blocks) for part in PARTS]
+        every = [(block, part) for block in range(self.blocks) for part in PARTS]
+        parts = [unit for unit in every if unit not in missing]
         for block, part in parts:
             value = self.sublayers.get((block, part))
             if value is None or math.isnan(value):

@@ -126,9 +126,9 @@ def _task(spec: SearchSpec, info: CheckpointInfo) -> Task:
             "Leave out --processes or --heal.",
         )
     first, last = _protection(spec, info)
-    units = Units(spec.units, info.blocks)
+    units = Units.of_model(spec.units, info)
     free = units.free(first, last)
-    most = min(len(free), units.total - 1)
+    most = min(len(free), units.total - len(units.missing) - 1)
     if most < 1:
         raise PlanError(
             f"Protecting the first {first} and last {last} of {info.blocks} blocks leaves none to "
@@ -204,7 +204,7 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     room = _room(spec, info, formats)
     most = _most(spec, info, dtype, room)
     samples = samples_of(spec, info)
-    units = Units(spec.units, info.blocks)
+    units = Units.of_model(spec.units, info)
     ledger, passes = rehearsal.rehearse(task, _methods(spec), units, most, *_healing(spec))
     flops = rehearsal.flops(info, ledger, screened(spec, samples), spec.length, samples)
     like = spec.device, info.parameters
@@ -316,7 +316,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     checkpoint = locate.open(spec.checkpoint, run.progress)
     folder, info = checkpoint.folder, checkpoint.info
     task, methods = _task(spec, info), _methods(spec)
-    units = Units(spec.units, info.blocks)
+    units = Units.of_model(spec.units, info)
     tokenizer = loading.load_tokenizer(folder)
     source = text_of(spec.calibration, folder)
     template = chat.for_text(spec.chat_template, tokenizer)

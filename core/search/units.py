@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.drop import PARTS, Removal
+from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
 from core.prune.set_results import removal_of, written
 
@@ -25,6 +26,14 @@ class Units:
 
     kind: str
     blocks: int
+    missing: frozenset[int] = frozenset()
+    """Sublayers that the model lacks: none of them can be removed."""
+
+    @classmethod
+    def of_model(cls, kind: str, info: CheckpointInfo) -> Units:
+        """Return the units of a checkpoint."""
+        lacking = seams.missing_parts(info.block_shapes) if kind == SUBLAYER else ()
+        return cls(kind, info.blocks, frozenset(lacking))
 
     @property
     def each(self) -> int:
@@ -33,7 +42,7 @@ class Units:
 
     @property
     def total(self) -> int:
-        """Units of the model."""
+        """Units of the model, missing ones included."""
         return self.each * self.blocks
 
     @property
@@ -43,7 +52,8 @@ class Units:
 
     def free(self, first: int, last: int) -> tuple[int, ...]:
         """Return the units of all but the ``first`` and ``last`` blocks."""
-        return tuple(range(self.each * first, self.each * (self.blocks - last)))
+        every = range(self.each * first, self.each * (self.blocks - last))
+        return tuple(unit for unit in every if unit not in self.missing)
 
     def of(self, unit: int) -> Any:
         """Return a unit as `losses_without` takes it: a block, or (block, attention or mlp)."""

@@ -87,7 +87,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> None:
         format_func=UNITS.__getitem__,
         help="What goes one at a time. Without its attention, a block has no key/value cache.",
     )
-    units = Units(values["units"], info.blocks)
+    units = Units.of_model(values["units"], info)
     given = form.text(
         "counts" if units.kind == BLOCK else "part_counts",
         f"Numbers of {units.noun}s to remove",

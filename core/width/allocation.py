@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.errors import PlanError
 from core.width.extent import Extent
@@ -51,14 +51,30 @@ def manual_counts(units: Sequence[BlockUnits], ratio: float, heads: int) -> Coun
     """Return what FLAP's structures with a given number of heads keep of ``units``, in total.
 
     ``heads`` groups go, and the neurons that bring what is removed to ``ratio`` of the units'
-    parameters, rounded down; a neuron of every block is kept.
+    parameters, rounded down; a neuron of every MLP is kept.
     """
-    first, blocks = units[0], len(units)
     total = sum(u.groups * u.group_parameters + u.neurons * u.neuron_parameters for u in units)
-    remove = ratio * total - heads * first.group_parameters
+    remove = ratio * total - heads * _group_parameters(units)
     groups, neurons = sum(u.groups for u in units), sum(u.neurons for u in units)
-    gone = min(max(0, int(remove / first.neuron_parameters)), neurons - blocks)
+    spare = neurons - sum(u.neurons > 0 for u in units)
+    gone = min(max(0, int(remove / _neuron_parameters(units))), spare)
     return Counts(groups - heads, neurons - gone)
+
+
+def limited(unit: BlockUnits, extent: Extent) -> BlockUnits:
+    """Return ``unit`` with no more than what may be cut."""
+    groups = unit.groups if unit.block in extent.attention else 0
+    return replace(unit, groups=groups, neurons=unit.neurons if unit.block in extent.mlp else 0)
+
+
+def _group_parameters(units: Sequence[BlockUnits]) -> int:
+    """Return those of the first group there is."""
+    return next((u.group_parameters for u in units if u.groups), 0)
+
+
+def _neuron_parameters(units: Sequence[BlockUnits]) -> int:
+    """Return those of the first neuron there is, at least 1."""
+    return next((u.neuron_parameters for u in units if u.neurons), 1)
 
 
 def check_heads(units: Sequence[BlockUnits], heads: int, ratio: float | None, alike: bool) -> None:
@@ -66,8 +82,15 @@ def check_heads(units: Sequence[BlockUnits], heads: int, ratio: float | None, al
 
     ``alike``: every block loses as many.
     """
-    first, blocks = units[0], len(units)
-    spare = sum(u.groups for u in units) - blocks
+    part = next((u for u in units if not (u.groups and u.neurons)), None)
+    if alike and part:
+        raise PlanError(
+            "--structure ul-mm treats all blocks alike, but only the "
+            f"{'attention' if part.groups else 'MLP'} of block {part.block} can be cut.",
+            "Use --structure al-mm, or other blocks.",
+        )
+    blocks, each = len(units), _group_parameters(units)
+    spare = sum(max(0, u.groups - 1) for u in units)
     if alike:
         spare = blocks * (min(u.groups for u in units) - 1)
     if heads > spare:
@@ -84,15 +107,15 @@ def check_heads(units: Sequence[BlockUnits], heads: int, ratio: float | None, al
     if ratio is None:
         return
     total = sum(u.groups * u.group_parameters + u.neurons * u.neuron_parameters for u in units)
-    share = heads * first.group_parameters / total
+    share = heads * each / total
     if share > ratio:
         raise PlanError(
             f"--remove-heads {heads} alone removes {share:.4f} of the parameters of attention and "
             f"MLP, more than --ratio {ratio:g}.",
             "Remove fewer heads, or raise the ratio.",
         )
-    neurons = sum(u.neurons for u in units) - blocks
-    most = share + neurons * first.neuron_parameters / total
+    neurons = sum(max(0, u.neurons - 1) for u in units)
+    most = share + neurons * _neuron_parameters(units) / total
     if ratio > most:
         raise PlanError(
             f"--ratio {ratio:g} is out of reach with --remove-heads {heads}: without all neurons "

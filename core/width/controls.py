@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from core.model.blocks import MODULES
 from core.width.ranking import choose
 from core.width.selection import Job, Selection, UnitScores, sum_by_unit
 from core.width.units import BlockUnits
@@ -27,7 +26,7 @@ def magnitudes(job: Job, unit: BlockUnits) -> UnitScores:
     layer = job.view.layer(unit.block)
     squares = {
         f"{path}.weight": layer.get_submodule(path).weight.detach().float().square()
-        for _, path in MODULES
+        for _, path in job.view.modules(unit.block)
         if path.endswith("_proj")
     }
     sums = sum_by_unit(squares, unit)

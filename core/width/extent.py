@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from core import outside
+from core.checkpoint.drop import PARTS as DROP_PARTS
 from core.errors import OptionError
 
 PARTS = ("both", "attention", "mlp")
@@ -43,6 +44,7 @@ def read(
     layers: str | None = None,
     attention: str | None = None,
     mlp: str | None = None,
+    lacking: Mapping[str, Collection[int]] | None = None,
 ) -> Extent:
     """Return the blocks to cut in a model of ``blocks`` blocks.
 
@@ -53,9 +55,12 @@ def read(
         layers: Blocks of both parts, as for `numbers`.
         attention: Blocks whose attention is cut, in place of ``layers``.
         mlp: Blocks whose MLP is cut, in place of ``layers``.
+        lacking: The blocks without attention, and those without an MLP. They are left out unless
+            they are named for that part.
 
     Raises:
-        OptionError: Blocks outside the model, or blocks of a part that ``parts`` excludes.
+        OptionError: Blocks outside the model, blocks of a part that ``parts`` excludes or that they
+            lack, or nothing to cut at all.
     """
     both = numbers(layers, blocks, "--layers") if layers else tuple(usual)
     found: dict[str, tuple[int, ...]] = {}
@@ -68,8 +73,23 @@ def read(
                     f"Leave it out, or use --parts both or {part}.",
                 )
             found[part] = ()
-        else:
-            found[part] = numbers(given, blocks, flag) if given else both
+            continue
+        without = (lacking or {}).get(part, ())
+        if not given:
+            found[part] = tuple(block for block in both if block not in without)
+            continue
+        found[part] = numbers(given, blocks, flag)
+        if missing := [block for block in found[part] if block in without]:
+            raise OptionError(
+                f"{flag} {outside.brief(given)}: block {missing[0]} has no {DROP_PARTS[part]}.",
+                "Leave it out.",
+            )
+    if not any(found.values()):
+        what = "attention or MLP" if parts == "both" else DROP_PARTS[parts]
+        raise OptionError(
+            f"None of the blocks to prune has {'an ' * (parts == 'mlp')}{what}.",
+            "Choose other --layers or --parts.",
+        )
     return Extent(found["attention"], found["mlp"])
 
 

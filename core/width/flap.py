@@ -123,5 +123,7 @@ def compensation(job: Job, unit: BlockUnits, keep: Keep, found: Calibrated) -> B
 
 
 def _mean_output(weight: Tensor, columns: Tensor, mean: Tensor) -> Tensor:
+    if not len(columns):
+        return torch.zeros(len(weight))
     part = weight.index_select(1, columns.to(weight.device)).float().cpu()
     return part @ mean[columns].float()

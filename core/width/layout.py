@@ -52,8 +52,9 @@ def is_stock(
 ) -> bool:
     """Whether the family's stock class supports these sizes.
 
-    They must be the same in all blocks; `LlamaConfig` also requires the number of heads to divide
-    the hidden size (transformers 5).
+    They must be the same in all blocks, which have both parts; `LlamaConfig` also requires the
+    number of heads to divide the hidden size (transformers 5).
     """
     uniform = all(len(set(sizes)) == 1 for sizes in (heads, groups, neurons))
-    return uniform and (family != "llama" or hidden % heads[0] == 0)
+    whole = all(min(sizes) > 0 for sizes in (heads, neurons))
+    return uniform and whole and (family != "llama" or hidden % heads[0] == 0)

@@ -79,7 +79,7 @@ def make(
 
     ``layers``, ``attention_layers``, ``mlp_layers`` and ``parts`` are as for `core.width.extent`.
     Without them, LLM-Pruner and the controls protect the first and last blocks as depth pruning
-    does; FLAP and Wanda-sp prune all blocks.
+    does; FLAP and Wanda-sp prune all blocks. Parts that blocks lack are left out.
 
     Raises:
         OptionError: The ratio is not in [0, 1), the layers are outside the model, or an option does
@@ -94,6 +94,10 @@ def make(
         layers=layers,
         attention=attention_layers,
         mlp=mlp_layers,
+        lacking={
+            "attention": [unit.block for unit in units if not unit.groups],
+            "mlp": [unit.block for unit in units if not unit.neurons],
+        },
     )
     variants.check(ways, method, parts)
     amounts = (("ratio", ratio), ("params", params), ("match", match))
@@ -110,7 +114,7 @@ def make(
         )
     if ways.round_to:
         allocation.check_rounding(units, extent, ways.round_to)
-    chosen = [units[b] for b in extent.blocks]
+    chosen = [allocation.limited(units[b], extent) for b in extent.blocks]
     if ways.heads is not None:
         allocation.check_heads(chosen, ways.heads, ratio, alike=ways.structure == "ul-mm")
     target = params if params is not None else match[1] if match else None
@@ -121,7 +125,7 @@ def make(
         return _adaptive(info, method, units, extent, ratio, target, ways)
 
     def counts_of(r: float) -> dict[int, Counts]:
-        return {u.block: _counts(u, r, chosen, extent, method, ways) for u in chosen}
+        return {b: _counts(units[b], r, chosen, extent, method, ways) for b in extent.blocks}
 
     def left(r: float) -> int:
         return _left(info, units, counts_of(r), method)
@@ -190,11 +194,11 @@ def _check_target(
     least = parameters_left(info, units, least_counts, biases=method.biases)
     where = f"one head and one neuron in each of {len(extent.blocks)} blocks still leave"
     if ways.heads is not None:
-        chosen = [units[b] for b in extent.blocks]
+        chosen = [allocation.limited(units[b], extent) for b in extent.blocks]
         groups = sum(u.groups for u in chosen) - ways.heads
-        least += (groups - len(chosen)) * chosen[0].group_parameters
+        least += (groups - len(extent.attention)) * units[extent.attention[0]].group_parameters
         where = f"{groups} heads and one neuron in each of {len(extent.blocks)} blocks still leave"
-    elif extent.parts != "both" or ways.round_to:
+    elif extent.attention != extent.mlp or ways.round_to:
         where = f"the narrowest widths in {len(extent.blocks)} blocks still leave"
     if target < least:
         raise PlanError(

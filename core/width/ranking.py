@@ -77,9 +77,9 @@ class Shares:
 
     def ranked(self, ratio: float) -> dict[Part, int]:
         """Return the units of each part that the ranking alone would keep."""
-        ways = self.plan.ways
+        plan, ways = self.plan, self.plan.ways
         if ways.manual:
-            units = [self.plan.units[b] for b in self.plan.blocks]
+            units = [allocation.limited(plan.units[b], plan.extent) for b in plan.blocks]
             kept = allocation.manual_counts(units, ratio, ways.heads or 0)
             return self._pools[0].first(kept.groups) | self._pools[1].first(kept.neurons)
         (pool,) = self._pools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,21 +64,25 @@ class Selection:
 def sum_by_unit(
     parts: Mapping[str, Tensor], unit: BlockUnits, *, vector: bool = False
 ) -> UnitScores:
-    """Sum elementwise scores of a block's seven projections per unit.
+    """Sum elementwise scores of a block's projections, seven if it is whole, per unit.
 
     ``parts``: name within the block (e.g. ``mlp.up_proj.weight``) -> a tensor of that weight's
     shape. A group sums the rows of its key/value head in k and v, the rows of its own contiguous
     query heads in q and their columns in o. ``vector`` takes the absolute value of every row's or
     column's sum first.
     """
-    rows = {name: parts[f"{name}.weight"].sum(1) for name in _OUT_ROWS}
-    columns = {name: parts[f"{name}.weight"].sum(0) for name in _IN_COLUMNS}
+    rows = {n: parts[f"{n}.weight"].sum(1) for n in _OUT_ROWS if f"{n}.weight" in parts}
+    columns = {n: parts[f"{n}.weight"].sum(0) for n in _IN_COLUMNS if f"{n}.weight" in parts}
     if vector:
         rows, columns = ({n: v.abs() for n, v in found.items()} for found in (rows, columns))
-    groups = by_group(rows["self_attn.q_proj"], unit) + by_group(columns["self_attn.o_proj"], unit)
-    for name in ("self_attn.k_proj", "self_attn.v_proj"):
-        groups = groups + rows[name].view(unit.groups, unit.head_dim).sum(1)
-    neurons = rows["mlp.gate_proj"] + rows["mlp.up_proj"] + columns["mlp.down_proj"]
+    groups = neurons = torch.empty(0)
+    if unit.groups:
+        queries, outputs = rows["self_attn.q_proj"], columns["self_attn.o_proj"]
+        groups = by_group(queries, unit) + by_group(outputs, unit)
+        for name in ("self_attn.k_proj", "self_attn.v_proj"):
+            groups = groups + rows[name].view(unit.groups, unit.head_dim).sum(1)
+    if unit.neurons:
+        neurons = rows["mlp.gate_proj"] + rows["mlp.up_proj"] + columns["mlp.down_proj"]
     return UnitScores(groups, neurons)
 
 
@@ -92,11 +97,15 @@ _IN_COLUMNS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def output_weights(view: BlockView, block: int) -> tuple[Tensor, Tensor]:
-    """Return the weights [hidden, channels] of a block's o and down projections."""
-    layer = view.layer(block)
-    o = layer.get_submodule("self_attn.o_proj").weight
-    down = layer.get_submodule("mlp.down_proj").weight
-    return o.detach(), down.detach()
+    """Return the weights [hidden, channels] of a block's o and down projections.
+
+    One of a part that the block lacks has no channels.
+    """
+    layer: Any = view.layer(block)
+    none = torch.empty(view.hidden_size, 0)
+    o = layer.self_attn.o_proj.weight.detach() if view.has(block, "attention") else none
+    down = layer.mlp.down_proj.weight.detach() if view.has(block, "mlp") else none
+    return o, down
 
 
 def by_group(channels: Tensor, unit: BlockUnits) -> Tensor:

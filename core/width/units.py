@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.checkpoint.headers import CheckpointInfo
-from core.errors import PlanError
 
 
 class Counts(NamedTuple):
@@ -36,14 +35,15 @@ class Keep(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockUnits:
-    """The units of one block, and the parameters of each."""
+    """The units of one block, and the parameters of each; none of a part that it lacks."""
 
     block: int
     groups: int
-    """Key/value heads."""
+    """Key/value heads; 0 without attention."""
     queries: int
     """Query heads per group."""
     neurons: int
+    """0 without an MLP."""
     head_dim: int
     hidden: int
     group_parameters: int
@@ -64,31 +64,21 @@ class BlockUnits:
         return self.queries * self.head_dim
 
 
-def check_whole(info: CheckpointInfo) -> None:
-    """Raise `PlanError` if a block lacks attention or MLP: its units cannot be counted."""
-    for block, shape in enumerate(info.block_shapes):
-        for part, size in (("attention", "heads"), ("MLP", "intermediate")):
-            if not shape[size]:
-                raise PlanError(
-                    f"Width pruning needs the attention and MLP of every block, but block {block} "
-                    f"has no {part}.",
-                    "Prune the width first, then remove parts of blocks.",
-                )
-
-
 def units_of(info: CheckpointInfo) -> tuple[BlockUnits, ...]:
-    """Return the units of every block of a checkpoint, from its shapes.
-
-    Raises `PlanError` if a block lacks attention or MLP.
-    """
+    """Return the units of every block of a checkpoint, from its shapes."""
     result = []
-    check_whole(info)
     for block, (shape, sizes) in enumerate(zip(info.block_shapes, info.block_modules, strict=True)):
         groups, neurons, hidden = shape["kv_heads"], shape["intermediate"], info.hidden
-        queries = shape["heads"] // groups
+        queries = shape["heads"] // max(1, groups)
         o_weight = shape["heads"] * info.head_dim * hidden
-        projected = sizes["q_proj"] + sizes["k_proj"] + sizes["v_proj"]
-        biases = (sizes["o_proj"] == o_weight) + (sizes["down_proj"] == neurons * hidden)
+        group = neuron = biases = 0
+        if groups:
+            projected = sizes["q_proj"] + sizes["k_proj"] + sizes["v_proj"]
+            group = (projected + o_weight) // groups
+            biases += sizes["o_proj"] == o_weight
+        if neurons:
+            neuron = (sizes["gate_proj"] + sizes["up_proj"]) // neurons + hidden
+            biases += sizes["down_proj"] == neurons * hidden
         result.append(
             BlockUnits(
                 block=block,
@@ -97,8 +87,8 @@ def units_of(info: CheckpointInfo) -> tuple[BlockUnits, ...]:
                 neurons=neurons,
                 head_dim=info.head_dim,
                 hidden=hidden,
-                group_parameters=(projected + o_weight) // groups,
-                neuron_parameters=(sizes["gate_proj"] + sizes["up_proj"]) // neurons + hidden,
+                group_parameters=group,
+                neuron_parameters=neuron,
                 missing_biases=biases * hidden,
             )
         )

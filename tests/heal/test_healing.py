@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import math
 
@@ -28,6 +29,7 @@ from core.importance.estimate import block_flops
 from core.importance.forward import Channels
 from core.model import loading
 from core.model.blocks import BlockView
+from core.prune import depth
 from core.prune.results import Pruning
 from core.runs.workspace import read_run
 from core.study import variants
@@ -274,6 +276,70 @@ def test_seams_of_parts_equal_plain_least_squares(model, ids):
                 linear.weight.copy_(got)
     assert any(seam.kept for seam in repair.seams)
     assert_kl_is_that_of(repair, model, model, healed, removal, ids)
+
+
+@pytest.fixture(scope="module")
+def lacking(tiny_gqa, tmp_path_factory):
+    """The folder of a variant whose block 1 has no MLP and block 3 no attention."""
+    out = tmp_path_factory.mktemp("parts") / "cut"
+    depth.prune(tiny_gqa, Removal(attention=(3,), mlp=(1,)), out)
+    return out
+
+
+def test_parts_that_were_missing_belong_to_the_seam(tiny_gqa, lacking, ids):
+    """The repair is that of the whole model without them, in which they add nothing."""
+    load = functools.partial(loading.load_model, device=torch.device("cpu"), dtype=torch.float32)
+    whole, part = load(tiny_gqa), load(lacking)
+    twin, view = BlockView(whole), BlockView(part)
+    batch = make_batch(ids.tolist(), view)
+    with torch.no_grad():
+        whole.model.layers[3].self_attn.o_proj.weight.zero_()
+        whole.model.layers[1].mlp.down_proj.weight.zero_()
+    theirs = heal(twin, Removal((2,), (3,), (1,)), batch, "refit")
+    kept = Kept(view, batch)
+    for ours in (
+        heal(view, Removal((2,)), batch, "refit"),
+        heal(view, (2,), batch, "refit", kept=kept),
+    ):
+        assert [(s.first, s.last, s.removed, s.kept) for s in ours.seams] == [(2, 2, "", True)]
+        assert ours.kl_before == pytest.approx(theirs.kl_before, rel=1e-4)
+        assert ours.kl_after == pytest.approx(theirs.kl_after, rel=1e-4)
+        (name,) = theirs.tensors
+        assert name == "model.layers.1.self_attn.o_proj.weight"
+        before = part.get_parameter(name).detach()
+        got, wanted = ours.tensors[name](before), theirs.tensors[name](before)
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    dense = log_p(part, ids[HELD])
+    for method in ("linear", "scale"):
+        repair = heal(view, (2,), batch, method)
+        with applied(view, repair), view.skip((2,)):
+            found = log_p(part, ids[HELD])
+        assert repair.kl_after == pytest.approx(mean_kl(dense, found), rel=1e-4)
+    attention = {1: Channels(queries=torch.arange(16), keys=torch.arange(8))}
+    narrower = heal_narrower(view, attention, batch)
+    assert [(s.first, s.last) for s in narrower.seams] == [(1, 1)]
+    assert narrower.tensors.keys() == {name}  # its MLP is missing
+    assert narrower.kl_after < narrower.kl_before
+
+
+def test_prune_heals_what_lacked_parts_before(lacking, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(tiny.text(), encoding="utf-8")
+    argv = ["prune", str(lacking), "--drop", "2", "--heal", "refit", "--calibration", str(text)]
+    argv += ["--length", "24", "--samples", "40", "--device", "cpu", "--dtype", "float32"]
+    assert main([*argv, "--out", str(out)]) == 0
+    record = Pruning.read(out)
+    assert record.healed == "refit"
+    assert (record.without_attention, record.without_mlp) == ((3,), (1,))
+    rows = calibration_rows(str(text), loading.load_tokenizer(lacking), 40, 24, 1234)
+    held = torch.tensor(rows)[torch.arange(40) % 4 == 3]
+    loaded = [
+        AutoModelForCausalLM.from_pretrained(one, trust_remote_code=True, dtype=torch.float32)
+        for one in (lacking, out)
+    ]
+    dense, healed = (log_p(one, held) for one in loaded)
+    assert mean_kl(dense, healed) == pytest.approx(record.healing.kl_after, rel=2e-3)
 
 
 def ranked(folder, blocks, neurons, key=""):

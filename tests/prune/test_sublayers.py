@@ -1,6 +1,7 @@
 """Blocks without attention or MLP: plans, the written variant, what it equals and what refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -155,6 +156,14 @@ def test_plan_takes_the_cheapest_parts(tiny_gqa, tmp_path, capsys):
     assert near.removal == chosen.removal
     with pytest.raises(PlanError, match="--count 7 exceeds the number of removable parts"):
         plan.choose(found, "sublayers", count=7)
+    lacking = replace(
+        found, sublayers={u: v for u, v in found.sublayers.items() if u != (2, "mlp")}
+    )
+    with pytest.raises(DataError, match="The score of block 2 without its MLP"):
+        plan.choose(lacking, "sublayers", count=3, info=info)
+    depth.prune(tiny_gqa, Removal(mlp=(2,)), tmp_path / "cut")
+    again = plan.choose(lacking, "sublayers", count=4, info=headers.inspect(tmp_path / "cut"))
+    assert (again.drop, again.attention, again.mlp) == ((3, 2), (1,), ())
     file = tmp_path / "plan.json"
     assert main(["plan", str(table), "--criterion", "sublayers", "--count", "3"]) == 0
     file.write_text(capsys.readouterr().out)
@@ -182,13 +191,6 @@ def test_command_refuses_in_one_sentence(tiny_gqa, tmp_path, capsys, options, me
     assert main(["prune", str(tiny_gqa), *options, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not (out / "config.json").exists()
-
-
-def test_width_refuses_what_lacks_a_part(tiny_gqa, tmp_path, capsys):
-    depth.prune(tiny_gqa, CUT, tmp_path / "cut")
-    options = ["--method", "magnitude", "--ratio", "0.2", "--out", str(tmp_path / "out")]
-    assert main(["width", str(tmp_path / "cut"), *options, "--dry-run"]) == 2
-    assert "but block 0 has no attention" in capsys.readouterr().err
 
 
 def test_a_config_with_a_block_of_nothing_is_refused(tiny_gqa, tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from core.__main__ import main
 from core.checkpoint import families, headers
+from core.checkpoint.drop import Removal
 from core.importance.branches import losses_without, make_batch
 from core.model.blocks import BlockView
 from core.model.loading import load_model, load_tokenizer
@@ -298,6 +299,71 @@ def test_a_width_variant_can_be_cut_again(tiny_gqa, width, record_of, second):
     if second == "wanda-sp":
         expected = logits(naive.masked(own(first), record, 8))
         torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lacking(tiny_gqa, tmp_path_factory):
+    """A variant without some parts, and a stock checkpoint in which they add nothing."""
+    cut, twin = (tmp_path_factory.mktemp("parts") / name for name in ("cut", "twin"))
+    gone = Removal(attention=(0, 3), mlp=(2,))
+    depth.prune(tiny_gqa, gone, cut)
+    model = naive.load(tiny_gqa)
+    with torch.no_grad():
+        for block, part in gone.parts:
+            naive.projection(
+                model.model.layers[block], "down" if part == "mlp" else "o"
+            ).weight.zero_()
+    model.save_pretrained(twin)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_gqa / name, twin)
+    return cut, twin
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((method, {}) for method in METHODS if method != "random"),
+        ("llm-pruner", {"ranking": "global", "order": "mixed"}),
+        ("flap", {"structure": "al-mm", "remove_heads": 2}),
+        ("flap", {"metric": "wifn", "structure": "ul-um", "parts": "mlp"}),
+    ],
+)
+def test_blocks_that_lack_parts_become_narrower(lacking, width, record_of, method, more):
+    """As if the missing parts were there, added nothing and had to stay."""
+    cut, twin = lacking
+    options = {"ratio": 0.4, **more}
+    blocks = {"attention_layers": "1,2,4", "mlp_layers": "0,1,3,4"}
+    if more.get("parts") == "mlp":
+        del blocks["attention_layers"]
+    one = width(cut, method, layers="0:5", **options)
+    other = width(twin, method, **blocks, **options)
+    found, expected = record_of(one), record_of(other)
+    for ours, theirs in zip(found["blocks"], expected["blocks"], strict=True):
+        for dropped in ("dropped_heads", "dropped_neurons"):
+            assert ours[dropped] == theirs[dropped]
+    assert found["attention_layers"] == ([] if "parts" in more else [1, 2, 4])
+    assert found["mlp_layers"] == [0, 1, 3, 4]
+    torch.testing.assert_close(logits(own(one)), logits(own(other)), rtol=1e-5, atol=1e-5)
+    assert found["parameters_after"] == sum(p.numel() for p in own(one).parameters())
+    assert found["parameters_after"] < found["parameters_before"]
+    assert headers.inspect(one).block_shapes[2]["intermediate"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--attention-layers", "1,3"], "--attention-layers 1,3: block 3 has no attention."),
+        (["--layers", "2", "--parts", "mlp"], "None of the blocks to prune has an MLP."),
+        (
+            ["--method", "flap", "--structure", "ul-mm", "--remove-heads", "3"],
+            "treats all blocks alike, but only the MLP of block 0 can be cut",
+        ),
+    ],
+)
+def test_parts_that_blocks_lack_cannot_be_cut(lacking, tmp_path, capsys, options, says):
+    argv = ["width", str(lacking[0]), "--method", "magnitude", "--ratio", "0.4", *options]
+    assert main([*argv, "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_retraining_takes_it_and_merges(tiny_gqa, width, text, tmp_path, monkeypatch):
