@@ -38,7 +38,7 @@ def width_card(
         f"# {shown(record.base_model)}, narrower by {record.label}",
         "",
         "Width pruning: attention heads and MLP neurons are removed; all other weights are "
-        f"{'unchanged' if not record.healed else 'unchanged but for refitted down projections'}."
+        f"{'unchanged' if not record.healed else 'unchanged but for refitted output projections'}."
         + (" Biases of the output projections compensate for them." if bias else "")
         + " The model was not retrained after this cut.",
         "",
