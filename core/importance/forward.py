@@ -66,10 +66,11 @@ def is_plain(layer: Any) -> bool:
     A part is missing if its attribute is there and None.
     """
     attention, mlp = getattr(layer, "self_attn", layer), getattr(layer, "mlp", layer)
-    names = ("q_proj", "k_proj", "v_proj", "o_proj") if attention is not None else ()
-    parts = [getattr(attention, n, None) for n in names]
-    names = ("gate_proj", "up_proj", "down_proj") if mlp is not None else ()
-    parts += [getattr(mlp, n, None) for n in names]
+    parts: list[Any] = []
+    if attention is not None:
+        parts += [getattr(attention, n, None) for n in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    if mlp is not None:
+        parts += [getattr(mlp, n, None) for n in ("gate_proj", "up_proj", "down_proj")]
     norms = [getattr(layer, n, None) for n in ("input_layernorm", "post_attention_layernorm")]
     return (
         all(type(part) is nn.Linear for part in parts)
@@ -114,7 +115,7 @@ class FastBlock:
         attention, mlp = layer.self_attn, layer.mlp
         self.head_dim = int(attention.head_dim) if attention is not None else 1
         self.scale = float(attention.scaling) if attention is not None else 1.0
-        self.act = mlp.act_fn if mlp is not None else None
+        self.act: Any = mlp.act_fn if mlp is not None else None
         self.is_silu = isinstance(self.act, nn.SiLU) or type(self.act).__name__ == "SiLUActivation"
 
         def joined(*parts: Any) -> tuple[Tensor, Tensor | None]:

@@ -330,7 +330,7 @@ def solve(
     if set(choice) == {WHOLE}:
         raise PlanError(
             "The whole model keeps this budget already: nothing has to go.",
-            "Give a smaller budget.",
+            "Give a tighter budget.",
         )
     return Solution(library, choice, library.figures(choice, output_tokens), optimal)
 

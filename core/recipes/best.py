@@ -195,7 +195,7 @@ def whole_blocks(chain: Chain) -> int:
         raise RunError(f"Whole blocks alone cannot keep the budget: {error}") from error
     count = found.choice.count("drop")
     if not count:
-        raise RunError("No block has to go to keep the budget.", "Give a smaller budget.")
+        raise RunError("No block has to go to keep the budget.", "Give a tighter budget.")
     return count
 
 
