@@ -51,6 +51,9 @@ def _parser(command: commands.Command) -> argparse.ArgumentParser:
     if command.goes_elsewhere:
         parser.add_argument("--on", metavar="PLACE", help="Where to run: a place of places.yaml.")
         parser.add_argument("--gpus", type=int, help="GPUs of the job, with --on.")
+        parser.add_argument(
+            "--nodes", type=int, help="Nodes of the job, which share --processes, with --on."
+        )
         parser.add_argument("--time", help="Time limit of the job, with --on.")
         parser.add_argument(
             "--detach", action="store_true", help="Return when the run has been handed over."
@@ -117,7 +120,7 @@ def _asked_place(command: commands.Command, namespace: argparse.Namespace) -> di
     """Return what the command line asks of another place; nothing if the run stays here."""
     if not command.goes_elsewhere:
         return {}
-    asked = {key: getattr(namespace, key) for key in ("gpus", "time")}
+    asked = {key: getattr(namespace, key) for key in ("gpus", "nodes", "time")}
     more = [f"--{key}" for key, value in asked.items() if value is not None]
     more += ["--detach"] if namespace.detach else []
     if more and not namespace.on:

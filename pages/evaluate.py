@@ -148,7 +148,7 @@ def launcher(known: Study) -> None:
         format_func=lambda one: plain(labels.get(one, one)),
         help="Each checkpoint is a separate run; the runs queue for the device.",
     )  # fmt: skip
-    on = run_on.choose("evaluate", name)
+    on = run_on.choose("evaluate", name, shared=True)
     problem, specs = "", {}
     try:
         values = options(form)

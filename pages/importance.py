@@ -67,7 +67,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
         )
     form.origin()
     values = {"checkpoint": name, **text, **chosen, **where}
-    on = run_on.choose("importance", name)
+    on = run_on.choose("importance", name, shared=True)
     problem = ""
     try:
         spec = build(command.ImportanceSpec, {**values, "out": "DIR"})

@@ -189,7 +189,7 @@ def launcher() -> str:
         "This tokenizer has a chat template: instructions and messages are written with it, and "
         "the loss covers the assistant's answers alone, unless you choose another template.",
     )
-    on = run_on.choose("retrain", name)
+    on = run_on.choose("retrain", name, shared=True)
     problem = ""
     try:
         spec = build(RetrainSpec, {**values, "out": "DIR"})

@@ -59,6 +59,7 @@ class Place:
     time: str = _about("Time limit of a job, as SLURM writes it.")
     gres: str = _about("Generic resources, e.g. gpu:a100:1.")
     gpus: int = _about("GPUs of a job.", default=0)
+    nodes: int = _about("Nodes of a job. Not a setting: a run asks for it.", default=0)
     cpus: int = _about("CPUs of each task.", default=0)
     memory: str = _about("Memory of each node, e.g. 64G.")
     requeue: int = _about("How often a job may continue after its time limit.", default=0)
@@ -100,7 +101,7 @@ class Place:
         return f"{where} ({about})" if about else where
 
     def with_ask(self, ask: Mapping[str, Any]) -> Place:
-        """Return the place with what one run asks for instead: gpus, time."""
+        """Return the place with what one run asks for instead: gpus, nodes, time."""
         known = {k: v for k, v in ask.items() if k in ASKED and v}
         return checked(dataclasses.replace(self, **known)) if known else self
 
@@ -114,12 +115,12 @@ class Place:
         }
 
 
-ASKED = ("gpus", "time")
+ASKED = ("gpus", "nodes", "time")
 """What a single run may ask for in another way than its place does."""
-_FIELDS = {f.name: f for f in dataclasses.fields(Place) if f.name != "name"}
+_FIELDS = {f.name: f for f in dataclasses.fields(Place) if f.name not in ("name", "nodes")}
 _WORDS = ("partition", "account", "qos", "constraint", "time", "gres", "memory")
 _PATHS = ("identity", "known_hosts", "folder")
-_ONLY_SLURM = (*_WORDS, "gpus", "cpus", "requeue", "at_once")
+_ONLY_SLURM = (*_WORDS, "gpus", "nodes", "cpus", "requeue", "at_once")
 
 
 def checked(place: Place) -> Place:
@@ -155,13 +156,20 @@ def checked(place: Place) -> Place:
             raise _bad(name, "environment", key, "Use letters, digits and underscores.")
         if len(value) > _LONGEST or any(ord(c) < 32 or ord(c) == 127 for c in value):
             raise _bad(name, f"environment: {key}", value, "Give one line of text.")
-    for key, high in (("port", 65535), ("gpus", 4096), ("cpus", 4096),
-                      ("requeue", 1000), ("at_once", 4096), ("signal_s", 65535)):  # fmt: skip
+    for key, high in (
+        *(("port", 65535), ("gpus", 4096), ("nodes", 4096), ("cpus", 4096)),
+        *(("requeue", 1000), ("at_once", 4096), ("signal_s", 65535)),
+    ):
         if not 0 <= getattr(place, key) <= high:
             raise _bad(name, key, getattr(place, key), f"Give a number from 0 to {high:,}.")
     foreign = [k for k in _ONLY_SLURM if place.kind != "slurm" and getattr(place, k)]
     if foreign:
         raise PlaceError(f"Place {name}: {foreign[0]} is for SLURM.", "Remove it.")
+    if place.nodes > 1 and place.gpus % place.nodes:
+        raise PlaceError(
+            f"Place {name}: {place.gpus} GPUs cannot be split evenly among {place.nodes} nodes.",
+            "Change --gpus or --nodes.",
+        )
     return place
 
 

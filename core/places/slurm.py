@@ -123,12 +123,19 @@ def seconds(limit: str) -> int:
 def options(place: Mapping[str, Any], name: str, log: str, margin_s: int) -> list[str]:
     """Return sbatch's options for a place's settings; ``log`` gets the output.
 
-    A run is one process with its children, so all its GPUs must be on one node.
+    Processes of a run are spread evenly over its nodes, and so are the GPUs.
     """
-    words = ["--nodes=1", f"--job-name={name}", f"--output={_literal(log)}", "--open-mode=append"]
-    for key in ("partition", "account", "qos", "constraint", "time", "gres", "gpus"):
+    nodes = int(place.get("nodes") or 1)
+    words = [f"--nodes={nodes}", f"--job-name={name}", f"--output={_literal(log)}"]
+    words.append("--open-mode=append")
+    for key in ("partition", "account", "qos", "constraint", "time", "gres"):
         if place.get(key):
             words.append(f"--{key}={place[key]}")
+    if place.get("gpus"):
+        words.append(f"--gpus-per-node={place['gpus'] // nodes}" if nodes > 1
+                     else f"--gpus={place['gpus']}")  # fmt: skip
+    if nodes > 1:
+        words.append("--ntasks-per-node=1")
     if place.get("cpus"):
         words.append(f"--cpus-per-task={place['cpus']}")
     if place.get("memory"):
@@ -202,6 +209,11 @@ def array_script(
     return "\n".join([*lines, "esac", "exit 1"]) + "\n"
 
 
+_NODES = (
+    '[ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ] && '
+    'export DEPTHCUT_NODES="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr "\\n" " ")"'
+)
+"""The names of a job's nodes; the script runs on the first."""
 _RESUMING = '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && set -- --resume'
 
 
@@ -212,7 +224,7 @@ def _head(env: Mapping[str, str], modules: Sequence[str], submitted: Sequence[st
     if modules:
         lines.append("module load " + shlex.join(modules) + " || exit 1")
     lines += [f"export {key}={shlex.quote(value)}" for key, value in env.items()]
-    return [*lines, 'export DEPTHCUT_JOB="$SLURM_JOB_ID"']
+    return [*lines, 'export DEPTHCUT_JOB="$SLURM_JOB_ID"', _NODES]
 
 
 def _command(words: Sequence[str]) -> str:

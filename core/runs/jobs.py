@@ -18,9 +18,17 @@ from typing import Any, Protocol
 
 from core import commands
 from core.errors import InputError, RunError
-from core.runs import processes, warm, workspace
+from core.runs import processes, ranks, warm, workspace
 from core.runs import status as statuses
-from core.runs.run import DETACHED, KILLED, busy, place_words, refuse_link, save_spec
+from core.runs.run import (
+    DETACHED,
+    KILLED,
+    busy,
+    place_words,
+    processes_of,
+    refuse_link,
+    save_spec,
+)
 from core.runs.spec import RunSpec, Spec, build, hints_of, to_arguments, to_dict
 from core.runs.warm import Template
 from core.runs.workspace import BOOKKEEPING, RunRecord, Workspace, read_run
@@ -223,6 +231,8 @@ def launch_in(
     A live run there is returned if it has the same options, and refused otherwise.
     """
     refuse_link(folder)
+    nodes = int((on or {}).get("nodes") or 1)
+    ranks.check_nodes(processes_of(spec), nodes, command, splits=hasattr(spec, "processes"))
     try:
         (folder / BOOKKEEPING).mkdir(parents=True, exist_ok=True)
     except OSError as error:

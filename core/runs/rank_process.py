@@ -27,6 +27,8 @@ from core.runs.run import Run
 from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING
 
+FROM = "SLURM_LAUNCH_NODE_IPADDR"
+"""Variable in which srun says from where it was started: the first process's address."""
 TRACE = 16_000
 """Characters of a traceback that are passed on."""
 
@@ -59,11 +61,11 @@ class Follower(Run):
 
 
 class _Lifeline(threading.Thread):
-    """Reads standard input: first the port at which the processes meet, then its end."""
+    """Reads standard input: first where the processes meet, then its end."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.port = 0
+        self.host, self.port = "", 0
         self.told = threading.Event()
 
     def run(self) -> None:
@@ -71,7 +73,8 @@ class _Lifeline(threading.Thread):
         while piece := os.read(0, 64):
             text += piece
             if text.endswith(b"\n"):
-                self.port = int(text)
+                host, port = text.decode().split()
+                self.host, self.port = host, int(port)
                 self.told.set()
         os._exit(1)  # the run has ended
 
@@ -108,8 +111,10 @@ def _compute(folder: Path, rank: int, places: Sequence[str], lifeline: _Lifeline
     from torch.distributed import TCPStore
 
     lifeline.told.wait()
-    host, patience = rank_start.HOST, rank_start.PATIENCE
-    store = TCPStore(host, lifeline.port, None, False, timeout=patience)
+    host = (
+        lifeline.host if lifeline.host == rank_start.HOST else os.environ.get(FROM, lifeline.host)
+    )
+    store = TCPStore(host, lifeline.port, None, False, timeout=rank_start.PATIENCE)
     with rank_start.joined(rank, places, store) as run.ranks:
         try:
             module.run(replace(spec, device=places[rank]), run)

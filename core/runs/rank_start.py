@@ -5,6 +5,9 @@ where to meet; the pipe closes when the first process ends, for whatever reason,
 ends too. Its standard output is a pipe on which it says why it failed. If one dies, the run ends
 with its reason: at once if the first process notices, which is waiting for it, and otherwise by
 force.
+
+In a job of several nodes, srun starts those on other nodes: it passes both pipes and the exit
+status on. With srun's end the pipe closes there, and the process ends as it would here.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from core import errors
 from core.errors import DepthcutError, InputError, RunError
-from core.runs import processes, warm
+from core.runs import processes, ranks, warm
 from core.runs.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -39,6 +43,8 @@ NOTICE_S = 5.0
 """How long the first process may take to notice that another has died."""
 END_S = 60.0
 """How long the others may take to end once the first has its results."""
+SRUN = ("srun", "--nodes=1", "--ntasks=1", "--overlap", "--quiet", "--unbuffered")
+"""Starts a process on another node of this job, beside the one that is going on there."""
 PATIENCE = datetime.timedelta(days=30)
 """torch's own time limit for waiting; who is dead is known otherwise."""
 REPORT_BYTES = 2**16
@@ -50,6 +56,8 @@ class _Other:
 
     rank: int
     device: str
+    node: str
+    """Where it runs, if that is another machine."""
     process: warm.Process | subprocess.Popen[bytes]
     lifeline: int
     """Descriptor of the pipe that keeps it alive."""
@@ -102,14 +110,15 @@ def joined(rank: int, places: Sequence[str], store: Any) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     device, size = torch.device(places[rank]), len(places)
+    machines = len(ranks.nodes())
     threads = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, threads // size))
+        torch.set_num_threads(max(1, threads * machines // size))
     options = {"store": store, "rank": rank, "world_size": size, "timeout": PATIENCE}
     gpus = None
-    with _on_this_machine():
+    with contextlib.nullcontext() if machines > 1 else _on_this_machine():
         dist.init_process_group("gloo", **options)
         if device.type == "cuda":
             gpus = dist.new_group(backend="nccl", timeout=PATIENCE)
@@ -139,47 +148,54 @@ class _Team:
 
     def __init__(self, run: Run, places: Sequence[str]) -> None:
         self.run, self.places = run, places
+        self.nodes = ranks.nodes()
         self.others: list[_Other] = []
         self.closing = threading.Event()
 
     def start(self) -> None:
         """Start them; they import what they need while this process does."""
+        each = len(self.places) // len(self.nodes)
         for rank, device in enumerate(self.places[1:], start=1):
-            self._start(rank, device)
+            self._start(rank, device, self.nodes[rank // each] if rank >= each else "")
         pids = ", ".join(str(o.process.pid) for o in self.others)
         where = " ".join(dict.fromkeys(self.places))
+        if len(self.nodes) > 1:
+            where += f" of each of {len(self.nodes)} nodes: {', '.join(self.nodes)}"
         self.run.log(f"{len(self.places)} processes share the work on {where} (also: {pids}).")
 
-    def _start(self, rank: int, device: str) -> None:
+    def _start(self, rank: int, device: str, node: str) -> None:
         given, lifeline = os.pipe()
         reports, told = os.pipe()
         argv = [*warm.MODULE, MODULE, str(self.run.dir.absolute()), str(rank), *self.places]
+        if node:
+            argv = [*SRUN, f"--nodelist={node}", *argv]
         env = processes.environment(PYTHONUNBUFFERED="1")
-        template = warm.at_hand() if device == "cpu" else None
+        template = warm.at_hand() if device == "cpu" and not node else None
         streams = (given, told, 2)
         try:
             process = warm.start(template, argv, streams=streams, env=env)
         except OSError as error:
             os.close(lifeline)
             os.close(reports)
-            raise RunError(
-                f"Cannot start process {rank + 1}: {error.strerror or error}.", "Free up memory."
-            ) from error
+            why = f"{SRUN[0]}: {error.strerror or error}" if node else error.strerror or error
+            fix = "Check that srun is installed there." if node else "Free up memory."
+            raise RunError(f"Cannot start process {rank + 1}: {why}.", fix) from error
         finally:
             os.close(given)
             os.close(told)
-        other = _Other(rank, device, process, lifeline, reports)
+        other = _Other(rank, device, node, process, lifeline, reports)
         self.others.append(other)
         threading.Thread(target=self._watch, args=(other,), daemon=True).start()
 
     def store(self) -> Any:
-        """Return the store through which the processes meet, and tell the others its port."""
+        """Return the store through which the processes meet; tell the others its host and port."""
         from torch.distributed import TCPStore
 
         store = TCPStore(HOST, 0, None, True, wait_for_workers=False, timeout=PATIENCE)
         for other in self.others:
             with contextlib.suppress(OSError):  # it has died, which is noticed elsewhere
-                os.write(other.lifeline, f"{store.port}\n".encode())
+                host = socket.gethostname() if other.node else HOST
+                os.write(other.lifeline, f"{host} {store.port}\n".encode())
         return store
 
     def _watch(self, other: _Other) -> None:
@@ -197,8 +213,10 @@ class _Team:
 
     def _why(self, other: _Other, status: int) -> tuple[DepthcutError, str]:
         """Return why a process failed, and its traceback if there is one."""
-        who = f"Process {other.rank + 1} of {len(self.places)} (pid {other.process.pid}"
-        who += f", {other.device})"
+        at = f"node {other.node}" if other.node else f"pid {other.process.pid}"
+        who = f"Process {other.rank + 1} of {len(self.places)} ({at}, {other.device})"
+        if other.node and status > 128:  # as srun and shells tell a signal
+            status = 128 - status
         told = _last_line(other.reports)
         kind = getattr(errors, str(told.get("error")), None)
         if isinstance(kind, type) and issubclass(kind, DepthcutError):

@@ -8,6 +8,7 @@ nothing is split and nothing is sent. `core.runs.rank_start` starts the others,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+NODES = "DEPTHCUT_NODES"
+"""Variable with the names of the machines of a run's job, the one where it starts first."""
 BUCKET = 2**24
 """Elements that are sent together: 64 MiB in float32. Chosen, not measured."""
 
@@ -166,12 +169,47 @@ def check_rows(rows: int, size: int, what: str = "rows of text") -> None:
         )
 
 
+def nodes() -> tuple[str, ...]:
+    """Return the names of the machines that this process's job has; ``("",)``: this one alone."""
+    return tuple(os.environ.get(NODES, "").split()) or ("",)
+
+
+def check_nodes(size: int, count: int, command: str, *, splits: bool) -> None:
+    """Raise `OptionError` unless ``size`` processes of a run fill ``count`` nodes evenly.
+
+    ``splits`` says whether the command has an option for the number of processes.
+    """
+    if count < 2:
+        return
+    if not splits:
+        raise OptionError(
+            f"--nodes {count}: {command} runs in one process, so it uses one node.",
+            "Leave out --nodes.",
+        )
+    if size % count:
+        more = "process uses" if size == 1 else "processes do not fill"
+        raise OptionError(
+            f"--nodes {count}: {size} {more} {'one node' if size == 1 else 'the nodes evenly'}.",
+            f"Set --processes to {count}, or a multiple of it.",
+        )
+
+
 def places(device: str, size: int) -> tuple[str, ...]:
     """Return the device of each of ``size`` processes, in rank order.
 
     With more than one: one GPU each, the first of those that runs can use; on a CPU all share its
-    cores. Raises `OptionError` if there are too few GPUs, and for a device that cannot be shared.
+    cores. The nodes of a job have the same devices. Raises `OptionError` if there are too few GPUs,
+    for a device that cannot be shared, and for processes that do not fill the nodes evenly.
     """
+    count = len(nodes())
+    if size > 1 and count > 1:
+        check_nodes(size, count, "this run", splits=True)
+        return _places(device, size // count) * count
+    return _places(device, size)
+
+
+def _places(device: str, size: int) -> tuple[str, ...]:
+    """Return the device of each of ``size`` processes on this machine."""
     found = devices.resolve(device)
     if size == 1 or found == "cpu":
         return (found,) * size

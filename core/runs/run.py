@@ -607,7 +607,7 @@ def save_spec(
 
 def place_words(on: Mapping[str, Any]) -> list[str]:
     """Return the options of the command line that ask for a place."""
-    flags = {"place": "--on", "gpus": "--gpus", "time": "--time"}
+    flags = {"place": "--on", "gpus": "--gpus", "nodes": "--nodes", "time": "--time"}
     return [word for key, flag in flags.items() if on.get(key) for word in (flag, str(on[key]))]
 
 

@@ -218,7 +218,7 @@ class RunRecord:
     damage: tuple[str, str] = ("", "")
     """What is wrong with the record itself, and what to do about it."""
     on: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What its launch asked of another place: place (its name), gpus, time; mostly empty."""
+    """What its launch asked of another place: place (its name), gpus, nodes, time; mostly empty."""
 
     @property
     def id(self) -> str:

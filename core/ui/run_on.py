@@ -12,6 +12,8 @@ from core.places.place import HERE, Place
 from core.runs import devices
 from core.ui import forms, say, state
 
+NODES = "The processes of the run are spread evenly over them, and so are the GPUs."
+
 
 def places() -> dict[str, Place]:
     """Return the places of this workspace; none if their file cannot be read."""
@@ -30,11 +32,11 @@ def several() -> tuple[str, ...]:
     return ("processes",) if known is None or len(known) > 1 or places() else ()
 
 
-def choose(what: str, checkpoint: str) -> dict[str, Any]:
+def choose(what: str, checkpoint: str, *, shared: bool = False) -> dict[str, Any]:
     """Draw where the run of a form goes and return what is asked of the place.
 
     Nothing is drawn, and nothing asked, if this machine is the only place. ``what`` names the form;
-    each form of a study keeps its own choice.
+    each form of a study keeps its own choice. ``shared`` says that several processes can share it.
     """
     known = places()
     if not known:
@@ -55,18 +57,21 @@ def choose(what: str, checkpoint: str) -> dict[str, Any]:
         place = known[name]
         asked: dict[str, Any] = {"place": name}
         if place.is_slurm:
-            asked |= _job(form, place)
+            asked |= _job(form, place, shared)
         else:
             say.caption(place.text)
     st.caption("Times and memory estimated on this page are those of this machine.")
     return asked
 
 
-def _job(form: forms.Form, place: Place) -> dict[str, Any]:
+def _job(form: forms.Form, place: Place, shared: bool) -> dict[str, Any]:
     """Draw what a job asks SLURM for; empty fields leave it to the place."""
     usual: dict[str, Any] = {"placeholder": "default", "width": 160}
     found: dict[str, Any] = {
         "gpus": form.number("gpus", "GPUs", 1, 4096, **usual),
+        **(
+            {"nodes": form.number("nodes", "Nodes", 1, 4096, **usual, help=NODES)} if shared else {}
+        ),
         "time": form.text("time", "Time limit", help="Such as 04:00:00.", **usual).strip(),
     }
     asked = {key: value for key, value in found.items() if value}

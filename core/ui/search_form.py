@@ -124,7 +124,7 @@ def _launcher(name: str, info: CheckpointInfo, first: int, last: int) -> None:
         values |= form.fields(SearchSpec, names)
     form.origin()
     values |= {"protect_first": first, "protect_last": last}
-    on = run_on.choose("search", str(values["checkpoint"]))
+    on = run_on.choose("search", str(values["checkpoint"]), shared=values["heal"] == "none")
     try:
         values["counts"] = parse_numbers(given, "--counts") if given.strip() else ()
         spec = build(SearchSpec, {**values, "out": "DIR"})

@@ -50,7 +50,7 @@ def draw(name: str, info: CheckpointInfo) -> None:
         say.error(problem)
     if spec and plan:
         _outlook(spec, plan)
-    on = run_on.choose("width", name)
+    on = run_on.choose("width", name, shared=True)
     if spec and plan and not on:  # rates are those of this machine
         say.caption(runs.expected(*command.duration(spec, plan)))
     if spec:

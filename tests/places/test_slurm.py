@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from run_helpers import wait_for, wait_until
 
+from core.errors import OptionError, PlaceError
 from core.places import place as place_file
-from core.runs import jobs
+from core.runs import jobs, processes
 from core.runs.device_lock import DeviceLock
 from core.runs.workspace import read_run
 
@@ -65,6 +68,63 @@ def test_a_run_is_a_job_and_waits_for_no_lock_of_ours(slurm, place, tmp_path):
     wait_until(lambda: facts(record).get("node") == socket.gethostname())
     lock.release()
     wait_until(lambda: state_of(slurm, record) == "COMPLETED")
+
+
+def shared(place, **more):
+    """Launch a run of two processes on two nodes; return its record once they have met."""
+    on = {**ON, "nodes": 2, "gpus": 2}
+    record = jobs.launch("shared", {"device": "cpu", "processes": 2, **more}, place, on=on)
+    met = record.path / "pids.json"
+    wait_until(lambda: met.exists() or not read_run(record.path).is_live, seconds=120)
+    assert met.exists(), record.log_tail()
+    return record, json.loads(met.read_text())["pids"]
+
+
+def all_gone(pids):
+    wait_until(lambda: not any(processes.start_time(pid) for pid in pids))
+
+
+def test_processes_of_a_run_are_spread_over_nodes(slurm, place):
+    farm = place_file.find("farm", place.root)
+    place_file.save({"farm": dataclasses.replace(farm, partition="wide")}, place.root)
+    record, pids = shared(place, steps=3)
+    done = wait_for(record, "done")
+    assert len(set(pids)) == 2
+    told = slurm.ask("scontrol", "show", "job", job_of(record))
+    assert "NumNodes=2 " in told
+    assert "TresPerNode=gres:gpu:1" in told
+    assert "on cpu of each of 2 nodes: n1, n2 " in (done.path / ".run" / "log.txt").read_text()
+    assert json.loads((done.path / "summary.json").read_text())["shares"] == [
+        "slice(0, 2, None)",
+        "slice(2, 5, None)",
+    ]
+    failed = wait_for(shared(place, steps=5, fail="error")[0], "failed")
+    assert failed.error == "Process 2 of 2 (node n2, cpu): NaN here."
+
+    record, pids = shared(place, steps=10**6)
+    os.kill(pids[1], signal.SIGKILL)
+    failed = wait_for(record, "failed")
+    assert failed.error.startswith("Process 2 of 2 (node n2, cpu) was ended by SIGKILL.")
+    all_gone(pids)
+
+    record, pids = shared(place, steps=10**6)
+    os.kill(pids[0], signal.SIGKILL)  # the first: the others end with it
+    all_gone(pids)
+    wait_until(lambda: state_of(slurm, record) not in ("RUNNING", "COMPLETING"))
+
+
+def test_processes_must_fill_the_nodes(place):
+    place_file.save({"farm": place_file.from_dict("farm", {"kind": "slurm"})}, place.root)
+    for options, on, told in (
+        ({"processes": 3}, {"nodes": 2}, "--nodes 2: 3 processes do not fill the nodes evenly"),
+        ({}, {"nodes": 2}, "--nodes 2: 1 process uses one node. Set --processes to 2"),
+    ):
+        with pytest.raises(OptionError, match=told):
+            jobs.launch("shared", {"device": "cpu", **options}, place, on={**ON, **on})
+    with pytest.raises(OptionError, match="wait runs in one process, so it uses one node"):
+        jobs.launch("wait", {}, place, on={**ON, "nodes": 2})
+    with pytest.raises(PlaceError, match="3 GPUs cannot be split evenly among 2 nodes"):
+        jobs.launch("shared", {"processes": 2}, place, on={**ON, "nodes": 2, "gpus": 3})
 
 
 def test_a_pending_job_shows_its_reason_and_can_be_cancelled(slurm, place):
