@@ -41,7 +41,8 @@ less than 64 KiB in `DEPTHCUT_HUB_TIMEOUT` seconds (default: 60) is given up.
 **Another place.** A command with a run directory takes `--on PLACE` (all but `live`): a place of
 `places.yaml` in the workspace, reached over SSH or through SLURM ([remote.md](remote.md)). The
 command follows the run until it ends; `--detach` returns when the run has been handed over. For a
-SLURM place, `--gpus` and `--time` replace what the place says.
+SLURM place, `--gpus` and `--time` replace what the place says; `--nodes` is
+for runs with `--processes`, which are spread over the nodes.
 
 | command | what it does | device | output |
 | --- | --- | --- | --- |

@@ -61,7 +61,7 @@ class Follower(Run):
 
 
 class _Lifeline(threading.Thread):
-    """Reads standard input: first where the processes meet, then its end."""
+    """Reads standard input: first the address at which the processes meet, then its end."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

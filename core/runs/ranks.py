@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 NODES = "DEPTHCUT_NODES"
-"""Variable with the names of the machines of a run's job, the one where it starts first."""
+"""Variable with the names of the machines of a run's job, first that of its first process."""
 BUCKET = 2**24
 """Elements that are sent together: 64 MiB in float32. Chosen, not measured."""
 
