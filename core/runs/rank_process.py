@@ -28,7 +28,7 @@ from core.runs.spec import build
 from core.runs.workspace import BOOKKEEPING
 
 FROM = "SLURM_LAUNCH_NODE_IPADDR"
-"""Variable in which srun says from where it was started: the first process's address."""
+"""Variable in which srun leaves the address of the node that called it, the first one."""
 TRACE = 16_000
 """Characters of a traceback that are passed on."""
 
