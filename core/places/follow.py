@@ -213,7 +213,8 @@ class Follower:
         """Carry the run out; whatever happens is recorded as the run's end."""
         try:
             refuse_link(self.dir)
-            self.place = place_file.find(self.place.name, self.home).with_ask(self.ask)
+            found = place_file.find(self.place.name, self.home)
+            self.place = found.for_run(self.ask, self.spec)
             self.note(place=self.place.text, kind=self.place.kind, host=self.place.host)
             self.write(**processes.identity(), continues=False)
             self.carry_out()

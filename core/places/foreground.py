@@ -15,7 +15,7 @@ from core.commands import Command
 from core.errors import Cancelled, RunError
 from core.runs import jobs
 from core.runs.run import prepare
-from core.runs.spec import RunSpec
+from core.runs.spec import RunSpec, to_dict
 from core.runs.workspace import BOOKKEEPING, RunRecord, read_run
 
 POLL_S = 0.3
@@ -30,7 +30,7 @@ def execute(
     first Ctrl-C asks the run to stop, the second leaves it alone.
     """
     folder = Path(spec.out)
-    launcher = jobs.launcher_at(on)
+    launcher = jobs.launcher_at(on, spec=to_dict(spec))
     replace = overwrite or any(getattr(spec, name, False) for name in ("resume", "overwrite"))
     prepare(folder, overwrite=replace, command=command.name)
     record = jobs.launch_in(folder, command.name, spec, launcher, on)

@@ -21,14 +21,21 @@ KILL_S = 20.0
 class PlaceLauncher:
     """Starts runs at a place of the workspace's file."""
 
-    def __init__(self, on: Mapping[str, Any], root: Path, *, again: bool = False) -> None:
+    def __init__(
+        self,
+        on: Mapping[str, Any],
+        root: Path,
+        *,
+        again: bool = False,
+        spec: Mapping[str, Any] | None = None,
+    ) -> None:
         """Launch as ``on`` asks; raises `PlaceError` for an unknown place or an impossible wish.
 
-        ``again`` follows a run that may still be going on there.
+        ``again`` follows a run that may still be going on there; ``spec`` has the run's options.
         """
         self._root, self._again = root, again
         if not again:
-            place_file.find(str(on["place"]), root).with_ask(on)
+            place_file.find(str(on["place"]), root).for_run(on, spec or {})
 
     def start(self, argv: list[str], folder: Path) -> None:
         """Start the process that follows the run; ``argv`` is not for this machine."""

@@ -105,6 +105,37 @@ class Place:
         known = {k: v for k, v in ask.items() if k in ASKED and v}
         return checked(dataclasses.replace(self, **known)) if known else self
 
+    def for_run(self, ask: Mapping[str, Any], spec: Mapping[str, Any]) -> Place:
+        """Return the place with what one run asks for, and what its processes need of SLURM.
+
+        Several processes (``processes`` of the run's options) get a core each, and a GPU each
+        unless the run computes on the CPU: where the place, the run's ``gpus`` or its device asks
+        for GPUs at all. Raises `PlaceError` if the run asks for fewer.
+        """
+        count = spec.get("processes") or 1
+        if not self.is_slurm or type(count) is not int or count < 2:
+            return self.with_ask(ask)
+        asked, nodes = int(ask.get("gpus") or 0), int(ask.get("nodes") or 1)
+        place = self.with_ask({**ask, "nodes": 0} if not asked else ask)
+        cpus = max(place.cpus, -(-count // nodes))  # of the one task on each node
+        place = dataclasses.replace(place, nodes=nodes if nodes > 1 else 0, cpus=cpus)
+        device = str(spec.get("device") or "auto")
+        listed = any(_is_gpu(item) for item in place.gres.split(","))
+        if device == "cpu" or not (place.gpus or listed or device.startswith("cuda")):
+            return checked(place)
+        if 0 < asked < count:
+            raise PlaceError(
+                f"Place {self.name}: {count} processes take a GPU each, but --gpus {asked} asks "
+                "for fewer.",
+                f"Use --gpus {count}, --processes {asked}, or --device cpu.",
+            )
+        each = -(-(asked or max(place.gpus, count)) // nodes)
+        if not listed:
+            return checked(dataclasses.replace(place, gpus=each * nodes))
+        # both would have to agree: the list names the kind, so the number goes there
+        gres = ",".join(_counted(i, each) if _is_gpu(i) else i for i in place.gres.split(","))
+        return checked(dataclasses.replace(place, gres=gres, gpus=0))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are set, without the name."""
         values = dataclasses.asdict(self)
@@ -113,6 +144,17 @@ class Place:
             for f in dataclasses.fields(self)
             if f.name != "name" and values[f.name] != f.default and values[f.name]
         }
+
+
+def _is_gpu(item: str) -> bool:
+    """Whether an item of a list of generic resources is of GPUs, e.g. gpu:a100:2."""
+    return item.split(":")[0].removeprefix("gres/") == "gpu"
+
+
+def _counted(item: str, count: int) -> str:
+    """Return an item of a list of generic resources with ``count`` of them."""
+    name, dot, last = item.rpartition(":")
+    return f"{name if dot and last.isdigit() else item}:{count}"
 
 
 ASKED = ("gpus", "nodes", "time")

@@ -48,17 +48,21 @@ class Launcher(Protocol):
 
 
 def launcher_at(
-    on: Mapping[str, Any], root: Path | None = None, *, again: bool = False
+    on: Mapping[str, Any],
+    root: Path | None = None,
+    *,
+    again: bool = False,
+    spec: Mapping[str, Any] | None = None,
 ) -> Launcher:
     """Return the launcher of what a launch asks for: a place by its name, or this machine.
 
     ``again`` follows a run that may still be going on there. Raises `PlaceError` for an unknown
-    place.
+    place, and for less than a run with the options ``spec`` needs there.
     """
     if not on.get("place"):
         return LocalLauncher(root=root)
     module = importlib.import_module("core.places.launcher")
-    return module.PlaceLauncher(dict(on), root or Workspace().root, again=again)
+    return module.PlaceLauncher(dict(on), root or Workspace().root, again=again, spec=spec)
 
 
 def launcher_of(record: RunRecord) -> Launcher:
@@ -153,7 +157,7 @@ def launch(
     """
     where = where or Workspace()
     entry, values = _checked(command, values)
-    launcher = launcher or launcher_at(on or {}, where.root)
+    launcher = launcher or launcher_at(on or {}, where.root, spec=values)
     folder = where.new_dir(command)
     spec = build(entry.spec_class, {**values, "out": str(folder)})
     return launch_in(folder, command, spec, launcher, on)
@@ -310,7 +314,8 @@ def restart(record: RunRecord, launcher: Launcher | None = None, **changes: obje
     spec = build(entry.spec_class, {**record.spec, **changes, **again, "out": str(folder)})
     cwd = Path(record.cwd) if record.cwd and Path(record.cwd).is_dir() else None
     if record.is_elsewhere:
-        launcher = launcher or launcher_at(record.on, again=record.state == "lost")
+        again_there = record.state == "lost"
+        launcher = launcher or launcher_at(record.on, again=again_there, spec=to_dict(spec))
     launcher = launcher or LocalLauncher(root=Workspace().root, cwd=cwd)
     refuse_link(folder)
     with _one_launch(folder / BOOKKEEPING):

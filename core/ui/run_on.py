@@ -12,6 +12,7 @@ from core.places.place import HERE, Place
 from core.runs import devices
 from core.ui import forms, say, state
 
+GPUS = "Empty: as the place is described, and at least one for each process of the run."
 NODES = "The processes of the run are spread evenly over them, and so are the GPUs."
 
 
@@ -68,7 +69,7 @@ def _job(form: forms.Form, place: Place, shared: bool) -> dict[str, Any]:
     """Draw what a job asks SLURM for; empty fields leave it to the place."""
     usual: dict[str, Any] = {"placeholder": "default", "width": 160}
     found: dict[str, Any] = {
-        "gpus": form.number("gpus", "GPUs", 1, 4096, **usual),
+        "gpus": form.number("gpus", "GPUs", 1, 4096, **usual, help=GPUS),
         **(
             {"nodes": form.number("nodes", "Nodes", 1, 4096, **usual, help=NODES)} if shared else {}
         ),

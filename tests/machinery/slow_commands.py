@@ -47,6 +47,7 @@ class SharedSpec(ProcessOptions):
     pause: float = option(0.05, help="Pause of every process in a step.", unit="s", low=0)
     slow: float = option(0.0, help="Further pause of the first process before the first step.")
     fail: str = option("", help="error, crash: how the last process fails after its first step.")
+    resume: bool = option(False, help="Go on.")
 
 
 def share(spec: SharedSpec, run) -> None:

@@ -11,6 +11,7 @@ from core.errors import PlaceError
 from core.places import inputs, slurm
 from core.places import place as place_file
 from core.places.place import Place, from_dict
+from core.runs import jobs
 from core.runs.spec import hints_of, kind_of
 
 GOOD = """
@@ -45,6 +46,43 @@ def test_a_file_is_read_and_written(tmp_path):
     with pytest.raises(PlaceError, match=r"Unknown place 'moon'\. Places: box, farm\."):
         place_file.find("moon", tmp_path)
     assert place_file.read(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "ask", "run", "words"),
+    [
+        ({"gpus": 1}, {}, {"processes": 1}, ["--gpus=1"]),
+        ({"gpus": 1}, {}, {"processes": 4}, ["--gpus=4", "--cpus-per-task=4"]),
+        ({"gpus": 8, "cpus": 32}, {}, {"processes": 4}, ["--gpus=8", "--cpus-per-task=32"]),
+        ({}, {"gpus": 6}, {"processes": 4}, ["--gpus=6", "--cpus-per-task=4"]),
+        ({}, {}, {"processes": 4, "device": "cuda"}, ["--gpus=4", "--cpus-per-task=4"]),
+        ({}, {}, {"processes": 4, "device": "auto"}, ["--cpus-per-task=4"]),
+        ({"gpus": 1}, {}, {"processes": 2, "device": "cpu"}, ["--gpus=1", "--cpus-per-task=2"]),
+        ({"gres": "gpu:a100:1"}, {}, {"processes": 4}, ["--gres=gpu:a100:4", "--cpus-per-task=4"]),
+        ({"gres": "lic:2,gpu"}, {"gpus": 3}, {"processes": 2},
+         ["--gres=lic:2,gpu:3", "--cpus-per-task=2"]),
+        ({"gpus": 1}, {"nodes": 2}, {"processes": 4},
+         ["--gpus-per-node=2", "--cpus-per-task=2"]),
+        ({"gres": "gpu:a100:1"}, {"nodes": 2, "gpus": 8}, {"processes": 4},
+         ["--gres=gpu:a100:4", "--cpus-per-task=2"]),
+    ],
+)  # fmt: skip
+def test_a_job_asks_for_what_its_processes_need(place, ask, run, words):
+    farm = from_dict("farm", {"kind": "slurm", **place}).for_run(ask, run)
+    found = slurm.options(farm.to_dict(), "a", "log", 60)
+    mine = ("--gres", "--gpus", "--cpus")
+    assert [word for word in found if word.startswith(mine)] == words
+
+
+def test_fewer_gpus_than_processes_are_refused_before_the_run_starts(tmp_path):
+    place_file.save({"farm": from_dict("farm", {"kind": "slurm"})}, tmp_path)
+    with pytest.raises(PlaceError) as error:
+        jobs.launcher_at({"place": "farm", "gpus": 2}, tmp_path, spec={"processes": 4})
+    assert str(error.value) == (
+        "Place farm: 4 processes take a GPU each, but --gpus 2 asks for fewer. "
+        "Use --gpus 4, --processes 2, or --device cpu."
+    )
+    jobs.launcher_at({"place": "farm", "gpus": 2}, tmp_path, spec={"processes": 2})
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,41 @@ def test_a_job_that_slurm_starts_again_resumes(slurm, place, tmp_path):
     wait_for(record, "done")
 
 
+def test_processes_of_a_job_share_a_run_and_end_with_it(slurm, place):
+    """The notice of the time limit, cancelling and killing each reach the whole run."""
+    values = {"processes": 2, "device": "cpu", "steps": 10**6}
+
+    def members(record) -> list[int]:
+        file = record.path / "pids.json"
+        wait_until(file.exists, 60)
+        found = json.loads(file.read_text())["pids"]
+        file.unlink()
+        assert len(found) == 2
+        assert all(processes.start_time(pid) for pid in found)
+        return found
+
+    record = jobs.launch("shared", values, place, on=ON)
+    first = members(record)
+    number = job_of(record)
+    assert "CPUs/Task=2" in slurm.ask("scontrol", "show", "job", number)
+    slurm.ask("scancel", "--signal=USR1", "--batch", number)  # what --signal has SLURM send
+    wait_until(lambda: job_of(record) not in ("", number))
+    second = members(record)
+    all_gone(first)
+    again = read_run(record.path)
+    assert again.spec["resume"] is True
+    assert "Stopped before the time limit of its job" in again.log_tail()
+    ended = jobs.cancel(running(record))
+    assert (ended.state, ended.error) == ("cancelled", "Cancelled.")
+    all_gone(second)
+
+    record = jobs.launch("shared", {**values, "pause": 600.0}, place, on=ON)
+    third = members(record)
+    ended = jobs.cancel(read_run(record.path), grace_s=0)
+    assert (ended.state, ended.error) == ("cancelled", "Killed.")
+    all_gone(third)
+
+
 def test_a_restart_follows_a_job_that_goes_on(slurm, place, tmp_path):
     holder = fill(slurm)
     record = jobs.launch("wait", {"steps": 1}, place, on=ON)
