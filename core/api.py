@@ -51,6 +51,8 @@ class Scores:
     """(start, length) -> distance between the input of block start and of start + length."""
     greedy: tuple[int, ...] = ()
     """Blocks in the order in which sleb removed them."""
+    sublayers: dict[tuple[int, str], float] = field(default_factory=dict)
+    """(block, attention or mlp) -> perplexity without that part; of the metric sublayers."""
     parameters: int = 0
     """Parameters of the model; tied ones count once."""
     block_parameters: tuple[int, ...] = ()
@@ -93,7 +95,9 @@ class Scores:
             criterion: tuple(getattr(row, column) for row in self.rows)
             for column, criterion in COLUMNS.items()
         }
-        return BlockScores(self.path, self.blocks, columns, self.angular, self.greedy)
+        return BlockScores(
+            self.path, self.blocks, columns, self.angular, self.greedy, sublayers=self.sublayers
+        )
 
 
 @overload
@@ -142,7 +146,7 @@ def score(
             ``seed``, as by the importance command; short texts are joined if too few are long.
         rows: Token ids instead of texts, each a list of at least two.
         metrics: Names of criteria: ppl, taylor, magnitude, block-influence, angular,
-            relative-update, sleb, kl.
+            relative-update, sleb, kl, sublayers.
         samples: Calibration rows.
         length: Tokens per row.
         seed: Seed of rows and crops.
@@ -161,11 +165,10 @@ def score(
     from core.model.cutting import refuse_quantized
 
     refuse_quantized(model)
-    usable = [name for name in METRICS if name != "sublayers"]
-    unknown = [name for name in metrics if name not in usable]
+    unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise OptionError(
-            f"There is no metric '{unknown[0]}'.", f"Choose from: {', '.join(usable)}."
+            f"There is no metric '{unknown[0]}'.", f"Choose from: {', '.join(METRICS)}."
         )
     if (texts is None) == (rows is None):
         raise OptionError(
@@ -195,6 +198,7 @@ def score(
         tokens=batch.predictions,
         angular={(row.start, row.length): row.distance for row in found.angular_rows()},
         greedy=tuple(row.block for row in found.greedy_rows()),
+        sublayers={(block, part): ppl for block, part, ppl in found.sublayers or ()},
         parameters=sum(p.numel() for p in model.parameters()),
         block_parameters=tuple(_count(b) for b in view.blocks),
         parts=tuple({"attention": _count(b.self_attn), "mlp": _count(b.mlp)} for b in view.blocks),
@@ -245,7 +249,13 @@ def choose(
     )
 
 
-def prune(model: PreTrainedModel, drop: Sequence[int]) -> PreTrainedModel:
+def prune(
+    model: PreTrainedModel,
+    drop: Sequence[int] = (),
+    *,
+    attention: Sequence[int] = (),
+    mlp: Sequence[int] = (),
+) -> PreTrainedModel:
     """Remove the blocks ``drop`` from ``model`` and return it: the same object, changed in place.
 
     The memory of the removed blocks is free once nothing else refers to them; prune
@@ -253,13 +263,19 @@ def prune(model: PreTrainedModel, drop: Sequence[int]) -> PreTrainedModel:
     configuration agrees, so that generation with a cache, ``save_pretrained`` and
     ``from_pretrained`` work. Tied weights stay tied.
 
-    Raises `PlanError` for blocks that do not exist, are named twice or are all there are, and
-    `CheckpointError` for a quantized model or an unsupported family.
+    ``attention`` and ``mlp`` are blocks that stay, but lose their attention (and its key/value
+    cache) or their MLP. What is saved then has the project's own modelling code beside it, and
+    loads with ``trust_remote_code=True``.
+
+    Raises `PlanError` for blocks that do not exist, are named twice, lack the part or are all there
+    are, and `CheckpointError` for a quantized model or an unsupported family.
     """
-    from core.model.cutting import refuse_quantized, remove_blocks
+    from core.checkpoint.drop import Removal
+    from core.model.cutting import refuse_quantized, remove
 
     refuse_quantized(model)
-    pruned: PreTrainedModel = remove_blocks(model, drop)
+    given = (tuple(int(block) for block in blocks) for blocks in (drop, attention, mlp))
+    pruned: PreTrainedModel = remove(model, Removal(*given))
     return pruned
 
 

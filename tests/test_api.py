@@ -14,6 +14,8 @@ import torch
 
 from core import api
 from core.__main__ import main
+from core.checkpoint import own_code
+from core.checkpoint.drop import Removal
 from core.errors import CheckpointError, DataError, OptionError, PlanError
 from core.importance.command import ImportanceSpec
 from core.prune import depth
@@ -102,6 +104,36 @@ def test_a_pruned_model_is_the_pruned_checkpoint(tmp_path, tiny_dir, load, varia
     tied = ours.lm_head.weight is ours.model.embed_tokens.weight
     assert tied == (variant == "qwen3")
     assert tied == (again.lm_head.weight is again.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("variant", ["gqa", "qwen2", "qwen3", "mistral"])
+def test_a_model_without_parts_is_the_pruned_checkpoint(tmp_path, tiny_dir, load, variant):
+    source = tiny_dir(variant)
+    depth.prune(source, Removal((1,), (0, 3), (2,)), tmp_path / "cut")
+    theirs = _load_own(tmp_path / "cut")
+    ours = api.prune(copy.deepcopy(load(source)), [1], attention=[0, 3], mlp=[2])
+    with torch.no_grad():
+        assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
+    names = ("num_hidden_layers", "layer_types", "max_window_layers", "model_type", "auto_map")
+    for name in (*names, "layer_num_attention_heads", "layer_intermediate_size"):
+        assert getattr(ours.config, name, None) == getattr(theirs.config, name, None), name
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    cached, plain = (ours.generate(IDS, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, plain)
+    ours.save_pretrained(tmp_path / "saved")
+    assert own_code.is_trusted(tmp_path / "saved")
+    again = _load_own(tmp_path / "saved")
+    twice = api.prune(again, attention=[1])  # which has no MLP: all of it goes
+    with torch.no_grad():
+        assert torch.equal(twice(IDS).logits, api.prune(ours, drop=[1])(IDS).logits)
+    with pytest.raises(PlanError, match="Block 0 has no attention"):
+        api.prune(ours, attention=[0])
+
+
+def _load_own(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 def test_perplexity_is_that_of_the_evaluate_command(
