@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.checkpoint.drop import Removal
 from core.compare.verdict import verdict_of
 from core.errors import DepthcutError
 from core.live import client
@@ -26,6 +27,8 @@ from core.ui import forms, frame, prune_pad, say, state, token_pair
 from core.ui.say import plain
 
 SESSION, REFRESH_S = "playground_session", 0.2
+FIRST = Removal((0,))
+"""What a column skips if there is no plan."""
 NAMES = ("max_tokens", "temperature", "top_k", "top_p", "seed", "batch")
 STYLE = """<style>
 .pg-text {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5}
@@ -41,8 +44,8 @@ def beside_dense(name: str, known: Sequence[Variant]) -> str:
     """
     pad = prune_pad.plan_elsewhere()
     made = [v for v in known[1:] if v.record]
-    if pad.drop or not made:
-        return f"skip:{toggle.to_text(pad.drop or (0,))}"
+    if pad.removal or not made:
+        return f"skip:{toggle.removal_to_text(pad.removal or FIRST)}"
     take = verdict_of(study(state.workspace(), name), forms.kept(name).settings).take
     best = next((v for v in made if take and v.id == take.id), made[-1])
     return f"run:{best.record.id if best.record else best.id}"
@@ -52,7 +55,7 @@ def chooser(name: str) -> list[Column]:
     """Draw the choice of columns, which is kept in the URL; return the columns."""
     known = playground_columns.variants(state.workspace(), name)
     pad = prune_pad.plan_elsewhere()
-    skip = toggle.to_text(pad.drop or (0,))
+    skip = toggle.removal_to_text(pad.removal or FIRST)
     kept_codes = st.session_state.get("playground_kept_columns", "")
     asked = playground_columns.from_address(st.query_params.get("columns", "") or kept_codes)
     runs = (f"run:{v.record.id}" for v in known[1:] if v.record)
@@ -76,6 +79,8 @@ def chooser(name: str) -> list[Column]:
 
     def add() -> None:
         blocks = st.session_state["playground_skip"].strip()
+        with contextlib.suppress(DepthcutError):  # what is wrong, the column says
+            blocks = toggle.removal_to_text(toggle.removal_from_text(blocks))
         if blocks and len(picked) < playground_columns.MOST:
             st.session_state["playground_columns"] = [*picked, f"skip:{blocks}"]
             st.query_params["columns"] = playground_columns.to_address([*picked, f"skip:{blocks}"])
@@ -85,8 +90,9 @@ def chooser(name: str) -> list[Column]:
         "Add one without blocks",
         key="playground_skip",
         on_change=add,
-        placeholder="3,5",
-        help="Blocks to skip in the dense model; nothing is written to disk.",
+        placeholder="3,5; attention 7",
+        help="Blocks to skip in the dense model, or parts of blocks: 3,5; attention 7; mlp 2,4. "
+        "Nothing is written to disk.",
     )
     codes_now = playground_columns.to_address(picked)
     st.query_params["columns"] = st.session_state["playground_kept_columns"] = codes_now
@@ -269,7 +275,7 @@ if pressed and not busy:
     asked = {**values, "prompt": prompt, "chat": chat}
     st.session_state["playground_shown"] = f"{prompt}\n\n" if chat else prompt
     st.session_state[SESSION] = Session(
-        [(c.title, {**asked, "checkpoint": c.checkpoint, "skip": list(c.skip)}) for c in columns],
+        [(c.title, {**asked, **c.question}) for c in columns],
         state.workspace(),
         on=options_of(forms.kept(name).settings, "live"),
     ).start()

@@ -1,7 +1,7 @@
 """The columns of the playground: the models they can show, and their codes in the URL.
 
-A column is ``dense``, ``skip:3,5`` (the dense model without these blocks, nothing copied), or
-``run:ID`` (a variant of the study: depth, width, retrained, or quantized).
+A column is ``dense``, ``skip:3,5;attention=7`` (the dense model without these blocks and parts of
+blocks, nothing copied), or ``run:ID`` (a variant of the study: depth, width, retrained, quantized).
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.checkpoint.chat import has_template
+from core.checkpoint.drop import Removal
 from core.checkpoint.locate import local_folder
 from core.errors import DepthcutError
+from core.live.protocol import model_values
 from core.live.replies import Begun, Written
 from core.prune import toggle
 from core.runs.workspace import Workspace
@@ -31,7 +34,12 @@ class Column:
     code: str
     title: str
     checkpoint: str
-    skip: toggle.Blocks = ()
+    skip: Removal = Removal()
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """The fields of the live model's questions that name the model."""
+        return model_values(self.checkpoint, self.skip)
 
 
 def variants(where: Workspace, name: str) -> list[Variant]:
@@ -53,8 +61,10 @@ def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
     if code == "dense":
         return Column(code, "dense", known[0].id or name)
     if code.startswith("skip:"):
-        skip = toggle.from_text(code.removeprefix("skip:"))
-        title = f"without {', '.join(map(str, skip))}" if skip else "no blocks skipped"
+        skip = toggle.removal_from_text(code.removeprefix("skip:"))
+        title = f"without {skip.text}" if skip else "no blocks skipped"
+        if skip and not skip.partial:
+            title = f"without {', '.join(map(str, skip.drop))}"
         return Column(code, title, name, skip)
     for variant in known[1:]:
         if variant.record and code == f"run:{variant.record.id}":

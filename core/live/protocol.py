@@ -34,7 +34,7 @@ from core.data.evaluation import BOS_PROTOCOLS
 from core.errors import DepthcutError, InputError, RunError
 from core.prune import toggle
 from core.runs.spec import option
-from core.runs.workspace import BOOKKEEPING, read_json
+from core.runs.workspace import BOOKKEEPING, located, read_json
 
 CONTACT = "live.json"
 LINE_BYTES = 2**22
@@ -46,8 +46,8 @@ QUIET_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """The perplexity of a text without some blocks, or parts of blocks."""
+class Model:
+    """A checkpoint without some blocks, or parts of blocks."""
 
     checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     skip: tuple[int, ...] = option((), help="Blocks to skip.")
@@ -57,6 +57,30 @@ class Perplexity:
         (), help="MLPs to run with fewer neurons, as block:neurons, e.g. 3:768."
     )
     neurons: str = option("", help="Budget run that ranked the neurons, for mlp_width.")
+
+    @property
+    def removal(self) -> Removal:
+        """All that is skipped."""
+        width = toggle.width_from_text(",".join(self.mlp_width))
+        return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
+
+
+def model_values(checkpoint: str, removal: Removal) -> dict[str, Any]:
+    """Return the fields of a `Model`, with which a question begins."""
+    return {
+        "checkpoint": checkpoint,
+        "skip": sorted(removal.drop),
+        "attention": sorted(removal.attention),
+        "mlp": sorted(removal.mlp),
+        "mlp_width": [f"{block}:{count}" for block, count in removal.width],
+        "neurons": str(located(removal.order) or removal.order) if removal.width else "",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Model):
+    """The perplexity of a text without some blocks, or parts of blocks."""
+
     source: str = option("auto", help="Text to evaluate on, as for evaluate --perplexity.")
     window: int = option(128, help="Tokens in a window.", low=2, high=1048576, unit="tokens")
     bos: str = option(
@@ -85,12 +109,6 @@ class Perplexity:
     )
     fresh: bool = option(False, help="Discard what earlier answers computed.")
 
-    @property
-    def removal(self) -> Removal:
-        """All that is skipped."""
-        width = toggle.width_from_text(",".join(self.mlp_width))
-        return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -117,39 +135,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Sampling):
+class Generate(Model, Sampling):
     """Generated continuation of a prompt, without some blocks, or parts of blocks."""
 
-    checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     prompt: str = option(help="Text to continue.")
-    skip: tuple[int, ...] = option((), help="Blocks to skip.")
-    attention: tuple[int, ...] = option((), help="Blocks whose attention to skip.")
-    mlp: tuple[int, ...] = option((), help="Blocks whose MLP to skip.")
-    mlp_width: tuple[str, ...] = option(
-        (), help="MLPs to run with fewer neurons, as block:neurons, e.g. 3:768."
-    )
-    neurons: str = option("", help="Budget run that ranked the neurons, for mlp_width.")
     chat: bool = option(False, help="Send the prompt as a user message in the chat template.")
-
-    @property
-    def removal(self) -> Removal:
-        """All that is skipped."""
-        width = toggle.width_from_text(",".join(self.mlp_width))
-        return Removal(self.skip, self.attention, self.mlp, width, self.neurons)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """The loss of each token of a text, without some blocks."""
+class Tokens(Model):
+    """The loss of each token of a text, without some blocks, or parts of blocks."""
 
-    checkpoint: str = option(help="Folder, run, Hub id, smollm2, or demo.")
     text: str = option(help="Text to read.")
-    skip: tuple[int, ...] = option((), help="Blocks to skip.")
-
-    @property
-    def removal(self) -> Removal:
-        """All that is skipped."""
-        return Removal(self.skip)
 
 
 QUESTIONS: dict[str, type] = {"perplexity": Perplexity, "generate": Generate, "tokens": Tokens}

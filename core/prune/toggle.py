@@ -172,6 +172,46 @@ def width_from_text(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+_LISTS = {"attention": "attention", "mlp": "mlp", "width": "width", "neurons": "order"}
+"""Name in a removal's text -> field of `Removal`."""
+
+
+def removal_to_text(removal: Removal) -> str:
+    """Return ``3,5;attention=7;mlp=2``, the form of a removal in one field of a URL.
+
+    Narrower MLPs are ``width=3:768`` and the run that ranked their neurons, ``neurons=RUN``.
+    """
+    found = [to_text(removal.drop)] if removal.drop else []
+    for name, field in _LISTS.items():
+        value: Any = getattr(removal, field)
+        if field == "width":
+            value = width_to_text(value)
+        elif field == "order":
+            value = value if removal.width else ""
+        else:
+            value = to_text(value)
+        found += [f"{name}={value}"] if value else []
+    return ";".join(found)
+
+
+def removal_from_text(text: str) -> Removal:
+    """Read what `removal_to_text` writes, and ``3,5; attention 7`` as people type it.
+
+    Raises `OptionError` for what is neither.
+    """
+    values: dict[str, Any] = {"drop": ()}
+    for piece in filter(None, (part.strip() for part in text[:20_000].split(";"))):
+        name, _, value = piece.replace("=", " ", 1).partition(" ")
+        field = _LISTS.get(name.lower())
+        if field is None:
+            values["drop"] = (*values["drop"], *from_text(piece))
+        elif field == "width":
+            values[field] = width_from_text(value)
+        else:
+            values[field] = value.strip() if field == "order" else from_text(value)
+    return Removal(**values)
+
+
 def from_text(text: str) -> Blocks:
     """Read ``3,5`` or ``4-8`` from a URL; raises `OptionError` as the command line does.
 

@@ -18,8 +18,9 @@ from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
 from core.live import client
+from core.live.protocol import model_values
 from core.live.replies import Measured, Part, Token, Waiting
-from core.runs.workspace import Workspace, located
+from core.runs.workspace import Workspace
 
 ON = ("device", "dtype")
 """What a question's text may ask of the live model itself."""
@@ -169,12 +170,7 @@ def ask_live(question: Question) -> None:
         return
     began = time.perf_counter()
     values = {
-        "checkpoint": question.checkpoint,
-        "skip": sorted(question.skip.drop),
-        "attention": sorted(question.skip.attention),
-        "mlp": sorted(question.skip.mlp),
-        "mlp_width": [f"{block}:{count}" for block, count in question.skip.width],
-        "neurons": str(located(question.skip.order) or "") if question.skip.width else "",
+        **model_values(question.checkpoint, question.skip),
         **{name: value for name, value in question.text.items() if name not in ON},
     }
     kind = "generate" if "prompt" in question.text else "perplexity"

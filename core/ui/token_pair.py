@@ -40,11 +40,8 @@ def show(columns: Sequence[Column], prompt: str, written: str, on: dict[str, Any
     busy = bool(pair and pair.running)
 
     def read() -> None:
-        questions = tuple(
-            {"checkpoint": c.checkpoint, "skip": list(c.skip)} for c in (first, second)
-        )
         st.session_state[_PAIR] = TokenPair(
-            st.session_state[_TEXT], (first.title, second.title), (questions[0], questions[1]),
+            st.session_state[_TEXT], (first.title, second.title), (first.question, second.question),
             state.workspace(), on,
         ).start()  # fmt: skip
 

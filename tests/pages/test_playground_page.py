@@ -14,10 +14,14 @@ from core.checkpoint.locate import local_folder
 from core.errors import OptionError, RunError
 from core.live import columns
 from core.live.playground import Session
+from core.live.protocol import Tokens
 from core.live.replies import Begun, Token, Waiting, Written
+from core.prune import toggle
 from core.runs import workspace
+from core.runs.spec import build
 from core.runs.workspace import Workspace
 from core.ui.live import Desk, Question, key_of
+from core.ui.prune_pad import Pad
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,8 +30,10 @@ ROOT = Path(__file__).parents[2]
 def open_page(tmp_path, monkeypatch, tiny_gqa):
     monkeypatch.setenv("DEPTHCUT_WORKSPACE", str(tmp_path))
 
-    def opened(**query):
+    def opened(session=None, **query):
         at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        for name, value in (session or {}).items():
+            at.session_state[name] = value
         for name, value in {"model": str(tiny_gqa), **query}.items():
             at.query_params[name] = value
         at.switch_page("pages/playground.py").run()
@@ -113,10 +119,19 @@ def test_codes_of_the_address():
         "dense", "skip:3,5", "run:a", "skip:1",
     ]  # fmt: skip
     found = columns.column("skip:3,5", "demo", known)
-    assert (found.skip, found.title, found.checkpoint) == ((3, 5), "without 3, 5", "demo")
+    assert (found.skip, found.title, found.checkpoint) == (Removal((3, 5)), "without 3, 5", "demo")
+    found = columns.column("skip:3;attention=7;mlp=2;width=4:96;neurons=run-1", "demo", known)
+    assert found.skip == Removal((3,), (7,), (2,), ((4, 96),), "run-1")
+    assert found.title == f"without {found.skip.text}"
+    assert f"skip:{toggle.removal_to_text(found.skip)}" == found.code
+    asked = build(Tokens, {**found.question, "text": "x"})
+    assert (asked.removal, asked.checkpoint) == (found.skip, "demo")
+    assert toggle.removal_from_text("3, 5; attention 7 ; mlp 2,4") == Removal((3, 5), (7,), (2, 4))
     assert columns.column("run:none", "demo", known) is None
     with pytest.raises(OptionError):
         columns.column("skip:x", "demo", known)
+    with pytest.raises(OptionError, match="'head 3' is not"):
+        columns.column("skip:1;head 3", "demo", known)
 
 
 def test_words_that_differ_are_marked_and_nothing_is_run():
@@ -143,6 +158,16 @@ def test_the_page_shows_columns_texts_and_figures(open_page, tmp_path, tiny_gqa)
     texts = " ".join(h.proto.body for h in at.get("html"))
     assert "a red boat" in texts
     assert "a red <mark>ball</mark>" in texts
+
+
+def test_the_plan_under_way_keeps_its_parts(open_page):
+    pad = Pad()
+    pad.change(Removal((1,), (2,), (3,)))
+    at = open_page({"prune_pad": pad})
+    assert at.multiselect(key="playground_columns").value == ["dense", "skip:1;attention=2;mlp=3"]
+    at.text_input(key="playground_skip").set_value("mlp 0").run()
+    assert at.multiselect(key="playground_columns").value[2] == "skip:mlp=0"
+    assert "without MLP of 0" in at.multiselect(key="playground_columns").options
 
 
 def test_bad_addresses_are_told(open_page):
