@@ -274,8 +274,8 @@ def prune(
     from core.model.cutting import refuse_quantized, remove
 
     refuse_quantized(model)
-    given = (tuple(int(block) for block in blocks) for blocks in (drop, attention, mlp))
-    pruned: PreTrainedModel = remove(model, Removal(*given))
+    lists = [tuple(int(block) for block in blocks) for blocks in (drop, attention, mlp)]
+    pruned: PreTrainedModel = remove(model, Removal(lists[0], lists[1], lists[2]))
     return pruned
 
 
