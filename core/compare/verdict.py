@@ -96,6 +96,16 @@ class Contender:
         return self.candidate.label
 
     @property
+    def noun(self) -> str:
+        """The label as a sentence names it: one that says what is gone needs a noun before it."""
+        return f"the model {self.label}" if self.label.startswith("without ") else self.label
+
+    @property
+    def subject(self) -> str:
+        """The label as a sentence begins with it."""
+        return self.noun if self.noun == self.label else self.noun[0].upper() + self.noun[1:]
+
+    @property
     def ratio(self) -> float:
         """Share of the parameters removed."""
         return self.candidate.ratio or 0.0
@@ -268,12 +278,12 @@ class Verdict:
             why = "answers most questions" if self.tasks else "is the fastest"
             if not (self.tasks or self.speed):
                 why = "needs least memory"
-            return f"{take.label} {why}"
+            return f"{take.subject} {why}"
         if not (take.speed or take.memory):
-            return f"{take.label}, {others}, has the best quality"
+            return f"{take.subject}, {others}, has the best quality"
         if take.pays:
-            return f"Take {take.label}, {others}"
-        return f"Pruning does not pay here: {take.label}, {others}, {self._why_not(take)}"
+            return f"Take {take.noun}, {others}"
+        return f"Pruning does not pay here: {take.noun}, {others}, {self._why_not(take)}"
 
     @property
     def _is_sized(self) -> bool:
@@ -317,7 +327,7 @@ class Verdict:
             one = self.of(variant)
             assert one
             facts = self.facts(one, sized=not self._is_sized)
-            parts.append(f"By {listed(names)} the best is {one.label}: {facts}.")
+            parts.append(f"By {listed(names)} the best is {one.noun}: {facts}.")
         noisy = [c for c in self.group if c.speed and (c.speed.noise or 0.0) > NOISY]
         if noisy and not self.speed:
             parts.append(
@@ -327,7 +337,7 @@ class Verdict:
         if take.ppl and not take.pays and (take.speed or take.memory):
             other = self.option
             parts.append(
-                f"The best option is {other.label}: {self.facts(other)}."
+                f"The best option is {other.noun}: {self.facts(other)}."
                 if other and other.id != take.id
                 else "No variant of this study pays yet: keep the dense model, remove less, or "
                 "retrain."

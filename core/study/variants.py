@@ -112,7 +112,8 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         lacking = {f: getattr(written, f) for f in ("without_attention", "without_mlp")}
         found = replace(found, **lacking)
         by_hand = found.removal.text if found.removal.partial else ", ".join(map(str, gone))
-        label = (named if method else f"without {by_hand}") + share
+        label = f"{named}{share}" if method else f"without {by_hand}"
+        label += f" ({share.strip()})" if share and not method else ""
         label += ", healed" if written.healed else ""
         found = replace(found, healed=written.healed)
         found = replace(found, cut_in=allowed_blocks(written))

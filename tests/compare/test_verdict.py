@@ -202,7 +202,7 @@ def test_pruning_that_does_not_pay_is_said_with_the_best_option(lab):
     lab.paths["small"] = small
     lab.evaluated("small", 11.0)
     found = lab.verdict()
-    assert f"The best option is {found.of('small').label}" in found.sentence
+    assert f"The best option is {found.of('small').noun}" in found.sentence
 
 
 def test_tasks_are_counted_in_plain_words_and_chance_makes_no_winner(lab):

@@ -170,7 +170,7 @@ def test_it_shows_what_went_what_is_answered_and_what_it_was_before_retraining(l
     asked(root, "tasks-tuned", 33, tuned, False)
     page = open_page(dense, removed=small)
     text = shown(page)
-    assert "Take without 1 11% + LoRA" in text
+    assert "Take the model without 1 (11%) + LoRA" in text
     assert "What was removed: 1 of 6 blocks." in text
     strip = json.loads(page.get("plotly_chart")[0].proto.spec)
     assert [d[2] for d in strip["data"][0]["customdata"]].count("dropped") == 1
@@ -193,12 +193,12 @@ def test_if_pruning_does_not_pay_it_says_so_and_shows_the_best_option(lab):
     worse = made.pruned(root, "more", dense, [1, 2, 3], 9, headers.inspect(dense).parameters)
     judged(root, "judge-more", 13, worse, 90.0)
     page = open_page(dense)
-    assert "Take without 1 11%" in shown(page)  # the size with costs
+    assert "Take the model without 1 (11%)" in shown(page)  # the size with costs
     store.save(replace_ratio(dense, 0.3))
     page = open_page(dense)
     text = shown(page)
-    assert "**Pruning does not pay here: without 1, 2, 3" in text
-    assert "The best option is without 1 11%" in text
+    assert "**Pruning does not pay here: the model without 1, 2, 3" in text
+    assert "The best option is the model without 1 (11%)" in text
     assert tiles(page)["Removed"] == "11%"  # the option's figures
 
 

@@ -152,7 +152,7 @@ def test_a_finished_run_by_its_address(here, pruned, tiny_gqa):
     assert {m.label: m.value for m in page.metric}["Recovered"] == "50%"
     # Both stand side by side, with what the files say.
     (table,) = [d.value for d in page.dataframe if "recovered" in d.value.columns]
-    source = f"{tiny_gqa.name} without 1, 3 26% on a"
+    source = f"{tiny_gqa.name} without 1, 3 (26%) on a"
     assert table["name"].tolist() == [f"LoRA of {source}", f"Full fine-tuning of {source}"]
     assert table["recovered"].tolist() == [0.5, 0.75]
     assert table["lr"].tolist() == [0.25, 0.25]
