@@ -242,4 +242,4 @@ def test_a_study_puts_its_findings_together_and_a_good_one_has_its_verdict(lab):
         {"dense": (lab.dense, visits(1.0, 0.01, 1)), "cut": (cut, visits(0.7, 0.01, 2))}, "b2"
     )
     (only,) = of_study(lab.study(), budget_mib=200.0, cell=(1, 12, 8))
-    assert only.sentence.startswith("Take without 2")
+    assert only.sentence.startswith("Take the model without 2 (11%)")
