@@ -119,7 +119,7 @@ def of_search(folder: Path) -> Finding | None:
     counts = sorted({row.count for row in sets})
     if not found:
         same = all(len({_key(r) for r in sets if r.count == c}) == 1 for c in counts)
-        return _same(counts) if same else None
+        return _same(counts, summary) if same else None
     return _compared(found, summary)
 
 
@@ -139,13 +139,16 @@ class Spread:
 def spread(folder: Path, other: Path) -> Spread | None:
     """Compare a search with one on another text; None if they have no method or count in common.
 
-    Counts with fewer than two methods here say nothing.
+    Nor if more than the text differs: objective, healing, protected blocks. Counts with fewer than
+    two methods here say nothing.
     """
     found, theirs = Search.read(folder), Search.read(other)
     if found is None or theirs is None:
         return None
-    same = (found.checkpoint_key, found.units) == (theirs.checkpoint_key, theirs.units)
-    if not same or found.calibration_content == theirs.calibration_content:
+    if (
+        _searched(found) != _searched(theirs)
+        or found.calibration_content == theirs.calibration_content
+    ):
         return None
     tables = [
         {(row.count, row.method): frozenset(row.units) for row in SetRow.read(one)}
@@ -166,6 +169,12 @@ def spread(folder: Path, other: Path) -> Spread | None:
     return Spread(fmean(methods), fmean(texts), other, tuple(counts)) if counts else None
 
 
+def _searched(found: Search) -> tuple[Any, ...]:
+    """Return what a search was asked for but for its methods, counts and text."""
+    protected = found.protect_first, found.protect_last
+    return found.checkpoint_key, found.units, found.objective, found.heal, protected
+
+
 def of_texts(folder: Path, others: Iterable[Path]) -> Finding | None:
     """Return whether the calibration text decides more than the method, by searches on others.
 
@@ -175,21 +184,23 @@ def of_texts(folder: Path, others: Iterable[Path]) -> Finding | None:
     most = max(found, key=lambda one: one.texts, default=None)
     if most is None or most.texts <= most.methods:
         return None
+    here = Search.read(folder) or Search()
     name = words.markdown(Path((Search.read(most.other) or Search()).calibration or "").name)
     return Finding(
         "text-matters",
         "The calibration text matters more than the search method: with "
-        f"{_counts(most.counts)} removed, the methods differ in {most.methods:.0%} of a set on "
-        f"average, but the same method on {name} chooses {most.texts:.0%} other blocks.",
+        f"{_counts(most.counts, here)} removed, the methods differ in {most.methods:.0%} of a set "
+        f"on average, but the same method on {name} chooses {most.texts:.0%} other "
+        f"{_noun(here)}s.",
         {"between methods": f"{most.methods:.2f}", "between texts": f"{most.texts:.2f}"},
         "Search on text like what the model is for before you try more methods.",
     )
 
 
-def _same(counts: Sequence[int]) -> Finding:
+def _same(counts: Sequence[int], summary: Search) -> Finding:
     return Finding(
         "methods-alike",
-        f"All methods found the same sets for {_counts(counts)} removed.",
+        f"All methods found the same sets for {_counts(counts, summary)} removed.",
         {"counts": words.block_ranges(counts)},
         "Use one-shot or greedy here: they need the fewest block passes.",
     )
@@ -217,8 +228,9 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
         counts = sorted({one.count for one in found})
         return Finding(
             "methods-alike",
-            f"On the held-out text the methods do not differ beyond noise: with {_counts(counts)} "
-            f"removed, every 95 % interval over {found[0].rows} rows includes zero.",
+            "On the held-out text the methods do not differ beyond noise: with "
+            f"{_counts(counts, summary)} removed, every 95 % interval over {found[0].rows} rows "
+            "includes zero.",
             evidence,
             "Use the method with the fewest block passes, or search again with more --samples "
             "to distinguish them.",
@@ -232,9 +244,9 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
     surprise = "" if most.mean > 0 else " On the calibration text it is the other way around."
     return Finding(
         "methods-differ",
-        f"On the held-out text the methods differ beyond noise: with {_counts([most.count])} "
-        f"removed, the set of {listed([*better])} costs {abs(most.mean):.4f} {unit} less than "
-        f"that of {listed([*worse])} (95 % interval {min(abs(most.low), abs(most.high)):.4f} to "
+        "On the held-out text the methods differ beyond noise: with "
+        f"{_counts([most.count], summary)} removed, the set of {listed([*better])} costs "
+        f"{abs(most.mean):.4f} {unit} less than that of {listed([*worse])} (95 % interval {min(abs(most.low), abs(most.high)):.4f} to "
         f"{max(abs(most.low), abs(most.high)):.4f}, {most.rows} rows).{others}{surprise}",
         evidence,
         "Prefer the set whose held-out cost is lowest at the count you need."
@@ -243,5 +255,9 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
     )
 
 
-def _counts(counts: Sequence[int]) -> str:
-    return f"{words.block_ranges(counts)} {'block' if list(counts) == [1] else 'blocks'}"
+def _counts(counts: Sequence[int], summary: Search) -> str:
+    return f"{words.block_ranges(counts)} {_noun(summary)}{'s' * (list(counts) != [1])}"
+
+
+def _noun(summary: Search) -> str:
+    return "part" if summary.units != Search.units else "block"

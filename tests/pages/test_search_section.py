@@ -168,11 +168,14 @@ def test_methods_that_do_not_differ_are_said_to(searched):
         [*heldout("1 2", (0.1, 0.9) * 3), *heldout("1 3", (0.8, 0.2) * 3)],
     )
     assert "do not differ beyond noise: with 2 blocks" in of_search(searched).sentence
+    about = json.loads((searched / "summary.json").read_text())
+    files.write_json("summary.json", {**about, "units": "sublayer"})
+    assert "beyond noise: with 2 parts removed" in of_search(searched).sentence
     few = [*heldout("1 2", (0.5,) * 5), *heldout("1 3", (0.3,) * 5)]
     HeldoutRow.write(files, few)
     assert of_search(searched).sentence.startswith("5 held-out rows are too few")
     SetRow.write(files, [row("one-shot", "1 2", 0.5), row("greedy", "2 1", 0.5)])
-    assert of_search(searched).sentence == "All methods found the same sets for 2 blocks removed."
+    assert of_search(searched).sentence == "All methods found the same sets for 2 parts removed."
 
 
 def test_the_pair_matrix_shows_the_file_in_words(searched, tiny_gqa):
@@ -221,6 +224,11 @@ def test_whether_the_text_matters_more_than_the_method(tmp_path):
         of_texts(here, [same, there]).sentence
     )
     assert spread(here, same) is None  # the same text
+    for other in ({"heal": "refit"}, {"objective": "nll"}, {"protect_first": 2}):
+        about = json.loads((there / "summary.json").read_text())
+        Files(there).write_json("summary.json", {**about, **other})
+        assert spread(here, there) is None  # not only the text differs
+        Files(there).write_json("summary.json", about)
     close = Files(tmp_path / "close")
     close.folder.mkdir()
     close.write_json("summary.json", {"checkpoint_key": "k", "calibration_content": "c"})
