@@ -237,6 +237,7 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
         )
     most = max(sure, key=lambda one: abs(one.mean) if math.isfinite(one.mean) else 0.0)
     better, worse = (most.chosen, most.others) if most.mean > 0 else (most.others, most.chosen)
+    near, far = sorted((abs(most.low), abs(most.high)))
     rest = len(found) - len(sure)
     others = {0: "", 1: " One other difference is within noise."}.get(
         rest, f" {rest} other differences are within noise."
@@ -246,8 +247,8 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
         "methods-differ",
         "On the held-out text the methods differ beyond noise: with "
         f"{_counts([most.count], summary)} removed, the set of {listed([*better])} costs "
-        f"{abs(most.mean):.4f} {unit} less than that of {listed([*worse])} (95 % interval {min(abs(most.low), abs(most.high)):.4f} to "
-        f"{max(abs(most.low), abs(most.high)):.4f}, {most.rows} rows).{others}{surprise}",
+        f"{abs(most.mean):.4f} {unit} less than that of {listed([*worse])} (95 % interval "
+        f"{near:.4f} to {far:.4f}, {most.rows} rows).{others}{surprise}",
         evidence,
         "Prefer the set whose held-out cost is lowest at the count you need."
         if most.mean > 0
