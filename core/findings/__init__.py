@@ -5,6 +5,7 @@ Pure functions from tables to `Finding`: nothing is measured again or loaded, an
 of_run(folder)            an importance run: criteria that disagree, too few calibration rows
 of_search(folder)         a search: whether its methods differ on held-out text beyond noise
 of_texts(folder, others)  a search: whether the calibration text decides more than the method
+of_plan(removal, blocks)  a plan: it takes as many attentions as cost more on other text
 of_study(study, ...)      the verdict; variants: large drop in quality, generation lost while the
                           mean is kept, retraining that adapted to its text, too much memory,
                           gains below noise
@@ -21,13 +22,14 @@ from core.findings.cost import CELL, gain_below_noise, memory_too_large
 from core.findings.decision import decision
 from core.findings.finding import Finding
 from core.findings.generation import generation_lost
+from core.findings.plans import of_plan
 from core.findings.quality import large_drop
 from core.findings.scores import of_run
 from core.findings.sets import of_search, of_texts
 from core.study import Benchmark, Protocol, Study
 from core.study.settings import Settings, defaults
 
-__all__ = ["Finding", "of_run", "of_search", "of_study", "of_texts"]
+__all__ = ["Finding", "of_plan", "of_run", "of_search", "of_study", "of_texts"]
 
 
 def of_study(

@@ -13,7 +13,7 @@ class Finding:
 
     key: str
     """verdict, large-drop, generation-lost, adaptation, criteria-disagree, calibration-small,
-    memory, noise, methods-alike, methods-differ or text-matters."""
+    memory, noise, methods-alike, methods-differ, text-matters or attention-lost."""
     sentence: str
     """What was found, in plain words, with the figures."""
     evidence: Mapping[str, Any]

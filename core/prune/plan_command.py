@@ -14,7 +14,7 @@ from typing import Any
 from core.checkpoint import headers, locate
 from core.criteria import BUDGET, SUBLAYERS
 from core.errors import CheckpointError, OptionError
-from core.prune import budgets, plan
+from core.prune import budgets, cautions, plan
 from core.prune import scores as block_scores
 from core.prune.budgets import Limits
 from core.prune.version_results import OUTPUT_TOKENS
@@ -105,7 +105,16 @@ def run(spec: PlanSpec) -> dict[str, Any]:
         seed=spec.seed,
     )
     print(_sentence(choice), file=sys.stderr)
-    return {"schema": 1, **choice.to_dict()}
+    return {"schema": 1, **choice.to_dict(), **_caution(choice)}
+
+
+def _caution(choice: plan.Plan) -> dict[str, str]:
+    """Print what was measured of cuts like this one, and return it for the plan's file."""
+    found = cautions.attention(choice.removal, choice.blocks)
+    if not found:
+        return {}
+    print(f"{found} {cautions.TRY}", file=sys.stderr)
+    return {"caution": found}
 
 
 def _check_ranked(spec: PlanSpec) -> None:
@@ -160,6 +169,7 @@ def _solve(spec: PlanSpec, folder: Path) -> dict[str, Any]:
             "pairs": len(library.pairs),
             "optimal": found.optimal,
         },
+        **_caution(chosen),
     }
 
 

@@ -16,7 +16,7 @@ from core.checkpoint import locate
 from core.checkpoint.drop import Removal
 from core.compare.verdict import Contender
 from core.errors import DepthcutError, OptionError, RunError
-from core.prune import budgets
+from core.prune import budgets, cautions
 from core.prune.budgets import Limits
 from core.prune.plan import protection
 from core.prune.results import Pruning
@@ -219,6 +219,9 @@ def verdict(chain: Chain) -> Verdict:
         f"{WAYS[n][:1].upper()}{WAYS[n][1:]}: {_removed(chain, n)}; {view.facts(one)}."
         for n, (view, one) in found.items()
     ]
+    record = chain.read(name, Pruning)
+    caution = cautions.attention(record.removal, record.blocks_before or 0)
+    more += [f"{caution} {cautions.TRY}"] if caution else []
     more += [f"{step} failed: {why}" for step, why in chain.failed.items()]
     figures: dict[str, Any] = {"taken": name, "variant": taken.id, "budget": limits.given}
     for n, (_, one) in found.items():

@@ -14,6 +14,7 @@ from core.charts import budget as charts
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError
+from core.findings import of_plan
 from core.prune import budgets
 from core.prune.budgets import GIB, Library, Limits, Solution
 from core.prune.plan import default_protection
@@ -23,6 +24,7 @@ from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
 from core.ui import (
+    findings,
     forms,
     frame,
     live_panel,
@@ -211,6 +213,8 @@ def _solved(
         alt="What every block becomes: attention and MLP, filled as far as they are left.",
     )
     _figures(library, choice, tokens)
+    if solved and (found := of_plan(solved.removal, library.blocks, library.summary.calibration)):
+        findings.show([found])
     if solved and not solved.optimal:
         say.warning(f"A better plan may exist: the solver stopped after {budgets.SOLVE_S:g} s.")
     if noisy := known.noise_in_words(library.summary):

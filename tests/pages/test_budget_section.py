@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.__main__ import main
 from core.charts import budget as charts
 from core.checkpoint import headers
-from core.prune import budgets
+from core.prune import budgets, cautions
 from core.prune.budgets import Limits
 from core.prune.version_results import WHOLE, Budget, VersionRow
 from core.runs import workspace
@@ -74,6 +75,18 @@ def open_page(tiny_gqa):
     return at
 
 
+def test_a_plan_that_takes_many_attentions_says_what_that_has_cost(measured, capsys):
+    told = set()
+    for latency in ("0.9", "0.8", "0.6"):
+        assert main(["plan", str(measured), "--latency", latency]) == 0
+        out, said = capsys.readouterr()
+        plan = json.loads(out)
+        is_like = len(plan["attention"]) >= cautions.FROM * 5
+        assert ("caution" in plan) == is_like == ("lose their attention alone" in said)
+        told.add(is_like)
+    assert told == {True, False}
+
+
 def chart_of(at):
     specs = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
     return next(s for s in specs if any(t.get("name") == "KL alone" for t in s["data"]))
@@ -91,6 +104,7 @@ def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, t
     latency = next(s for s in at.slider if s.key and s.key.startswith("budget_latency"))
     least = budgets.least(library, "latency", protect=(1, 1))
     assert latency.min == int(100 * least) + 1
+    warned = set()
     for percent in (80, latency.min, 90):
         next(s for s in at.slider if s.key == latency.key).set_value(percent).run()
         solved = budgets.solve(library, Limits(latency=percent / 100), protect=(1, 1))
@@ -102,8 +116,12 @@ def test_moving_a_budget_solves_again_and_the_plan_goes_into_the_pad(measured, t
         shown = {m.label: m.value for m in at.metric}
         assert shown["KL, predicted"] == f"{solved.figures.kl:.4f}"
         assert shown["Parameters"] == f"{solved.figures.params:,}"
+        told = any("blocks lose their attention alone" in m.value for m in at.markdown)
+        assert told == cautions.is_like_measured(both, library.blocks)
+        warned.add(told)
         commands = [c.value for c in at.code if " plan " in c.value]
         assert any(f"--latency {percent / 100:g} " in f"{c} " for c in commands)
+    assert warned == {True, False}
     params = next(s for s in at.slider if s.key and s.key.startswith("budget_params"))
     params.set_value(85).run()
     limits = Limits(latency=0.9, params=int(0.85 * library.dense().params))

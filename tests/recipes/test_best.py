@@ -13,6 +13,7 @@ from core.__main__ import main
 from core.budget import command as budget
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
+from core.prune import cautions
 from core.prune.results import Pruning
 from core.prune.version_results import VERSIONS
 from core.recipes import best, sizing
@@ -59,6 +60,9 @@ def test_a_budget_becomes_a_variant_with_its_verdict(tiny_gqa, place, tmp_path):
     assert figures["taken"] == taken
     assert found.verdict.startswith(f"Within params {limit:g}, take the variant that was ")
     assert figures["variant"] == f"{record.id}/{taken}"
+    cut = Pruning.read(record.path / taken)
+    told = any("lose their attention alone" in line for line in found.findings)
+    assert told == cautions.is_like_measured(cut.removal, cut.blocks_before)
 
 
 @pytest.mark.parametrize(
