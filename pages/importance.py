@@ -17,6 +17,7 @@ from core.prune import known
 from core.prune.score_results import (
     AngularRow,
     BlockRow,
+    DivergenceRow,
     GreedyRow,
     Importance,
     SampleRow,
@@ -44,7 +45,8 @@ from core.ui import (
 from core.ui.say import plain
 
 TABLES = tuple(
-    kind.FILE for kind in (BlockRow, WeightRow, SampleRow, AngularRow, GreedyRow, SublayerRow)
+    kind.FILE
+    for kind in (BlockRow, WeightRow, SampleRow, DivergenceRow, AngularRow, GreedyRow, SublayerRow)
 )
 """Tables that a run may have written, each offered for download."""
 
@@ -126,6 +128,35 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
     say.caption(f"{note} 1 means that this row of text does not need the block.")
 
 
+def divergence(rows: Sequence[BlockRow], by_sample: Sequence[DivergenceRow], note: str) -> None:
+    """Draw the KL from the dense model without each block, of all rows and row by row."""
+    top = charts.useful_top([row.kl or 0.0 for row in rows], None)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader("KL from the dense model without each block", width="content")
+        zoom = bool(top) and st.toggle(
+            "Clip outliers",
+            True,
+            key="zoom_kl",
+            help="Cuts off the tallest bars, which then carry their value.",
+        )
+    figure = charts.score_bars(charts.table(rows), "kl", top if zoom else None)
+    widgets.chart(figure, key="kl_bars", alt="KL from the dense model without each block.")
+    say.caption(f"{note} In nats per token; 0 means the same predictions.")
+    if not by_sample:
+        return
+    table = charts.table(by_sample)
+    top = charts.useful_top(table["kl"].tolist(), None)
+    clipped = bool(top) and st.toggle(
+        "Clip the colour scale",
+        value=True,
+        key="zoom_kl_rows",
+        help="Blocks that the model cannot do without share the last colour of the scale.",
+    )
+    figure = charts.divergence_heatmap(table, top=top if clipped else None)
+    widgets.chart(figure, key="divergences", alt="KL of each row without each block.")
+    say.caption(f"{note} By calibration row, in nats per token.")
+
+
 def module_heatmap(weights: Sequence[WeightRow], column: str, title: str, blocks: int) -> None:
     """Draw one criterion by module; clicking a column drops its block in the Prune page's plan.
 
@@ -158,9 +189,13 @@ def searched(record: RunRecord, dense: float | None, note: str) -> None:
         )
     if parts:
         st.subheader("Perplexity without attention or MLP")
-        figure = charts.sublayer_bars(charts.table(parts), dense)
+        top = charts.useful_top([row.ppl for row in parts], dense)
+        figure = charts.sublayer_bars(charts.table(parts), dense, top)
         widgets.chart(figure, key="parts", alt="Perplexity without each sublayer.")
-        say.caption(f"{note} The criterion sublayers of the Prune page removes the cheapest.")
+        clipped = f" Bars above {top:.4g} are cut off." if top else ""
+        say.caption(
+            f"{note} The criterion sublayers of the Prune page removes the cheapest.{clipped}"
+        )
 
 
 def downloads(record: RunRecord, blocks: pd.DataFrame) -> None:
@@ -202,6 +237,8 @@ def results(record: RunRecord) -> None:
     angular = AngularRow.read(record.path)
     if samples:
         by_row(samples, note)
+    if all(row.kl is not None for row in rows):
+        divergence(rows, DivergenceRow.read(record.path), note)
     for column, title in (("taylor", "Taylor importance"), ("magnitude", "Magnitude")):
         if weights and all(getattr(row, column) is not None for row in weights):
             st.subheader(f"{plain(title)} by module")
@@ -257,7 +294,8 @@ def so_far(record: RunRecord) -> None:
             top = charts.useful_top(values, run.dense_ppl)
             figure = charts.perplexity_bars(values, run.dense_ppl, log=not top, top=top)
         else:
-            figure = charts.score_bars(blocks, column)
+            top = charts.useful_top(blocks["kl"].tolist(), None) if column == "kl" else None
+            figure = charts.score_bars(blocks, column, top)
         widgets.chart(figure, key=f"so_far_{column}", alt=f"{charts.LABELS[column]} of each block.")
 
 

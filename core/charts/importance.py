@@ -21,6 +21,8 @@ MOST_NLL = 700.0
 """Above this the exponential overflows a float."""
 MODULES = ("input_norm", "q", "k", "v", "o", "post_norm", "gate", "up", "down")
 """Modules of a block in the order of computation."""
+PARTS = {"attention": "attention", "mlp": "MLP"}
+"""Parts of a block, and how they are written."""
 LABELS = {column: criteria.LABELS[column] for column in criteria.COLUMNS}
 """Column of blocks.csv -> its label."""
 
@@ -199,19 +201,49 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
             "(%{customdata[1]:,.4g}, dense %{customdata[2]:,.4g})<extra></extra>",
         )
     )
-    columns = len(ratios.columns)
+    return _rows_and_blocks(figure, [str(c) for c in ratios.columns], names)
+
+
+def divergence_heatmap(divergences: pd.DataFrame, *, top: float | None = None) -> go.Figure:
+    """Draw the KL from the dense model of each calibration row (x) without each block (y).
+
+    ``top`` ends the scale there; hovering tells the value all the same.
+    """
+    table = divergences.pivot(index="block", columns="sample", values="kl").sort_index()
+    high = top or float(table.max().max())
+    ticks = [high * i / 4 for i in range(5)]
+    words = [palette.number(tick) if tick else "0" for tick in ticks]
+    words[-1] += " or more" if top else ""
+    rows, names = [str(c) for c in table.columns], [str(block) for block in table.index]
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy().tolist(),
+            zmin=0.0,
+            zmax=high,
+            x=rows,
+            y=names,
+            colorscale=palette.SCALE,
+            colorbar=palette.colour_bar("nats per token", tickvals=ticks, ticktext=words),
+            hovertemplate="without block %{y}, row %{x}: %{z:,.4g} nats<extra></extra>",
+        )
+    )
+    return _rows_and_blocks(figure, rows, names)
+
+
+def _rows_and_blocks(figure: go.Figure, rows: Sequence[str], blocks: Sequence[str]) -> go.Figure:
+    """Give a heatmap of calibration rows and blocks its axes; returns it."""
     figure.update_xaxes(
         title="calibration row",
         type="category",
-        tickvals=[str(c) for c in ratios.columns[:: palette.category_step(columns)]],
+        tickvals=list(rows[:: palette.category_step(len(rows))]),
     )
     figure.update_yaxes(
         title="block left out",
         type="category",
         autorange="reversed",
-        tickvals=names[:: palette.category_step(len(names))],
+        tickvals=list(blocks[:: palette.category_step(len(blocks))]),
     )
-    return palette.dress(figure, min(900, 200 + 17 * len(names)), **palette.BELOW_BAR)
+    return palette.dress(figure, min(900, 200 + 17 * len(blocks)), **palette.BELOW_BAR)
 
 
 def taylor_heatmap(
@@ -338,8 +370,11 @@ def angular_triangle(angular: pd.DataFrame) -> go.Figure:
     return palette.dress(figure, height, showlegend=False, **palette.BELOW_BAR)
 
 
-def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
-    """Draw one criterion's score of every block."""
+def score_bars(blocks: pd.DataFrame, column: str, top: float | None = None) -> go.Figure:
+    """Draw one criterion's score of every block.
+
+    ``top`` cuts the axis off; bars that reach beyond it carry their value.
+    """
     figure = go.Figure(
         go.Bar(
             x=blocks["block"].tolist(),
@@ -350,7 +385,11 @@ def score_bars(blocks: pd.DataFrame, column: str) -> go.Figure:
     )
     figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), showgrid=False)
     figure.update_yaxes(title=LABELS.get(column, column))
-    return palette.dress(figure, 320)
+    palette.dress(figure, 320)
+    if top:
+        figure.update_yaxes(range=[0, top])
+        _add_clipped(figure, blocks[column].tolist(), {}, top, log=False)
+    return figure
 
 
 def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
@@ -374,22 +413,32 @@ def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
     return palette.dress(figure, 340)
 
 
-def sublayer_bars(sublayers: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
-    """Draw the perplexity without the attention and without the MLP of every block."""
+def sublayer_bars(
+    sublayers: pd.DataFrame, dense_ppl: float | None, top: float | None = None
+) -> go.Figure:
+    """Draw the perplexity without the attention and without the MLP of every block.
+
+    ``top`` ends the axis there, so that the few parts without which nothing works do not hide the
+    others.
+    """
     figure = go.Figure()
     for part, colour, pattern in (("attention", palette.KEPT, ""), ("mlp", palette.ACCENT, "/")):
         rows = sublayers[sublayers["part"] == part]
         figure.add_bar(
             x=rows["block"].tolist(),
             y=rows["ppl"].tolist(),
-            name=f"without {part}",
-            marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": "#FFFFFF"}},
-            hovertemplate=f"block %{{x}} without {part}: %{{y:,.5g}}<extra></extra>",
+            name=f"without {PARTS[part]}",
+            marker={"color": colour, "pattern": palette.hatch(pattern)},
+            hovertemplate=f"block %{{x}} without {PARTS[part]}: %{{y:,.5g}}<extra></extra>",
         )
     if dense_ppl:
         palette.dense_line(figure, dense_ppl)
     known = [*sublayers["ppl"].tolist(), *([dense_ppl] if dense_ppl else [])]
     figure.update_yaxes(type="log", title="perplexity without the part", **log_axis(known))
+    if top:
+        low = min(known)
+        room = 0.08 * (top - low)
+        figure.update_yaxes(type="linear", range=[max(0.0, low - room), top], tickvals=None)
     blocks = int(sublayers["block"].max()) + 1
     figure.update_xaxes(title="block", **palette.counting_axis(blocks), showgrid=False)
     return palette.dress(figure, 360)

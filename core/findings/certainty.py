@@ -36,7 +36,8 @@ class Certainty:
     rows_needed: tuple[float, ...]
     """For k = 1, 2, ...: rows needed to distinguish block k from block k + 1."""
     gaps: tuple[float, ...]
-    """For k = 1, 2, ...: perplexity without block k + 1 over perplexity without block k."""
+    """For k = 1, 2, ...: perplexity without block k + 1 over perplexity without block k; of KL, exp
+    of the difference."""
 
     @property
     def certain(self) -> tuple[int, ...]:

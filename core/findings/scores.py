@@ -13,7 +13,7 @@ from core.findings.certainty import SURE, Certainty, certainty
 from core.findings.finding import Finding
 from core.importance.agreement import spearman
 from core.prune.plan import default_protection
-from core.prune.score_results import BlockRow, Importance, SampleRow
+from core.prune.score_results import BlockRow, DivergenceRow, Importance, SampleRow
 from core.study import criterion_label
 from core.words import listed
 
@@ -34,9 +34,12 @@ def of_run(folder: Path) -> list[Finding]:
     if not blocks:
         return []
     protected = protected_of(len(blocks))
+    rows = summary.samples if summary else None
+    apart = [SampleRow(r.block, r.sample, r.kl) for r in DivergenceRow.read(folder)]
     found = (
         criteria_disagree(blocks, protected),
-        calibration_small(SampleRow.read(folder), protected, summary.samples if summary else None),
+        calibration_small(SampleRow.read(folder), protected, rows),
+        calibration_small(apart, protected, rows, divergence=True),
     )
     return [f for f in found if f]
 
@@ -102,11 +105,16 @@ def _first(rows: Sequence[BlockRow], values: Sequence[float], count: int) -> lis
 
 
 def calibration_small(
-    samples: Sequence[SampleRow], protected: Sequence[int] = (), asked: int | None = None
+    samples: Sequence[SampleRow],
+    protected: Sequence[int] = (),
+    asked: int | None = None,
+    *,
+    divergence: bool = False,
 ) -> Finding | None:
     """Return a finding if other calibration rows could easily remove other blocks.
 
-    ``samples``: rows of samples.csv. The set of blocks removed first must be the same in 95 % of
+    ``samples``: rows of samples.csv; with ``divergence``, nll is the KL from the dense model. The
+    set of blocks removed first must be the same in 95 % of
     the resamples; a single row cannot show that.
     """
     blocks = {r.block for r in samples if r.block >= 0}
@@ -114,12 +122,12 @@ def calibration_small(
         return None
     found = certainty(samples, protected)
     if found is None:
-        return _one_row(samples)
+        return None if divergence else _one_row(samples)
     count = min(removed_first(len(blocks)), len(found.order) - 1)
     share = found.set_share[count - 1]
     if share >= SURE:
         return None
-    return _uncertain(found, count, share, asked or found.rows)
+    return _uncertain(found, count, share, asked or found.rows, divergence)
 
 
 def _one_row(samples: Sequence[SampleRow]) -> Finding | None:
@@ -134,7 +142,7 @@ def _one_row(samples: Sequence[SampleRow]) -> Finding | None:
     )
 
 
-def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding:
+def _uncertain(found: Certainty, count: int, share: float, rows: int, divergence: bool) -> Finding:
     first, gap = found.order[:count], found.gaps[count - 1]
     sure = [str(b) for b in found.certain]
     stable = "no block's rank is stable"
@@ -151,13 +159,14 @@ def _uncertain(found: Certainty, count: int, share: float, rows: int) -> Finding
         low, high = found.rank_range[at]
         text = f"{low}" if low == high else f"{low} to {high}"
         evidence[f"rank of block {found.order[at]} in 90 % of resamples"] = text
+    by = " by KL" if divergence else ""
     return Finding(
         "calibration-small",
         f"{found.rows} calibration rows are too few to determine the first {_blocks(count)} to "
-        f"remove: resampling the rows picks the same {_set(count)} only {share:.0%} of the time; "
-        f"{stable}.",
+        f"remove{by}: resampling the rows picks the same {_set(count)} only {share:.0%} of the "
+        f"time; {stable}.",
         evidence,
-        _advice(found, count, gap, rows),
+        _advice(found, count, gap, rows, divergence),
     )
 
 
@@ -169,13 +178,16 @@ def _blocks(count: int) -> str:
     return "block" if count == 1 else f"{count} blocks"
 
 
-def _advice(found: Certainty, count: int, gap: float, rows: int) -> str:
+def _advice(found: Certainty, count: int, gap: float, rows: int, divergence: bool) -> str:
     """Advise how many rows to use, or that it does not matter which block is removed."""
     inside, outside = found.order[count - 1], found.order[count]
     if gap < ALIKE:
+        apart = f"perplexity differs by {gap - 1:.2%}"
+        if divergence:
+            apart = f"KL differs by {math.log(gap):.2g} nats"
         return (
-            f"Blocks {inside} and {outside} cost nearly the same (perplexity differs by "
-            f"{gap - 1:.2%}), so either is fine; to be sure, score with --samples {2 * rows}."
+            f"Blocks {inside} and {outside} cost nearly the same ({apart}), so either is fine; to "
+            f"be sure, score with --samples {2 * rows}."
         )
     needed = found.rows_needed[count - 1]
     more = max(2 * rows, round(needed) if math.isfinite(needed) else 4 * rows)

@@ -146,6 +146,11 @@ class Losses:
         return (self.nll_sum / self.counts).tolist()
 
     @property
+    def sample_kl(self) -> list[list[float]]:
+        """Mean KL(dense || without the set) per set and row, in nats; empty if not wanted."""
+        return [] if self.kl_sum is None else (self.kl_sum / self.counts).tolist()
+
+    @property
     def perplexity(self) -> list[float]:
         """Perplexity per set: exp of the mean over all predictions."""
         return (self.nll_sum.sum(1) / self.counts.sum()).exp().tolist()

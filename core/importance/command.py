@@ -19,6 +19,7 @@ from core.importance.scoring import Results, compute
 from core.prune.score_results import (
     AngularRow,
     BlockRow,
+    DivergenceRow,
     GreedyRow,
     Importance,
     SampleRow,
@@ -172,6 +173,8 @@ def _write(run: Run, results: Results) -> None:
         WeightRow.write(run, [WeightRow(s.name, s.block, s.module, t, m) for s, t, m in both])
     if rows := results.sample_rows():
         SampleRow.write(run, rows)
+    if divergences := results.divergence_rows():
+        DivergenceRow.write(run, divergences)
     if angular := results.angular_rows():
         AngularRow.write(run, angular)
     if results.greedy is not None:

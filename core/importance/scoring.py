@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.prune.score_results import AngularRow, BlockRow, GreedyRow, SampleRow
+from core.prune.score_results import AngularRow, BlockRow, DivergenceRow, GreedyRow, SampleRow
 from core.runs.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ class Results:
             SampleRow(branch - 1, sample, nll)
             for branch, row in enumerate(self.sweep.sample_nll if self.sweep else [])
             for sample, nll in enumerate(row)
+        ]
+
+    def divergence_rows(self) -> list[DivergenceRow]:
+        """Return the rows of divergences.csv; empty without the metric kl."""
+        return [
+            DivergenceRow(block, sample, kl)
+            for block, row in enumerate(self.sweep.sample_kl if self.sweep else [])
+            for sample, kl in enumerate(row)
         ]
 
     def angular_rows(self) -> list[AngularRow]:

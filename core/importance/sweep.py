@@ -32,6 +32,8 @@ class SweepResult:
     """Number of next-token predictions behind every perplexity."""
     kl: list[float] = dataclasses.field(default_factory=list)
     """KL(dense || without the block), in nats; empty if it was not requested."""
+    sample_kl: list[list[float]] = dataclasses.field(default_factory=list)
+    """The same of every row, [blocks][rows]."""
 
 
 def sweep(
@@ -70,6 +72,7 @@ def sweep(
         dense_ppl=values[0] if values else None,
         sample_nll=losses.sample_nll if losses else [],
         kl=losses.kl[1:] if losses and kl else [],
+        sample_kl=losses.sample_kl[1:] if losses and kl else [],
         block_influence=similarity.block_influence,
         relative_update=similarity.relative_update,
         angular=similarity.angular(),

@@ -101,6 +101,18 @@ class SampleRow(CsvRow):
 
 
 @dataclass(frozen=True)
+class DivergenceRow(CsvRow):
+    """One row of divergences.csv: how far a block's absence takes the model on a row."""
+
+    FILE: ClassVar[str] = "divergences.csv"
+
+    block: int
+    sample: int
+    kl: float
+    """KL(dense || without the block), the mean over the row's predictions, in nats."""
+
+
+@dataclass(frozen=True)
 class AngularRow(CsvRow):
     """One row of angular.csv: how far a run of blocks turns the hidden state."""
 

@@ -25,6 +25,7 @@ from core.prune.known import measured_on
 from core.prune.score_results import (
     AngularRow,
     BlockRow,
+    DivergenceRow,
     GreedyRow,
     Importance,
     SampleRow,
@@ -130,6 +131,8 @@ def _block_figures(
             )
     if samples:
         parts += _samples(samples, len(blocks), note)
+    if all(b.kl is not None for b in blocks):
+        parts += _divergences(record, blocks, note)
     for column in ("taylor", "magnitude"):
         if weights and all(getattr(w, column) is not None for w in weights):
             figure = importance_charts.taylor_heatmap(importance_charts.table(weights), column)
@@ -159,6 +162,28 @@ def _samples(samples: Sequence[SampleRow], blocks: int, note: str) -> list[Part]
     figure = importance_charts.sample_heatmap(table, top=top)
     words = "Perplexity of each row without each block, as times the row's dense perplexity."
     parts: list[Part] = [html.Figure(figure, words, note)]
+    return parts + _certain(samples, blocks)
+
+
+def _divergences(record: RunRecord, blocks: Sequence[BlockRow], note: str) -> list[Part]:
+    """Draw the KL from the dense model, and report how much its order depends on the rows."""
+    top = importance_charts.useful_top([b.kl or 0.0 for b in blocks], None)
+    figure = importance_charts.score_bars(importance_charts.table(blocks), "kl", top)
+    clipped = ", outliers clipped" if top else ""
+    words = f"KL from the dense model without each block, in nats per token{clipped}."
+    parts: list[Part] = [html.Figure(figure, words, note)]
+    rows = DivergenceRow.read(record.path)
+    if rows:
+        table = importance_charts.table(rows)
+        top = importance_charts.useful_top(table["kl"].tolist(), None)
+        figure = importance_charts.divergence_heatmap(table, top=top)
+        parts.append(html.Figure(figure, "KL of each row without each block, in nats.", note))
+    return parts + _certain([SampleRow(r.block, r.sample, r.kl) for r in rows], len(blocks), "KL")
+
+
+def _certain(samples: Sequence[SampleRow], blocks: int, by: str = "perplexity") -> list[Part]:
+    """Return how certain the order by a criterion is, as a table; empty if that is unknown."""
+    parts: list[Part] = []
     found = certainty(samples, protected_of(blocks))
     if found:
         rows = [
@@ -173,7 +198,7 @@ def _samples(samples: Sequence[SampleRow], blocks: int, note: str) -> list[Part]
             }
             for place, block in enumerate(found.order)
         ]
-        words = "How much the order would change with other rows: 1,000 resamples of the rows"
+        words = f"How much the order by {by} would change with other rows: 1,000 resamples"
         parts += html.table(rows, f"{words} (seed 1234), protected blocks excluded")
     return parts
 

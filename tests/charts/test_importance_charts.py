@@ -151,3 +151,21 @@ def test_greedy_and_sublayers_show_their_tables() -> None:
     attention, mlp = charts.sublayer_bars(parts, None).data
     assert list(attention.y) == [3.0, 4.0, 5.0]
     assert list(mlp.y) == [4.0, 5.0, 6.0]
+    assert mlp.marker.pattern.fillmode == "overlay"  # a hatch alone is white on white
+    assert mlp.name == "without MLP"
+    axis = charts.sublayer_bars(parts, 3.0, 4.5).layout.yaxis
+    assert (axis.type, axis.range[1]) == ("linear", 4.5)
+
+
+def test_kl_is_drawn_by_block_and_by_row() -> None:
+    rows = [(b, s, 0.1 * b + 0.01 * s) for b in range(4) for s in range(3)]
+    table = pd.DataFrame(rows, columns=["block", "sample", "kl"])
+    figure = charts.divergence_heatmap(table, top=0.2)
+    heat = figure.data[0]
+    assert heat.z[3] == pytest.approx([0.3, 0.31, 0.32])
+    assert (heat.zmin, heat.zmax) == (0.0, 0.2)
+    assert heat.colorbar.ticktext[-1].endswith("or more")
+    blocks = pd.DataFrame({"block": range(4), "kl": [6.8, 0.1, 0.2, 0.3]})
+    figure = charts.score_bars(blocks, "kl", 0.4)
+    assert tuple(figure.layout.yaxis.range) == (0, 0.4)
+    assert [note.text for note in figure.layout.annotations] == ["6.8"]

@@ -160,6 +160,13 @@ def test_a_run_is_read_from_its_files(tmp_path):
     workspace.write_json(tmp_path / "summary.json", {"samples": 4})
     assert [f.key for f in of_run(tmp_path)] == ["criteria-disagree", "calibration-small"]
     assert of_run(tmp_path / "nothing") == []
+    rows = [[r.block, r.sample, abs(r.nll)] for r in samples(nll) if r.block >= 0]
+    workspace.write_csv(tmp_path / "divergences.csv", ("block", "sample", "kl"), rows)
+    found = of_run(tmp_path)[-1]
+    assert "too few to determine the first 2 blocks to remove by KL" in found.sentence
+    close = [[0.02, 0.021, 0.019], [0.021, 0.02, 0.0202], [0.02, 0.02, 0.021], [4.0] * 3]
+    found = calibration_small(samples(close), divergence=True)
+    assert "(KL differs by 0.00033 nats)" in found.try_next
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(2, []), (5, [0, 4]), (12, [0, 1, 2, 3, 10, 11])])

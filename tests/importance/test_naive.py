@@ -80,6 +80,8 @@ def test_sweep_equals_really_removing_every_block(family_model: Any) -> None:
         assert result.ppl[block] == pytest.approx(plain_ppl(smaller, rows), rel=1e-5)
         expected = plain_nll(smaller, rows).tolist()
         assert result.sample_nll[block + 1] == pytest.approx(expected, rel=1e-4)
+        each = [plain.divergence(family_model, smaller, [row]) for row in rows]
+        assert result.sample_kl[block] == pytest.approx(each, rel=1e-4, abs=1e-7)
     assert max(result.ppl) > 1.01 * min(result.ppl)
 
 

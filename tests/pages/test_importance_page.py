@@ -60,14 +60,18 @@ def widget(found, start):
 
 def bars(page) -> list[float]:
     """Return the heights of the page's first chart as the browser would get them."""
+    return values_of(json.loads(page.get("plotly_chart")[0].proto.spec)["data"][0]["y"])
+
+
+def values_of(values):
+    """Return numbers of a figure, which may be packed."""
     import base64
 
     import numpy as np
 
-    y = json.loads(page.get("plotly_chart")[0].proto.spec)["data"][0]["y"]
-    if isinstance(y, dict):
-        y = np.frombuffer(base64.b64decode(y["bdata"]), y["dtype"]).tolist()
-    return y
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"]).tolist()
+    return values
 
 
 @pytest.mark.usefixtures("prepared_runs")
@@ -231,3 +235,26 @@ def test_imported_scores_are_shown_and_rank_blocks(tiny_gqa, tmp_path, monkeypat
     picker = next(s for s in at.selectbox if s.label == "Scores")
     assert picker.options == ["imported: taylor.csv"]
     assert "Taylor" in next(s for s in at.selectbox if s.label == "Criterion").options
+
+
+def test_kl_has_bars_a_heatmap_and_its_certainty(here, tiny_gqa, text):
+    out = score(here, tiny_gqa, text, "scores", "--metrics", "kl")
+    page = open_page(tiny_gqa)
+    titles = [title.value for title in page.subheader]
+    assert "KL from the dense model without each block" in titles
+    assert "Perplexity without each block" not in titles
+    with (out / "blocks.csv").open() as file:
+        wanted = [float(row["kl"]) for row in csv.DictReader(file)]
+    with (out / "divergences.csv").open() as file:
+        rows = [(int(r["block"]), int(r["sample"]), float(r["kl"])) for r in csv.DictReader(file)]
+    for block, kl in enumerate(wanted):  # all rows have the same length
+        each = [value for at, _, value in rows if at == block]
+        assert len(each) == 4
+        assert sum(each) / 4 == pytest.approx(kl)
+    maps = [json.loads(c.proto.spec)["data"][0] for c in page.get("plotly_chart")]
+    (kl,) = [one for one in maps if one["type"] == "bar"]
+    assert values_of(kl["y"]) == pytest.approx(wanted)
+    (heat,) = [one for one in maps if "nats<extra>" in one.get("hovertemplate", "")]
+    assert values_of(heat["z"])[2][1] == pytest.approx(
+        next(v for b, s, v in rows if (b, s) == (2, 1))
+    )
