@@ -10,7 +10,7 @@ from core.charts import retrain as charts
 from core.checkpoint import locate
 from core.errors import DepthcutError
 from core.retrain import history
-from core.retrain.spec import RetrainSpec, paper, settings_of, suggested_loss
+from core.retrain.spec import WHOLE, RetrainSpec, paper, settings_of, suggested_loss
 from core.runs import jobs
 from core.runs.spec import build
 from core.runs.workspace import RunRecord
@@ -105,6 +105,12 @@ def take_paper(form: forms.Form, method: str) -> None:
     forms.put(form.checkpoint, form.command, paper(method))
 
 
+def of_several(method: str) -> tuple[str, ...]:
+    """Return the fields of a run by several processes, if there can be one."""
+    fields = run_on.several()
+    return (*fields, "sharding") if fields and method in WHOLE else fields
+
+
 def settings(form: forms.Form, name: str) -> dict[str, Any]:
     """Draw all options of retraining ``name``, and return them."""
     values = form.fields(RetrainSpec, ("method", "data"))
@@ -144,7 +150,7 @@ def settings(form: forms.Form, name: str) -> dict[str, Any]:
                 continue
             say.bold(title)
             for row in rows:
-                shown = (*row, *run_on.several()) if "device" in row else row
+                shown = (*row, *of_several(values["method"])) if "device" in row else row
                 values |= form.fields(RetrainSpec, shown, {"loss": loss})
     form.origin()
     return values

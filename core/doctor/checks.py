@@ -31,7 +31,7 @@ from core.evaluate.results import TextRow, read_samples
 from core.model import loading, precision
 from core.prune.results import Healing, Pruning
 from core.prune.score_results import AngularRow, BlockRow, GreedyRow, Importance, SublayerRow
-from core.retrain.results import Summary, read_measures
+from core.retrain.results import Step, Summary, metric, read_measures
 from core.runs import processes
 from core.runs.devices import GIB, MIB
 from core.runs.run import Run
@@ -312,11 +312,16 @@ def _write(loaded: Any) -> tuple[str, float]:
     return "".join(pieces), done.tokens_per_s or 0.0
 
 
+TRAINED: dict[str, Any] = {
+    "dense": "demo", "dropout": 0.0, "steps": 4, "batch": 8, "cutoff": 64, "holdout": 20,
+    "dtype": "float32",
+}  # fmt: skip
+"""Options of all trainings here: four steps of the pruned demo."""
+
+
 def train(bench: Bench, on: torch.device, key: str, **options: Any) -> tuple[Path, Summary]:
     """Train the pruned demo for four steps; return the folder and its summary."""
-    given = {"checkpoint": str(bench.pruned), "dense": "demo", "data": str(bench.stories),
-             "dropout": 0.0, "steps": 4, "batch": 8, "cutoff": 64, "holdout": 20,
-             "dtype": "float32"} | options  # fmt: skip
+    given = {"checkpoint": str(bench.pruned), "data": str(bench.stories), **TRAINED} | options
     folder = bench.run("retrain", on, key, **given)
     summary = Summary.read(folder)
     assert summary is not None, f"{folder} has no summary"
@@ -573,7 +578,14 @@ def own_process(bench: Bench) -> Outcome:
 
 
 def several(bench: Bench) -> Outcome:
-    """Compare importance by two processes, each on a device of its own, with that by one."""
+    """Compare what two processes compute, each on a device of its own, with what one computes."""
+    outcomes = [_several_score(bench), _several_train(bench)]
+    text = "; ".join(outcome.text for outcome in outcomes)
+    return Outcome(all(outcome.agrees for outcome in outcomes), text)
+
+
+def _several_score(bench: Bench) -> Outcome:
+    """Compare importance."""
     options: dict[str, Any] = {
         "checkpoint": "demo", "metrics": METRICS, "samples": SAMPLES, "length": LENGTH,
         "seed": SEED, "rounds": ROUNDS, "dtype": "float32",
@@ -587,6 +599,39 @@ def several(bench: Bench) -> Outcome:
     off, where = differ(scores(one), scores(two))
     text = f"all numbers differ from those of one process by at most {off:.1e} ({where})"
     return Outcome(off <= NEAR_SHARED, text)
+
+
+def _several_train(bench: Bench) -> Outcome:
+    """Compare training all weights, which two processes split (FSDP2)."""
+    given: dict[str, Any] = {"method": "full"}
+    one, _ = train(bench, bench.device, "several-training", **given)
+    two = bench.folder / "split"
+    given |= TRAINED | {"checkpoint": str(bench.pruned), "data": str(bench.stories)}
+    given |= {"device": bench.device.type, "processes": 2, "sharding": "fsdp", "out": str(two)}
+    failed = _in_own_process(bench, "retrain", build(commands.get("retrain").spec_class, given))
+    if failed:
+        return failed
+    off, where = differ(_training(one), _training(two))
+    text = f"training with split weights by at most {off:.1e} ({where})"
+    return Outcome(off <= NEAR_TRAINED, text)
+
+
+def _training(folder: Path) -> dict[str, list[float]]:
+    """Return what a training measured, and the norms of the weights that it wrote."""
+    from safetensors.torch import load_file
+
+    found = Summary.read(folder)
+    assert found is not None
+    assert found.merged is not None
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [step for step in map(metric, lines) if isinstance(step, Step)]
+    tensors = load_file(folder / "merged" / "model.safetensors")
+    return {
+        "loss": [_loss(step.loss) for step in steps],
+        "gradient norm": [_loss(step.grad_norm) for step in steps],
+        "held-out loss": [_loss(found.heldout_loss_after), found.merged.heldout_loss],
+        "weights": [float(tensor.float().norm()) for tensor in tensors.values()],
+    }
 
 
 def utilisation(bench: Bench) -> Outcome:

@@ -58,7 +58,8 @@ CHECKS = (
     Check("tasks", "Zero-shot tasks", needs=TASKS),
     Check("own-process", "Healing a cut, in a separate process", only_cuda=True),
     Check(
-        "several", "Importance by two processes, a GPU each", 150.0, only_cuda=True, gpus=2,
+        "several", "Importance, and training with split weights, by two processes, a GPU each",
+        300.0, needs=TRAINING, only_cuda=True, gpus=2,
     ),
     Check("refusal", "A device that does not exist is refused"),
     Check("utilisation", "Utilisation reported by the driver", only_cuda=True),

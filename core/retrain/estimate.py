@@ -20,9 +20,13 @@ from core.retrain import batches, caches, layers, pace, partial, rows
 from core.retrain.batches import sequences
 from core.retrain.encoders import of_folder
 from core.retrain.spec import (
+    DDP,
+    FSDP,
     NF4,
+    WHOLE,
     RetrainSpec,
     Settings,
+    Sharding,
     base_bits,
     goal_of,
     layout_of,
@@ -75,6 +79,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     )
     settings, decided = how.settings, how.recomputation
     spec = replace(spec, gradient_checkpointing=decided.option)
+    if how.sharding:
+        spec = replace(spec, sharding=how.sharding.option)
     reason = layers.why_stock(spec, info.parameters, checkpoint.config)
     memory = memory_parts(
         spec, settings, info, trainable, device, max(lengths), fused=reason is None, first=blocks[0]
@@ -95,10 +101,12 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         speed, origin = common.expected((), spec.device, info.parameters)
     warnings = []
     if free is not None and needed > free:
+        ways = ["a smaller --micro-batch"]
+        ways += [] if decided.on else ["--gradient-checkpointing on"]
+        ways += ["--sharding fsdp"] if how.sharding and not how.sharding.on else []
         warnings.append(
             f"This needs about {needed / MIB:,.0f} MiB, but {device} has {free / MIB:,.0f} MiB "
-            "free. Try a smaller --micro-batch, "
-            f"{'' if decided.on else '--gradient-checkpointing on, '}or --method lora."
+            f"free. Try {', '.join(ways)} or --method lora."
         )
     if settings.batch > count:
         warnings.append(
@@ -133,6 +141,11 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "recomputed": decided.on,
         "recomputed_because": decided.why,
         "micro_batch_because": how.why,
+        **(
+            {"sharding": how.sharding.option, "sharding_because": how.sharding.why}
+            if how.sharding
+            else {}
+        ),
         "tokens": tokens,
         "tokens_with_loss_share": sum(r.items for r in found.train)
         / sum(len(r.ids) for r in found.train),
@@ -207,9 +220,41 @@ class Fit:
     recomputation: Recomputation
     why: str
     """Why this number of sequences is computed at once."""
+    needed: int | None = None
+    """Estimated bytes of one process; None if free memory is not known."""
+    sharding: Sharding | None = None
+    """None in a single process, and if not all weights are trained."""
 
 
-def fit(
+def fit(spec: RetrainSpec, *about: Any) -> Fit:
+    """Return how a training runs within the memory; ``about``: see `_fit`.
+
+    Weights are split among processes if that is asked for, or if each GPU cannot hold them whole.
+    """
+    if spec.processes == 1 or spec.method not in WHOLE:
+        return _fit(spec, *about)
+    device, free = about[3:5]
+    if spec.sharding != "auto":
+        decided = Sharding(spec.sharding == FSDP, f"--sharding {spec.sharding}")
+        return replace(_fit(spec, *about), sharding=decided)
+    found = _fit(replace(spec, sharding=DDP), *about)
+    if device == "cpu":
+        return replace(found, sharding=Sharding(False, "on a CPU they share one memory"))
+    if spec.dtype == "float16":
+        return replace(found, sharding=Sharding(False, "float16 is not trained otherwise"))
+    if found.needed is None:
+        unknown = f"the free memory of {device} is not known"
+        return replace(found, sharding=Sharding(False, unknown))
+    why = (
+        f"replicas need an estimated {found.needed / MIB:,.0f} MiB on each GPU, and {device} has "
+        f"{free / MIB:,.0f} MiB free"
+    )
+    if found.needed <= ROOM * free:
+        return replace(found, sharding=Sharding(False, why))
+    return replace(_fit(replace(spec, sharding=FSDP), *about), sharding=Sharding(True, why))
+
+
+def _fit(
     spec: RetrainSpec,
     settings: Settings,
     info: CheckpointInfo,
@@ -272,17 +317,20 @@ def fit(
         micro = largest(sizes, asked) or sizes[-1]
         decided = Recomputation(asked == "on", f"--gradient-checkpointing {asked}")
     else:
-        tried = [size for size in sizes if device == "cpu" or size >= usual]
+        # of several processes, each may have fewer in a batch than the usual number
+        least_of_gpu = min(usual, sizes[0])
+        tried = [size for size in sizes if device == "cpu" or size >= least_of_gpu]
         kept = largest(tried, "off")
         micro = kept or largest(sizes, "on") or sizes[-1]
         least = needed(kept or tried[-1], "off")
         told = f"keeping activations needs an estimated {least / MIB:,.0f} MiB in total, and {has}"
         decided = Recomputation(kept is None, told)
     why = f"--micro-batch {usual}"
+    total = needed(micro, decided.option)
     if not spec.micro_batch:
-        total = needed(micro, decided.option) / MIB
-        why = f"{micro} x {longest} tokens need an estimated {total:,.0f} MiB in total, and {has}"
-    return Fit(with_micro_batch(settings, micro, spec.processes), decided, why)
+        estimated = f"{total / MIB:,.0f} MiB in total"
+        why = f"{micro} x {longest} tokens need an estimated {estimated}, and {has}"
+    return Fit(with_micro_batch(settings, micro, spec.processes), decided, why, total)
 
 
 def with_micro_batch(settings: Settings, micro: int, processes: int) -> Settings:
@@ -314,7 +362,7 @@ def memory_parts(
     fused: bool,
     first: int = 0,
 ) -> dict[str, int]:
-    """Return the bytes for each purpose with the longest micro-batch.
+    """Return the bytes of a process for each purpose with the longest micro-batch.
 
     ``first`` is the first block that is trained: those below it keep nothing.
     """
@@ -329,7 +377,11 @@ def memory_parts(
     if layers.recomputes(spec, info.parameters):
         kept = info.hidden * computed * info.blocks + block
     # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
-    copies = info.parts["blocks"] * computed if fused and held != computed else 0
+    # If weights are split, they keep none, and convert one block's at a time.
+    split_ = spec.sharding == FSDP
+    largest = max(info.block_parameters, default=0)
+    copied = largest if split_ else info.parts["blocks"]
+    copies = copied * computed if fused and held != computed else 0
     teacher = info.parameters * computed if goal_of(spec).is_live else 0
     whole = spec.dtype == "float16"
     frozen = info.parameters * held
@@ -337,7 +389,7 @@ def memory_parts(
         plan = quantize_plan.make(info, bits, None)
         small = plan.nf4_bytes if spec.quantized_base == NF4 else plan.quantized_bytes
         frozen += small - plan.parameters * held
-    return {
+    parts = {
         "weights": frozen + (4 * trainable if lora else 0),
         "gradients": trainable * (4 if lora else held),
         "optimiser": 2 * trainable * (4 if lora else held),
@@ -349,6 +401,15 @@ def memory_parts(
         ),
         "teacher": teacher,
     }
+    if split_:
+        for name in ("weights", "gradients", "optimiser"):
+            parts[name] = ranks.most(parts[name], spec.processes)
+        # Weights and gradients of what is gathered at once: two blocks, and what is outside blocks.
+        outside = info.parameters - info.parts["blocks"]
+        # A process loads all weights before it keeps its part, and the first one also writes them.
+        loaded = info.parameters * held + parts["weights"] - sum(parts.values())
+        parts["gathered"] = max(2 * held * (2 * largest + outside), loaded)
+    return parts
 
 
 def stock_block(spec: RetrainSpec, info: CheckpointInfo, computed: int) -> float:

@@ -39,8 +39,11 @@ _CACHES = ("cache", "past_key_values")
 """Names of a layer's key/value cache in transformers, the new one and the deprecated one."""
 
 
-def install(model: Any) -> int:
+def install(model: Any, *, keep: bool = True) -> int:
     """Install the hand-written layers in ``model`` (also under peft); return how many there are.
+
+    ``keep``: whether the weights that the forward pass converts to the precision it computes in are
+    kept for the backward pass. Otherwise that converts them again: slower, for less memory.
 
     A layer without attention or without an MLP keeps the code of its checkpoint. Returns 0 and
     leaves the model unchanged if it is not supported (`core.retrain.layers`) or if
@@ -55,11 +58,11 @@ def install(model: Any) -> int:
         if layer.self_attn is not None and layer.mlp is not None
     ]
     for layer in layers:
-        layer.forward = _fused_forward(layer, layer.forward)
+        layer.forward = _fused_forward(layer, layer.forward, keep)
     return len(layers)
 
 
-def _fused_forward(layer: Any, stock: Any) -> Any:
+def _fused_forward(layer: Any, stock: Any, keep: bool) -> Any:
     """Return the new ``forward`` of a layer; it calls ``stock`` in cases that it cannot handle."""
     attention = layer.self_attn
 
@@ -87,6 +90,7 @@ def _fused_forward(layer: Any, stock: Any) -> Any:
             attention.head_dim,
             attention.scaling,
             torch.is_grad_enabled(),
+            keep,
         )
         weights = [norm.weight for norm in norms]
         weights += [tensor for _, tensors in projections for tensor in tensors]
@@ -129,6 +133,8 @@ class _LayerConfig(NamedTuple):
     scaling: float
     needs_grad: bool
     """Whether gradients are needed (not visible inside autograd.Function)."""
+    keep: bool = True
+    """Whether converted weights are kept for the backward pass."""
 
 
 class _Layer(torch.autograd.Function):
@@ -178,8 +184,8 @@ def _forward(
     # x2 = x + o(attention(q(n1), k(n1), v(n1))) with n1 = norm1(x)
     # y  = x2 + down(silu(gate(n2)) * up(n2))    with n2 = norm2(x2)
     ctx.dtypes = [None if weight is None else weight.dtype for weight in weights]
-    norm1, norm2, *rest = weights
-    rest = [_held(tensor, compute) for tensor in rest]
+    norm1, norm2, *given = weights
+    rest = [_held(tensor, compute) for tensor in given]
     projections = [rest[at : at + 4] for at in range(0, len(rest), 4)]
     q, k, v, o, gate, up, down = projections
     configs = config.configs
@@ -208,10 +214,10 @@ def _forward(
         cos, sin, flat, inverse1, normed1, attended, flat2, inverse2, normed2,
         gate_out, up_out, product,
         query_hidden, key_hidden, value_hidden, out_hidden, gate_hidden, up_hidden, down_hidden,
-        *dropout_masks, norm1, norm2, *rest,
+        *dropout_masks, norm1, norm2, *(rest if config.keep else given),
     )  # fmt: skip
     ctx.config, ctx.heads, ctx.shape = config, heads, shape
-    return out.view(shape)
+    return torch.ops.aten._unsafe_view(out, shape)  # FSDP warns of a view
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -235,6 +241,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
         return grad_x
 
     compute = normed1.dtype
+    rest = [_held(tensor, compute) for tensor in rest]
     grad_out = grad.reshape(flat.shape)
     # SwiGLU: p = silu(g) * u, so du = dp * silu(g) and dg = dp * u * silu'(g),
     # where silu'(g) = s (1 + g (1 - s)) with s = sigmoid(g).

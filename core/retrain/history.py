@@ -14,6 +14,7 @@ from core.checkpoint import locate
 from core.prune.results import Pruning
 from core.retrain import shares
 from core.retrain.results import Evaluation, Merged, Step, Summary, read_measures
+from core.retrain.spec import FSDP, Sharding
 from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.words import size
@@ -252,12 +253,15 @@ def tiles(plan: Mapping[str, Any]) -> dict[str, str]:
 
 
 def layers_note(plan: Mapping[str, Any]) -> str:
-    """Return which decoder layers a dry run says will train, as a sentence."""
+    """Return which decoder layers a dry run says will train, and how memory is saved."""
     if plan["fused"]:
-        return "Hand-written layers."
-    said = f"Layers of transformers and peft: {plan['not_fused_because']}."
+        said = "Hand-written layers."
+    else:
+        said = f"Layers of transformers and peft: {plan['not_fused_because']}."
     if plan.get("recomputed"):
         said += f" Activations are recomputed: {plan['recomputed_because']}."
+    if plan.get("sharding"):
+        said += f" {Sharding(plan['sharding'] == FSDP, plan['sharding_because']).sentence}"
     return said
 
 

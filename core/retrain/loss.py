@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.retrain import sharded
 from core.retrain.batches import Pack
 from core.retrain.rows import IGNORED, Row
 from core.runs.progress import SILENT, Progress
@@ -151,7 +153,7 @@ def predictions(
             if below:
                 batch |= moved(below.of([(rows[i],) for i in chosen]), device)
             with autocast(device, compute):  # ended before the caller computes with the logits
-                found = predicted_logits(model, batch)
+                found = sharded.within(model, partial(predicted_logits, model, batch))
             yield chosen, *found
 
 

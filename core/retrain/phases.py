@@ -78,8 +78,22 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         trim_metrics(run.book / "metrics.jsonl", done[-1][0] if done else -1)
         session.note(finding)
         session.progress.log(f"Continuing with a micro-batch of {session.settings.micro_batch}.")
+    if session.is_split and not watcher.cancelled:
+        model = whole(session, model, watcher)
     if run.ranks.is_first:
         finish(session, model, watcher, stopped)
+
+
+def whole(session: Session, model: Any, watcher: StepWatcher) -> Any:
+    """Return a trained model that was split as a whole one, to the first process.
+
+    Gradients and optimiser states are freed first.
+    """
+    watcher.trainer.optimizer = None
+    watcher.trainer.callback_handler.optimizer = None
+    model.zero_grad(set_to_none=True)
+    free_memory(session.device)
+    return session.joined(model)
 
 
 def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
@@ -88,7 +102,9 @@ def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
     if not spec.merge or spec.method != "lora" or not adapter.is_dir():
         run.progress.log("This run has finished; there is nothing to resume.")
         return
-    plain = replace(spec, loss="ce", distil=False, retention=False, also=(), questions=0)
+    plain = replace(
+        spec, loss="ce", distil=False, retention=False, also=(), questions=0, processes=1
+    )
     session = Session(plain, run)
     session.check_same(spec)
     wanted = dtype_name(weights.merged_dtype(spec, session.info.dtype))
@@ -153,7 +169,7 @@ def train(
     ranks = session.run.ranks
     args = arguments(session.spec, settings, session.checkpoints, session.device, ranks)
     with tracking.explained(trackers):
-        trainer = RetrainTrainer(model, args, micro_batches, session.objective())
+        trainer = RetrainTrainer(model, args, micro_batches, session.objective(), ranks)
     watcher.trainer = trainer
     trainer.add_callback(watcher)
     if resume is None:
@@ -363,6 +379,8 @@ def write_results(
         seconds=time.monotonic() - session.started,
         peak_memory_mib=peak,
         processes=spec.processes,
+        sharding=spec.sharding if session.sharding else None,
+        sharding_because=session.sharding.why if session.sharding else None,
         device=str(session.device),
         dtype=dtype_name(session.precision.weights),
         compute_dtype=dtype_name(compute),

@@ -134,6 +134,10 @@ class Summary(JsonResult):
     peak_memory_mib: float | None = None
     processes: int = 1
     """Those that shared every step; ``peak_memory_mib`` is the first one's."""
+    sharding: str | None = None
+    """fsdp if each process held a part of weights, gradients and optimiser states, ddp if it held
+    them whole; None in a single process, for adapters, and in runs of earlier versions."""
+    sharding_because: str | None = None
     device: str = ""
     dtype: str = ""
     """Of the weights."""

@@ -34,6 +34,7 @@ from core.retrain import (
     results,
     row_cache,
     rows,
+    sharded,
     states,
     teacher,
     weights,
@@ -51,6 +52,7 @@ from core.retrain.trainer import (
 )
 from core.runs import devices
 from core.runs.dtypes import Purpose
+from core.runs.ranks import ALONE
 from core.runs.workspace import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Session:
     def __init__(self, spec: RetrainSpec, run: Run) -> None:
         """Check the spec and read the data; no model is loaded yet."""
         self.spec, self.run, self.progress = spec, run, run.progress
+        self.ranks = run.ranks if spec.processes > 1 else ALONE
+        """The processes that share the training."""
         self.started = time.monotonic()
         self.device = resolve_device(spec.device)
         checkpoint = locate.open(spec.checkpoint, run.progress)
@@ -85,7 +89,12 @@ class Session:
         self.settings, self.micro_batch_why = how.settings, how.why
         self.recomputation = how.recomputation
         """Whether activations are recomputed; decided once, before any model is loaded."""
+        self.sharding = how.sharding
+        """Whether weights, gradients and optimiser states are split; None in a single process."""
         spec = replace(spec, gradient_checkpointing=self.recomputation.option)
+        if self.sharding:
+            spec = replace(spec, sharding=self.sharding.option)
+            run.progress.log(self.sharding.sentence)
         self.spec = spec
         self.why_stock = layers.why_stock(spec, self.info.parameters, checkpoint.config)
         """Why the hand-written layers are not used, None if they are."""
@@ -110,6 +119,8 @@ class Session:
         spec, settings = self.spec, self.settings
         blocks = partial.blocks_of(spec, self.info.blocks, self.folder)
         device, free = devices.free_bytes(spec.device)
+        known = [one for one in self.ranks.gather(free) if one is not None]
+        free = min(known) if len(known) == self.ranks.size else None
         found = estimate.fit(
             spec,
             settings,
@@ -122,8 +133,11 @@ class Session:
             blocks[0],
         )
         before = read_json(self.run.book / MARKER) if spec.resume else None
-        if before is None:
-            return found
+        return self.ranks.first(found if before is None else self._as_before(found, before))
+
+    def _as_before(self, found: estimate.Fit, before: Mapping[str, Any]) -> estimate.Fit:
+        """Return how it runs, as an earlier attempt ran."""
+        spec, settings = self.spec, self.settings
         same = "the run began so"
         known, micro = before.get("recomputed"), before.get("micro_batch_taken")
         if isinstance(known, bool) and spec.gradient_checkpointing == "auto":
@@ -194,7 +208,7 @@ class Session:
         changeable = (
             "out", "resume", "dry_run", "device", "dtype", "micro_batch", "retry", "merge",
             "merge_dtype", "checkpoint", "dense", "data", "holdout_data", "gradient_checkpointing",
-            "retention", "also", "questions", "fused", "keep_states", "processes",
+            "retention", "also", "questions", "fused", "keep_states", "processes", "sharding",
         )  # fmt: skip
         same = {k: v for k, v in spec.items() if k not in changeable}
         content = {
@@ -381,16 +395,40 @@ class Session:
             self.progress.log(f"Activations are recomputed: {self.recomputation.why}.")
             layers.enable_recomputation(model)
         if self.why_stock is None:
-            self.fused_layers = fused.install(model)
+            self.fused_layers = fused.install(model, keep=not self.is_split)
         else:
             self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
         self.below = self._shared_states(model)
+        if self.is_split:
+            sharded.split(model, self.ranks, self.device)
+            free_memory(self.device)
         return model
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each process holds a part of weights, gradients and optimiser states."""
+        return self.sharding is not None and self.sharding.on
+
+    def joined(self, model: Any) -> Any:
+        """Return a split model as a whole one, to the first process; None to the others."""
+        plain = None
+        if self.ranks.is_first:
+            plain = load_model(self.folder, self.device, self.precision.weights)
+            plain.requires_grad_(True)
+            if self.why_stock is None:
+                fused.install(plain)
+        sharded.copy_into(plain, model, self.ranks)
+        return plain
 
     def measure(self, model: Any) -> Held:
         """Return loss and divergence of a model in training on the held-out rows."""
-        compute = self.precision.compute
-        return self.yardstick.measure(model, self.device, compute, self.progress, self.below)
+        compute, progress = self.precision.compute, self.progress
+        if sharded.is_split(model):
+            progress = sharded.Together(progress, self.ranks)
+        try:
+            return self.yardstick.measure(model, self.device, compute, progress, self.below)
+        finally:
+            sharded.release(model)
 
     def objective(self) -> Objective:
         """Return the training objective."""

@@ -16,6 +16,9 @@ from core.runs.spec import ProcessOptions, option
 Number = TypeVar("Number", int, float)
 
 METHODS = ("lora", "continued", "full", "partial")
+WHOLE = ("continued", "full")
+"""Methods that train all weights."""
+DDP, FSDP = "ddp", "fsdp"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TINY, SMALL = 100_000_000, 1_000_000_000
 """Models with fewer parameters than these get larger learning rates, and smaller batches."""
@@ -244,6 +247,14 @@ class RetrainSpec(ProcessOptions):
         "if the model is supported and activations are not recomputed; off: use the layers of "
         "transformers and peft.",
     )
+    sharding: str = option(
+        "auto",
+        choices=("auto", DDP, FSDP),
+        group="memory",
+        help="What each of several processes holds if all weights are trained. ddp: weights, "
+        "gradients and optimiser states, whole; fsdp: a part of each (FSDP2), for models that do "
+        "not fit otherwise; auto: on GPUs fsdp if ddp does not fit by its estimate, else ddp.",
+    )
     retry: bool = option(
         False,
         group="memory",
@@ -345,6 +356,28 @@ def goal_of(spec: RetrainSpec) -> Goal:
     return Goal(True, spec.kl_weight, spec.teacher_top_k)
 
 
+@dataclass(frozen=True)
+class Sharding:
+    """Whether several processes split weights, gradients and optimiser states, and why."""
+
+    on: bool
+    why: str
+
+    @property
+    def option(self) -> str:
+        """The value of --sharding that means it."""
+        return FSDP if self.on else DDP
+
+    @property
+    def sentence(self) -> str:
+        """What the processes hold, for the log and pages."""
+        if self.on:
+            what = "Weights, gradients and optimiser states are split among the processes (FSDP2)"
+        else:
+            what = "Each process holds all weights, gradients and optimiser states"
+        return f"{what}: {self.why}."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of a retraining for given data, with every default filled in."""
@@ -418,6 +451,7 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
             f"--processes: {spec.processes} processes cannot share a batch of {batch} sequences.",
             f"Use {batch} or fewer, or a larger --batch.",
         )
+    _check_sharding(spec)
     micro, accumulation = split(batch, micro, spec.processes)
     return Settings(
         steps=steps,
@@ -433,6 +467,29 @@ def settings_of(spec: RetrainSpec, sequences: int, parameters: int = SMALL) -> S
         sparing=spec.eval_every is None,
         layout=layout_of(spec),
     )
+
+
+def _check_sharding(spec: RetrainSpec) -> None:
+    """Raise `OptionError` if the weights of this training cannot be split among processes."""
+    if spec.sharding != FSDP:
+        return
+    if spec.method not in WHOLE:
+        trained = "adapters" if spec.method == "lora" else "only some blocks"
+        raise OptionError(
+            f"--sharding fsdp is for training all weights, but --method {spec.method} trains "
+            f"{trained}.",
+            "Leave out --sharding, or use --method full.",
+        )
+    if spec.processes == 1:
+        raise OptionError(
+            "--sharding fsdp splits the weights among processes, but --processes is 1.",
+            "Use more processes, or leave out --sharding.",
+        )
+    if spec.dtype == "float16":
+        raise OptionError(
+            "--sharding fsdp does not train in float16, which needs its loss scaled.",
+            "Use --dtype auto or bfloat16.",
+        )
 
 
 def _given(value: Number | None, default: Number) -> Number:

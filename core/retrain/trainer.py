@@ -28,10 +28,21 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from core import words
 from core.errors import Cancelled
-from core.retrain import diagnostics, head, results, row_cache, states, teacher, tracking
+from core.retrain import (
+    diagnostics,
+    head,
+    results,
+    row_cache,
+    sharded,
+    states,
+    teacher,
+    tracking,
+    weights,
+)
 from core.retrain.batches import Pack, StepPlan
 from core.retrain.diagnostics import Finding
 from core.retrain.loss import autocast, causal_of, collate, kl_sum, predicted_states
@@ -123,6 +134,9 @@ class Objective:
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the objective and the loss alone of a micro-batch, as parts of its step's mean."""
+        return sharded.within(model, lambda: self._computed(model, batch))
+
+    def _computed(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.compute):
             hidden, targets = predicted_states(model, batch)
             wanted = self._wanted(batch)
@@ -174,10 +188,18 @@ class RetrainTrainer(Trainer):
     """
 
     def __init__(
-        self, model: Any, args: TrainingArguments, batches: MicroBatches, objective: Objective
+        self,
+        model: Any,
+        args: TrainingArguments,
+        batches: MicroBatches,
+        objective: Objective,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Train ``model`` on ``batches``."""
+        """Train ``model``, which may be split among ``ranks``, on ``batches``."""
         super().__init__(model=model, args=args, train_dataset=batches)
+        self.ranks = ranks
+        self.is_split = sharded.is_split(model)
+        """Whether each process holds a part of weights, gradients and optimiser states."""
         self.remove_callback(PrinterCallback)  # standard output is for results
         self._objective = objective
         self.scaler = None
@@ -209,16 +231,25 @@ class RetrainTrainer(Trainer):
         self.fresh += inputs["tokens"]
         return loss
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self) -> None:
         """Complete a step: add up gradients, loss and tokens of all processes."""
+        ranks = self.ranks
         if ranks.size > 1:
-            params = (p.grad for p in self.model.parameters() if p.grad is not None)
-            ranks.sum_all_(params)
+            if not self.is_split:  # otherwise its parts are added up after every block
+                params = (p.grad for p in self.model.parameters() if p.grad is not None)
+                ranks.sum_all_(params)
             parts = ranks.gather((float(self.step_loss), self.fresh))
             self.step_loss.fill_(sum(loss for loss, _ in parts))
             self.fresh = sum(tokens for _, tokens in parts)
         self.tokens += self.fresh
         self.fresh = 0
+
+    def clip(self, most: float) -> float:
+        """Scale the gradients to a norm of at most ``most``; return the norm before."""
+        if self.is_split:
+            return sharded.clip_(self.model.parameters(), most, self.ranks)
+        wanted = [p for p in self.model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(wanted, most))
 
     def unscale(self) -> float:
         """Divide the gradients by the loss scale; return the scale, 1 without scaling."""
@@ -231,6 +262,47 @@ class RetrainTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: Trainer would count all parameters again in every micro-batch."""
         return 0
+
+    # --- checkpoints: of a split model, all processes take part and the first one writes ---
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.is_split or self.ranks.is_first:
+            super()._save_checkpoint(model, trial)
+            return
+        sharded.gathered(self.model, self.ranks)
+        sharded.optimiser_state(self.optimizer, self.ranks)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.is_split:
+            state_dict = sharded.gathered(self.model, self.ranks)
+        super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_split:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharded.optimiser_state(self.optimizer, self.ranks)
+        torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+        torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_split:
+            weights.load_trained(self.model, Path(resume_from_checkpoint))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_split or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        paths = [Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
+        if not all(path.is_file() for path in paths):
+            return
+        state, schedule = (
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths
+        )
+        sharded.load_optimiser(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(schedule)
 
 
 def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -376,18 +448,15 @@ class StepWatcher(TrainerCallback):
         """Start the clock."""
         self._since = time.perf_counter()
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure and clip the gradient; raise `Stopped` before a step that is not finite.
 
         With a loss scale above 1, a gradient that is not finite means that the scale is too large.
         """
-        self.trainer.join(self.ranks)
+        self.trainer.join()
         scale = self.trainer.unscale()
-        wanted = [p for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(wanted, self.clip or math.inf)
-        loss, grad_norm = float(self.trainer.step_loss), float(norm)
+        grad_norm = self.trainer.clip(self.clip or math.inf)
+        loss = float(self.trainer.step_loss)
         self.trainer.step_loss.zero_()
         lr = kwargs["lr_scheduler"].get_last_lr()[0]
         if scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm):
@@ -443,12 +512,16 @@ class StepWatcher(TrainerCallback):
             except Cancelled:
                 self.cancelled = True
         due = last or step % self.settings.eval_every == 0
-        control.should_save = (self.cancelled or (due and not stop)) and self.ranks.is_first
+        writes = self.ranks.is_first or self.trainer.is_split
+        control.should_save = (self.cancelled or (due and not stop)) and writes
         control.should_training_stop = control.should_training_stop or self.cancelled or stop
         self._since = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint as complete, and delete all others except the best."""
+        if not self.ranks.is_first:
+            self._since = time.perf_counter()
+            return
         root = Path(args.output_dir)
         newest = root / f"checkpoint-{state.global_step}"
         known = self.after[1] if self.after and self.after[0] == state.global_step else None
@@ -507,9 +580,12 @@ class StepWatcher(TrainerCallback):
             self.note(finding)
 
     def _measured(self) -> Held:
-        """Return the model on the held-out rows, which the first process measures for all."""
+        """Return the model on the held-out rows, which the first process measures for all.
+
+        A split model is run by all of them, on all rows.
+        """
         found = None
-        if self.ranks.is_first:
+        if self.ranks.is_first or self.trainer.is_split:
             try:
                 found = self.measure()
             except Cancelled:

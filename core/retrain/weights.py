@@ -19,6 +19,7 @@ from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
 from core.prune.staging import copy_companions
 from core.quantize.plan import Plan
+from core.retrain import sharded
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.results import Merged
 from core.retrain.rows import Row
@@ -79,7 +80,7 @@ def train_part(model: Any, blocks: Iterable[int]) -> None:
 
 
 def load_trained(model: Any, folder: Path) -> None:
-    """Load the trained weights of a checkpoint folder into ``model``."""
+    """Load the trained weights of a checkpoint folder into ``model``, or this process's part."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -92,8 +93,13 @@ def load_trained(model: Any, folder: Path) -> None:
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, framework="pt") as tensors:  # one tensor at a time
             for name in tensors.keys():  # noqa: SIM118
-                if name in own:
+                if name not in own:
+                    continue
+                rows = sharded.rows_of(own[name])
+                if rows is None:
                     own[name].copy_(tensors.get_tensor(name))
+                elif rows.start < rows.stop:
+                    sharded.local(own[name]).copy_(tensors.get_slice(name)[rows])
 
 
 def reset(model: Any, folder: Path) -> None:

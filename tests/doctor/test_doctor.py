@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from core import commands
 from core.__main__ import main
 from core.commands import COMMANDS
 from core.doctor import checks, command, paths, plain, plan, worker
@@ -19,6 +20,7 @@ from core.doctor.checks import Bench
 from core.doctor.results import FAILED, GOOD, SKIPPED, WRONG, Diagnosis
 from core.errors import Cancelled
 from core.runs import devices, processes
+from core.runs.run import execute
 
 MACHINE = {"device": "cpu", "device_name": "Emulated", "torch": "2.13.0", "total_bytes": 2**34}
 FINE = {"agrees": True, "text": "equal"}
@@ -250,12 +252,20 @@ def test_a_device_is_compared_with_the_cpu(twin, name):
     assert "the CPU" in answer["text"]
 
 
+@pytest.mark.usefixtures("prepared_runs")
 def test_two_processes_are_compared_with_one(bench, monkeypatch):
+    """With this process as the first of each two, which is sooner than starting another."""
+
+    def here(bench, command, spec):
+        return None if execute(commands.get(command), spec) == 0 else checks.Outcome(False, "")
+
+    monkeypatch.setattr(checks, "_in_own_process", here)
     monkeypatch.setattr(checks, "SAMPLES", 3)
     monkeypatch.setattr(checks, "ROUNDS", 1)
     outcome = checks.several(bench)
     assert outcome.agrees, outcome.text
     assert "those of one process by at most" in outcome.text
+    assert "; training with split weights by at most" in outcome.text
 
 
 def test_it_is_skipped_without_two_gpus(monkeypatch, tmp_path):

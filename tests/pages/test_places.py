@@ -146,3 +146,16 @@ def test_processes_are_asked_for_where_there_can_be_several_gpus(here, monkeypat
     processes_field = next(e for e in at.number_input if e.label == "Processes")
     processes_field.set_value(2).run()
     assert "--processes 2" in text_of(at)
+
+
+def test_sharding_is_asked_for_next_to_them_if_all_weights_are_trained(here, monkeypatch):
+    from core.runs import devices
+
+    monkeypatch.setattr(devices, "gpu_names", lambda: ("cuda:0", "cuda:1"))
+    at = open_page("pages/retrain.py", "demo")
+    assert not [e for e in at.selectbox if e.label == "Sharding"]
+    next(e for e in at.selectbox if e.label == "Method").set_value("full").run()
+    next(e for e in at.number_input if e.label == "Processes").set_value(2).run()
+    next(e for e in at.selectbox if e.label == "Sharding").set_value("fsdp").run()
+    assert "--processes 2" in text_of(at)
+    assert "--sharding fsdp" in text_of(at)

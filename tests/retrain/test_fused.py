@@ -66,6 +66,26 @@ def test_adapters_have_the_gradients_of_peft(tiny_dir, variant, inputs):
     same(stock, outcome(model, **inputs))
 
 
+def test_converting_weights_again_gives_the_same_and_keeps_less(tiny_dir):
+    found, kept = [], []
+    for keep in (True, False):
+        model = AutoModelForCausalLM.from_pretrained(tiny_dir("gqa")).train()
+        assert fused.install(model, keep=keep) == 5
+        saved, own = {}, {weight.data_ptr() for weight in model.parameters()}
+
+        def save(tensor, saved=saved):
+            saved[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+        with torch.autocast("cpu", torch.bfloat16), hooks:
+            found.append(outcome(model))
+        kept.append(sum(count for at, count in saved.items() if at not in own))
+    same(*found, rel=1e-9)
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    assert kept[0] - kept[1] > 0.9 * blocks
+
+
 @pytest.mark.parametrize("variant", ["gqa", "qwen2"])
 def test_all_weights_have_the_gradients_of_transformers(tiny_dir, variant):
     model = AutoModelForCausalLM.from_pretrained(tiny_dir(variant)).train()

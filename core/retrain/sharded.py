@@ -1,0 +1,213 @@
+"""Weights, gradients and optimiser states split among the processes of a training (FSDP2).
+
+`split` gives every process an equal part of each tensor, by rows. A block's weights are gathered
+just before it computes, forward and backward, and released afterwards; its gradients are added up
+over the processes and each keeps its part (torch.distributed.fsdp.fully_shard, arXiv 2304.11277).
+Numbers are those of replicas, up to rounding.
+
+All processes must run a split model together, and from its root: through `within`. What is written
+is gathered one tensor at a time (`gathered`), so that files are those of one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from core.errors import Cancelled
+from core.runs.progress import Progress
+from core.runs.ranks import Ranks
+
+T = TypeVar("T")
+
+
+def split(model: Any, ranks: Ranks, device: torch.device) -> None:
+    """Split a loaded model of transformers among the processes, in place.
+
+    Its blocks and the rest (embedding, last norm, output matrix) are gathered one at a time.
+    """
+    import torch.distributed as dist
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import DeviceMesh
+
+    mesh = DeviceMesh.from_group(ranks.gpus or dist.group.WORLD, device.type)
+    narrow = next(model.parameters()).dtype.itemsize < 4
+    policy = fsdp.MixedPrecisionPolicy(reduce_dtype=torch.float32 if narrow else None)
+    for module in (*model.model.layers, model):
+        if next(module.parameters(), None) is not None:
+            fsdp.fully_shard(module, mesh=mesh, mp_policy=policy)
+    for part in _parts(model):
+        part.set_force_sum_reduction_for_comms(True)  # a loss is divided by all tokens already
+        part.set_gradient_divide_factor(1.0)
+    model.within = _called
+    fsdp.register_fsdp_forward_method(model, "within")
+
+
+def _called(work: Callable[[], T]) -> T:
+    return work()
+
+
+def is_split(model: Any) -> bool:
+    """Whether `split` has split this model."""
+    return hasattr(model, "within")
+
+
+def within(model: Any, work: Callable[[], T]) -> T:
+    """Return what ``work`` returns, which calls parts of ``model`` in an order of its own.
+
+    FSDP gathers and releases weights only for what is called from the root; a model that is not
+    split does not care.
+    """
+    if is_split(model):
+        found: T = model.within(work)
+        return found
+    return work()
+
+
+def release(model: Any) -> None:
+    """Release gathered weights that an evaluation has left, for which no backward pass follows."""
+    for part in _parts(model) if is_split(model) else ():
+        part.reshard()
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    """Yield the root and the blocks of a split model."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def _is_part(tensor: Any) -> bool:
+    """Whether a tensor is this process's part of a whole one (torch's DTensor)."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, which shares its memory."""
+    return tensor.to_local() if _is_part(tensor) else tensor
+
+
+def held_bytes(tensors: Iterable[Any]) -> int:
+    """Return the bytes that this process holds of some tensors."""
+    return sum(local(t).numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def rows_of(tensor: Tensor) -> slice | None:
+    """Return which rows of a whole tensor this process holds; None if all, also of no split one."""
+    if not _is_part(tensor):
+        return None
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    each = -(-tensor.shape[0] // mesh.size())  # like torch.chunk
+    first = min(mesh.get_local_rank() * each, tensor.shape[0])
+    return slice(first, min(first + each, tensor.shape[0]))
+
+
+def whole(tensor: Any) -> Any:
+    """Return a whole tensor from the parts of all processes; anything else as it is."""
+    return tensor.full_tensor() if _is_part(tensor) else tensor
+
+
+def gathered(model: Any, ranks: Ranks) -> dict[str, Tensor]:
+    """Return the whole weights by name, on the CPU, to the first process; nothing to the others.
+
+    All processes call it; each has one whole tensor at a time.
+    """
+    return dict(_gathered(model, ranks))
+
+
+def _gathered(model: Any, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    release(model)
+    known: dict[int, Tensor] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if id(weight) not in known:
+            found = whole(weight.detach())
+            known[id(weight)] = found.cpu() if ranks.is_first else found.new_empty(0)
+        if ranks.is_first:
+            yield name, known[id(weight)]
+
+
+def copy_into(target: Any, model: Any, ranks: Ranks) -> None:
+    """Copy the weights of a split model into a whole one, which the first process alone has."""
+    release(model)
+    own = dict(target.named_parameters()) if ranks.is_first else {}
+    for name, weight in model.named_parameters():
+        found = whole(weight.detach())
+        if ranks.is_first:
+            own[name].detach().copy_(found)
+
+
+def optimiser_state(optimiser: Any, ranks: Ranks) -> dict[str, Any]:
+    """Return the whole state of an optimiser, on the CPU, to the first process; like `gathered`."""
+    state = optimiser.state_dict()
+    found: dict[Any, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            one = whole(value)
+            if ranks.is_first:
+                found.setdefault(number, {})[name] = one.cpu() if isinstance(one, Tensor) else one
+    return {**state, "state": found} if ranks.is_first else {}
+
+
+def load_optimiser(optimiser: Any, state: Mapping[str, Any]) -> None:
+    """Load this process's part of a whole state into an optimiser; only that part is read."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    taken = {
+        number: {name: _part_like(value, weights[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimiser.load_state_dict({**state, "state": taken})
+
+
+def _part_like(value: Any, weight: Any) -> Any:
+    """Return this process's part of a whole state of ``weight``; other states as they are."""
+    if not _is_part(weight) or not isinstance(value, Tensor) or value.shape != weight.shape:
+        return value
+    from torch.distributed.tensor import DTensor
+
+    rows = rows_of(weight)
+    assert rows
+    own = value[rows].to(weight.device, copy=True)
+    return DTensor.from_local(
+        own,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def clip_(weights: Iterable[Any], most: float, ranks: Ranks) -> float:
+    """Scale the gradients so that the norm of all, of all processes, is at most ``most``.
+
+    Returns the norm before, the same to every process.
+    """
+    gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
+    own = float(torch.nn.utils.get_total_norm(gradients))
+    norm = math.sqrt(sum(part**2 for part in ranks.gather(own)))
+    scale = most / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_ has it
+    if scale < 1:
+        torch._foreach_mul_(gradients, scale)
+    return norm
+
+
+class Together(Progress):
+    """A progress whose cancel request reaches all processes of a split model at the same place."""
+
+    def __init__(self, progress: Progress, ranks: Ranks) -> None:
+        """Ask ``progress``, that of the first process, for all."""
+        self.progress, self.ranks = progress, ranks
+
+    def check_cancel(self) -> None:
+        """Raise `Cancelled` in every process if the first one was asked to stop."""
+        asked = False
+        try:
+            self.progress.check_cancel()
+        except Cancelled:
+            asked = True
+        if self.ranks.first(asked):
+            raise Cancelled("Cancelled.")
