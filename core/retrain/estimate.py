@@ -376,12 +376,13 @@ def memory_parts(
     kept = block * (info.blocks - first)
     if layers.recomputes(spec, info.parameters):
         kept = info.hidden * computed * info.blocks + block
-    # The hand-written layers keep a copy of all blocks' weights in the precision they compute in.
-    # If weights are split, they keep none, and convert one block's at a time.
+    # A copy of all blocks' weights in the precision they compute in; of one block's at a time if
+    # the weights are split, unless autograd keeps the copies for the layers of transformers.
     split_ = spec.sharding == FSDP
     largest = max(info.block_parameters, default=0)
-    copied = largest if split_ else info.parts["blocks"]
-    copies = copied * computed if fused and held != computed else 0
+    brief = split_ and (fused or layers.recomputes(spec, info.parameters))
+    copied = largest if brief else info.parts["blocks"]
+    copies = copied * computed if (fused or split_) and held != computed else 0
     teacher = info.parameters * computed if goal_of(spec).is_live else 0
     whole = spec.dtype == "float16"
     frozen = info.parameters * held

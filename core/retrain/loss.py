@@ -47,11 +47,14 @@ def _line(rows: Pack, width: int) -> tuple[list[int], list[int], list[int]]:
     return ids + [0] * room, labels + [IGNORED] * room, [*positions, *range(room)]
 
 
-def autocast(device: torch.device, compute: torch.dtype | None) -> Any:
-    """Return the autocast context; with None, computation is in the weights' own precision."""
+def autocast(device: torch.device, compute: torch.dtype | None, model: Any = None) -> Any:
+    """Return the autocast context; with None, computation is in the weights' own precision.
+
+    Converted weights of a ``model`` that is split are not kept until the context ends.
+    """
     if compute is None:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=compute)
+    return torch.autocast(device.type, dtype=compute, cache_enabled=not sharded.is_split(model))
 
 
 def causal_of(model: Any) -> Any:
@@ -152,7 +155,8 @@ def predictions(
         for chosen, batch in parts(rows, device, progress):
             if below:
                 batch |= moved(below.of([(rows[i],) for i in chosen]), device)
-            with autocast(device, compute):  # ended before the caller computes with the logits
+            # ended before the caller computes with the logits
+            with autocast(device, compute, model):
                 found = sharded.within(model, partial(predicted_logits, model, batch))
             yield chosen, *found
 

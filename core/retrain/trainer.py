@@ -137,7 +137,7 @@ class Objective:
         return sharded.within(model, lambda: self._computed(model, batch))
 
     def _computed(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        with autocast(self.device, self.compute):
+        with autocast(self.device, self.compute, model):
             hidden, targets = predicted_states(model, batch)
             wanted = self._wanted(batch)
 

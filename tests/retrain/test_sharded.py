@@ -11,9 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 from retrain_helpers import execute, summary
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.checkpoint import headers
 from core.errors import OptionError
+from core.prune import depth
 from core.retrain import estimate, sharded
 from core.retrain.spec import RetrainSpec, settings_of
 from core.retrain.trainer import RetrainTrainer, StepWatcher
@@ -34,8 +36,8 @@ def train(pruned, dense, texts, tmp_path_factory):
 
     def run(name, status=0, **options):
         out = root / name
-        given = {"method": "full", "data": texts, "dense": str(dense), **OPTIONS, **options}
-        got = execute(checkpoint=str(pruned), out=str(out), **given)
+        given = {"method": "full", "checkpoint": str(pruned), "dense": str(dense), "data": texts}
+        got = execute(**{**given, **OPTIONS, **options, "out": str(out)})
         assert got == status, (out / ".run/log.txt").read_text()
         return out
 
@@ -138,12 +140,28 @@ def test_distillation_and_recomputation_go_with_it(train, way):
     assert_same(one, two)
 
 
-def test_weights_in_bfloat16_are_split_too(train):
-    """Their gradients are added up in float32."""
+@pytest.fixture(scope="module")
+def half(dense, tmp_path_factory):
+    """The dense model stored in bfloat16, and without two blocks."""
+    folder = tmp_path_factory.mktemp("half")
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "dense")
+    AutoTokenizer.from_pretrained(dense).save_pretrained(folder / "dense")
+    depth.prune(folder / "dense", (1, 3), folder / "pruned")
+    return str(folder / "pruned")
+
+
+@pytest.mark.parametrize(
+    "way", [{"dtype": "bfloat16"}, {}, {"gradient_checkpointing": "on"}], ids=str
+)
+def test_bfloat16_goes_with_it(train, half, way):
+    """In it, or (if the processor has instructions for it) with weights in float32."""
     one, two = (
-        summary(train(f"bfloat16-{len(way)}", dtype="bfloat16", steps=2, eval_every=2, **way))
-        for way in ({}, SPLIT)
+        summary(train(f"{way}{len(how)}", checkpoint=half, steps=2, eval_every=2, **way, **how))
+        for how in ({}, SPLIT)
     )
+    assert two["dtype"] == way.get("dtype", "float32")
+    assert two["compute_dtype"] == one["compute_dtype"]
     gain = one["heldout_loss_before"] - one["heldout_loss_after"]
     assert gain > 0.1
     assert two["heldout_loss_after"] == pytest.approx(one["heldout_loss_after"], abs=0.1 * gain)
