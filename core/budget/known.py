@@ -33,11 +33,15 @@ def summary_of(record: RunRecord) -> Budget:
     return Budget.read(record.path) or Budget()
 
 
-def with_pairs(where: Workspace, info: CheckpointInfo) -> RunRecord | None:
-    """Return the newest search of these weights whose pairs can be counted; None without one."""
+def with_pairs(where: Workspace, budget: Budget) -> RunRecord | None:
+    """Return the newest search whose pairs a budget run can count; None without one.
+
+    It is of the same weights and on the same text.
+    """
+    measured = budget.checkpoint_key, budget.calibration_content
     for record in where.runs("search"):
         found = Search.read(record.path) if record.state == "done" else None
-        if not found or not info.key or found.checkpoint_key != info.key:
+        if not found or (found.checkpoint_key, found.calibration_content) != measured:
             continue
         if (
             found.objective == "kl"

@@ -271,6 +271,13 @@ def _pairs(folder: Path, budget: Budget) -> dict[tuple[int, int], float]:
             f"The pairs in {folder} belong to other weights than the budget run.",
             "Give a search of the same checkpoint.",
         )
+    if search.calibration_content != budget.calibration_content:
+        texts = [Path(found.calibration or "").name for found in (search, budget)]
+        raise DataError(
+            f"The pairs in {folder} were measured on {texts[0]}, the budget run on {texts[1]}: "
+            "costs on different texts cannot be added up.",
+            "Give a search on the same text, or leave --pairs out.",
+        )
     blocks = range(budget.blocks)
     return {
         (row.block_a, row.block_b): row.interaction

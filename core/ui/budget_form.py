@@ -180,7 +180,7 @@ def _solved(
     name: str, info: CheckpointInfo, pad: Pad, record: RunRecord, first: int, last: int
 ) -> None:
     """Draw the sliders, and what the best plan within them makes of every block."""
-    search = known.with_pairs(state.workspace(), info)
+    search = known.with_pairs(state.workspace(), known.summary_of(record))
     columns = st.columns([1, 2], vertical_alignment="bottom")
     tokens = int(
         columns[0].number_input(
@@ -193,7 +193,7 @@ def _solved(
         True,
         key="budget_pairs",
         help="What two dropped blocks cost beyond the sum of both alone, as the newest search by "
-        "KL measured it.",
+        "KL on the same text measured it.",
     )
     pairs = search.path if search and counted else None
     try:

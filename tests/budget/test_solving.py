@@ -9,10 +9,12 @@ import random
 
 import pytest
 
-from core.errors import DepthcutError, OptionError, PlanError
+from core.budget import known
+from core.errors import DataError, DepthcutError, OptionError, PlanError
 from core.prune import budgets
 from core.prune.budgets import Library, Limits
 from core.prune.version_results import WHOLE, Budget, VersionRow
+from core.runs import workspace
 
 ALL = (WHOLE, "drop", "no-attention", "no-mlp")
 
@@ -167,3 +169,22 @@ def test_a_predicted_kl_is_corrected_by_plans_that_were_measured():
     assert budgets.corrected_kl(found, 0.0) is None
     for other in ({"checks": checks[:3]}, {"pairs": {(0, 1): 0.1}}):
         assert budgets.corrected_kl(dataclasses.replace(found, **other), 0.1) is None
+
+
+def test_pairs_of_another_text_are_refused_and_not_offered(tmp_path):
+    folder = tmp_path / "pairs"
+    (folder / ".run").mkdir(parents=True)
+    about = {"checkpoint_key": "k", "objective": "kl", "calibration": "/x/a.txt"}
+    workspace.write_json(folder / "summary.json", {**about, "calibration_content": "a"})
+    columns = ("block_a", "block_b", "nll", "kl", "interaction")
+    workspace.write_csv(folder / "pairs.csv", columns, [(1, 2, 2.0, 0.5, 0.3)])
+    workspace.write_json(folder / ".run" / "spec.json", {"command": "search", "spec": {}})
+    workspace.write_json(folder / ".run" / "status.json", {"state": "done", "created": 1.0})
+    same = Budget(checkpoint_key="k", blocks=5, calibration="/x/a.txt", calibration_content="a")
+    other = dataclasses.replace(same, calibration="demo", calibration_content="b")
+    assert budgets._pairs(folder, same) == {(1, 2): 0.3}
+    with pytest.raises(DataError, match="were measured on a.txt, the budget run on demo"):
+        budgets._pairs(folder, other)
+    here = workspace.Workspace(tmp_path)
+    assert known.with_pairs(here, same).id == "pairs"
+    assert known.with_pairs(here, other) is None
