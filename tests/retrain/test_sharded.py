@@ -14,6 +14,7 @@ from retrain_helpers import execute, summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.checkpoint import headers
+from core.checkpoint.drop import Removal
 from core.errors import OptionError
 from core.prune import depth
 from core.retrain import estimate, sharded
@@ -127,17 +128,25 @@ def test_numbers_are_those_of_one_process_and_half_the_memory_is_held(train, alo
 
 
 @pytest.mark.parametrize(
-    "way",
+    ("variant", "way"),
     [
-        {"method": "continued", "loss": "kl", "gradient_checkpointing": "on", "retention": True},
-        {"loss": "both", "teacher_top_k": 0, "fused": "off"},
+        ("tied", {"method": "continued", "loss": "kl", "gradient_checkpointing": "on"}),
+        ("tied", {"loss": "both", "teacher_top_k": 0, "fused": "off", "retention": True}),
+        ("gqa", {"batch": 3}),
     ],
-    ids=["kept", "live"],
+    ids=["kept distributions, recomputed", "live teacher, stock layers", "three processes"],
 )
-def test_distillation_and_recomputation_go_with_it(train, way):
-    one = train(f"{way['loss']}-one", steps=2, eval_every=1, **way)
-    two = train(f"{way['loss']}-two", steps=2, eval_every=1, **way, **SPLIT)
+def test_it_goes_with_distillation_recomputation_and_other_models(
+    train, tiny_dir, tmp_path, variant, way
+):
+    """An embedding that is the output matrix too; blocks without attention or MLP."""
+    dense, pruned = tiny_dir(variant), tmp_path / "pruned"
+    depth.prune(dense, Removal((), (3,), (1,)), pruned)
+    how = {"checkpoint": str(pruned), "dense": str(dense), "steps": 2, "eval_every": 1, **way}
+    split = {**SPLIT, "processes": 3} if "batch" in way else SPLIT
+    one, two = train(f"{tmp_path.name}-one", **how), train(f"{tmp_path.name}-two", **how, **split)
     assert_same(one, two)
+    assert "merged/modeling_depthcut.py" in files(two)
 
 
 @pytest.fixture(scope="module")
