@@ -52,6 +52,7 @@ def run(spec: EstimateSpec) -> dict[str, Any]:
         "assumes": {
             "matmul_flops_per_s": machine.matmul_flops_per_s,
             "matmul_share": machines.MATMUL_SHARE,
+            "float64_flops_per_s": machine.float64_flops_per_s,
             "bandwidth_bytes_per_s": machine.bandwidth_bytes_per_s,
             "bandwidth_share": machines.BANDWIDTH_SHARE,
             "disk_bytes_per_s": made.disk,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from core.checkpoint import headers, locate
 from core.checkpoint.headers import CheckpointInfo
+from core.errors import OptionError
 from core.runs.progress import StderrProgress
 
 _LLAMA: dict[str, Any] = {
@@ -29,9 +32,17 @@ SHAPES = {
 }
 
 
+_SIZE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?b")
+
+
 def info_of(name: str) -> CheckpointInfo:
     """Return the shapes of ``8b``, ``70b`` or ``405b``, or of a checkpoint; its config will do."""
     known = SHAPES.get(name.lower())
     if known:
         return headers.describe(name.lower(), known, None, None)
+    if _SIZE.fullmatch(name.lower()) and not Path(name).exists():
+        raise OptionError(
+            f"There is no shape '{name}'.",
+            f"Choose from: {', '.join(SHAPES)}; or give a folder with a config.json.",
+        )
     return locate.open(name, StderrProgress(), need="config", need_tokenizer=False).info

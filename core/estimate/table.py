@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from core.budget import demand as versions
+from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.estimate.machines import (
     BANDWIDTH_SHARE,
@@ -19,15 +21,28 @@ from core.estimate.machines import (
     MATMUL_SHARE,
     Machine,
 )
+from core.heal import demand as healing
+from core.heal import seams
 from core.importance import capacity, passes
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, Demand
+from core.prune.plan import default_protection
+from core.prune.version_results import VERSIONS
+from core.quantize import plan as quantizing
 from core.runs.dtypes import BYTES, Formats, choose, computable, native_formats
+from core.search.rehearsal import STATES_BYTES
+from core.width.command import HEAL_LENGTH, HEAL_SAMPLES, HEAL_TOKENS
 
 TEXT_TOKENS = 300_000
 """Tokens that perplexity is measured on: about WikiText-2's test set."""
 STEPS, BATCH, CUTOFF = 1000, 64, 256
 """Of a training: 16 M tokens."""
+GPUS = 8
+"""Of the training that several processes share."""
+PLANS = 10
+"""Solved plans that a budget run measures whole."""
+SEARCHED = 10
+"""Rows of a search at least."""
 ADAM_BYTES = 16
 """Of a trained weight: float32 with its gradient and two moments."""
 
@@ -113,8 +128,15 @@ class Table:
             self.row("evaluate", f"perplexity of {TEXT_TOKENS:,} tokens in windows of 128",
                      self.forward_flops(TEXT_TOKENS // 128, 128), 1, TEXT_TOKENS // 128, 128,
                      Demand("windows", 2, prepared=False, resident_states=0, tokens=65536)),
+            self.budget(ten, tokens),
             self.cut(),
+            self.healed_cut(),
+            self.healed_width(),
+            self.healed_search(ten, tokens),
             self.training("LoRA", adapters=True),
+            self.training(f"LoRA with {GPUS} processes, a GPU each", adapters=True, gpus=GPUS),
+            *([self.training("LoRA on a base in 4 bits (NF4)", adapters=True, small=True)]
+              if all(one.ok for one in quantizing.possible(info)) else []),
             self.training("full", adapters=False),
             self.decoding(),
         ]  # fmt: skip
@@ -125,19 +147,23 @@ class Table:
         blocks = sum(work.block_flops(self.info, b, rows, tokens) for b in range(self.info.blocks))
         return blocks + work.head_flops(self.info, rows, tokens)
 
-    def room(self, rows: int, tokens: int, demand: Demand) -> Capacity:
+    def room(self, rows: int, tokens: int, *demands: Demand) -> Capacity:
         """Return how it runs within the memory."""
-        return capacity.decide(self.info, self.formats, "cuda", self.limit, rows, tokens, [demand])
+        return capacity.decide(self.info, self.formats, "cuda", self.limit, rows, tokens, demands)
 
     def row(
-        self, command: str, what: str, flops: float, often: int, rows: int, tokens: int,
-        demand: Demand,
+        self, command: str, what: str, flops: float, often: float, rows: int, tokens: int,
+        *demands: Demand, exact: float = 0.0,
     ) -> Row:  # fmt: skip
-        """Return the row of a computation that passes over the weights ``often`` times."""
-        room = self.room(rows, tokens, demand)
-        times = often * room.groups
+        """Return the row of a computation that passes over the weights ``often`` times.
+
+        ``exact``: operations in float64.
+        """
+        room = self.room(rows, tokens, *demands)
+        groups = room.groups if room.way != "cannot" else 1
         streams = room.way != "fits"
-        read = self.stored * times if streams else self.stored
+        read = round(self.stored * often * groups) if streams else self.stored
+        times = math.ceil(often) * groups
         return self.timed(
             command,
             what,
@@ -147,14 +173,17 @@ class Table:
             read,
             times,
             overlapped=streams,
+            exact=exact,
         )
 
     def timed(
         self, command: str, what: str, way: str, memory: int, flops: float, read: int,
-        times: int, *, overlapped: bool,
+        times: int, *, overlapped: bool, exact: float = 0.0,
     ) -> Row:  # fmt: skip
         """Return a row with its times; ``overlapped``: the disk is read while it computes."""
         compute = flops / (self.machine.matmul_flops_per_s * MATMUL_SHARE)
+        compute += exact / (self.machine.float64_flops_per_s * MATMUL_SHARE)
+        flops += exact
         through = times * self.info.parameters * self.width
         device = through / (self.machine.bandwidth_bytes_per_s * BANDWIDTH_SHARE)
         disk = read / self.disk
@@ -189,18 +218,121 @@ class Table:
                          2 * left, 0, overlapped=True)  # fmt: skip
         return row
 
-    def training(self, name: str, *, adapters: bool) -> Row:
-        """Return the row of a training of the default size, with recomputed activations."""
+    def spaced(self, count: int) -> Removal:
+        """Return ``count`` blocks that go, evenly spaced: each leaves a seam."""
+        first, last = default_protection(self.info.blocks)
+        free = self.info.blocks - first - last
+        return Removal(tuple(first + at * free // count for at in range(min(count, free))))
+
+    def healing(
+        self, found: Sequence[seams.Seam], through: float, rows: int, tokens: int
+    ) -> tuple[float, float]:
+        """Return the operations of refitting at ``found``, and those in float64.
+
+        ``through``: passes through a block on all rows.
+        """
+        info, held = self.info, -(-rows // seams.HELD_OUT)
+        block = work.block_flops(info, 0, rows, tokens) if info.blocks else 0.0
+        flops = through * block + 2 * (2 + len(found)) * work.head_flops(info, held, tokens)
+        inner = info.block_shapes[0]["intermediate"] if info.blocks else 0
+        fit = 2.0 * (rows - held) * tokens * inner * (inner + info.hidden)
+        return flops, len(found) * fit
+
+    def healed_cut(self) -> Row:
+        """Return the row of dropping a quarter of the blocks and refitting before each seam."""
+        info, tokens = self.info, 512
+        rows = max(128, self.needed(tokens))
+        removal = self.spaced(info.blocks // 4)
+        through = seams.passes("refit", removal, info.blocks)
+        found = seams.seams_of(removal)
+        flops, exact = self.healing(found, through, rows, tokens)
+        need = healing.of_cut(info, "refit", removal, rows, tokens, "cuda")
+        what = f"a quarter of the blocks, healed by refit on {rows:,} x {tokens} tokens"
+        often = seams.reads(found, info.blocks)
+        return self.row("prune", what, flops, often, rows, tokens, need, exact=exact)
+
+    def healed_width(self) -> Row:
+        """Return the row of FLAP and a refit of every block."""
+        info, blocks = self.info, self.info.blocks
+        rows = max(HEAL_SAMPLES, -(-HEAL_TOKENS * info.hidden // HEAL_LENGTH))
+        found = seams.seams_between((), {2 * block + 1 for block in range(blocks)})
+        above = blocks * (blocks - 1) / 2
+        through = 3 * blocks + (2 * blocks + above) / seams.HELD_OUT
+        flops, exact = self.healing(found, through, rows, HEAL_LENGTH)
+        need = healing.of_narrower(info, rows, HEAL_LENGTH, "cuda", self.formats.arithmetic)
+        scored = Demand("statistics", 1)
+        row = self.row(
+            "width", f"FLAP, healed by refit on {rows:,} x {HEAL_LENGTH} tokens",
+            flops + self.forward_flops(1024, 128), 1 + seams.reads(found, blocks), 1024, 128,
+            scored, need, exact=exact,
+        )  # fmt: skip
+        return row
+
+    def healed_search(self, ten: int, tokens: int) -> Row:
+        """Return the row of greedy search whose best set of each count is healed."""
+        info, most = self.info, max(1, self.info.blocks // 4)
+        rows = max(SEARCHED, self.needed(tokens))
+        flops = work.greedy_flops(info, ten, tokens, most)
+        often, exact = float(most), 0.0
+        for count in range(1, most + 1):
+            removal = self.spaced(count)
+            found = seams.seams_of(removal)
+            more = self.healing(found, seams.passes("refit", removal, info.blocks), rows, tokens)
+            flops, exact = flops + more[0], exact + more[1]
+            often += seams.reads(found, info.blocks)
+        need = healing.demand(info, ("refit",), most, rows, tokens, "cuda")
+        sets = Demand("sets", 4, splits=False, rows=ten)
+        what = f"greedy removal of up to {most} blocks by KL, the best set of each count healed by "
+        what += f"refit on {rows:,} x {tokens} tokens"
+        return self.row("search", what, flops, often, rows, tokens, sets, need, exact=exact)
+
+    def needed(self, tokens: int) -> int:
+        """Return the rows that healing needs at least, a multiple of four."""
+        rows = math.ceil(seams.TOKENS_PER_DIMENSION * self.info.hidden / tokens)
+        return seams.HELD_OUT * math.ceil(rows / seams.HELD_OUT)
+
+    def budget(self, rows: int, tokens: int) -> Row:
+        """Return the row of every version of every block by KL, without the timings.
+
+        A set that changes block b alone shares what is below it with the dense model. The neurons
+        are ranked in one more pass, and the solved plans measured in another.
+        """
+        info, blocks, kinds = self.info, self.info.blocks, len(VERSIONS)
+        width = BYTES[computable(self.formats.arithmetic)]
+        at_once = max(2, STATES_BYTES // max(1, rows * tokens * info.hidden * width))
+        groups = math.ceil(kinds * blocks / max(1, at_once - 1))
+        # beside the blocks above: half a block without the attention, and for each narrower MLP
+        through = kinds * blocks * (blocks - 1) / 2 + 2 * blocks + groups * blocks
+        block = work.block_flops(info, 0, rows, tokens) if blocks else 0.0
+        heads = kinds * blocks + 1 + PLANS
+        flops = (through + (1 + PLANS) * blocks) * block
+        flops += heads * work.head_flops(info, rows, tokens)
+        timed = computable(self.formats.weights)
+        needs = versions.demands(info, tuple(VERSIONS), self.formats, timed, 1, 512)
+        what = f"KL of {kinds} versions of every block and of {PLANS} plans, {rows} x {tokens} "
+        what += "tokens; without the timings"
+        return self.row("budget", what, flops, groups + 2, rows, tokens, *needs)
+
+    def training(self, name: str, *, adapters: bool, gpus: int = 1, small: bool = False) -> Row:
+        """Return the row of a training of the default size, with recomputed activations.
+
+        ``gpus`` share every step, each with all weights; memory and reading are of one of them.
+        ``small``: the frozen weights are in 4 bits.
+        """
         info, tokens = self.info, STEPS * BATCH * CUTOFF
         per_weight = 6 if adapters else 8
         flops = per_weight * (info.parameters - info.vocab * info.hidden) * float(tokens)
         states = 4 * CUTOFF * info.hidden * (info.blocks + 1) * self.width
         logits = 4 * CUTOFF * info.vocab * 8
         held = info.parameters * (self.width if adapters else ADAM_BYTES)
+        if small:
+            plan = quantizing.make(info, 4, None)
+            held += plan.nf4_bytes - plan.parameters * self.width
         memory = held + states + logits + capacity.PROCESS_BYTES["gpu"]
         way = "whole" if memory <= self.limit else "no memory"
         what = f"{name}, {STEPS:,} steps of {BATCH} x {CUTOFF} tokens"
-        return self.timed("retrain", what, way, memory, flops, self.stored, 3 * STEPS * BATCH // 4,
+        times = 3 * STEPS * BATCH // 4 // gpus
+        return self.timed("retrain", what, way, memory, flops / gpus, self.stored, times,
                           overlapped=False)  # fmt: skip
 
     def decoding(self) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,6 +162,24 @@ def passes(method: str, drop: Removal | Iterable[int], blocks: int, *, kept: boo
     reference = sum(left[low:]) + (0 if kept else 2 * blocks)
     each = dense + healed + above / HELD_OUT
     return (len(methods_for(method, removal)) * each + reference / HELD_OUT) / 2
+
+
+def reads(found: Sequence[Seam], blocks: int) -> float:
+    """Return how often refitting reads all blocks, if they are read one by one.
+
+    The dense and the cut model pass once on the held-out rows, both streams once up to the last
+    seam; for each seam, the block that is refitted is read again, after its target and after the
+    blocks above it, which decide whether the refit is kept.
+    """
+    if not found:
+        return 0.0
+    gone = {part for seam in found for part in range(seam.low, seam.high)}
+    total = blocks + math.ceil(found[-1].high / 2)
+    for seam in found:
+        total += 1 + len({p // 2 for p in range(seam.high, 2 * blocks) if p not in gone})
+        total += seam.high > seam.low and (seam.high - 1) // 2 != (seam.low - 1) // 2
+        total += seam.high % 2 and seam is not found[-1]  # the rest of its last block
+    return total / blocks
 
 
 def is_held_out(row: Any) -> Any:

@@ -41,7 +41,8 @@ def draw(name: str, info: CheckpointInfo) -> None:
         made = Table(found, MACHINES[device])
         say.table(pd.DataFrame([_cells(row) for row in made.rows()]).set_index("command"))
         say.caption(
-            f"Estimated, not measured: operations at {MATMUL_SHARE:.0%} of the GPU's peak, weights "
+            f"Estimated, not measured: operations at {MATMUL_SHARE:.0%} of the GPU's peak (of "
+            "healing's regressions, of its peak in float64), weights "
             f"at {BANDWIDTH_SHARE:.0%} of its bandwidth, {DISK_BYTES_PER_S / GB:.0f} GB/s from the "
             "disk. Commands at their defaults; time includes reading the checkpoint."
         )
