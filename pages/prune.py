@@ -359,7 +359,7 @@ def comparison(
     table += prune_view.healing_rows(pad.plans, healed)
     say.table(pd.DataFrame(table).set_index(""))
     for plan, removal in pad.plans.items():
-        if not removal.partial and (found := healed.get(frozenset(removal.drop))):
+        if removal and (found := healed.get(prune_view.cut_of(removal))):
             say.caption(f"Plan {plan}, plain and healed: {found.measured_on}")
     st.caption(
         "Memory is computed from the shapes: weights plus the key/value cache of all sequences, "

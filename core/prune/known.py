@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,27 +176,32 @@ def known(where: Workspace, info: CheckpointInfo, record: RunRecord | None) -> K
     )
 
 
-def healings(where: Workspace, info: CheckpointInfo) -> dict[frozenset[int], Healing]:
-    """Return what healing gained for each set of blocks cut from these weights, newest run first.
+def healings(where: Workspace, info: CheckpointInfo) -> dict[Removal, Healing]:
+    """Return what healing gained for each cut of these weights, newest run first.
 
-    Of several runs with the same blocks the newest counts.
+    Cuts are as `cut_of` has them. Of several runs with the same cut the newest counts.
     """
-    found: dict[frozenset[int], Healing] = {}
+    found: dict[Removal, Healing] = {}
     for record in where.runs("prune"):
         cut = Pruning.read(record.path) if record.state == "done" else None
         if cut and cut.healing and info.key and cut.source_key == info.key:
-            found.setdefault(frozenset(cut.dropped), cut.healing)
+            found.setdefault(cut_of(cut.removal), cut.healing)
     return found
 
 
+def cut_of(removal: Removal) -> Removal:
+    """Return what is cut, without the order in which it was chosen and what ranked the neurons."""
+    return replace(removal.ordered, order="")
+
+
 def healing_rows(
-    plans: Mapping[str, Removal], found: Mapping[frozenset[int], Healing]
+    plans: Mapping[str, Removal], found: Mapping[Removal, Healing]
 ) -> list[dict[str, Any]]:
     """Return rows for the comparison table: plain and healed, on the text that healed.
 
-    Empty if no plan's blocks were cut and healed yet.
+    Empty if no plan was cut and healed yet.
     """
-    healed = {n: found.get(frozenset(r.drop)) for n, r in plans.items() if r and not r.partial}
+    healed = {name: found.get(cut_of(removal)) for name, removal in plans.items() if removal}
     known = {name: healing for name, healing in healed.items() if healing}
     if not known:
         return []

@@ -33,9 +33,10 @@ HEALING = {
 }
 
 
-def open_page(tiny_gqa, drop):
+def open_page(tiny_gqa, drop, **query):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-    at.query_params["model"], at.query_params["drop"] = str(tiny_gqa), drop
+    for name, value in {"model": str(tiny_gqa), "drop": drop, **query}.items():
+        at.query_params[name] = value
     at.switch_page("pages/prune.py").run()
     assert not at.exception, at.exception
     return at
@@ -109,6 +110,12 @@ def test_plain_and_healed_stand_side_by_side(here, tiny_gqa):
     assert table.loc["perplexity: plain, healed", "plan A"] == "7.389, 2.718 (measured)"
     assert table.loc["perplexity: plain, healed", "dense"] == "1"
     assert table.loc["healed", "plan B"] == "not healed yet"
+    written = workspace.read_json(folder / "pruning.json")
+    workspace.write_json(folder / "pruning.json", {**written, "attention": [2]})
+    assert "healed" not in open_page(tiny_gqa, "1,3").table[0].value.index  # another cut
+    parts = open_page(tiny_gqa, "1,3", attention="2").table[0].value
+    assert parts.loc["perplexity: plain, healed", "plan A"] == "7.389, 2.718 (measured)"
+    workspace.write_json(folder / "pruning.json", written)
     assert "(64 tokens) of the healing text demo, 8 x 32 tokens, seed 7; cpu, float32" in (
         captions(at)
     )
