@@ -51,6 +51,7 @@ from core.retrain.trainer import (
     with_kept,
 )
 from core.runs import devices
+from core.runs.devices import MIB
 from core.runs.dtypes import Purpose
 from core.runs.ranks import ALONE
 from core.runs.workspace import read_json, write_json, write_text
@@ -402,6 +403,11 @@ class Session:
         if self.is_split:
             sharded.split(model, self.ranks, self.device)
             free_memory(self.device)
+            part, whole = sharded.held_bytes(model.parameters()), self.info.parameters
+            whole *= self.precision.weights.itemsize
+            self.progress.log(
+                f"The first process holds {part / MIB:,.1f} of {whole / MIB:,.1f} MiB of weights."
+            )
         return model
 
     @property

@@ -125,6 +125,10 @@ def test_numbers_are_those_of_one_process_and_half_the_memory_is_held(train, alo
         assert split[name] == pytest.approx(whole[name] / 2, rel=0.01), name
     log = (two / ".run/log.txt").read_text()
     assert "optimiser states are split among the processes (FSDP2): --sharding fsdp." in log
+    told = (
+        f"holds {split['weights'] / 2**20:,.1f} of {whole['weights'] / 2**20:,.1f} MiB of weights"
+    )
+    assert told in log
 
 
 @pytest.mark.parametrize(
