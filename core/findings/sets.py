@@ -22,15 +22,12 @@ from core.findings.finding import Finding
 from core.search.results import HeldoutRow, Search, SetRow, by_count, units_in
 from core.words import listed
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 SEED = 1234
 Key = tuple[str, frozenset[Any]]
 """How a set was healed, and its blocks or parts."""
-INTERVAL = (0.025, 0.975)
-"""A 95 % interval."""
-FEWEST = 6
-"""Rows from which on a difference can be called certain: with fewer, all of them point the same way
-by chance in more than 5 % of cases (sign test)."""
+CHANCE = 0.05
+"""How often at least one difference may be called certain though there is none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Difference:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the 95 % interval leaves out zero."""
+        """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -61,7 +58,8 @@ def differences(
     """Compare, for every count, the set with the lowest calibration cost with each other set.
 
     Sets that were not measured on the held-out rows are left out. With fewer than two rows there
-    is nothing to resample, and the result is empty.
+    is nothing to resample, and the result is empty. The intervals are wide enough for all of them
+    together: if sets do not differ, one leaves out zero in about 5 % of cases.
     """
     table: dict[Key, dict[int, tuple[int, float]]] = {}
     for row in rows:
@@ -71,6 +69,7 @@ def differences(
             cost,
         )
     found: list[Difference] = []
+    compared: list[tuple[int, tuple[str, ...], tuple[str, ...], Key, Key]] = []
     for count, best in by_count(sets).items():
         methods: dict[Key, list[str]] = {}
         for one in sets:
@@ -78,10 +77,20 @@ def differences(
                 methods.setdefault(_key(one), []).append(one.method)
         chosen = methods.pop(_key(best), [best.method])
         for key, names in methods.items():
-            both = _paired(table.get(_key(best), {}), table.get(key, {}))
-            if both is not None:
-                found.append(Difference(count, tuple(chosen), tuple(names), *both))
+            compared.append((count, tuple(chosen), tuple(names), _key(best), key))
+    for *about, one, other in compared:
+        both = _paired(table.get(one, {}), table.get(other, {}), len(compared))
+        if both is not None:
+            found.append(Difference(*about, *both))
     return found
+
+
+def fewest(comparisons: int) -> int:
+    """Return the rows from which on one of several differences can be called certain.
+
+    With fewer, all rows point the same way by chance too often (sign test).
+    """
+    return 1 + math.ceil(math.log2(comparisons / CHANCE))
 
 
 def _key(row: SetRow) -> Key:
@@ -89,9 +98,18 @@ def _key(row: SetRow) -> Key:
 
 
 def _paired(
-    chosen: dict[int, tuple[int, float]], other: dict[int, tuple[int, float]]
+    chosen: dict[int, tuple[int, float]],
+    other: dict[int, tuple[int, float]],
+    comparisons: int,
 ) -> tuple[float, float, float, int] | None:
-    """Return mean, both ends of the interval, and the number of rows; None without an interval."""
+    """Return mean, both ends of the interval, and the number of rows; None without an interval.
+
+    Percentiles of resampled means are too narrow for few rows: they are taken further out, as far
+    as Student's t is beyond the normal distribution (Hesterberg 2015), and for every comparison
+    more (Bonferroni).
+    """
+    from scipy.special import ndtr, stdtrit
+
     common = sorted(set(chosen) & set(other))
     tokens = np.array([chosen[row][0] for row in common], dtype=float)
     apart = np.array([other[row][1] - chosen[row][1] for row in common], dtype=float)
@@ -99,7 +117,10 @@ def _paired(
         return None
     weights = _picks(len(common)) * tokens
     means = (weights @ apart) / weights.sum(axis=1)
-    low, high = (float(v) for v in np.quantile(means, INTERVAL))
+    rows = len(common)
+    t = float(stdtrit(rows - 1, CHANCE / 2 / comparisons))
+    tail = float(ndtr(math.sqrt(rows / (rows - 1)) * t))
+    low, high = (float(v) for v in np.quantile(means, (tail, 1 - tail)))
     return float((tokens * apart).sum() / tokens.sum()), low, high, len(common)
 
 
@@ -216,13 +237,15 @@ def _compared(found: Sequence[Difference], summary: Search) -> Finding:
     }
     evidence["held-out rows"] = f"{found[0].rows}, {summary.heldout}"
     sure = [one for one in found if one.is_certain]
-    if found[0].rows < FEWEST:
+    needed = fewest(len(found))
+    if found[0].rows < needed:
         return Finding(
             "methods-alike",
             f"{found[0].rows} held-out rows are too few to distinguish the methods.",
             evidence,
-            f"Search again with --samples 10, or with another text if this one has no more rows: "
-            f"at least {FEWEST} held-out rows are needed.",
+            f"Search again with --samples {max(10, needed)}, or with another text if this one has "
+            f"no more rows: at least {needed} held-out rows are needed for {len(found)} "
+            f"comparison{'s' * (len(found) > 1)}.",
         )
     if not sure:
         counts = sorted({one.count for one in found})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -13,6 +14,7 @@ from core.charts import search as charts
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.findings import of_search
+from core.findings import sets as sets_findings
 from core.findings.sets import differences, of_texts, spread
 from core.runs import workspace
 from core.search import command, known
@@ -159,6 +161,23 @@ def test_methods_are_compared_on_rows_that_chose_nothing():
     assert found.mean == pytest.approx(0)
     assert not found.is_certain
     assert differences(sets, noisy[::6], "kl") == []  # one row: nothing to resample
+
+
+def test_noise_is_called_noise_however_many_sets_are_compared():
+    """Of 40 searches whose 12 comparisons are chance, few may find a difference beyond noise."""
+    draw, wrong = np.random.default_rng(5), 0
+    for _ in range(40):
+        sets, rows = [], []
+        for count in range(2, 8):
+            names = [f"{' '.join(map(str, range(count - 1)))} {10 + n}" for n in range(3)]
+            for at, name in enumerate(names):
+                sets.append(row(f"m{at}", name, 0.3 + at / 100, count))
+                rows += heldout(name, draw.normal(0.3, 0.1, 10).tolist())
+        found = differences(sets, rows, "kl")
+        assert len(found) == 12
+        wrong += any(one.is_certain for one in found)
+    assert wrong <= 8
+    assert [sets_findings.fewest(number) for number in (1, 12, 32)] == [6, 9, 11]
 
 
 def test_methods_that_do_not_differ_are_said_to(searched):
