@@ -78,10 +78,10 @@ def differences(
         chosen = methods.pop(_key(best), [best.method])
         for key, names in methods.items():
             compared.append((count, tuple(chosen), tuple(names), _key(best), key))
-    for *about, one, other in compared:
-        both = _paired(table.get(one, {}), table.get(other, {}), len(compared))
+    for count, chosen_by, others, cheapest, key in compared:
+        both = _paired(table.get(cheapest, {}), table.get(key, {}), len(compared))
         if both is not None:
-            found.append(Difference(*about, *both))
+            found.append(Difference(count, chosen_by, others, *both))
     return found
 
 

@@ -25,7 +25,7 @@ from core.heal import demand, seams
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
-from core.prune import depth, toggle
+from core.prune import depth, staging, toggle
 from core.prune.plan import parameters_after
 from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
@@ -98,6 +98,9 @@ def run(spec: PruneSpec, run: Run) -> None:
     heals = spec.heal != "none"
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=heals)
     removal, plan = selection(spec, checkpoint.info)
+    if heals:  # a full disk is said before healing, not after it
+        left = parameters_after(checkpoint.info, removal) / checkpoint.info.parameters
+        staging.check_space(run.book, round(checkpoint.info.disk_bytes * left))
     with contextlib.ExitStack() as stack:
         found = _heal(spec, run, checkpoint, removal, stack) if heals else (None, {})
         healing, replaced = found

@@ -18,7 +18,7 @@ from core.heal.demand import of_narrower
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
-from core.prune import depth
+from core.prune import depth, staging
 from core.prune.results import Calibration, Healing, Pruning
 from core.runs import dtypes, pace, ranks
 from core.runs.dtypes import DTYPE_BYTES, Formats
@@ -504,6 +504,7 @@ def _make(spec: WidthSpec, run: Run, stack: contextlib.ExitStack) -> None:
     reads = bool(method.samples) or spec.heal != "none"
     checkpoint = locate.open(spec.checkpoint, run.progress, need_tokenizer=reads)
     plan, aim = make_plan(spec, checkpoint.info, run.progress)
+    staging.check_space(run.book, checkpoint.info.disk_bytes)  # before scoring, not after it
     prepared = loading.prepare(spec, checkpoint, "blocks")
     chosen = _select(spec, run, plan, prepared, stack)
     selection = chosen.selection

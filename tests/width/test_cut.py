@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import naive
 import pytest
@@ -19,7 +20,7 @@ from core.checkpoint.drop import Removal
 from core.importance.branches import losses_without, make_batch
 from core.model.blocks import BlockView
 from core.model.loading import load_model, load_tokenizer
-from core.prune import depth
+from core.prune import depth, staging
 from core.runs import run
 from core.width import layout
 from core.width.units import Counts, units_of
@@ -466,6 +467,16 @@ def test_nothing_half_written(tiny_gqa, tmp_path, text, monkeypatch, capsys):
     assert main(["width", str(tiny_gqa), *arguments]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == [".run"]
+
+
+def test_a_full_disk_is_said_before_scoring(tiny_gqa, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    out = tmp_path / "out"
+    argv = ["width", str(tiny_gqa), "--method", "magnitude", "--ratio", "0.2", "--out", str(out)]
+    assert main([*argv, "--device", "cpu"]) == 2
+    assert f"but {out} has only 4.00 KiB free" in capsys.readouterr().err
+    assert "Loading" not in (out / ".run" / "log.txt").read_text()
 
 
 def test_too_little_text_is_one_sentence(tiny_gqa, tmp_path, text, monkeypatch, capsys):
