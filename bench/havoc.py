@@ -229,11 +229,11 @@ class Havoc:
             raise Nothing
         command, values = self.wish()
         if command in SHARED and self.random.random() < 0.4:
-            values = {**values, "processes": 2}
+            values = self.shared(command, values)
         self.known.add(jobs.launch(command, values, self.where).id)
 
     def launch_elsewhere(self) -> None:
-        """Start a run at the other machine, or a job of the cluster, sometimes an array."""
+        """Start a run at the other machine, or a job, sometimes an array or of two nodes."""
         if self.is_full() or not self.servers.names():
             raise Nothing
         name = self.random.choice(self.servers.names())
@@ -242,7 +242,16 @@ class Havoc:
             grid = ("lr=1e-3,3e-3",)
             command = "recipe"
             values = {"name": "sweep", "checkpoint": "demo", "steps": 2, "grid": grid}
-        self.known.add(jobs.launch(command, values, self.where, on={"place": name}).id)
+        on: dict[str, Any] = {"place": name}
+        if name == "farm" and command in SHARED and self.random.random() < 0.5:
+            on, values = {**on, "nodes": 2}, self.shared(command, values)
+        self.known.add(jobs.launch(command, values, self.where, on=on).id)
+
+    def shared(self, command: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with two processes, which sometimes split the weights they train."""
+        split = command == "retrain" and self.random.random() < 0.5
+        more = {"method": "full", "sharding": "fsdp"} if split else {}
+        return {**values, **more, "processes": 2}
 
     def launch_twice(self) -> None:
         """Wish the same from two threads at one moment: one run must start."""
