@@ -79,6 +79,7 @@ def versions(library: Library, choice: Sequence[str], protected: Sequence[int] =
             "domain": [0.5, 1],
             "title": "KL alone, nats",
             "rangemode": "tozero",
+            "exponentformat": "none",
             "nticks": 4,
             "range": None if any(costs) else [0, 1],
         },
