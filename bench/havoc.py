@@ -385,6 +385,8 @@ class Havoc:
 
     def reload(self) -> None:
         """Reload the page while it may still be drawn."""
+        if not self.page.url.startswith(self.url):  # none has been opened
+            raise Nothing
         self.page.reload(timeout=TIMEOUT_S * 1000, wait_until="commit")
         self.page.reload(timeout=TIMEOUT_S * 1000)
 
