@@ -384,11 +384,14 @@ class Havoc:
             self.fault(f"page {name or 'home'}: {broken.inner_text()[:200]}")
 
     def reload(self) -> None:
-        """Reload the page while it may still be drawn."""
+        """Open the page again while it may still be drawn, twice.
+
+        Playwright's own reload fails now and then while a page is being replaced, static ones too.
+        """
         if not self.page.url.startswith(self.url):  # none has been opened
             raise Nothing
-        self.page.reload(timeout=TIMEOUT_S * 1000, wait_until="commit")
-        self.page.reload(timeout=TIMEOUT_S * 1000)
+        self.page.goto(self.page.url, timeout=TIMEOUT_S * 1000, wait_until="commit")
+        self.page.goto(self.page.url, timeout=TIMEOUT_S * 1000)
 
     # -- the whole -------------------------------------------------------------------------------
 
