@@ -9,7 +9,7 @@ writes docs/results/choosing.md after each row; a dash stands for what has not b
 
     python -m bench.choosing DIR --only choose,quality   resumable; --counts 8 for these rows alone
     python -m bench.choosing DIR --only latency          on a quiet machine
-    python -m bench.choosing DIR --only tasks --questions 100
+    python -m bench.choosing DIR --only tasks --questions 400
 
 The texts and questions come from ../shared/real and are not part of the project.
 """
@@ -40,12 +40,9 @@ from core.checkpoint.drop import PARTS, Removal
 from core.data.calibration import sample
 from core.data.evaluation import token_stream, windows_of
 from core.evaluate.perplexity import window_losses
-from core.heal.divergence import apart
 from core.heal.healing import applied, heal
-from core.heal.ridge import ALPHAS, Normal
-from core.heal.seams import is_held_out, parts_of
+from core.heal.seams import parts_of
 from core.importance.branches import Batch, losses_without, make_batch
-from core.importance.forward import FastBlock, Scratch
 from core.model import loading
 from core.model.blocks import BlockView
 from core.prune import budgets
@@ -55,6 +52,7 @@ from core.prune.set_results import SetRow
 from core.prune.version_results import WHOLE
 from core.runs.workspace import read_json, read_run, write_json
 from core.search.methods import METHODS
+from core.width.results import WidthPruning
 from core.words import block_ranges
 
 PAGE = ROOT / "docs" / "results" / "choosing.md"
@@ -400,13 +398,13 @@ def quality(bench: Bench) -> None:
         for how in ("plain", REFIT):
             for choice in found.values():
                 measure(bench, choice.removal, how)
-        refit_width(bench, count)
+        width(bench, count, REFIT)
     if BUDGET in found and bench.model is not DEMO:  # the smallest cut takes the least time
         measure(bench, found[BUDGET].removal, MIXED)
 
 
-def width(bench: Bench, count: int) -> None:
-    """Prune by width to the size that ``count`` blocks leave, and measure."""
+def width(bench: Bench, count: int, how: str = "none") -> None:
+    """Prune by width to the size that ``count`` blocks leave, heal if asked, and measure."""
     base = next((c for c in choices(bench, count) if c.label == BASE), None)
     if base is None:
         return
@@ -414,8 +412,11 @@ def width(bench: Bench, count: int) -> None:
     info = locate.open(str(dense)).info
     each = (info.parameters - size_without(bench, base.removal.drop)) // count
     for method in WIDTH:
-        name = f"width-{method}-{count}"
+        name = width_name(method, count, how)
         rows = () if method == "llm-pruner" else ("--samples", "128")
+        if how != "none":
+            fitted, length = map(str, bench.model.heal_rows)
+            rows += ("--heal", how, "--heal-samples", fitted, "--heal-length", length)
         done = bench.run(name, "width", str(dense), "--method", method, "--params",
                          str(info.parameters - count * each), "--calibration", bench.calibration,
                          *rows, "--device", "cpu")  # fmt: skip
@@ -424,8 +425,15 @@ def width(bench: Bench, count: int) -> None:
         began = time.process_time()
         model = bench.load(bench.at(name))
         nll = {t.label: list(window_losses(model, t.rows).nll) for t in bench.texts}
-        bench.keep(name, {"nll": nll, "cpu_s": time.process_time() - began,
+        healing = WidthPruning.read(bench.at(name)).healing
+        gain = {"kl_before": healing.kl_before, "kl_after": healing.kl_after} if healing else {}
+        bench.keep(name, {"nll": nll, "cpu_s": time.process_time() - began, **gain,
                           "params": locate.open(str(bench.at(name))).info.parameters})  # fmt: skip
+
+
+def width_name(method: str, count: int, how: str = "none") -> str:
+    """Return the name of a width method's run."""
+    return f"width-{method}-{count}" + ("" if how == "none" else f"-{how}")
 
 
 def size_without(bench: Bench, drop: Sequence[int]) -> int:
@@ -435,108 +443,65 @@ def size_without(bench: Bench, drop: Sequence[int]) -> int:
     return parameters_after(locate.open(str(bench.checkpoint("dense"))).info, drop)
 
 
-def refit_width(bench: Bench, count: int) -> None:
-    """Measure the width methods with a refit too: every down projection, from the bottom up.
-
-    As a seam's refit, each is fitted on the narrow model's own stream against the dense one. As the
-    method changes every block, all repairs are kept together, or none.
-    """
-    for method in WIDTH:
-        name = f"width-{method}-{count}"
-        if not bench.record(name) or bench.record(f"{name}-refit"):
-            continue
-        print(time.strftime("%H:%M:%S"), name, "refit", flush=True)
-        began = time.process_time()
-        narrow = BlockView(bench.load(bench.at(name)))
-        rows = bench.heal_batch(REFIT)
-        held = is_held_out(torch.arange(len(rows.ids)))
-        with torch.no_grad():
-            before, after = _refit_all(bench.view, narrow, rows.ids, held)
-        heal_s = time.process_time() - began
-        nll = {t.label: list(window_losses(narrow.model, t.rows).nll) for t in bench.texts}
-        kept = after < before
-        bench.keep(f"{name}-refit", {"nll": nll if kept else bench.record(name)["nll"],
-                                     "heal_s": heal_s, "kl_before": before,
-                                     "kl_after": after})  # fmt: skip
-
-
-def _refit_all(
-    dense: BlockView, narrow: BlockView, ids: torch.Tensor, held: torch.Tensor
-) -> tuple[float, float]:
-    """Refit every down projection of ``narrow``; return the held-out KL before and after."""
-    ids = torch.cat([ids[~held], ids[held]])
-    fitted, size = int((~held).sum()), int(held.sum())
-    scratch, streams = Scratch(), [dense.embed(ids).float(), narrow.embed(ids).float()]
-    plain = streams[1][fitted:].clone()
-    for block in range(len(dense)):
-        functions = [FastBlock(v, block, torch.float32, scratch) for v in (dense, narrow)]
-        for stream, function in ((streams[0], functions[0]), (plain, functions[1])):
-            for piece in stream.split(2):
-                function.attention_(piece)
-                function.mlp_(piece)
-        function, seen = functions[1], list[torch.Tensor]()
-        for piece in streams[1].split(2):
-            function.attention_(piece)
-        middle = streams[1].clone()
-        function.observe = lambda name, x, seen=seen: seen.append(x.clone())
-        for piece in middle.split(2):
-            function.mlp_(piece)
-        inner, residual = torch.cat(seen), (streams[0] - middle).flatten(0, 1)
-        weight = streams[0].flatten(0, 1).square().mean(-1).reciprocal()
-        tokens = fitted * ids.shape[1]
-        system = Normal(inner.shape[1], residual.shape[1], ids.device)
-        for at in range(0, tokens, 2048):
-            here = slice(at, min(at + 2048, tokens))
-            system.add(inner[here].double(), residual[here].double(), weight[here].double())
-        solved = [d.float() for a in ALPHAS if (d := system.solve(a)) is not None]
-        errors = [
-            float((weight[tokens:, None] * (residual - inner @ d)[tokens:].square()).sum())
-            for d in solved
-        ]
-        change = solved[errors.index(min(errors))]
-        down = narrow.blocks[block].mlp.down_proj.weight
-        down.add_(change.t().to(down))
-        streams[1] = middle + (inner @ change).view_as(middle)
-    rows = Batch(ids[fitted:], torch.full((size,), ids.shape[1]))
-    found = [apart(dense, streams[0][fitted:], other, rows, lambda: None).kl
-             for other in (plain, streams[1][fitted:])]  # fmt: skip
-    return found[0], found[1]
-
-
 # tasks and latency: variants are written by the product
 
 
-def variants(bench: Bench) -> list[tuple[str, str]]:
-    """Write the variants of the largest count that matter; return (name, label)."""
+@dataclass(frozen=True)
+class Variant:
+    """A checkpoint that the product wrote."""
+
+    name: str
+    """Its folder."""
+    label: str
+    row: str
+    """Key of its row in the table of perplexities."""
+    count: int = 0
+    """Blocks removed; 0: none, or those of a width method."""
+
+
+def variants(bench: Bench) -> list[Variant]:
+    """Write the variants of the largest count that matter; return them, width methods' last."""
     count = bench.model.counts[0]
-    found = [("dense", "dense")]
-    best = best_of(bench, count)
+    found = [Variant("dense", "dense", key_of(Removal(), "plain"))]
     for choice in choices(bench, count):
-        if choice.label in (BASE, "greedy, KL", BUDGET, best):
-            for how in ("none", REFIT):
-                gone = choice.removal
-                name = f"depth-{hashlib.sha1(gone.text.encode()).hexdigest()[:8]}-{how}"
-                rows, length = bench.model.heal_rows
-                more = ("--samples", str(rows), "--length", str(length), "--calibration",
-                        bench.calibration, "--device", "cpu") if how != "none" else ()  # fmt: skip
-                lists = (
-                    ("--drop", gone.drop),
-                    ("--attention", gone.attention),
-                    ("--mlp", gone.mlp),
-                )
-                what = [w for flag, bs in lists if bs for w in (flag, ",".join(map(str, bs)))]
-                bench.run(name, "prune", str(bench.checkpoint("dense")), *what, "--heal", how,
-                          *more)  # fmt: skip
-                found.append((name, choice.label + (f", {how}" if how != "none" else "")))
-    return found + [(f"width-{m}-{count}", label) for m, label in WIDTH.items()]
+        if choice.label in (BASE, "greedy, KL", BUDGET, best_of(bench, count)):
+            found += [_written(bench, choice, how, count) for how in ("none", REFIT)]
+    for how in ("none", REFIT):
+        for method, label in WIDTH.items():
+            name = width_name(method, count, how)
+            found.append(Variant(name, label + (f", {how}" if how != "none" else ""), name))
+    return found
+
+
+def smaller(bench: Bench) -> list[Variant]:
+    """Write the best healed sets of the smaller counts; return them."""
+    return [
+        _written(bench, choice, REFIT, count)
+        for count in bench.model.counts[1:]
+        for choice in choices(bench, count)
+        if choice.label == best_of(bench, count)
+    ]
+
+
+def _written(bench: Bench, choice: Choice, how: str, count: int) -> Variant:
+    gone = choice.removal
+    name = f"depth-{hashlib.sha1(gone.text.encode()).hexdigest()[:8]}-{how}"
+    rows, length = bench.model.heal_rows
+    more = ("--samples", str(rows), "--length", str(length), "--calibration",
+            bench.calibration, "--device", "cpu") if how != "none" else ()  # fmt: skip
+    lists = (("--drop", gone.drop), ("--attention", gone.attention), ("--mlp", gone.mlp))
+    what = [w for flag, bs in lists if bs for w in (flag, ",".join(map(str, bs)))]
+    bench.run(name, "prune", str(bench.checkpoint("dense")), *what, "--heal", how, *more)
+    label = choice.label + (f", {how}" if how != "none" else "")
+    return Variant(name, label, key_of(gone, "plain" if how == "none" else how), count)
 
 
 def best_of(bench: Bench, count: int) -> str:
-    """Return the label of the choice with the least KL on calibration rows held out from fits."""
+    """Return the label of the set of blocks with the least KL on rows held out from its fits."""
     found = {
         choice.label: record["kl_after"]
         for choice in choices(bench, count)
-        if choice.label != BUDGET and (record := bench.record(key_of(choice.removal, REFIT)))
+        if not choice.removal.partial and (record := bench.record(key_of(choice.removal, REFIT)))
     }
     return min(found, key=lambda label: found[label], default="")
 
@@ -545,15 +510,21 @@ def tasks(bench: Bench) -> None:
     """Ask the six tasks of the variants that matter."""
     if bench.model is DEMO:
         return
-    for name, _ in variants(bench):
-        ask(bench, name, bench.checkpoint(name), TASKS, bench.args.questions)
+    for variant in variants(bench):
+        ask(bench, variant.name, bench.checkpoint(variant.name), TASKS, bench.args.questions)
 
 
 def latency(bench: Bench) -> None:
     """Time the variants that matter; on a quiet machine."""
-    folders = [str(bench.checkpoint(name)) for name, _ in variants(bench)]
+    folders = [str(bench.checkpoint(v.name)) for v in timed(bench)]
     bench.run("benchmark", "benchmark", *folders, "--batch-sizes", "1", "--output-tokens", "32",
               "--time-limit-s", str(bench.args.seconds))  # fmt: skip
+
+
+def timed(bench: Bench) -> list[Variant]:
+    """Return the variants that are timed. A refit changes no shape: width methods' are left out."""
+    narrow = [width_name(method, bench.model.counts[0], REFIT) for method in WIDTH]
+    return [v for v in [*variants(bench), *smaller(bench)] if v.name not in narrow]
 
 
 # the page
@@ -573,7 +544,8 @@ def _wall(bench: Bench, label: str, count: int) -> float | None:
     """Return how long a width method's run took, its import and writing included."""
     for method, name in WIDTH.items():
         if label.startswith(f"width: {name}"):
-            run = read_run(bench.at(f"width-{method}-{count}"))
+            how = REFIT if label.endswith(REFIT) else "none"
+            run = read_run(bench.at(width_name(method, count, how)))
             return run.seconds if run else None
     return None
 
@@ -614,9 +586,9 @@ def rows_of(bench: Bench, count: int) -> Iterator[tuple[str, Choice | None, dict
             if how != MIXED or record:
                 yield choice.label + healed, choice, record
     for method, label in WIDTH.items():
-        for end, words in (("", ""), ("-refit", f", {REFIT}")):
-            record = bench.record(f"width-{method}-{count}{end}")
-            yield f"width: {label}{words}", None, record
+        for how in ("none", REFIT):
+            words = "" if how == "none" else f", {how}"
+            yield f"width: {label}{words}", None, bench.record(width_name(method, count, how))
 
 
 def table(bench: Bench, count: int) -> list[str]:
@@ -689,48 +661,97 @@ def section(bench: Bench) -> list[str]:
     if bench.model is not DEMO:
         lines += ["### Tasks", "", *task_table(bench), ""]
     lines += ["### Latency", "", *latency_table(bench), ""]
+    lines += ["### At the same latency", "", *at_equal_latency(bench), ""]
     commands = list(dict.fromkeys(bench.commands))
     return [*lines, "### Commands", "", "```", *commands, "```", ""]
 
 
 def task_table(bench: Bench) -> list[str]:
+    points = 50 / bench.args.questions**0.5
     lines = [
         f"Accuracy in %, 0-shot, the first {bench.args.questions} questions of each task (standard "
-        "error about 5 points each, 2 of the mean).",
+        f"error up to {points:.1f} points each, {points / len(TASKS) ** 0.5:.1f} of the mean).",
         "",
         table_row(["variant", *TASKS, "mean"]),
         table_row(["---"] * (len(TASKS) + 2)),
     ]
     bench.recording = True
-    for name, label in variants(bench):
+    for variant in variants(bench):
         values = []
         for task in TASKS:
-            found = score_of(bench, name, task)
+            found = score_of(bench, variant.name, task)
             values.append(None if found is None else 100 * found.value)
         full = [v for v in values if v is not None]
         mean = f"{statistics.fmean(full):.1f}" if len(full) == len(TASKS) else "-"
-        lines.append(table_row([label, *("-" if v is None else f"{v:.0f}" for v in values), mean]))
+        cells = ("-" if v is None else f"{v:.1f}" for v in values)
+        lines.append(table_row([variant.label, *cells, mean]))
     return lines
+
+
+def speeds(bench: Bench) -> dict[str, float]:
+    """Return tokens/s relative to the dense model's, by variant's name, as far as measured."""
+    summary = Benchmark.read(bench.at("benchmark"))
+    by_path = {entry.path: entry.name for entry in summary.variants} if summary else {}
+    points = {p.variant: p for p in Point.read(bench.at("benchmark"))}
+    found = {}
+    for variant in timed(bench):
+        point = points.get(by_path.get(str(bench.checkpoint(variant.name)), ""))
+        if point and point.tokens_per_s:
+            found[variant.name] = point.tokens_per_s
+    dense = found.get("dense")
+    return {name: speed / dense for name, speed in found.items()} if dense else {}
 
 
 def latency_table(bench: Bench) -> list[str]:
     lines = [
         "transformers on a CPU, 12 tokens in, 32 out, batch 1.",
         "",
-        table_row(["variant", "tokens/s relative to dense"]),
-        table_row(["---", "---"]),
+        table_row(["variant", "blocks removed", "tokens/s relative to dense"]),
+        table_row(["---", "---", "---"]),
     ]
-    summary = Benchmark.read(bench.at("benchmark"))
-    by_path = {entry.path: entry.name for entry in summary.variants} if summary else {}
-    points = {p.variant: p for p in Point.read(bench.at("benchmark"))}
-    speeds = {}
     bench.recording = True
-    for name, label in variants(bench):
-        point = points.get(by_path.get(str(bench.checkpoint(name)), ""))
-        speeds[label] = point.tokens_per_s if point else None
-    dense = speeds.get("dense")
-    for label, speed in speeds.items():
-        lines.append(table_row([label, f"{speed / dense:.2f}x" if speed and dense else "-"]))
+    found = speeds(bench)
+    for variant in timed(bench):
+        speed = f"{found[variant.name]:.2f}x" if variant.name in found else "-"
+        removed = str(variant.count) if variant.count and BUDGET not in variant.label else ""
+        lines.append(table_row([variant.label, removed, speed]))
+    return lines
+
+
+def at_equal_latency(bench: Bench) -> list[str]:
+    """Return the comparison with width methods at the same speed instead of the same size."""
+    bench.recording = True
+    found, texts = speeds(bench), labels(bench)
+    depth = [v for v in timed(bench) if v.count and v.label.endswith(REFIT) and v.name in found
+             and v.label == f"{best_of(bench, v.count)}, {REFIT}"]  # fmt: skip
+    lines = [
+        "Next to each width model of the largest cut's size: of the healed sets above (for each "
+        "count the one with the least KL on calibration rows), the smallest that is at least as "
+        "fast by the measurement above. Ratios of perplexities, below 1: the depth-pruned model "
+        "is better. It has more parameters; a refit changes no shape, so that speed is the "
+        "unhealed model's.",
+        "",
+        table_row(["width model", "tokens/s", "blocks removed", "tokens/s", *texts]),
+        table_row(["---"] * (4 + len(texts))),
+    ]
+    for how in ("none", REFIT):
+        for method, label in WIDTH.items():
+            name = width_name(method, bench.model.counts[0])
+            fast = [v for v in depth if found[v.name] >= found.get(name, math.inf)]
+            ours = min(fast, key=lambda v: v.count, default=None)
+            theirs = bench.record(width_name(method, bench.model.counts[0], how)).get("nll")
+            words = label + (f", {how}" if how != "none" else "")
+            if ours is None or not theirs:
+                lines.append(table_row([words, *["-"] * (3 + len(texts))]))
+                continue
+            nll = bench.record(ours.row)["nll"]
+            cells = [
+                f"{math.exp(statistics.fmean(nll[t]) - statistics.fmean(theirs[t])):.2f} "
+                "({:.2f}-{:.2f})".format(*interval(nll[t], theirs[t]))
+                for t in texts
+            ]
+            lines.append(table_row([words, f"{found[name]:.2f}x", str(ours.count),
+                                    f"{found[ours.name]:.2f}x", *cells]))  # fmt: skip
     return lines
 
 
@@ -743,7 +764,8 @@ def page(benches: Sequence[Bench]) -> str:
         f"relative to one-shot {BASE} without healing, with the 95 % bootstrap interval over "
         "windows. Width methods have the same number of parameters. Seconds to choose are wall "
         "times on a machine that others used more or less at the same time, so they do not "
-        "compare; those to heal are CPU seconds. A dash stands for what has not been measured.",
+        "compare; with width methods they include the refit. Those to heal are CPU seconds. A dash "
+        "stands for what has not been measured.",
         "",
         "A cut at the same latency removes fewer parameters: attention takes more of the time than "
         "of the size. Latencies are predicted there from a budget run; the last section times the "
@@ -775,7 +797,7 @@ def main() -> None:
     parser.add_argument("--methods", default="greedy,evolve,beam,healed")
     parser.add_argument("--counts", default="", help="Of 8,6,4 and 4,3,2. Default: all.")
     parser.add_argument("--windows", type=int, default=24, help="Of 128 tokens, for each text.")
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--seconds", type=int, default=300)
     args = parser.parse_args()
     if not REAL.is_dir():
@@ -803,7 +825,8 @@ def main() -> None:
             elif step == "choose":  # only lists the commands behind what is there
                 choose(bench)
                 for count in bench.model.counts:
-                    width(bench, count)
+                    for how in ("none", REFIT):
+                        width(bench, count, how)
     write()
 
 
