@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from bench.smollm2 import REAL, ROOT, TASKS, Proof, ask, score_of, table_row
+from bench.smollm2 import REAL, ROOT, TASKS, Proof, score_in, table_row
 from core.__main__ import main as command_line
 from core.benchmark.generate import Clock
 from core.benchmark.results import Point
@@ -40,6 +40,7 @@ from core.checkpoint.drop import PARTS, Removal
 from core.data.calibration import sample
 from core.data.evaluation import token_stream, windows_of
 from core.evaluate.perplexity import window_losses
+from core.evaluate.results import Score
 from core.heal.healing import applied, heal
 from core.heal.seams import parts_of
 from core.importance.branches import Batch, losses_without, make_batch
@@ -510,8 +511,11 @@ def tasks(bench: Bench) -> None:
     """Ask the six tasks of the variants that matter."""
     if bench.model is DEMO:
         return
-    for variant in variants(bench):
-        ask(bench, variant.name, bench.checkpoint(variant.name), TASKS, bench.args.questions)
+    plain = [v.name for v in variants(bench) if v.count and not v.label.endswith(REFIT)]
+    for variant in sorted(variants(bench), key=lambda v: v.name in plain):
+        bench.run(f"tasks-{variant.name}", "evaluate", str(bench.checkpoint(variant.name)),
+                  "--tasks", ",".join(TASKS), "--task-dir", str(REAL / "tasks"),
+                  "--allow-task-code", "--limit", str(bench.args.questions))  # fmt: skip
 
 
 def latency(bench: Bench) -> None:
@@ -677,10 +681,9 @@ def task_table(bench: Bench) -> list[str]:
     ]
     bench.recording = True
     for variant in variants(bench):
-        values = []
-        for task in TASKS:
-            found = score_of(bench, variant.name, task)
-            values.append(None if found is None else 100 * found.value)
+        rows = Score.read(bench.at(f"tasks-{variant.name}"))
+        found = {task: score_in(rows, task) for task in TASKS}
+        values = [100 * score.value if score else None for score in found.values()]
         full = [v for v in values if v is not None]
         mean = f"{statistics.fmean(full):.1f}" if len(full) == len(TASKS) else "-"
         cells = ("-" if v is None else f"{v:.1f}" for v in values)

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -359,8 +359,12 @@ def _tasks_table(proof: Proof) -> list[str]:
 
 def score_of(proof: Proof, name: str, task: str) -> Score | None:
     """Return a task's score by the paper's metric, as `ask` left it."""
+    return score_in(Score.read(proof.at(f"tasks-{name}-{task}")), task)
+
+
+def score_in(rows: Iterable[Score], task: str) -> Score | None:
+    """Return a task's score by the paper's metric."""
     metric = "acc_norm" if task in ("arc_challenge", "openbookqa") else "acc"
-    rows = Score.read(proof.at(f"tasks-{name}-{task}"))
     return next((row for row in rows if row.task == task and row.metric == metric), None)
 
 
