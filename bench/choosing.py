@@ -7,7 +7,7 @@ measured on texts that chose nothing. Runs of the product and all rows, as JSON,
 started again, the script measures only what is missing, the most important rows first. It
 writes docs/results/choosing.md after each row; a dash stands for what has not been measured.
 
-    python -m bench.choosing DIR --only choose,quality   resumable; --counts 8 for these rows alone
+    python -m bench.choosing DIR --only choose,quality,least   resumable; --counts 8 for these rows alone
     python -m bench.choosing DIR --only latency          on a quiet machine
     python -m bench.choosing DIR --only tasks --questions 400
 
@@ -90,6 +90,8 @@ class Model:
     """Label -> options of a budget run; the first is the one that counts."""
     heal_rows: tuple[int, int]
     """Rows and tokens per row that repairs are fitted on, a quarter of them held out."""
+    least: int
+    """A further cut, of one-shot sets alone, to set beside width models that are as fast."""
 
 
 SMOLLM2 = Model(
@@ -112,6 +114,7 @@ SMOLLM2 = Model(
         ),
     },
     (64, 256),
+    2,
 )
 DEMO = Model(
     "demo",
@@ -121,6 +124,7 @@ DEMO = Model(
     ("--length", "128", "--protect-first", "1", "--protect-last", "1"),
     {BUDGET: ("--samples", "10", "--length", "128", "--context", "128", "--runs", "3")},
     (64, 128),
+    1,
 )
 
 
@@ -404,6 +408,13 @@ def quality(bench: Bench) -> None:
         measure(bench, found[BUDGET].removal, MIXED)
 
 
+def least(bench: Bench) -> None:
+    """Measure one-shot sets of the least cut, healed."""
+    for choice in choices(bench, bench.model.least):
+        if not choice.removal.partial:
+            measure(bench, choice.removal, REFIT)
+
+
 def width(bench: Bench, count: int, how: str = "none") -> None:
     """Prune by width to the size that ``count`` blocks leave, heal if asked, and measure."""
     base = next((c for c in choices(bench, count) if c.label == BASE), None)
@@ -478,7 +489,7 @@ def smaller(bench: Bench) -> list[Variant]:
     """Write the best healed sets of the smaller counts; return them."""
     return [
         _written(bench, choice, REFIT, count)
-        for count in bench.model.counts[1:]
+        for count in (*bench.model.counts[1:], bench.model.least)
         for choice in choices(bench, count)
         if choice.label == best_of(bench, count)
     ]
@@ -734,8 +745,8 @@ def at_equal_latency(bench: Bench) -> list[str]:
         "is better. It has more parameters; a refit changes no shape, so that speed is the "
         "unhealed model's.",
         "",
-        table_row(["width model", "tokens/s", "blocks removed", "tokens/s", *texts]),
-        table_row(["---"] * (4 + len(texts))),
+        table_row(["width model", "tokens/s", "beside it", "blocks removed", "tokens/s", *texts]),
+        table_row(["---"] * (5 + len(texts))),
     ]
     for how in ("none", REFIT):
         for method, label in WIDTH.items():
@@ -745,7 +756,7 @@ def at_equal_latency(bench: Bench) -> list[str]:
             theirs = bench.record(width_name(method, bench.model.counts[0], how)).get("nll")
             words = label + (f", {how}" if how != "none" else "")
             if ours is None or not theirs:
-                lines.append(table_row([words, *["-"] * (3 + len(texts))]))
+                lines.append(table_row([words, *["-"] * (4 + len(texts))]))
                 continue
             nll = bench.record(ours.row)["nll"]
             cells = [
@@ -753,7 +764,7 @@ def at_equal_latency(bench: Bench) -> list[str]:
                 "({:.2f}-{:.2f})".format(*interval(nll[t], theirs[t]))
                 for t in texts
             ]
-            lines.append(table_row([words, f"{found[name]:.2f}x", str(ours.count),
+            lines.append(table_row([words, f"{found[name]:.2f}x", ours.label, str(ours.count),
                                     f"{found[ours.name]:.2f}x", *cells]))  # fmt: skip
     return lines
 
@@ -785,6 +796,7 @@ def page(benches: Sequence[Bench]) -> str:
 STEPS: dict[str, Callable[[Bench], None]] = {
     "choose": choose,
     "quality": quality,
+    "least": least,
     "tasks": tasks,
     "latency": latency,
 }
@@ -795,7 +807,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", default="", help="SmolLM2. Default: imported if missing.")
-    parser.add_argument("--only", default="choose,quality,tasks", help=f"Of {', '.join(STEPS)}.")
+    parser.add_argument(
+        "--only", default="choose,quality,least,tasks", help=f"Of {', '.join(STEPS)}."
+    )
     parser.add_argument("--models", default="smollm2,demo")
     parser.add_argument("--methods", default="greedy,evolve,beam,healed")
     parser.add_argument("--counts", default="", help="Of 8,6,4 and 4,3,2. Default: all.")
