@@ -7,7 +7,7 @@ measured on texts that chose nothing. Runs of the product and all rows, as JSON,
 started again, the script measures only what is missing, the most important rows first. It
 writes docs/results/choosing.md after each row; a dash stands for what has not been measured.
 
-    python -m bench.choosing DIR --only choose,quality,least   resumable; --counts 8 for these rows alone
+    python -m bench.choosing DIR --only choose,quality,least   resumable; --counts 8: these alone
     python -m bench.choosing DIR --only latency          on a quiet machine
     python -m bench.choosing DIR --only tasks --questions 400
 
