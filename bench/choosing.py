@@ -685,9 +685,9 @@ def task_table(bench: Bench) -> list[str]:
     points = 50 / bench.args.questions**0.5
     lines = [
         f"Accuracy in %, 0-shot, the first {bench.args.questions} questions of each task (standard "
-        f"error up to {points:.1f} points each, {points / len(TASKS) ** 0.5:.1f} of the mean). In BoolQ "
-        "three answers in five are yes, and models of this size know little more than that: it "
-        "moves with how often a model says yes.",
+        f"error up to {points:.1f} points each, {points / len(TASKS) ** 0.5:.1f} of the mean). Of "
+        "BoolQ's answers 64 % are yes, and models of this size know little more than that: there, "
+        "accuracy moves with how often a model says yes.",
         "",
         table_row(["variant", *TASKS, "mean", "mean without boolq"]),
         table_row(["---"] * (len(TASKS) + 3)),
