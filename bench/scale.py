@@ -176,7 +176,7 @@ def in_browser(url: str, repeat: int) -> list[str]:
 
     rows = ["| page | first paint s | heading s | complete s |", "| --- | ---: | ---: | ---: |"]
     for page in PAGES:
-        times = zip(*(opened(url, page) for _ in range(repeat)), strict=True)
+        times = zip(*(opened(url, page, "demo") for _ in range(repeat)), strict=True)
         cells = " | ".join(f"{statistics.median(figures):.2f}" for figures in times)
         rows.append(f"| {page or 'home'} | {cells} |")
         print(rows[-1], flush=True)
@@ -232,7 +232,7 @@ def main() -> None:
         "half of that or more. So that factor falls only with what sessions share, e.g. figures of "
         'Compare and dry runs of Retrain; less CPU for each draw lowers the seconds. "Now and '
         f'then" is how people use it: each of the {arguments.sessions} sessions clicks at random '
-        f"moments, every {arguments.pause:g} s on average.",
+        f"moments, every {arguments.pause:g} s on average; the aim is at most 3 times one redraw.",
         *(["", "In headless Chromium, from the start of the navigation:", ""] + painted)
         * bool(painted),
         "",
