@@ -404,8 +404,9 @@ def quality(bench: Bench) -> None:
             for choice in found.values():
                 measure(bench, choice.removal, how)
         width(bench, count, REFIT)
-    if BUDGET in found and bench.model is not DEMO:  # the smallest cut takes the least time
-        measure(bench, found[BUDGET].removal, MIXED)
+        smallest = count == bench.model.counts[-1]  # takes the least time
+        if smallest and BUDGET in found and bench.model is not DEMO:
+            measure(bench, found[BUDGET].removal, MIXED)
 
 
 def least(bench: Bench) -> None:

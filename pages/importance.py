@@ -94,18 +94,35 @@ def launcher(name: str, info: CheckpointInfo) -> str:
     return runs.launcher("importance", values, "Score the blocks", icon, problem, on)
 
 
-def perplexity(values: list[float], dense: float | None, note: str) -> None:
-    """Draw the perplexity bars with a switch that clips outliers."""
-    top = charts.useful_top(values, dense)
+def _bars_end(title: str, top: float | None, key: str) -> float | None:
+    """Draw a title, beside it a switch if there are outliers; return where the bars are cut off."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader("Perplexity without each block", width="content")
-        zoom = bool(top) and st.toggle(
+        st.subheader(title, width="content")
+        clipped = bool(top) and st.toggle(
             "Clip outliers",
             True,
-            key="zoom_bars",
+            key=key,
             help="Cuts off the tallest bars, which then carry their value.",
         )
-    figure = charts.perplexity_bars(values, dense, log=not zoom, top=top if zoom else None)
+    return top if clipped else None
+
+
+def _scale_end(top: float | None, key: str) -> float | None:
+    """Draw a switch if there are outliers; return where the scale of colours ends."""
+    clipped = bool(top) and st.toggle(
+        "Clip the colour scale",
+        value=True,
+        key=key,
+        help="Blocks that the model cannot do without share the last colour of the scale.",
+    )
+    return top if clipped else None
+
+
+def perplexity(values: list[float], dense: float | None, note: str) -> None:
+    """Draw the perplexity bars with a switch that clips outliers."""
+    title = "Perplexity without each block"
+    top = _bars_end(title, charts.useful_top(values, dense), "zoom_bars")
+    figure = charts.perplexity_bars(values, dense, log=not top, top=top)
     widgets.chart(figure, key="ppl_bars", alt="Perplexity without each block.")
     say.caption(f"{note} A bar near the dashed line is a block that hardly matters.")
 
@@ -114,14 +131,9 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
     """Draw each calibration row's perplexity without each block."""
     st.subheader("Perplexity by calibration row")
     table = charts.table(samples)
-    top = charts.useful_top(charts.row_ratios(table).to_numpy().ravel().tolist(), None)
-    zoom = bool(top) and st.toggle(
-        "Clip the colour scale",
-        value=True,
-        key="zoom_rows",
-        help="Blocks that the model cannot do without share the last colour of the scale.",
-    )
-    figure = charts.sample_heatmap(table, top=top if zoom else None)
+    ratios = charts.row_ratios(table).to_numpy().ravel().tolist()
+    top = _scale_end(charts.useful_top(ratios, None), "zoom_rows")
+    figure = charts.sample_heatmap(table, top=top)
     widgets.chart(
         figure, key="samples", alt="Perplexity of each row without each block, over its dense one."
     )
@@ -130,29 +142,16 @@ def by_row(samples: Sequence[SampleRow], note: str) -> None:
 
 def divergence(rows: Sequence[BlockRow], by_sample: Sequence[DivergenceRow], note: str) -> None:
     """Draw the KL from the dense model without each block, of all rows and row by row."""
-    top = charts.useful_top([row.kl or 0.0 for row in rows], None)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader("KL from the dense model without each block", width="content")
-        zoom = bool(top) and st.toggle(
-            "Clip outliers",
-            True,
-            key="zoom_kl",
-            help="Cuts off the tallest bars, which then carry their value.",
-        )
-    figure = charts.score_bars(charts.table(rows), "kl", top if zoom else None)
+    title = "KL from the dense model without each block"
+    top = _bars_end(title, charts.useful_top([row.kl or 0.0 for row in rows], None), "zoom_kl")
+    figure = charts.score_bars(charts.table(rows), "kl", top)
     widgets.chart(figure, key="kl_bars", alt="KL from the dense model without each block.")
     say.caption(f"{note} In nats per token; 0 means the same predictions.")
     if not by_sample:
         return
     table = charts.table(by_sample)
-    top = charts.useful_top(table["kl"].tolist(), None)
-    clipped = bool(top) and st.toggle(
-        "Clip the colour scale",
-        value=True,
-        key="zoom_kl_rows",
-        help="Blocks that the model cannot do without share the last colour of the scale.",
-    )
-    figure = charts.divergence_heatmap(table, top=top if clipped else None)
+    top = _scale_end(charts.useful_top(table["kl"].tolist(), None), "zoom_kl_rows")
+    figure = charts.divergence_heatmap(table, top=top)
     widgets.chart(figure, key="divergences", alt="KL of each row without each block.")
     say.caption(f"{note} By calibration row, in nats per token.")
 

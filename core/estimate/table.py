@@ -261,12 +261,11 @@ class Table:
         flops, exact = self.healing(found, through, rows, HEAL_LENGTH)
         need = healing.of_narrower(info, rows, HEAL_LENGTH, "cuda", self.formats.arithmetic)
         scored = Demand("statistics", 1)
-        row = self.row(
+        return self.row(
             "width", f"FLAP, healed by refit on {rows:,} x {HEAL_LENGTH} tokens",
             flops + self.forward_flops(1024, 128), 1 + seams.reads(found, blocks), 1024, 128,
             scored, need, exact=exact,
         )  # fmt: skip
-        return row
 
     def healed_search(self, ten: int, tokens: int) -> Row:
         """Return the row of greedy search whose best set of each count is healed."""

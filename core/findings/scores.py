@@ -35,7 +35,7 @@ def of_run(folder: Path) -> list[Finding]:
         return []
     protected = protected_of(len(blocks))
     rows = summary.samples if summary else None
-    apart = [SampleRow(r.block, r.sample, r.kl) for r in DivergenceRow.read(folder)]
+    apart = [row.as_sample for row in DivergenceRow.read(folder)]
     found = (
         criteria_disagree(blocks, protected),
         calibration_small(SampleRow.read(folder), protected, rows),

@@ -111,6 +111,11 @@ class DivergenceRow(CsvRow):
     kl: float
     """KL(dense || without the block), the mean over the row's predictions, in nats."""
 
+    @property
+    def as_sample(self) -> SampleRow:
+        """The row with its KL for a loss, from which the certainty of an order is computed."""
+        return SampleRow(self.block, self.sample, self.kl)
+
 
 @dataclass(frozen=True)
 class AngularRow(CsvRow):

@@ -178,7 +178,7 @@ def _divergences(record: RunRecord, blocks: Sequence[BlockRow], note: str) -> li
         top = importance_charts.useful_top(table["kl"].tolist(), None)
         figure = importance_charts.divergence_heatmap(table, top=top)
         parts.append(html.Figure(figure, "KL of each row without each block, in nats.", note))
-    return parts + _certain([SampleRow(r.block, r.sample, r.kl) for r in rows], len(blocks), "KL")
+    return parts + _certain([row.as_sample for row in rows], len(blocks), "KL")
 
 
 def _certain(samples: Sequence[SampleRow], blocks: int, by: str = "perplexity") -> list[Part]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from run_helpers import wait_for, wait_until
+from run_helpers import all_gone, started, wait_for, wait_until
 
 from core.errors import OptionError, PlaceError
 from core.places import place as place_file
@@ -20,6 +20,7 @@ from core.runs.device_lock import DeviceLock
 from core.runs.workspace import read_run
 
 ON = {"place": "farm"}
+TWO_NODES = {**ON, "nodes": 2, "gpus": 2}
 
 
 def facts(record) -> dict:
@@ -70,24 +71,10 @@ def test_a_run_is_a_job_and_waits_for_no_lock_of_ours(slurm, place, tmp_path):
     wait_until(lambda: state_of(slurm, record) == "COMPLETED")
 
 
-def shared(place, **more):
-    """Launch a run of two processes on two nodes; return its record once they have met."""
-    on = {**ON, "nodes": 2, "gpus": 2}
-    record = jobs.launch("shared", {"device": "cpu", "processes": 2, **more}, place, on=on)
-    met = record.path / "pids.json"
-    wait_until(lambda: met.exists() or not read_run(record.path).is_live, seconds=120)
-    assert met.exists(), record.log_tail()
-    return record, json.loads(met.read_text())["pids"]
-
-
-def all_gone(pids):
-    wait_until(lambda: not any(processes.start_time(pid) for pid in pids))
-
-
 def test_processes_of_a_run_are_spread_over_nodes(slurm, place):
     farm = place_file.find("farm", place.root)
     place_file.save({"farm": dataclasses.replace(farm, partition="wide")}, place.root)
-    record, pids = shared(place, steps=3)
+    record, pids = started(place, on=TWO_NODES, steps=3)
     done = wait_for(record, "done")
     assert len(set(pids)) == 2
     told = slurm.ask("scontrol", "show", "job", job_of(record))
@@ -98,16 +85,16 @@ def test_processes_of_a_run_are_spread_over_nodes(slurm, place):
         "slice(0, 2, None)",
         "slice(2, 5, None)",
     ]
-    failed = wait_for(shared(place, steps=5, fail="error")[0], "failed")
+    failed = wait_for(started(place, on=TWO_NODES, steps=5, fail="error")[0], "failed")
     assert failed.error == "Process 2 of 2 (node n2, cpu): NaN here."
 
-    record, pids = shared(place, steps=10**6)
+    record, pids = started(place, on=TWO_NODES, steps=10**6)
     os.kill(pids[1], signal.SIGKILL)
     failed = wait_for(record, "failed")
     assert failed.error.startswith("Process 2 of 2 (node n2, cpu) was ended by SIGKILL.")
     all_gone(pids)
 
-    record, pids = shared(place, steps=10**6)
+    record, pids = started(place, on=TWO_NODES, steps=10**6)
     os.kill(pids[0], signal.SIGKILL)  # the first: the others end with it
     all_gone(pids)
     wait_until(lambda: state_of(slurm, record) not in ("RUNNING", "COMPLETING"))

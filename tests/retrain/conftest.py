@@ -71,3 +71,16 @@ def pruned(dense, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut") / "pruned"
     depth.prune(dense, (1, 3), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def half(dense, tmp_path_factory):
+    """The dense model stored in bfloat16 (``dense``), and without two blocks (``pruned``)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("half")
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "dense")
+    AutoTokenizer.from_pretrained(dense).save_pretrained(folder / "dense")
+    depth.prune(folder / "dense", (1, 3), folder / "pruned")
+    return folder

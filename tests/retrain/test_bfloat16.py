@@ -8,26 +8,13 @@ import pytest
 import torch
 from retrain_helpers import execute, summary
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.model import precision
-from core.prune import depth
 
 OPTIONS = {
     "template": "plain", "cutoff": 96, "steps": 12, "batch": 8, "micro_batch": 4, "lr": 5e-3,
     "holdout": 4, "eval_every": 12, "warmup": 0,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def half(dense, tmp_path_factory):
-    """The dense model stored in bfloat16, and without two blocks."""
-    folder = tmp_path_factory.mktemp("half")
-    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
-    model.save_pretrained(folder / "dense")
-    AutoTokenizer.from_pretrained(dense).save_pretrained(folder / "dense")
-    depth.prune(folder / "dense", (1, 3), folder / "pruned")
-    return folder
 
 
 @pytest.mark.parametrize("options", [{"method": "lora"}, {"method": "full", "loss": "kl"}])

@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 from retrain_helpers import execute, summary
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
@@ -153,24 +152,22 @@ def test_it_goes_with_distillation_recomputation_and_other_models(
     assert "merged/modeling_depthcut.py" in files(two)
 
 
-@pytest.fixture(scope="module")
-def half(dense, tmp_path_factory):
-    """The dense model stored in bfloat16, and without two blocks."""
-    folder = tmp_path_factory.mktemp("half")
-    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
-    model.save_pretrained(folder / "dense")
-    AutoTokenizer.from_pretrained(dense).save_pretrained(folder / "dense")
-    depth.prune(folder / "dense", (1, 3), folder / "pruned")
-    return str(folder / "pruned")
-
-
 @pytest.mark.parametrize(
     "way", [{"dtype": "bfloat16"}, {}, {"gradient_checkpointing": "on"}], ids=str
 )
 def test_bfloat16_goes_with_it(train, half, way):
     """In it, or (if the processor has instructions for it) with weights in float32."""
     one, two = (
-        summary(train(f"{way}{len(how)}", checkpoint=half, steps=2, eval_every=2, **way, **how))
+        summary(
+            train(
+                f"{way}{len(how)}",
+                checkpoint=str(half / "pruned"),
+                steps=2,
+                eval_every=2,
+                **way,
+                **how,
+            )
+        )
         for how in ({}, SPLIT)
     )
     assert two["dtype"] == way.get("dtype", "float32")

@@ -7,11 +7,11 @@ import os
 import signal
 
 import pytest
-from run_helpers import kill, wait_for, wait_until
+from run_helpers import all_gone, kill, started, wait_for
 
 from core.errors import DataError, OptionError
 from core.importance import capacity
-from core.runs import devices, jobs, processes, ranks
+from core.runs import devices, jobs, ranks
 from core.runs.ranks import Ranks
 from core.runs.run import Run
 from core.runs.workspace import read_run
@@ -94,19 +94,6 @@ def test_every_gpu_of_a_run_is_held_until_it_ends(gpus, place, tmp_path, monkeyp
 
 
 # ------------------------------------------------------------------ two real processes
-
-
-def started(place, **options):
-    """Launch a run of two processes and return its record and their pids once they have met."""
-    record = jobs.launch("shared", {"device": "cpu", "processes": 2, **options}, place)
-    met = record.path / "pids.json"
-    wait_until(lambda: met.exists() or not read_run(record.path).is_live, seconds=120)
-    assert met.exists(), record.log_tail()
-    return record, json.loads(met.read_text())["pids"]
-
-
-def all_gone(pids):
-    wait_until(lambda: not any(processes.start_time(pid) for pid in pids))
 
 
 def test_two_processes_meet_and_end(place):

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import naive
 import pytest
 import torch
+from run_helpers import full_disk_before_work
 from safetensors.torch import load_file
 
 from core.__main__ import main
@@ -454,7 +454,6 @@ def test_random_weights_need_only_its_config(tiny_gqa, width, tmp_path):
 
 
 def test_nothing_half_written(tiny_gqa, tmp_path, text, monkeypatch, capsys):
-    from core.prune import staging
 
     monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
 
@@ -470,13 +469,8 @@ def test_nothing_half_written(tiny_gqa, tmp_path, text, monkeypatch, capsys):
 
 
 def test_a_full_disk_is_said_before_scoring(tiny_gqa, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DEPTHCUT_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
-    out = tmp_path / "out"
-    argv = ["width", str(tiny_gqa), "--method", "magnitude", "--ratio", "0.2", "--out", str(out)]
-    assert main([*argv, "--device", "cpu"]) == 2
-    assert f"but {out} has only 4.00 KiB free" in capsys.readouterr().err
-    assert "Loading" not in (out / ".run" / "log.txt").read_text()
+    argv = ["width", str(tiny_gqa), "--method", "magnitude", "--ratio", "0.2"]
+    full_disk_before_work(argv, tmp_path / "out", capsys, monkeypatch)
 
 
 def test_too_little_text_is_one_sentence(tiny_gqa, tmp_path, text, monkeypatch, capsys):
