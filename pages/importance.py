@@ -97,7 +97,7 @@ def launcher(name: str, info: CheckpointInfo) -> str:
 def _bars_end(title: str, top: float | None, key: str) -> float | None:
     """Draw a title, beside it a switch if there are outliers; return where the bars are cut off."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(title, width="content")
+        st.subheader(plain(title), width="content")
         clipped = bool(top) and st.toggle(
             "Clip outliers",
             True,

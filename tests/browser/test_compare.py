@@ -156,15 +156,19 @@ def test_a_recipe_a_clicked_point_and_a_budget_that_picks_another(visit, server,
 
     label = {name: shown[key]["label"] for key, name in keys.items()}
     free, _ = naive_best(found, 1e9)
-    tight = statistics.geometric_mean((found[free]["ms"], min(f["ms"] for f in found.values())))
-    assert naive_best(found, tight)[0] != free
+    least = min(found[name]["ms"] for name in made)
+    tight = 1.001 * statistics.geometric_mean((found[free]["ms"], least))
+    # on a busy machine the best one may have come out as the fastest, too: then it stays
+    assert (naive_best(found, tight)[0] == free) == (found[free]["ms"] <= tight)
     limit = page.get_by_label("Max ms per token")
-    for most in (1e6, tight):
+    for most in (1e-6, 1e6, tight):
         limit.fill(f"{most:.9g}")
         limit.press("Enter")
-        best, count = naive_best(found, most)
-        others = f"the best of {count} variants" if count > 1 else "the only variant"
-        sentence = f"{label[best]}, {others} within the targets"
+        sentence = "as none is within the targets"
+        if most > least:
+            best, count = naive_best(found, most)
+            others = f"the best of {count} variants" if count > 1 else "the only variant"
+            sentence = f"{label[best]}, {others} within the targets"
         page.get_by_test_id("stMain").get_by_text(sentence).wait_for()
     visitor.settle()
 

@@ -148,7 +148,7 @@ def test_single_elements_are_continued_and_requeued(farm, place, tmp_path):
     farm.ask("scontrol", "update", f"jobid={number}", "StartTime=now")
     farm.ask("scancel", "--signal=USR1", "--batch", f"{array}_0")  # its time limit is near
     wait_until(lambda: element(record, "b").status.get("pid") not in (None, pid), 60)
-    assert element(record, "b").spec["resume"] is True
+    wait_until(lambda: element(record, "b").spec["resume"] is True)  # written after the process
     wait_until(lambda: element(record, "a").status.get("continues") is True)
     go.touch()
     wait_until(lambda: array_of(record) not in ("", array), 60)
