@@ -38,6 +38,8 @@ COMMON = {
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16", "initializer_range": 0.02,
 }  # fmt: skip
+ROWS = "rows.jsonl"
+"""The calibration rows in a checkpoint's folder."""
 FILE_BYTES = 50 * MIB
 """Blocks share files of about this size."""
 
@@ -53,6 +55,10 @@ class Shape:
     head_dim: int
     limit: float
     """GiB that commands may take."""
+    blocks: int = 0
+    """0: as many as its size asks for."""
+    rows: tuple[int, int] = (0, 0)
+    """Calibration rows of random tokens that are written beside it, and the length of each."""
 
     @property
     def config(self) -> dict[str, object]:
@@ -79,6 +85,8 @@ SHAPES = {
     "": Shape(1536, 4096, 12, 4, 128, limit=1.1),
     # healing needs 20 tokens for each hidden dimension: a narrow model, so that it takes minutes
     "narrow": Shape(256, 2048, 4, 4, 64, limit=0.85),
+    # hidden states several times the limit, of a model that fits
+    "rows": Shape(256, 512, 4, 4, 64, limit=1.1, blocks=8, rows=(1024, 2048)),
 }
 
 
@@ -120,6 +128,9 @@ CASES = (
          ("width", "--method", "magnitude", "--ratio", "0.2", "--layers", "3:6", "--heal", "refit",
           "--heal-samples", "40", "--heal-length", "128"), 4,
          ("pruning.json", "model-00000.safetensors"), "narrow"),
+    Case("prune: healing by refit on 1,024 rows of 2,048 tokens",
+         ("prune", "--drop", "1", "--heal", "refit", "--calibration", ROWS, "--samples", "1024",
+          "--length", "2048"), 1, ("pruning.json", "model.safetensors"), "rows"),
     Case("width: the whole run with FLAP",
          ("width", "--method", "flap", "--ratio", "0.2", "--samples", "8", "--length", "64"), 2,
          ("pruning.json", "model-00050.safetensors")),
@@ -146,7 +157,7 @@ def write(shape: Shape, folder: Path, size: float) -> int:
     vocabulary = json.loads((demo / "config.json").read_text())["vocab_size"]
     shapes, hidden = shape.projections, shape.hidden
     block = 2 * sum(a * b for a, b in shapes.values())
-    blocks = math.ceil(size / block)
+    blocks = shape.blocks or math.ceil(size / block)
     together = max(1, round(FILE_BYTES / block))
     draw = torch.Generator().manual_seed(0)
 
@@ -160,6 +171,10 @@ def write(shape: Shape, folder: Path, size: float) -> int:
             save_file(tensors, folder / file, {"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file))
 
+    count, tokens = shape.rows
+    if count and not (folder / ROWS).is_file():
+        ids = torch.randint(3, vocabulary, (count, tokens), generator=draw).tolist()
+        (folder / ROWS).write_text("".join(f"{json.dumps({'input_ids': row})}\n" for row in ids))
     named: dict[str, torch.Tensor] = {}
     for number in range(blocks):
         named |= {f"model.layers.{number}.{n}.weight": random(*s) for n, s in shapes.items()}
@@ -219,7 +234,7 @@ def ran(case: Case, folder: Path, out: Path, limit: float | None) -> Ran:
     """Run a command in a separate process."""
     shutil.rmtree(out, ignore_errors=True)
     forget(folder)
-    command, *rest = case.arguments
+    command, *rest = (str(folder / ROWS) if a == ROWS else a for a in case.arguments)
     more = [] if limit is None else ["--memory-limit", str(limit)]
     arguments = [sys.executable, "-m", "core", command, str(folder), *rest, *more]
     if command == "evaluate":

@@ -246,7 +246,7 @@ class Table:
         through = seams.passes("refit", removal, info.blocks)
         found = seams.seams_of(removal)
         flops, exact = self.healing(found, through, rows, tokens)
-        need = healing.of_cut(info, "refit", removal, rows, tokens, "cuda")
+        need = healing.of_cut(info, "refit", removal, rows, tokens, "cuda", self.formats)
         what = f"a quarter of the blocks, healed by refit on {rows:,} x {tokens} tokens"
         often = seams.reads(found, info.blocks)
         return self.row("prune", what, flops, often, rows, tokens, need, exact=exact)
@@ -259,7 +259,7 @@ class Table:
         above = blocks * (blocks - 1) / 2
         through = 3 * blocks + (2 * blocks + above) / seams.HELD_OUT
         flops, exact = self.healing(found, through, rows, HEAL_LENGTH)
-        need = healing.of_narrower(info, rows, HEAL_LENGTH, "cuda", self.formats.arithmetic)
+        need = healing.of_narrower(info, rows, HEAL_LENGTH, "cuda", self.formats)
         scored = Demand("statistics", 1)
         return self.row(
             "width", f"FLAP, healed by refit on {rows:,} x {HEAL_LENGTH} tokens",
@@ -279,7 +279,7 @@ class Table:
             more = self.healing(found, seams.passes("refit", removal, info.blocks), rows, tokens)
             flops, exact = flops + more[0], exact + more[1]
             often += seams.reads(found, info.blocks)
-        need = healing.demand(info, ("refit",), most, rows, tokens, "cuda")
+        need = healing.demand(info, ("refit",), most, rows, tokens, "cuda", self.formats)
         sets = Demand("sets", 4, splits=False, rows=ten)
         what = f"greedy removal of up to {most} blocks by KL, the best set of each count healed by "
         what += f"refit on {rows:,} x {tokens} tokens"

@@ -143,7 +143,7 @@ def _capacity(
     spec: PruneSpec, info: CheckpointInfo, removal: Removal, formats: dtypes.Formats, rows: int
 ) -> Capacity:
     tokens = length_of(spec, info)
-    need = demand.of_cut(info, spec.heal, removal, rows, tokens, spec.device)
+    need = demand.of_cut(info, spec.heal, removal, rows, tokens, spec.device, formats)
     limit = limit_of(spec.device, spec.memory_limit)
     return decide(info, formats, spec.device, limit, rows, tokens, [need])
 
@@ -245,12 +245,12 @@ def _heal(
     prepared = loading.prepare(spec, checkpoint, "blocks")
     stored = loading.stored_formats(folder)
     room = _capacity(spec, checkpoint.info, removal, prepared.formats, len(drawn.rows))
+    states = room.folder_of_states(run.dir)
     view = view_of(prepared, room, run.progress.log)
     stack.callback(view.close)
     with memory.out_of_memory_explained("healing the cut"):
-        found = heal(
-            view, removal, make_batch(drawn.rows, view), spec.heal, run.progress, stored=stored
-        )
+        batch = make_batch(drawn.rows, view)
+        found = heal(view, removal, batch, spec.heal, run.progress, stored=stored, folder=states)
     run.progress.log(
         f"Healing by {spec.heal}: held-out KL to the dense model {found.kl_before:.4f} to "
         f"{found.kl_after:.4f} nats per token; "

@@ -7,11 +7,15 @@ from dataclasses import replace
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
-from core.importance.capacity import Demand, kind_of
-from core.runs.dtypes import BYTES, computable
+from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, Demand, kind_of
+from core.runs.dtypes import BYTES, Formats, computable
 
 STATES = 4
 """States of every row: both streams, and those of the quarter that is held out, with copies."""
+DISK_STATES = 2.75
+"""The same on the disk: both streams, and of the quarter the dense, the pruned and a trial's."""
+TOKEN_BYTES = 64
+"""What a calibration token takes as a number in Python, as an id, and in masks."""
 RIDGES = 5
 """Solutions held at once, one for each strength of the ridge."""
 LOGITS = {"cpu": 2**24, "gpu": 2**28}
@@ -25,6 +29,7 @@ def demand(
     rows: int,
     tokens: int,
     device: str,
+    formats: Formats,
 ) -> Demand:
     """Return what healing on ``rows`` of ``tokens`` holds beside the weights.
 
@@ -35,7 +40,10 @@ def demand(
         rows: Calibration rows, those that are held out included.
         tokens: Tokens of a row.
         device: As ``--device`` has it.
+        formats: What weights are held in and computed in.
     """
+    kind = kind_of(device)
+    chunk = max(tokens, CPU_TOKENS if kind == "cpu" else GPU_TOKENS)
     inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
     inner = max(inner, max((s["heads"] for s in info.block_shapes), default=0) * info.head_dim)
     fitted = 0
@@ -45,30 +53,38 @@ def demand(
         size = inner if method == "refit" else info.hidden
         # x'x with a copy and its factor; x'r, solutions, the weights before and after; one chunk
         cells = 3 * size * size + (2 + RIDGES) * size * info.hidden + 2 * inner * info.hidden
-        fitted = max(fitted, 8 * (cells + 640 * (inner + 4 * info.hidden)))
+        fitted = max(fitted, 8 * (cells + chunk * (inner + 4 * info.hidden)))
     fits = any(method != "scale" for method in methods)
     held = -(-rows // seams.HELD_OUT) * tokens
-    logits = 6 * 4 * min(LOGITS[kind_of(device)], held * info.vocab)
+    logits = 6 * 4 * min(LOGITS[kind], held * info.vocab)
+    if formats.weights != formats.arithmetic:
+        logits += info.vocab * info.hidden * BYTES[computable(formats.arithmetic)]
     written = repairs * inner * info.hidden * BYTES.get(info.dtype, 4) if fits else 0
-    extra = max(fitted, logits) + written
-    return Demand("healing", STATES, splits=False, rows=rows, extra=extra)
+    extra = max(fitted, logits) + written + TOKEN_BYTES * rows * tokens
+    return Demand("healing", STATES, splits=False, rows=rows, extra=extra, disk_states=DISK_STATES)
 
 
 def of_cut(
-    info: CheckpointInfo, method: str, removal: Removal, rows: int, tokens: int, device: str
+    info: CheckpointInfo,
+    method: str,
+    removal: Removal,
+    rows: int,
+    tokens: int,
+    device: str,
+    formats: Formats,
 ) -> Demand:
     """Return what healing one cut holds; the arguments are those of `demand`."""
     repairs = len(seams.seams_of(removal))
-    return demand(info, seams.methods_for(method, removal), repairs, rows, tokens, device)
+    return demand(info, seams.methods_for(method, removal), repairs, rows, tokens, device, formats)
 
 
 def of_narrower(
-    info: CheckpointInfo, rows: int, tokens: int, device: str, arithmetic: str
+    info: CheckpointInfo, rows: int, tokens: int, device: str, formats: Formats
 ) -> Demand:
     """Return what healing narrower blocks holds: one of them at a time, next to the whole block.
 
-    The refitted projections are kept on disk. ``arithmetic``: the format that blocks compute in.
+    The refitted projections are kept on disk.
     """
-    found = demand(info, ("refit",), 1, rows, tokens, device)
-    narrow = max(info.block_parameters, default=0) * BYTES[computable(arithmetic)]
+    found = demand(info, ("refit",), 1, rows, tokens, device, formats)
+    narrow = max(info.block_parameters, default=0) * BYTES[computable(formats.arithmetic)]
     return replace(found, length=tokens, extra=found.extra + narrow)

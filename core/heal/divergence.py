@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.importance.branches import Batch
-from core.importance.forward import LOGITS_GPU
+from core.importance.forward import HEAD_TOKENS, LOGITS_GPU
+from core.importance.streams import Stream
 from core.model.arithmetic import rms_norm
 from core.model.blocks import BlockView
 
@@ -31,7 +32,7 @@ class Apart:
 
 
 def apart(
-    view: BlockView, dense: Tensor, other: Tensor, rows: Batch, check: Callable[[], None]
+    view: BlockView, dense: Stream, other: Stream, rows: Batch, check: Callable[[], None]
 ) -> Apart:
     """Compare the predictions of ``other`` with those of ``dense`` and with the text.
 
@@ -43,8 +44,8 @@ def apart(
         check: Called between chunks; may raise to stop.
     """
     weight = view.head_weight.detach().to(dense.dtype)
-    budget = LOGITS_CPU if dense.device.type == "cpu" else LOGITS_GPU
-    step = max(1, budget // weight.shape[0])
+    budget = LOGITS_CPU if view.device.type == "cpu" else LOGITS_GPU
+    step = max(1, min(HEAD_TOKENS, budget // weight.shape[0]))
     valid = rows.valid
     following = torch.full_like(rows.ids, _NOTHING)
     following[:, :-1] = torch.where(valid[:, 1:], rows.ids[:, 1:], _NOTHING)
@@ -54,7 +55,8 @@ def apart(
         logits = rms_norm(view.final_norm, hidden, hidden) @ weight.t()
         return F.log_softmax(logits.float(), dim=-1)
 
-    parts = (each[valid].split(step) for each in (dense, other, following))
+    ours_of, theirs_of = (_of_tokens(each.chunks(), valid, step) for each in (dense, other))
+    parts = (ours_of, theirs_of, following[valid].split(step))
     for ours, theirs, labels in zip(*parts, strict=True):
         check()
         p, q = log_p(ours), log_p(theirs)
@@ -62,3 +64,20 @@ def apart(
         losses = F.nll_loss(q, labels, ignore_index=_NOTHING, reduction="none")
         nll += float(losses.cpu().double().sum())
     return Apart(kl / int(valid.sum()), nll / rows.predictions)
+
+
+def _of_tokens(chunks: Iterable[Tensor], valid: Tensor, step: int) -> Iterator[Tensor]:
+    """Yield copies of the states of positions that hold a token, ``step`` at a time."""
+    held: list[Tensor] = []
+    missing, row = step, 0
+    for chunk in chunks:
+        found = chunk[valid[row : row + len(chunk)]]
+        row += len(chunk)
+        while len(found) >= missing:
+            yield torch.cat([*held, found[:missing]])
+            held, found, missing = [], found[missing:], step
+        if len(found):
+            held.append(found)
+            missing -= len(found)
+    if held:
+        yield torch.cat(held)

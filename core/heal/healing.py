@@ -21,18 +21,20 @@ which others attend to, is fitted badly.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.checkpoint import neurons
-from core.checkpoint.drop import PARTS, Removal
+from core.checkpoint.drop import Removal
 from core.errors import CheckpointError, NotFiniteError
 from core.heal.divergence import Apart, apart
 from core.heal.ridge import ALPHAS, Normal, wide
@@ -46,9 +48,9 @@ from core.heal.seams import (
     parts_of,
     seams_between,
 )
-from core.importance.branches import Batch, states_without
+from core.importance.branches import Batch
 from core.importance.forward import Channels, FastBlock, Scratch, is_plain
-from core.importance.taylor import pieces
+from core.importance.streams import Files, InMemory, Stream, embedded
 from core.model.blocks import BlockView
 from core.model.precision import arithmetic_of, not_finite_hint
 from core.prune.results import HealedSeam, Healing
@@ -115,6 +117,7 @@ def heal(
     *,
     stored: Mapping[str, torch.dtype] | None = None,
     kept: Kept | None = None,
+    folder: Path | None = None,
 ) -> Repair:
     """Return the repair of ``view`` without the blocks ``drop``; the model is not changed.
 
@@ -128,16 +131,19 @@ def heal(
         stored: Formats that tensors are stored in, by name. Default: that of the model.
         kept: The dense streams of this batch, if several cuts are healed on it: the numbers are the
             same, and only what is above the first seam is computed.
+        folder: Keeps the streams on its disk; the numbers are the same. Default: in memory.
 
-    Memory: two streams [rows, tokens, hidden], the states of the held-out rows, one block's
-    prepared weights, and the regression's matrix [intermediate, intermediate] (`Normal`); see
-    `core.heal.demand`. The view may read its blocks one by one (`core.model.streaming`).
+    Memory: two streams [rows, tokens, hidden] and those of the held-out rows, or a chunk of each if
+    they are on disk, one block's prepared weights, and the regression's matrix
+    [intermediate, intermediate] (`Normal`); see `core.heal.demand`. The view may read its blocks
+    one by one (`core.model.streaming`).
 
     Raises:
         PlanError: Blocks cannot be left out, or the method cannot heal this cut.
         DataError: There are too few tokens.
         CheckpointError: A block is not a plain decoder layer.
         NotFiniteError: The model's states are NaN or infinite.
+        RunError: The streams do not fit on the disk.
     """
     removal = view.check_skip(drop)
     missing, methods = missing_parts(view.sizes()), methods_for(method, removal)
@@ -151,7 +157,9 @@ def heal(
         removal.partial,
         missing,
     )
-    return _best_of(view, cut, batch, methods, progress, stored, kept)
+    with _files(view, folder) as files:
+        rows = _Rows.split(batch, None if kept else files)
+        return _best_of(view, cut, rows, methods, progress, stored, kept)
 
 
 def heal_narrower(
@@ -162,6 +170,7 @@ def heal_narrower(
     *,
     stored: Mapping[str, torch.dtype] | None = None,
     keep: Callable[[Tensor], Change] | None = None,
+    folder: Path | None = None,
 ) -> Repair:
     """Return the repair of ``view`` with narrower blocks; the model is not changed.
 
@@ -176,6 +185,7 @@ def heal_narrower(
         progress: Updated after every block.
         stored: Formats that tensors are stored in, by name. Default: that of the model.
         keep: Keeps a new tensor until it is written, e.g. on disk. Default: in memory.
+        folder: Keeps the streams on its disk; the numbers are the same. Default: in memory.
 
     Memory and errors are those of `heal`; what a narrower block keeps is held next to the block.
     """
@@ -185,13 +195,25 @@ def heal_narrower(
     seams = seams_between((), last, missing)
     names = [f"narrower block {block}" for block in blocks]
     cut = _Cut(frozenset(), thin, seams, names, True, missing)
-    return _best_of(view, cut, batch, ("refit",), progress, stored, None, keep)
+    with _files(view, folder) as files:
+        rows = _Rows.split(batch, files)
+        return _best_of(view, cut, rows, ("refit",), progress, stored, None, keep)
+
+
+@contextlib.contextmanager
+def _files(view: BlockView, folder: Path | None) -> Iterator[Files | None]:
+    """Yield where streams on the disk of ``folder`` have their files; None: in memory."""
+    if folder is None:
+        yield None
+        return
+    with contextlib.closing(Files(folder, view.device)) as files:
+        yield files
 
 
 def _best_of(
     view: BlockView,
     cut: _Cut,
-    batch: Batch,
+    rows: _Rows,
     methods: Sequence[str],
     progress: Progress,
     stored: Mapping[str, torch.dtype] | None,
@@ -199,7 +221,7 @@ def _best_of(
     keep: Callable[[Tensor], Change] | None = None,
 ) -> Repair:
     """Heal by each of ``methods``; return the repair with the least KL."""
-    check_tokens(view.hidden_size, len(batch.ids), int(batch.lengths.sum()))
+    check_tokens(view.hidden_size, len(rows.all.ids), int(rows.all.lengths.sum()))
     for block, layer in enumerate(view.blocks):
         if not is_plain(layer):
             raise CheckpointError(
@@ -207,7 +229,6 @@ def _best_of(
                 "Use --heal none.",
             )
     with torch.no_grad():
-        rows = _Rows.split(batch)
         start = _Reference.of(view, cut, rows, kept, progress)
         found = [
             _Walk(view, cut, rows, start, stored or {}, name, progress, kept, keep).heal()
@@ -247,17 +268,24 @@ class _Rows:
 
     all: Batch
     fitted: int
+    files: Files | None = None
+    """Where their streams are; None: in memory."""
 
     @staticmethod
-    def split(batch: Batch) -> _Rows:
+    def split(batch: Batch, files: Files | None = None) -> _Rows:
         at = torch.arange(len(batch.ids))
         held = is_held_out(at)
         order = torch.cat([at[~held], at[held]]).to(batch.ids.device)
-        return _Rows(Batch(batch.ids[order], batch.lengths[order]), int((~held).sum()))
+        return _Rows(Batch(batch.ids[order], batch.lengths[order]), int((~held).sum()), files)
 
     @property
     def held_out(self) -> Batch:
         return Batch(self.all.ids[self.fitted :], self.all.lengths[self.fitted :])
+
+    def stream(self, view: BlockView, first: int = 0) -> Stream:
+        """Return the stream that enters block 0, of the rows from ``first`` on."""
+        dtype = arithmetic_of(view.dtype, view.device)
+        return embedded(view, self.all.ids[first:], dtype, self.files)
 
 
 @dataclass(frozen=True)
@@ -279,6 +307,12 @@ class _Cut:
         """Yield (block, its parts) of what stays from part ``low`` on."""
         return _by_block(part for part in range(low, 2 * blocks) if part not in self.gone)
 
+    @property
+    def start(self) -> int:
+        """The first part that the cut model computes otherwise; 0 if there is none."""
+        thin = (2 * b + (k.queries is None and k.o_bias is None) for b, k in self.thin.items())
+        return min((*self.gone, *thin), default=0)
+
     def of(self, function: FastBlock) -> FastBlock:
         """Return ``function`` with what its block keeps."""
         kept = self.thin.get(function.block)
@@ -289,7 +323,7 @@ class _Cut:
 class _Reference:
     """The dense model on the held-out rows, and how far the pruned one is from it."""
 
-    dense: Tensor
+    dense: Stream
     rows: Batch
     nll: float
     """Of the dense model."""
@@ -299,36 +333,44 @@ class _Reference:
     def of(
         view: BlockView, cut: _Cut, all_rows: _Rows, kept: Kept | None, progress: Progress
     ) -> _Reference:
-        rows = all_rows.held_out
+        rows, fitted, check = all_rows.held_out, all_rows.fitted, progress.check_cancel
         if kept:
-            dense = kept.states[-1][all_rows.fitted :]
+            dense: Stream = InMemory(kept.states[-1][fitted:])
             low = min((seam.low - seam.narrow for seam in cut.seams), default=2 * len(view))
-            pruned = kept.before(low, progress)[all_rows.fitted :].clone()
+            pruned: Stream = InMemory(kept.before(low, progress)[fitted:].clone())
             for block, parts in cut.left(len(view), low):
                 function = FastBlock(view, block, dense.dtype, kept.scratch)
-                _run(view, cut.of(function), parts, pruned, progress)
-            found = apart(view, dense, pruned, rows, progress.check_cancel)
-            return _Reference(dense, rows, kept.nll, _finite(found, dense.dtype))
-        dense, pruned = _both(view, cut, rows, progress)
-        one, other = (apart(view, dense, x, rows, progress.check_cancel) for x in (dense, pruned))
-        return _Reference(dense, rows, one.nll, _finite(other, dense.dtype))
+                _run(cut.of(function), parts, pruned, progress)
+            nll = kept.nll
+        else:
+            dense, pruned = _both(view, cut, all_rows, progress)
+            nll = apart(view, dense, dense, rows, check).nll
+        found = apart(view, dense, pruned, rows, check)
+        pruned.close()
+        return _Reference(dense, rows, nll, _finite(found, dense.dtype))
 
 
-def _both(view: BlockView, cut: _Cut, rows: Batch, progress: Progress) -> list[Tensor]:
-    """Return the last stream of the dense model and of the pruned one."""
-    if not cut.thin and not cut.missing:
-        units: frozenset[Any] = frozenset((p // 2, tuple(PARTS)[p % 2]) for p in cut.gone)
-        if not cut.partial:
-            units = frozenset(part // 2 for part in cut.gone)
-        return states_without(view, rows, [frozenset(), units], progress, sublayers=cut.partial)
-    dense, scratch = view.embed(rows.ids).to(arithmetic_of(view.dtype, view.device)), Scratch()
-    pruned, left = dense.clone(), dict(cut.left(len(view)))
+def _both(view: BlockView, cut: _Cut, rows: _Rows, progress: Progress) -> tuple[Stream, Stream]:
+    """Return the last streams of the dense and the pruned model on the held-out rows.
+
+    Below the cut they are one.
+    """
+    dense, scratch = rows.stream(view, rows.fitted), Scratch()
+    pruned, left = dense, dict(cut.left(len(view)))
     for block in range(len(view)):
         function = FastBlock(view, block, dense.dtype, scratch)
-        _run(view, function, (0, 1), dense, progress)
-        _run(view, cut.of(function), left.get(block, ()), pruned, progress)
+        first = 0
+        if block == cut.start // 2:
+            first = cut.start % 2
+            _run(function, range(first), dense, progress)
+            pruned = dense.copy()
+        _run(function, range(first, 2), dense, progress)
+        if pruned is not dense:
+            parts = [part for part in left.get(block, ()) if part >= first]
+            _run(cut.of(function), parts, pruned, progress)
         del function  # before the next block's copy is made
-    return [dense, pruned]
+        progress.step(block + 1, len(view), f"Before healing, block {block + 1} of {len(view)}")
+    return dense, pruned
 
 
 def _finite(found: Apart, dtype: torch.dtype) -> Apart:
@@ -349,14 +391,15 @@ class Kept:
         rows = _Rows.split(batch)
         with torch.no_grad():
             hidden = view.embed(rows.all.ids).to(arithmetic_of(view.dtype, view.device))
+            stream = InMemory(hidden)
             self.states = [hidden.clone()]
             """Before every block, and after the last; rows that are fitted on first."""
             for block in range(len(view)):
                 function = FastBlock(view, block, hidden.dtype, self.scratch)
-                _run(view, function, (0, 1), hidden, progress)
+                _run(function, (0, 1), stream, progress)
                 del function  # before the next block's copy is made
                 self.states.append(hidden.clone())
-            last = hidden[rows.fitted :]
+            last = InMemory(hidden[rows.fitted :])
             self.nll = apart(view, last, last, rows.held_out, progress.check_cancel).nll
             """Of the held-out tokens, in nats per prediction."""
 
@@ -367,17 +410,20 @@ class Kept:
             return self.states[block]
         hidden = self.states[block].clone()
         function = FastBlock(self.view, block, hidden.dtype, self.scratch)
-        _run(self.view, function, (0,), hidden, progress)
+        _run(function, (0,), InMemory(hidden), progress)
         return hidden
 
 
-def _run(
-    view: BlockView, function: FastBlock, parts: Sequence[int], hidden: Tensor, progress: Progress
-) -> None:
-    """Apply the attention (0), the MLP (1) or both to ``hidden``, in place."""
-    for piece in pieces(hidden, view, progress):
+def _run(function: FastBlock, parts: Sequence[int], stream: Stream, progress: Progress) -> None:
+    """Apply the attention (0), the MLP (1) or both to ``stream``, in place."""
+
+    def apply(chunk: Tensor) -> None:
+        progress.check_cancel()
         for part in parts:
-            (function.mlp_ if part else function.attention_)(piece)
+            (function.mlp_ if part else function.attention_)(chunk)
+
+    if parts:
+        stream.apply(apply)
 
 
 class _Walk:
@@ -401,8 +447,8 @@ class _Walk:
         self.stored, self.method, self.progress = stored, method, progress
         self.dtype, self.scratch = arithmetic_of(view.dtype, view.device), Scratch()
         self.valid = rows.all.valid
-        self.dense = kept.states[0] if kept else view.embed(rows.all.ids).to(self.dtype)
-        self.healed = self.dense.clone()
+        self.dense: Stream = InMemory(kept.states[0]) if kept else rows.stream(view)
+        self.healed = self.dense.copy()
         self.now = reference.pruned
         """With the repairs kept so far."""
         self.factor = 1.0
@@ -415,7 +461,7 @@ class _Walk:
         at, seams = 0, self.cut.seams
         if self.kept and seams:
             at = max(0, seams[0].low - (self.method != "scale"))
-            self.healed = self.kept.before(at, self.progress).clone()
+            self.healed = InMemory(self.kept.before(at, self.progress).clone())
         for seam in seams:
             if self.method == "scale":
                 self._advance(at, seam.low)
@@ -425,6 +471,8 @@ class _Walk:
                 self._advance(at, seam.low - 1)
                 self._fit(seam)
             at = seam.high
+        for stream in (self.dense, self.healed):
+            stream.close()
         fitted = int(self.valid[: self.rows.fitted].sum())
         return Repair(
             self.method,
@@ -456,18 +504,23 @@ class _Walk:
     def _to_target(self, seam: Seam) -> None:
         """Run the removed parts on the dense stream."""
         if self.kept:
-            self.dense = self.kept.before(seam.high, self.progress)
+            self.dense = InMemory(self.kept.before(seam.high, self.progress))
             return
         for block, parts in _by_block(range(seam.low, seam.high)):
             self._run(self._prepared(block), parts, self.dense)
             self._tell(block)
 
-    def _apart_above(self, seam: Seam, held: Tensor) -> Apart:
-        """Compare the stream ``held`` with the dense one, with the seams above still open."""
+    def _apart_above(self, seam: Seam, held: Stream) -> Apart:
+        """Compare the stream ``held`` with the dense one, with the seams above still open.
+
+        Afterwards it is closed.
+        """
         for block, parts in self.cut.left(len(self.view), seam.high):
             self._run(self._healed(self._prepared(block)), parts, held)
         reference, check = self.reference, self.progress.check_cancel
-        return apart(self.view, reference.dense, held, reference.rows, check)
+        found = apart(self.view, reference.dense, held, reference.rows, check)
+        held.close()
+        return found
 
     def _prepared(self, block: int) -> FastBlock:
         return FastBlock(self.view, block, self.dtype, self.scratch)
@@ -494,8 +547,8 @@ class _Walk:
         prefix = f"model.layers.{block}.{path}"
         return (f"{prefix}.weight", module.weight), (f"{prefix}.bias", module.bias)
 
-    def _run(self, function: FastBlock, parts: Sequence[int], hidden: Tensor) -> None:
-        _run(self.view, function, parts, hidden, self.progress)
+    def _run(self, function: FastBlock, parts: Sequence[int], stream: Stream) -> None:
+        _run(function, parts, stream, self.progress)
 
     def _tell(self, block: int) -> None:
         total = len(self.view)
@@ -517,7 +570,8 @@ class _Walk:
         valid = self.valid[:fitted]
         for total, stream in zip(sums, (self.healed, self.dense), strict=True):
             at = 0
-            for piece in pieces(stream[:fitted], self.view, self.progress):
+            for piece in stream.chunks(0, fitted):
+                self.progress.check_cancel()
                 mask = valid[at : at + len(piece)]
                 at += len(piece)
                 total += piece[mask].to(kind).abs().sum(0).cpu().double()
@@ -525,7 +579,7 @@ class _Walk:
         before, self.factor = self.factor, float((sums[1] / sums[0])[alive].mean())
         after = NEVER
         if math.isfinite(self.factor) and self.factor > 0:
-            after = self._apart_above(seam, self.healed[fitted:].clone())
+            after = self._apart_above(seam, self.healed.copy(fitted))
         kept = self._note(seam, after, scale=self.factor)
         if not kept:
             self.factor = before
@@ -579,7 +633,7 @@ class _Walk:
         if not made:
             self._note(seam, NEVER)
         else:
-            held = self.healed[fitted:].clone()
+            held = self.healed.copy(fitted)
             self._run(self._repaired(block, part, made), [part], held)
             if self._note(seam, self._apart_above(seam, held), alpha=alpha):
                 self.tensors |= {key: self.keep(tensor) for key, tensor in made.items()}
@@ -597,7 +651,7 @@ class _Walk:
         """
         function, fitted = self.cut.of(self._prepared(block)), self.rows.fitted
         system = self._system(function, part)
-        for x, residual, share in self._tokens(function, part, slice(0, fitted)):
+        for x, residual, share in self._tokens(function, part, 0, fitted):
             system.add(x, residual, share)
         if not system.is_finite():
             raise NotFiniteError(
@@ -638,7 +692,7 @@ class _Walk:
         return Normal(inner if self.method == "refit" else hidden, hidden, self.view.device)
 
     def _tokens(
-        self, function: FastBlock, part: int, rows: slice
+        self, function: FastBlock, part: int, first: int, last: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features, what the repair should add to the stream, and weights, chunk by chunk.
 
@@ -650,10 +704,10 @@ class _Walk:
         weight = weight.to(kind)
         seen: list[Tensor] = []
         function.observe = lambda name, value: seen.append(value.to(kind, copy=True))
-        middles = pieces(self.healed[rows], self.view, self.progress)
-        targets = pieces(self.dense[rows], self.view, self.progress)
-        at = rows.start
+        middles, targets = (each.chunks(first, last) for each in (self.healed, self.dense))
+        at = first
         for middle, target in zip(middles, targets, strict=True):
+            self.progress.check_cancel()
             mask = self.valid[at : at + len(middle)]
             at += len(middle)
             seen.clear()
@@ -679,8 +733,8 @@ class _Walk:
         device, kind = self.view.device, wide(self.view.device)
         changes = {a: d.to(device=device, dtype=kind) for a, d in solved.items() if d is not None}
         errors = dict.fromkeys(changes, 0.0)
-        held = slice(self.rows.fitted, len(self.healed))
-        for x, residual, share in self._tokens(function, part, held):
+        held = self.rows.fitted, len(self.healed)
+        for x, residual, share in self._tokens(function, part, *held):
             for alpha, change in changes.items():
                 missed = (residual - x @ change).square().mean(-1)
                 errors[alpha] += float((share * missed).sum())

@@ -3,24 +3,26 @@
 The limit is that of the process on a CPU, and of the device's memory on a GPU. A computation that
 does not fit with all weights in memory reads them block by block (`core.model.streaming`). If the
 hidden states of all rows do not fit beside that, the rows go through the model in groups, each of
-which reads every weight once. No torch here.
+which reads every weight once, or the states are kept on the disk. No torch here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import OptionError
-from core.runs import devices, processes
+from core.prune import staging
+from core.runs import devices, processes, workspace
 from core.runs.devices import GIB, MIB
 from core.runs.dtypes import BYTES, Formats, computable, for_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from core.model.blocks import BlockView
     from core.model.loading import Prepared
@@ -74,6 +76,9 @@ class Demand:
     """The same if the weights are read block by block; None: as many."""
     streams: bool = True
     """Whether blocks are read; False: all that is needed of them is in ``streamed_extra``."""
+    disk_states: float | None = None
+    """States of every row on the disk if memory has no room for ``states``, which then are those of
+    a chunk of rows that goes through a block; None: they have to be in memory."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Capacity:
     """Rows whose states are held at once."""
     groups: int
     """Passes over the weights, for each thing that is computed."""
+    disk_bytes: int = 0
+    """Hidden states that are kept on the disk; 0: all are in memory."""
 
     @property
     def streams(self) -> bool:
@@ -127,6 +134,7 @@ class Capacity:
             "memory_limit_mib": _mib(self.limit_bytes),
             "in_memory_mib": _mib(self.in_memory_bytes),
             "streamed_mib": _mib(self.streamed_bytes if self.way != "cannot" else self.least_bytes),
+            "states_on_disk_mib": _mib(self.disk_bytes),
             "rows_at_once": self.rows,
             "passes": self.groups,
         }
@@ -134,6 +142,17 @@ class Capacity:
     def needs(self) -> dict[str, Any]:
         """Return the same of a computation whose rows are not split, and that passes often."""
         return {k: v for k, v in self.facts().items() if k not in ("rows_at_once", "passes")}
+
+    def folder_of_states(self, folder: Path) -> Path | None:
+        """Return where states on the disk are, a run's ``folder``; None: they are in memory.
+
+        Raises `OutputError` if the disk has no room for them.
+        """
+        if not self.disk_bytes:
+            return None
+        what = "The hidden states of the calibration rows need"
+        staging.check_space(folder / workspace.BOOKKEEPING, self.disk_bytes, what)
+        return folder
 
     def check(self) -> None:
         """Raise `OptionError` if it cannot run."""
@@ -148,11 +167,15 @@ class Capacity:
     def sentence(self) -> str:
         """Return what happens, for the log."""
         limit = "" if self.limit_bytes is None else f" of {self.limit_bytes / GIB:.2f} GiB"
+        disk = ""
+        if self.disk_bytes:
+            disk = f" Hidden states, {self.disk_bytes / GIB:.2f} GiB, are kept on the disk."
         if not self.streams and self.groups == 1:
-            return f"About {self.in_memory_bytes / GIB:.2f} GiB are needed: fits within the{limit}."
+            need = f"About {self.in_memory_bytes / GIB:.2f} GiB are needed"
+            return f"{need}: fits within the{limit}.{disk}"
         how = "The weights are read block by block" if self.streams else "The weights fit"
         rows = f", for {self.rows} rows at a time" if self.groups > 1 else ""
-        return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}."
+        return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}.{disk}"
 
 
 def kind_of(device: str) -> str:
@@ -202,6 +225,15 @@ def decide(
     """
     sizes = _Sizes(info, formats, device, tokens)
     needs = demands or (Demand("", 0, prepared=False),)
+    found = _decided(sizes, limit, rows, needs)
+    if found.way != "cannot" or all(d.disk_states is None for d in needs):
+        return found
+    found = _decided(sizes, limit, rows, [sizes.of_a_chunk(d, rows) for d in needs])
+    return replace(found, disk_bytes=max(sizes.on_disk(d, rows) for d in needs))
+
+
+def _decided(sizes: _Sizes, limit: int | None, rows: int, needs: Sequence[Demand]) -> Capacity:
+    """Return how it runs if no states are on the disk."""
     in_memory = max(sizes.in_memory(d, rows) for d in needs)
     if limit is None or in_memory <= limit:
         streamed = max(sizes.streamed(d, rows) for d in needs)
@@ -271,6 +303,20 @@ class _Sizes:
         self.channels = channels * self.width
         """Of one token's activations in a block."""
 
+    def of_a_chunk(self, demand: Demand, rows: int) -> Demand:
+        """Return a demand with its states on the disk, if they may be there."""
+        if demand.disk_states is None:
+            return demand
+        own = rows if demand.rows is None else demand.rows
+        chunk = max(1, round(self.together / (demand.length or self.tokens)))
+        return replace(demand, rows=min(own, chunk), splits=False)
+
+    def on_disk(self, demand: Demand, rows: int) -> int:
+        """Return the bytes of the states that may be on the disk."""
+        own = rows if demand.rows is None else demand.rows
+        state = own * (demand.length or self.tokens) * self.hidden * self.width
+        return math.ceil((demand.disk_states or 0) * state)
+
     def _work(self, demand: Demand, rows: int, held: int) -> tuple[int, int]:
         """Return what is held while a block, and while the head computes, apart from weights.
 
@@ -317,7 +363,7 @@ def view_of(prepared: Prepared, found: Capacity, log: Callable[[str], None]) -> 
     from core.model.streaming import StreamedView
 
     found.check()
-    if found.streams or found.groups > 1:
+    if found.streams or found.groups > 1 or found.disk_bytes:
         log(found.sentence())
     if not found.streams:
         return BlockView(prepared.load(log))

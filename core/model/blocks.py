@@ -187,6 +187,13 @@ class BlockView:
         """Return embeddings [rows, tokens, hidden] of token ids [rows, tokens]."""
         return self._body.embed_tokens(ids)
 
+    def embedder(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what embeds parts of ``ids``, one after another, as `embed` does.
+
+        The table is read once for all of them.
+        """
+        return self.embed
+
     def rotary(
         self, tokens: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:

@@ -207,6 +207,13 @@ class StreamedView(BlockView):
                 out[here] = table[ids[here] - first]
         return out
 
+    def embedder(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what embeds parts of ``ids``; it holds the embeddings of all that occur there."""
+        occurs = torch.zeros(int(ids.max()) + 1, dtype=torch.bool, device=ids.device)
+        occurs[ids.flatten()] = True
+        table, place = self.embed(occurs.nonzero()[:, 0]), occurs.cumsum(0) - 1
+        return lambda some: table[place[some]]
+
     def layer(self, block: int) -> nn.Module:
         """Return a decoder layer with its weights, until another block is asked for."""
         if self._resident != block:

@@ -97,14 +97,13 @@ def write_index(partial: Path, file_of: Mapping[str, str], total_bytes: int) -> 
     write(partial / headers.INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def check_space(partial: Path, size: int) -> None:
+def check_space(partial: Path, size: int, what: str = "The checkpoint needs") -> None:
     """Raise `OutputError` if the disk of ``partial`` has no room for ``size`` bytes."""
     needed = size + _SPARE_BYTES
     free = shutil.disk_usage(partial).free
     if needed > free:
         raise OutputError(
-            f"The checkpoint needs {words.size(needed)}, but {partial.parent} has only "
-            f"{words.size(free)} free.",
+            f"{what} {words.size(needed)}, but {partial.parent} has only {words.size(free)} free.",
             "Free up disk space, or give an --out on another disk.",
         )
 

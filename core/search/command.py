@@ -248,15 +248,15 @@ def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Ca
     rows = ranks.most(screened(spec, samples), spec.processes)
     demands = [Demand("sets", STATES, splits=False, rows=rows)]
     if spec.heal != "none":
-        demands.append(_healing_demand(spec, info))
+        demands.append(_healing_demand(spec, info, formats))
     return decide(info, formats, spec.device, limit, samples, spec.length, demands)
 
 
-def _healing_demand(spec: SearchSpec, info: CheckpointInfo) -> Demand:
+def _healing_demand(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Demand:
     """Return what healing one of the sets holds: at most every removed unit leaves a seam."""
     repairs = max(spec.counts, default=info.blocks // 4)
     rows = samples_of(spec, info)
-    return demand.demand(info, (spec.heal,), repairs, rows, spec.length, spec.device)
+    return demand.demand(info, (spec.heal,), repairs, rows, spec.length, spec.device, formats)
 
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
@@ -281,7 +281,7 @@ def _keeps(spec: SearchSpec, info: CheckpointInfo, room: Capacity) -> bool:
 
     With a limit they also have to fit in what is left of it.
     """
-    if spec.heal == "none":
+    if spec.heal == "none" or room.disk_bytes:
         return False
     kept, free = _kept_bytes(spec, info), devices.free_bytes(spec.device)[1]
     if room.limit_bytes is not None and room.used_bytes + kept > room.limit_bytes:
@@ -349,6 +349,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     run.note(TAPE)
     if tape.groups:
         run.progress.log(f"Resuming: {sum(map(len, tape.groups)):,} sets are measured already.")
+    states = room.folder_of_states(run.dir)
     view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view)
     rehearsed = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))
@@ -356,7 +357,7 @@ def run(spec: SearchSpec, run: Run) -> None:
     progress = Share(run.progress, lambda: ledger.passes, expected)
     stored = loading.stored_formats(folder)
     healer = (
-        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room))
+        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room), states)
         if heals
         else None
     )

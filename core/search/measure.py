@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,12 +48,14 @@ class Healer:
         progress: Progress,
         units: Units | None = None,
         keep: bool = True,
+        folder: Path | None = None,
     ) -> None:
         """Heal ``view`` by ``method`` on ``batch``; tensors are rounded to the formats stored.
 
-        With ``keep`` the dense streams are computed once and kept, see `Kept`.
+        With ``keep`` the dense streams are computed once and kept, see `Kept`; with ``folder``
+        those of a cut are on its disk.
         """
-        self.keep = keep
+        self.keep, self.folder = keep, folder
         self.view, self.batch, self.method = view, batch, method
         self.stored, self.progress = stored, progress
         self.units = units or Units(BLOCK, len(view))
@@ -72,6 +75,7 @@ class Healer:
             self.progress,
             stored=self.stored,
             kept=self.kept,
+            folder=self.folder,
         )
         self.dense_nll = found.nll_dense
         return found

@@ -11,12 +11,22 @@ from core.ui.say import plain
 
 
 def draw(found: Mapping[str, Any]) -> str:
-    """Draw a line if a run streams, and return what is wrong if it cannot run.
+    """Draw a line if a run streams or keeps states on the disk, and return what is wrong if it cannot run.
 
     ``found``: a dry run's facts, as `core.importance.capacity.Capacity.facts` has them.
     """
     way, limit = found.get("way", "fits"), found.get("memory_limit_mib")
-    if way == "fits" or limit is None:
+    if limit is None:
+        return ""
+    disk = found.get("states_on_disk_mib")
+    if disk and way != "cannot":
+        st.caption(
+            plain(
+                "The hidden states of all calibration rows do not fit in memory: "
+                f"{disk / 1024:.1f} GiB of them are on the disk while it heals."
+            )
+        )
+    if way == "fits":
         return ""
     need = found["in_memory_mib"] / 1024
     if way == "cannot":

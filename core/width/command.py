@@ -378,7 +378,7 @@ def _capacity(
     needs = [demand]
     if spec.heal != "none":
         few, length = heal_rows(spec, info)
-        needs.append(of_narrower(info, few, length, spec.device, formats.arithmetic))
+        needs.append(of_narrower(info, few, length, spec.device, formats))
     return decide(info, formats, spec.device, limit, rows, tokens, needs)
 
 
@@ -575,6 +575,7 @@ def _select(
         )
     longest = max(map(len, rows), default=1)
     room = _capacity(spec, plan, prepared.formats, max(1, len(rows)), longest)
+    states = room.folder_of_states(run.dir)  # a full disk is said before scoring, not after it
     view = view_of(prepared, room, run.progress.log)
     batch = make_batch(rows, view, room.group, run.ranks) if rows else None
     job = Job(view, plan, batch, spec.seed, run.progress)
@@ -583,7 +584,7 @@ def _select(
     healing: Healing | None = None
     replaced: Replaced = {}
     if spec.heal != "none" and run.ranks.is_first:  # all processes have chosen the same
-        healing, replaced = _heal(spec, run, plan, prepared, view, selection, stack)
+        healing, replaced = _heal(spec, run, plan, prepared, view, selection, stack, states)
     view.close()
     return _Chosen(selection, text, healing, replaced)
 
@@ -596,8 +597,12 @@ def _heal(
     view: BlockView,
     selection: Selection,
     stack: contextlib.ExitStack,
+    states: Path | None,
 ) -> tuple[Healing, Replaced]:
-    """Refit the narrower blocks; return the record and the replaced tensors."""
+    """Refit the narrower blocks; return the record and the replaced tensors.
+
+    ``states``: the folder on whose disk the hidden states are; None: in memory.
+    """
     from core.importance.branches import make_batch
     from core.model import loading, memory
     from core.width.healing import Shelf, refit
@@ -611,7 +616,9 @@ def _heal(
     batch, shelf = make_batch(drawn.rows, view), Shelf(run.dir)
     stack.callback(shelf.close)
     with memory.out_of_memory_explained("healing the cut"):
-        healing, tensors = refit(view, plan.units, selection, batch, stored, run.progress, shelf)
+        healing, tensors = refit(
+            view, plan.units, selection, batch, stored, run.progress, shelf, states
+        )
     kept = sum(seam.kept for seam in healing.seams)
     run.progress.log(
         f"Healing by {spec.heal}: held-out KL to the dense model {healing.kl_before:.4f} to "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from core.errors import RunError
 from core.heal.healing import Change, heal_narrower
 from core.importance.forward import Channels
 from core.model.streaming import stored_bytes
 from core.prune.results import Healing
 from core.runs.progress import Progress
+from core.runs.scratch_file import ScratchFile
 from core.width.selection import Selection
 from core.width.surgery import group_channels
 from core.width.units import BlockUnits
@@ -54,52 +52,38 @@ def refit(
     stored: Mapping[str, torch.dtype],
     progress: Progress,
     shelf: Shelf,
+    states: Path | None = None,
 ) -> tuple[Healing, Replaced]:
-    """Return the record of the repair, and the replaced tensors, which ``shelf`` holds."""
+    """Return the record of the repair, and the replaced tensors, which ``shelf`` holds.
+
+    ``states``: the folder on whose disk the hidden states are; None: in memory.
+    """
     thin = channels(units, selection)
-    found = heal_narrower(view, thin, batch, progress, stored=stored, keep=shelf.put)
+    found = heal_narrower(view, thin, batch, progress, stored=stored, keep=shelf.put, folder=states)
     nothing = torch.empty(0)  # a refit does not look at the weights before
     made = {name: functools.partial(change, nothing) for name, change in found.tensors.items()}
     return found.record("refit"), made
 
 
 class Shelf:
-    """Tensors on disk until they are written: all of a model's would not fit in memory.
-
-    The file has no name: the system deletes it when it is closed, or the process dies.
-    """
+    """Tensors on disk until they are written: all of a model's would not fit in memory."""
 
     def __init__(self, folder: Path) -> None:
         """Open a file on the disk of ``folder``; raises `RunError` if that is impossible."""
-        self.folder = folder
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # `close` closes it
-        except OSError as error:
-            raise self._unusable(error) from error
+        self._file = ScratchFile(folder, "refitted weights")
 
     def put(self, tensor: Tensor) -> Change:
         """Write a tensor, and return what reads it again; raises `RunError` for a full disk."""
         shape, dtype, data = tensor.shape, tensor.dtype, stored_bytes(tensor)
-        size = len(data)
-        try:
-            at = self._file.seek(0, os.SEEK_END)
-            self._file.write(data)
-            self._file.flush()
-        except OSError as error:
-            raise self._unusable(error) from error
+        at, size = self._file.append(data), len(data)
 
         def read(_: Tensor) -> Tensor:
-            self._file.seek(at)
-            return torch.frombuffer(bytearray(self._file.read(size)), dtype=dtype).view(shape)
+            memory = bytearray(size)
+            self._file.read(at, memoryview(memory))
+            return torch.frombuffer(memory, dtype=dtype).view(shape)
 
         return read
 
     def close(self) -> None:
         """Close the file, which deletes it."""
         self._file.close()
-
-    def _unusable(self, error: OSError) -> RunError:
-        return RunError(
-            f"Cannot keep refitted weights in {self.folder}: {error.strerror}.",
-            "Free up disk space, or give an --out on another disk.",
-        )

@@ -17,14 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from core.__main__ import main
+from core.benchmark.meter import tensor_peak
 from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.commands import COMMANDS
 from core.data.calibration import calibration_rows
 from core.errors import DataError, PlanError
+from core.heal import divergence
 from core.heal.command import PruneSpec, healing_flops
 from core.heal.healing import Kept, applied, heal, heal_narrower
 from core.heal.ridge import Normal
+from core.importance import forward
 from core.importance.branches import make_batch, states_without
 from core.importance.estimate import block_flops
 from core.importance.forward import Channels
@@ -599,3 +602,41 @@ def test_the_estimate_counts_what_healing_computes(tiny_gqa, ids, method, drop):
     once = sum(block_flops(info, block, ROWS, TOKENS) for block in range(info.blocks))
     counted = healing.get_total_flops() * once / plain.get_total_flops()
     assert healing_flops(spec, info, Removal(drop)) == pytest.approx(counted, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("removal", "method"),
+    [
+        (Removal(DROP), "auto"),
+        (Removal((2, 3), (5,), (4,)), "refit"),
+        (None, "refit"),
+    ],
+)
+def test_streams_on_disk_give_the_same_numbers_in_bounded_memory(
+    model, ids, tmp_path, monkeypatch, removal, method
+):
+    monkeypatch.setattr(forward, "CPU_TOKENS", 5 * TOKENS)  # the last chunk is smaller
+    monkeypatch.setattr(divergence, "LOGITS_CPU", 320 * 50)
+    view = BlockView(model)
+
+    def healed(rows, **options):
+        batch = make_batch(rows.tolist(), view)
+        if removal is None:
+            keep = Channels(
+                queries=torch.arange(16), keys=torch.arange(16), neurons=torch.arange(9)
+            )
+            return heal_narrower(view, {2: keep, 5: keep}, batch, **options)
+        return heal(view, removal, batch, method, **options)
+
+    here, there = healed(ids), healed(ids, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert here.record(method) == there.record(method)
+    assert here.kl_after < here.kl_before
+    assert here.tensors.keys() == there.tensors.keys()
+    for name, change in here.tensors.items():
+        before = view.tensor(name)
+        assert change(before).equal(there.tensors[name](before)), name
+    many = ids.repeat(8, 1)
+    state = len(many) * TOKENS * view.hidden_size * 4
+    few, peak = (tensor_peak(lambda r=r: healed(r, folder=tmp_path)) for r in (ids, many))
+    assert peak - few < state / 2 < tensor_peak(lambda: healed(many)) - few

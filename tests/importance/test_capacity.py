@@ -24,7 +24,7 @@ from core.prune.version_results import (
     VersionRow,
     latency_errors,
 )
-from core.runs import run
+from core.runs import run, scratch_file
 from core.runs.dtypes import Formats
 from core.runs.progress import SILENT
 from core.runs.spec import build
@@ -198,6 +198,64 @@ def test_healing_a_narrower_model_counts_to_what_is_needed(tiny_dir, bare):
     assert few.least_bytes - plain.least_bytes > 40 * 16 * 32 * 4 * heal_demand.STATES
     more = room(**HEALS | {"heal_samples": 80})
     assert more.least_bytes - few.least_bytes >= 40 * 16 * 32 * 4 * heal_demand.STATES
+
+
+def test_states_of_many_rows_to_heal_on_are_kept_on_the_disk(tiny_dir, bare):
+    info = headers.inspect(tiny_dir("gqa"))
+    tokens, state = 16, 16 * 32 * 4
+
+    def needed(rows, limit=None):
+        need = heal_demand.demand(info, ("scale",), 0, rows, tokens, "cpu", F32)
+        return capacity.decide(info, F32, "cpu", limit, rows, tokens, [need])
+
+    few, many = needed(400), needed(40000)
+    assert (few.disk_bytes, many.disk_bytes) == (0, 0)
+    room = needed(40000, many.in_memory_bytes - 3 * 40000 * state)
+    assert (room.way, room.groups, room.group) == ("fits", 1, 0)
+    assert room.used_bytes <= room.limit_bytes < many.in_memory_bytes
+    assert room.disk_bytes == 2.75 * 40000 * state  # two streams and three of a quarter
+    assert "Hidden states, 0.21 GiB, are kept on the disk." in room.sentence()
+    least = needed(40000, 1)
+    assert (least.way, least.streams) == ("cannot", False)
+    tight = needed(40000, least.least_bytes)
+    assert (tight.way, tight.disk_bytes) == ("streams", room.disk_bytes)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "files"),
+    [
+        ("prune", HEALED | {"drop": (2, 4), "heal": "auto"}, ("model.safetensors",)),
+        ("width", HEALS | {"method": "flap", "ratio": 0.5}, ("model.safetensors",)),
+        ("search", HEALED | {"counts": (1, 2), "methods": ("greedy",), "heal": "refit"},
+         ("heldout_rows.csv",)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["fits", "streams"])
+def test_healing_with_states_on_the_disk_leaves_the_same_files(
+    tiny_gqa, tmp_path, text, monkeypatch, command, options, files, way
+):
+    here = ran(tiny_gqa, tmp_path / "here", text, command, **options)
+
+    def decide(*arguments):
+        found = capacity.decide(*arguments)
+        return dataclasses.replace(found, way=way, disk_bytes=12 * 2**20)
+
+    for module in (width_command, search_command, heal_command):
+        monkeypatch.setattr(module, "decide", decide)
+    opened = []
+    opens = scratch_file.ScratchFile.__init__
+    monkeypatch.setattr(
+        scratch_file.ScratchFile,
+        "__init__",
+        lambda self, folder, content: opened.append(content) or opens(self, folder, content),
+    )
+    there = ran(tiny_gqa, tmp_path / "there", text, command, **options)
+    assert opened.count("hidden states") >= 4
+    assert "Hidden states, 0.01 GiB, are kept on the disk." in (
+        (there / ".run" / "log.txt").read_text()
+    )
+    for name in files:
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
 
 
 def test_versions_cost_the_same_streamed_and_only_as_many_blocks_are_timed_as_fit(

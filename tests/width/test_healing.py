@@ -95,7 +95,7 @@ def test_refitted_weights_wait_in_a_file_without_a_name(tmp_path):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    shelf._file.close()
-    shelf._file = SimpleNamespace(seek=lambda *_: 0, write=full)
+    shelf.close()
+    shelf._file._file = SimpleNamespace(seek=lambda *_: 0, write=full)
     with pytest.raises(RunError, match="Cannot keep refitted weights in .*: No space left"):
         shelf.put(given[0])
