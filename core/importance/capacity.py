@@ -171,8 +171,7 @@ class Capacity:
         if self.disk_bytes:
             disk = f" Hidden states, {self.disk_bytes / GIB:.2f} GiB, are kept on the disk."
         if not self.streams and self.groups == 1:
-            need = f"About {self.in_memory_bytes / GIB:.2f} GiB are needed"
-            return f"{need}: fits within the{limit}.{disk}"
+            return f"About {self.in_memory_bytes / GIB:.2f} GiB{limit} are needed.{disk}"
         how = "The weights are read block by block" if self.streams else "The weights fit"
         rows = f", for {self.rows} rows at a time" if self.groups > 1 else ""
         return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}.{disk}"
