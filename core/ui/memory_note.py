@@ -11,7 +11,7 @@ from core.ui.say import plain
 
 
 def draw(found: Mapping[str, Any]) -> str:
-    """Draw a line if a run streams or keeps states on the disk, and return what is wrong if it cannot run.
+    """Draw a line if a run uses the disk instead of memory; return what is wrong if it cannot run.
 
     ``found``: a dry run's facts, as `core.importance.capacity.Capacity.facts` has them.
     """
