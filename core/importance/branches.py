@@ -8,9 +8,9 @@ is applied to all states that need it, so its weights are read once, in order: M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ from core.runs.ranks import ALONE, Ranks, check_rows
 
 Narrow = Mapping[tuple[int, str], tuple[int, ...]]
 """(block, name of a version) -> the MLP neurons that it keeps."""
+
+
+class States(Protocol):
+    """States [rows, tokens, hidden] of rows that come in groups: a tensor, or a stream on disk."""
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Return them, ``size`` rows at a time."""
+
+
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called as (block, before, after) with the dense states [rows, tokens, hidden] of a block."""
 
@@ -166,9 +175,10 @@ def losses_without(
     sublayers: bool = False,
     want_losses: bool = True,
     want_kl: bool = False,
-    dense: Tensor | None = None,
+    dense: States | None = None,
     label: str = "Block",
     narrow: Narrow | None = None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> Losses | None:
     """Return the losses of the model without each of ``sets`` of blocks, in one pass.
 
@@ -183,9 +193,12 @@ def losses_without(
         want_losses: If False, skip the head and return None.
         want_kl: Also compute KL(dense || without the set); one of the sets must be the empty one.
         dense: The dense model's last states on this batch, from an earlier pass: then none need be.
+            Of a batch without groups, a tensor.
         label: Name of a step in progress messages.
         narrow: With ``sublayers``: versions of MLPs with fewer neurons. A set that has the unit
             ``(block, "mlp")`` and one of these, ``(block, name)``, runs that version instead.
+        keep: With groups: takes each group's dense last states if they are computed; the result
+            lacks them.
 
     Memory: one state of [rows, tokens, hidden] per distinct set, one block's prepared weights, and
     the head's work on `HEAD_TOKENS` tokens. If the batch has groups, the rows are those of a group.
@@ -195,7 +208,7 @@ def losses_without(
     own = _losses_of(
         view, batch, sets, progress,
         observe=observe, sublayers=sublayers, want_losses=want_losses,
-        want_kl=want_kl, dense=dense, label=label, narrow=narrow,
+        want_kl=want_kl, dense=dense, label=label, narrow=narrow, keep=keep,
     )  # fmt: skip
     if own is None or batch.ranks.size == 1:
         return own
@@ -220,9 +233,10 @@ def _losses_of(
     sublayers: bool,
     want_losses: bool,
     want_kl: bool,
-    dense: Tensor | None,
+    dense: States | None,
     label: str,
     narrow: Narrow | None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> Losses | None:
     """Return the losses on the rows of this process."""
     groups = batch.groups
@@ -232,15 +246,21 @@ def _losses_of(
         found = []
         for number, (own, reference) in enumerate(zip(groups, of_dense, strict=True), start=1):
             part.begin()
-            found.append(
-                _losses_of(
-                    view, own, sets, part,
-                    observe=observe, sublayers=sublayers, want_losses=want_losses,
-                    want_kl=want_kl, dense=reference, narrow=narrow,
-                    label=f"Rows {number} of {len(groups)}, {label.lower()}",
-                )
+            one = _losses_of(
+                view, own, sets, part,
+                observe=observe, sublayers=sublayers, want_losses=want_losses,
+                want_kl=want_kl, dense=reference, narrow=narrow,
+                label=f"Rows {number} of {len(groups)}, {label.lower()}",
             )  # fmt: skip
-        return _joined([one for one in found if one is not None])
+            if one is not None and one.dense is not None and keep:
+                if reference is None:
+                    keep(one.dense)
+                one = replace(one, dense=None)
+            if one is not None:
+                found.append(one)
+        return _joined(found)
+    if dense is not None and not isinstance(dense, Tensor):
+        raise ValueError("Dense states of a batch without groups are a tensor.")
     with torch.inference_mode():
         walk = _Walk(view, batch, sets, progress, sublayers, narrow)
         for block in range(len(view)):

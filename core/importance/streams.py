@@ -92,6 +92,7 @@ class OnDisk:
         self._row = tokens * hidden * dtype.itemsize
         self._memory = bytearray(self.step * self._row)
         self._file = files.open()
+        self._filled = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,10 +111,9 @@ class OnDisk:
     def apply(self, function: Callable[[Tensor], None]) -> None:
         """Apply what changes a chunk in place to all of them."""
         for at, size in self._steps(0, None):
-            stored = self._read(at, size)
-            states = stored.to(self._files.device)
+            states = self._read(at, size).to(self._files.device)
             function(states)
-            self.write(at, states, stored)
+            self.write(at, states)
 
     def copy(self, first: int = 0) -> Stream:
         """Return a copy of the rows from ``first`` on."""
@@ -124,13 +124,29 @@ class OnDisk:
             other._file.write((at - first) * self._row, data)
         return other
 
-    def write(self, at: int, states: Tensor, stored: Tensor | None = None) -> None:
-        """Write ``states`` as the rows from ``at`` on, at most ``step``."""
-        size = len(states)
-        stored = self._view(size) if stored is None else stored
-        if stored.data_ptr() != states.data_ptr():
-            stored.copy_(states)
-        self._file.write(at * self._row, memoryview(self._memory)[: size * self._row])
+    def write(self, at: int, states: Tensor) -> None:
+        """Write ``states`` as the rows from ``at`` on."""
+        for part in states.split(self.step):
+            stored = self._view(len(part))
+            if stored.data_ptr() != part.data_ptr():
+                stored.copy_(part)
+            self._file.write(at * self._row, memoryview(self._memory)[: len(part) * self._row])
+            at += len(part)
+
+    def append(self, states: Tensor) -> None:
+        """Write ``states`` as the rows behind those that were appended before."""
+        self.write(self._filled, states)
+        self._filled += len(states)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the states ``size`` rows at a time, in memory of their own, as a tensor does."""
+        for first in range(0, len(self), size):
+            last = min(first + size, len(self))
+            found = torch.empty(last - first, *self.shape[1:], dtype=self.dtype)
+            found = found.to(self._files.device)
+            for chunk, part in zip(self.chunks(first, last), found.split(self.step), strict=True):
+                part.copy_(chunk)
+            yield found
 
     def close(self) -> None:
         """Delete the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -248,15 +249,24 @@ def _room(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Ca
     rows = ranks.most(screened(spec, samples), spec.processes)
     demands = [Demand("sets", STATES, splits=False, rows=rows)]
     if spec.heal != "none":
-        demands.append(_healing_demand(spec, info, formats))
+        demands += _healing_demands(spec, info, formats)
     return decide(info, formats, spec.device, limit, samples, spec.length, demands)
 
 
-def _healing_demand(spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats) -> Demand:
-    """Return what healing one of the sets holds: at most every removed unit leaves a seam."""
+def _healing_demands(
+    spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats
+) -> list[Demand]:
+    """Return what healing one of the sets holds, and measuring it on as many other rows.
+
+    At most every removed unit leaves a seam. If the states of all rows do not fit, the other rows
+    go through the model in groups, and the dense states of theirs are on the disk too.
+    """
     repairs = max(spec.counts, default=info.blocks // 4)
     rows = samples_of(spec, info)
-    return demand.demand(info, (spec.heal,), repairs, rows, spec.length, spec.device, formats)
+    need = demand.demand(info, (spec.heal,), repairs, rows, spec.length, spec.device, formats)
+    others = demand.TOKEN_BYTES * rows * spec.length
+    need = replace(need, extra=need.extra + others, disk_states=(need.disk_states or 0) + 1)
+    return [need, Demand("other rows", 3, extra=2 * others)]
 
 
 def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
@@ -310,6 +320,7 @@ def run(spec: SearchSpec, run: Run) -> None:
 
     from core import __version__
     from core.importance.branches import make_batch
+    from core.importance.streams import Files
     from core.model import loading, memory, precision
     from core.search.measure import Healer, Meter, Share
 
@@ -374,7 +385,10 @@ def run(spec: SearchSpec, run: Run) -> None:
         heal=healer,
         heal_best=spec.heal_best,
     )
-    with memory.out_of_memory_explained("searching sets of blocks"):
+    with (
+        memory.out_of_memory_explained("searching sets of blocks"),
+        contextlib.ExitStack() as stack,
+    ):
         finds = Finds(ledger, info, run.progress, spec.heal, units)
         stopped = _search(task, methods, ledger, finds, progress)
         rows = finds.rows
@@ -382,7 +396,9 @@ def run(spec: SearchSpec, run: Run) -> None:
         if other_rows:
             progress.label = "Held-out rows"
             shared = run.ranks if len(other_rows) >= run.ranks.size else ranks.ALONE
-            held = Meter(view, make_batch(other_rows, view, ranks=shared), progress, units)
+            others_batch = make_batch(other_rows, view, room.group, shared)
+            files = stack.enter_context(contextlib.closing(Files(run.dir, view.device)))
+            held = Meter(view, others_batch, progress, units, files)
             sets = list(dict.fromkeys(finds.sets.values()))
             if healer:
                 others = healer.measured(sets, held)

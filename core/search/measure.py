@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from core.heal.healing import Kept, Repair, applied, heal
-from core.importance.branches import Batch, losses_without, states_without
+from core.importance.branches import Batch, States, losses_without, states_without
+from core.importance.streams import Files, OnDisk
 from core.model.blocks import BlockView
+from core.model.precision import arithmetic_of
 from core.runs.progress import Progress
 from core.search.ledger import NONE, Cost, Drop, Group, Healed
 from core.search.units import BLOCK, SUBLAYER, Units
@@ -107,12 +108,23 @@ class Meter:
     """Measures groups of sets on one batch; keeps the dense model's last states to compare with."""
 
     def __init__(
-        self, view: BlockView, batch: Batch, progress: Progress, units: Units | None = None
+        self,
+        view: BlockView,
+        batch: Batch,
+        progress: Progress,
+        units: Units | None = None,
+        files: Files | None = None,
     ) -> None:
-        """Measure ``view`` on ``batch``; sets are of ``units``, by default whole blocks."""
+        """Measure ``view`` on ``batch``; sets are of ``units``, by default whole blocks.
+
+        If the batch has groups of rows, the dense states are in ``files``.
+        """
         self.view, self.batch, self.progress = view, batch, progress
         self.units = units or Units(BLOCK, len(view))
-        self.dense: Tensor | None = None
+        self.dense: States | None = None
+        self.files = files if len(batch.groups) > 1 else None
+        self.stream: OnDisk | None = None
+        """The dense states, if they are in a file."""
         self.rows: dict[Drop, list[tuple[int, float, float]]] = {}
         """Predictions, mean NLL and mean KL of every row, for the sets measured so far."""
 
@@ -123,9 +135,13 @@ class Meter:
         has that pass on tape computes them again, without counting it: its counts are those of
         an uninterrupted one.
         """
-        if self.dense is None and NONE not in sets:
+        if self.dense is None and NONE not in sets:  # not of groups: they begin with the empty set
             self.dense = states_without(self.view, self.batch, [NONE], self.progress)[0]
         began = time.perf_counter()
+        if self.files and self.stream is None:
+            dtype = arithmetic_of(self.view.dtype, self.view.device)
+            shape = (*self.batch.ids.shape, self.view.hidden_size)
+            self.stream = OnDisk(self.files, shape, dtype)
         losses = losses_without(
             self.view,
             self.batch,
@@ -134,9 +150,10 @@ class Meter:
             sublayers=self.units.kind == SUBLAYER,
             want_kl=True,
             dense=self.dense,
+            keep=None if self.stream is None else self.stream.append,
         )
         assert losses is not None
-        self.dense = losses.dense
+        self.dense = losses.dense if self.stream is None else self.stream
         counts = losses.counts.tolist()
         assert losses.kl_sum is not None
         for drop, nll, kl in zip(sets, losses.nll_sum, losses.kl_sum, strict=True):

@@ -34,8 +34,8 @@ def files(tmp_path):
 
 def stored(files, states):
     stream = OnDisk(files, tuple(states.shape), states.dtype)
-    for at in range(0, len(states), stream.step):
-        stream.write(at, states[at : at + stream.step])
+    for part in states.split(4):
+        stream.append(part)
     return stream
 
 
@@ -59,6 +59,8 @@ def test_a_stream_on_disk_is_that_in_memory(files, tmp_path, dtype):
         assert torch.cat(read(stream))[:9].equal(2 * states[:9] + 3)
         assert torch.cat(read(stream))[9].equal(2 * states[9] + 1)  # the last chunk is of one row
         assert torch.cat(read(upper)).equal(states[4:])
+    assert torch.cat(list(there.split(6))).equal(torch.cat(read(here)))
+    assert [len(part) for part in there.split(6)] == [6, 4]
     for rows in ((), (2,), (2, 9), (0, 5)):
         for one, other in zip(read(here, *rows), read(there, *rows), strict=True):
             assert one.shape == other.shape
