@@ -602,7 +602,7 @@ def _several_score(bench: Bench) -> Outcome:
 
 
 def _several_train(bench: Bench) -> Outcome:
-    """Compare training all weights, which two processes split (FSDP2)."""
+    """Compare training all weights, which two processes load, hold and write in parts (FSDP2)."""
     given: dict[str, Any] = {"method": "full"}
     one, _ = train(bench, bench.device, "several-training", **given)
     two = bench.folder / "split"

@@ -103,7 +103,8 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     if free is not None and needed > free:
         ways = ["a smaller --micro-batch"]
         ways += [] if decided.on else ["--gradient-checkpointing on"]
-        ways += ["--sharding fsdp"] if how.sharding and not how.sharding.on else []
+        if how.sharding:
+            ways.append("more --processes" if how.sharding.on else "--sharding fsdp")
         warnings.append(
             f"This needs about {needed / MIB:,.0f} MiB, but {device} has {free / MIB:,.0f} MiB "
             f"free. Try {', '.join(ways)} or --method lora."
@@ -251,7 +252,10 @@ def fit(spec: RetrainSpec, *about: Any) -> Fit:
     )
     if found.needed <= ROOM * free:
         return replace(found, sharding=Sharding(False, why))
-    return replace(_fit(replace(spec, sharding=FSDP), *about), sharding=Sharding(True, why))
+    parted = _fit(replace(spec, sharding=FSDP), *about)
+    assert parted.needed is not None
+    why += f"; split, each needs an estimated {parted.needed / MIB:,.0f} MiB"
+    return replace(parted, sharding=Sharding(True, why))
 
 
 def _fit(
@@ -403,13 +407,12 @@ def memory_parts(
         "teacher": teacher,
     }
     if split_:
-        for name in ("weights", "gradients", "optimiser"):
+        for name in ("weights", "gradients", "optimiser", "teacher"):
             parts[name] = ranks.most(parts[name], spec.processes)
-        # Weights and gradients of what is gathered at once: two blocks, and what is outside blocks.
-        outside = info.parameters - info.parts["blocks"]
-        # A process loads all weights before it keeps its part, and the first one also writes them.
-        loaded = info.parameters * held + parts["weights"] - sum(parts.values())
-        parts["gathered"] = max(2 * held * (2 * largest + outside), loaded)
+        # Weights and gradients of what is gathered at once: two blocks, and what is outside blocks;
+        # of a live teacher, weights. Loading and writing gather less: one tensor.
+        at_once = 2 * largest + info.parameters - info.parts["blocks"]
+        parts["gathered"] = at_once * (2 * held + (computed if teacher else 0))
     return parts
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from core.model.tokens import check_ids, embedded
+from core.retrain import sharded
 from core.retrain.encoders import ModelTokenizer
 from core.retrain.loss import eval_mode, heldout_loss, mean_kl
 from core.retrain.results import Measure
 from core.retrain.rows import RowSet
 from core.retrain.spec import RetrainSpec
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks
 
 
 class EvaluationTable:
@@ -49,9 +51,13 @@ class EvaluationTable:
         compute: torch.dtype | None,
         dense: Any = None,
         progress: Progress = SILENT,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Measure one model; with ``dense`` also the KL divergence from the dense model."""
-        how = (self._device, compute, progress)
+        """Measure one model; with ``dense`` also the KL divergence from the dense model.
+
+        ``ranks`` share the rows; each asks all questions.
+        """
+        how = (self._device, compute, progress, ranks)
         for source, rows in self._sources.items():
             items = sum(row.items for row in rows)
             self._put(source, "loss", column, heldout_loss(model, rows, *how), items)
@@ -60,6 +66,8 @@ class EvaluationTable:
         if self._spec.questions:
             with eval_mode([model], self._device, compute):
                 self._ask(column, model, progress)
+        for one in (model, dense):
+            sharded.release(one)
         self._done.add(column)
 
     def _ask(self, column: str, model: Any, progress: Progress) -> None:

@@ -22,6 +22,7 @@ from core.retrain import sharded
 from core.retrain.batches import Pack
 from core.retrain.rows import IGNORED, Row
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks
 
 TOKENS_AT_ONCE = 4096
 """Padded tokens in a batch of an evaluation."""
@@ -126,16 +127,30 @@ def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def parts(
-    rows: Sequence[Row], device: torch.device, progress: Progress
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Yield row numbers and their batch on ``device``; rows of similar length are batched."""
+def batches_of(rows: Sequence[Row]) -> list[list[int]]:
+    """Return the row numbers of each batch of an evaluation, rows of similar length together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    found = []
     while order:
         count = max(1, TOKENS_AT_ONCE // len(rows[order[-1]].ids))
-        chosen, order = order[-count:], order[:-count]
-        batch = collate([(rows[i],) for i in chosen])
-        yield chosen, moved(batch, device)
+        found.append(order[-count:])
+        order = order[:-count]
+    return found
+
+
+def parts(
+    rows: Sequence[Row], device: torch.device, progress: Progress, ranks: Ranks = ALONE
+) -> Iterator[tuple[list[int], bool, dict[str, Any]]]:
+    """Yield row numbers, whether they count, and their batch on ``device``.
+
+    The processes take batches in turns. A split model needs all of them to compute equally often:
+    one that has no batch left takes a row that does not count.
+    """
+    made = batches_of(rows)
+    for turn in range(0, len(made), ranks.size):
+        counts = turn + ranks.rank < len(made)
+        chosen = made[turn + ranks.rank] if counts else made[-1][:1]
+        yield chosen, counts, moved(collate([(rows[i],) for i in chosen]), device)
         progress.check_cancel()
 
 
@@ -146,19 +161,28 @@ def predictions(
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
     below: Any = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Yield row numbers, float32 logits [predicted, vocabulary] and targets, in eval mode.
+
+    Of several processes, each yields equally often, for batches of its own; no row numbers mean
+    that what comes with them does not count.
 
     ``below``: what is kept of the rows for the blocks that train (`core.retrain.states.Below`).
     """
     with eval_mode([model], device, None):
-        for chosen, batch in parts(rows, device, progress):
+        for chosen, counts, batch in parts(rows, device, progress, ranks):
             if below:
                 batch |= moved(below.of([(rows[i],) for i in chosen]), device)
-            # ended before the caller computes with the logits
-            with autocast(device, compute, model):
-                found = sharded.within(model, partial(predicted_logits, model, batch))
-            yield chosen, *found
+            yield chosen if counts else [], *_predicted(model, batch, device, compute)
+
+
+def _predicted(
+    model: Any, batch: dict[str, Any], device: torch.device, compute: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return `predicted_logits`, of which only the model's part is in the precision ``compute``."""
+    with autocast(device, compute, model):
+        return sharded.within(model, partial(predicted_logits, model, batch))
 
 
 def row_losses(
@@ -167,18 +191,25 @@ def row_losses(
     device: torch.device,
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> list[tuple[float, int]]:
-    """Return (sum of NLL in nats, predicted tokens) of each row, computed in eval mode."""
-    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for chosen, logits, targets in predictions(model, rows, device, compute, progress):
+    """Return (sum of NLL in nats, predicted tokens) of each row, computed in eval mode.
+
+    ``ranks``: the processes that share the rows; each has the whole result.
+    """
+    own: dict[int, tuple[float, int]] = {}
+    for chosen, logits, targets in predictions(model, rows, device, compute, progress, None, ranks):
         items = [rows[i].items for i in chosen]
-        for i, nll, count in zip(chosen, nll_by_row(logits, targets, items), items, strict=True):
-            result[i] = (nll, count)
-    return result
+        losses = nll_by_row(logits, targets, items)
+        own |= dict(zip(chosen, zip(losses, items, strict=True), strict=True))
+    found = {i: one for part in ranks.gather(own) for i, one in part.items()}
+    return [found[i] for i in range(len(rows))]
 
 
 def nll_by_row(logits: Tensor, targets: Tensor, items: Sequence[int]) -> list[float]:
     """Return the sum of the NLL in nats of each row, which has ``items`` predicted tokens."""
+    if not items:
+        return []
     nll = functional.cross_entropy(logits, targets, reduction="none").cpu().double()
     return [float(part.sum()) for part in nll.split(list(items))]
 
@@ -196,12 +227,15 @@ def mean_kl(
     device: torch.device,
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
-    total, count = 0.0, 0
-    with eval_mode([model, teacher], device, compute):
-        for _, batch in parts(rows, device, progress):
-            logits, targets = predicted_logits(model, batch)
-            total += float(kl_sum(logits, predicted_logits(teacher, batch)[0]))
-            count += len(targets)
-    return total / count
+    own = []
+    with eval_mode([model, teacher], device, None):
+        for _, counts, batch in parts(rows, device, progress, ranks):
+            logits, targets = _predicted(model, batch, device, compute)
+            other, _ = _predicted(teacher, batch, device, compute)
+            if counts:
+                own.append((float(kl_sum(logits, other)), len(targets)))
+    found = ranks.in_turns(own)
+    return sum(kl for kl, _ in found) / sum(count for _, count in found)

@@ -78,22 +78,8 @@ def retrain(spec: RetrainSpec, run: Run) -> None:
         trim_metrics(run.book / "metrics.jsonl", done[-1][0] if done else -1)
         session.note(finding)
         session.progress.log(f"Continuing with a micro-batch of {session.settings.micro_batch}.")
-    if session.is_split and not watcher.cancelled:
-        model = whole(session, model, watcher)
-    if run.ranks.is_first:
+    if session.is_split or run.ranks.is_first:
         finish(session, model, watcher, stopped)
-
-
-def whole(session: Session, model: Any, watcher: StepWatcher) -> Any:
-    """Return a trained model that was split as a whole one, to the first process.
-
-    Gradients and optimiser states are freed first.
-    """
-    watcher.trainer.optimizer = None
-    watcher.trainer.callback_handler.optimizer = None
-    model.zero_grad(set_to_none=True)
-    free_memory(session.device)
-    return session.joined(model)
 
 
 def finished(spec: RetrainSpec, run: Run, earlier: Summary) -> None:
@@ -212,7 +198,10 @@ def explain_memory(session: Session, model: Any) -> Finding:
 
 
 def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding | None) -> None:
-    """Write adapter, merged checkpoint, metrics and summary; then raise if it did not finish."""
+    """Write adapter, merged checkpoint, metrics and summary; then raise if it did not finish.
+
+    The processes of a split model do it together; the first one writes, and raises.
+    """
     spec, run = session.spec, session.run
     kept_step = watcher.after[0] if watcher.after else 0
     if stopped:
@@ -244,7 +233,8 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     if not watcher.cancelled:
         session.teacher = None
         watcher.trainer.model = watcher.trainer.model_wrapped = None
-        watcher.trainer.optimizer = None
+        watcher.trainer.optimizer = watcher.trainer.callback_handler.optimizer = None
+        model.zero_grad(set_to_none=True)
         free_memory(session.device)
         evaluate_after(session, model)
     if (spec.merge or spec.method != "lora") and not watcher.cancelled:
@@ -258,6 +248,8 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
             if spec.method != "lora":
                 raise
             session.note(diagnostics.not_merged(error))  # the adapter is whole
+    if not run.ranks.is_first:
+        return
     write_results(session, watcher, result, steps, kept_step, trainable, peak, merged, stopped)
     if watcher.cancelled:
         raise Cancelled("Cancelled.", "Continue with --resume.")
@@ -297,6 +289,7 @@ def write_merged(
         compute=session.precision.compute,
         trained_loss=trained_loss,
         trained_logits=logits,
+        ranks=session.together,
         card=lambda config, custom: model_card.merged_card(
             spec,
             config,
@@ -318,15 +311,18 @@ def evaluate_after(session: Session, model: Any) -> None:
     if not session.evaluation:
         return
     dense = session.load_dense()[0] if session.dense else None
-    session.evaluation.measure("after", model, session.precision.compute, dense)
+    session.evaluation.measure(
+        "after", model, session.precision.compute, dense, ranks=session.together
+    )
     Measure.write(session.run, session.evaluation.rows())
 
 
 def keep_last_good(session: Session, model: Any, watcher: StepWatcher) -> int:
     """Restore the best evaluated state (the start, if nothing was better); return its step."""
-    step, best = watcher.best
+    ranks = session.together
+    step, best = ranks.first(watcher.best)
     folder = session.checkpoints / f"checkpoint-{step}"
-    if step and Saved.read(folder):
+    if step and ranks.first(Saved.read(folder) is not None):
         weights.load_trained(model, folder)
     else:
         step, best = 0, session.before

@@ -35,6 +35,7 @@ from core.retrain import (
     row_cache,
     rows,
     sharded,
+    split_files,
     states,
     teacher,
     weights,
@@ -53,7 +54,7 @@ from core.retrain.trainer import (
 from core.runs import devices
 from core.runs.devices import MIB
 from core.runs.dtypes import Purpose
-from core.runs.ranks import ALONE
+from core.runs.ranks import ALONE, Ranks
 from core.runs.workspace import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -274,36 +275,19 @@ class Session:
         """Measure the dense model; keep it as teacher, or until the pruned one is evaluated."""
         if self.dense is None:
             return
-        if not self.run.ranks.is_first:
-            self._take_dense()
-            return
         model, held = self.load_dense()
         self.yardstick = teacher.yardstick(
-            model, self.rows.heldout, self.device, held.compute, self.progress
+            model, self.rows.heldout, self.device, held.compute, self.progress, self.ranks
         )
         self.progress.log(f"Dense model: held-out loss {self.yardstick.loss:.4f}.")
         if self.evaluation:
-            self.evaluation.measure("dense", model, held.compute, progress=self.progress)
+            how = held.compute, None, self.progress, self.ranks
+            self.evaluation.measure("dense", model, *how)
         if self.goal.is_kept:
             self.kept = self._keep(model, held)
-        self.run.ranks.first(self.yardstick.loss)
+        sharded.release(model)
         if self.goal.is_live or self.evaluation:
             self.teacher = model
-
-    def _take_dense(self) -> None:
-        """Take what the first process has measured; load only a teacher that answers in steps."""
-        assert self.dense
-        loss = self.run.ranks.first(self.yardstick.loss)
-        self.yardstick = teacher.Yardstick(self.rows.heldout, loss)
-        if self.goal.is_live:
-            self.teacher = self.load_dense()[0]
-        if self.goal.is_kept:
-            dtype = dtype_name(self.decide(self.dense.info.dtype).arithmetic)
-            rows_ = self.taken_rows()
-            folder = caches.root() / teacher.key_of(self.dense, rows_, self.goal.top_k, dtype)
-            self.kept = teacher.find(folder, rows_)
-            if self.kept is None:
-                raise OutputError(f"{folder} has gone.", "Start the run again.")
 
     def _keep(self, model: Any, held: Precision) -> row_cache.Cache:
         """Return the dense model's distributions on the training rows; computed unless known."""
@@ -311,11 +295,16 @@ class Session:
         about = self.taken_rows(), self.goal.top_k
         folder = caches.root() / teacher.key_of(self.dense, *about, dtype_name(held.arithmetic))
         found = teacher.find(folder, about[0])
-        if found:
+        if self.ranks.first(found is not None):
             self.progress.log("The dense model's distributions on these rows are known.")
-            return found
-        how = self.device, held.compute
-        return teacher.write(folder, model, *about, how, self.progress)
+        else:
+            how = self.device, held.compute
+            found = teacher.write(folder, model, *about, how, self.progress, self.ranks)
+            self.ranks.first(None)  # written
+        found = found or teacher.find(folder, about[0])
+        if found is None:
+            raise OutputError(f"{folder} has gone.", "Start the run again.")
+        return found
 
     def taken_rows(self) -> list[rows.Row]:
         """Return the training rows that the steps take; all of them if these are half or more."""
@@ -364,22 +353,33 @@ class Session:
         held = self.decide(self.dense.info.dtype)
         # Loaded in that format, not cast to it: a cast would round the rotary frequencies as well.
         dtype = held.arithmetic if self.goal.is_live else held.weights
-        return load_model(self.dense.folder, self.device, dtype), held
+        return self._loaded(self.dense.folder, dtype), held
+
+    def _loaded(self, folder: Path, dtype: torch.dtype, *, trained: bool = False) -> Any:
+        """Return a checkpoint's model, split among the processes if the training is."""
+        if self.is_split:
+            return split_files.load(folder, self.ranks, self.device, dtype, trained=trained)
+        return load_model(folder, self.device, dtype)
 
     def load(self) -> Any:
         """Load the pruned model, measure it, and prepare it for training."""
         self.below = None
-        model = load_model(self.folder, self.device, self.precision.weights)
+        model = self._loaded(self.folder, self.precision.weights, trained=True)
+        if self.is_split:
+            free_memory(self.device)
+            part, whole = sharded.held_bytes(model.parameters()), self.info.parameters
+            whole *= self.precision.weights.itemsize
+            self.progress.log(
+                f"The first process holds {part / MIB:,.1f} of {whole / MIB:,.1f} MiB of weights."
+            )
         began = time.monotonic()
-        first = self.run.ranks.is_first
-        self.before = self.run.ranks.first(self.measure(model) if first else self.before)
+        self.before = self.measure(model)
         self.evaluation_s = time.monotonic() - began
         kl = "" if self.before.kl is None else f", KL to the dense model {self.before.kl:.4f}"
         self.progress.log(f"Pruned model: held-out loss {self.before.loss:.4f}{kl}.")
-        if first and self.evaluation and not self.evaluation.has("before"):
-            self.evaluation.measure(
-                "before", model, self.precision.compute, self.teacher, progress=self.progress
-            )
+        if self.evaluation and not self.evaluation.has("before"):
+            how = self.precision.compute, self.teacher, self.progress, self.ranks
+            self.evaluation.measure("before", model, *how)
         if not self.goal.is_live:
             self.teacher = None
         if bits := base_bits(self.spec):
@@ -400,14 +400,6 @@ class Session:
         else:
             self.progress.log(f"Using the decoder layers of transformers: {self.why_stock}.")
         self.below = self._shared_states(model)
-        if self.is_split:
-            sharded.split(model, self.ranks, self.device)
-            free_memory(self.device)
-            part, whole = sharded.held_bytes(model.parameters()), self.info.parameters
-            whole *= self.precision.weights.itemsize
-            self.progress.log(
-                f"The first process holds {part / MIB:,.1f} of {whole / MIB:,.1f} MiB of weights."
-            )
         return model
 
     @property
@@ -415,24 +407,19 @@ class Session:
         """Whether each process holds a part of weights, gradients and optimiser states."""
         return self.sharding is not None and self.sharding.on
 
-    def joined(self, model: Any) -> Any:
-        """Return a split model as a whole one, to the first process; None to the others."""
-        plain = None
-        if self.ranks.is_first:
-            plain = load_model(self.folder, self.device, self.precision.weights)
-            plain.requires_grad_(True)
-            if self.why_stock is None:
-                fused.install(plain)
-        sharded.copy_into(plain, model, self.ranks)
-        return plain
+    @property
+    def together(self) -> Ranks:
+        """The processes that finish the training: all if it is split, otherwise the first alone."""
+        return self.ranks if self.is_split else ALONE
 
     def measure(self, model: Any) -> Held:
-        """Return loss and divergence of a model in training on the held-out rows."""
-        compute, progress = self.precision.compute, self.progress
-        if sharded.is_split(model):
-            progress = sharded.Together(progress, self.ranks)
+        """Return loss and divergence of a model in training on the held-out rows.
+
+        All processes share the rows, and notice a cancel request at the same place.
+        """
+        how = self.device, self.precision.compute, sharded.Together(self.progress, self.ranks)
         try:
-            return self.yardstick.measure(model, self.device, compute, progress, self.below)
+            return self.yardstick.measure(model, *how, self.below, self.ranks)
         finally:
             sharded.release(model)
 

@@ -5,20 +5,21 @@ just before it computes, forward and backward, and released afterwards; its grad
 over the processes and each keeps its part (torch.distributed.fsdp.fully_shard, arXiv 2304.11277).
 Numbers are those of replicas, up to rounding.
 
-All processes must run a split model together, and from its root: through `within`. What is written
-is gathered one tensor at a time (`gathered`), so that files are those of one process.
+All processes must run a split model together, and from its root: through `within`. It is loaded and
+written a tensor at a time (`core.retrain.split_files`), so that no process ever has all of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from core.errors import Cancelled
+from core import errors
+from core.errors import Cancelled, DepthcutError
 from core.runs.progress import Progress
 from core.runs.ranks import Ranks
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 def split(model: Any, ranks: Ranks, device: torch.device) -> None:
-    """Split a loaded model of transformers among the processes, in place.
+    """Split a model of transformers among the processes, in place; it may have shapes only.
 
     Its blocks and the rest (embedding, last norm, output matrix) are gathered one at a time.
     """
@@ -111,66 +112,10 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if _is_part(tensor) else tensor
 
 
-def gathered(model: Any, ranks: Ranks) -> dict[str, Tensor]:
-    """Return the whole weights by name, on the CPU, to the first process; nothing to the others.
-
-    All processes call it; each has one whole tensor at a time.
-    """
-    return dict(_gathered(model, ranks))
-
-
-def _gathered(model: Any, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
-    release(model)
-    known: dict[int, Tensor] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        if id(weight) not in known:
-            found = whole(weight.detach())
-            known[id(weight)] = found.cpu() if ranks.is_first else found.new_empty(0)
-        if ranks.is_first:
-            yield name, known[id(weight)]
-
-
-def copy_into(target: Any, model: Any, ranks: Ranks) -> None:
-    """Copy the weights of a split model into a whole one, which the first process alone has."""
-    release(model)
-    own = dict(target.named_parameters()) if ranks.is_first else {}
-    for name, weight in model.named_parameters():
-        found = whole(weight.detach())
-        if ranks.is_first:
-            own[name].detach().copy_(found)
-
-
-def optimiser_state(optimiser: Any, ranks: Ranks) -> dict[str, Any]:
-    """Return the whole state of an optimiser, on the CPU, to the first process; like `gathered`."""
-    state = optimiser.state_dict()
-    found: dict[Any, dict[str, Any]] = {}
-    for number, values in state["state"].items():
-        for name, value in values.items():
-            one = whole(value)
-            if ranks.is_first:
-                found.setdefault(number, {})[name] = one.cpu() if isinstance(one, Tensor) else one
-    return {**state, "state": found} if ranks.is_first else {}
-
-
-def load_optimiser(optimiser: Any, state: Mapping[str, Any]) -> None:
-    """Load this process's part of a whole state into an optimiser; only that part is read."""
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    taken = {
-        number: {name: _part_like(value, weights[number]) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    optimiser.load_state_dict({**state, "state": taken})
-
-
-def _part_like(value: Any, weight: Any) -> Any:
-    """Return this process's part of a whole state of ``weight``; other states as they are."""
-    if not _is_part(weight) or not isinstance(value, Tensor) or value.shape != weight.shape:
-        return value
+def made_part(own: Tensor, weight: Any) -> Any:
+    """Return a tensor split like ``weight``, of which this process holds ``own``."""
     from torch.distributed.tensor import DTensor
 
-    rows = rows_of(weight)
-    assert rows
-    own = value[rows].to(weight.device, copy=True)
     return DTensor.from_local(
         own,
         weight.device_mesh,
@@ -195,8 +140,28 @@ def clip_(weights: Iterable[Any], most: float, ranks: Ranks) -> float:
     return norm
 
 
+def agreed(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Return what ``work`` returns; if it fails in one process, all raise that one's error.
+
+    So none waits for one that has given up, and each says what is wrong.
+    """
+    found, failed = None, None
+    try:
+        found = work()
+    except DepthcutError as error:
+        failed = error
+    own = failed and (type(failed).__name__, failed.message, failed.hint)
+    told = [one for one in ranks.gather(own) if one]
+    if failed is not None:
+        raise failed
+    if told:
+        kind, message, hint = told[0]
+        raise getattr(errors, kind)(message, hint)
+    return found  # type: ignore[return-value]
+
+
 class Together(Progress):
-    """A progress whose cancel request reaches all processes of a split model at the same place."""
+    """A progress whose cancel request reaches all processes that compute together at one place."""
 
     def __init__(self, progress: Progress, ranks: Ranks) -> None:
         """Ask ``progress``, that of the first process, for all."""

@@ -252,8 +252,9 @@ class RetrainSpec(ProcessOptions):
         choices=("auto", DDP, FSDP),
         group="memory",
         help="What each of several processes holds if all weights are trained. ddp: weights, "
-        "gradients and optimiser states, whole; fsdp: a part of each (FSDP2), for models that do "
-        "not fit otherwise; auto: on GPUs fsdp if ddp does not fit by its estimate, else ddp.",
+        "gradients and optimiser states, whole; fsdp: a part of each (FSDP2), also while loading "
+        "and writing, for models that do not fit otherwise; auto: on GPUs fsdp if ddp does not fit "
+        "by its estimate, else ddp.",
     )
     retry: bool = option(
         False,

@@ -78,7 +78,7 @@ def write(
 
     def made() -> Iterator[tuple[int, tuple[Tensor]]]:
         with eval_mode([model], device, None), _only_below(model.model, first):
-            for chosen, batch in parts(distinct, device, progress):
+            for chosen, _, batch in parts(distinct, device, progress):
                 with autocast(device, compute):
                     states = model.model(input_ids=batch["input_ids"], use_cache=False)[0].cpu()
                 for number, row in zip(chosen, states, strict=True):

@@ -24,6 +24,7 @@ from core.retrain.loss import nll_by_row, predictions
 from core.retrain.recovery import Held
 from core.retrain.rows import Row
 from core.runs.progress import SILENT, Progress
+from core.runs.ranks import ALONE, Ranks
 
 HELD_K = 128
 """Tokens kept of the dense model's distributions on held-out rows: 39 MB for 200 rows of 256."""
@@ -85,6 +86,8 @@ def _by_row(
     rows: Sequence[Row], chosen: Sequence[int], logits: Tensor, k: int
 ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """Yield the number of each row of a batch and what is kept of it, on the CPU."""
+    if not chosen:
+        return
     size = max(1, LOGITS // logits.shape[1])
     parts = zip(*(largest(piece, k) for piece in logits.split(size)), strict=True)
     counts = [rows[i].items for i in chosen]
@@ -100,7 +103,7 @@ class Yardstick:
     loss: float | None = None
     """In nats per token; None without a dense model."""
     kept: Sequence[tuple[Tensor, ...]] = ()
-    """What is kept of each row."""
+    """What is kept of each row; only of those that this process takes, if several share them."""
 
     def measure(
         self,
@@ -109,23 +112,29 @@ class Yardstick:
         compute: torch.dtype | None = None,
         progress: Progress = SILENT,
         below: Any = None,
+        ranks: Ranks = ALONE,
     ) -> Held:
         """Return loss and divergence of ``model`` on these rows, in one pass.
 
-        ``below``: as for `core.retrain.loss.predictions`.
+        ``below`` and ``ranks``: as for `core.retrain.loss.predictions`.
         """
-        nll, kl = [0.0] * len(self.rows), 0.0
+        own: list[tuple[dict[int, float], float]] = []
         items = [row.items for row in self.rows]
-        how = device, compute, progress, below
+        how = device, compute, progress, below, ranks
         for chosen, logits, targets in predictions(model, self.rows, *how):
-            for i, loss in zip(
-                chosen, nll_by_row(logits, targets, [items[i] for i in chosen]), strict=True
-            ):
-                nll[i] = loss
+            if not chosen:
+                continue
+            losses = nll_by_row(logits, targets, [items[i] for i in chosen])
+            kl = 0.0
             if self.kept:
                 parts = zip(*(self.kept[i] for i in chosen), strict=True)
-                kl += float(kl_kept(logits, *(torch.cat(part).to(device) for part in parts)))
-        return Held(sum(nll) / sum(items), kl / sum(items) if self.kept else None)
+                kl = float(kl_kept(logits, *(torch.cat(part).to(device) for part in parts)))
+            own.append((dict(zip(chosen, losses, strict=True)), kl))
+        found = ranks.in_turns(own)  # so that sums are those of one process, to the last bit
+        nll = {i: loss for losses, _ in found for i, loss in losses.items()}
+        total = sum(nll[i] for i in range(len(items)))
+        divergence = sum(kl for _, kl in found) / sum(items)
+        return Held(total / sum(items), divergence if self.kept else None)
 
 
 def yardstick(
@@ -134,17 +143,19 @@ def yardstick(
     device: torch.device,
     compute: torch.dtype | None = None,
     progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> Yardstick:
-    """Return what the dense model says on the held-out rows."""
+    """Return what the dense model says on the held-out rows, which ``ranks`` share."""
     kept: list[tuple[Tensor, ...]] = [()] * len(rows)
-    losses, items = [0.0] * len(rows), [row.items for row in rows]
-    for chosen, logits, targets in predictions(dense, rows, device, compute, progress):
-        found = nll_by_row(logits, targets, [items[i] for i in chosen])
-        for loss, (number, pieces) in zip(
-            found, _by_row(rows, chosen, logits, HELD_K), strict=True
-        ):
-            losses[number], kept[number] = loss, pieces
-    return Yardstick(rows, sum(losses) / sum(items), kept)
+    own: dict[int, float] = {}
+    items = [row.items for row in rows]
+    for chosen, logits, targets in predictions(dense, rows, device, compute, progress, None, ranks):
+        losses = nll_by_row(logits, targets, [items[i] for i in chosen])
+        own |= dict(zip(chosen, losses, strict=True))
+        for number, pieces in _by_row(rows, chosen, logits, HELD_K):
+            kept[number] = pieces
+    found = {i: loss for part in ranks.gather(own) for i, loss in part.items()}
+    return Yardstick(rows, sum(found[i] for i in range(len(rows))) / sum(items), kept)
 
 
 def key_of(dense: Checkpoint, rows: Sequence[Row], k: int, dtype: str) -> str:
@@ -165,10 +176,12 @@ def write(
     k: int,
     how: tuple[torch.device, torch.dtype | None],
     progress: Progress,
-) -> row_cache.Cache:
+    ranks: Ranks = ALONE,
+) -> row_cache.Cache | None:
     """Run ``model`` over the rows and keep what it predicts in ``folder``.
 
-    ``how``: the device, and the precision of autocast (None: that of the weights).
+    ``how``: the device, and the precision of autocast (None: that of the weights). ``ranks`` share
+    the rows; the first process writes, and only it returns something.
 
     Raises:
         OutputError: the disk has no room for it, or it cannot be written.
@@ -177,9 +190,14 @@ def write(
     need = caches.needed_bytes(sum(row.items for row in distinct), k)
 
     def made() -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        for chosen, logits, _ in predictions(model, distinct, *how, progress):
-            yield from _by_row(distinct, chosen, logits, k)
+        for chosen, logits, _ in predictions(model, distinct, *how, progress, None, ranks):
+            for part in ranks.gather(list(_by_row(distinct, chosen, logits, k))):
+                yield from part
 
+    if not ranks.is_first:
+        for _ in made():
+            pass
+        return None
     doing = "the dense model reads the training rows"
     return row_cache.write(folder, rows, KIND, need, made(), progress, doing)
 

@@ -38,6 +38,7 @@ from core.retrain import (
     results,
     row_cache,
     sharded,
+    split_files,
     states,
     teacher,
     tracking,
@@ -170,7 +171,7 @@ class Objective:
             return lambda piece: [batch[name][piece] for name in teacher.NAMES]
         whole = {name: value for name, value in batch.items() if name != "states"}
         with torch.no_grad():
-            found, _ = predicted_states(self.teacher, whole)
+            found, _ = sharded.within(self.teacher, lambda: predicted_states(self.teacher, whole))
 
         def logits(piece: slice) -> Tensor:
             with torch.no_grad(), autocast(self.device, self.compute):
@@ -269,21 +270,23 @@ class RetrainTrainer(Trainer):
         if not self.is_split or self.ranks.is_first:
             super()._save_checkpoint(model, trial)
             return
-        sharded.gathered(self.model, self.ranks)
-        sharded.optimiser_state(self.optimizer, self.ranks)
+        folder = self._get_output_dir(trial)
+        self._save(folder)
+        self._save_optimizer_and_scheduler(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.is_split:
-            state_dict = sharded.gathered(self.model, self.ranks)
-        super()._save(output_dir, state_dict)
+        if not self.is_split:
+            super()._save(output_dir, state_dict)
+            return
+        split_files.write(self.model, Path(output_dir or self.args.output_dir), self.ranks)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_split:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = sharded.optimiser_state(self.optimizer, self.ranks)
-        torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-        torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        split_files.write_optimiser(self.optimizer, Path(output_dir) / OPTIMIZER_NAME, self.ranks)
+        if self.ranks.is_first:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_split:
@@ -295,14 +298,10 @@ class RetrainTrainer(Trainer):
         if not self.is_split or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        paths = [Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
-        if not all(path.is_file() for path in paths):
-            return
-        state, schedule = (
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths
-        )
-        sharded.load_optimiser(self.optimizer, state)
-        self.lr_scheduler.load_state_dict(schedule)
+        state, schedule = (Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
+        if state.is_file() and schedule.is_file():
+            split_files.load_optimiser(self.optimizer, state)
+            self.lr_scheduler.load_state_dict(torch.load(schedule, weights_only=True))
 
 
 def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -415,12 +414,12 @@ class StepWatcher(TrainerCallback):
     ) -> None:
         """Take the settings of one training.
 
-        ``measure`` returns the model in training on the held-out rows; ``computed`` is the format
-        that a step computes in; ``evaluations_after`` follow the training, and one has taken
-        ``evaluation_s``.
+        ``measure`` returns the model in training on the held-out rows, in all processes at once;
+        ``computed`` is the format that a step computes in; ``evaluations_after`` follow the
+        training, and one has taken ``evaluation_s``.
         """
         self.ranks = ranks
-        """The processes that share every step; the first one measures, saves and decides."""
+        """The processes that share every step and evaluation; the first saves and decides."""
         self.computed, self.evaluations_after = computed, evaluations_after
         self.evaluation_s = evaluation_s
         """What the latest evaluation took."""
@@ -551,7 +550,7 @@ class StepWatcher(TrainerCallback):
         held = self.before
         if step:
             began = time.perf_counter()
-            held = self._measured()
+            held = self.measure()
             self.evaluation_s = time.perf_counter() - began
             self.evaluations_s += self.evaluation_s
         self.after = (step, held)
@@ -578,23 +577,6 @@ class StepWatcher(TrainerCallback):
         self.progress.log(f"Step {step}: held-out loss {loss:.4f}{share}.")
         for finding in self.watch.evaluated(step, self.before.loss, loss):
             self.note(finding)
-
-    def _measured(self) -> Held:
-        """Return the model on the held-out rows, which the first process measures for all.
-
-        A split model is run by all of them, on all rows.
-        """
-        found = None
-        if self.ranks.is_first or self.trainer.is_split:
-            try:
-                found = self.measure()
-            except Cancelled:
-                if self.ranks.size == 1:
-                    raise
-        found = self.ranks.first(found)
-        if found is None:
-            raise Cancelled("Cancelled.")
-        return found
 
     def _is_time_to_evaluate(self, step: int) -> bool:
         """Whether an evaluation is due and, unless its interval was given, takes its share."""

@@ -19,11 +19,13 @@ from core.model.precision import DTYPES, dtype_name
 from core.prune.results import Pruning
 from core.prune.staging import copy_companions
 from core.quantize.plan import Plan
-from core.retrain import sharded
+from core.retrain import sharded, split_files
 from core.retrain.loss import collate, heldout_loss
 from core.retrain.results import Merged
 from core.retrain.rows import Row
 from core.retrain.spec import RetrainSpec
+from core.runs.progress import SILENT
+from core.runs.ranks import ALONE, Ranks
 from core.runs.workspace import remove, sweep, temporary_beside
 
 COMPARED_ROWS = 4
@@ -84,6 +86,9 @@ def load_trained(model: Any, folder: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
+    if sharded.is_split(model):
+        split_files.read(model, folder)
+        return
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
@@ -93,13 +98,8 @@ def load_trained(model: Any, folder: Path) -> None:
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, framework="pt") as tensors:  # one tensor at a time
             for name in tensors.keys():  # noqa: SIM118
-                if name not in own:
-                    continue
-                rows = sharded.rows_of(own[name])
-                if rows is None:
+                if name in own:
                     own[name].copy_(tensors.get_tensor(name))
-                elif rows.start < rows.stop:
-                    sharded.local(own[name]).copy_(tensors.get_slice(name)[rows])
 
 
 def reset(model: Any, folder: Path) -> None:
@@ -147,34 +147,41 @@ def merge_and_save(
     card: Callable[[Mapping[str, Any], bool], str] | None = None,
     trained_loss: float | None = None,
     trained_logits: list[torch.Tensor] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Merged:
     """Write the whole checkpoint in ``dtype`` and measure how it differs from the trained model.
 
     ``model`` cannot be used afterwards: its weights are freed. Adapters are added to the weights in
     the precision of the training, or that of ``dtype`` if it is wider, and then rounded to it. For
-    the measurement, transformers loads the written folder again. ``card`` makes the model card of
-    the config and whether the checkpoint comes with Depthcut's modelling code. ``trained_loss`` and
-    ``trained_logits`` are those of what was trained on ``rows``, if they are known; it may differ
-    from ``model``, e.g. if its base was quantized.
+    the measurement, transformers loads the written folder again; if the model is split among
+    ``ranks``, each process reads its part again instead, and the first one writes. ``card`` makes
+    the model card of the config and whether the checkpoint comes with Depthcut's modelling code.
+    ``trained_loss`` and ``trained_logits`` are those of what was trained on ``rows``, if they are
+    known; it may differ from ``model``, e.g. if its base was quantized.
 
     Returns:
         How far the written checkpoint is from what was trained, on ``rows``.
     """
     model.eval()
     if trained_loss is None:
-        trained_loss = heldout_loss(model, rows, device, compute)
+        trained_loss = heldout_loss(model, rows, device, compute, SILENT, ranks)
     trained = trained_logits or logits_of(model, rows, device)
     trained_in = next(model.parameters()).dtype
-    if dtype.itemsize > trained_in.itemsize:  # so that the sum with the adapter is not rounded
+    split = sharded.is_split(model)
+    if dtype.itemsize > trained_in.itemsize and not split:
+        # so that the sum with the adapter is not rounded
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
     whole = model.merge_and_unload() if hasattr(model, "peft_config") else model
-    for weight in whole.parameters():  # not the rotary frequencies, which stay float32
+    for weight in () if split else whole.parameters():  # not the rotary frequencies: float32
         weight.data = weight.data.to(dtype)
     whole.config.use_cache = True
 
     def write(target: Path, whole: Any = whole) -> None:
-        whole.save_pretrained(target, max_shard_size="5GB")
+        if split:
+            split_files.write(whole, target, ranks, dtype)
+        else:
+            whole.save_pretrained(target, max_shard_size="5GB")
         copy_companions(source, target)
         if (source / Pruning.FILE).is_file():
             shutil.copyfile(source / Pruning.FILE, target / Pruning.FILE)
@@ -186,12 +193,19 @@ def merge_and_save(
             (target / "README.md").write_text(card(own, custom), encoding="utf-8")
         headers.inspect(target, allow_config_only=False)
 
-    replace_folder(folder, write)
+    if ranks.is_first:
+        replace_folder(folder, write)
+    else:
+        split_files.write(whole, folder, ranks, dtype)
+    ranks.first(None)  # the folder is there
     # The caller still has the model, so its weights are freed here: the device never holds both.
     quantized_weights.free(whole)
     del whole, model, write
     free_memory(device)
-    again = load_model(folder, device, dtype)
+    if split:
+        again = split_files.load(folder, ranks, device, dtype, trained=False)
+    else:
+        again = load_model(folder, device, dtype)
     gaps = [(a - b).abs() for a, b in zip(trained, logits_of(again, rows, device), strict=True)]
     return Merged(
         dtype=dtype_name(dtype),
@@ -199,7 +213,7 @@ def merge_and_save(
         rows_compared=len(gaps),
         max_logit_difference=max(float(gap.max()) for gap in gaps),
         mean_logit_difference=float(torch.cat([gap.flatten() for gap in gaps]).mean()),
-        heldout_loss=heldout_loss(again, rows, device),
+        heldout_loss=heldout_loss(again, rows, device, None, SILENT, ranks),
         heldout_loss_trained=trained_loss,
     )
 

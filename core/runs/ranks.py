@@ -32,8 +32,8 @@ BUCKET = 2**24
 class Ranks:
     """This process among those of its run.
 
-    `gather`, `joined`, `first` and `sum_` return the same to every process, to the last bit: sums
-    are taken in the order of the processes.
+    `gather`, `joined`, `in_turns`, `first` and `sum_` return the same to every process, to the last
+    bit: sums are taken in the order of the processes.
     """
 
     rank: int = 0
@@ -70,6 +70,14 @@ class Ranks:
     def joined(self, own: Sequence[T]) -> list[T]:
         """Return the lists of all processes as one, in rank order."""
         return list(own) if self.size == 1 else [one for part in self.gather(own) for one in part]
+
+    def in_turns(self, own: Sequence[T]) -> list[T]:
+        """Return what all processes have of things that they took in turns, in that order."""
+        if self.size == 1:
+            return list(own)
+        found = self.gather(own)
+        most_ = max(map(len, found))
+        return [part[turn] for turn in range(most_) for part in found if turn < len(part)]
 
     def first(self, own: T) -> T:
         """Return what the first process has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -67,7 +68,9 @@ def test_a_teacher_gives_the_logits_of_stock_transformers(tiny_dir, tmp_path):
         spec=spec,
         goal=goal_of(spec),
         decide=lambda _: Precision(torch.float32, torch.bfloat16),  # as on an Ampere GPU
+        is_split=False,
     )
+    session._loaded = partial(Session._loaded, session)
     teacher, _ = Session.load_dense(session)
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     ids = torch.arange(3, 63)[None]

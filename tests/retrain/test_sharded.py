@@ -16,7 +16,7 @@ from core.checkpoint import headers
 from core.checkpoint.drop import Removal
 from core.errors import OptionError
 from core.prune import depth
-from core.retrain import estimate, sharded
+from core.retrain import estimate, sharded, split_files
 from core.retrain.spec import RetrainSpec, settings_of
 from core.retrain.trainer import RetrainTrainer, StepWatcher
 from core.runs import devices, processes
@@ -70,6 +70,9 @@ def assert_same(one, two):
             same = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
             assert other[name] == same, name
     assert summary(one)["heldout_loss_after"] < summary(one)["heldout_loss_before"]
+    for name in ("dense", "before"):
+        known = summary(one)[f"heldout_loss_{name}"]
+        assert summary(two)[f"heldout_loss_{name}"] == pytest.approx(known, rel=1e-6)
     assert files(one) == files(two)
     first, second = (
         safetensors.torch.load_file(f / "merged/model.safetensors") for f in (one, two)
@@ -210,13 +213,18 @@ def test_a_cancelled_run_goes_on_in_any_way(train, alone, monkeypatch, first, th
 
 
 def test_a_cancel_request_during_an_evaluation_stops_all_processes(train, monkeypatch):
-    usual = sharded.Together.check_cancel
+    evaluate, usual = StepWatcher.evaluate, sharded.Together.check_cancel
 
     def asked(self):
         (self.progress._run.book / "cancel").touch()
         usual(self)
 
-    monkeypatch.setattr(sharded.Together, "check_cancel", asked)
+    def evaluating(self, step):
+        if step:
+            monkeypatch.setattr(sharded.Together, "check_cancel", asked)
+        evaluate(self, step)
+
+    monkeypatch.setattr(StepWatcher, "evaluate", evaluating)
     out = train("asked", 130, **SPLIT)
     assert (summary(out)["state"], summary(out)["steps"]) == ("cancelled", 2)
 
@@ -239,23 +247,31 @@ def test_a_training_that_diverges_keeps_the_last_good_state(train, alone, monkey
     )
 
 
-def test_a_killed_process_ends_the_run_with_its_reason(train, monkeypatch):
+@pytest.mark.parametrize("when", ["while it loads", "while it trains", "while it writes"])
+def test_a_killed_process_ends_the_run_with_its_reason(train, monkeypatch, when):
     from core.runs.rank_start import _Team
 
-    teams, usual, start = [], StepWatcher.on_step_end, _Team.start
+    teams, start = [], _Team.start
+    owner, name, turn = {
+        "while it loads": (split_files, "read", 2),  # the dense model is the first
+        "while it trains": (StepWatcher, "on_step_end", 2),
+        "while it writes": (split_files, "write_optimiser", 1),
+    }[when]
+    usual, calls = getattr(owner, name), []
 
     def starting(self):
         teams.append(self)
         start(self)
 
-    def killing(self, args, state, control, **more):
-        usual(self, args, state, control, **more)
-        if state.global_step == 2:
+    def killing(*args, **more):
+        calls.append(name)
+        if len(calls) == turn:
             os.kill(teams[0].others[0].process.pid, signal.SIGKILL)
+        return usual(*args, **more)
 
     monkeypatch.setattr(_Team, "start", starting)
-    monkeypatch.setattr(StepWatcher, "on_step_end", killing)
-    out = train("killed", 1, **SPLIT)
+    monkeypatch.setattr(owner, name, killing)
+    out = train(f"killed {when}", 1, **SPLIT)
     pid = teams[0].others[0].process.pid
     assert f"Process 2 of 2 (pid {pid}, cpu) was ended by SIGKILL." in read_run(out).error
     assert processes.start_time(pid) is None
@@ -280,7 +296,7 @@ def test_what_cannot_be_split_is_refused_before_anything_is_loaded(train):
     assert "Dense model" not in (out / ".run/log.txt").read_text()
 
 
-def test_the_estimate_decides_and_counts_a_part_of_each(pruned, texts, monkeypatch):
+def test_the_estimate_decides_and_counts_a_part_of_each(pruned, dense, texts, monkeypatch):
     def planned(free, device="cuda:0", **options):
         monkeypatch.setattr(devices, "free_bytes", lambda name: (device, free))
         made = {"checkpoint": str(pruned), "data": texts, "out": "x", "method": "full", **options}
@@ -296,6 +312,9 @@ def test_the_estimate_decides_and_counts_a_part_of_each(pruned, texts, monkeypat
     assert planned(int(smallest / estimate.ROOM) + 1, **least)["sharding"] == "ddp"
     tight = planned(int(smallest / estimate.ROOM) - 1, **least)
     assert tight["sharding"] == "fsdp"
+    each = tight["memory_bytes"]["total"] / 2**20
+    assert f"MiB free; split, each needs an estimated {each:,.0f} MiB" in tight["sharding_because"]
+    assert "more --processes or --method lora" in " ".join(planned(2**16, **least)["warnings"])
     # also where recomputation and fewer sequences are for the estimate to choose
     assert planned(int(smallest / estimate.ROOM) - 1)["sharding"] == "fsdp"
     assert planned(int(smallest / estimate.ROOM) + 1)["sharding"] == "ddp"
@@ -306,10 +325,13 @@ def test_the_estimate_decides_and_counts_a_part_of_each(pruned, texts, monkeypat
     info = headers.inspect(pruned)
     outside = info.parameters - info.parts["blocks"]
     gathered = 2 * 4 * (2 * max(info.block_parameters) + outside)
-    assert split["memory_bytes"]["gathered"] >= gathered
+    assert split["memory_bytes"]["gathered"] == gathered
+    distilled = {"loss": "both", "teacher_top_k": 0, "sharding": "fsdp", "dense": str(dense)}
+    live = planned(2**40, processes=4, **distilled)["memory_bytes"]
+    assert live["teacher"] == 2 * info.parameters // 4  # in bfloat16
+    assert live["gathered"] == gathered * (4 + 4 + 2) // (4 + 4)
     total = split["memory_bytes"]["total"]
     assert total == sum(v for k, v in split["memory_bytes"].items() if k != "total")
-    assert total >= 4 * info.parameters * (1 + 1 / 4)  # all weights are loaded first
     assert planned(2**20, "cpu")["sharding"] == "ddp"
     assert "--sharding fsdp or --method lora" in " ".join(planned(2**16, "cpu")["warnings"])
     assert planned(None)["sharding"] == "ddp"
