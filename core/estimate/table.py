@@ -60,7 +60,7 @@ class Row:
     limit_bytes: int
     flops: float
     read_bytes: int
-    """From the disk."""
+    """From the disk; states that are kept there count when they are written too."""
     passes: int
     """How often the weights pass through the device."""
     compute_s: float
@@ -153,16 +153,19 @@ class Table:
 
     def row(
         self, command: str, what: str, flops: float, often: float, rows: int, tokens: int,
-        *demands: Demand, exact: float = 0.0,
+        *demands: Demand, exact: float = 0.0, through: float = 0.0,
     ) -> Row:  # fmt: skip
         """Return the row of a computation that passes over the weights ``often`` times.
 
-        ``exact``: operations in float64.
+        ``exact``: operations in float64. ``through``: how often the states of the last demand's
+        rows go through a block, which reads and writes them if they are on the disk.
         """
         room = self.room(rows, tokens, *demands)
         groups = room.groups if room.way != "cannot" else 1
         streams = room.way != "fits"
         read = round(self.stored * often * groups) if streams else self.stored
+        if room.disk_bytes:
+            read += round(2 * through * room.disk_bytes / (demands[-1].disk_states or 1))
         times = math.ceil(often) * groups
         return self.timed(
             command,
@@ -249,7 +252,9 @@ class Table:
         need = healing.of_cut(info, "refit", removal, rows, tokens, "cuda", self.formats)
         what = f"a quarter of the blocks, healed by refit on {rows:,} x {tokens} tokens"
         often = seams.reads(found, info.blocks)
-        return self.row("prune", what, flops, often, rows, tokens, need, exact=exact)
+        return self.row(
+            "prune", what, flops, often, rows, tokens, need, exact=exact, through=through
+        )
 
     def healed_width(self) -> Row:
         """Return the row of FLAP and a refit of every block."""
@@ -264,7 +269,7 @@ class Table:
         return self.row(
             "width", f"FLAP, healed by refit on {rows:,} x {HEAL_LENGTH} tokens",
             flops + self.forward_flops(1024, 128), 1 + seams.reads(found, blocks), 1024, 128,
-            scored, need, exact=exact,
+            scored, need, exact=exact, through=through,
         )  # fmt: skip
 
     def healed_search(self, ten: int, tokens: int) -> Row:
@@ -272,18 +277,21 @@ class Table:
         info, most = self.info, max(1, self.info.blocks // 4)
         rows = max(SEARCHED, self.needed(tokens))
         flops = work.greedy_flops(info, ten, tokens, most)
-        often, exact = float(most), 0.0
+        often, exact, through = float(most), 0.0, 0.0
         for count in range(1, most + 1):
             removal = self.spaced(count)
             found = seams.seams_of(removal)
-            more = self.healing(found, seams.passes("refit", removal, info.blocks), rows, tokens)
+            passes_of = seams.passes("refit", removal, info.blocks)
+            more, through = self.healing(found, passes_of, rows, tokens), through + passes_of
             flops, exact = flops + more[0], exact + more[1]
             often += seams.reads(found, info.blocks)
         need = healing.demand(info, ("refit",), most, rows, tokens, "cuda", self.formats)
         sets = Demand("sets", 4, splits=False, rows=ten)
         what = f"greedy removal of up to {most} blocks by KL, the best set of each count healed by "
         what += f"refit on {rows:,} x {tokens} tokens"
-        return self.row("search", what, flops, often, rows, tokens, sets, need, exact=exact)
+        return self.row(
+            "search", what, flops, often, rows, tokens, sets, need, exact=exact, through=through
+        )
 
     def needed(self, tokens: int) -> int:
         """Return the rows that healing needs at least, a multiple of four."""

@@ -139,6 +139,13 @@ def test_healing_and_budgets_of_large_models():
     assert (width.way, width.passes) == ("streams", 44)  # scoring, and half of 80 blocks for each
     assert width.memory_bytes <= large.limit
     assert width.seconds == pytest.approx(max(width.compute_s, width.disk_s))
+    cut = row(large, "a quarter of the blocks, healed")
+    roomy = row(table.Table(shapes.info_of("70b"), MACHINES["h200"]), "a quarter of the blocks, h")
+    assert (cut.way, roomy.way, cut.passes) == ("streams", "streams", roomy.passes)
+    removal, tokens = large.spaced(20), 512 * 320  # 20 for each of 8,192 dimensions
+    state = 2 * tokens * 8192
+    moved = 2 * seams.passes("refit", removal, 80) * state  # of the H100 alone, on its disk
+    assert cut.read_bytes - roomy.read_bytes == pytest.approx(moved)
     huge = table.Table(shapes.info_of("405b"), MACHINES["h100"])
     assert row(huge, "FLAP, healed").way == "cannot"  # a matrix of 53,248 neurons in float64
     assert row(huge, "FLAP, healed").passes < 100
