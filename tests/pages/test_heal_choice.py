@@ -66,6 +66,19 @@ def test_the_choice_makes_the_command(here, tiny_gqa):
     assert "the cut begins at block 0" in " ".join(e.value for e in at.error)
 
 
+def test_states_that_go_to_the_disk_are_told(here, tiny_gqa):
+    at = open_page(tiny_gqa, "3,1")
+    at.radio(key="in_prune_heal").set_value("scale").run()
+    at.number_input(key="in_prune_samples").set_value(100000).run()
+    at.number_input(key="in_prune_length").set_value(16).run()
+    assert "on the disk" not in captions(at)
+    at.number_input(key="in_prune_memory_limit").set_value(1.2).run()
+    assert "do not fit in memory: 0.5 GiB of them are on the disk while it heals" in captions(at)
+    assert not next(b for b in at.button if b.label == "Create the variant").disabled
+    at.number_input(key="in_prune_memory_limit").set_value(0.5).run()
+    assert "Memory: 0.50 GiB are too little" in " ".join(e.value for e in at.error)
+
+
 def test_the_time_is_told_plain_and_healed(here, tiny_gqa):
     at = open_page(tiny_gqa, "3,1")
     assert "Estimated time: about 1 s, at an assumed rate of writing" in captions(at)
