@@ -7,7 +7,7 @@ from dataclasses import replace
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
-from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, Demand, kind_of
+from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, HEAD_TOKENS, Demand, kind_of
 from core.runs.dtypes import BYTES, Formats, computable
 
 STATES = 4
@@ -56,9 +56,12 @@ def demand(
         fitted = max(fitted, 8 * (cells + chunk * (inner + 4 * info.hidden)))
     fits = any(method != "scale" for method in methods)
     held = -(-rows // seams.HELD_OUT) * tokens
-    logits = 6 * 4 * min(LOGITS[kind], held * info.vocab)
+    width = BYTES[computable(formats.arithmetic)]
+    step = min(HEAD_TOKENS, max(1, LOGITS[kind] // max(1, info.vocab)), held)
+    # log p, and logits in two formats with log q; states of both models, gathered and copied
+    logits = step * (4 * 4 * info.vocab + 6 * info.hidden * width)
     if formats.weights != formats.arithmetic:
-        logits += info.vocab * info.hidden * BYTES[computable(formats.arithmetic)]
+        logits += info.vocab * info.hidden * width
     written = repairs * inner * info.hidden * BYTES.get(info.dtype, 4) if fits else 0
     extra = max(fitted, logits) + written + TOKEN_BYTES * rows * tokens
     return Demand("healing", STATES, splits=False, rows=rows, extra=extra, disk_states=DISK_STATES)

@@ -52,17 +52,18 @@ def apart(
     kl = nll = 0.0
 
     def log_p(hidden: Tensor) -> Tensor:
-        logits = rms_norm(view.final_norm, hidden, hidden) @ weight.t()
-        return F.log_softmax(logits.float(), dim=-1)
+        normed = rms_norm(view.final_norm, hidden, hidden)
+        return F.log_softmax((normed @ weight.t()).float(), dim=-1)
 
     ours_of, theirs_of = (_of_tokens(each.chunks(), valid, step) for each in (dense, other))
     parts = (ours_of, theirs_of, following[valid].split(step))
     for ours, theirs, labels in zip(*parts, strict=True):
         check()
         p, q = log_p(ours), log_p(theirs)
-        kl += float((p.exp() * (p - q)).sum(-1).cpu().double().sum())
         losses = F.nll_loss(q, labels, ignore_index=_NOTHING, reduction="none")
         nll += float(losses.cpu().double().sum())
+        apart = torch.sub(p, q, out=q)
+        kl += float(apart.mul_(p.exp_()).sum(-1).cpu().double().sum())
     return Apart(kl / int(valid.sum()), nll / rows.predictions)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.importance.forward import chunk_rows
 from core.model.blocks import BlockView
+from core.model.streaming import return_large_memory
 from core.runs.scratch_file import ScratchFile
 
 
@@ -175,6 +176,7 @@ class Files:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         """Open files on the disk of ``folder``, for states that compute on ``device``."""
+        return_large_memory()  # chunks that come and go would leave holes
         self.folder, self.device = folder, device
         self._opened: list[ScratchFile] = []
 
