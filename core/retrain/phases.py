@@ -14,7 +14,7 @@ from core.model.memory import free_memory, is_out_of_memory, peak_memory_mib, re
 from core.model.precision import dtype_name
 from core.model.quantized_weights import free, is_quantized
 from core.prune.results import Pruning
-from core.retrain import batches, diagnostics, model_card, tracking, weights
+from core.retrain import batches, diagnostics, model_card, sharded, tracking, weights
 from core.retrain.diagnostics import Finding
 from core.retrain.estimate import with_micro_batch
 from core.retrain.loss import heldout_loss
@@ -231,6 +231,7 @@ def finish(session: Session, model: Any, watcher: StepWatcher, stopped: Finding 
     merged = None
     # A cancelled run writes only what is quick to write; resuming it writes the rest.
     if not watcher.cancelled:
+        sharded.free(session.teacher)
         session.teacher = None
         watcher.trainer.model = watcher.trainer.model_wrapped = None
         watcher.trainer.optimizer = watcher.trainer.callback_handler.optimizer = None
@@ -314,6 +315,7 @@ def evaluate_after(session: Session, model: Any) -> None:
     session.evaluation.measure(
         "after", model, session.precision.compute, dense, ranks=session.together
     )
+    sharded.free(dense)
     Measure.write(session.run, session.evaluation.rows())
 
 

@@ -288,6 +288,8 @@ class Session:
         sharded.release(model)
         if self.goal.is_live or self.evaluation:
             self.teacher = model
+        else:
+            sharded.free(model)
 
     def _keep(self, model: Any, held: Precision) -> row_cache.Cache:
         """Return the dense model's distributions on the training rows; computed unless known."""
@@ -381,6 +383,7 @@ class Session:
             how = self.precision.compute, self.teacher, self.progress, self.ranks
             self.evaluation.measure("before", model, *how)
         if not self.goal.is_live:
+            sharded.free(self.teacher)
             self.teacher = None
         if bits := base_bits(self.spec):
             plan = quantize_plan.make(self.info, bits, None)

@@ -75,6 +75,17 @@ def release(model: Any) -> None:
         part.reshard()
 
 
+def free(model: Any) -> None:
+    """Free this process's part of a split model, which cannot be used afterwards; no other model.
+
+    FSDP refers to the parts as well, in cycles, so that dropping the model is not enough.
+    """
+    if is_split(model):
+        release(model)
+        for weight in model.parameters():
+            local(weight.detach()).untyped_storage().resize_(0)
+
+
 def _parts(model: Any) -> Iterator[Any]:
     """Yield the root and the blocks of a split model."""
     from torch.distributed.fsdp import FSDPModule

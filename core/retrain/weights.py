@@ -199,7 +199,10 @@ def merge_and_save(
         split_files.write(whole, folder, ranks, dtype)
     ranks.first(None)  # the folder is there
     # The caller still has the model, so its weights are freed here: the device never holds both.
-    quantized_weights.free(whole)
+    if split:
+        sharded.free(whole)
+    else:
+        quantized_weights.free(whole)
     del whole, model, write
     free_memory(device)
     if split:

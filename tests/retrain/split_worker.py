@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from core.errors import DepthcutError, RunError
 from core.model.loading import load_model
+from core.model.memory import free_memory
 from core.model.streaming import Weights
 from core.retrain import loss, sharded, split_files, teacher
 from core.retrain.rows import IGNORED, Row
@@ -88,7 +89,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def memory(path: Path, ranks: Ranks, folder: Path) -> dict[str, float]:
-    """Return the memory that loading, training a step's state and writing take, in whole models."""
+    """Return the memory that loading and writing take, in whole models, and what is freed."""
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     found = {}
     with _peak(size) as peak:
@@ -111,6 +112,12 @@ def memory(path: Path, ranks: Ranks, folder: Path) -> dict[str, float]:
         for name, value in values.items()
     )
     found["state"] = all(list(equal))  # every process gathers all of them
+    held = sharded.held_bytes(split.parameters())
+    free_memory(CPU)
+    before = _kib("VmRSS")
+    sharded.free(split)
+    free_memory(CPU)
+    found["freed"] = (before - _kib("VmRSS")) * 1024 / held
     return found
 
 

@@ -82,6 +82,7 @@ def test_neither_process_ever_has_the_whole_model(results):
         assert found["state"]
         assert 0.4 < found["load"] < 0.7
         assert found["write"] < 0.5  # the whole model would be 1, all states 2
+        assert found["freed"] > 0.8
 
 
 def test_processes_share_the_rows_of_evaluations(results):
