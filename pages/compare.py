@@ -291,8 +291,7 @@ def chosen_one(scene: Scene, rows: list[Outcome], chosen: str) -> None:
         say.paragraph(compare_view.facts_of(row) + ".")
         dense = info_of(scene.study.dense)
         if found.kind in ("dense", "depth") and dense:
-            strip = block_strip(dense.blocks, {"A": found.dropped})
-            strip.update_yaxes(visible=False)
+            strip = block_strip(dense.blocks, {"A": found.dropped}, named=False)
             widgets.chart(strip, key="chosen_strip", alt="Blocks kept and dropped.")
         own = None if found.is_plan else info_of(found)
         if found.kind == "width" and own:

@@ -9,7 +9,7 @@ import streamlit as st
 from core import words
 from core.places.place import HERE
 from core.retrain import caches
-from core.runs.workspace import RunRecord, begin_draw
+from core.runs.workspace import RunRecord
 from core.study import Variant
 from core.study.kinds import Cut
 from core.study.lineage import lineages
@@ -29,11 +29,8 @@ live = any(r.is_live for r in where.runs())
 @st.fragment(run_every=2 if live else 10)
 def run_list() -> None:
     """Draw the runs, live ones first, then by age; polled, since runs also start elsewhere."""
-    alone = state.is_drawn_alone()
-    if alone:
-        begin_draw()
-    records = sorted(where.runs(), key=lambda r: not r.is_live)
-    if alone and any(r.is_live for r in records) != live:
+    records = sorted(state.workspace().runs(), key=lambda r: not r.is_live)
+    if state.is_drawn_alone() and any(r.is_live for r in records) != live:
         st.rerun()
     if not records:
         st.info("No runs yet. Score or prune a checkpoint, and its run appears here.")

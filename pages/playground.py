@@ -58,10 +58,11 @@ def chooser(name: str) -> list[Column]:
     skip = toggle.removal_to_text(pad.removal or FIRST)
     kept_codes = st.session_state.get("playground_kept_columns", "")
     asked = playground_columns.from_address(st.query_params.get("columns", "") or kept_codes)
-    runs = (f"run:{v.record.id}" for v in known[1:] if v.record)
+    runs = playground_columns.of_runs(known)
     codes = ["dense", beside_dense(name, known), f"skip:{skip}", *runs]
     codes = list(dict.fromkeys([*codes, *(c for c in asked if c.startswith("skip:"))]))
-    choices = {code: found for code in codes if (found := _column(code, name, known))}
+    found = {code: runs.get(code) or _column(code, name, known) for code in codes}
+    choices = {code: one for code, one in found.items() if one}
     if "playground_columns" not in st.session_state:
         start = [c for c in asked if c in choices] or codes[:2]
         st.session_state["playground_columns"] = start

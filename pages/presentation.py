@@ -83,8 +83,7 @@ def removed(found: Verdict, one: Contender) -> None:
         parts = len(one.candidate.removal.parts)
         more = f" and {parts} parts of others" if parts else ""
         say.paragraph(f"What was removed: {gone} of {dense.blocks} blocks{more}.")
-        strip = block_strip(dense.blocks, {"A": one.candidate.removal}, height=130)
-        strip.update_yaxes(visible=False)
+        strip = block_strip(dense.blocks, {"A": one.candidate.removal}, height=130, named=False)
         widgets.chart(strip, key="removed_blocks", alt="Blocks kept, and crossed out: removed.")
     elif dense and own and own.blocks == dense.blocks:
         say.paragraph(

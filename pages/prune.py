@@ -221,7 +221,7 @@ def toggle_pad(form: forms.Form, pad: Pad, known: Known, protected: tuple[int, .
     else:
         figure = charts.block_strip(blocks, {pad.active: chosen}, protected, height=150)
     removal = pad.removal.below(blocks)
-    figure = charts.add_part_rows(figure, removal, protected, lacking_parts(known.info))
+    figure = charts.with_part_rows(figure, removal, protected, lacking_parts(known.info))
     key = f"pad_chart_{pad.clicks}"
     widgets.chart(
         figure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.checkpoint.headers import CheckpointInfo
 
 KINDS = {
@@ -33,6 +34,7 @@ def module_kinds(info: CheckpointInfo) -> dict[str, list[int]]:
     return found
 
 
+@drawn_once
 def kept_bars(dense: CheckpointInfo, own: CheckpointInfo) -> go.Figure:
     """Draw the share of every block's parameters that width pruning left, and what it removed."""
     left = [
@@ -56,6 +58,7 @@ def kept_bars(dense: CheckpointInfo, own: CheckpointInfo) -> go.Figure:
     return palette.dress(figure, 260, barmode="stack", bargap=0.12)
 
 
+@drawn_once
 def parameter_bars(info: CheckpointInfo) -> go.Figure:
     """Draw embedding, every block by kind, and head as bars along the path of a token."""
     figure = go.Figure()

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from core.charts import palette
 from core.charts.compare import look_of
+from core.charts.memo import drawn_once
 from core.evaluate.by_content import Evaluated, Measure
 from core.evaluate.results import BlockCost
 
@@ -30,9 +31,10 @@ BAR: dict[str, Any] = {"orientation": "h", "y": -0.28, "yanchor": "top", "thickn
 """A colour bar below the plot, so that a narrow window keeps its width for the cells."""
 
 
+@drawn_once
 def task_dots(
     evaluated: Sequence[Evaluated[Any]], tasks: Sequence[Measure], chance: dict[str, float]
-) -> Any:
+) -> go.Figure:
     """Draw every task's value for every checkpoint, with one standard error to each side.
 
     ``chance`` is the accuracy of guessing by task, drawn as a short line if it is known. Rows
@@ -96,6 +98,7 @@ def _looks(evaluated: Sequence[Evaluated[Any]]) -> list[tuple[str, str]]:
     return found
 
 
+@drawn_once
 def skill_heatmap(rows: Sequence[BlockCost]) -> go.Figure:
     """Draw the change on every task when one block is left out.
 
@@ -148,6 +151,7 @@ def _plus_minus(error: float | None) -> str:
     return "" if error is None else f" ± {error:.4f}"
 
 
+@drawn_once
 def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
     """Draw perplexity over dense: calibrated on (rows) against evaluated on (columns).
 

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from core import criteria
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.charts.prune import log_axis
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def table(rows: Sequence[DataclassInstance]) -> pd.DataFrame:
     return found.astype({n: float for n in found.columns if found[n].isna().all()})
 
 
+@drawn_once
 def perplexity_bars(
     values: Sequence[float | None],
     dense_ppl: float | None,
@@ -170,6 +172,7 @@ def row_ratios(samples: pd.DataFrame) -> pd.DataFrame:
     return perplexity.drop(index=-1).div(perplexity.loc[-1], axis=1)
 
 
+@drawn_once
 def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Figure:
     """Draw the perplexity of each calibration row (x) without each block (y) over its dense one.
 
@@ -204,6 +207,7 @@ def sample_heatmap(samples: pd.DataFrame, *, top: float | None = None) -> go.Fig
     return _rows_and_blocks(figure, [str(c) for c in ratios.columns], names)
 
 
+@drawn_once
 def divergence_heatmap(divergences: pd.DataFrame, *, top: float | None = None) -> go.Figure:
     """Draw the KL from the dense model of each calibration row (x) without each block (y).
 
@@ -246,6 +250,7 @@ def _rows_and_blocks(figure: go.Figure, rows: Sequence[str], blocks: Sequence[st
     return palette.dress(figure, min(900, 200 + 17 * len(blocks)), **palette.BELOW_BAR)
 
 
+@drawn_once
 def taylor_heatmap(
     weights: pd.DataFrame,
     column: str = "taylor",
@@ -325,6 +330,7 @@ def taylor_heatmap(
     return palette.dress(figure, 500, **pad, **palette.BELOW_BAR)
 
 
+@drawn_once
 def angular_triangle(angular: pd.DataFrame) -> go.Figure:
     """Draw the angular distance by start (x) and cut length (y); the minimum of each circled."""
     table = angular.pivot(index="length", columns="start", values="distance").sort_index()
@@ -370,6 +376,7 @@ def angular_triangle(angular: pd.DataFrame) -> go.Figure:
     return palette.dress(figure, height, showlegend=False, **palette.BELOW_BAR)
 
 
+@drawn_once
 def score_bars(blocks: pd.DataFrame, column: str, top: float | None = None) -> go.Figure:
     """Draw one criterion's score of every block.
 
@@ -392,6 +399,7 @@ def score_bars(blocks: pd.DataFrame, column: str, top: float | None = None) -> g
     return figure
 
 
+@drawn_once
 def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
     """Draw the perplexity after every round of greedy removal, each point named by its block."""
     figure = go.Figure(
@@ -413,6 +421,7 @@ def greedy_line(greedy: pd.DataFrame, dense_ppl: float | None) -> go.Figure:
     return palette.dress(figure, 340)
 
 
+@drawn_once
 def sublayer_bars(
     sublayers: pd.DataFrame, dense_ppl: float | None, top: float | None = None
 ) -> go.Figure:
@@ -455,6 +464,7 @@ def rank_agreement(blocks: pd.DataFrame) -> pd.DataFrame:
     return ranks.corr()
 
 
+@drawn_once
 def agreement_heatmap(blocks: pd.DataFrame) -> go.Figure:
     """Draw Spearman's rank correlation between criteria, with its value in every cell."""
     table = rank_agreement(blocks)

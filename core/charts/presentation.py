@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.compare.headline import Stop
 from core.compare.speed import NOISY
 
@@ -34,6 +35,7 @@ LINES = (
 )
 
 
+@drawn_once
 def payoff(found: Sequence[Stop], at: Stop) -> go.Figure:
     """Draw speed, memory and perplexity relative to dense against the parameters removed.
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from core import criteria
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.checkpoint.drop import PARTS, Removal
 from core.prune.outlook import Line, Quality
 
@@ -24,6 +25,7 @@ _COLOURS = {
 _PATTERNS = {"dropped": "x", "protected": "/", "kept": "", "narrower": "-"}
 
 
+@drawn_once
 def curve(
     lines: Sequence[Line],
     plans: Mapping[str, tuple[float, Quality | None]],
@@ -116,17 +118,20 @@ def log_axis(values: Sequence[float]) -> dict[str, Any]:
     return {"range": [low, high], "tickvals": ticks, "ticktext": [f"{t:,.6g}" for t in ticks]}
 
 
+@drawn_once
 def block_strip(
     blocks: int,
     plans: Mapping[str, Removal | Sequence[int]],
     protected: Sequence[int] = (),
     *,
     height: int | None = None,
+    named: bool = True,
 ) -> go.Figure:
     """Draw one row of cells per plan: kept, dropped (with their rank) and protected blocks.
 
     Of a block without attention the upper half is crossed out, without its MLP the lower one. Each
-    cell's customdata is [block, plan], so a click on it names both.
+    cell's customdata is [block, plan], so a click on it names both. Beside its row stands the
+    plan's name if ``named``.
     """
     figure = go.Figure()
     names = list(plans)
@@ -166,6 +171,7 @@ def block_strip(
         showgrid=False,
         zeroline=False,
         fixedrange=True,
+        visible=None if named else False,
     )
     figure.update_xaxes(title="block", **palette.counting_axis(blocks), showgrid=False)
     figure.update_xaxes(range=[-0.6, blocks - 0.4])
@@ -206,17 +212,21 @@ PARTS_PX = 80
 _PART_ROWS = {"attention": 1, "mlp": 0}
 
 
-def add_part_rows(
+@drawn_once
+def with_part_rows(
     figure: go.Figure,
     removal: Removal,
     protected: Sequence[int],
     lacking: Removal,
 ) -> go.Figure:
-    """Add two rows of cells beneath a figure over the blocks: their attention and their MLP.
+    """Return a figure over the blocks with two rows beneath: their attention and their MLP.
 
     Each cell's customdata is [block, attention or mlp, state], so a click on it names both. Parts
     of ``lacking`` are not in the checkpoint.
     """
+    # The parts of a figure, which are not checked again: that takes longer than all the rest here,
+    # and every click on a block waits for it.
+    parts = figure.to_dict()
     blocks = len(figure.data[0].x)
     for part, row in _PART_ROWS.items():
         kinds = []
@@ -226,32 +236,35 @@ def add_part_rows(
             if part == "mlp" and block in removal.neurons:
                 kind = f"narrower, {removal.neurons[block]:,} neurons left"
             kinds.append("missing" if block in getattr(lacking, part) else kind)
-        figure.add_bar(
-            x=list(range(blocks)),
-            y=[0.84] * blocks,
-            base=[row - 0.42] * blocks,
-            width=0.86,
-            yaxis="y2",
-            name=PARTS[part],
-            showlegend=False,
-            customdata=[[b, part, kinds[b]] for b in range(blocks)],
-            marker={
+        bars = {
+            "type": "bar",
+            "x": list(range(blocks)),
+            "y": [0.84] * blocks,
+            "base": [row - 0.42] * blocks,
+            "width": 0.86,
+            "yaxis": "y2",
+            "name": PARTS[part],
+            "showlegend": False,
+            "customdata": [[b, part, kinds[b]] for b in range(blocks)],
+            "marker": {
                 "color": [_COLOURS.get(_look(k), "rgba(0,0,0,0)") for k in kinds],
                 "line": {"width": [1 if k == "missing" else 0 for k in kinds], "color": "#888888"},
                 "pattern": palette.hatch(
                     [_PATTERNS.get(_look(k), "") for k in kinds], solidity=0.2, size=7
                 ),
             },
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
-            hovertemplate=f"{PARTS[part]} of block %{{customdata[0]}}: %{{customdata[2]}}"
+            "selected": {"marker": {"opacity": 1}},
+            "unselected": {"marker": {"opacity": 1}},
+            "hovertemplate": f"{PARTS[part]} of block %{{customdata[0]}}: %{{customdata[2]}}"
             "<extra></extra>",
-        )
-    height = (figure.layout.height or 340) + PARTS_PX + 10
+        }
+        parts["data"].append(bars)
+    layout = parts["layout"]
+    height = (layout.get("height") or 340) + PARTS_PX + 10
     share = PARTS_PX / (height - 100)  # without legend, axis title and margins
-    figure.update_layout(
-        yaxis={"domain": [share + 0.06, 1]},
-        yaxis2={
+    layout |= {
+        "yaxis": layout.get("yaxis", {}) | {"domain": [share + 0.06, 1]},
+        "yaxis2": {
             "domain": [0, share],
             "tickvals": list(_PART_ROWS.values()),
             "ticktext": ["attn", "MLP"],
@@ -261,12 +274,12 @@ def add_part_rows(
             "zeroline": False,
             "fixedrange": True,
         },
-        xaxis={"anchor": "y2"},
-        barmode="overlay",
-        height=height,
-        margin={"l": 78},
-    )
-    return figure
+        "xaxis": layout.get("xaxis", {}) | {"anchor": "y2"},
+        "barmode": "overlay",
+        "height": height,
+        "margin": layout.get("margin", {}) | {"l": 78},
+    }
+    return go.Figure(parts, _validate=False)
 
 
 _AS = {"removed": "dropped"}

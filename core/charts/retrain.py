@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 
 from core import words
 from core.charts import palette
+from core.charts.memo import drawn_once
 from core.retrain.extrapolation import Fit
 from core.retrain.results import Evaluation, Rate, Step
 
@@ -236,6 +237,7 @@ def by_tokens(
     return palette.dress(figure, 320)
 
 
+@drawn_once
 def parallel(table: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
     """Draw every row of a sweep as a line through its settings and results.
 
@@ -273,6 +275,7 @@ def _faded(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.18)"
 
 
+@drawn_once
 def rates(rows: Sequence[Rate], best: float | None = None) -> go.Figure:
     """Draw what a few steps at each learning rate recovered, by loss and by KL.
 
@@ -305,6 +308,7 @@ def rates(rows: Sequence[Rate], best: float | None = None) -> go.Figure:
     return palette.dress(figure, 320)
 
 
+@drawn_once
 def recovered_bars(table: pd.DataFrame) -> go.Figure:
     """Draw the recovered shares of several retrained variants of one parent: bars by loss.
 
@@ -349,6 +353,7 @@ def recovered_bars(table: pd.DataFrame) -> go.Figure:
     return palette.dress(figure, 130 + 42 * len(order), barmode="overlay", showlegend=True)
 
 
+@drawn_once
 def recipe(table: pd.DataFrame, value: str, title: str) -> go.Figure:
     """Draw one column of a recipe's table: a bar per variant, grouped by what it was evaluated on.
 
@@ -395,6 +400,7 @@ LOOKS = tuple(
 """Colour and dash of every overlaid run, in their order."""
 
 
+@drawn_once
 def overlay(runs: Mapping[str, Sequence[Step] | Sequence[Evaluation]], what: str) -> go.Figure:
     """Draw one quantity of several runs against the step; ``what`` is one of `FIELDS`.
 

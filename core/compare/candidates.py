@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from core.benchmark.analytic import Shapes, without
 from core.checkpoint.headers import CheckpointInfo
 from core.study import Protocol, Quality, Study, Variant, criterion_label, info_of
+from core.study.keeping import kept
 
 NEAR = 0.05
 """Maximum difference of ratios for a series of nothing but plans to be shown with checkpoints."""
@@ -30,7 +31,8 @@ class Candidate(Variant):
     """Whether its checkpoint has not been written yet."""
 
 
-def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
+@kept
+def candidates(study: Study, protocol: Protocol | None) -> tuple[Candidate, ...]:
     """Return the study's checkpoints, dense first, then the plans that were not written."""
     plans = study.plans(protocol) if protocol else ()
     by_blocks = {frozenset(q.drop): q for q in sorted(plans, key=lambda q: q.started)}
@@ -47,7 +49,7 @@ def candidates(study: Study, protocol: Protocol | None) -> list[Candidate]:
         if frozenset(plan.drop) not in made and candidate.id not in taken:
             taken.add(candidate.id)
             found.append(candidate)
-    return found
+    return tuple(found)
 
 
 def is_plain_cut(candidate: Candidate) -> bool:

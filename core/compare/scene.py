@@ -18,6 +18,7 @@ from core.compare.candidates import Candidate, candidates, nearest, shapes_of
 from core.compare.measured import Cell, Cost
 from core.compare.outcomes import Outcome
 from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
+from core.study.keeping import kept
 from core.words import block_ranges, by_blocks
 
 DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
@@ -109,12 +110,18 @@ def scene(
     study: Study, protocol: Protocol | None, runs: Sequence[Benchmark], rates: Rates | None = None
 ) -> Scene:
     """Combine measurements and estimates; ``rates`` are used if no chosen run has any."""
-    found = candidates(study, protocol)
+    return _scene(study, protocol, tuple(runs), rates)
+
+
+@kept
+def _scene(
+    study: Study, protocol: Protocol | None, runs: tuple[Benchmark, ...], rates: Rates | None
+) -> Scene:
     measured_ids = {b.variant_of(p) for b in runs for p in b.points}
-    found = [c for c in found if c.kind != "other" or c.id in measured_ids]
+    found = [c for c in candidates(study, protocol) if c.kind != "other" or c.id in measured_ids]
     rows = measured.with_speedup(measured.costs_of(runs), study.dense.id, runs)
     rates = _rates(runs) or rates
-    known = (study, protocol, tuple(runs), tuple(found), tuple(rows), rates, _capacity(runs))
+    known = (study, protocol, runs, tuple(found), tuple(rows), rates, _capacity(runs))
     return Scene(*known)
 
 
@@ -144,6 +151,7 @@ def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     twins: dict[tuple[object, Cell], Cost] = {}
     exact: dict[tuple[object, Cell], Cost] = {}
     bases: dict[Cell, tuple[Cost, Cost]] = {}
+    cells = scene.cells
     for row in scene.rows:
         shapes = shapes_of(known[row.id], dense) if row.id in known and not row.oom else None
         if shapes:
@@ -155,11 +163,13 @@ def _guesses(scene: Scene, dtype: str) -> list[Cost]:
     rows = []
     for candidate in scene.found:
         shapes = shapes_of(candidate, dense)
-        for cell in scene.cells if shapes else ():
-            if (candidate.id, cell) not in have and shapes:
-                named = {"id": candidate.id, "variant": candidate.label}
-                if twin := twins.get((_architecture(shapes), cell)):
-                    twin = exact.get((_cut(candidate), cell), twin)
+        missing = [c for c in cells if (candidate.id, c) not in have] if shapes else []
+        if missing and shapes:
+            named = {"id": candidate.id, "variant": candidate.label}
+            alike, cut = _architecture(shapes), _cut(candidate)
+            for cell in missing:
+                if twin := twins.get((alike, cell)):
+                    twin = exact.get((cut, cell), twin)
                     rows.append(
                         replace(
                             twin, id=candidate.id, variant=candidate.label, run="", estimated=True

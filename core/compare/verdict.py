@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from core.benchmark.analytic import Rates
 from core.compare import answers, choice
@@ -25,6 +23,7 @@ from core.compare.scene import Scene, scene
 from core.compare.speed import NOISY, Speed, speeds_at
 from core.retrain.shares import Share, between, sentence
 from core.study import Protocol, Study
+from core.study.keeping import kept
 from core.study.settings import Settings, same_text, short
 from core.words import listed, percent, size
 
@@ -46,8 +45,6 @@ UNMEASURED = "nothing has been measured"
 SEEN = 0.005
 """A noise below this is not written: it would read 0 %."""
 MIB = 2**20
-KEPT = 16
-"""Verdicts that are kept: those of some sessions, which look at one or two studies."""
 
 
 @dataclass(frozen=True)
@@ -464,24 +461,13 @@ def verdict_of(
         settings: The study's: evaluation text, tasks and targets.
         rates: Of the device, for estimates if no benchmark has any.
         budget: Limits instead of the settings' ones.
-        seen: The scene to decide on, if it is already known. Default: `whole_scene`, and then the
-            verdict is kept for as long as the study is.
+        seen: The scene to decide on, if it is already known. Default: `whole_scene`.
     """
     budget = budget or choice.Budget(settings.memory_gib, settings.ms_per_token)
-    if seen is not None:
-        return _decided(study, settings, budget, seen)
-    asked = settings, rates, budget
-    for known, what, verdict in tuple(_kept):  # another session may add one meanwhile
-        if known is study and what == asked:
-            return verdict
-    verdict = _decided(study, settings, budget, whole_scene(study, settings, rates))
-    _kept.append((study, asked, verdict))
-    return verdict
+    return _decided(study, settings, budget, seen or whole_scene(study, settings, rates))
 
 
-_kept: deque[tuple[Study, tuple[Any, ...], Verdict]] = deque(maxlen=KEPT)
-
-
+@kept
 def _decided(study: Study, settings: Settings, budget: choice.Budget, seen: Scene) -> Verdict:
     cell = cell_of(seen)
     found = contenders(seen, cell, settings.tasks)

@@ -33,7 +33,7 @@ def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None
     perplexity to compare; by default the study's first one.
     """
     protocol = protocol or next(iter(study.protocols), None)
-    found = candidates(study, protocol) if protocol else []
+    found = candidates(study, protocol) if protocol else ()
     dense = next((c.ppl for c in found if c.kind == "dense"), None)
     if not dense or protocol is None:
         return None

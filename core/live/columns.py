@@ -66,10 +66,13 @@ def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
         if skip and not skip.partial:
             title = f"without {', '.join(map(str, skip.drop))}"
         return Column(code, title, name, skip)
-    for variant in known[1:]:
-        if variant.record and code == f"run:{variant.record.id}":
-            return Column(code, label_of(variant), variant.record.id)
-    return None
+    return of_runs(known).get(code)
+
+
+def of_runs(known: Sequence[Variant]) -> dict[str, Column]:
+    """Return the columns of variants, by their codes; ``known`` comes from `variants`."""
+    made = ((v, v.record.id) for v in known[1:] if v.record)
+    return {f"run:{run}": Column(f"run:{run}", label_of(v), run) for v, run in made}
 
 
 def label_of(variant: Variant) -> str:

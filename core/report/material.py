@@ -20,7 +20,6 @@ from core.prune.score_results import Importance
 from core.runs.results import JsonResult
 from core.runs.workspace import CHAINS, RunRecord, Workspace, read_run
 from core.study import Study, store, study
-from core.study.kinds import Finder
 from core.study.names import Names, names
 from core.study.settings import Settings
 
@@ -147,7 +146,7 @@ def _only_study(where: Workspace) -> str:
 
 def _runs(where: Workspace, known: Study) -> list[RunRecord]:
     """Return the finished runs of the study, with the recipes they are steps of, oldest first."""
-    finder = Finder(known.variants)
+    finder = known.finder()
     ids = {r.id for r in known.runs}
     records = where.runs()
     own = read_run(where.root)

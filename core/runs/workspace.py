@@ -19,15 +19,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from core import outside
 from core.errors import InputError, OutputError
 from core.runs import processes
 from core.runs import status as statuses
 
+T = TypeVar("T")
 SCHEMA = 1
 FINAL_STATES = ("done", "failed", "cancelled")
 LIVE_STATES = ("starting", "queued", "running")
@@ -220,7 +221,7 @@ class RunRecord:
     on: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What its launch asked of another place: place (its name), gpus, nodes, time; mostly empty."""
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Path relative to the workspace: the folder name; for a step, with the recipe's id."""
         return f"{self.parent}/{self.path.name}" if self.parent else self.path.name
@@ -234,6 +235,14 @@ class RunRecord:
     def words(self) -> str:
         """All text in the spec, to see at once what cannot be in it."""
         return "\0".join(_texts(self.spec))
+
+    @functools.cached_property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that its spec names, as they were given."""
+        several = self.spec.get("checkpoints")
+        given = [self.spec.get("checkpoint"), self.spec.get("dense")]
+        given += several if isinstance(several, list) else []
+        return tuple(str(name) for name in given if name)
 
     @property
     def error(self) -> str:
@@ -693,22 +702,21 @@ def _files_state(path: str) -> tuple[int, ...]:
     return (*found, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
-_turn = threading.Lock()
-_listed: dict[Path, tuple[int, list[RunRecord]]] = {}
-
-
 DRAW_S = 2.0
+"""How much a thread may compute while it shares its first look at the disk."""
+LONGEST_S = 20.0
+"""How long it may take over that; many sessions that draw at once wait for each other."""
 _draw = threading.local()
 _written = [0]
 """When this process last wrote into a workspace, by the clock of `time.monotonic_ns`."""
 
 
 def begin_draw() -> None:
-    """Let all lists of runs that this thread asks for share one look, which begins from now on.
+    """Let all that this thread asks of the disk through `Looks` be one look, which begins now.
 
-    For `DRAW_S` at most; what this process writes meanwhile is seen.
+    For `DRAW_S` of computing at most; what this process writes meanwhile is seen.
     """
-    _draw.began = time.monotonic_ns()
+    _draw.began, _draw.spent = time.monotonic_ns(), time.thread_time()
 
 
 def draw() -> tuple[int, int] | None:
@@ -718,32 +726,70 @@ def draw() -> tuple[int, int] | None:
 
 
 def _asked() -> int:
-    """Return the time from which on a look at the folders is recent enough for this thread."""
+    """Return the time from which on a look at the disk is recent enough for this thread."""
     now = time.monotonic_ns()
     began = getattr(_draw, "began", 0)
-    return max(began, _written[0]) if now - began < DRAW_S * 1e9 else now
+    if now - began < LONGEST_S * 1e9 and time.thread_time() - _draw.spent < DRAW_S:
+        return max(began, _written[0])
+    return now
+
+
+class Looks(Generic[T]):
+    """What was seen on the disk, shared by those who asked before the look began.
+
+    Threads that ask at the same time share one look: one that waited for a look that began after it
+    asked takes its result. A thread that draws a page asks when its draw begins (`begin_draw`).
+    A look that takes others counts from the beginning of the earliest.
+    """
+
+    def __init__(self, kept: int) -> None:
+        """Keep what was seen last under up to ``kept`` keys."""
+        self._kept = kept
+        self._seen: dict[Hashable, tuple[int, T]] = {}
+        self._turn = threading.Lock()
+
+    def take(self, key: Hashable, look: Callable[[], T]) -> T:
+        """Return what ``look`` finds, or what it found since this thread asked."""
+        asked = _asked()
+        seen = self._seen.get(key)
+        if seen is None or seen[0] <= asked:
+            with self._turn:
+                seen = self._seen.get(key)
+                if seen is None or seen[0] <= asked:
+                    seen = self._look(key, look)
+        _draw.earliest = min(seen[0], getattr(_draw, "earliest", seen[0]))
+        return seen[1]
+
+    def _look(self, key: Hashable, look: Callable[[], T]) -> tuple[int, T]:
+        outer = getattr(_draw, "earliest", None)
+        _draw.earliest = time.monotonic_ns()
+        try:
+            found = look()
+            seen = _draw.earliest, found
+        finally:
+            _draw.earliest = time.monotonic_ns() if outer is None else outer
+        if key not in self._seen and len(self._seen) >= self._kept:
+            self._seen.clear()
+        self._seen[key] = seen
+        return seen
+
+
+_lists: Looks[list[RunRecord]] = Looks(1)
+"""One workspace is listed at a time, and tests have many."""
 
 
 def _list(root: Path) -> list[RunRecord]:
-    """Return the runs of a workspace and their steps, newest first; the list is shared.
+    """Return the runs of a workspace and their steps, newest first; the list is shared."""
+    return _lists.take(root.absolute(), lambda: _listed(root))
 
-    Threads that ask at the same time share one look at the folders: one that waited for a look
-    that began after it asked takes its result.
-    """
-    asked = _asked()
-    where = root.absolute()
-    with _turn:
-        began, found = _listed.get(where, (0, []))
-        if began <= asked:
-            began = time.monotonic_ns()
-            found = []
-            for record in _runs_in(root):
-                found.append(record)
-                if record.command in CHAINS:
-                    found += _runs_in(record.path)
-            found.sort(key=lambda r: (r.started, r.id), reverse=True)
-            _listed.clear()  # one workspace is listed at a time, and tests have many
-            _listed[where] = (began, found)
+
+def _listed(root: Path) -> list[RunRecord]:
+    found = []
+    for record in _runs_in(root):
+        found.append(record)
+        if record.command in CHAINS:
+            found += _runs_in(record.path)
+    found.sort(key=lambda r: (r.started, r.id), reverse=True)
     return found
 
 

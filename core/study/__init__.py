@@ -10,11 +10,12 @@ Perplexities are comparable only within one `Protocol`: the same text, window an
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.checkpoint import locate
+from core.runs import workspace
 from core.runs.workspace import RunRecord, Workspace
 from core.study.kinds import (
     Benchmark,
@@ -49,7 +50,7 @@ __all__ = [
 KEPT = 16
 """Studies that are kept: a few for each session, which looks at one or two at a time."""
 _kept: dict[tuple[Path, str], tuple[object, Study]] = {}
-_reading = threading.Lock()
+_looks: workspace.Looks[Study] = workspace.Looks(KEPT)
 
 
 def study(where: Workspace, name: str) -> Study:
@@ -60,24 +61,22 @@ def study(where: Workspace, name: str) -> Study:
 
     Raises `CheckpointError` if a local checkpoint cannot be read.
     """
+    root = where.root.absolute()
+    key = (root, name, os.getcwd(), workspace.default_root())
+    return _looks.take(key, lambda: _as_now(where, (root, name)))
+
+
+def _as_now(where: Workspace, key: tuple[Path, str]) -> Study:
+    """Return the study that was kept, if nothing it was read from has changed; else read it."""
     records = [r for r in where.runs() if r.state == "done"]
-    key, state = (where.root.absolute(), name), state_of(records, name)
-    if kept := _kept_as(key, state):
-        return kept
-    with _reading:  # sessions that come together read it once
-        if kept := _kept_as(key, state):
-            return kept
-        found = gather(records, name)
-        while len(_kept) >= KEPT:
-            _kept.pop(next(iter(_kept)), None)
-        _kept[key] = (state, found)
-        return found
-
-
-def _kept_as(key: tuple[Path, str], state: object) -> Study | None:
-    """Return the study that was kept, if nothing it was read from has changed."""
-    kept = _kept.get(key)
-    return kept[1] if kept and kept[0] == state else None
+    state, kept = state_of(records, key[1]), _kept.get(key)
+    if kept and kept[0] == state:
+        return kept[1]
+    found = gather(records, key[1])
+    while len(_kept) >= KEPT:
+        _kept.pop(next(iter(_kept)), None)
+    _kept[key] = (state, found)
+    return found
 
 
 def gather(records: Sequence[RunRecord], name: str) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -257,7 +258,15 @@ class Study:
 
     def at(self, folder: str | Path) -> Variant | None:
         """Return the variant whose checkpoint or run a path or a spec's name means."""
-        return Finder(self.variants)(str(folder))
+        return self.finder()(str(folder))
+
+    def finder(self) -> Finder:
+        """Return what finds the variant that a name means, with no look-ups kept yet."""
+        return copy.copy(self._finder)
+
+    @functools.cached_property
+    def _finder(self) -> Finder:
+        return Finder(self.variants)
 
     @functools.cached_property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -296,6 +305,13 @@ class Finder:
         self._by_run = {v.record.path.resolve(): v for v in known if v.record}
         self._by_folder = {v.folder.resolve(): v for v in reversed(known) if v.folder}
         self._found: dict[tuple[str, str], Variant | None] = {}
+
+    def __copy__(self) -> Finder:
+        """Return one with the same index; what a name means on the disk is found again."""
+        twin = Finder(())
+        twin._by_name, twin._by_run = self._by_name, self._by_run
+        twin._by_folder = self._by_folder
+        return twin
 
     def __call__(self, name: str, cwd: str = "") -> Variant | None:
         """Return the variant whose checkpoint or run contains ``name``; None if there is none."""

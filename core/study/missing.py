@@ -26,23 +26,28 @@ def unevaluated(
     on more of a text, or on more questions, does not count: it does not compare.
     """
     names = suites.expand(tasks)
+    read: dict[str, list[Quality]] = {}
+    for row in study.quality:
+        read.setdefault(row.variant, []).append(row)
+    asked: dict[str, list[Task]] = {}
+    for score in study.tasks:
+        asked.setdefault(score.variant, []).append(score)
     return tuple(
         variant
         for variant in study.variants
         if variant.folder
         and not (
             all(
-                any(_is_on(q, text, window, bos, max_tokens) for q in study.quality
-                    if q.variant == variant.id)
-                for text in texts for window in windows
+                any(_is_on(q, text, window, bos, max_tokens) for q in read.get(variant.id, ()))
+                for text in texts
+                for window in windows
             )
             and all(
-                any(_asks(t, name, limit, prompting) for t in study.tasks
-                    if t.variant == variant.id)
+                any(_asks(t, name, limit, prompting) for t in asked.get(variant.id, ()))
                 for name in names
             )
         )
-    )  # fmt: skip
+    )
 
 
 def _is_on(row: Quality, text: str, window: int, bos: str, max_tokens: int | None) -> bool:

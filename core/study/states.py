@@ -20,13 +20,22 @@ def state_of(records: Sequence[RunRecord], name: str = "") -> object:
     It has the records, name, time and size of every file of the runs, and the same of each
     checkpoint elsewhere that a run names, whether it exists or not. Files are not read.
     """
+    seen = _runs.take(None, dict)
+    for record in records:
+        if record.path not in seen:
+            seen[record.path] = _run_state(record.path)
     return (
         tuple(records),
-        tuple(_run_state(record.path) for record in records),
+        tuple(seen[record.path] for record in records),
         tuple(_outside(records, name)),
         os.getcwd(),
         workspace.default_root(),
     )
+
+
+_runs: workspace.Looks[dict[Path, tuple[headers.FileState, headers.FileState]]]
+_runs = workspace.Looks(1)
+"""The files of the runs' folders; each folder is looked at when its state is first asked for."""
 
 
 def _run_state(folder: Path) -> tuple[headers.FileState, headers.FileState]:
@@ -49,11 +58,7 @@ def _outside(
     inside = {r.id for r in records} | {str(r.path) for r in records}
     names = {name} if name else set()
     for record in records:
-        spec = record.spec
-        several = spec.get("checkpoints")
-        given = [spec.get("checkpoint"), spec.get("dense")]
-        given += several if isinstance(several, list) else []
-        for one in (str(g) for g in given if g):
+        for one in record.checkpoints:
             if one not in inside:
                 names |= {one, os.path.join(record.cwd, one)} if record.cwd else {one}
     for one in sorted(names):

@@ -181,8 +181,6 @@ def _model(name: str, *, settings: bool) -> None:
 @st.fragment(run_every=5)
 def _status() -> None:
     """Draw devices and running jobs; redrawn every few seconds."""
-    if state.is_drawn_alone():
-        begin_draw()
     st.caption("Device")
     for device in devices.devices():
         st.markdown(

@@ -17,7 +17,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from core.checkpoint import locate
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import DepthcutError, OutputError
-from core.runs.workspace import Workspace, draw, read_json, write_json
+from core.runs.workspace import Workspace, begin_draw, draw, read_json, write_json
 from core.study.names import Names
 from core.study.names import names as names_of
 from core.ui import say
@@ -29,7 +29,12 @@ _MODEL, _SEEN = "active_model", "active_model_seen"
 
 
 def workspace() -> Workspace:
-    """Return this dashboard's workspace."""
+    """Return this dashboard's workspace; in a fragment that draws itself again, as it is now."""
+    context = get_script_run_ctx()
+    alone = context.fragment_ids_this_run if context else None
+    if alone and alone is not getattr(_named, "alone", None):
+        _named.alone = alone  # a list of its own for every time
+        begin_draw()
     return Workspace()
 
 
