@@ -45,7 +45,8 @@ def loads(text: str | bytes, *, most_items: int = MOST_ITEMS, finite: bool = Tru
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise Malformed(f"byte {error.start} is not UTF-8") from error
-    if sum(text.count(mark) for mark in ",[{") > most_items:
+    opened = text.count("[") + text.count("{")
+    if opened + text.count(",") > most_items:
         raise Malformed(f"it has more than {most_items:,} values")
     try:
         value = json.loads(text, parse_constant=_not_finite if finite else None)
@@ -55,7 +56,8 @@ def loads(text: str | bytes, *, most_items: int = MOST_ITEMS, finite: bool = Tru
         raise
     except ValueError as error:
         raise Malformed(str(error)) from error
-    _check_depth(value)
+    if opened > DEEPEST:
+        _check_depth(value)
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -99,13 +101,16 @@ def data(path: Path, most_bytes: int = LARGEST_JSON) -> bytes:
         raise Malformed("it is not a regular file")
     if state.st_size > most_bytes:
         raise Malformed(f"it has {state.st_size:,} bytes, more than the {most_bytes:,} allowed")
-    found = bytearray()
     with open(path, "rb") as handle:
+        found = handle.read(state.st_size + 1)
+        if len(found) <= state.st_size:
+            return found
+        grown = bytearray(found)  # it grows, or does not tell its size
         while piece := handle.read(MIB):
-            found += piece
-            if len(found) > most_bytes:  # it grows, or does not tell its size
+            grown += piece
+            if len(grown) > most_bytes:
                 raise Malformed(f"it has more than the {most_bytes:,} bytes allowed")
-    return bytes(found)
+    return bytes(grown)
 
 
 def text(path: Path, most_bytes: int = LARGEST_JSON) -> str:

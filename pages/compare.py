@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -437,16 +438,19 @@ def tables(scene: Scene, rows: list[Outcome]) -> None:
             "Of the text written in a task (measured on Evaluate): words of an answer, share of "
             "4-grams that repeat an earlier one, and share of different words, pairs and triples."
         )
-    points = [r.row() for r in scene.rows]
     large = [{"variant": v.name, **asdict(v.largest_batch)} for b in scene.runs
              for v in b.summary.variants if v.largest_batch]  # fmt: skip
     with st.container(horizontal=True):
-        files = {"comparison": table, "points": points, "published": published.figures()}
-        files |= {"largest-batch": large} if large else {}
-        for name, data in files.items():
+        files: dict[str, Callable[[], list[Row]]] = {
+            "comparison": lambda: table,
+            "points": lambda: [r.row() for r in scene.rows],
+            "published": published.figures,
+        }
+        files |= {"largest-batch": lambda: large} if large else {}
+        for name, rows_of in files.items():
             st.download_button(
                 plain(f"{name}.csv"),
-                lambda data=data: csv_of(data),
+                lambda rows_of=rows_of: csv_of(rows_of()),
                 f"{name}.csv",
                 "text/csv",
                 on_click="ignore",

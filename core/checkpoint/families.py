@@ -8,6 +8,7 @@ its own shapes; those are read from the weights' headers.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,9 @@ _NOT_PER_BLOCK = re.compile(
     r"architectures|auto_map|.*token_ids?|.*_labels?|id2label|label2id|rope_.*|quantization_config"
     r"|lineage"
 )
+
+NAMES_KEPT = 4096
+"""Tensors whose places are kept: all variants of a model have the same names."""
 
 Shape = tuple[int, ...]
 
@@ -178,12 +182,14 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     return default
 
 
+@functools.lru_cache(maxsize=NAMES_KEPT)
 def block_of(name: str) -> int | None:
     """Return the block a tensor belongs to, or None for embedding, final norm and head."""
     match = _BLOCK.match(name)
     return int(match[1]) if match else None
 
 
+@functools.lru_cache(maxsize=NAMES_KEPT)
 def module_of(name: str) -> str:
     """Return the module kind of a tensor.
 
@@ -194,6 +200,7 @@ def module_of(name: str) -> str:
     return inner.rsplit(".", 1)[0].rsplit(".", 1)[-1]
 
 
+@functools.lru_cache(maxsize=NAMES_KEPT)
 def part_of(name: str) -> str:
     """Return ``embedding``, ``blocks``, ``norm`` or ``head``."""
     if block_of(name) is not None:

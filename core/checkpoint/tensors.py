@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -30,6 +31,10 @@ _MOST_DIMENSIONS = 8
 _LONGEST_NAME = 255
 """Bytes of a file name; every common file system allows as many."""
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
+SHARDS_KEPT = 32
+"""Headers whose parts are kept; one of 32 blocks takes about 200 KB."""
+LONGEST_KEPT = 1 << 20
+"""Bytes of a header that is kept."""
 _SAMPLE = 1024
 _CHUNK = 8 << 20
 
@@ -180,7 +185,15 @@ def read_shard(path: Path) -> Shard:
         raise CheckpointError(
             f"Cannot read {path}: {error.strerror}.", "Check that the file exists and is readable."
         ) from error
-    return parse_header(path.name, size, header)
+    if len(header) > LONGEST_KEPT:
+        return parse_header(path.name, size, header)
+    return _parsed(path.name, size, header)
+
+
+@functools.lru_cache(maxsize=SHARDS_KEPT)
+def _parsed(file: str, size: int, header: bytes) -> Shard:
+    """Return what a header says; of many variants with the same tensors it is the same."""
+    return parse_header(file, size, header)
 
 
 @dataclass(frozen=True)
@@ -190,8 +203,8 @@ class TensorIndex:
     folder: Path | None
     shards: tuple[Shard, ...]
 
-    @property
-    def entries(self) -> dict[str, TensorEntry]:
+    @functools.cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
         """All tensors by name."""
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
@@ -272,10 +285,13 @@ def _no_weights(folder: Path) -> CheckpointError:
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint; raises `CheckpointError` if it is damaged."""
+def read_config(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint; raises `CheckpointError` if it is damaged.
+
+    ``content``: the file's bytes, if they have been read already.
+    """
     try:
-        value = outside.read_json(path)
+        value = outside.loads(outside.data(path) if content is None else content)
     except OSError as error:
         raise CheckpointError(
             f"Cannot read {path}: {error.strerror}.", "Check that the file exists and is readable."
@@ -297,7 +313,7 @@ def content_key(path: str | Path, index: TensorIndex | None = None, *, full: boo
     folder = Path(path)
     index = index or TensorIndex.read(folder)
     digest = hashlib.sha256()
-    handles = {shard.file: (folder / shard.file).open("rb") for shard in index.shards}
+    handles = {s.file: (folder / s.file).open("rb", buffering=_SAMPLE) for s in index.shards}
     try:
         for name, entry in sorted(index.entries.items()):
             digest.update(f"{name}|{entry.dtype}|{entry.shape}|".encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +40,12 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
         if not outside.is_file(path):
             continue
         try:
-            tokens = _tokens(folder, path)
+            content = outside.data(path)
+            settings = _settings(folder)
+            key = hashlib.sha256(content).digest(), _roles(settings)
+            if path.name == "tokenizer.json" and (found := _known.get(key)):
+                return copy.deepcopy(found)
+            tokens = _tokens(folder, path, content, settings)
         except outside.Malformed as error:
             raise _invalid(path, str(error)) from error
         except OSError as error:
@@ -49,7 +56,7 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
         if not tokens.ids:
             raise _invalid(path, "it has no vocabulary")
         text_size = _size(i for i in tokens.ids if i not in tokens.special)
-        return {
+        found = {
             "kind": tokens.kind,
             "file": file,
             "size": size,
@@ -58,7 +65,17 @@ def tokenizer_info(folder: Path) -> dict[str, Any] | None:
                 name: i for i, name in sorted(tokens.special.items()) if i >= text_size
             },
         }
+        if path.name == "tokenizer.json":
+            if len(_known) >= KEPT:
+                _known.clear()
+            _known[key] = copy.deepcopy(found)
+        return found
     return None
+
+
+KEPT = 64
+_known: dict[tuple[bytes, frozenset[str]], dict[str, Any]] = {}
+"""What is known of each tokenizer.json, by its content and `_roles`: all variants share one."""
 
 
 def _invalid(path: Path, reason: str) -> CheckpointError:
@@ -127,24 +144,30 @@ class _Tokens:
     """Those that no text contains, unless it spells them out, and that no rule adds to one."""
 
 
-def _tokens(folder: Path, path: Path) -> _Tokens:
-    """Return the tokens of a vocabulary file; raises `outside.Malformed`."""
-    settings = _settings(folder)
-    roles = {_content(each.get(role)) for each in settings for role in _ROLES} - {""}
+def _roles(settings: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the special tokens that the settings give one of `_ROLES`."""
+    return frozenset(_content(each.get(role)) for each in settings for role in _ROLES) - {""}
+
+
+def _tokens(
+    folder: Path, path: Path, content: bytes, settings: Sequence[Mapping[str, Any]]
+) -> _Tokens:
+    """Return the tokens of a vocabulary file with this content; raises `outside.Malformed`."""
     if path.name == "tokenizer.json":
-        found = _whole_tokenizer(read_config(path))
+        found = _whole_tokenizer(read_config(path, content))
     else:
         ids: Sequence[int]
         if path.name == "tokenizer.model":
-            kind, ids = "sentencepiece", range(_sentencepiece_size(outside.data(path)))
+            kind, ids = "sentencepiece", range(_sentencepiece_size(content))
         else:
-            kind, ids = "BPE", _ids(read_config(path).values())
+            kind, ids = "BPE", _ids(read_config(path, content).values())
         extra = folder / "added_tokens.json"
         added = read_config(extra) if ids and outside.is_file(extra) else {}
         numbers = dict(zip(added, _ids(added.values()), strict=True))
         marked = _marked_special(settings)
         special = {i: name for name, i in numbers.items() if name in marked}
         found = _Tokens(kind, [*ids, *numbers.values()], special)
+    roles = _roles(settings)
     never = {i: name for i, name in found.special.items() if name not in roles}
     return replace(found, special=never)
 

@@ -23,7 +23,7 @@ from core.importance.estimate import block_flops, head_flops
 from core.runs import devices, pace, ranks
 from core.runs.devices import GIB, MIB
 from core.runs.dtypes import Formats
-from core.runs.workspace import Workspace
+from core.runs.workspace import Looks, Workspace
 
 ACTIVATIONS_MIB = 128.0
 """Logits and hidden states of a batch, roughly; the batch is halved if that is too much."""
@@ -96,18 +96,37 @@ def question_s(task: str, device: str, parameters: int) -> float | None:
     those the newest. Of a task of ``--task-dir`` only its name is compared.
     """
     best, found = math.inf, None
+    for measured, each_s in _asked(device).get(task, ()):
+        apart = abs(math.log(measured / parameters))
+        if apart < best - pace.NEAR:
+            best = apart
+            found = each_s * parameters / measured
+    return found
+
+
+_tasks: Looks[dict[str, list[tuple[int, float]]]] = Looks(8)
+
+
+def _asked(device: str) -> dict[str, list[tuple[int, float]]]:
+    """Return by task what earlier runs on a device took, the newest first.
+
+    Parameters of the model, and seconds per question.
+    """
+    return _tasks.take((device, Workspace().root.absolute()), lambda: _asked_now(device))
+
+
+def _asked_now(device: str) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
     for record in Workspace().runs("evaluate"):
         ours = record.state == "done" and not record.is_elsewhere
         summary = Summary.read(record.path) if ours else None
         if not summary or not summary.parameters or not pace.is_on(summary.device, device):
             continue
-        apart = abs(math.log(summary.parameters / parameters))
         for one in summary.tasks:
             asked = max((row.samples or 0 for row in one.rows), default=0)
-            own = one.task == task and not one.reused_from and one.seconds and asked
-            if own and apart < best - pace.NEAR:
-                best = apart
-                found = one.seconds / asked * parameters / summary.parameters
+            if not one.reused_from and one.seconds and asked:
+                pair = summary.parameters, one.seconds / asked
+                found.setdefault(one.task, []).append(pair)
     return found
 
 

@@ -102,8 +102,8 @@ class CsvRow:
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T | None:
     """Build the dataclass ``kind`` from parsed JSON; None if a required field is missing."""
     found: dict[str, Any] = {}
-    for name, (hint, required) in _fields(kind).items():
-        value = _convert(values[name], hint) if name in values else MISSING
+    for name, (read, _, required) in _fields(kind).items():
+        value = read(values[name]) if name in values else MISSING
         if value is not MISSING:
             found[name] = value
         elif required:
@@ -170,66 +170,121 @@ def _read_table(kind: type[T], path: Path) -> tuple[T, ...]:
         lines = outside.table(path)
     except (OSError, outside.Malformed):
         return ()
-    hints = {name: hint for name, (hint, _) in _fields(kind).items()}
+    parsers = [(name, parse) for name, (_, parse, _) in _fields(kind).items()]
     rows = (
-        from_dict(kind, {n: _parsed(line[n], h) for n, h in hints.items() if n in line})
-        for line in lines
+        from_dict(kind, {n: parse(line[n]) for n, parse in parsers if n in line}) for line in lines
     )
     return tuple(row for row in rows if row is not None)
 
 
 @_kept(256)
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Return annotation and whether it is required of every field."""
+def _fields(
+    kind: type,
+) -> dict[str, tuple[Callable[[Any], Any], Callable[[str | None], Any], bool]]:
+    """Return of every field what reads it from JSON and from CSV, and whether it is required."""
     hints = typing.get_type_hints(kind)
     return {
-        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        f.name: (
+            _reader(hints[f.name]),
+            _parser(hints[f.name]),
+            f.default is MISSING and f.default_factory is MISSING,
+        )
         for f in dataclasses.fields(kind)
     }
 
 
-def _convert(value: Any, hint: Any) -> Any:
-    """Return ``value`` as ``hint`` says; MISSING if it is of another type."""
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return what makes a parsed value one that ``hint`` says; MISSING if it is of another type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        options = (_convert(value, option) for option in inner)
-        return next((v for v in options if v is not MISSING), MISSING)
+        return functools.partial(_first, tuple(map(_reader, inner)))
     if hint is Any:
-        return value
+        return lambda value: value
     if hint is float:
-        try:
-            return float(value) if type(value) in (int, float) else MISSING
-        except OverflowError:  # an integer beyond the largest float
-            return MISSING
-    if hint is int and type(value) is float and value.is_integer():
+        return _float
+    if hint is int:
+        return _int
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return functools.partial(_object, hint)
+    if origin in (tuple, list) and (origin is list or inner[1:] == (...,)):
+        return functools.partial(_alike, origin, _reader(inner[0]))
+    if origin is tuple:
+        return functools.partial(_row, tuple(map(_reader, inner)))
+    if origin is dict:
+        return functools.partial(_entries, _reader(inner[1]))
+    return functools.partial(_only, origin or hint)
+
+
+def _first(options: tuple[Callable[[Any], Any], ...], value: Any) -> Any:
+    for option in options:
+        if (found := option(value)) is not MISSING:
+            return found
+    return MISSING
+
+
+def _float(value: Any) -> Any:
+    try:
+        return float(value) if type(value) in (int, float) else MISSING
+    except OverflowError:  # an integer beyond the largest float
+        return MISSING
+
+
+def _int(value: Any) -> Any:
+    if type(value) is float and value.is_integer():
         return int(value)
-    if dataclasses.is_dataclass(hint):
-        found = from_dict(hint, value) if isinstance(value, dict) else None  # type: ignore[arg-type]
-        return MISSING if found is None else found
-    if origin in (tuple, list) and isinstance(value, list | tuple):
-        alike = origin is list or inner[1:] == (...,)
-        kinds = [inner[0]] * len(value) if alike else list(inner)
-        items = [_convert(v, k) for v, k in zip(value, kinds, strict=False)]
-        return MISSING if MISSING in items or len(value) != len(kinds) else origin(items)
-    if origin is dict and isinstance(value, dict):
-        entries = {k: _convert(v, inner[1]) for k, v in value.items()}
-        return MISSING if MISSING in entries.values() else entries
-    return value if type(value) is (origin or hint) else MISSING
+    return value if type(value) is int else MISSING
 
 
-def _parsed(text: str | None, hint: Any) -> Any:
-    """Return a CSV cell as the type that ``hint`` names: a number, true, false, None or text."""
+def _object(kind: type, value: Any) -> Any:
+    found = from_dict(kind, value) if isinstance(value, dict) else None
+    return MISSING if found is None else found
+
+
+def _alike(origin: Callable[[list[Any]], Any], item: Callable[[Any], Any], value: Any) -> Any:
+    """Return a list or tuple whose items are all of one type."""
+    if not isinstance(value, list | tuple):
+        return MISSING
+    items = [item(v) for v in value]
+    return MISSING if any(v is MISSING for v in items) else origin(items)
+
+
+def _row(kinds: tuple[Callable[[Any], Any], ...], value: Any) -> Any:
+    """Return a tuple with a type for each place."""
+    if not isinstance(value, list | tuple) or len(value) != len(kinds):
+        return MISSING
+    items = tuple(kind(v) for kind, v in zip(kinds, value, strict=True))
+    return MISSING if any(v is MISSING for v in items) else items
+
+
+def _entries(item: Callable[[Any], Any], value: Any) -> Any:
+    if not isinstance(value, dict):
+        return MISSING
+    entries = {k: item(v) for k, v in value.items()}
+    return MISSING if any(v is MISSING for v in entries.values()) else entries
+
+
+def _only(kind: type, value: Any) -> Any:
+    return value if type(value) is kind else MISSING
+
+
+def _parser(hint: Any) -> Callable[[str | None], Any]:
+    """Return what makes a CSV cell what ``hint`` names: a number, true, false, None or text."""
     kinds = typing.get_args(hint) or (hint,)
+    empty = "" if hint is str else None
+    numbers = tuple(k for k in (int, float) if k in kinds or (k is float and int in kinds))
+    return functools.partial(_parsed, empty, bool in kinds, numbers)
+
+
+def _parsed(empty: str | None, flag: bool, numbers: tuple[type, ...], text: str | None) -> Any:
     if not text:
-        return "" if hint is str else None
-    if bool in kinds and text.lower() in ("true", "false"):
+        return empty
+    if flag and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):
-        if kind in kinds or (kind is float and int in kinds):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
+    for kind in numbers:
+        try:
+            return kind(text)
+        except ValueError:
+            continue
     return text
 
 

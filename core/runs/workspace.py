@@ -291,7 +291,7 @@ class RunRecord:
         found = read_json(self.path / BOOKKEEPING / "place.json") if self.place else None
         return {key: value for key, value in (found or {}).items() if value not in ("", None)}
 
-    @property
+    @functools.cached_property
     def started(self) -> float:
         """Seconds since the epoch when the run was created."""
         return float(self.status.get("created") or 0.0)
@@ -539,7 +539,7 @@ class Workspace:
 
     def runs(self, command: str = "") -> list[RunRecord]:
         """Return the runs and their steps, newest first; only those of ``command`` if given."""
-        return [r for r in _list(self.root) if not command or r.command == command]
+        return list(_list(self.root).get(command, ()))
 
     def find(self, run: str) -> RunRecord:
         """Return a run by id, by its given name or by path; raises `InputError` if not found."""
@@ -774,23 +774,30 @@ class Looks(Generic[T]):
         return seen
 
 
-_lists: Looks[list[RunRecord]] = Looks(1)
+_lists: Looks[dict[str, list[RunRecord]]] = Looks(1)
 """One workspace is listed at a time, and tests have many."""
 
 
-def _list(root: Path) -> list[RunRecord]:
-    """Return the runs of a workspace and their steps, newest first; the list is shared."""
+def _list(root: Path) -> dict[str, list[RunRecord]]:
+    """Return the runs of a workspace and their steps by command, newest first; "" has all.
+
+    The lists are shared.
+    """
     return _lists.take(root.absolute(), lambda: _listed(root))
 
 
-def _listed(root: Path) -> list[RunRecord]:
+def _listed(root: Path) -> dict[str, list[RunRecord]]:
     found = []
     for record in _runs_in(root):
         found.append(record)
         if record.command in CHAINS:
             found += _runs_in(record.path)
     found.sort(key=lambda r: (r.started, r.id), reverse=True)
-    return found
+    by_command = {"": found}
+    for record in found:
+        if record.command:
+            by_command.setdefault(record.command, []).append(record)
+    return by_command
 
 
 def _texts(value: Any) -> Iterator[str]:

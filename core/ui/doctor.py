@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from core.doctor.command import WORDS, DoctorSpec
@@ -31,6 +30,8 @@ def panel() -> None:
             runs.show(record.id)
             return
         (say.success if found.agrees else say.error)(found.verdict)
+        import pandas as pd  # half a second, which the first page of a server does not have
+
         rows = [
             {"check": c.title, "result": WORDS.get(c.state, c.state),
              "what was found": c.text, "seconds": c.seconds}

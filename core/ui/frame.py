@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 
 import streamlit as st
 
@@ -99,6 +100,7 @@ def _read_ahead(where: Workspace, checkpoint: str) -> None:
         with contextlib.suppress(DepthcutError, OSError):  # the page that needs it says so
             for variant in study(where, checkpoint).variants:
                 info_of(variant)
+    importlib.import_module("pandas")  # the tables of most pages; home has none at first
     _keep_what_is_loaded()
     if devices.resolve("auto") == "cpu":
         warm.keep()

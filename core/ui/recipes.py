@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core import recipes
@@ -104,6 +103,8 @@ def _table(record: RunRecord) -> None:
     """Draw the recipe's table.csv if it has one; columns without any value are omitted."""
     path = record.path / "table.csv"
     if path.is_file():
+        import pandas as pd  # half a second, which the first page of a server does not have
+
         table = pd.read_csv(path).dropna(axis="columns", how="all")
         words = table.select_dtypes(exclude="number").columns
         st.dataframe(table.fillna(dict.fromkeys(words, "")), hide_index=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core import recipes
-from core.charts import retrain as charts
 from core.errors import DepthcutError
 from core.recipes import sweep
 from core.recipes.results import RecipeSummary
@@ -59,6 +57,10 @@ def show() -> None:
 
 def _sweep(record: RunRecord) -> None:
     """Draw a sweep: the best combination, parallel coordinates and the table."""
+    import pandas as pd  # with the charts, half a second: other pages use only this one's names
+
+    from core.charts import retrain as charts
+
     found = RecipeSummary.read(record.path) or RecipeSummary()
     table = pd.read_csv(record.path / sweep.TABLE)
     say.bold(f"Measured on {runs.day(record)}: {found.verdict}")
@@ -118,6 +120,10 @@ def _launcher(name: str) -> str:
 
 def _result(record: RunRecord) -> None:
     """Draw a recipe's verdict, its table and a chart of one measure."""
+    import pandas as pd
+
+    from core.charts import retrain as charts
+
     found = RecipeSummary.read(record.path) or RecipeSummary()
     table = pd.read_csv(record.path / "table.csv").rename(columns=EARLIER)
     say.bold(f"Measured on {runs.day(record)}: {found.verdict}")

@@ -10,13 +10,16 @@ where a page marks up its own text, only the inserted parts are escaped:
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import streamlit as st
 
 from core import words
 from core.errors import DepthcutError
 from core.runs.flags import in_words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _JOINER = "\u2060"
 """An invisible character that keeps a shortcode from becoming an icon."""

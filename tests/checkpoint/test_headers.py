@@ -260,3 +260,25 @@ def test_a_tokenizer_with_tokens_that_cannot_be_read_is_one_sentence(tmp_path):
     path.write_text('{"model": {"vocab": {"a": 0}}}')
     with pytest.raises(CheckpointError, match=r"Cannot read .* as a tokenizer: data did not"):
         read_tokenizer(path)
+
+
+def test_a_tokenizer_is_told_by_what_its_files_say_now(tmp_path):
+    def write(folder, added, **settings):
+        table = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": added}
+        (folder / "tokenizer.json").write_text(json.dumps(table))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    added = [{"id": 5, "content": "<pad>", "special": True}]
+    write(one, added, pad_token="<pad>")
+    write(other, added, eos_token="<pad>")  # the same tokenizer.json, put to another use
+    first = headers.tokenizer_info(one)
+    assert (first["size"], first["text_size"]) == (6, 2)
+    assert first["special_beyond"] == {"<pad>": 5}
+    assert headers.tokenizer_info(other)["text_size"] == 6
+    first["special_beyond"].clear()  # the caller's own
+    assert headers.tokenizer_info(one)["special_beyond"] == {"<pad>": 5}
+    write(one, [{"id": 7, "content": "<pad>", "special": True}], pad_token="<pad>")
+    assert headers.tokenizer_info(one)["size"] == 8

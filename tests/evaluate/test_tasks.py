@@ -435,3 +435,9 @@ def test_an_answer_longer_than_the_context_is_named(tmp_path, local_tasks, capsy
     assert len(errors) == 1
     assert "Task 'colours' has an answer of " in errors[0]
     assert "the checkpoint's context has 4. Leave this task out." in errors[0]
+
+
+def test_the_demo_s_tasks_are_found_without_a_look_at_the_files_of_lm_eval(monkeypatch):
+    monkeypatch.setattr(suites, "_builtin", lambda: pytest.fail("looked at 10,000 files"))
+    names = suites.expand(["demo"])
+    assert [place.name for place in suites.find(names)] == list(names)

@@ -324,6 +324,70 @@ def test_one_draw_takes_one_look_and_sees_what_it_writes(where, monkeypatch):
         assert pool.submit(draw).result() == []
 
 
+def test_a_look_that_took_an_earlier_one_is_no_newer_than_that(monkeypatch):
+    inner, outer = workspace.Looks(1), workspace.Looks(1)
+    disk, seen = ["before"], []
+
+    def whole():
+        found = inner.take("list", lambda: disk[0])
+        seen.append(found)
+        return f"study of {found}"
+
+    def ask():
+        return outer.take("study", whole)
+
+    with ThreadPoolExecutor(1) as early, ThreadPoolExecutor(1) as late:
+        early.submit(workspace.begin_draw).result()
+        early.submit(inner.take, "list", lambda: disk[0]).result()
+        disk[0] = "after"
+        late.submit(workspace.begin_draw).result()
+        assert early.submit(ask).result() == "study of before"  # one look a draw
+        assert late.submit(ask).result() == "study of after"  # began after the change
+        assert early.submit(ask).result() == "study of after"  # a newer one is there
+        assert late.submit(ask).result() == "study of after"
+    assert seen == ["before", "after"]
+    disk[0] = "now"
+    assert ask() == "study of now"  # a thread that draws nothing always looks
+
+
+def test_a_look_that_fails_is_not_kept():
+    looks = workspace.Looks(1)
+
+    def fail():
+        raise InputError("No.", "Try again.")
+
+    with pytest.raises(InputError):
+        looks.take("x", fail)
+    assert looks.take("x", lambda: 1) == 1
+
+
+def test_a_draw_that_takes_long_looks_again(where, monkeypatch):
+    folder = make(where)
+
+    def draw():
+        workspace.begin_draw()
+        before = where.runs()[0].started
+        (folder / ".run/status.json").write_text('{"state": "done", "created": 5.0}')
+        assert where.runs()[0].started == before
+        monkeypatch.setattr(workspace, "LONGEST_S", 0.0)
+        return where.runs()[0].started
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(draw).result() == 5.0
+
+
+def test_runs_of_one_command_are_listed_alone(where):
+    for command in ("prune", "evaluate", "prune"):
+        make(where, command=command)
+    assert [r.command for r in where.runs("prune")] == ["prune", "prune"]
+    assert [r.id for r in where.runs("prune")] == [
+        r.id for r in where.runs() if r.command == "prune"
+    ]
+    where.runs("prune").clear()  # a list of one's own
+    assert len(where.runs("prune")) == 2
+    assert where.runs("width") == []
+
+
 def test_five_hundred_runs_are_listed_quickly(where):
     for _ in range(500):
         make_fast(where)
