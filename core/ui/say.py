@@ -9,6 +9,7 @@ where a page marks up its own text, only the inserted parts are escaped:
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,12 @@ def plain(text: object) -> str:
 
     A web address stays clickable, as its text is its target.
     """
+    return _plain(str(text))
+
+
+@functools.lru_cache(maxsize=8192)
+def _plain(text: str) -> str:
+    """Keep the labels of long lists, which are asked for at every draw, and more than once."""
     line = _DIRECTIVE.sub(r"\:", words.markdown(text))
     return _SHORTCODE.sub(":" + _JOINER, line)
 
