@@ -58,8 +58,12 @@ def card(record: RunRecord, among: list[RunRecord], *, opened: bool = False) -> 
             say.error(f"{record.error} {record.hint}".strip())
         elif record.error:
             say.caption(record.error)
-        with st.expander("Log, command and settings", expanded=opened):
-            _details(record)
+        details = st.expander(
+            "Log, command and settings", opened, key=f"details_{record.id}", on_change="rerun"
+        )
+        if details.open:
+            with details:
+                _details(record)
 
 
 def _when(record: RunRecord) -> str:

@@ -70,7 +70,11 @@ def test_lost_runs_are_told_from_live_ones(root):
     assert labels(at, "_alive") == {"Cancel", "Star"}
     assert "Restart" in labels(at, "_gone")
     assert any("again=gone" in link.proto.query_string for link in at.get("page_link"))
+    assert not at.code  # logs and commands are drawn once they are opened
+    at.session_state["details_gone"] = True
+    at.run()
     assert any("first line of gone" in c.value for c in at.code)
+    assert {b.key for b in at.get("download_button")} == {"log_gone", "spec_gone"}
 
 
 def test_cancel_asks_the_run_to_stop(root):
@@ -139,9 +143,7 @@ def test_two_checkpoints_of_one_name_are_told_apart(root, tiny_dir):
 
 def names_shown(at):
     """The runs of the list, in order, by the buttons that only a card has."""
-    return [
-        b.key.removeprefix("log_") for b in at.get("download_button") if b.key.startswith("log_")
-    ]
+    return [b.key.removeprefix("star_") for b in at.button if (b.key or "").startswith("star_")]
 
 
 def many(root, count):
