@@ -746,14 +746,14 @@ class Looks(Generic[T]):
         """Keep what was seen last under up to ``kept`` keys."""
         self._kept = kept
         self._seen: dict[Hashable, tuple[int, T]] = {}
-        self._turn = threading.Lock()
+        self._turns: dict[Hashable, threading.Lock] = {}
 
     def take(self, key: Hashable, look: Callable[[], T]) -> T:
         """Return what ``look`` finds, or what it found since this thread asked."""
         asked = _asked()
         seen = self._seen.get(key)
         if seen is None or seen[0] <= asked:
-            with self._turn:
+            with self._turns.setdefault(key, threading.Lock()):
                 seen = self._seen.get(key)
                 if seen is None or seen[0] <= asked:
                     seen = self._look(key, look)
@@ -770,6 +770,7 @@ class Looks(Generic[T]):
             _draw.earliest = time.monotonic_ns() if outer is None else outer
         if key not in self._seen and len(self._seen) >= self._kept:
             self._seen.clear()
+            self._turns.clear()
         self._seen[key] = seen
         return seen
 

@@ -350,6 +350,22 @@ def test_a_look_that_took_an_earlier_one_is_no_newer_than_that(monkeypatch):
     assert ask() == "study of now"  # a thread that draws nothing always looks
 
 
+def test_who_looks_at_something_else_does_not_wait():
+    looks, entered, leave = workspace.Looks(2), threading.Event(), threading.Event()
+
+    def slowly():
+        entered.set()
+        assert leave.wait(10)
+        return "slow"
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(looks.take, "one", slowly)
+        assert entered.wait(10)
+        assert looks.take("other", lambda: "quick") == "quick"
+        leave.set()
+        assert slow.result() == "slow"
+
+
 def test_a_look_that_fails_is_not_kept():
     looks = workspace.Looks(1)
 
