@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +14,7 @@ from core import criteria
 from core.charts import palette
 from core.charts.memo import drawn_once
 from core.charts.prune import log_axis
+from core.charts.sketch import Sketch
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,7 +62,7 @@ def perplexity_bars(
         "dropped": (palette.DROPPED, "x"),
         "protected": (palette.PROTECTED, "/"),
     }
-    figure = go.Figure()
+    figure = Sketch()
     figure.add_bar(
         x=list(range(len(values))),
         y=list(values),
@@ -106,40 +107,32 @@ def perplexity_bars(
     palette.steady(figure, 78, top=44)
     if top:
         _add_clipped(figure, values, rank, top, log)
-    return figure
+    return figure.finished()
 
 
 def _add_clipped(
-    figure: go.Figure,
+    figure: Sketch,
     values: Sequence[float | None],
     rank: Mapping[int, int],
     top: float,
     log: bool,
 ) -> None:
     """Write the value of every bar that ``top`` clips upright into it, with its rank."""
-    notes: list[dict[str, Any]] = []
     for block, value in enumerate(values):
         if value is None or not value > top:
             continue
         shown = palette.number(value) if math.isfinite(value) else "infinite"
-        notes.append(
-            {
-                "x": block,
-                "y": math.log10(top) if log else top,
-                "yanchor": "top",
-                "textangle": -90,
-                "text": f"#{rank[block]}: {shown}" if block in rank else shown,
-                "showarrow": False,
-                "font": {
-                    "size": 12 if len(values) <= 40 else 9,
-                    "color": "#FFFFFF",
-                    "weight": 700,
-                },
-                "bgcolor": "rgba(0,0,0,0.45)",
-                "borderpad": 1,
-            }
+        figure.add_annotation(
+            x=block,
+            y=math.log10(top) if log else top,
+            yanchor="top",
+            textangle=-90,
+            text=f"#{rank[block]}: {shown}" if block in rank else shown,
+            showarrow=False,
+            font={"size": 12 if len(values) <= 40 else 9, "color": "#FFFFFF", "weight": 700},
+            bgcolor="rgba(0,0,0,0.45)",
+            borderpad=1,
         )
-    figure.update_layout(annotations=[*figure.layout.annotations, *notes])
 
 
 def useful_top(values: Sequence[float], dense_ppl: float | None) -> float | None:
@@ -382,13 +375,12 @@ def score_bars(blocks: pd.DataFrame, column: str, top: float | None = None) -> g
 
     ``top`` cuts the axis off; bars that reach beyond it carry their value.
     """
-    figure = go.Figure(
-        go.Bar(
-            x=blocks["block"].tolist(),
-            y=blocks[column].tolist(),
-            marker={"color": palette.CRITERIA.get(column, palette.KEPT)},
-            hovertemplate="block %{x}: %{y:.5g}<extra></extra>",
-        )
+    figure = Sketch()
+    figure.add_bar(
+        x=blocks["block"].tolist(),
+        y=blocks[column].tolist(),
+        marker={"color": palette.CRITERIA.get(column, palette.KEPT)},
+        hovertemplate="block %{x}: %{y:.5g}<extra></extra>",
     )
     figure.update_xaxes(title="block", **palette.counting_axis(len(blocks)), showgrid=False)
     figure.update_yaxes(title=LABELS.get(column, column))
@@ -396,7 +388,7 @@ def score_bars(blocks: pd.DataFrame, column: str, top: float | None = None) -> g
     if top:
         figure.update_yaxes(range=[0, top])
         _add_clipped(figure, blocks[column].tolist(), {}, top, log=False)
-    return figure
+    return figure.finished()
 
 
 @drawn_once

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
+from core.charts.sketch import Sketch
+
+F = TypeVar("F", go.Figure, Sketch)
 KEPT = "#0072B2"
 DROPPED = "#D55E00"
 PROTECTED = "#999999"
@@ -55,7 +58,7 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def dress(figure: go.Figure, height: int, **more: Any) -> go.Figure:
+def dress(figure: F, height: int, **more: Any) -> F:
     """Give a figure the common layout and axes that are readable on a projector; returns it."""
     figure.update_layout(**layout(height, **more))
     for axes in (figure.update_xaxes, figure.update_yaxes):
@@ -91,7 +94,7 @@ BELOW_BAR = {
 """Space for `colour_bar`; if Plotly makes it automatically, it misplaces the axis title."""
 
 
-def steady(figure: go.Figure, left: int, bottom: int = 48, top: int = 10) -> go.Figure:
+def steady(figure: F, left: int, bottom: int = 48, top: int = 10) -> F:
     """Give a figure margins of fixed pixels; returns it.
 
     Plotly would measure the labels, draw again, and leave a gap below; on a page that draws several
@@ -125,7 +128,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def dense_line(figure: go.Figure, value: float, *, below: bool = False) -> None:
+def dense_line(figure: go.Figure | Sketch, value: float, *, below: bool = False) -> None:
     """Draw the dense perplexity as a dashed line that shows on bars and on both themes.
 
     Its label stands above the plot, out of the way of the bars. ``below``: beneath lines and

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from core import criteria
 from core.charts import palette
 from core.charts.memo import drawn_once
+from core.charts.sketch import Sketch
 from core.checkpoint.drop import PARTS, Removal
 from core.prune.outlook import Line, Quality
 
@@ -36,7 +37,7 @@ def curve(
     Measured points are filled and joined by a solid line, estimated ones hollow and dotted. A part
     of a block counts as half of one.
     """
-    figure = go.Figure()
+    figure = Sketch()
     for line in lines:
         measured = line.kind == "measured"
         colour = palette.CRITERIA.get(line.name.replace("-", "_"), palette.ACCENT)
@@ -76,9 +77,9 @@ def curve(
         )
     if dense_ppl:
         palette.dense_line(figure, dense_ppl, below=True)
-    values = [y for trace in figure.data for y in trace.y] + ([dense_ppl] if dense_ppl else [])
+    values = [y for t in figure.data for y in t["y"]] + ([dense_ppl] if dense_ppl else [])
     figure.update_yaxes(type="log", title="perplexity", **log_axis(values))
-    most = max((x for trace in figure.data for x in trace.x), default=1) or 1
+    most = max((x for trace in figure.data for x in trace["x"]), default=1) or 1
     figure.update_xaxes(
         title="blocks removed",
         tickformat="d",
@@ -90,7 +91,7 @@ def curve(
         font={"size": 13},
         legend={"orientation": "h", "y": 1.1, "yanchor": "bottom", "x": 0},
     )
-    return palette.steady(figure, 78, top=60)
+    return palette.steady(figure, 78, top=60).finished()
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def block_strip(
     cell's customdata is [block, plan], so a click on it names both. Beside its row stands the
     plan's name if ``named``.
     """
-    figure = go.Figure()
+    figure = Sketch()
     names = list(plans)
     for row, name in enumerate(reversed(names)):
         plan = plans[name]
@@ -182,10 +183,10 @@ def block_strip(
         height=height or 90 + 46 * len(names),
         font={"size": 13},
     )
-    return palette.steady(figure, 40)
+    return palette.steady(figure, 40).finished()
 
 
-def _add_halves(figure: go.Figure, row: int, removal: Removal, plan: str) -> None:
+def _add_halves(figure: Sketch, row: int, removal: Removal, plan: str) -> None:
     """Cross out half of the cells of blocks that lose one part."""
     for part, low in (("attention", 0.0), ("mlp", -0.4)):
         if not (gone := list(getattr(removal, part))):
