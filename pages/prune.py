@@ -326,7 +326,7 @@ def curve_time(spec: CurveSpec) -> str:
     Kept for a few seconds only: it depends on the rate of the last run, too.
     """
     try:
-        found = curve_command.estimate(spec)
+        found = curve_command.dry_run(spec)
     except DepthcutError:
         return ""
     return runs.expected(found["seconds"], found["seconds_from"])

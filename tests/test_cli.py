@@ -231,6 +231,7 @@ def test_light_commands_import_no_torch(tmp_path, tiny_gqa):
     dry = {
         "retrain": ["--data", text, "--cutoff", "32"],
         "importance": ["--calibration", text],
+        "curve": ["--calibration", text, "--scores", str(scores), "--criteria", "ppl"],
         "prune": ["--drop", "1"],
         "width": ["--method", "wanda-sp", "--ratio", "0.3", "--calibration", text],
         "evaluate": ["--perplexity", text, "--window", "32"],

@@ -217,6 +217,24 @@ def blocks_of_overhead(info: Shapes) -> float:
     )
 
 
+def generation_flops(info: Shapes, batch: int, input_tokens: int, output_tokens: int) -> float:
+    """Return the operations of one generation: the prompt, then one step for each further token.
+
+    The head computes one position of a step.
+    """
+    prompt = step_flops(info, batch, input_tokens / 2, input_tokens)
+    middle = input_tokens + output_tokens / 2
+    return prompt + (output_tokens - 1) * step_flops(info, batch, middle)
+
+
+def step_flops(info: Shapes, batch: int, context: float, tokens: int = 1) -> float:
+    """Return the operations of a forward pass over ``tokens`` new tokens of every sequence."""
+    head = info.vocab * info.hidden
+    body = _read_per_step(info) - head
+    attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)
+    return batch * (tokens * (2.0 * body + attention) + 2.0 * head)
+
+
 def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1) -> float:
     """Return the seconds of one forward pass over ``tokens`` new tokens per sequence.
 
@@ -225,8 +243,7 @@ def step_s(info: Shapes, rates: Rates, batch: int, context: int, tokens: int = 1
     width = BYTES[rates.dtype]
     head = info.vocab * info.hidden
     body = _read_per_step(info) - head
-    attention = sum(4 * s["heads"] * info.head_dim * context for s in info.block_shapes)
-    flops = batch * (tokens * (2 * body + attention) + 2 * head)
+    flops = step_flops(info, batch, context, tokens)
     moved = (body + head) * width + CACHE_MOVES * kv_bytes(info, batch, context, rates.dtype)
     device = max(flops / rates.matmul_flops_per_s, moved / rates.bandwidth_bytes_per_s)
     device += batch * tokens * activations(info) * rates.activation_s

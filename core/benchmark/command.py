@@ -29,6 +29,7 @@ from core.checkpoint import locate
 from core.errors import DepthcutError, OptionError, RunError
 from core.runs import devices, dtypes, processes, warm
 from core.runs.devices import MIB
+from core.runs.footprint import PROCESS_BYTES, Footprint, kind_of, whole
 from core.runs.spec import DeviceOptions, option
 from core.runs.workspace import Workspace
 
@@ -184,6 +185,7 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
     device = devices.resolve(spec.device)
     limit = limit_of(spec, device)
     series = 1 + spec.compile
+    taken = [footprint(spec, v.info, v.dtype(spec)) for v in variants]
     points = len(variants) * len(grid) * spec.visits * series
     each = limit / points if limit and points else None
     work, known = _work(spec, variants, grid, each, device)
@@ -197,8 +199,38 @@ def dry_run(spec: BenchmarkSpec) -> dict[str, Any]:
         if known
         else "assumed rates",
         "points": rows,
+        "read_bytes": sum(one.read_bytes for one in taken),
+        "flops": sum(one.flops for one in taken),
         "kind": "estimated",
     }
+
+
+def footprint(
+    spec: BenchmarkSpec, info: CheckpointInfo, dtype: str, limit: int | None = None
+) -> Footprint:
+    """Return what measuring one checkpoint takes, without the search for the largest batch.
+
+    ``dtype``: format of the model in memory; ``limit``: the device's memory in bytes.
+    """
+    each = spec.runs + spec.warmup
+    memory, flops, steps, cache = 0, 0.0, 0, 0.0
+    for cell in protocol.cells(spec.batch_sizes, spec.output_tokens):
+        about = info, cell.batch_size, spec.input_tokens
+        memory = max(memory, analytic.memory_bytes(*about, cell.output_tokens, dtype)["total"])
+        flops += each * analytic.generation_flops(*about, cell.output_tokens)
+        steps += each * cell.output_tokens
+        middle = spec.input_tokens + cell.output_tokens // 2
+        moved = analytic.CACHE_MOVES * analytic.kv_bytes(info, cell.batch_size, middle, dtype)
+        cache += each * cell.output_tokens * moved
+    memory += PROCESS_BYTES[kind_of(spec.device)]
+    return Footprint(
+        memory_bytes=memory,
+        way=whole(memory, limit),
+        flops=flops,
+        passes=steps,
+        cache_bytes=cache,
+        read_bytes=0 if spec.random_weights else spec.visits * info.stored_bytes,
+    )
 
 
 WORKER = "core.benchmark.worker"

@@ -30,6 +30,7 @@ from core.prune.version_results import (
     latency_errors,
 )
 from core.runs import devices, dtypes, pace
+from core.runs.footprint import Footprint
 from core.runs.spec import MemoryOptions, option
 from core.search.ledger import Tape
 from core.search.rehearsal import states_at_once
@@ -125,17 +126,13 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
     info = checkpoint.info
     named, context = _checked(spec, info)
     formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
-    dtype = formats.weights
     room = _room(spec, info, named, context, formats)
-    sets = [blocks_as.lost(b, v) for b in range(info.blocks) for v in named]
-    groups = counting.grouped(sets, _most(spec, info, dtype, room) - 1)
-    passes = _passes(info, groups)
-    flops = _flops(info, spec, passes, len(sets))
+    free = devices.free_bytes(spec.device)[1]
+    groups = _groups(spec, info, named, formats.weights, room, free)
+    taken = footprint(spec, info, formats, free)
     like = spec.device, info.parameters
     rate = pace.flops_per_s("budget", *like) or pace.flops_per_s("importance", *like)
-    stacks = len(blocks_as.kinds(info)) * (1 + len({WHOLE, *named} - {"drop"}))
-    timings = stacks * (spec.runs + 1)
-    prompt = sum(block_flops(info, b, spec.batch, context) for b in range(info.blocks))
+    sets = sum(map(len, groups))
     return {
         "blocks": info.blocks,
         "versions": list(named),
@@ -144,18 +141,59 @@ def dry_run(spec: BudgetSpec) -> dict[str, Any]:
         "length": spec.length,
         "batch": spec.batch,
         "context": context,
-        "dtype": dtype,
+        "dtype": formats.weights,
         **room.needs(),
+        **taken.facts(),
         "timed_layers": _layers(spec, info, named, context, room),
-        "sets": len(sets),
-        "passes": int(passes),
-        "plain_passes": len(sets) * info.blocks,
-        "timings": timings,
-        "flops": flops,
-        "seconds": (flops + timings * prompt) / rate if rate else None,
+        "sets": sets,
+        "passes": int(_passes(info, groups)),
+        "plain_passes": sets * info.blocks,
+        "timings": _timings(spec, info, named),
+        "flops": taken.flops,
+        "seconds": taken.flops / rate if rate else None,
         "kind": "estimated",
         "seconds_from": "the rate of the last run in this workspace" if rate else None,
     }
+
+
+def footprint(
+    spec: BudgetSpec, info: CheckpointInfo, formats: dtypes.Formats, free: int | None
+) -> Footprint:
+    """Return what a budget run takes: ranking neurons, KL, timings, and plans that are checked.
+
+    ``formats`` are those for blocks, ``free`` the device's free bytes.
+    """
+    named, context = _checked(spec, info)
+    room = _room(spec, info, named, context, formats)
+    groups = _groups(spec, info, named, formats.weights, room, free)
+    flops = _flops(info, spec, _passes(info, groups), sum(map(len, groups)))
+    ranks_neurons = bool(set(named) & set(MLP_SHARES))
+    whole = sum(block_flops(info, b, spec.samples, spec.length) for b in range(info.blocks))
+    flops += ranks_neurons * whole
+    flops += spec.check_plans * (whole + head_flops(info, spec.samples, spec.length))
+    prompt = sum(block_flops(info, b, spec.batch, context) for b in range(info.blocks))
+    timings = _timings(spec, info, named) + spec.check_plans * (spec.runs + 1)
+    often = len(groups) + ranks_neurons + bool(spec.check_plans)
+    return room.footprint(info, flops + timings * prompt, often)
+
+
+def _groups(
+    spec: BudgetSpec,
+    info: CheckpointInfo,
+    named: tuple[str, ...],
+    dtype: str,
+    room: Capacity,
+    free: int | None,
+) -> list[list[frozenset[Any]]]:
+    """Return the versions in groups, each of which is measured in one pass over the weights."""
+    sets = [blocks_as.lost(b, v) for b in range(info.blocks) for v in named]
+    return counting.grouped(sets, _most(spec, info, dtype, room, free) - 1)
+
+
+def _timings(spec: BudgetSpec, info: CheckpointInfo, named: tuple[str, ...]) -> int:
+    """Return the number of prompts that are timed."""
+    stacks = len(blocks_as.kinds(info)) * (1 + len({WHOLE, *named} - {"drop"}))
+    return stacks * (spec.runs + 1)
 
 
 def _passes(info: CheckpointInfo, groups: list[list[frozenset[Any]]]) -> float:
@@ -175,8 +213,9 @@ def _flops(info: CheckpointInfo, spec: BudgetSpec, passes: float, sets: int) -> 
     return passes * each / info.blocks + (sets + 1) * head_flops(info, spec.samples, spec.length)
 
 
-def _most(spec: BudgetSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
-    free = devices.free_bytes(spec.device)[1]
+def _most(
+    spec: BudgetSpec, info: CheckpointInfo, dtype: str, room: Capacity, free: int | None
+) -> int:
     most = states_at_once(info, spec.samples, spec.length, dtype, free)
     return room.states(most, spec.samples * spec.length * info.hidden, dtype)
 
@@ -240,7 +279,7 @@ def run(spec: BudgetSpec, run: Run) -> None:
             "device": str(prepared.device),
             "dtype": dtype,
         },
-        _most(spec, info, dtype, room),
+        _most(spec, info, dtype, room, devices.free_bytes(spec.device)[1]),
         resume=spec.resume,
     )
     run.note(TAPE)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from core.benchmark.analytic import kv_bytes
 from core.budget.versions import kinds
 from core.checkpoint.headers import CheckpointInfo
-from core.importance import capacity
 from core.importance.capacity import Capacity, Demand
 from core.prune.version_results import MLP_SHARES
+from core.runs import footprint
 from core.runs.dtypes import BYTES, Formats
 
 LEAST_BLOCKS = 4
@@ -69,7 +69,7 @@ def layers(
     loaded = not room.streams
     weights = info.parameters * BYTES[timed] if loaded else _outside(info, timed)
     used = (
-        capacity.PROCESS_BYTES[capacity.kind_of(device)]
+        footprint.PROCESS_BYTES[footprint.kind_of(device)]
         + weights
         + _generating(info, timed, batch, context)
     )

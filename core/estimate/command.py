@@ -7,6 +7,7 @@ from typing import Any
 
 from core.estimate import machines, shapes, table
 from core.runs.devices import GIB
+from core.runs.footprint import CONVERTED_PER_S
 from core.runs.spec import option
 
 
@@ -27,6 +28,13 @@ class EstimateSpec:
         high=1_000_000,
         unit="GiB",
     )
+    processes: int = option(
+        1,
+        help="Processes of the commands that can share their work (--processes there), each with "
+        "such a device; memory and bytes are those of one process.",
+        low=1,
+        high=64,
+    )
     disk_gb_s: float = option(
         machines.DISK_BYTES_PER_S / machines.GB,
         help="What the disk reads, in GB per second.",
@@ -37,9 +45,13 @@ class EstimateSpec:
 
 def run(spec: EstimateSpec) -> dict[str, Any]:
     """Return the table, and what it assumes."""
-    info, machine = shapes.info_of(spec.config), machines.MACHINES[spec.on]
+    (info, config), machine = shapes.opened(spec.config), machines.MACHINES[spec.on]
     limit = None if spec.memory_limit is None else int(spec.memory_limit * GIB)
-    made = table.Table(info, machine, limit=limit, disk=spec.disk_gb_s * machines.GB)
+    made = table.Table(
+        info, machine, config=config, limit=limit, disk=spec.disk_gb_s * machines.GB,
+        processes=spec.processes,
+    )  # fmt: skip
+    rows = made.rows()
     return {
         "schema": 1,
         "config": spec.config,
@@ -47,6 +59,7 @@ def run(spec: EstimateSpec) -> dict[str, Any]:
         "blocks": info.blocks,
         "dtype": info.dtype,
         "on": machine.label,
+        "processes": spec.processes,
         "memory_limit_bytes": made.limit,
         "kind": "estimated",
         "assumes": {
@@ -56,7 +69,9 @@ def run(spec: EstimateSpec) -> dict[str, Any]:
             "bandwidth_bytes_per_s": machine.bandwidth_bytes_per_s,
             "bandwidth_share": machines.BANDWIDTH_SHARE,
             "disk_bytes_per_s": made.disk,
+            "converted_per_s": CONVERTED_PER_S,
         },
         "most_tokens_per_s": table.tokens_per_s(info, machine, made.width),
-        "rows": table.as_dicts(made.rows()),
+        "rows": table.as_dicts(rows),
+        "left_out": table.as_dicts(made.left_out),
     }

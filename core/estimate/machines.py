@@ -10,6 +10,9 @@ MATMUL_SHARE = 0.4
 A chosen figure, not a measured one for every card."""
 BANDWIDTH_SHARE = 0.7
 """Share of the memory bandwidth that reading weights reaches. Published: 69 % (gpt-fast, A100)."""
+DEVICE = "cuda:4096"
+"""--device of the commands that are estimated: no GPU here has this number, so that this machine's
+own are not asked what they can do."""
 DISK_BYTES_PER_S = 3 * GB
 """A local NVMe disk."""
 

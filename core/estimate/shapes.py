@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,23 @@ SHAPES = {
 _SIZE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?b")
 
 
-def info_of(name: str) -> CheckpointInfo:
-    """Return the shapes of ``8b``, ``70b`` or ``405b``, or of a checkpoint; its config will do."""
+def opened(name: str) -> tuple[CheckpointInfo, Mapping[str, Any]]:
+    """Return the shapes and the config of ``8b``, ``70b`` or ``405b``, or of a checkpoint.
+
+    Of a checkpoint config.json will do.
+    """
     known = SHAPES.get(name.lower())
     if known:
-        return headers.describe(name.lower(), known, None, None)
+        return headers.describe(name.lower(), known, None, None), known
     if _SIZE.fullmatch(name.lower()) and not Path(name).exists():
         raise OptionError(
             f"There is no shape '{name}'.",
             f"Choose from: {', '.join(SHAPES)}; or give a folder with a config.json.",
         )
-    return locate.open(name, StderrProgress(), need="config", need_tokenizer=False).info
+    found = locate.open(name, StderrProgress(), need="config", need_tokenizer=False)
+    return found.info, found.config
+
+
+def info_of(name: str) -> CheckpointInfo:
+    """Return the shapes alone."""
+    return opened(name)[0]

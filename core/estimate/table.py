@@ -1,75 +1,111 @@
-"""Memory, bytes read and time of every command at its defaults, by roofline; no torch.
+"""Memory, bytes read and time of every command, by roofline; no torch.
 
-Time is the largest of three: operations at a share of the device's peak, weights and states through
-its memory, and the checkpoint from the disk. If the weights fit they are read from the disk once,
-before the computation; if not, each pass reads them while it computes.
+What a command takes is what its own dry run computes (`core.runs.footprint.Footprint`); here it is
+only put on a machine. Time is the largest of two: operations at a share of the device's peak, and
+weights and caches through its memory. If the weights fit they are read from the disk before; if
+not, each pass reads them while it computes. Files are written afterwards.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from core.budget import demand as versions
+from core.benchmark import command as benchmark
+from core.budget import command as budget
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
+from core.errors import DepthcutError
 from core.estimate.machines import (
     BANDWIDTH_SHARE,
+    DEVICE,
     DISK_BYTES_PER_S,
+    MACHINES,
     MATMUL_SHARE,
     Machine,
 )
-from core.heal import demand as healing
+from core.evaluate import estimate as evaluating
+from core.evaluate.spec import EvaluateSpec
+from core.export import command as export
+from core.export import layout
+from core.generate import command as generate
+from core.heal import command as prune
 from core.heal import seams
-from core.importance import capacity, passes
-from core.importance import estimate as work
-from core.importance.capacity import Capacity, Demand
+from core.importance import capacity, curve_command
+from core.importance import command as importance
+from core.importing import needs as importing
 from core.prune.plan import default_protection
-from core.prune.version_results import VERSIONS
 from core.quantize import plan as quantizing
-from core.runs.dtypes import BYTES, Formats, choose, computable, native_formats
-from core.search.rehearsal import STATES_BYTES
-from core.width.command import HEAL_LENGTH, HEAL_SAMPLES, HEAL_TOKENS
+from core.retrain import estimate as training
+from core.retrain import partial
+from core.retrain.spec import RetrainSpec, settings_of
+from core.runs.devices import GIB
+from core.runs.dtypes import BYTES, choose, computable, native_formats
+from core.runs.footprint import PROCESS_BYTES, Footprint, whole
+from core.search import command as search
+from core.width import command as width
+from core.width import methods
 
-TEXT_TOKENS = 300_000
-"""Tokens that perplexity is measured on: about WikiText-2's test set."""
+CHOOSING, CUTTING, TRAINING, MEASURING, FILES = (
+    "Choose blocks", "Cut and quantize", "Train", "Measure and use", "Other formats",
+)  # fmt: skip
+GROUPS = (CHOOSING, CUTTING, TRAINING, MEASURING, FILES)
+SAMPLES, LENGTH = 10, 128
+"""Rows that blocks are scored on, and their tokens: the defaults of the commands."""
 STEPS, BATCH, CUTOFF = 1000, 64, 256
 """Of a training: 16 M tokens."""
-GPUS = 8
-"""Of the training that several processes share."""
-PLANS = 10
-"""Solved plans that a budget run measures whole."""
-SEARCHED = 10
-"""Rows of a search at least."""
-ADAM_BYTES = 16
-"""Of a trained weight: float32 with its gradient and two moments."""
+PROMPT_TOKENS = 100
+"""Of the prompts that training text is generated for; a typical instruction."""
+RATIO = 0.2
+"""Share of heads and neurons that goes."""
 
 
 @dataclass(frozen=True)
 class Row:
     """What one computation takes."""
 
+    group: str
+    """One of `GROUPS`."""
     command: str
     what: str
+    processes: int
+    """That share the work, each with a device; the bytes below are those of one of them."""
     way: str
-    """fits, streams or cannot; whole: it needs all weights, which fit; no memory: they do not."""
+    """As `core.runs.footprint` has it: fits, streams, cannot; whole, no memory; files."""
     memory_bytes: int
-    """In the way that it runs; if it cannot, what it would need."""
+    """In the way that it runs; if it cannot, what it would need. Of the CPU's memory for files."""
     limit_bytes: int
     flops: float
+    """Of all processes together."""
     read_bytes: int
     """From the disk; states that are kept there count when they are written too."""
+    written_bytes: int
     passes: int
     """How often the weights pass through the device."""
     compute_s: float
-    """At a share of the device's peak."""
+    """At a share of the peak of all devices; for files, of converting weights on one core."""
     device_s: float
-    """Of the weights through the device's memory."""
+    """Of weights and caches through the device's memory."""
     disk_s: float
+    """Of what is read and written."""
     seconds: float | None
     """None if it cannot run."""
+    ways: Mapping[str, str]
+    """How it runs on every machine of `MACHINES`, each with the default limit."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A computation that this model cannot have."""
+
+    command: str
+    what: str
+    why: str
+
+
+Make = Callable[[], tuple[str, Footprint]]
 
 
 class Table:
@@ -80,281 +116,274 @@ class Table:
         info: CheckpointInfo,
         machine: Machine,
         *,
+        config: Mapping[str, Any] | None = None,
         limit: int | None = None,
         disk: float = DISK_BYTES_PER_S,
+        processes: int = 1,
     ) -> None:
-        """Estimate for ``info``; ``limit`` is in bytes, by default nine tenths of the device."""
+        """Estimate for ``info`` and the content of its config.json.
+
+        ``limit`` is in bytes, by default nine tenths of the device. Of commands that can share
+        their work, ``processes`` do, each with such a device.
+        """
         self.info, self.machine, self.disk = info, machine, disk
-        self.limit = limit or int(machine.memory_bytes * (1 - capacity.MARGIN))
+        self.config = config or {}
+        self.limit = limit or usual_limit(machine)
+        self.processes = processes
         native = native_formats("cuda")
-        found = choose("auto", info.dtype, "cuda", native, "blocks")
-        self.formats: Formats = found
-        self.width = BYTES[computable(found.weights)]
-        self.stored = info.parameters * BYTES.get(info.dtype, 4)
+        self.blocks = choose("auto", info.dtype, "cuda", native, "blocks")
+        self.whole = choose("auto", info.dtype, "cuda", native)
+        self.dtype = computable(self.whole.weights)
+        self.width = BYTES[computable(self.blocks.weights)]
+        self.left_out: list[LeftOut] = []
+        """What `rows` found that this model cannot have."""
+        self._base: dict[str, Any] = {
+            "checkpoint": info.path, "out": "", "device": DEVICE, "memory_limit": self.limit / GIB,
+        }  # fmt: skip
+        self._shared = self._base | {"processes": processes}
+        self.samples = max(SAMPLES, processes)
 
     def rows(self) -> list[Row]:
-        """Return every command at its defaults."""
-        info, blocks = self.info, self.info.blocks
-        ten, tokens = 10, 128
-        once = self.forward_flops(ten, tokens)
-        rounds = min(blocks // 2, max(0, blocks - 2))
-        pairs = [frozenset(), *(frozenset({i}) for i in range(blocks))]
-        pairs += [frozenset({i, j}) for i in range(blocks) for j in range(i + 1, blocks)]
-        pair_passes, states = passes.shared(range(blocks), pairs)
-        block = work.block_flops(info, 0, ten, tokens) if blocks else 0.0
-        head = work.head_flops(info, ten, tokens)
-        found = [
-            self.row("importance", "perplexity and KL without each block, 10 x 128 tokens",
-                     work.sweep_flops(info, ten, tokens), 1, ten, tokens,
-                     Demand("sweep", blocks + 3)),
-            self.row("importance", "Taylor, 10 x 128 tokens",
-                     work.taylor_flops(info, ten, tokens), 2, ten, tokens,
-                     Demand("taylor", blocks + 3, splits=False, gradients=True)),
-            self.row("importance", "Block Influence, angular distance, 10 x 128 tokens",
-                     once, 1, ten, tokens, Demand("sweep", 2)),
-            self.row("importance", "perplexity without each part of a block, 10 x 128 tokens",
-                     2 * work.sweep_flops(info, ten, tokens), 1, ten, tokens,
-                     Demand("sublayers", 2 * blocks)),
-            self.row("importance", f"greedy removal (SLEB) of {rounds} blocks, 10 x 128 tokens",
-                     work.greedy_flops(info, ten, tokens, None), rounds, ten, tokens,
-                     Demand("sleb", blocks)),
-            self.pairs(pair_passes * block + states * head, states, ten, tokens),
-            self.row("width", "LLM-Pruner, 10 x 64 tokens", work.taylor_flops(info, 10, 64), 2,
-                     10, 64, Demand("gradients", blocks + 3, splits=False, gradients=True)),
-            self.row("width", "FLAP, 1,024 x 128 tokens", self.forward_flops(1024, 128), 1, 1024,
-                     128, Demand("statistics", 1)),
-            self.row("width", "Wanda-sp, 128 x 128 tokens", 2 * self.forward_flops(128, 128), 1,
-                     128, 128, Demand("statistics", 2, splits=False)),
-            self.row("evaluate", f"perplexity of {TEXT_TOKENS:,} tokens in windows of 128",
-                     self.forward_flops(TEXT_TOKENS // 128, 128), 1, TEXT_TOKENS // 128, 128,
-                     Demand("windows", 2, prepared=False, resident_states=0, tokens=65536)),
-            self.budget(ten, tokens),
-            self.cut(),
-            self.healed_cut(),
-            self.healed_width(),
-            self.healed_search(ten, tokens),
-            self.training("LoRA", adapters=True),
-            self.training(f"LoRA with {GPUS} processes, a GPU each", adapters=True, gpus=GPUS),
-            *([self.training("LoRA on a base in 4 bits (NF4)", adapters=True, small=True)]
-              if all(one.ok for one in quantizing.possible(info)) else []),
-            self.training("full", adapters=False),
-            self.decoding(),
-        ]  # fmt: skip
+        """Return every command, as a rule at its defaults."""
+        others = {
+            name: Table(self.info, machine, config=self.config, processes=self.processes)._makes()
+            for name, machine in MACHINES.items()
+        }
+        found: list[Row] = []
+        self.left_out = []
+        for at, (group, command, name, make) in enumerate(self._makes()):
+            try:
+                what, taken = make()
+                ways = {card: makes[at][3]()[1].way for card, makes in others.items()}
+            except DepthcutError as error:
+                self.left_out.append(LeftOut(command, name, str(error)))
+                continue
+            found.append(self._timed(group, command, what, taken, ways))
         return found
 
-    def forward_flops(self, rows: int, tokens: int) -> float:
-        """Return the operations of one pass over the model."""
-        blocks = sum(work.block_flops(self.info, b, rows, tokens) for b in range(self.info.blocks))
-        return blocks + work.head_flops(self.info, rows, tokens)
+    def _makes(self) -> list[tuple[str, str, str, Make]]:
+        """Return group, command, a short name and the way to make each row."""
+        score, rows = self._importance, f"{self.samples} x {LENGTH} tokens"
+        return [
+            (CHOOSING, "importance", "perplexity and KL", lambda: score(
+                ("ppl", "kl"), f"perplexity and KL without each block, {rows}")),
+            (CHOOSING, "importance", "Taylor", lambda: score(("taylor",), f"Taylor, {rows}")),
+            (CHOOSING, "importance", "similarity", lambda: score(
+                ("block-influence", "angular"), f"Block Influence, angular distance, {rows}")),
+            (CHOOSING, "importance", "parts", lambda: score(
+                ("sublayers",), f"perplexity without each part of a block, {rows}")),
+            (CHOOSING, "importance", "SLEB", lambda: score(
+                ("sleb",), f"greedy removal (SLEB) of half of the blocks, {rows}")),
+            (CHOOSING, "search", "defaults", lambda: self._search(
+                "one-shot, greedy and pairs, up to a quarter of the blocks")),
+            (CHOOSING, "search", "pairs", lambda: self._search(
+                f"all pairs of {self.info.blocks} blocks", methods=("pairs",), protect_first=0,
+                protect_last=0, counts=(2,))),
+            (CHOOSING, "search", "healed", self._healed_search),
+            (CHOOSING, "budget", "defaults", self._budget),
+            (CHOOSING, "curve", "defaults", self._curve),
+            (CUTTING, "prune", "cut", lambda: self._prune("none")),
+            (CUTTING, "prune", "healed", lambda: self._prune("refit")),
+            (CUTTING, "width", "LLM-Pruner", lambda: self._width("llm-pruner")),
+            (CUTTING, "width", "FLAP", lambda: self._width("flap")),
+            (CUTTING, "width", "Wanda-sp", lambda: self._width("wanda-sp")),
+            (CUTTING, "width", "healed", lambda: self._width("flap", "refit")),
+            (CUTTING, "quantize", "int8", lambda: self._quantize(8)),
+            (CUTTING, "quantize", "int4", lambda: self._quantize(4)),
+            (TRAINING, "retrain", "LoRA", lambda: self._retrain("LoRA")),
+            (TRAINING, "retrain", "LoRA, NF4", lambda: self._retrain(
+                "LoRA on a base in 4 bits (NF4)", quantized_base="nf4")),
+            (TRAINING, "retrain", "partial", lambda: self._retrain(
+                "the last 3 blocks and the output matrix", method="partial")),
+            (TRAINING, "retrain", "full", lambda: self._retrain("all weights", method="full")),
+            (TRAINING, "generate", "defaults", self._generate),
+            (MEASURING, "evaluate", "perplexity", self._perplexity),
+            (MEASURING, "evaluate", "tasks", lambda: self._tasks(each_block=False)),
+            (MEASURING, "evaluate", "tasks without each block",
+             lambda: self._tasks(each_block=True)),
+            (MEASURING, "benchmark", "defaults", lambda: self._benchmark(
+                "1, 4 and 16 prompts, 30 generations of 128 tokens each", runs=20, warmup=10)),
+            (MEASURING, "live", "one model", lambda: self._benchmark(
+                "one model loaded, 128 tokens for one prompt", runs=1, warmup=0, visits=1,
+                batch_sizes=(1,))),
+            (FILES, "export", "GGUF", lambda: self._export("auto")),
+            (FILES, "export", "GGUF in 8 bits", lambda: self._export("q8_0")),
+            (FILES, "import", "GGUF", self._import),
+        ]  # fmt: skip
 
-    def room(self, rows: int, tokens: int, *demands: Demand) -> Capacity:
-        """Return how it runs within the memory."""
-        return capacity.decide(self.info, self.formats, "cuda", self.limit, rows, tokens, demands)
+    # ----- choosing blocks
 
-    def row(
-        self, command: str, what: str, flops: float, often: float, rows: int, tokens: int,
-        *demands: Demand, exact: float = 0.0, through: float = 0.0,
-    ) -> Row:  # fmt: skip
-        """Return the row of a computation that passes over the weights ``often`` times.
-
-        ``exact``: operations in float64. ``through``: how often the states of the last demand's
-        rows go through a block, which reads and writes them if they are on the disk.
-        """
-        room = self.room(rows, tokens, *demands)
-        groups = room.groups if room.way != "cannot" else 1
-        streams = room.way != "fits"
-        read = round(self.stored * often * groups) if streams else self.stored
-        if room.disk_bytes:
-            read += round(2 * through * room.disk_bytes / (demands[-1].disk_states or 1))
-        times = math.ceil(often) * groups
-        return self.timed(
-            command,
-            what,
-            room.way,
-            room.in_memory_bytes if not streams else room.streamed_bytes,
-            flops,
-            read,
-            times,
-            overlapped=streams,
-            exact=exact,
+    def _importance(self, metrics: tuple[str, ...], what: str) -> tuple[str, Footprint]:
+        spec = importance.ImportanceSpec(
+            **self._shared, metrics=metrics, samples=self.samples, length=LENGTH
         )
+        return what, importance.footprint(spec, self.info, self.blocks)
 
-    def timed(
-        self, command: str, what: str, way: str, memory: int, flops: float, read: int,
-        times: int, *, overlapped: bool, exact: float = 0.0,
-    ) -> Row:  # fmt: skip
-        """Return a row with its times; ``overlapped``: the disk is read while it computes."""
-        compute = flops / (self.machine.matmul_flops_per_s * MATMUL_SHARE)
-        compute += exact / (self.machine.float64_flops_per_s * MATMUL_SHARE)
-        flops += exact
-        through = times * self.info.parameters * self.width
-        device = through / (self.machine.bandwidth_bytes_per_s * BANDWIDTH_SHARE)
-        disk = read / self.disk
-        busy = max(compute, device)
-        total = max(busy, disk) if overlapped else busy + disk
-        return Row(
-            command, what, way, memory, self.limit, flops, read, times, compute, device, disk,
-            None if way in ("cannot", "no memory") else total,
-        )  # fmt: skip
+    def _search(self, what: str, **more: Any) -> tuple[str, Footprint]:
+        spec = search.SearchSpec(**self._shared, samples=self.samples, **more)
+        found = search.rehearsed(spec, self.info, self.blocks, self.limit)
+        return f"{what}, {self.samples} x {spec.length} tokens", found.footprint
 
-    def pairs(self, flops: float, states: int, rows: int, tokens: int) -> Row:
-        """Return the row of all pairs: sets in groups that fit, each group one pass."""
-        least = self.room(rows, tokens, Demand("sets", 4, splits=False))
-        width = BYTES[computable(self.formats.arithmetic)]
-        state = rows * tokens * self.info.hidden * width
-        used = least.streamed_bytes if least.streams else least.in_memory_bytes
-        most = max(2, 2 + (self.limit - used) // state)
-        groups = math.ceil(states / most)
-        memory = used + (min(most, states) - 4) * state
-        read = self.stored * (groups if least.way != "fits" else 1)
-        what = f"all pairs of {self.info.blocks} blocks, 10 x 128 tokens"
-        return self.timed(
-            "search", what, least.way, memory, flops, read, groups,
-            overlapped=least.way != "fits",
-        )  # fmt: skip
+    def _healed_search(self) -> tuple[str, Footprint]:
+        spec = search.SearchSpec(**self._base, methods=("greedy",), heal="refit")
+        found = search.rehearsed(spec, self.info, self.blocks, self.limit)
+        rows = search.samples_of(spec, self.info)
+        what = f"greedy, up to a quarter of the blocks, the best {spec.heal_best} of each step "
+        return f"{what}healed by refit on {rows:,} x {spec.length} tokens", found.footprint
 
-    def cut(self) -> Row:
-        """Return the row of dropping a quarter of the blocks: bytes are copied, no device."""
-        quarter = sum(self.info.block_parameters[: self.info.blocks // 4])
-        left = self.stored - quarter * BYTES.get(self.info.dtype, 4)
-        row = self.timed("prune", "a quarter of the blocks, copying bytes", "fits", 0, 0.0,
-                         2 * left, 0, overlapped=True)  # fmt: skip
-        return row
+    def _budget(self) -> tuple[str, Footprint]:
+        spec = budget.BudgetSpec(**self._base)
+        what = f"KL and time of {len(spec.versions)} versions of every block, {spec.check_plans} "
+        what += f"plans measured, {spec.samples} x {spec.length} tokens"
+        return what, budget.footprint(spec, self.info, self.blocks, self.limit)
+
+    def _curve(self) -> tuple[str, Footprint]:
+        spec = curve_command.CurveSpec(**self._shared, scores="")
+        first, last = default_protection(self.info.blocks)
+        free = list(range(first, self.info.blocks - last))
+        most = min(len(free), self.info.blocks - 1)
+        draw, sets = random.Random(0), [frozenset[int]()]
+        for _ in spec.criteria:  # orders as unlike as those of two criteria can be
+            order = draw.sample(free, most)
+            sets += [frozenset(order[:count]) for count in range(1, most + 1)]
+        taken = curve_command.footprint(spec, self.info, self.blocks, sets, self.samples, LENGTH)
+        what = f"perplexity after removing 1 to {most} blocks, {len(spec.criteria)} criteria"
+        return f"{what}, {self.samples} x {LENGTH} tokens", taken
+
+    # ----- cutting
+
+    def _prune(self, heal: str) -> tuple[str, Footprint]:
+        removal, what = self.spaced(self.info.blocks // 4), "a quarter of the blocks"
+        spec = prune.PruneSpec(**self._base, heal=heal)
+        if heal == "none":
+            return f"{what}, copying bytes", prune.footprint(spec, self.info, removal, self.blocks)
+        rows = max(prune.SAMPLES, self._least_rows(prune.length_of(spec, self.info)))
+        spec = replace(spec, samples=rows)
+        prune.check_healing(spec, self.info, removal)
+        what += f", healed by refit on {rows:,} x {prune.length_of(spec, self.info)} tokens"
+        return what, prune.footprint(spec, self.info, removal, self.blocks)
+
+    def _width(self, method: str, heal: str = "none") -> tuple[str, Footprint]:
+        shared = self._shared if heal == "none" else self._base
+        spec = width.WidthSpec(**shared, method=method, ratio=RATIO, heal=heal)
+        plan, _ = width.make_plan(spec, self.info)
+        rows = max(plan.method.samples, spec.processes)
+        spec = replace(spec, samples=rows)
+        width.planned_healing(spec, plan)
+        label = methods.get(method).label
+        what = f"{label}, {RATIO:.0%}, {rows:,} x {width.length_of(spec, plan)} tokens"
+        if heal != "none":
+            few, length = width.heal_rows(spec, self.info)
+            what = f"{label}, {RATIO:.0%}, healed by refit on {few:,} x {length} tokens"
+        return what, width.footprint(spec, plan, self.blocks)
+
+    def _quantize(self, bits: int) -> tuple[str, Footprint]:
+        plan = quantizing.make(self.info, bits, None)
+        return f"int{bits}, on the CPU", quantizing.footprint(self.info, plan)
 
     def spaced(self, count: int) -> Removal:
-        """Return ``count`` blocks that go, evenly spaced: each leaves a seam."""
+        """Return ``count`` blocks that go, at least one, evenly spaced: each leaves a seam."""
         first, last = default_protection(self.info.blocks)
-        free = self.info.blocks - first - last
+        free, count = self.info.blocks - first - last, max(1, count)
         return Removal(tuple(first + at * free // count for at in range(min(count, free))))
 
-    def healing(
-        self, found: Sequence[seams.Seam], through: float, rows: int, tokens: int
-    ) -> tuple[float, float]:
-        """Return the operations of refitting at ``found``, and those in float64.
+    def _least_rows(self, tokens: int) -> int:
+        """Return the rows that healing needs at least, a multiple of four."""
+        rows = -(-seams.TOKENS_PER_DIMENSION * self.info.hidden // tokens)
+        return seams.HELD_OUT * -(-rows // seams.HELD_OUT)
 
-        ``through``: passes through a block on all rows.
-        """
-        info, held = self.info, -(-rows // seams.HELD_OUT)
-        block = work.block_flops(info, 0, rows, tokens) if info.blocks else 0.0
-        flops = through * block + 2 * (2 + len(found)) * work.head_flops(info, held, tokens)
-        inner = info.block_shapes[0]["intermediate"] if info.blocks else 0
-        fit = 2.0 * (rows - held) * tokens * inner * (inner + info.hidden)
-        return flops, len(found) * fit
+    # ----- training
 
-    def healed_cut(self) -> Row:
-        """Return the row of dropping a quarter of the blocks and refitting before each seam."""
-        info, tokens = self.info, 512
-        rows = max(128, self.needed(tokens))
-        removal = self.spaced(info.blocks // 4)
-        through = seams.passes("refit", removal, info.blocks)
-        found = seams.seams_of(removal)
-        flops, exact = self.healing(found, through, rows, tokens)
-        need = healing.of_cut(info, "refit", removal, rows, tokens, "cuda", self.formats)
-        what = f"a quarter of the blocks, healed by refit on {rows:,} x {tokens} tokens"
-        often = seams.reads(found, info.blocks)
-        return self.row(
-            "prune", what, flops, often, rows, tokens, need, exact=exact, through=through
-        )
+    def _retrain(self, label: str, **more: Any) -> tuple[str, Footprint]:
+        shared = {key: value for key, value in self._shared.items() if key != "memory_limit"}
+        spec = RetrainSpec(**shared, data="", steps=STEPS, batch=BATCH, cutoff=CUTOFF, **more)
+        info, room = self.info, self.limit - PROCESS_BYTES["gpu"]
+        settings = settings_of(spec, STEPS * BATCH, info.parameters)
+        trained = partial.last_blocks(spec, info.blocks)
+        count = training.trainable_parameters(spec, info, trained)
+        about = info, count, DEVICE, room, CUTOFF, self.config, trained[0] if trained else 0
+        how = training.fit(spec, settings, *about)
+        spec, settings, memory = training.as_decided(spec, how, *about)
+        needed = sum(memory.values())
+        tokens, first = STEPS * BATCH * CUTOFF, about[-1]
+        flops = training.training_flops(spec, info, tokens, first)
+        taken = training.footprint(spec, settings, info, needed, flops, tokens, first)
+        memory_bytes = taken.memory_bytes + PROCESS_BYTES["gpu"]
+        taken = replace(taken, memory_bytes=memory_bytes, way=whole(memory_bytes, self.limit))
+        split = " (FSDP)" if spec.sharding == "fsdp" else ""
+        return f"{label}{split}, {STEPS:,} steps of {BATCH} x {CUTOFF} tokens", taken
 
-    def healed_width(self) -> Row:
-        """Return the row of FLAP and a refit of every block."""
-        info, blocks = self.info, self.info.blocks
-        rows = max(HEAL_SAMPLES, -(-HEAL_TOKENS * info.hidden // HEAL_LENGTH))
-        found = seams.seams_between((), {2 * block + 1 for block in range(blocks)})
-        above = blocks * (blocks - 1) / 2
-        through = 3 * blocks + (2 * blocks + above) / seams.HELD_OUT
-        flops, exact = self.healing(found, through, rows, HEAL_LENGTH)
-        need = healing.of_narrower(info, rows, HEAL_LENGTH, "cuda", self.formats)
-        scored = Demand("statistics", 1)
-        return self.row(
-            "width", f"FLAP, healed by refit on {rows:,} x {HEAL_LENGTH} tokens",
-            flops + self.forward_flops(1024, 128), 1 + seams.reads(found, blocks), 1024, 128,
-            scored, need, exact=exact, through=through,
+    def _generate(self) -> tuple[str, Footprint]:
+        base = {key: value for key, value in self._base.items() if key != "memory_limit"}
+        spec = generate.GenerateSpec(**base, prompts="")
+        prompts = [PROMPT_TOKENS] * spec.samples
+        taken = generate.footprint(spec, self.info, prompts, self.dtype, self.limit)
+        what = f"answers of up to {spec.max_tokens} tokens to {spec.samples:,} prompts of "
+        return f"{what}{PROMPT_TOKENS}", taken
+
+    # ----- measuring
+
+    def _perplexity(self) -> tuple[str, Footprint]:
+        spec, tokens = EvaluateSpec(**self._shared), evaluating.USUAL_TOKENS
+        window = spec.window[0]
+        taken = evaluating.text_footprint(spec, self.info, self.whole, tokens, window)
+        return f"perplexity of {tokens:,} tokens in windows of {window}", taken
+
+    def _tasks(self, *, each_block: bool) -> tuple[str, Footprint]:
+        spec = EvaluateSpec(**self._shared, each_block=each_block)
+        count = evaluating.USUAL_QUESTIONS
+        flops = evaluating.questions_flops(self.info, count, each_block=each_block)
+        taken = evaluating.tasks_footprint(spec, self.info, self.whole, flops, self.limit)
+        what = f"{count:,} questions of {evaluating.QUESTION_TOKENS} tokens"
+        return what + (", and without each block" if each_block else ""), taken
+
+    def _benchmark(self, what: str, **more: Any) -> tuple[str, Footprint]:
+        spec = benchmark.BenchmarkSpec(checkpoints=(self.info.path,), out="", device=DEVICE, **more)
+        return what, benchmark.footprint(spec, self.info, self.dtype, self.limit)
+
+    # ----- files
+
+    def _export(self, kind: str) -> tuple[str, Footprint]:
+        found: Any = layout.default_type(self.info.dtype) if kind == "auto" else kind
+        planned = layout.plan(self.config, None, found)
+        return f"GGUF in {found}", export.footprint(self.info, planned)
+
+    def _import(self) -> tuple[str, Footprint]:
+        info = self.info
+        inner = max((shape["intermediate"] for shape in info.block_shapes), default=0)
+        largest, dtype = info.hidden * max(info.vocab, inner), self.dtype
+        stored = info.parameters * BYTES[dtype]
+        return f"GGUF in {dtype}", importing.footprint(info.parameters, largest, dtype, stored)
+
+    # ----- time
+
+    def _timed(
+        self, group: str, command: str, what: str, taken: Footprint, ways: Mapping[str, str]
+    ) -> Row:
+        """Return a row with its times."""
+        machine, size = self.machine, taken.processes
+        plain = (taken.flops - taken.float64_flops) / machine.matmul_flops_per_s
+        exact = taken.float64_flops / machine.float64_flops_per_s
+        compute = (plain + exact) / MATMUL_SHARE / size + taken.convert_s
+        through = taken.passes * self.info.parameters * self.width + taken.cache_bytes
+        device = through / (machine.bandwidth_bytes_per_s * BANDWIDTH_SHARE)
+        # processes on one machine read the same files: its page cache has them after the first
+        reading, writing = taken.read_bytes / self.disk, taken.written_bytes / self.disk
+        busy = max(compute, device)
+        total = (max(busy, reading) if taken.overlaps else busy + reading) + writing
+        return Row(
+            group, command, what, size, taken.way, taken.memory_bytes, self.limit, taken.flops,
+            taken.read_bytes, taken.written_bytes, taken.passes, compute, device,
+            reading + writing, total if taken.can_run else None, ways,
         )  # fmt: skip
 
-    def healed_search(self, ten: int, tokens: int) -> Row:
-        """Return the row of greedy search whose best set of each count is healed."""
-        info, most = self.info, max(1, self.info.blocks // 4)
-        rows = max(SEARCHED, self.needed(tokens))
-        flops = work.greedy_flops(info, ten, tokens, most)
-        often, exact, through = float(most), 0.0, 0.0
-        for count in range(1, most + 1):
-            removal = self.spaced(count)
-            found = seams.seams_of(removal)
-            passes_of = seams.passes("refit", removal, info.blocks)
-            more, through = self.healing(found, passes_of, rows, tokens), through + passes_of
-            flops, exact = flops + more[0], exact + more[1]
-            often += seams.reads(found, info.blocks)
-        need = healing.demand(info, ("refit",), most, rows, tokens, "cuda", self.formats)
-        sets = Demand("sets", 4, splits=False, rows=ten)
-        what = f"greedy removal of up to {most} blocks by KL, the best set of each count healed by "
-        what += f"refit on {rows:,} x {tokens} tokens"
-        return self.row(
-            "search", what, flops, often, rows, tokens, sets, need, exact=exact, through=through
-        )
 
-    def needed(self, tokens: int) -> int:
-        """Return the rows that healing needs at least, a multiple of four."""
-        rows = math.ceil(seams.TOKENS_PER_DIMENSION * self.info.hidden / tokens)
-        return seams.HELD_OUT * math.ceil(rows / seams.HELD_OUT)
-
-    def budget(self, rows: int, tokens: int) -> Row:
-        """Return the row of every version of every block by KL, without the timings.
-
-        A set that changes block b alone shares what is below it with the dense model. The neurons
-        are ranked in one more pass, and the solved plans measured in another.
-        """
-        info, blocks, kinds = self.info, self.info.blocks, len(VERSIONS)
-        width = BYTES[computable(self.formats.arithmetic)]
-        at_once = max(2, STATES_BYTES // max(1, rows * tokens * info.hidden * width))
-        groups = math.ceil(kinds * blocks / max(1, at_once - 1))
-        # beside the blocks above: half a block without the attention, and for each narrower MLP
-        through = kinds * blocks * (blocks - 1) / 2 + 2 * blocks + groups * blocks
-        block = work.block_flops(info, 0, rows, tokens) if blocks else 0.0
-        heads = kinds * blocks + 1 + PLANS
-        flops = (through + (1 + PLANS) * blocks) * block
-        flops += heads * work.head_flops(info, rows, tokens)
-        timed = computable(self.formats.weights)
-        needs = versions.demands(info, tuple(VERSIONS), self.formats, timed, 1, 512)
-        what = f"KL of {kinds} versions of every block and of {PLANS} plans, {rows} x {tokens} "
-        what += "tokens; without the timings"
-        return self.row("budget", what, flops, groups + 2, rows, tokens, *needs)
-
-    def training(self, name: str, *, adapters: bool, gpus: int = 1, small: bool = False) -> Row:
-        """Return the row of a training of the default size, with recomputed activations.
-
-        ``gpus`` share every step, each with all weights; memory and reading are of one of them.
-        ``small``: the frozen weights are in 4 bits.
-        """
-        info, tokens = self.info, STEPS * BATCH * CUTOFF
-        per_weight = 6 if adapters else 8
-        flops = per_weight * (info.parameters - info.vocab * info.hidden) * float(tokens)
-        states = 4 * CUTOFF * info.hidden * (info.blocks + 1) * self.width
-        logits = 4 * CUTOFF * info.vocab * 8
-        held = info.parameters * (self.width if adapters else ADAM_BYTES)
-        if small:
-            plan = quantizing.make(info, 4, None)
-            held += plan.nf4_bytes - plan.parameters * self.width
-        memory = held + states + logits + capacity.PROCESS_BYTES["gpu"]
-        way = "whole" if memory <= self.limit else "no memory"
-        what = f"{name}, {STEPS:,} steps of {BATCH} x {CUTOFF} tokens"
-        times = 3 * STEPS * BATCH // 4 // gpus
-        return self.timed("retrain", what, way, memory, flops / gpus, self.stored, times,
-                          overlapped=False)  # fmt: skip
-
-    def decoding(self) -> Row:
-        """Return the row of generating 128 tokens for one prompt: the weights pass once a token."""
-        info = self.info
-        read = info.parameters - (0 if info.tied else info.vocab * info.hidden)
-        memory = info.parameters * self.width + capacity.PROCESS_BYTES["gpu"]
-        way = "whole" if memory <= self.limit else "no memory"
-        flops = 2.0 * read * 128
-        row = self.timed("benchmark", "128 tokens for one prompt", way, memory, flops,
-                         self.stored, 128, overlapped=False)  # fmt: skip
-        return row
+def usual_limit(machine: Machine) -> int:
+    """Return the bytes of a device that runs use without --memory-limit: nine tenths."""
+    return int(machine.memory_bytes * (1 - capacity.MARGIN))
 
 
-def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_dicts(rows: Sequence[Row] | Sequence[LeftOut]) -> list[dict[str, Any]]:
     """Return the rows as plain values."""
     return [asdict(row) for row in rows]
 

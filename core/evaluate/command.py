@@ -15,6 +15,7 @@ from core.evaluate import known, suites, task_code
 from core.evaluate.results import Summary, Text
 from core.evaluate.spec import EvaluateSpec, check_model, check_template, with_texts
 from core.runs import dtypes, ranks
+from core.runs.devices import MIB
 from core.runs.progress import InParts
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     seconds += [work.task_s(info, t, spec, folder, rate) for t in tasks]
     known = [one for one in seconds if one is not None]
     formats = dtypes.expected(spec.dtype, info.dtype, spec.device)
-    dtype = formats.weights
     rooms = [
         work.capacity(spec, info, formats, (t["tokens"] or 0) // t["window"], t["window"])
         for t in texts
@@ -71,7 +71,13 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
     if tasks:
         work.check_whole(spec, info, formats)
     room = max(rooms, key=lambda found: found.streamed_bytes, default=None)
-    memory = work.memory_mib(info, dtype, spec.device, each_block=spec.each_block)
+    each = [
+        work.text_footprint(spec, info, formats, max(t["tokens"] or 0, t["window"]), t["window"])
+        for t in texts
+    ]
+    if tasks:
+        each.append(work.tasks_footprint(spec, info, formats, 0.0))
+    taken = max(each, key=lambda one: one.memory_bytes, default=None)
     time_s = work.START_S + sum(known) if len(known) == len(seconds) else None
     windows = [t["tokens"] // t["window"] for t in texts if t["tokens"] is not None]
     return {
@@ -82,7 +88,8 @@ def dry_run(spec: EvaluateSpec) -> dict[str, Any]:
         "limit": spec.limit,
         "prompting": spec.prompting.label,
         "flops": flops,
-        "memory_mib": round(memory, 1),
+        "memory_mib": round(taken.memory_bytes / MIB, 1) if taken else None,
+        **(taken.facts() if taken else {}),
         "seconds": ranks.shared_seconds(time_s, spec.device, spec.processes),
         **(room.facts() if room else {}),
         **(ranks.facts(spec.processes, min(windows)) if windows else {}),

@@ -22,11 +22,12 @@ from core.importance.capacity import Capacity, Demand, decide, limit_of
 from core.importance.estimate import block_flops, head_flops
 from core.runs import devices, pace, ranks
 from core.runs.devices import GIB, MIB
-from core.runs.dtypes import Formats
+from core.runs.dtypes import BYTES, Formats, computable
+from core.runs.footprint import Footprint, whole
 from core.runs.workspace import Looks, Workspace
 
-ACTIVATIONS_MIB = 128.0
-"""Logits and hidden states of a batch, roughly; the batch is halved if that is too much."""
+QUESTIONS_AT_ONCE = {"cpu": 8, "cuda": 64, "mps": 16}
+"""Questions of a task that are answered together at first; halved until they fit."""
 STATE_MIB = {"cpu": 64.0, "cuda": 2048.0, "mps": 512.0}
 """Hidden states of all variants without a block, held at the same time (`block_tasks`)."""
 
@@ -130,6 +131,12 @@ def _asked_now(device: str) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def questions_flops(info: CheckpointInfo, count: int, *, each_block: bool) -> float:
+    """Return the operations of ``count`` usual questions, each with its choices in one row."""
+    once = forward_flops(info, count, QUESTION_TOKENS)
+    return once * (1 + (info.blocks + 1) / 2 if each_block else 1)
+
+
 def task_s(
     info: CheckpointInfo, task: str, spec: EvaluateSpec, folder: Path, per_s: float | None
 ) -> float | None:
@@ -142,8 +149,7 @@ def task_s(
         return one * count
     flops = task_flops(info, task, spec.limit, folder, each_block=spec.each_block)
     if flops is None:
-        flops = forward_flops(info, count, QUESTION_TOKENS)
-        flops *= 1 + (info.blocks + 1) / 2 if spec.each_block else 1
+        flops = questions_flops(info, count, each_block=spec.each_block)
     return flops / per_s if per_s else None
 
 
@@ -213,6 +219,50 @@ def capacity(
     return decide(info, formats, spec.device, limit, windows, window, [demand])
 
 
+def text_footprint(
+    spec: EvaluateSpec, info: CheckpointInfo, formats: Formats, tokens: int, window: int
+) -> Footprint:
+    """Return what the perplexity of a text of ``tokens`` takes in windows of ``window``."""
+    room = capacity(spec, info, formats, tokens // window, window)
+    flops = perplexity_flops(info, tokens, window)
+    return room.footprint(info, flops, processes=spec.processes)
+
+
+def tasks_footprint(
+    spec: EvaluateSpec,
+    info: CheckpointInfo,
+    formats: Formats,
+    flops: float,
+    limit: int | None = None,
+) -> Footprint:
+    """Return what tasks of ``flops`` take; ``limit`` is the device's memory in bytes.
+
+    They need the whole model in memory. The weights pass once for every batch of usual questions,
+    and for all variants without a block once for as many as have room for their states.
+    """
+    kind = devices.resolve(spec.device).partition(":")[0]
+    asked = ranks.most(spec.limit or USUAL_QUESTIONS, spec.processes)
+    batch = min(asked, QUESTIONS_AT_ONCE.get(kind, QUESTIONS_AT_ONCE["cpu"]))
+    together = batch * QUESTION_TOKENS
+    held = Demand("questions", 1, splits=False, prepared=False, tokens=together)
+    memory, passes = 0, -(-asked // batch)
+    if spec.each_block:
+        states = int(STATE_MIB.get(kind, STATE_MIB["cpu"]) * MIB)
+        width = BYTES[computable(formats.arithmetic)]
+        row = (info.blocks + 1) * QUESTION_TOKENS * info.hidden * width
+        memory, passes = states, passes + -(-asked // max(1, states // max(1, row)))
+    room = decide(info, formats, spec.device, None, batch, QUESTION_TOKENS, [held])
+    memory += room.in_memory_bytes
+    return Footprint(
+        memory_bytes=memory,
+        way=whole(memory, limit),
+        flops=flops,
+        passes=passes,
+        read_bytes=info.stored_bytes,
+        processes=spec.processes,
+    )
+
+
 def check_whole(spec: EvaluateSpec, info: CheckpointInfo, formats: Formats) -> None:
     """Raise `OptionError` if the whole model does not fit within --memory-limit."""
     if spec.memory_limit is None:
@@ -225,10 +275,3 @@ def check_whole(spec: EvaluateSpec, info: CheckpointInfo, formats: Formats) -> N
             f"memory, which needs {found.in_memory_bytes / GIB:.2f} GiB.",
             "Raise the limit; perplexity alone can be measured with less.",
         )
-
-
-def memory_mib(info: CheckpointInfo, dtype: str, device: str, *, each_block: bool) -> float:
-    """Return the memory of weights, activations and, with ``each_block``, hidden states."""
-    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"]) / MIB
-    states = STATE_MIB.get(device.partition(":")[0], STATE_MIB["cpu"]) if each_block else 0.0
-    return weights + ACTIVATIONS_MIB + states

@@ -21,6 +21,7 @@ from typing import Any
 from core.errors import DataError, DepthcutError, OutOfMemoryError
 from core.evaluate import shared_prefix
 from core.evaluate.bootstrap import in_this_process
+from core.evaluate.estimate import QUESTIONS_AT_ONCE
 from core.evaluate.results import USUAL, Prompting, Sample, Score
 from core.evaluate.suites import PAPER, Place
 from core.evaluate.task_code import is_trusted
@@ -35,8 +36,6 @@ SEEDS = (0, 1234, 1234, 1234)
 """lm-eval's own seeds: Python, NumPy, torch, few-shot examples."""
 _ORIGINAL: list[Any] = []
 """lm-eval's own way to import a function and to render a template, once `_guard` was called."""
-BATCH = {"cpu": 8, "cuda": 64, "mps": 16}
-"""Initial batch of requests; halved until it fits."""
 
 
 @dataclass(frozen=True)
@@ -459,4 +458,4 @@ def _plain(value: Any) -> Any:
 
 def batch_for(device: str) -> int:
     """Return the initial batch of requests for a kind of device."""
-    return BATCH.get(device, 8)
+    return QUESTIONS_AT_ONCE.get(device, QUESTIONS_AT_ONCE["cpu"])

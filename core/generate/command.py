@@ -7,9 +7,11 @@ For each prompt the model's own answer is kept if it passes a check, and the ref
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from core.benchmark import analytic
 from core.checkpoint import locate
 from core.checkpoint.vocabulary import text_of
 from core.data import sources
@@ -23,6 +25,7 @@ from core.generate.tape import TAPE, Tape
 from core.retrain import encoders
 from core.runs import devices, dtypes, pace
 from core.runs.devices import MIB
+from core.runs.footprint import PROCESS_BYTES, Footprint, kind_of, whole
 
 if TYPE_CHECKING:
     from core.checkpoint.headers import CheckpointInfo
@@ -44,7 +47,8 @@ def dry_run(spec: GenerateSpec) -> dict[str, Any]:
     found = reading.read(spec, encoder, vocab=info.vocab, context=info.context)
     given = sum(len(prompt.ids) for prompt in found.found)
     most = len(found.found) * spec.max_tokens
-    flops = _flops(info, given + most)
+    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
+    taken = footprint(spec, info, [len(prompt.ids) for prompt in found.found], dtype)
     rate = pace.flops_per_s("generate", spec.device, info.parameters)
     device = devices.resolve(spec.device)
     return {
@@ -63,9 +67,10 @@ def dry_run(spec: GenerateSpec) -> dict[str, Any]:
         "prompt_tokens": given,
         "most_new_tokens": most,
         "device": device,
-        "memory_mib": round(_memory(spec, info, found, device), 1),
-        "flops": flops,
-        "seconds": flops / rate if rate else None,
+        "memory_mib": round(taken.memory_bytes / MIB, 1),
+        **taken.facts(),
+        "flops": taken.flops,
+        "seconds": taken.flops / rate if rate else None,
         "kind": "estimated",
         "seconds_from": "the rate of the last run in this workspace" if rate else None,
         "examples": [
@@ -84,18 +89,37 @@ def _flops(info: CheckpointInfo, tokens: int) -> float:
     return 2.0 * (info.parameters - table) * tokens
 
 
-def _batch(spec: GenerateSpec, device: str) -> int:
-    return spec.batch or BATCH.get(device.partition(":")[0], BATCH["cpu"])
+def footprint(
+    spec: GenerateSpec,
+    info: CheckpointInfo,
+    prompts: Sequence[int],
+    dtype: str,
+    limit: int | None = None,
+) -> Footprint:
+    """Return what answers of the greatest length take.
 
-
-def _memory(spec: GenerateSpec, info: CheckpointInfo, found: Prompts, device: str) -> float:
-    """Return the MiB of weights and of the largest batch's keys and values."""
-    dtype = dtypes.expected(spec.dtype, info.dtype, spec.device).weights
-    weights = info.memory_bytes.get(dtype, info.memory_bytes["float32"])
-    tokens = max(len(prompt.ids) for prompt in found.found) + spec.max_tokens
-    per_token = 2 * info.blocks * info.kv_heads * info.head_dim * dtypes.BYTES[dtype]
-    rows = min(_batch(spec, device), len(found.found))
-    return (weights + rows * tokens * per_token) / MIB
+    Args:
+        spec: The options.
+        info: The checkpoint.
+        prompts: Tokens of each prompt.
+        dtype: Format of the model in memory.
+        limit: The device's memory in bytes.
+    """
+    device = devices.resolve(spec.device)
+    at_once = spec.batch or BATCH.get(device.partition(":")[0], BATCH["cpu"])
+    batch, longest = min(at_once, len(prompts)), max(prompts)
+    memory = analytic.memory_bytes(info, batch, longest, spec.max_tokens, dtype)["total"]
+    memory += PROCESS_BYTES[kind_of(device)]
+    batches, mean = -(-len(prompts) // batch), sum(prompts) / len(prompts)
+    cache = analytic.kv_bytes(info, len(prompts), round(mean + spec.max_tokens / 2), dtype)
+    return Footprint(
+        memory_bytes=memory,
+        way=whole(memory, limit),
+        flops=_flops(info, sum(prompts) + len(prompts) * spec.max_tokens),
+        passes=batches * spec.max_tokens,
+        cache_bytes=float(spec.max_tokens * cache),
+        read_bytes=info.stored_bytes,
+    )
 
 
 def run(spec: GenerateSpec, run: Run) -> None:

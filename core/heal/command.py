@@ -31,6 +31,7 @@ from core.prune.results import Calibration, Healing, PlanFile
 from core.prune.scores import canonical
 from core.runs import dtypes, pace
 from core.runs.dtypes import DTYPE_BYTES
+from core.runs.footprint import FILES, Footprint
 from core.runs.progress import StderrProgress
 from core.runs.results import from_dict
 from core.runs.spec import MemoryOptions, option
@@ -185,7 +186,12 @@ def duration(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> _Durati
 
 
 def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> float:
-    """Return the operations of healing: what `core.heal.healing` runs, and its regressions.
+    """Return the operations of healing: what `core.heal.healing` runs, and its regressions."""
+    return sum(_healing_flops(spec, info, removal))
+
+
+def _healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> tuple[float, float]:
+    """Return the operations of running both models, and of the regressions, which are in float64.
 
     Each method runs the dense and the pruned model below the last seam on all rows and, after each
     repair, what is left above it on the held-out rows. Attention and MLP count as half of a block.
@@ -203,19 +209,39 @@ def healing_flops(spec: PruneSpec, info: CheckpointInfo, removal: Removal) -> fl
         return [part for part in every[low:high] if part not in gone]
 
     compared = 2 * work.head_flops(info, held, tokens)
-    total = run(every, held) + run(kept(found[0].low), held) + 2 * compared
+    total, fitted = run(every, held) + run(kept(found[0].low), held) + 2 * compared, 0.0
     for method in seams.methods_for(spec.heal, removal):
         total += run(every[: found[-1].high], rows) + run(kept(0, found[-1].high), rows)
         for seam in found:
             total += run(kept(seam.high), held) + compared
             if method == "scale":
                 continue
-            block = (seam.low - 1) // 2
-            inner = removal.neurons.get(block, info.block_shapes[block]["intermediate"])
-            size, used = (inner if method == "refit" else info.hidden), (rows - held) * tokens
-            total += run([seam.low - 1], 2 * rows) + 2.0 * used * inner * info.hidden
-            total += 2.0 * used * size * (size + info.hidden)
-    return total
+            block, part = divmod(seam.low - 1, 2)
+            shape = info.block_shapes[block]
+            inner = removal.neurons.get(block, shape["intermediate"])
+            inner = inner if part else shape["heads"] * info.head_dim
+            total += run([seam.low - 1], 2 * rows)
+            fitted += demand.regression_flops(inner, info.hidden, method, rows, tokens)
+    return total, fitted
+
+
+def footprint(
+    spec: PruneSpec, info: CheckpointInfo, removal: Removal, formats: dtypes.Formats
+) -> Footprint:
+    """Return what a cut takes, healed or not; ``formats`` are those for blocks."""
+    left = round(info.stored_bytes * parameters_after(info, removal) / info.parameters)
+    if spec.heal == "none":
+        return Footprint(
+            memory_bytes=depth.COPYING_BYTES, way=FILES, read_bytes=left, written_bytes=left
+        )
+    room = _capacity(spec, info, removal, formats, spec.samples or SAMPLES)
+    flops, fitted = _healing_flops(spec, info, removal)
+    methods = len(seams.methods_for(spec.heal, removal))
+    often = methods * seams.reads(seams.seams_of(removal), info.blocks)
+    rows, tokens = spec.samples or SAMPLES, length_of(spec, info)
+    state = rows * tokens * info.hidden * dtypes.BYTES[dtypes.computable(formats.arithmetic)]
+    moved = 2 * seams.passes(spec.heal, removal, info.blocks) * state
+    return room.footprint(info, flops + fitted, often, float64=fitted, written=left, moved=moved)
 
 
 def _heal(
@@ -290,11 +316,16 @@ def dry_run(spec: PruneSpec) -> dict[str, Any]:
     )
     left = record.parameters_after or 0
     widths = DTYPE_BYTES
+    formats = dtypes.expected(spec.dtype, checkpoint.info.dtype, spec.device, "blocks")
+    seconds, origin = duration(spec, checkpoint.info, removal)
     return record.to_dict() | {
         "dry_run": True,
         **_planned_healing(spec, checkpoint.info, removal),
         "out": spec.out,
         "memory_bytes": {dtype: left * width for dtype, width in widths.items()},
+        **footprint(spec, checkpoint.info, removal, formats).facts(),
+        "seconds": seconds,
+        "seconds_from": origin,
     }
 
 
@@ -310,6 +341,7 @@ def _planned_healing(spec: PruneSpec, info: CheckpointInfo, removal: Removal) ->
         "samples": spec.samples or SAMPLES,
         "length": length_of(spec, info),
         **planned_capacity(spec, info, removal).needs(),
+        "flops": healing_flops(spec, info, removal),
     }
 
 

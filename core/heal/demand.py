@@ -7,8 +7,9 @@ from dataclasses import replace
 from core.checkpoint.drop import Removal
 from core.checkpoint.headers import CheckpointInfo
 from core.heal import seams
-from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, HEAD_TOKENS, Demand, kind_of
+from core.importance.capacity import CPU_TOKENS, GPU_TOKENS, HEAD_TOKENS, Demand
 from core.runs.dtypes import BYTES, Formats, computable
+from core.runs.footprint import kind_of
 
 STATES = 4
 """States of every row: both streams, and those of the quarter that is held out, with copies."""
@@ -65,6 +66,29 @@ def demand(
     written = repairs * inner * info.hidden * BYTES.get(info.dtype, 4) if fits else 0
     extra = max(fitted, logits) + written + TOKEN_BYTES * rows * tokens
     return Demand("healing", STATES, splits=False, rows=rows, extra=extra, disk_states=DISK_STATES)
+
+
+def regression_flops(inner: int, hidden: int, method: str, rows: int, tokens: int) -> float:
+    """Return the operations of fitting one projection, all of them in float64.
+
+    The projection's output and the sums over the fitted tokens, the solutions of all ridges, and
+    their errors on the tokens that are held out. Both streams through the block are not counted.
+
+    Args:
+        inner: Width into the projection.
+        hidden: Width out of it.
+        method: refit or linear; scale fits nothing.
+        rows: Calibration rows, those that are held out included.
+        tokens: Tokens of a row.
+    """
+    if method == "scale":
+        return 0.0
+    size = inner if method == "refit" else hidden
+    held = -(-rows // seams.HELD_OUT) * tokens
+    fitted = rows * tokens - held
+    found = 2.0 * (fitted + held) * inner * hidden + 2.0 * fitted * size * (size + hidden)
+    solved = size**3 / 3 + 2.0 * size * size * hidden + 2.0 * held * size * hidden
+    return found + RIDGES * solved
 
 
 def of_cut(

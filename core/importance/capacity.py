@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import OptionError
 from core.prune import staging
-from core.runs import devices, processes, workspace
+from core.runs import devices, footprint, processes, workspace
 from core.runs.devices import GIB, MIB
 from core.runs.dtypes import BYTES, Formats, computable, for_gradients
+from core.runs.footprint import Footprint, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +43,6 @@ HEAD_TOKENS = 16384
 a few hundred MiB at a width of 4,096, however many states a sweep holds. Chosen, not measured."""
 LOGITS_BYTES = {"cpu": 2 * 2**26, "gpu": 2 * 2**30}
 """Logits held at once for a gradient, with a copy: see core.importance.taylor.TAYLOR_LOGITS."""
-PROCESS_BYTES = {"cpu": 500 * MIB, "gpu": 1024 * MIB}
-"""What a process takes before any weight: the interpreter with its libraries (430 MiB were measured
-on Linux), or a GPU's context and libraries."""
 MARGIN = 0.1
 """Share of the free memory that is left alone without --memory-limit."""
 
@@ -127,6 +125,36 @@ class Capacity:
         state = size * BYTES[computable(dtype)]
         return max(2, min(most, 2 + (self.limit_bytes - self.used_bytes - beside) // state))
 
+    def footprint(
+        self,
+        info: CheckpointInfo,
+        flops: float,
+        often: float = 1.0,
+        *,
+        float64: float = 0.0,
+        written: int = 0,
+        moved: float = 0.0,
+        processes: int = 1,
+    ) -> Footprint:
+        """Return what a run takes that passes over the weights ``often`` times.
+
+        For each group of rows, that is; weights that fit are read from the disk once. ``moved``:
+        bytes of hidden states that are read and written if these are on the disk. The other
+        arguments are those of `Footprint`.
+        """
+        groups = 1 if self.way == "cannot" else self.groups
+        fits, states = self.way == "fits", moved if self.disk_bytes else 0.0
+        return Footprint(
+            memory_bytes=self.in_memory_bytes if fits else self.streamed_bytes,
+            way=self.way,
+            flops=flops,
+            float64_flops=float64,
+            passes=math.ceil(often) * groups,
+            read_bytes=round(info.stored_bytes * (1 if fits else often * groups) + states),
+            written_bytes=written,
+            processes=processes,
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what a dry run says."""
         return {
@@ -175,11 +203,6 @@ class Capacity:
         how = "The weights are read block by block" if self.streams else "The weights fit"
         rows = f", for {self.rows} rows at a time" if self.groups > 1 else ""
         return f"{how}{rows}: about {self.used_bytes / GIB:.2f} GiB{limit}.{disk}"
-
-
-def kind_of(device: str) -> str:
-    """Return cpu or gpu, the key of what is held on a device."""
-    return "cpu" if devices.resolve(device) == "cpu" else "gpu"
 
 
 def _mib(value: int | None) -> float | None:
@@ -285,7 +308,7 @@ class _Sizes:
         self.chunk = max(1, round(self.together / tokens))
         largest = max(info.block_parameters, default=0)
         convert = stored if stored != held else 0
-        self.base = PROCESS_BYTES[kind]
+        self.base = footprint.PROCESS_BYTES[kind]
         self.weights = info.parameters * held
         # the block, the next as it is stored, and the one as it is converted
         self.blocks = largest * (held + stored + convert)

@@ -27,6 +27,7 @@ from core.prune.score_results import (
     WeightRow,
 )
 from core.runs import dtypes, ranks
+from core.runs.footprint import Footprint
 from core.runs.spec import MemoryOptions, ProcessOptions, option
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
     dtype = formats.weights
     room = _capacity(spec, info, formats, spec.samples, spec.length)
     rows = work.estimate(info, spec.metrics, spec.samples, spec.length, dtype, spec.rounds)
+    taken = footprint(spec, info, formats)
     own = ranks.most(spec.samples, spec.processes)
     memory = work.estimate(info, spec.metrics, own, spec.length, dtype, spec.rounds).memory_mib
     seconds = work.seconds(rows.flops, spec.device, info.parameters)
@@ -80,11 +82,23 @@ def dry_run(spec: ImportanceSpec) -> dict[str, Any]:
         "flops": rows.flops,
         "memory_mib": round(memory, 1),
         **room.facts(),
+        **taken.facts(),
         **ranks.facts(spec.processes, spec.samples),
         "seconds": seconds,
         "kind": "estimated",
         "seconds_from": work.origin(spec.device, info.parameters) if seconds else None,
     }
+
+
+def footprint(
+    spec: ImportanceSpec, info: headers.CheckpointInfo, formats: dtypes.Formats
+) -> Footprint:
+    """Return what scoring takes if the text has all rows; ``formats`` are those for blocks."""
+    room = _capacity(spec, info, formats, spec.samples, spec.length)
+    asked = spec.metrics, spec.samples, spec.length, formats.weights, spec.rounds
+    often = work.reads(info, spec.metrics, spec.rounds)
+    flops = work.estimate(info, *asked).flops
+    return room.footprint(info, flops, often, processes=spec.processes)
 
 
 def demands(info: headers.CheckpointInfo, metrics: tuple[str, ...]) -> list[Demand]:

@@ -6,6 +6,7 @@ over the weights, in which common prefixes are computed once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from core.data.calibration import JOINS
 from core.errors import OptionError, PlanError
 from core.importance import estimate as work
 from core.importance import passes
-from core.importance.capacity import Demand, decide, limit_of, view_of
+from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
 from core.prune import plan, scores
 from core.prune.score_results import Curve, CurveRow, Importance, plan_key
-from core.runs import pace, ranks, workspace
+from core.runs import dtypes, pace, ranks, workspace
+from core.runs.footprint import Footprint
 from core.runs.spec import MemoryOptions, ProcessOptions, option
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class CurveSpec(MemoryOptions, ProcessOptions):
         help="Seed for rows and crops. Default: same as the importance run, otherwise 1234.",
         low=0,
     )
+    dry_run: bool = option(False, help="Estimate time and memory without running anything.")
 
 
 def _plans(
@@ -102,25 +105,69 @@ def _plans(
     ]
 
 
-def estimate(spec: CurveSpec) -> dict[str, Any]:
-    """Return the estimated operations and seconds of a curve; torch is not needed.
+def dry_run(spec: CurveSpec) -> dict[str, Any]:
+    """Return the estimated operations, memory and time; only headers and scores are needed.
 
     Raises `CheckpointError`, `PlanError` or `OptionError` as the run would.
     """
     checkpoint = locate.open(spec.checkpoint, need="config", need_tokenizer=False)
     info, asked = checkpoint.info, _text(spec, checkpoint.folder)
-    sets = [frozenset(p.drop) for p in _plans(spec, info, scores.load(spec.scores))]
-    count, distinct = passes.shared(range(info.blocks), [frozenset[int](), *sets])
+    plans = _plans(spec, info, scores.load(spec.scores))
+    sets = [frozenset[int](), *(frozenset(plan.drop) for plan in plans)]
     size = asked.samples, min(asked.length, info.context or asked.length)
-    once = sum(work.block_flops(info, block, *size) for block in range(info.blocks))
-    flops = count * once / info.blocks + distinct * work.head_flops(info, *size)
-    seconds = work.seconds(flops, spec.device, info.parameters)
+    formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
+    room = _room(spec, info, formats, sets, *size)
+    taken = footprint(spec, info, formats, sets, *size)
+    seconds = work.seconds(taken.flops, spec.device, info.parameters)
     seconds = ranks.shared_seconds(seconds, spec.device, spec.processes)
     return {
-        "flops": flops,
+        "blocks": info.blocks,
+        "criteria": list(spec.criteria),
+        "counts": sorted({len(plan.drop) for plan in plans}),
+        "calibration": asked.source,
+        "samples": size[0],
+        "length": size[1],
+        "dtype": formats.weights,
+        "sets": len(set(sets)),
+        "flops": taken.flops,
+        **room.facts(),
+        **taken.facts(),
+        **ranks.facts(spec.processes, asked.samples),
         "seconds": None if seconds is None else pace.START_S + seconds,
+        "kind": "estimated",
         "seconds_from": work.origin(spec.device, info.parameters),
     }
+
+
+def footprint(
+    spec: CurveSpec,
+    info: headers.CheckpointInfo,
+    formats: dtypes.Formats,
+    sets: Sequence[frozenset[int]],
+    rows: int,
+    tokens: int,
+) -> Footprint:
+    """Return what measuring ``sets`` takes, the empty one among them; they share their prefixes."""
+    count, distinct = passes.shared(range(info.blocks), sets)
+    once = sum(work.block_flops(info, block, rows, tokens) for block in range(info.blocks))
+    flops = count * once / max(1, info.blocks) + distinct * work.head_flops(info, rows, tokens)
+    room = _room(spec, info, formats, sets, rows, tokens)
+    return room.footprint(info, flops, processes=spec.processes)
+
+
+def _room(
+    spec: CurveSpec,
+    info: headers.CheckpointInfo,
+    formats: dtypes.Formats,
+    sets: Sequence[frozenset[int]],
+    rows: int,
+    tokens: int,
+) -> Capacity:
+    """Return how measuring ``sets`` runs within the memory."""
+    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
+    own = ranks.most(rows, spec.processes)
+    held = Demand("curve", len(set(sets)))
+    return decide(info, formats, spec.device, limit, own, tokens, [held])
 
 
 def run(spec: CurveSpec, run: Run) -> None:
@@ -136,11 +183,8 @@ def run(spec: CurveSpec, run: Run) -> None:
     drawn = drawn_rows(asked, asked.source, tokenizer, asked.samples, asked.length, run.progress)
     prepared = loading.prepare(spec, checkpoint, "blocks")
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
-    limit = limit_of(spec.device, spec.memory_limit, spec.processes)
-    held = Demand("curve", len(set(sets)))
-    rows = ranks.most(len(drawn.rows), spec.processes)
     longest = max(map(len, drawn.rows))
-    room = decide(info, prepared.formats, spec.device, limit, rows, longest, [held])
+    room = _room(spec, info, prepared.formats, sets, len(drawn.rows), longest)
     view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view, room.group, run.ranks)
     with memory.out_of_memory_explained("measuring the curve"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.checkpoint.headers import CheckpointInfo
@@ -50,15 +51,27 @@ def taylor_flops(info: CheckpointInfo, rows: int, tokens: int) -> float:
     return 4 * once + 2 * head_flops(info, rows, tokens)
 
 
+def greedy_rounds(info: CheckpointInfo, rounds: int | None = None) -> int:
+    """Return the number of blocks that greedy removal removes; ``rounds`` None: half of them."""
+    return min(info.blocks // 2 if rounds is None else rounds, max(0, info.blocks - 2))
+
+
+def reads(info: CheckpointInfo, metrics: Collection[str], rounds: int | None = None) -> int:
+    """Return how often an importance run passes over the weights."""
+    wanted = set(metrics)
+    often = int(bool({"ppl", "kl", "block-influence", "angular", "relative-update"} & wanted))
+    often += 2 * ("taylor" in wanted) + ("magnitude" in wanted) + ("sublayers" in wanted)
+    return often + greedy_rounds(info, rounds) * ("sleb" in wanted)
+
+
 def greedy_flops(info: CheckpointInfo, rows: int, tokens: int, rounds: int | None) -> float:
     """Return the operations of greedy removal: one sweep per round, over fewer and fewer blocks.
 
     An upper bound, which assumes that the last blocks are removed, where sets share the least.
     """
     blocks = info.blocks
-    rounds = min(blocks // 2 if rounds is None else rounds, max(0, blocks - 2))
     total = 0.0
-    for left in range(blocks, blocks - rounds, -1):
+    for left in range(blocks, blocks - greedy_rounds(info, rounds), -1):
         total += sum((b + 1) * block_flops(info, b, rows, tokens) for b in range(left))
         total += left * head_flops(info, rows, tokens)
     return total
@@ -75,7 +88,7 @@ def estimate(
     """Return the work of an importance run of ``metrics``."""
     width = BYTES[computable(dtype)]
     state = rows * tokens * info.hidden * width
-    largest = max(info.block_parameters) * width
+    largest = max(info.block_parameters, default=0) * width
     flops, extra = 0.0, 0.0
     if {"ppl", "kl"} & set(metrics):
         flops += sweep_flops(info, rows, tokens)

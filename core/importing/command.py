@@ -12,6 +12,7 @@ from core import outside, words
 from core.checkpoint import gguf, gguf_config
 from core.errors import CheckpointError
 from core.importing import convert, smollm2
+from core.runs import pace
 from core.runs.dtypes import DTYPE_BYTES
 from core.runs.progress import Progress
 from core.runs.spec import option
@@ -59,6 +60,8 @@ def dry_run(spec: ImportSpec) -> dict[str, Any]:
     header = gguf.read(_file(spec.source))
     config = gguf_config.config_of(header)
     needed = convert.needs_of(header, spec.dtype)
+    taken = convert.footprint_of(header, spec.dtype)
+    writing, origin = pace.writing(taken.written_bytes)
     return {
         "dry_run": True,
         "out": spec.out,
@@ -75,6 +78,10 @@ def dry_run(spec: ImportSpec) -> dict[str, Any]:
             f"{DTYPE_BYTES[spec.dtype]} bytes per parameter, its largest tensor widened to "
             "float32 for a moment, and 1 GiB for the libraries."
         ),
+        **taken.facts(),
+        "seconds": pace.START_S + taken.convert_s + writing,
+        "kind": "estimated",
+        "seconds_from": origin,
         "config": config,
     }
 

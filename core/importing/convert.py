@@ -17,6 +17,7 @@ from core.importing import card, needs
 from core.importing.digest import digest
 from core.importing.smollm2 import Origin
 from core.prune import staging
+from core.runs.footprint import Footprint
 from core.runs.progress import SILENT, Progress
 
 
@@ -38,6 +39,12 @@ def needs_of(header: Header, dtype: str) -> needs.Needs:
     """Return what importing a file takes."""
     largest = max(tensor.parameters for tensor in header.tensors.values())
     return needs.of(parameters(header), largest, dtype)
+
+
+def footprint_of(header: Header, dtype: str) -> Footprint:
+    """Return what importing a file reads, writes and converts."""
+    largest = max(tensor.parameters for tensor in header.tensors.values())
+    return needs.footprint(parameters(header), largest, dtype, header.size)
 
 
 def convert(

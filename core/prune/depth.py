@@ -31,6 +31,8 @@ from core.prune.plan import parameters_after
 from core.prune.results import Cut, Healing, Pruning
 from core.runs.progress import SILENT, Progress
 
+COPYING_BYTES = 32 << 20
+"""What a process takes that copies bytes: 27 MiB were measured for a checkpoint of 1.3 GiB."""
 _CHUNK = 8 << 20
 _PIECE = 256 << 10
 _KERNEL_CHUNK = 64 << 20

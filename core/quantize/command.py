@@ -11,6 +11,8 @@ from core.prune.results import Pruning
 from core.quantize import plan as planning
 from core.quantize.plan import Plan
 from core.quantize.results import QuantizationRecord
+from core.runs import pace
+from core.runs.devices import MIB
 from core.runs.progress import StderrProgress
 from core.runs.spec import option
 
@@ -46,11 +48,18 @@ def check(spec: QuantizeSpec) -> None:
 def dry_run(spec: QuantizeSpec) -> dict[str, Any]:
     """Return the content that quantization.json would have, and the groups that fit."""
     checkpoint, plan = _read(spec, "headers")
+    taken = planning.footprint(checkpoint.info, plan)
+    writing, origin = pace.writing(taken.written_bytes)
     return record_of(checkpoint, plan).to_dict() | {
         "dry_run": True,
         "out": spec.out,
         "groups": list(planning.fitting(checkpoint.info)),
         "note": plan.note,
+        "memory_mib": round(taken.memory_bytes / MIB, 1),
+        **taken.facts(),
+        "seconds": pace.START_S + taken.convert_s + writing,
+        "kind": "estimated",
+        "seconds_from": origin,
     }
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from core.checkpoint import quantized
 from core.checkpoint.headers import CheckpointInfo
 from core.errors import OptionError
+from core.runs.footprint import FILES, PROCESS_BYTES, Footprint
 
 BITS = (8, 4)
 GROUPS = (256, 128, 64, 32, 16, 8)
@@ -169,6 +170,24 @@ def make(info: CheckpointInfo, bits: int, group: int | None) -> Plan:
     width = (before / info.parameters) if info.parameters else 0
     plan = Plan(bits, group, found, before, 0, note)
     return replace(plan, bytes_after=round(before - count * width) + plan.quantized_bytes)
+
+
+SHARD_BYTES = 5 * 10**9
+"""Of a weight file, if there is only config.json: as large as those of LLaMA 3.1 on the Hub."""
+
+
+def footprint(info: CheckpointInfo, plan: Plan) -> Footprint:
+    """Return what quantizing takes: files are mapped, and written whole from two copies."""
+    files = [int(shard["bytes"]) for shard in info.shards] or [SHARD_BYTES]
+    largest = min(max(files), plan.bytes_before or max(files))
+    smaller = plan.bytes_after / plan.bytes_before if plan.bytes_before else 1.0
+    return Footprint(
+        memory_bytes=PROCESS_BYTES["cpu"] + round(largest * (1 + 2 * smaller)),
+        way=FILES,
+        read_bytes=plan.bytes_before,
+        written_bytes=plan.bytes_after,
+        converted=plan.parameters,
+    )
 
 
 def _described(wrong: tuple[Misfit, ...], group: int) -> str:

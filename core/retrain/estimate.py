@@ -36,6 +36,7 @@ from core.retrain.spec import (
 from core.runs import devices, dtypes, ranks
 from core.runs import pace as common
 from core.runs.devices import MIB
+from core.runs.footprint import Footprint, whole
 from core.runs.progress import StderrProgress
 
 SAMPLE_ROWS = 2000
@@ -74,17 +75,11 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     device, free = devices.free_bytes(spec.device)
     blocks = partial.blocks_of(spec, info.blocks, checkpoint.folder)
     trainable = trainable_parameters(spec, info, blocks)
-    how = fit(
-        spec, settings, info, trainable, device, free, max(lengths), checkpoint.config, blocks[0]
-    )
-    settings, decided = how.settings, how.recomputation
-    spec = replace(spec, gradient_checkpointing=decided.option)
-    if how.sharding:
-        spec = replace(spec, sharding=how.sharding.option)
+    about = info, trainable, device, free, max(lengths), checkpoint.config, blocks[0]
+    how = fit(spec, settings, *about)
+    decided = how.recomputation
+    spec, settings, memory = as_decided(spec, how, *about)
     reason = layers.why_stock(spec, info.parameters, checkpoint.config)
-    memory = memory_parts(
-        spec, settings, info, trainable, device, max(lengths), fused=reason is None, first=blocks[0]
-    )
     needed = sum(memory.values())
     goal = goal_of(spec)
     read = {row for row in found.train} if goal.is_kept else set()
@@ -153,6 +148,7 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "tokens_per_sequence": mean,
         "device": device,
         "memory_bytes": {**memory, "total": needed},
+        **footprint(spec, settings, info, needed, flops, tokens, blocks[0]).facts(),
         "teacher_disk_bytes": round(kept * share),
         "free_bytes": free,
         "fits": None if free is None else needed <= free,
@@ -165,6 +161,63 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
         "samples": [rows.preview(row, encoder) for row in found.train[:SHOWN_ROWS]],
         "warnings": warnings,
     }
+
+
+def as_decided(
+    spec: RetrainSpec,
+    how: Fit,
+    info: CheckpointInfo,
+    trainable: int,
+    device: str,
+    _: int | None,
+    longest: int,
+    config: Mapping[str, Any],
+    first: int = 0,
+) -> tuple[RetrainSpec, Settings, dict[str, int]]:
+    """Return options, settings and bytes for each purpose as `fit` decided; see `_fit`."""
+    spec = replace(spec, gradient_checkpointing=how.recomputation.option)
+    if how.sharding:
+        spec = replace(spec, sharding=how.sharding.option)
+    fused = layers.why_stock(spec, info.parameters, config) is None
+    asked = spec, how.settings, info, trainable, device, longest
+    return spec, how.settings, memory_parts(*asked, fused=fused, first=first)
+
+
+def footprint(
+    spec: RetrainSpec,
+    settings: Settings,
+    info: CheckpointInfo,
+    needed: int,
+    flops: float,
+    tokens: int,
+    first: int = 0,
+) -> Footprint:
+    """Return what a training takes.
+
+    The weights pass forward, backward and, if activations are recomputed, once more for every
+    micro-batch.
+
+    Args:
+        spec: The options, as `as_decided` returns them.
+        settings: The same.
+        info: Of the pruned checkpoint.
+        needed: Bytes of one process.
+        flops: Operations without those of recomputing.
+        tokens: That are trained on.
+        first: The first block that is trained.
+    """
+    again = layers.recomputes(spec, info.parameters)
+    micro = settings.steps * -(-settings.accumulation // spec.processes)
+    written = 0 if spec.method == "lora" and not spec.merge else info.stored_bytes
+    return Footprint(
+        memory_bytes=needed,
+        way=whole(needed, None),
+        flops=flops + again * 2.0 * sum(info.block_parameters[first:]) * tokens,
+        passes=micro * (2 + again),
+        read_bytes=info.stored_bytes,
+        written_bytes=written,
+        processes=spec.processes,
+    )
 
 
 def evaluation_flops(spec: RetrainSpec, settings: Settings, once: float, training: float) -> float:

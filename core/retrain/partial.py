@@ -6,6 +6,7 @@ below the first trained block is frozen, so no gradients pass through it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from core.errors import OptionError
@@ -27,6 +28,11 @@ def blocks_of(spec: RetrainSpec, blocks: int, folder: Path) -> tuple[int, ...]:
     if spec.method == "partial":
         return trained_blocks(spec, blocks, folder)
     return tuple(range(blocks))
+
+
+def last_blocks(spec: RetrainSpec, blocks: int) -> tuple[int, ...]:
+    """Return `blocks_of` of a checkpoint that is not there: no seams are known."""
+    return blocks_of(replace(spec, seams=False), blocks, Path())
 
 
 def _before_seams(folder: Path, blocks: int) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ from core.errors import DataError, OptionError, PlanError
 from core.heal import demand, seams
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
+from core.importance.estimate import block_flops
 from core.prune import plan
 from core.runs import devices, dtypes, pace, ranks
+from core.runs.footprint import Footprint
 from core.runs.spec import MemoryOptions, ProcessOptions, option
 from core.search import rehearsal
 from core.search.finds import Finds
@@ -199,43 +202,101 @@ def dry_run(spec: SearchSpec) -> dict[str, Any]:
     """Return the estimated block passes, memory and time; only headers are needed."""
     checkpoint = locate.open(spec.checkpoint, need="config")
     info = checkpoint.info
-    task = _task(spec, info)
     formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
-    dtype = formats.weights
-    room = _room(spec, info, formats)
-    most = _most(spec, info, dtype, room)
-    samples = samples_of(spec, info)
-    units = Units.of_model(spec.units, info)
-    ledger, passes = rehearsal.rehearse(task, _methods(spec), units, most, *_healing(spec))
-    flops = rehearsal.flops(info, ledger, screened(spec, samples), spec.length, samples)
+    found = rehearsed(spec, info, formats, devices.free_bytes(spec.device)[1])
+    samples, ledger = samples_of(spec, info), found.ledger
     like = spec.device, info.parameters
     rate = pace.flops_per_s("search", *like) or pace.flops_per_s("importance", *like)
     return {
         "blocks": info.blocks,
         "units": spec.units,
-        "counts": list(task.counts),
+        "counts": list(found.task.counts),
         "methods": list(_methods(spec)),
         "objective": spec.objective,
         "calibration": text_of(spec.calibration, checkpoint.folder),
         "heal": spec.heal,
         "samples": samples,
         "length": spec.length,
-        "dtype": dtype,
-        "sets_at_once": most,
-        **room.needs(),
+        "dtype": formats.weights,
+        "sets_at_once": ledger.most,
+        **found.room.needs(),
+        **found.footprint.facts(),
         "sets": len(ledger.costs),
         "sets_healed": len(ledger.healed),
-        "passes": passes,
+        "passes": found.passes,
         "total_passes": ledger.passes,
         "plain_passes": ledger.plain_passes,
-        "flops": flops,
+        "flops": found.footprint.flops,
         "seconds": ranks.shared_seconds(
-            flops / rate if rate else None, spec.device, spec.processes
+            found.footprint.flops / rate if rate else None, spec.device, spec.processes
         ),
         **ranks.facts(spec.processes, samples),
         "kind": "estimated",
         "seconds_from": "the rate of the last run in this workspace" if rate else None,
     }
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """A search that was not run, and what it would take."""
+
+    task: Task
+    room: Capacity
+    ledger: Ledger
+    passes: dict[str, int]
+    """Block passes of each method."""
+    footprint: Footprint
+
+
+def rehearsed(
+    spec: SearchSpec, info: CheckpointInfo, formats: dtypes.Formats, free: int | None
+) -> Rehearsed:
+    """Return what a search would take.
+
+    ``formats`` are those for blocks, ``free`` the device's free bytes. Raises what `check` raises.
+    """
+    task, room = _task(spec, info), _room(spec, info, formats)
+    most = _most(spec, info, formats.weights, room, free)
+    units, samples = Units.of_model(spec.units, info), samples_of(spec, info)
+    kept = _keeps(spec, info, room, free)
+    ledger, passes, found = _rehearsal(task, _methods(spec), units, most, *_healing(spec), kept)
+    about = units, spec.heal, samples, spec.length
+    last = rehearsal.heldout(info, ledger, found, *about, room.groups)
+    healed = rehearsal.refits(info, ledger.healed, *about)
+    flops = rehearsal.flops(info, ledger, screened(spec, samples), spec.length, samples)
+    if kept:
+        flops += sum(block_flops(info, b, samples, spec.length) for b in range(info.blocks))
+    width = dtypes.BYTES[dtypes.computable(formats.arithmetic)]
+    again = sum(ledger.healed[drop].passes for drop in found if drop in ledger.healed)
+    through = (again + sum(one.passes for one in ledger.healed.values())) / units.each
+    taken = replace(room, groups=1).footprint(  # only the held-out rows are in groups
+        info,
+        flops + healed.flops + last.flops,
+        ledger.groups + healed.reads + kept + last.reads,
+        float64=healed.float64_flops + last.float64_flops,
+        moved=2 * through * samples * spec.length * info.hidden * width,
+        processes=spec.processes,
+    )
+    if not taken.can_run:
+        return Rehearsed(task, room, ledger, passes, taken)
+    state = -(-screened(spec, samples) // spec.processes) * spec.length * info.hidden
+    states = (min(most, len(ledger.costs)) - STATES) * state
+    taken = replace(taken, memory_bytes=taken.memory_bytes + max(0, states) * width)
+    return Rehearsed(task, room, ledger, passes, taken)
+
+
+@functools.lru_cache(maxsize=16)
+def _rehearsal(
+    task: Task,
+    methods: tuple[str, ...],
+    units: Units,
+    most: int,
+    heal: str,
+    heal_best: int,
+    kept: bool,
+) -> tuple[Ledger, dict[str, int], list[Drop]]:
+    """Return what `core.search.rehearsal.rehearse` does; the same objects for the same search."""
+    return rehearsal.rehearse(task, methods, units, most, heal, heal_best, kept=kept)
 
 
 STATES = 4
@@ -269,14 +330,15 @@ def _healing_demands(
     return [need, Demand("other rows", 3, extra=2 * others)]
 
 
-def _most(spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity) -> int:
-    """Return the number of sets whose states are held at once."""
-    device, free = devices.free_bytes(spec.device)
-    if free is not None and device == "cpu":
+def _most(
+    spec: SearchSpec, info: CheckpointInfo, dtype: str, room: Capacity, free: int | None
+) -> int:
+    """Return the number of sets whose states are held at once; ``free``: bytes of the device."""
+    if free is not None and devices.meant(spec.device) == "cpu":
         free //= spec.processes
     rows = ranks.most(screened(spec, samples_of(spec, info)), spec.processes)
     most = rehearsal.states_at_once(info, rows, spec.length, dtype, free)
-    kept = _kept_bytes(spec, info) if _keeps(spec, info, room) else 0
+    kept = _kept_bytes(spec, info) if _keeps(spec, info, room, free) else 0
     return room.states(most, rows * spec.length * info.hidden, dtype, kept)
 
 
@@ -286,14 +348,14 @@ def _kept_bytes(spec: SearchSpec, info: CheckpointInfo) -> int:
     return (info.blocks + 1) * stream
 
 
-def _keeps(spec: SearchSpec, info: CheckpointInfo, room: Capacity) -> bool:
+def _keeps(spec: SearchSpec, info: CheckpointInfo, room: Capacity, free: int | None) -> bool:
     """Whether sets are healed, and a quarter of the free memory holds the dense streams.
 
     With a limit they also have to fit in what is left of it.
     """
     if spec.heal == "none" or room.disk_bytes:
         return False
-    kept, free = _kept_bytes(spec, info), devices.free_bytes(spec.device)[1]
+    kept = _kept_bytes(spec, info)
     if room.limit_bytes is not None and room.used_bytes + kept > room.limit_bytes:
         return False
     return free is None or kept <= free // rehearsal.SHARE_OF_FREE
@@ -338,7 +400,7 @@ def run(spec: SearchSpec, run: Run) -> None:
         run.progress.log("There are no held-out rows: the text has no more of this length.")
     prepared = loading.prepare(spec, checkpoint, "blocks")
     dtype = precision.dtype_name(prepared.precision.arithmetic)
-    room = _room(spec, info, prepared.formats)
+    room, free = _room(spec, info, prepared.formats), devices.free_bytes(spec.device)[1]
     tape = _tape(
         run,
         {
@@ -355,7 +417,7 @@ def run(spec: SearchSpec, run: Run) -> None:
             "device": str(prepared.device),
             "dtype": dtype,
         },
-        _most(spec, info, dtype, room),
+        _most(spec, info, dtype, room, free),
     )
     run.note(TAPE)
     if tape.groups:
@@ -363,12 +425,13 @@ def run(spec: SearchSpec, run: Run) -> None:
     states = room.folder_of_states(run.dir)
     view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view)
-    rehearsed = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))
-    expected = rehearsed[0].passes
+    expected = rehearsal.rehearse(task, methods, units, tape.most, *_healing(spec))[0].passes
     progress = Share(run.progress, lambda: ledger.passes, expected)
     stored = loading.stored_formats(folder)
     healer = (
-        Healer(view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room), states)
+        Healer(
+            view, batch, spec.heal, stored, progress, units, _keeps(spec, info, room, free), states
+        )
         if heals
         else None
     )
@@ -414,6 +477,8 @@ def run(spec: SearchSpec, run: Run) -> None:
     if "pairs" in methods:
         PairRow.write(run, _pairs(task.free, ledger, units))
     flops = rehearsal.flops(info, ledger, screen.rows, spec.length, len(drawn.rows))
+    rows_of = len(drawn.rows)
+    flops += rehearsal.refits(info, ledger.healed, units, spec.heal, rows_of, spec.length).flops
     lengths = batch.lengths.cpu()
     dense = others.get(NONE)
     first, last = _protection(spec, info)

@@ -182,6 +182,8 @@ class Ledger:
     tape: Tape | None = None
     costs: dict[Drop, Cost] = field(default_factory=dict)
     passes: int = 0
+    groups: int = 0
+    """Groups of sets that were measured, each in one pass over the weights."""
     seconds: float = 0.0
     heal: Heal | None = None
     """Heals a set; None if sets are compared as they are."""
@@ -246,6 +248,7 @@ class Ledger:
                 self.tape.add(group)
         self.costs.update(zip(group.sets, group.costs, strict=True))
         self.passes += group.passes
+        self.groups += 1
         self.seconds += group.seconds
         if not math.isfinite(self.costs[NONE].nll):
             raise NotFiniteError(

@@ -14,7 +14,7 @@ from core.checkpoint.vocabulary import text_of
 from core.data import sources
 from core.data.calibration import JOIN_HELP, JOINS, SOURCE_HELP
 from core.heal import seams
-from core.heal.demand import of_narrower
+from core.heal.demand import of_narrower, regression_flops
 from core.importance import estimate as work
 from core.importance.capacity import Capacity, Demand, decide, limit_of, view_of
 from core.importance.drawing import drawn_rows
@@ -22,7 +22,8 @@ from core.prune import depth, staging
 from core.prune.results import Calibration, Healing, Pruning
 from core.runs import dtypes, pace, ranks
 from core.runs.dtypes import DTYPE_BYTES, Formats
-from core.runs.progress import Progress, StderrProgress
+from core.runs.footprint import Footprint
+from core.runs.progress import SILENT, Progress, StderrProgress
 from core.runs.spec import MemoryOptions, ProcessOptions, option
 from core.width import extent, methods, ways
 from core.width import plan as planning
@@ -162,7 +163,7 @@ class WidthSpec(MemoryOptions, ProcessOptions):
 
 
 def make_plan(
-    spec: WidthSpec, info: CheckpointInfo, progress: Progress
+    spec: WidthSpec, info: CheckpointInfo, progress: Progress = SILENT
 ) -> tuple[WidthPlan, Target | None]:
     """Return the plan and its target (None for a ratio).
 
@@ -285,27 +286,57 @@ def heal_rows(spec: WidthSpec, info: CheckpointInfo) -> tuple[int, int]:
 
 
 def healing_flops(spec: WidthSpec, plan: WidthPlan) -> float:
-    """Return the operations of healing every block that can be cut, as if it kept its width.
+    """Return the operations of healing every block that can be cut, as if it kept its width."""
+    return sum(_healing_flops(spec, plan))
 
-    Both streams run once, that before each refit once more; the regressions; and after each refit
-    the blocks above on the held-out rows.
+
+def _healing_flops(spec: WidthSpec, plan: WidthPlan) -> tuple[float, float]:
+    """Return the operations of running both models, and of the regressions, which are in float64.
+
+    Both streams run once, that before each refit once more; after each refit the blocks above run
+    on the held-out rows.
     """
     info, (rows, length) = plan.info, heal_rows(spec, plan.info)
     held = -(-rows // seams.HELD_OUT)
     cut = sorted({*plan.extent.attention, *plan.extent.mlp})
     compared = 2 * work.head_flops(info, held, length)
-    total = 2 * compared
+    total, fitted = 2 * compared, 0.0
     for block in range(info.blocks):
         total += work.block_flops(info, block, 2 * rows + 2 * held, length)
     for block in cut:
         inner = info.block_shapes[block]["intermediate"]
         total += work.block_flops(info, block, rows, length)
-        total += 2.0 * (rows - held) * length * inner * (inner + info.hidden)
+        fitted += regression_flops(inner, info.hidden, "refit", rows, length)
         total += sum(
             work.block_flops(info, above, held, length) for above in range(block + 1, info.blocks)
         )
         total += compared
-    return total
+    return total, fitted
+
+
+def footprint(spec: WidthSpec, plan: WidthPlan, formats: Formats) -> Footprint:
+    """Return what scoring the units, healing and writing take; ``formats`` are those for blocks."""
+    info, method, moved = plan.info, plan.method, 0.0
+    room = _capacity(spec, plan, formats, *_scored_on(spec, plan))
+    flops, fitted = float(estimate(spec, plan)["flops"]), 0.0
+    # forward and backward; statistics, and what the units that go leave as biases
+    often = {"llm-pruner": 2.0, "flap": 2.0}.get(method.name, 1.0)
+    if spec.heal != "none":
+        more, fitted = _healing_flops(spec, plan)
+        flops += more + fitted
+        cut = {*plan.extent.attention, *plan.extent.mlp}
+        narrower = {2 * block + 1 for block in cut}
+        rows, length = heal_rows(spec, info)
+        state = rows * length * info.hidden * dtypes.BYTES[dtypes.computable(formats.arithmetic)]
+        above = sum(info.blocks - 1 - block for block in cut)
+        # both streams, that before each refit once more, and the held-out rows
+        through = 2 * info.blocks + len(cut) + (2 * info.blocks + above) / seams.HELD_OUT
+        moved = 2 * through * state
+        often += seams.reads(seams.seams_between((), narrower), info.blocks)
+    written = round(info.stored_bytes * plan.parameters / info.parameters)
+    return room.footprint(
+        info, flops, often, float64=fitted, written=written, moved=moved, processes=spec.processes
+    )
 
 
 def estimate(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
@@ -385,14 +416,20 @@ def _capacity(
 def planned_capacity(spec: WidthSpec, plan: WidthPlan) -> Capacity:
     """Return how it would run if the text has all rows that are requested."""
     formats = dtypes.expected(spec.dtype, plan.info.dtype, spec.device, "blocks")
-    rows = spec.samples or plan.method.samples
-    return _capacity(spec, plan, formats, rows or 1, length_of(spec, plan) or 1)
+    return _capacity(spec, plan, formats, *_scored_on(spec, plan))
+
+
+def _scored_on(spec: WidthSpec, plan: WidthPlan) -> tuple[int, int]:
+    """Return the rows that units are scored on, and their length."""
+    return spec.samples or plan.method.samples or 1, length_of(spec, plan) or 1
 
 
 def memory_facts(spec: WidthSpec, plan: WidthPlan) -> dict[str, Any]:
     """Return what a dry run says of the memory; how often healing passes depends on its refits."""
+    formats = dtypes.expected(spec.dtype, plan.info.dtype, spec.device, "blocks")
     room = planned_capacity(spec, plan)
-    return room.facts() if spec.heal == "none" else room.needs()
+    shown = room.facts() if spec.heal == "none" else room.needs()
+    return shown | footprint(spec, plan, formats).facts()
 
 
 def criterion_of(spec: WidthSpec) -> str:

@@ -11,10 +11,9 @@ from core.__main__ import main
 from core.checkpoint import headers
 from core.evaluate import estimate
 from core.evaluate.perplexity import streamed_losses, window_losses
-from core.importance import capacity
 from core.model.loading import load_model
 from core.model.streaming import StreamedView
-from core.runs import run
+from core.runs import footprint, run
 from core.runs.spec import build
 
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def test_every_group_reads_every_weight_once(tiny_gqa):
 
 @pytest.fixture
 def bare(monkeypatch):
-    monkeypatch.setattr(capacity, "PROCESS_BYTES", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(footprint, "PROCESS_BYTES", {"cpu": 0, "gpu": 0})
 
 
 def evaluated(folder, out, text):

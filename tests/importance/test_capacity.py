@@ -24,7 +24,7 @@ from core.prune.version_results import (
     VersionRow,
     latency_errors,
 )
-from core.runs import run, scratch_file
+from core.runs import footprint, run, scratch_file
 from core.runs.dtypes import Formats
 from core.runs.progress import SILENT
 from core.runs.spec import build
@@ -51,7 +51,7 @@ def text(tmp_path_factory):
 @pytest.fixture
 def bare(monkeypatch):
     """Without the interpreter and the fixed buffers, beside which a tiny model is nothing."""
-    monkeypatch.setattr(capacity, "PROCESS_BYTES", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(footprint, "PROCESS_BYTES", {"cpu": 0, "gpu": 0})
     monkeypatch.setattr(capacity, "LOGITS_BYTES", {"cpu": 0, "gpu": 0})
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -61,9 +62,13 @@ def test_what_commands_take_on_a_gpu_is_what_estimate_prints(tiny_gqa, capsys):
     assert not page.exception, page.exception
     assert main(["estimate", "70b", "--on", "a100"]) == 0
     said = json.loads(capsys.readouterr().out)["rows"]
-    table = next(t.value for t in page.table if "bound by" in t.value.columns)
+    table = pd.concat([t.value for t in page.table if "bound by" in t.value.columns])
     assert list(table["what"]) == [row["what"] for row in said]
-    assert [how == "too little memory" for how in table["how"]] == [
+    assert list(table.index) == [row["command"] for row in said]
+    counts = {tile.label: tile.value for tile in page.metric}
+    lacking = sum(row["seconds"] is None for row in said)
+    assert counts["Need more memory"].startswith(f"{lacking} of ")
+    assert [how == "does not fit" for how in table["how"]] == [
         row["seconds"] is None for row in said
     ]
     assert any("core estimate 70b --on a100" in code.value for code in page.code)
