@@ -91,6 +91,8 @@ class Timing:
     """Of each of these draws."""
     paced: float
     """95th percentile of the draws of sessions that click now and then."""
+    paced_cpu: float
+    """Of each of these draws."""
     memory_mib: float
     """Resident memory of the server at the end of this page."""
 
@@ -98,7 +100,7 @@ class Timing:
         """Return a row of the table."""
         figures = (
             *(self.cold, self.cold_cpu, self.new, self.new_cpu, self.again, self.again_cpu),
-            *(self.together, self.slowest, self.together_cpu, self.paced),
+            *(self.together, self.slowest, self.together_cpu, self.paced, self.paced_cpu),
         )
         cells = " | ".join(f"{figure:.2f}" for figure in figures)
         times = f"{self.together / self.again:.1f} | {self.paced / self.again:.1f}"
@@ -153,14 +155,16 @@ async def of_page(
     before = cpu_of(process)
     times = await asyncio.gather(*(one.draw() for one in crowd))
     together_cpu = (cpu_of(process) - before) / len(crowd)
+    before = cpu_of(process)
     now_and_then = await paced(crowd, arguments.pause, arguments.clicks)
+    paced_cpu = (cpu_of(process) - before) / (len(crowd) * arguments.clicks)
     memory = process.memory_info().rss / 2**20
     for one in crowd:
         await one.close()
     middle = [statistics.median(x) for x in (*zip(*new, strict=True), *zip(*again, strict=True))]
     return Timing(
         page, *cold, *middle, statistics.median(times), max(times), together_cpu, now_and_then,
-        memory,
+        paced_cpu, memory,
     )  # fmt: skip
 
 
@@ -198,9 +202,9 @@ def main() -> None:
     head = [
         "| page | first draw s | its CPU | new session s | its CPU | redraw s | its CPU "
         f"| {arguments.sessions} at the same moment, median s | slowest s | CPU of each "
-        f"| {arguments.sessions} now and then, p95 s | median at the same moment, x one redraw "
-        "| p95 now and then, x one redraw | memory MiB |",
-        "| --- " + "| ---: " * 13 + "|",
+        f"| {arguments.sessions} now and then, p95 s | CPU of each "
+        "| median at the same moment, x one redraw | p95 now and then, x one redraw | memory MiB |",
+        "| --- " + "| ---: " * 14 + "|",
     ]
     with workspace(arguments.keep) as folder:
         if not any(Path(folder).glob("*/.run")):
