@@ -142,6 +142,7 @@ class Table:
         }  # fmt: skip
         self._shared = self._base | {"processes": processes}
         self.samples = max(SAMPLES, processes)
+        self.length = min(LENGTH, info.context or LENGTH)
 
     def rows(self) -> list[Row]:
         """Return every command, as a rule at its defaults."""
@@ -163,7 +164,7 @@ class Table:
 
     def _makes(self) -> list[tuple[str, str, str, Make]]:
         """Return group, command, a short name and the way to make each row."""
-        score, rows = self._importance, f"{self.samples} x {LENGTH} tokens"
+        score, rows = self._importance, f"{self.samples} x {self.length} tokens"
         return [
             (CHOOSING, "importance", "perplexity and KL", lambda: score(
                 ("ppl", "kl"), f"perplexity and KL without each block, {rows}")),
@@ -178,7 +179,7 @@ class Table:
                 "one-shot, greedy and pairs, up to a quarter of the blocks")),
             (CHOOSING, "search", "pairs", lambda: self._search(
                 f"all pairs of {self.info.blocks} blocks", methods=("pairs",), protect_first=0,
-                protect_last=0, counts=(2,))),
+                protect_last=0, counts=(min(2, max(1, self.info.blocks - 1)),))),
             (CHOOSING, "search", "healed", self._healed_search),
             (CHOOSING, "budget", "defaults", self._budget),
             (CHOOSING, "curve", "defaults", self._curve),
@@ -215,24 +216,26 @@ class Table:
 
     def _importance(self, metrics: tuple[str, ...], what: str) -> tuple[str, Footprint]:
         spec = importance.ImportanceSpec(
-            **self._shared, metrics=metrics, samples=self.samples, length=LENGTH
+            **self._shared, metrics=metrics, samples=self.samples, length=self.length
         )
         return what, importance.footprint(spec, self.info, self.blocks)
 
     def _search(self, what: str, **more: Any) -> tuple[str, Footprint]:
-        spec = search.SearchSpec(**self._shared, samples=self.samples, **more)
+        spec = search.SearchSpec(**self._shared, samples=self.samples, length=self.length, **more)
         found = search.rehearsed(spec, self.info, self.blocks, self.limit)
         return f"{what}, {self.samples} x {spec.length} tokens", found.footprint
 
     def _healed_search(self) -> tuple[str, Footprint]:
-        spec = search.SearchSpec(**self._base, methods=("greedy",), heal="refit")
+        spec = search.SearchSpec(
+            **self._base, length=self.length, methods=("greedy",), heal="refit"
+        )
         found = search.rehearsed(spec, self.info, self.blocks, self.limit)
         rows = search.samples_of(spec, self.info)
         what = f"greedy, up to a quarter of the blocks, the best {spec.heal_best} of each step "
         return f"{what}healed by refit on {rows:,} x {spec.length} tokens", found.footprint
 
     def _budget(self) -> tuple[str, Footprint]:
-        spec = budget.BudgetSpec(**self._base)
+        spec = budget.BudgetSpec(**self._base, length=self.length)
         what = f"KL and time of {len(spec.versions)} versions of every block, {spec.check_plans} "
         what += f"plans measured, {spec.samples} x {spec.length} tokens"
         return what, budget.footprint(spec, self.info, self.blocks, self.limit)
@@ -246,9 +249,11 @@ class Table:
         for _ in spec.criteria:  # orders as unlike as those of two criteria can be
             order = draw.sample(free, most)
             sets += [frozenset(order[:count]) for count in range(1, most + 1)]
-        taken = curve_command.footprint(spec, self.info, self.blocks, sets, self.samples, LENGTH)
+        taken = curve_command.footprint(
+            spec, self.info, self.blocks, sets, self.samples, self.length
+        )
         what = f"perplexity after removing 1 to {most} blocks, {len(spec.criteria)} criteria"
-        return f"{what}, {self.samples} x {LENGTH} tokens", taken
+        return f"{what}, {self.samples} x {self.length} tokens", taken
 
     # ----- cutting
 

@@ -235,6 +235,15 @@ def test_models_of_few_blocks_have_the_rows_that_make_sense(blocks, tmp_path, ca
     assert all(one["why"].endswith(".") for one in said["left_out"])
     assert (("budget", "defaults") in names) == (blocks == 1)
     assert (("search", "healed") in names) == (blocks < 3)  # block 0 has none before it
+    assert (("search", "pairs") in names) == (blocks == 1)
+
+
+def test_rows_are_no_longer_than_the_context(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B | {"max_position_embeddings": 64}))
+    assert main(["estimate", str(tmp_path)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["left_out"] == []
+    assert "Taylor, 10 x 64 tokens" in {one["what"] for one in said["rows"]}
 
 
 def test_fields_that_a_config_lacks_have_the_defaults_of_transformers(tmp_path, capsys):
