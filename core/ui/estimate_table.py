@@ -78,8 +78,8 @@ def draw(name: str, info: CheckpointInfo) -> None:
             "healing's regressions, of its peak in float64), weights "
             f"at {BANDWIDTH_SHARE:.0%} of its bandwidth, {DISK_BYTES_PER_S / GB:.0f} GB/s from and "
             "to the disk. Commands at their defaults; time includes reading the checkpoint. "
-            f"On the CPU, one core converts {footprint.CONVERTED_PER_S / 1e6:.0f} million weights a "
-            "second. Processes read the same files, which come from the disk once. "
+            f"On the CPU, one core converts {footprint.CONVERTED_PER_S / 1e6:.0f} million weights "
+            "a second. Processes read the same files, which come from the disk once. "
             f"Streams: the weights are read from the disk while it computes. Cards: of {_cards()}."
         )
         spec = EstimateSpec(config=name if shape == OWN else shape, on=device, processes=processes)
