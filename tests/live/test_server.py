@@ -272,7 +272,7 @@ def test_a_question_that_is_given_up_ends_at_once(live, tmp_path):
     stop.set()
     began = time.monotonic()
     assert all(isinstance(event, Token) for event in stream)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5  # all tokens would take minutes
     assert client.answer(live, "generate", generation(folder, max_tokens=2)).tokens == 2
 
 
