@@ -16,7 +16,7 @@ import torch
 from core.model.tokens import check_ids, embedded
 from core.retrain import sharded
 from core.retrain.encoders import ModelTokenizer
-from core.retrain.loss import eval_mode, heldout_loss, mean_kl
+from core.retrain.loss import autocast, eval_mode, heldout_loss, mean_kl
 from core.retrain.results import Measure
 from core.retrain.rows import RowSet
 from core.retrain.spec import RetrainSpec
@@ -64,7 +64,7 @@ class EvaluationTable:
             if dense is not None:
                 self._put(source, "kl", column, mean_kl(model, dense, rows, *how), items)
         if self._spec.questions:
-            with eval_mode([model], self._device, compute):
+            with eval_mode([model]), autocast(self._device, compute, model):
                 self._ask(column, model, progress)
         for one in (model, dense):
             sharded.release(one)

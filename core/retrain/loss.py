@@ -107,15 +107,13 @@ def kl_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def eval_mode(
-    models: Sequence[Any], device: torch.device, compute: torch.dtype | None
-) -> Iterator[None]:
+def eval_mode(models: Sequence[Any]) -> Iterator[None]:
     """Put ``models`` in eval mode without gradients, and restore their mode afterwards."""
     training = [model.training for model in models]
     for model in models:
         model.eval()
     try:
-        with torch.no_grad(), autocast(device, compute):
+        with torch.no_grad():
             yield
     finally:
         for model, mode in zip(models, training, strict=True):
@@ -170,7 +168,7 @@ def predictions(
 
     ``below``: what is kept of the rows for the blocks that train (`core.retrain.states.Below`).
     """
-    with eval_mode([model], device, None):
+    with eval_mode([model]):
         for chosen, counts, batch in parts(rows, device, progress, ranks):
             if below:
                 batch |= moved(below.of([(rows[i],) for i in chosen]), device)
@@ -231,7 +229,7 @@ def mean_kl(
 ) -> float:
     """Return the mean KL(teacher || model) in nats over the predicted tokens of all rows."""
     own = []
-    with eval_mode([model, teacher], device, None):
+    with eval_mode([model, teacher]):
         for _, counts, batch in parts(rows, device, progress, ranks):
             logits, targets = _predicted(model, batch, device, compute)
             other, _ = _predicted(teacher, batch, device, compute)

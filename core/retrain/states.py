@@ -77,7 +77,7 @@ def write(
     device, compute = how
 
     def made() -> Iterator[tuple[int, tuple[Tensor]]]:
-        with eval_mode([model], device, None), _only_below(model.model, first):
+        with eval_mode([model]), _only_below(model.model, first):
             for chosen, _, batch in parts(distinct, device, progress):
                 with autocast(device, compute):
                     states = model.model(input_ids=batch["input_ids"], use_cache=False)[0].cpu()
