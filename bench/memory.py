@@ -253,6 +253,7 @@ def ran(case: Case, folder: Path, out: Path, limit: float | None) -> Ran:
         spent = json.loads(summary.read_text()).get("seconds")
         took = sum(spent.values()) if isinstance(spent, dict) else spent or took
     way = "streamed" if "read block by block" in log else "in memory"
+    way += ", states on the disk" if "are kept on the disk" in log else ""
     read = re.search(r"Read ([\d.]+) GiB of weights", log)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / GIB
     return Ran(usage.ru_maxrss * 1024, took, way, float(read[1]) / size if read else None)
@@ -360,7 +361,7 @@ def main() -> None:
 PARTS = {"memory": "## Memory", "speed": "## Time"}
 ABOUT = {
     "memory": "Checkpoints of LLaMA's shape with random bfloat16 weights, each about four times as "
-    "large as\nits limit.",
+    "large as\nits limit; for many rows a small one, whose hidden states of all rows are.",
     "speed": "The bound is the larger of reading the blocks once from the disk for each pass, and "
     "of computing\nwith the model in memory.",
 }
