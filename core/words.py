@@ -67,6 +67,20 @@ def parameters(count: float, *, exact: bool = False) -> str:
     return f"{value:.4g} {unit}"
 
 
+def rounded(value: float | None) -> str:
+    """Format a number to four digits, but never with an exponent if it is large: 64.39, 14,163."""
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:,.4g}"
+
+
+def brief(seconds: float) -> str:
+    """Format what takes milliseconds or seconds, to three digits: 110 ms, 14.2 s."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:,.0f} s" if seconds >= 1000 else f"{seconds:.3g} s"
+
+
 def percent(share: float) -> str:
     """Format a share in whole percent; never -0%."""
     text = f"{share:.0%}"

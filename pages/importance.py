@@ -43,6 +43,7 @@ from core.ui import (
     widgets,
 )
 from core.ui.say import plain
+from core.words import rounded
 
 TABLES = tuple(
     kind.FILE
@@ -191,7 +192,7 @@ def searched(record: RunRecord, dense: float | None, note: str) -> None:
         top = charts.useful_top([row.ppl for row in parts], dense)
         figure = charts.sublayer_bars(charts.table(parts), dense, top)
         widgets.chart(figure, key="parts", alt="Perplexity without each sublayer.")
-        clipped = f" Bars above {top:.4g} are cut off." if top else ""
+        clipped = f" Bars above {rounded(top)} are cut off." if top else ""
         say.caption(
             f"{note} The criterion sublayers of the Prune page removes the cheapest.{clipped}"
         )
@@ -224,7 +225,7 @@ def results(record: RunRecord) -> None:
         perplexity(values, run.dense_ppl, note)
     tiles = st.columns(4)
     if run.dense_ppl:
-        tiles[0].metric("Dense perplexity", f"{run.dense_ppl:.4g}", border=True)
+        tiles[0].metric("Dense perplexity", rounded(run.dense_ppl), border=True)
     tiles[1].metric("Predictions", f"{run.tokens:,}", border=True)
     tiles[2].metric("Time", f"{sum(run.seconds.values()):.1f} s", border=True)
     tiles[3].metric("Peak memory", f"{run.peak_memory_mib:,.0f} MiB", border=True)

@@ -19,6 +19,7 @@ from core.runs.workspace import RunRecord
 from core.study import info_of
 from core.ui import frame, say, state, widgets
 from core.ui.say import plain
+from core.words import rounded
 
 MOST_TASKS = 8
 """Tasks whose answers are counted on the page."""
@@ -162,8 +163,8 @@ def present(gathered: material.Material, sizes: list[Contender]) -> None:
     before = found.before(one)
     if before and before.ppl and one.ppl and found.dense.ppl:
         say.paragraph(
-            f"Retraining brought the perplexity from {before.ppl.value:.4g} to "
-            f"{one.ppl.value:.4g}; the dense model has {found.dense.ppl.value:.4g}."
+            f"Retraining brought the perplexity from {rounded(before.ppl.value)} to "
+            f"{rounded(one.ppl.value)}; the dense model has {rounded(found.dense.ppl.value)}."
         )
     if one.recovery and not is_verdict:  # else it stands above, with the verdict
         say.paragraph(one.recovery)

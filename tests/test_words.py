@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from core.words import block_ranges, by_blocks, duration, parameters, size
+from core.words import block_ranges, brief, by_blocks, duration, parameters, rounded, size
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,12 @@ def test_durations_read_the_same_everywhere():
     assert [duration(seconds) for seconds in spans] == [
         "0 s", "59 s", "1 min 0 s", "3 min 5 s", "59 min 59 s", "2 h 10 min", "27 h 46 min",
         "3 days 2 h", "forever",
+    ]  # fmt: skip
+
+
+def test_numbers_have_four_digits_and_no_exponent():
+    found = [rounded(value) for value in (0.012345, 1.5, 64.386, 1234.5, 9999.6, 15990.4, 1.4e9)]
+    assert found == ["0.01235", "1.5", "64.39", "1,234", "10,000", "15,990", "1,400,000,000"]
+    assert [brief(value) for value in (0.00012, 0.1104, 1.0, 14.16, 2000.4)] == [
+        "0.12 ms", "110 ms", "1 s", "14.2 s", "2,000 s",
     ]  # fmt: skip

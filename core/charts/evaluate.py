@@ -12,6 +12,7 @@ from core.charts.compare import look_of
 from core.charts.memo import drawn_once
 from core.evaluate.by_content import Evaluated, Measure
 from core.evaluate.results import BlockCost
+from core.words import rounded
 
 DIVERGING = ((0.0, "#D55E00"), (0.5, "#F4F4F4"), (1.0, "#0072B2"))
 """Worse is orange, no change is light, better is blue."""
@@ -169,7 +170,7 @@ def calibration_grid(cells: Sequence[dict[str, Any]]) -> go.Figure:
             xgap=3,
             ygap=3,
             text=[
-                [f"{by[r, c]['ratio']:.3f} x<br>{by[r, c]['ppl']:.4g}" for c in columns]
+                [f"{by[r, c]['ratio']:.3f} x<br>{rounded(by[r, c]['ppl'])}" for c in columns]
                 for r in rows
             ],
             texttemplate="%{text}",

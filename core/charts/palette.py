@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 
 from core.charts.sketch import Sketch
+from core.words import rounded
 
 F = TypeVar("F", go.Figure, Sketch)
 KEPT = "#0072B2"
@@ -149,7 +150,7 @@ def dense_line(figure: go.Figure | Sketch, value: float, *, below: bool = False)
         yref="paper",
         y=1,
         yanchor="bottom",
-        text=f"dashed: dense {value:,.4g}",
+        text=f"dashed: dense {rounded(value)}",
         font={"size": FONT_SIZE},
         showarrow=False,
     )

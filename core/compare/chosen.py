@@ -18,6 +18,7 @@ from core.prune.results import Pruning, perplexity
 from core.prune.set_results import Search, SetRow
 from core.runs.workspace import RunRecord
 from core.study import info_of
+from core.words import rounded
 
 SAME_SIZE = 0.001
 """Ratios this close are the same size."""
@@ -80,7 +81,7 @@ def _figures(row: SetRow) -> str:
     kl, nll = (row.heldout_kl, row.heldout_nll) if heldout else (row.kl, row.nll)
     said = [f"KL {kl:.4g}"] if kl is not None else []
     ppl = perplexity(nll)
-    said += [f"perplexity {ppl:.4g}"] if ppl is not None else []
+    said += [f"perplexity {rounded(ppl)}"] if ppl is not None else []
     return " and ".join(said) or "unknown figures"
 
 
@@ -88,7 +89,7 @@ def _measured_on(search: Search, row: SetRow) -> str:
     """Return the dense model's perplexity and the text, to go behind figures of ``row``."""
     heldout = _is_heldout(row)
     dense = perplexity(search.dense_heldout_nll if heldout else search.dense_nll)
-    beside = f" (dense: {dense:.4g})" if dense is not None else ""
+    beside = f" (dense: {rounded(dense)})" if dense is not None else ""
     text = "held-out text that chose nothing" if heldout else "the rows that chose it"
     return f"{beside}, measured on {text}"
 

@@ -19,7 +19,7 @@ from core.compare.measured import Cell, Cost
 from core.compare.outcomes import Outcome
 from core.study import Benchmark, Protocol, Study, info_of, tokenizer_conflict
 from core.study.keeping import kept
-from core.words import block_ranges, by_blocks
+from core.words import block_ranges, by_blocks, rounded
 
 DEFAULT_CELLS: list[Cell] = [(batch, 12, 128) for batch in (1, 4, 16)]
 """Cells that are estimated if nothing was measured."""
@@ -210,11 +210,11 @@ def facts_of(row: Outcome) -> str:
     if row.candidate.cut_in:
         facts.append(f"cut in blocks {block_ranges(row.candidate.cut_in)}")
     if row.ppl_over_dense:
-        facts.append(f"perplexity {row.ppl:.4g}, {row.ppl_over_dense:.3f} x dense")
+        facts.append(f"perplexity {rounded(row.ppl)}, {row.ppl_over_dense:.3f} x dense")
     if row.per_token_ms is not None:
         facts.append(f"{row.per_token_ms:.3g} ms a token")
     if row.memory_mib is not None:
-        facts.append(f"{row.memory_mib:,.4g} MiB")
+        facts.append(f"{rounded(row.memory_mib)} MiB")
     cost = f" (cost {row.kind_of_cost})" if row.kind_of_cost != "measured" else ""
     return ", ".join(facts) + cost
 

@@ -25,7 +25,7 @@ from core.retrain.shares import Share, between, sentence
 from core.study import Protocol, Study
 from core.study.keeping import kept
 from core.study.settings import Settings, same_text, short
-from core.words import listed, percent, size
+from core.words import listed, percent, rounded, size
 
 NEAR = 0.02
 """Ratios this close are the same size."""
@@ -292,7 +292,7 @@ class Verdict:
         said = []
         if take.ppl and _has_lost(take):
             said.append(
-                f"has a perplexity of {take.ppl.value:.4g} on {self.text} ({_times(take):.2f} "
+                f"has a perplexity of {rounded(take.ppl.value)} on {self.text} ({_times(take):.2f} "
                 "times the dense model's)"
             )
         if take.speed and _is_as_fast(take):
@@ -346,7 +346,7 @@ class Verdict:
         said = [f"{percent(one.ratio)} of the parameters removed"] if one.ratio and sized else []
         if one.ppl:
             times = f", {one.ppl.times:.2f} times dense" if one.ppl.times else ""
-            said.append(f"perplexity {one.ppl.value:.4g} on {self.text}{times}")
+            said.append(f"perplexity {rounded(one.ppl.value)} on {self.text}{times}")
         if one.answers:
             said.append(f"answers {answers.in_words(one.answers)}")
         if one.written:

@@ -10,6 +10,7 @@ from core.compare.verdict import LARGE
 from core.findings.finding import Finding
 from core.prune.plan import default_protection
 from core.study import Protocol, Study
+from core.words import rounded
 
 BETTER = 0.95
 """Another variant of the same size counts as better below this share of the perplexity."""
@@ -53,8 +54,8 @@ def large_drop(study: Study, protocol: Protocol | None = None) -> Finding | None
     size = f" with {ratio:.0%} of the parameters removed" if ratio else ""
     return Finding(
         "large-drop",
-        f"{worst.candidate.label} degraded substantially: perplexity {worst.ppl:.4g}, "
-        f"{worst.times:.2f} times that of the dense model ({dense:.4g}){size}."
+        f"{worst.candidate.label} degraded substantially: perplexity {rounded(worst.ppl)}, "
+        f"{worst.times:.2f} times that of the dense model ({rounded(dense)}){size}."
         f"{also if others else ''}",
         {f"{x.candidate.label}, times dense": round(x.times, 3) for x in large}
         | {"measured by": protocol.label},
@@ -76,7 +77,7 @@ def _advice(worst: Loss, found: Sequence[Candidate], study: Study) -> list[str]:
     ]
     if same_size:
         best = min(same_size, key=lambda c: c.ppl or 0)
-        advice.append(f"Use {best.label} instead: same size, perplexity {best.ppl:.4g}.")
+        advice.append(f"Use {best.label} instead: same size, perplexity {rounded(best.ppl)}.")
     elif mine.kind == "depth":
         advice.append("Compare criteria: the curve shows which order of blocks costs least.")
     exposed = _exposed(mine, study)

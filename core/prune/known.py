@@ -17,7 +17,7 @@ from core.prune.outlook import CurvePoint, Line, Outlook, Quality, curve_points,
 from core.prune.results import Healing, Pruning
 from core.prune.score_results import Curve, Importance
 from core.runs.workspace import RunRecord, Workspace
-from core.words import size
+from core.words import rounded, size
 
 
 def summary_of(record: RunRecord) -> Importance:
@@ -214,7 +214,7 @@ def healing_rows(
     }
     dense = {
         "perplexity: plain, healed": next(
-            (f"{p:.4g}" for h in known.values() if (p := h.perplexity("dense"))), ""
+            (rounded(p) for h in known.values() if (p := h.perplexity("dense"))), ""
         ),
         "KL: plain, healed": "0",
     }
@@ -228,7 +228,7 @@ def healing_rows(
 def _both(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "unknown"
-    return f"{before:.4g}, {after:.4g} (measured)"
+    return f"{rounded(before)}, {rounded(after)} (measured)"
 
 
 def labelled(removal: Removal) -> str:
@@ -270,7 +270,7 @@ def rows(
         "blocks left": lambda o, q, d: f"{o.blocks}",
         "parameters": lambda o, q, d: f"{o.parameters:,}",
         "parameters removed": lambda o, q, d: f"{o.ratio:.1%}",
-        "perplexity": lambda o, q, d: "unknown" if q is None else f"{q.ppl:.4g} ({q.kind})",
+        "perplexity": lambda o, q, d: "unknown" if q is None else f"{rounded(q.ppl)} ({q.kind})",
         "weights": lambda o, q, d: size(o.weight_bytes),
         "key/value cache": lambda o, q, d: size(o.kv_bytes),
         "weights + cache": lambda o, q, d: size(o.total_bytes),

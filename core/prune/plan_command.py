@@ -21,6 +21,7 @@ from core.prune.version_results import OUTPUT_TOKENS
 from core.runs import workspace
 from core.runs.progress import StderrProgress
 from core.runs.spec import option
+from core.words import rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +184,9 @@ def _solved_sentence(
     text = (
         f"Remove {choice.removal.text} of {choice.blocks} blocks: predicted KL "
         f"{figures.kl:.4f} nats per token{corrected}, {share:.3f} times the dense latency, "
-        f"{figures.tokens_per_s:,.4g} tokens/s, {figures.memory_bytes / budgets.GIB:.4g} GiB of "
-        f"weights and cache, {figures.params:,} parameters; first {choice.protect_first} and last "
-        f"{choice.protect_last} protected."
+        f"{rounded(figures.tokens_per_s)} tokens/s, {figures.memory_bytes / budgets.GIB:.4g} GiB "
+        f"of weights and cache, {figures.params:,} parameters; first {choice.protect_first} and "
+        f"last {choice.protect_last} protected."
     )
     if not found.optimal:
         text += f" A better plan may exist: the search ended after {budgets.SOLVE_S:g} s."

@@ -20,6 +20,7 @@ from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
 from core.study.kinds import criterion_label, width_label
 from core.study.variants import allowed_blocks, cut_of
+from core.words import rounded
 
 RATIO = 0.33
 """Share of all parameters: 11 of LLaMA-7B's 32 blocks, the second size of the paper."""
@@ -204,8 +205,8 @@ def findings(
     dense = found["dense"]
     return tuple(
         f"{label(name)}: {found[name]['parameters']:,} parameters (-{found[name]['ratio']:.1%}), "
-        f"{cut_in(found[name])}perplexity {found[name]['ppl']:.4g} ({worse[name]:.3f} x dense), "
-        f"{speed}, peak memory {memory(found[name], dense)}."
+        f"{cut_in(found[name])}perplexity {rounded(found[name]['ppl'])} "
+        f"({worse[name]:.3f} x dense), {speed}, peak memory {memory(found[name], dense)}."
         for name, speed in speeds.items()
     )
 

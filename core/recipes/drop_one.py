@@ -10,6 +10,7 @@ from core.prune.results import Pruning
 from core.recipes import parts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.words import rounded
 
 NAME = "without-one"
 OUTPUT = 64
@@ -59,7 +60,7 @@ def verdict(chain: Chain) -> Verdict:
     return Verdict(
         text,
         (
-            f"Perplexity {dense:.4g} dense, {pruned:.4g} without the block.",
+            f"Perplexity {rounded(dense)} dense, {rounded(pruned)} without the block.",
             "If time scaled with the number of blocks alone, the speed-up would be "
             f"{expected:.2f} x (estimated).",
             f"Timed on {device}, one prompt at a time.",

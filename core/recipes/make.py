@@ -29,6 +29,7 @@ from core.recipes.chain import Verdict as Told
 from core.recipes.spec import RecipeSpec
 from core.retrain.spec import LABELS
 from core.width import methods
+from core.words import rounded
 
 PRUNED, RETRAINED, NARROWED = "pruned", "retrained", "narrower"
 
@@ -253,8 +254,8 @@ def _recovered(before: Contender, after: Contender, method: str) -> str:
     if not (before.ppl and after.ppl):
         return f"Retrained with {method}."
     return (
-        f"Before retraining with {method}, perplexity was {before.ppl.value:.4g} "
-        f"({before.ppl.times or 0:.2f} times dense); now it is {after.ppl.value:.4g}."
+        f"Before retraining with {method}, perplexity was {rounded(before.ppl.value)} "
+        f"({before.ppl.times or 0:.2f} times dense); now it is {rounded(after.ppl.value)}."
     )
 
 

@@ -25,6 +25,7 @@ from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.drop_one import speeds, timing
 from core.recipes.results import PaperRow
 from core.recipes.spec import RecipeSpec
+from core.words import rounded
 
 CRITERIA = ("ppl", "taylor")
 SHARES = (6 / 32, 9 / 32, 11 / 32)
@@ -225,7 +226,7 @@ def _sentence(row: PaperRow) -> str:
     tasks = f", tasks {row.tasks_mean:.3f}" if row.tasks_mean is not None else ""
     if row.tasks_stderr is not None:
         tasks += f" ± {row.tasks_stderr:.3f}"
-    return f"{name}: perplexity {row.ppl:.4g}{tasks}."
+    return f"{name}: perplexity {rounded(row.ppl)}{tasks}."
 
 
 def _evaluated_on(chain: Chain) -> str:

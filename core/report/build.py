@@ -11,6 +11,7 @@ from core.compare.verdict import MIB, SEEN, Contender, Figure, Verdict
 from core.findings import Finding, of_run, of_study
 from core.report import html, sections
 from core.report.material import Material
+from core.words import rounded
 
 
 def findings_of(material: Material, budget_mib: float | None = None) -> list[Finding]:
@@ -78,7 +79,7 @@ def _cells(one: Contender) -> dict[str, str]:
     is_dense = one.candidate.kind == "dense" and not one.ratio
     ppl = UNKNOWN
     if one.ppl:
-        ppl = f"{one.ppl.value:.4g}" + ("" if is_dense else f" ({one.ppl.times or 0:.2f} x)")
+        ppl = rounded(one.ppl.value) + ("" if is_dense else f" ({one.ppl.times or 0:.2f} x)")
     speed = "1.00 x" if is_dense else UNKNOWN
     if one.speed and not is_dense:
         noise = f" ± {one.speed.noise:.0%}" if (one.speed.noise or 0.0) >= SEEN else ""

@@ -18,6 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from core.words import rounded
+
 HERE = Path(__file__).parent
 KINDS = ("measured", "estimated", "published", "unknown", "did not fit")
 """Values that are drawn as labels in tables."""
@@ -177,7 +179,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
+        return rounded(value)
     if isinstance(value, (tuple, list)):
         return ", ".join(map(str, value))
     return str(value)

@@ -322,10 +322,6 @@ def _limit(name: str, value: float) -> str:
     return f"at most {words.size(value * GIB) if name == 'memory_gib' else f'{int(value):,}'}"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
 def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
     """Draw what the plan is predicted to give, beside the dense model."""
     figures, dense = library.figures(choice, tokens), library.dense(tokens)
@@ -335,9 +331,9 @@ def _figures(library: Library, choice: tuple[str, ...], tokens: int) -> None:
     by_plans = f"{expected:.4f} by measured plans" if expected is not None else "nats per token"
     shown = (
         ("KL, predicted", f"{figures.kl:.4f}", by_plans),
-        ("Latency, predicted", _time(figures.latency_s),
+        ("Latency, predicted", words.brief(figures.latency_s),
          f"{figures.latency_s / dense.latency_s:.2f} x dense"),
-        ("Tokens/s, predicted", f"{figures.tokens_per_s:,.4g}",
+        ("Tokens/s, predicted", words.rounded(figures.tokens_per_s),
          f"{figures.tokens_per_s / dense.tokens_per_s:.2f} x dense"),
         ("Weights and cache", words.size(figures.memory_bytes),
          f"{figures.memory_bytes / dense.memory_bytes:.2f} x dense"),

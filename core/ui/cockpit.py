@@ -24,7 +24,7 @@ from core.ui import forms, live_panel, prune_cost, prune_pad, say, state
 from core.ui.live import Question
 from core.ui.live_panel import Live
 from core.ui.say import plain
-from core.words import parameters, size
+from core.words import parameters, rounded, size
 
 SHOWN = 170
 """Characters of the pruned model's text: two lines and a little."""
@@ -133,7 +133,7 @@ def perplexity(found: Facts, live: Live) -> Card:
         return Card(
             "Perplexity, measured",
             times(best.ppl / best.dense_ppl),
-            f"{best.ppl:.4g}, dense {best.dense_ppl:.4g}",
+            f"{rounded(best.ppl)}, dense {rounded(best.dense_ppl)}",
             line_of(found, live),
         )
     quality = found.known.quality(found.removal)
@@ -144,7 +144,7 @@ def perplexity(found: Facts, live: Live) -> Card:
     return Card(
         f"Perplexity, {quality.kind}",
         times(quality.ppl / base),
-        f"{quality.ppl:.4g}, dense {base:.4g}",
+        f"{rounded(quality.ppl)}, dense {rounded(base)}",
         line_of(found, live),
     )
 
@@ -195,7 +195,7 @@ def speed(found: Facts) -> Card:
         return Card(
             "Speed, measured",
             times(real.speed.factor),
-            f"{both[0]:,.4g}, dense {both[1]:,.4g} tokens/s" if all(both) else "",
+            f"{rounded(both[0])}, dense {rounded(both[1])} tokens/s" if all(both) else "",
             f"Measured on {real.device} in {real.dtype}: batch {batch}, {real.input_tokens} tokens "
             f"in, {real.output_tokens} out; {real.speed}.",
         )
@@ -214,7 +214,7 @@ def speed(found: Facts) -> Card:
     return Card(
         "Speed, estimated",
         times(base.latency_s_mean / own.latency_s_mean),
-        f"{own.tokens_per_s:,.4g}, dense {base.tokens_per_s:,.4g} tokens/s",
+        f"{rounded(own.tokens_per_s)}, dense {rounded(base.tokens_per_s)} tokens/s",
         f"Estimated from shapes and this device's measured rates: batch {batch}, {cell[1]} tokens "
         f"in, {cell[2]} out, {dtype}.",
     )

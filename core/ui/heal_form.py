@@ -17,6 +17,7 @@ from core.runs.spec import build
 from core.runs.workspace import read_run
 from core.ui import forms, memory_note, say, state
 from core.ui.say import plain
+from core.words import rounded
 
 ABOUT = {
     "none": "Copies the kept weights unchanged; needs no device.",
@@ -127,10 +128,10 @@ def _pair(
 ) -> None:
     if before is None or after is None:
         return
-    whole = f"; dense {dense:.4g}" if dense else ""
+    whole = f"; dense {rounded(dense)}" if dense else ""
     change = f" ({after / before - 1:+.1%})" if before else ""
-    was = f"plain {before:.4g}{change}{whole}"
+    was = f"plain {rounded(before)}{change}{whole}"
     column.metric(
-        plain(f"{title}, healed"), plain(f"{after:.4g}"), plain(was),
+        plain(f"{title}, healed"), plain(rounded(after)), plain(was),
         delta_color="off", delta_arrow="off",
     )  # fmt: skip

@@ -16,6 +16,7 @@ from core.checkpoint.headers import CheckpointInfo
 from core.compare.measured import estimate
 from core.runs import devices, jobs
 from core.ui import forms, runs, say, state
+from core.words import brief, rounded
 
 INPUT, OUTPUT = 12, 128
 """Prompt length of the paper and its shorter output length, in tokens."""
@@ -48,16 +49,16 @@ def rows(
     }
     table = [
         {"": f"peak memory, {context:,} tokens"}
-        | {name: f"{peak.peak_memory_mib:,.4g} MiB" for name, peak in peaks.items()}
+        | {name: f"{rounded(peak.peak_memory_mib)} MiB" for name, peak in peaks.items()}
     ]
     facts: dict[str, Any] = {}
     if rates:
         whole = costs["dense"].latency_s_mean
         facts |= {
-            f"latency of {OUTPUT} tokens": lambda c: f"{1000 * c.latency_s_mean:,.4g} ms",
-            "time to first token": lambda c: f"{1000 * c.first_token_s:,.3g} ms",
-            "time per token": lambda c: f"{1000 * c.per_token_s:,.3g} ms",
-            "tokens/s": lambda c: f"{c.tokens_per_s:,.4g}",
+            f"latency of {OUTPUT} tokens": lambda c: brief(c.latency_s_mean),
+            "time to first token": lambda c: brief(c.first_token_s),
+            "time per token": lambda c: brief(c.per_token_s),
+            "tokens/s": lambda c: rounded(c.tokens_per_s),
             "speed-up": lambda c: f"{whole / c.latency_s_mean:.2f} x",
         }
     return table + [

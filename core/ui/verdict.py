@@ -14,6 +14,7 @@ from core.errors import DepthcutError
 from core.study import study
 from core.ui import forms, say, state
 from core.ui.say import plain
+from core.words import rounded
 
 
 def draw(found: Verdict, choose: Callable[[str], None]) -> None:
@@ -80,7 +81,7 @@ def lines(found: Verdict, one: Contender) -> list[str]:
     """Return a variant's figures, one each line; an estimate says so."""
     said = [f"{one.ratio:.1%} of the parameters removed"]
     if one.ppl:
-        said.append(f"perplexity {one.ppl.value:.4g} ({one.ppl.times or 0:.2f} x dense)")
+        said.append(f"perplexity {rounded(one.ppl.value)} ({one.ppl.times or 0:.2f} x dense)")
     if one.answers:
         said.append(f"answers {answers.in_words(one.answers)}")
     if one.written:

@@ -31,7 +31,17 @@ RENDERED: dict[str, int] = {
     "metric": 3,
 }
 """Methods of Streamlit that render Markdown -> how many of their first arguments they render."""
-NUMBERS = {"size", "duration", "len", "block_ranges", "parameters", "strftime", "to_text"}
+NUMBERS = {
+    "size",
+    "duration",
+    "len",
+    "block_ranges",
+    "parameters",
+    "strftime",
+    "to_text",
+    "rounded",
+    "brief",
+}
 """Functions whose result is made of digits and words of our own."""
 ESCAPING = {
     *("plain", "code", "text_html", "sample_html", "pair_html", "example_html"),
