@@ -135,7 +135,7 @@ def test_the_prune_pages_figures_are_the_estimates_of_each_plan(tiny_dir):
         "dense": "1.00 x",
         "plan A": f"{dense / cut:.2f} x",
     }
-    assert table["latency of 128 tokens"]["plan A"] == f"{1000 * cut:,.4g} ms"
+    assert table["latency of 128 tokens"]["plan A"] == f"{1000 * cut:.3g} ms"
     unknown = prune_cost.rows(info, {"A": Removal()}, None, 4, "float32")
     assert [r[""] for r in unknown] == ["peak memory, 140 tokens"]
     # never below the weights and the cache that the page shows for the same context
