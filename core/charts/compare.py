@@ -20,6 +20,7 @@ from core.charts.prune import log_axis
 from core.compare.candidates import Candidate
 from core.compare.measured import Cost
 from core.compare.outcomes import Outcome
+from core.words import block_ranges
 
 Row = Mapping[str, Any]
 """A published row; see `core.compare.published`."""
@@ -413,7 +414,7 @@ def quality(
 def _blocks(candidate: Candidate) -> str:
     if candidate.removal.partial:
         return f"<br>without {candidate.removal.text}"
-    return f"<br>without {', '.join(map(str, candidate.dropped))}" if candidate.dropped else ""
+    return f"<br>without {block_ranges(candidate.dropped)}" if candidate.dropped else ""
 
 
 def _ring(figure: go.Figure, chosen: Sequence[Candidate], base: float) -> None:

@@ -22,6 +22,7 @@ from core.live.replies import Begun, Written
 from core.prune import toggle
 from core.runs.workspace import Workspace
 from core.study import Variant, study
+from core.words import block_ranges
 
 MOST = 4
 """Maximum number of columns."""
@@ -64,7 +65,7 @@ def column(code: str, name: str, known: Sequence[Variant]) -> Column | None:
         skip = toggle.removal_from_text(code.removeprefix("skip:"))
         title = f"without {skip.text}" if skip else "no blocks skipped"
         if skip and not skip.partial:
-            title = f"without {', '.join(map(str, skip.drop))}"
+            title = f"without {block_ranges(skip.drop)}"
         return Column(code, title, name, skip)
     return of_runs(known).get(code)
 

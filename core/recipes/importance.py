@@ -10,6 +10,7 @@ from core.prune.score_results import Importance
 from core.recipes import parts, texts
 from core.recipes.chain import Chain, Recipe, Step, Verdict
 from core.recipes.spec import RecipeSpec
+from core.words import block_ranges
 
 CHEAP = 1.15
 """A block counts as cheap if the perplexity without it is at most this many times dense."""
@@ -33,7 +34,7 @@ def verdict(chain: Chain) -> Verdict:
     worst = max(range(len(found)), key=found.__getitem__)
     best = min(range(len(found)), key=found.__getitem__)
     cheap = [block for block, factor in enumerate(found) if factor <= CHEAP]
-    names = f": {', '.join(map(str, cheap))}" if cheap else ""
+    names = f": {block_ranges(cheap)}" if cheap else ""
     ppl = parts.scores_of(chain, "ppl")
     agreement = {name: spearman(ppl, parts.scores_of(chain, name)) for name in OTHERS}
     closest = max(agreement, key=lambda name: agreement[name])

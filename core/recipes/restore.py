@@ -12,6 +12,7 @@ from core.recipes.spec import RecipeSpec
 from core.retrain.results import Summary
 from core.retrain.shares import sentence, shares
 from core.retrain.spec import suggested_loss
+from core.words import block_ranges
 
 NAME, RETRAINED = "light", "lora"
 RATIO = 0.33
@@ -48,7 +49,7 @@ def verdict(chain: Chain) -> Verdict:
         found.heldout_loss_dense, found.heldout_loss_before, found.heldout_loss_after
     )  # fmt: skip
     return Verdict(
-        f"Without blocks {', '.join(map(str, record.dropped))} ({record.ratio:.1%} of all "
+        f"Without blocks {block_ranges(record.dropped)} ({record.ratio:.1%} of all "
         f"parameters), after {found.steps} steps: {recovery}.",
         (
             f"Held-out loss in nats per token: {dense:.4f} dense, {before:.4f} pruned, "

@@ -15,6 +15,7 @@ from core.runs import workspace
 from core.runs.workspace import RunRecord
 from core.study.kinds import Cut, Variant, criterion_label, width_label
 from core.width.results import WidthPruning
+from core.words import block_ranges
 
 
 def dense(name: str) -> Variant:
@@ -111,7 +112,7 @@ def made(record: RunRecord, parent: Variant, root: Variant) -> Variant:
         found = replace(base, kind="depth", method=method, method_label=named, dropped=gone)
         lacking = {f: getattr(written, f) for f in ("without_attention", "without_mlp")}
         found = replace(found, **lacking)
-        by_hand = found.removal.text if found.removal.partial else ", ".join(map(str, gone))
+        by_hand = found.removal.text if found.removal.partial else block_ranges(gone)
         label = f"{named}{share}" if method else f"without {by_hand}"
         label += f" ({share.strip()})" if share and not method else ""
         label += ", healed" if written.healed else ""

@@ -160,7 +160,7 @@ def test_the_table_is_what_the_runs_hold(here):
         name: [pd.read_csv(where.root / name / f"{f}.csv") for f in ("perplexity", "tasks")]
         for name in ("on-dense", "on-small")
     }
-    label = "without 0, 2, 3"
+    label = "without 0, 2 to 3"
     columns = list(table.columns)
     small = next(c for c in columns if c.startswith(label))
     first = next(c for c in columns if c not in ("", small))

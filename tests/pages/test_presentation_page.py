@@ -197,7 +197,7 @@ def test_if_pruning_does_not_pay_it_says_so_and_shows_the_best_option(lab):
     store.save(replace_ratio(dense, 0.3))
     page = open_page(dense)
     text = shown(page)
-    assert "**Pruning does not pay here: the model without 1, 2, 3" in text
+    assert "**Pruning does not pay here: the model without 1 to 3" in text
     assert "The best option is the model without 1 (11%)" in text
     assert tiles(page)["Removed"] == "11%"  # the option's figures
 

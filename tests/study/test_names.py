@@ -39,7 +39,7 @@ def test_every_run_and_checkpoint_has_one_readable_name(tmp_path, monkeypatch):
     assert label.endswith("29%")  # its parameters over those of the dense folder, by its config
     assert called.runs == {
         "prune-1": f"{label} of llama",
-        "prune-2": "llama without 2, 3 (39%)",
+        "prune-2": "llama without 2 to 3 (39%)",
         "retrain-1": f"LoRA of {label} on alpaca",
         "retrain-2": f"LoRA of {label} on tatsu-lab/alpaca",
         "evaluate-1": f"Evaluation of {label} + LoRA on the default text and piqa",
