@@ -630,7 +630,7 @@ def _training(folder: Path) -> dict[str, list[float]]:
         "loss": [_loss(step.loss) for step in steps],
         "gradient norm": [_loss(step.grad_norm) for step in steps],
         "held-out loss": [_loss(found.heldout_loss_after), found.merged.heldout_loss],
-        "weights": [float(tensor.float().norm()) for tensor in tensors.values()],
+        "weights": [float(tensors[name].float().norm()) for name in sorted(tensors)],
     }
 
 
