@@ -44,7 +44,7 @@ def test_importance_names_cheap_blocks_and_the_worst(tmp_path):
     scores(tmp_path, [40.0, 2.2, 2.1, 2.4], 2.0)
     found = recipes.get("importance").verdict(chain(tmp_path, "importance"))
     assert "2 of 4 blocks" in found.sentence
-    assert ": 1, 2." in found.sentence
+    assert ": 1 to 2." in found.sentence
     assert "Without block 0 it is 20.0 x" in found.sentence
     assert found.figures["factors"] == pytest.approx([20.0, 1.1, 1.05, 1.2])
     assert found.figures["rank_agreement"]["taylor"] == pytest.approx(1.0)
