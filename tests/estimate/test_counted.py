@@ -182,7 +182,10 @@ STREAMING = {
     ],
 )
 def test_bytes_read_block_by_block(command, options, spec_of, monkeypatch):
-    """Some passes leave out embedding and head, or a block that went: fewer bytes than said."""
+    """Some passes leave out embedding and head, or a block that went: fewer bytes than said.
+
+    A block that is read ahead and then not needed may be read or not, as threads happen to run.
+    """
 
     def decide(*arguments):
         return dataclasses.replace(capacity.decide(*arguments), way="streams")
@@ -195,7 +198,7 @@ def test_bytes_read_block_by_block(command, options, spec_of, monkeypatch):
     known, spec = spec_of(command, **options)
     said = known.load().dry_run(spec)["read_bytes"]
     assert run.execute(known, spec) == 0
-    assert 1.0 <= said / sum(read) < 1.5
+    assert 1.0 <= said / sum(read) < 1.7
 
 
 @pytest.mark.parametrize(
