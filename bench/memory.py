@@ -364,8 +364,8 @@ ABOUT = {
     "large as\nits limit; for many rows a small one, whose hidden states of all rows are.",
     "speed": "The bound is the larger of reading the blocks once from the disk for each pass, and "
     "of computing\nwith the model in memory; the aim is 1.3 times the bound. Rows have one round "
-    "at least; the disk\nis not equally fast each time, and on two cores the thread that reads takes "
-    "time from the\ncomputation.",
+    "at least; the disk\nis not equally fast each time, and on two cores the thread that reads "
+    "takes time from the\ncomputation.",
 }
 TABLES = {
     "memory": "| command | way | checkpoint, GiB | limit, GiB | peak resident memory, GiB | of the "
