@@ -249,9 +249,9 @@ class Table:
         for _ in spec.criteria:  # orders as unlike as those of two criteria can be
             order = draw.sample(free, most)
             sets += [frozenset(order[:count]) for count in range(1, most + 1)]
-        taken = curve_command.footprint(
-            spec, self.info, self.blocks, sets, self.samples, self.length
-        )
+        rows = self.samples, self.length
+        room = curve_command.capacity(spec, self.info, self.blocks, sets, *rows)
+        taken = curve_command.footprint(spec, self.info, room, sets, *rows)
         what = f"perplexity after removing 1 to {most} blocks, {len(spec.criteria)} criteria"
         return f"{what}, {self.samples} x {self.length} tokens", taken
 
@@ -306,11 +306,11 @@ class Table:
         settings = settings_of(spec, STEPS * BATCH, info.parameters)
         trained = partial.last_blocks(spec, info.blocks)
         count = training.trainable_parameters(spec, info, trained)
-        about = info, count, DEVICE, room, CUTOFF, self.config, trained[0] if trained else 0
-        how = training.fit(spec, settings, *about)
-        spec, settings, memory = training.as_decided(spec, how, *about)
+        tokens, first = STEPS * BATCH * CUTOFF, trained[0] if trained else 0
+        case = training.Case(info, self.config, count, DEVICE, room, CUTOFF, first)
+        how = training.fit(spec, settings, case)
+        spec, settings, memory = training.as_decided(spec, how, case)
         needed = sum(memory.values())
-        tokens, first = STEPS * BATCH * CUTOFF, about[-1]
         flops = training.training_flops(spec, info, tokens, first)
         taken = training.footprint(spec, settings, info, needed, flops, tokens, first)
         memory_bytes = taken.memory_bytes + PROCESS_BYTES["gpu"]

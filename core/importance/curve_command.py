@@ -116,8 +116,8 @@ def dry_run(spec: CurveSpec) -> dict[str, Any]:
     sets = [frozenset[int](), *(frozenset(plan.drop) for plan in plans)]
     size = asked.samples, min(asked.length, info.context or asked.length)
     formats = dtypes.expected(spec.dtype, info.dtype, spec.device, "blocks")
-    room = _room(spec, info, formats, sets, *size)
-    taken = footprint(spec, info, formats, sets, *size)
+    room = capacity(spec, info, formats, sets, *size)
+    taken = footprint(spec, info, room, sets, *size)
     seconds = work.seconds(taken.flops, spec.device, info.parameters)
     seconds = ranks.shared_seconds(seconds, spec.device, spec.processes)
     return {
@@ -142,7 +142,7 @@ def dry_run(spec: CurveSpec) -> dict[str, Any]:
 def footprint(
     spec: CurveSpec,
     info: headers.CheckpointInfo,
-    formats: dtypes.Formats,
+    room: Capacity,
     sets: Sequence[frozenset[int]],
     rows: int,
     tokens: int,
@@ -151,11 +151,10 @@ def footprint(
     count, distinct = passes.shared(range(info.blocks), sets)
     once = sum(work.block_flops(info, block, rows, tokens) for block in range(info.blocks))
     flops = count * once / max(1, info.blocks) + distinct * work.head_flops(info, rows, tokens)
-    room = _room(spec, info, formats, sets, rows, tokens)
     return room.footprint(info, flops, processes=spec.processes)
 
 
-def _room(
+def capacity(
     spec: CurveSpec,
     info: headers.CheckpointInfo,
     formats: dtypes.Formats,
@@ -184,7 +183,7 @@ def run(spec: CurveSpec, run: Run) -> None:
     prepared = loading.prepare(spec, checkpoint, "blocks")
     sets = [frozenset[int](), *(frozenset(p.drop) for p in plans)]
     longest = max(map(len, drawn.rows))
-    room = _room(spec, info, prepared.formats, sets, len(drawn.rows), longest)
+    room = capacity(spec, info, prepared.formats, sets, len(drawn.rows), longest)
     view = view_of(prepared, room, run.progress.log)
     batch = make_batch(drawn.rows, view, room.group, run.ranks)
     with memory.out_of_memory_explained("measuring the curve"):

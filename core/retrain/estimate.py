@@ -75,10 +75,10 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     device, free = devices.free_bytes(spec.device)
     blocks = partial.blocks_of(spec, info.blocks, checkpoint.folder)
     trainable = trainable_parameters(spec, info, blocks)
-    about = info, trainable, device, free, max(lengths), checkpoint.config, blocks[0]
-    how = fit(spec, settings, *about)
+    case = Case(info, checkpoint.config, trainable, device, free, max(lengths), blocks[0])
+    how = fit(spec, settings, case)
     decided = how.recomputation
-    spec, settings, memory = as_decided(spec, how, *about)
+    spec, settings, memory = as_decided(spec, how, case)
     reason = layers.why_stock(spec, info.parameters, checkpoint.config)
     needed = sum(memory.values())
     goal = goal_of(spec)
@@ -163,24 +163,41 @@ def estimate(spec: RetrainSpec) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model, what of it is trained, and the device that it has to fit on."""
+
+    info: CheckpointInfo
+    """Of the pruned checkpoint."""
+    config: Mapping[str, Any]
+    """Content of its config.json."""
+    trainable: int
+    """Number of trained parameters."""
+    device: str
+    """Name of the device."""
+    free: int | None
+    """Its free memory in bytes; None if unknown."""
+    longest: int
+    """Tokens of the longest sequence."""
+    first: int = 0
+    """The first block that is trained."""
+
+
 def as_decided(
-    spec: RetrainSpec,
-    how: Fit,
-    info: CheckpointInfo,
-    trainable: int,
-    device: str,
-    _: int | None,
-    longest: int,
-    config: Mapping[str, Any],
-    first: int = 0,
+    spec: RetrainSpec, how: Fit, case: Case
 ) -> tuple[RetrainSpec, Settings, dict[str, int]]:
-    """Return options, settings and bytes for each purpose as `fit` decided; see `_fit`."""
+    """Return options, settings and bytes for each purpose as `fit` decided."""
     spec = replace(spec, gradient_checkpointing=how.recomputation.option)
     if how.sharding:
         spec = replace(spec, sharding=how.sharding.option)
-    fused = layers.why_stock(spec, info.parameters, config) is None
-    asked = spec, how.settings, info, trainable, device, longest
-    return spec, how.settings, memory_parts(*asked, fused=fused, first=first)
+    return spec, how.settings, _memory(spec, how.settings, case)
+
+
+def _memory(spec: RetrainSpec, settings: Settings, case: Case) -> dict[str, int]:
+    """Return the bytes for each purpose, with the layers that such a training takes."""
+    fused = layers.why_stock(spec, case.info.parameters, case.config) is None
+    about = case.info, case.trainable, case.device, case.longest
+    return memory_parts(spec, settings, *about, fused=fused, first=case.first)
 
 
 def footprint(
@@ -280,69 +297,48 @@ class Fit:
     """None in a single process, and if not all weights are trained."""
 
 
-def fit(spec: RetrainSpec, *about: Any) -> Fit:
-    """Return how a training runs within the memory; ``about``: see `_fit`.
+def fit(spec: RetrainSpec, settings: Settings, case: Case) -> Fit:
+    """Return how a training runs within the memory; ``settings`` have every default filled in.
 
     Weights are split among processes if that is asked for, or if each GPU cannot hold them whole.
     """
     if spec.processes == 1 or spec.method not in WHOLE:
-        return _fit(spec, *about)
-    device, free = about[3:5]
+        return _fit(spec, settings, case)
     if spec.sharding != "auto":
         decided = Sharding(spec.sharding == FSDP, f"--sharding {spec.sharding}")
-        return replace(_fit(spec, *about), sharding=decided)
-    found = _fit(replace(spec, sharding=DDP), *about)
+        return replace(_fit(spec, settings, case), sharding=decided)
+    found, device = _fit(replace(spec, sharding=DDP), settings, case), case.device
     if device == "cpu":
         return replace(found, sharding=Sharding(False, "on a CPU they share one memory"))
     if spec.dtype == "float16":
         return replace(found, sharding=Sharding(False, "float16 is not trained otherwise"))
-    if found.needed is None:
+    if found.needed is None or case.free is None:
         unknown = f"the free memory of {device} is not known"
         return replace(found, sharding=Sharding(False, unknown))
     why = (
         f"replicas need an estimated {found.needed / MIB:,.0f} MiB on each GPU, and {device} has "
-        f"{free / MIB:,.0f} MiB free"
+        f"{case.free / MIB:,.0f} MiB free"
     )
-    if found.needed <= ROOM * free:
+    if found.needed <= ROOM * case.free:
         return replace(found, sharding=Sharding(False, why))
-    parted = _fit(replace(spec, sharding=FSDP), *about)
+    parted = _fit(replace(spec, sharding=FSDP), settings, case)
     assert parted.needed is not None
     why += f"; split, each needs an estimated {parted.needed / MIB:,.0f} MiB"
     return replace(parted, sharding=Sharding(True, why))
 
 
-def _fit(
-    spec: RetrainSpec,
-    settings: Settings,
-    info: CheckpointInfo,
-    trainable: int,
-    device: str,
-    free: int | None,
-    longest: int,
-    config: Mapping[str, Any],
-    first: int = 0,
-) -> Fit:
+def _fit(spec: RetrainSpec, settings: Settings, case: Case) -> Fit:
     """Return how many sequences to compute at once, and whether to recompute activations.
 
     What is asked for is kept. Otherwise a GPU takes as many sequences as fit, up to `AT_ONCE`
     tokens, and recomputes activations rather than going below the usual number; a CPU takes the
-    usual number, and fewer rather than recomputing.
-
-    Args:
-        spec: The options.
-        settings: With every default filled in.
-        info: Of the pruned checkpoint.
-        trainable: Number of trained parameters.
-        device: Name of the device.
-        free: Its free memory in bytes; None if unknown: then recomputation goes by the model's
-            size, and the usual number of sequences is taken.
-        longest: Tokens of the longest sequence.
-        config: Content of config.json.
-        first: The first block that is trained.
+    usual number, and fewer rather than recomputing. If the free memory is not known, recomputation
+    goes by the model's size, and the usual number of sequences is taken.
     """
+    device, free, longest = case.device, case.free, case.longest
     asked, usual = spec.gradient_checkpointing, settings.micro_batch
     if free is None:
-        large = info.parameters > layers.LARGE
+        large = case.info.parameters > layers.LARGE
         size = "more" if large else "no more"
         unknown = f"the free memory of {device} is not known"
         why = (
@@ -355,13 +351,8 @@ def _fit(
 
     def needed(micro: int, option: str) -> int:
         kept = replace(spec, gradient_checkpointing=option)
-        fused = layers.why_stock(kept, info.parameters, config) is None
-        return sum(
-            memory_parts(
-                kept, with_micro_batch(settings, micro, spec.processes), info, trainable, device,
-                longest, fused=fused, first=first,
-            ).values()
-        )  # fmt: skip
+        tried = with_micro_batch(settings, micro, spec.processes)
+        return sum(_memory(kept, tried, case).values())
 
     def largest(sizes: Sequence[int], option: str) -> int | None:
         return next((size for size in sizes if needed(size, option) <= ROOM * free), None)

@@ -123,17 +123,10 @@ class Session:
         device, free = devices.free_bytes(spec.device)
         known = [one for one in self.ranks.gather(free) if one is not None]
         free = min(known) if len(known) == self.ranks.size else None
-        found = estimate.fit(
-            spec,
-            settings,
-            self.info,
-            estimate.trainable_parameters(spec, self.info, blocks),
-            device,
-            free,
-            max(batches.length(sequence) for sequence in self.sequences),
-            config,
-            blocks[0],
-        )
+        count = estimate.trainable_parameters(spec, self.info, blocks)
+        longest = max(batches.length(sequence) for sequence in self.sequences)
+        case = estimate.Case(self.info, config, count, device, free, longest, blocks[0])
+        found = estimate.fit(spec, settings, case)
         before = read_json(self.run.book / MARKER) if spec.resume else None
         return self.ranks.first(found if before is None else self._as_before(found, before))
 

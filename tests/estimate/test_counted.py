@@ -8,7 +8,6 @@ import dataclasses
 import weakref
 
 import pytest
-import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import addmm_flop, bmm_flop, mm_flop, sdpa_flop_count
@@ -89,13 +88,6 @@ class Counted(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, release)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(tiny.text(400, seed=3), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture

@@ -40,13 +40,6 @@ def llama_7b():
     return headers.describe("llama-7b", LLAMA_7B, None, None)
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(tiny.text(400, seed=3), encoding="utf-8")
-    return str(path)
-
-
 def row(made, start):
     (found,) = [r for r in made.rows() if r.what.startswith(start)]
     return found
